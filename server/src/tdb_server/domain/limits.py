@@ -1,0 +1,46 @@
+"""What a server is willing to do: every limit in force, as `GetModelInfo` reports them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits that requests are checked against. What is over one is refused, with the limit named.
+
+    Attributes:
+        max_prompt_tokens: tokens of a prompt; None for the model's context length.
+        max_sub_requests: sub-requests of a call.
+        max_node_ablations: ablations of a sub-request.
+        max_top_and_bottom_k: nodes from each end of a ranking, and tokens from each end of a token list.
+        max_processing_specs: processing specs of a sub-request.
+        max_request_bytes: bytes of a request.
+        max_response_bytes: bytes of an answer that is not streamed.
+        max_concurrent_calls: calls that are taken up at the same time, waiting ones included.
+        max_queue_length: calls that may wait for a worker.
+        max_activation_bytes: estimated bytes of activations and gradients of a call.
+        max_call_seconds: seconds a call may take, waiting included.
+        chunk_bytes: bytes of tensor data in one message of a stream.
+    """
+
+    max_prompt_tokens: int | None = None
+    max_sub_requests: int = 32
+    max_node_ablations: int = 256
+    max_top_and_bottom_k: int = 1000
+    max_processing_specs: int = 64
+    max_request_bytes: int = 4 * MIB
+    max_response_bytes: int = 4 * MIB
+    max_concurrent_calls: int = 256
+    max_queue_length: int = 128
+    max_activation_bytes: int = 8 * 1024 * MIB
+    max_call_seconds: float = 300.0
+    chunk_bytes: int = 1 * MIB
+
+    def prompt_tokens(self, context_length: int) -> int:
+        """The most tokens a prompt may have, given the model's context length."""
+        if self.max_prompt_tokens is None:
+            return context_length
+        return min(self.max_prompt_tokens, context_length)

@@ -1,0 +1,70 @@
+"""Nodes: one use of a component in one forward pass, and the names that point at them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Dimension(Enum):
+    """What one axis of a tensor runs over."""
+
+    SEQUENCE_TOKENS = "sequence_tokens"
+    ATTENDED_TO_SEQUENCE_TOKENS = "attended_to_sequence_tokens"
+    ATTN_HEADS = "attn_heads"
+    MLP_ACTS = "mlp_acts"
+    AUTOENCODER_LATENTS = "autoencoder_latents"
+    RESIDUAL_STREAM_CHANNELS = "residual_stream_channels"
+    QK_CHANNELS = "qk_channels"
+    V_CHANNELS = "v_channels"
+    VOCAB_SIZE = "vocab_size"
+    SINGLE = "single"
+
+
+class PassType(Enum):
+    """Whether a number belongs to the forward pass or is a gradient of the objective."""
+
+    FORWARD = "forward"
+    BACKWARD = "backward"
+
+
+class NodeType(Enum):
+    """What kind of component a node is a use of."""
+
+    ATTENTION_HEAD = "attention_head"
+    QK_CHANNEL = "qk_channel"
+    V_CHANNEL = "v_channel"
+    MLP_NEURON = "mlp_neuron"
+    AUTOENCODER_LATENT = "autoencoder_latent"
+    MLP_AUTOENCODER_LATENT = "mlp_autoencoder_latent"
+    ATTENTION_AUTOENCODER_LATENT = "attention_autoencoder_latent"
+    RESIDUAL_STREAM_CHANNEL = "residual_stream_channel"
+    LAYER = "layer"
+    VOCAB_TOKEN = "vocab_token"
+
+    @property
+    def is_latent(self) -> bool:
+        return self in LATENT_NODE_TYPES
+
+
+LATENT_NODE_TYPES = frozenset(
+    {NodeType.AUTOENCODER_LATENT, NodeType.MLP_AUTOENCODER_LATENT, NodeType.ATTENTION_AUTOENCODER_LATENT}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeIndex:
+    """Where a node is.
+
+    Attributes:
+        node_type: the kind of component.
+        layer_index: None for places without layers (embedding, logits).
+        tensor_indices: neuron or latent `(token, index)`, head `(query, key, head)`,
+            embedding `(token, 0)`, logit `(token, vocabulary index)`.
+        pass_type: forward, or backward when the number is a gradient.
+    """
+
+    node_type: NodeType
+    layer_index: int | None
+    tensor_indices: tuple[int, ...]
+    pass_type: PassType = PassType.FORWARD

@@ -1,0 +1,215 @@
+"""What a client asks, in plain data: TDB sub-requests and general inference sub-requests.
+
+Texts are already token ids here; names are already resolved. `tdb_server.domain.debug` turns a TDB sub-request
+into a general one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
+from tdb_server.domain.node import Dimension, NodeIndex, PassType
+from tdb_server.domain.place import Place
+
+
+class LossName(Enum):
+    """The objectives that are functions of the last token's logits."""
+
+    LOGIT_DIFF = "logit_diff"
+    LOGIT_MINUS_MEAN = "logit_minus_mean"
+    PROBS = "probs"
+    ZERO = "zero"
+
+
+class AttentionTraceType(Enum):
+    """Which of a head's inputs a trace lets the gradient through."""
+
+    Q = "Q"
+    K = "K"
+    QK = "QK"
+    V = "V"
+
+
+class MlpComponent(Enum):
+    """What stands for an MLP in the node table."""
+
+    NEURON = "neuron"
+    AUTOENCODER_LATENT = "autoencoder_latent"
+
+
+class AttentionComponent(Enum):
+    """What stands for attention in the node table."""
+
+    ATTENTION_HEAD = "attention_head"
+    AUTOENCODER_LATENT = "autoencoder_latent"
+
+
+class TokenScoringType(Enum):
+    """How vocabulary tokens are scored against a node."""
+
+    UPVOTED_OUTPUT_TOKENS = "upvoted_output_tokens"
+    INPUT_TOKENS_THAT_UPVOTE_MLP = "input_tokens_that_upvote_mlp"
+    INPUT_TOKENS_THAT_UPVOTE_ATTN_Q = "input_tokens_that_upvote_attn_q"
+    INPUT_TOKENS_THAT_UPVOTE_ATTN_K = "input_tokens_that_upvote_attn_k"
+
+
+@dataclass(frozen=True, slots=True)
+class LossConfig:
+    """A loss on the last token's logits. Token ids."""
+
+    name: LossName
+    target_tokens: tuple[int, ...] = ()
+    distractor_tokens: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A node taken as the objective.
+
+    Attributes:
+        node: a neuron, a latent or a head.
+        attention_trace_type: for heads, which input lets the gradient through.
+        post_act: objective is the node's activation rather than what stands before its nonlinearity.
+        downstream: for V, the node whose own trace gives the direction; None means the loss.
+    """
+
+    node: NodeIndex
+    attention_trace_type: AttentionTraceType | None = None
+    post_act: bool = False
+    downstream: Trace | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationIndex:
+    """A cell or a slab of a place; None among the indices stands for all of that axis."""
+
+    place: Place
+    layer_index: int | None
+    tensor_indices: tuple[int | None, ...]
+    pass_type: PassType = PassType.FORWARD
+
+
+@dataclass(frozen=True, slots=True)
+class AblationSpec:
+    """Sets the cells of `index` (their value, or their gradient for the backward pass) to `value`."""
+
+    index: ActivationIndex
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class NodeAblation:
+    """Sets a node's activation to `value`."""
+
+    node: NodeIndex
+    value: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceSpec:
+    """How to run one prompt: forward, objective, and what is altered on the way."""
+
+    token_ids: tuple[int, ...]
+    loss: LossConfig | None = None
+    trace: Trace | None = None
+    ablations: tuple[AblationSpec, ...] = ()
+    within_layer_gradient: ActivationIndex | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MultipleTopKSpec:
+    """The k largest (and smallest) nodes of several groups of derived scalars, and the groups' sums.
+
+    Attributes:
+        groups: derived scalars by group, in order.
+        top_and_bottom_k: k.
+        token_index: None for nodes at every token, else only those at this (absolute) one.
+        pass_type: backward adds the gradients beside the activations.
+        dimensions_to_keep: axes that the sums keep; None for the tokens (and attended-to tokens where present).
+        first_layer_index: nodes of layers before it are left out; None for no bound.
+    """
+
+    groups: tuple[tuple[GroupId, tuple[DerivedScalar, ...]], ...]
+    top_and_bottom_k: int
+    token_index: int | None = None
+    pass_type: PassType = PassType.FORWARD
+    dimensions_to_keep: tuple[Dimension, ...] | None = None
+    first_layer_index: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DerivedScalarsSpec:
+    """One component's derived scalar at every token; top tokens of its write or of the read direction."""
+
+    derived_scalar: DerivedScalar
+    layer_index: int | None
+    activation_index: int
+    pass_type: PassType = PassType.FORWARD
+    normalizing_value: float | None = None
+    n_top_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DerivedAttentionScalarsSpec:
+    """One head's (or latent's) derived scalar at every token pair, with totals and maxima.
+
+    Each normalised number is divided by its maximum, which is the prompt's own where it is not given.
+    """
+
+    derived_scalar: DerivedScalar
+    layer_index: int
+    activation_index: int
+    max_scalar: float | None = None
+    max_total_in: float | None = None
+    max_total_out: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredTokensSpec:
+    """Vocabulary tokens scored against every node of the multiple-top-k called `depends_on`."""
+
+    depends_on: str
+    scoring: TokenScoringType
+    n_tokens: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPairAttributionSpec:
+    """For attention latents among the nodes of `depends_on`: the attended-to tokens that fed them most."""
+
+    depends_on: str
+    n_tokens_attended_to: int = 3
+
+
+ProcessingSpec = (
+    MultipleTopKSpec
+    | DerivedScalarsSpec
+    | DerivedAttentionScalarsSpec
+    | ScoredTokensSpec
+    | TokenPairAttributionSpec
+)
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceSubRequest:
+    """One run and the named results wanted from it, in order."""
+
+    inference: InferenceSpec
+    processing: dict[str, ProcessingSpec] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DebugSubRequest:
+    """One TDB sub-request."""
+
+    token_ids: tuple[int, ...]
+    target_tokens: tuple[int, ...]
+    distractor_tokens: tuple[int, ...]
+    mlp_component: MlpComponent
+    attention_component: AttentionComponent
+    top_and_bottom_k: int
+    hide_early_layers_when_ablating: bool = False
+    node_ablations: tuple[NodeAblation, ...] = ()
+    upstream_trace: Trace | None = None

@@ -1,0 +1,152 @@
+"""What is answered, in plain data: numpy arrays and tuples that cross process borders as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
+from tdb_server.domain.node import Dimension, NodeIndex
+
+FloatArray = npt.NDArray[np.floating]
+IntArray = npt.NDArray[np.integer]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledArray:
+    """A contiguous array and what its axes run over."""
+
+    array: FloatArray
+    dimensions: tuple[Dimension, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupResult:
+    """One group's value at every node [n_nodes], and the sum of each of its derived scalars."""
+
+    activations: FloatArray
+    sums: dict[DerivedScalar, LabelledArray]
+
+
+@dataclass(frozen=True, slots=True)
+class MultipleTopKResult:
+    """The union of the groups' top nodes, every group's value at each, and the sums."""
+
+    nodes: tuple[NodeIndex, ...]
+    groups: dict[GroupId, GroupResult]
+
+
+@dataclass(frozen=True, slots=True)
+class TopTokens:
+    """Vocabulary tokens ranked for each of n nodes: arrays [n, n_tokens], largest (smallest) first.
+
+    `normalized` arrays are the scalars over the larger of the two leading magnitudes.
+    """
+
+    top_ids: IntArray
+    top_scalars: FloatArray
+    top_normalized: FloatArray
+    bottom_ids: IntArray
+    bottom_scalars: FloatArray
+    bottom_normalized: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredTokensResult:
+    """Token lists for some of the nodes: `rows[i]` is node i's row in `tokens`, or -1 for none."""
+
+    nodes: tuple[NodeIndex, ...]
+    rows: IntArray
+    tokens: TopTokens
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPairAttributionResult:
+    """Attended-to tokens of attention latents: row i of the arrays for node i where `rows[i] >= 0`."""
+
+    nodes: tuple[NodeIndex, ...]
+    rows: IntArray
+    token_indices: IntArray
+    attributions: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class DerivedScalarsResult:
+    """One component at every token [T]; `top_tokens` has one row."""
+
+    nodes: tuple[NodeIndex, ...]
+    activations: FloatArray
+    normalized_activations: FloatArray | None = None
+    top_tokens: TopTokens | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionTotals:
+    """Per token [T]: sums and maxima over attended-to tokens ("in") or attending tokens ("out")."""
+
+    total: FloatArray
+    normalized_total: FloatArray
+    maximum: FloatArray
+    normalized_maximum: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class DerivedAttentionScalarsResult:
+    """One head at every token pair [q, k], lower triangle, with its totals per token."""
+
+    scalars: FloatArray
+    normalized_scalars: FloatArray
+    totals_in: AttentionTotals
+    totals_out: AttentionTotals
+
+
+ProcessingResult = (
+    MultipleTopKResult
+    | ScoredTokensResult
+    | TokenPairAttributionResult
+    | DerivedScalarsResult
+    | DerivedAttentionScalarsResult
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NamedResult:
+    """A finished result of one sub-request."""
+
+    sub_request_index: int
+    name: str
+    result: ProcessingResult
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectiveValues:
+    """The loss, where one was computed, and the traced objective's value, where one was traced."""
+
+    sub_request_index: int
+    loss: float | None
+    activation_value: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class StageSeconds:
+    """Where a call's time went."""
+
+    queue: float = 0.0
+    forward: float = 0.0
+    backward: float = 0.0
+    derive: float = 0.0
+    score: float = 0.0
+    serialize: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of a call's results."""
+
+    seconds: StageSeconds = field(default_factory=StageSeconds)
+    peak_memory_bytes: int = 0
+
+
+CallEvent = NamedResult | ObjectiveValues | Finished

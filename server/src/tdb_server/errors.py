@@ -1,0 +1,178 @@
+# ruff: noqa: N818 - the names say what happened; a base class named TdbError says that they are errors
+"""Every error this program raises on purpose.
+
+    TdbError
+    ├── ModelError                  the model cannot be served
+    │   ├── ModelNotFound           no such folder, file or hub model, or no network to fetch it
+    │   ├── ModelBroken             a file of it is missing, damaged or contradicts another
+    │   ├── UnsupportedModel        sound, but of a kind that the decoder cannot compute
+    │   └── AutoencoderBroken       the same for the files of an autoencoder
+    ├── InvalidRequest              the request can never work; names the fields at fault
+    ├── FailedPrecondition          the request cannot work with what is loaded; names the fields at fault
+    ├── OverLimit                   a limit is exceeded or the queue is full
+    ├── Unavailable                 nobody can do the work right now; try again
+    ├── Cancelled                   the caller no longer wants the answer
+    ├── DeadlineExceeded            the answer would come too late
+    ├── Unauthenticated             no credentials, or wrong ones
+    ├── PermissionDenied            the caller may not do this
+    └── Internal                    a fault of ours, logged under an id
+
+Each has a `reason`, an upper-snake word for programs, and a `message` for people. Errors cross the border
+between worker and front process, so all of them can be pickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+
+class TdbError(Exception):
+    """Base of all: what happened, for people (`message`) and for programs (`reason`).
+
+    Args:
+        message: one or two sentences.
+        reason: an upper-snake word; the class's own one when left out.
+    """
+
+    default_reason: ClassVar[str] = "INTERNAL"
+
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.reason = reason or self.default_reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's own way calls the class with `args`, which does not fit every subclass.
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(kind: type[TdbError], args: tuple[object, ...], attributes: dict[str, object]) -> TdbError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
+
+
+class ModelError(TdbError):
+    """The model cannot be served; the server does not start."""
+
+    default_reason = "MODEL_ERROR"
+
+
+class ModelNotFound(ModelError):
+    """There is no model where one was looked for."""
+
+    default_reason = "MODEL_NOT_FOUND"
+
+
+class ModelBroken(ModelError):
+    """A file of the model is missing, damaged, unsafe to read, or contradicts another."""
+
+    default_reason = "MODEL_BROKEN"
+
+
+class UnsupportedModel(ModelError):
+    """The model asks for mathematics that the decoder does not have."""
+
+    default_reason = "UNSUPPORTED_MODEL"
+
+
+class AutoencoderBroken(ModelError):
+    """A file of an autoencoder is missing, damaged, or does not fit the model."""
+
+    default_reason = "AUTOENCODER_BROKEN"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """One field at fault.
+
+    Attributes:
+        field: its full path, for example `sub_requests[1].node_ablations[0].node_index.layer_index`.
+        description: what is wrong and what would be right, for people.
+        reason: an upper-snake word, for programs.
+    """
+
+    field: str
+    description: str
+    reason: str
+
+
+class ViolationError(TdbError):
+    """Base of the errors that name fields. Its reason is that of the first field.
+
+    Args:
+        violations: every field at fault, at least one.
+    """
+
+    def __init__(self, violations: Sequence[FieldViolation]) -> None:
+        self.violations = tuple(violations)
+        message = "; ".join(f"{violation.field}: {violation.description}" for violation in self.violations)
+        super().__init__(message, self.violations[0].reason)
+
+
+class InvalidRequest(ViolationError):
+    """The request can never work, whatever is loaded."""
+
+
+class FailedPrecondition(ViolationError):
+    """The request is well formed but does not fit what is loaded, like a latent without its autoencoder."""
+
+
+class RetryableError(TdbError):
+    """Base of the errors that may pass with time.
+
+    Args:
+        message: one or two sentences.
+        reason: an upper-snake word.
+        retry_after_seconds: when to try again; None when that cannot help.
+    """
+
+    def __init__(self, message: str, reason: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message, reason)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class OverLimit(RetryableError):
+    """Too much at once, or too much for ever (then without a time to retry)."""
+
+
+class Unavailable(RetryableError):
+    """No worker can take the work right now."""
+
+
+class Cancelled(TdbError):
+    """The caller went away or said so."""
+
+    default_reason = "CANCELLED"
+
+
+class DeadlineExceeded(TdbError):
+    """The caller's deadline or the server's own time limit has passed."""
+
+    default_reason = "DEADLINE_EXCEEDED"
+
+
+class Unauthenticated(TdbError):
+    """The call carries no credentials, or wrong ones."""
+
+    default_reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(TdbError):
+    """The caller is known and may not do this."""
+
+    default_reason = "PERMISSION_DENIED"
+
+
+class Internal(TdbError):
+    """A fault of the server. The caller learns the id alone, the log has the rest.
+
+    Args:
+        error_id: what the log calls this fault.
+    """
+
+    def __init__(self, error_id: str) -> None:
+        super().__init__(f"internal error {error_id}; the server's log says more")
+        self.error_id = error_id

@@ -1,0 +1,1 @@
+"""The transformer, its autoencoders, its weights and its tokenizer."""

@@ -1,0 +1,84 @@
+"""Sparse autoencoders of one site: directions that stand for a layer's neurons or its attention.
+
+    latents = act(W_enc (x - pre_bias) + latent_bias)
+    reconstruction = W_dec latents + pre_bias
+
+The decoder is stored by rows, one direction per latent, because almost every use picks the directions of the few
+latents that are active (Bricken et al. 2023, "Towards Monosemanticity"; Gao et al. 2024 for TopK).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tdb_server.domain.model_info import AutoencoderInfo, Site
+from tdb_server.model.decoder import Decoder
+
+
+@dataclass
+class AutoencoderLayer:
+    """One layer's autoencoder. Shapes: n latents, s site width (d, or F for `mlp_post_act`)."""
+
+    pre_bias: Tensor  # [s]
+    encoder_weight: Tensor  # [n, s]
+    latent_bias: Tensor  # [n]
+    directions: Tensor  # [n, s], rows of W_dec transposed
+    top_k: int | None = None  # latents kept per token; None for plain ReLU
+    write_norms: Tensor | None = None  # [n], norm of what latent value 1 adds to the residual stream
+
+    def pre_activations(self, x: Tensor) -> Tensor:
+        """Site values [..., s] to what stands before the nonlinearity [..., n]."""
+        return F.linear(x - self.pre_bias, self.encoder_weight, self.latent_bias)
+
+    def activate(self, pre: Tensor) -> Tensor:
+        """ReLU; with TopK, zero for all but the k largest of each token."""
+        latents = torch.relu(pre)
+        if self.top_k is None or self.top_k >= pre.shape[-1]:
+            return latents
+        kept, indices = latents.topk(self.top_k, dim=-1)
+        return torch.zeros_like(latents).scatter(-1, indices, kept)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Site values [..., s] to latents [..., n]."""
+        return self.activate(self.pre_activations(x))
+
+    def reconstruct(self, latents: Tensor) -> Tensor:
+        """Latents [..., n] to the site values they stand for [..., s]."""
+        return latents @ self.directions + self.pre_bias
+
+
+@dataclass
+class Autoencoder:
+    """The autoencoders of one site, by layer."""
+
+    site: Site
+    layers: dict[int, AutoencoderLayer]
+
+    @property
+    def info(self) -> AutoencoderInfo:
+        first = next(iter(self.layers.values()))
+        activation = "relu" if first.top_k is None else f"topk({first.top_k})"
+        return AutoencoderInfo(self.site, len(first.latent_bias), tuple(sorted(self.layers)), activation)
+
+    def write_directions(self, decoder: Decoder, layer_index: int, latents: Tensor) -> Tensor:
+        """What each latent [m] adds to the residual stream per unit of activation: [m, d]."""
+        directions = self.layers[layer_index].directions[latents]
+        if self.site is Site.MLP_POST_ACT:
+            return F.linear(directions, decoder.weights.layers[layer_index].mlp_out_weight)
+        return directions
+
+    def compute_write_norms(self, decoder: Decoder, chunk: int = 4096) -> None:
+        """Fills in every layer's `write_norms`, a chunk of latents at a time."""
+        for layer_index, layer in self.layers.items():
+            n_latents = len(layer.latent_bias)
+            norms = [
+                self.write_directions(
+                    decoder, layer_index, torch.arange(start, min(start + chunk, n_latents), device=decoder.device)
+                ).norm(dim=-1)
+                for start in range(0, n_latents, chunk)
+            ]
+            layer.write_norms = torch.cat(norms)

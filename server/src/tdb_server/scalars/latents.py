@@ -1,0 +1,148 @@
+"""Autoencoder latents inside a run: spliced into the forward pass, and read back sparsely.
+
+An autoencoder is spliced in "online" with its error added back, so `site = reconstruction + error` and nothing
+changes downstream. That is why the splice costs nothing unless a latent (or the error) is ablated: then only
+what differs is added, `(ablated - latent) @ directions`, where gradients flow through the latent as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tdb_server.domain.node import NodeType, PassType
+from tdb_server.domain.place import Place
+from tdb_server.domain.requests import AblationSpec
+from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
+from tdb_server.scalars.cells import Cells, ablate, override_gradient
+
+_PLACES = {  # place: (whether the MLP's, None for whichever is loaded; whether the error)
+    Place.ONLINE_AUTOENCODER_LATENT: (None, False),
+    Place.ONLINE_MLP_AUTOENCODER_LATENT: (True, False),
+    Place.ONLINE_ATTENTION_AUTOENCODER_LATENT: (False, False),
+    Place.ONLINE_AUTOENCODER_ERROR: (None, True),
+    Place.ONLINE_MLP_AUTOENCODER_ERROR: (True, True),
+    Place.ONLINE_ATTENTION_AUTOENCODER_ERROR: (False, True),
+}
+_NODE_TYPES = {
+    NodeType.AUTOENCODER_LATENT: None,
+    NodeType.MLP_AUTOENCODER_LATENT: True,
+    NodeType.ATTENTION_AUTOENCODER_LATENT: False,
+}
+
+
+def is_autoencoder_place(place: Place) -> bool:
+    """Whether the place exists only with an autoencoder."""
+    return place in _PLACES
+
+
+def is_error_place(place: Place) -> bool:
+    """Whether the place is what an autoencoder fails to reconstruct."""
+    return place in _PLACES and _PLACES[place][1]
+
+
+def autoencoder_of(named: Place | NodeType, autoencoders: Sequence[Autoencoder]) -> Autoencoder:
+    """The loaded autoencoder that a place or a node type means. Requests are checked before they come here."""
+    is_mlp = _PLACES[named][0] if isinstance(named, Place) else _NODE_TYPES[named]
+    return next(one for one in autoencoders if is_mlp is None or one.site.is_mlp == is_mlp)
+
+
+@dataclass(frozen=True)
+class LatentAblation:
+    """One ablation of latents or errors, in one row of a batch."""
+
+    row: int
+    n_tokens: int
+    spec: AblationSpec
+
+    @property
+    def cells(self) -> Cells:
+        """The cells of the row's own [n_tokens, n_latents or s] tensor."""
+        index = tuple(slice(None) if one is None else one for one in self.spec.index.tensor_indices)
+        return Cells(index, self.spec.value)
+
+    @property
+    def is_error(self) -> bool:
+        return is_error_place(self.spec.index.place)
+
+    @property
+    def is_forward(self) -> bool:
+        return self.spec.index.pass_type is PassType.FORWARD
+
+
+def splice(layer: AutoencoderLayer, x: Tensor, ablations: Sequence[LatentAblation]) -> Tensor:
+    """The site's value after latents or errors are ablated: [B, T, s] to [B, T, s]."""
+    x = x.clone()
+    for row in {one.row for one in ablations}:
+        of_row = [one for one in ablations if one.row == row]
+        n_tokens = of_row[0].n_tokens
+        site = x[row, :n_tokens]
+        latents = layer.encode(site)
+        change = torch.zeros_like(site)
+        errors = [one for one in of_row if one.is_error]
+        if errors:
+            error = site - layer.reconstruct(latents)
+            change = change + _altered(error, errors) - error
+        if len(errors) < len(of_row):
+            altered = _altered(latents, [one for one in of_row if not one.is_error])
+            change = change + (altered - latents) @ layer.directions
+        x[row, :n_tokens] = site + change
+    return x
+
+
+def _altered(x: Tensor, ablations: Sequence[LatentAblation]) -> Tensor:
+    forward = [one.cells for one in ablations if one.is_forward]
+    backward = [one.cells for one in ablations if not one.is_forward]
+    return override_gradient(ablate(x, forward), backward)
+
+
+@dataclass(frozen=True)
+class SparseLatents:
+    """The active latents of one row and layer, ordered by token, then latent.
+
+    Attributes:
+        coordinates: (token, latent) of each, int64 [n, 2].
+        values: their activations, after ablation [n].
+        shape: (tokens, latents).
+    """
+
+    coordinates: Tensor
+    values: Tensor
+    shape: tuple[int, int]
+
+    @property
+    def tokens(self) -> Tensor:
+        return self.coordinates[:, 0]
+
+    @property
+    def latents(self) -> Tensor:
+        return self.coordinates[:, 1]
+
+
+def encode_sparsely(layer: AutoencoderLayer, site: Tensor, ablations: Sequence[LatentAblation]) -> SparseLatents:
+    """The active latents for a row's site values [T, s], ablated ones at their new value."""
+    latents = layer.encode(site)
+    for one in ablations:
+        if one.is_forward and not one.is_error:
+            one.cells.set(latents)
+    coordinates = latents.nonzero()
+    return SparseLatents(coordinates, latents[coordinates.unbind(1)], (latents.shape[0], latents.shape[1]))
+
+
+def dot_directions(layer: AutoencoderLayer, active: SparseLatents, vectors: Tensor) -> Tensor:
+    """For each active latent its direction · its token's vector: vectors [T, s] to [n].
+
+    Few active latents are gathered; many are cheaper as one dense product.
+    """
+    n_tokens, n_latents = active.shape
+    if len(active.values) * 8 > n_tokens * n_latents:
+        return (vectors @ layer.directions.T)[active.coordinates.unbind(1)]
+    chunk = 65_536
+    parts = [
+        torch.einsum("ns,ns->n", vectors[tokens], layer.directions[latents])
+        for tokens, latents in zip(active.tokens.split(chunk), active.latents.split(chunk), strict=True)
+    ]
+    return torch.cat(parts) if parts else vectors.new_zeros(0)

@@ -1,0 +1,178 @@
+"""The direction a node writes along, and the direction of input tokens it reads along.
+
+A node's write vector is its activation times its component's unit write. A node's read direction is the gradient of its
+pre-activation at the residual stream just before its block, at its own token, with the norm's scale held constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from tdb_server.domain.node import NodeIndex, NodeType
+from tdb_server.domain.place import Place
+from tdb_server.domain.requests import TokenScoringType
+from tdb_server.scalars import heads
+from tdb_server.scalars.objectives import (
+    latent_pre_activations,
+    mlp_site,
+    neuron_objectives,
+)
+from tdb_server.scalars.row_run import RowRun
+from tdb_server.scalars.scalar_values import SparseScalars
+from tdb_server.scalars.token_scores import Directions, distinct
+
+Located = tuple[list[int], Tensor, list[object], Tensor]
+"""Positions of scored nodes, their directions [m, d], a key per node that tells equal directions, scales [m]."""
+
+
+def write_directions(run: RowRun, nodes: Sequence[NodeIndex]) -> tuple[list[int], Directions]:
+    """Write directions of the nodes that write: their positions, and their directions."""
+    found: list[Located] = []
+    for (node_type, layer_index), positions in _by_layer(nodes).items():
+        indices = torch.tensor([nodes[one].tensor_indices for one in positions], device=run.decoder.device)
+        match node_type:
+            case NodeType.LAYER if layer_index is None:
+                found.append(_embedding_writes(run, positions, indices))
+            case NodeType.MLP_NEURON if layer_index is not None:
+                found.append(_neuron_writes(run, layer_index, positions, indices))
+            case NodeType.ATTENTION_HEAD if layer_index is not None:
+                found.append(_head_writes(run, layer_index, positions, indices))
+            case latent if latent.is_latent and layer_index is not None:
+                found.append(_latent_writes(run, latent, layer_index, positions, indices))
+            case _:
+                continue
+    return _joined(run, found)
+
+
+def _embedding_writes(run: RowRun, positions: list[int], indices: Tensor) -> Located:
+    tokens = indices[:, 0]
+    keys = [("embedding", one) for one in tokens.tolist()]
+    vectors = run.value(Place.RESID_POST_EMB, None)[tokens]
+    return positions, vectors, [*keys], torch.ones_like(vectors[:, 0])
+
+
+def _neuron_writes(run: RowRun, layer_index: int, positions: list[int], indices: Tensor) -> Located:
+    tokens, neurons = indices.unbind(1)
+    vectors = run.decoder.weights.layers[layer_index].mlp_out_weight[:, neurons].T
+    scales = run.value(Place.MLP_POST_ACT, layer_index)[tokens, neurons]
+    return positions, vectors, [("neuron", layer_index, one) for one in neurons.tolist()], scales
+
+
+def _head_writes(run: RowRun, layer_index: int, positions: list[int], indices: Tensor) -> Located:
+    """Of token pairs `(q, k, h)`; of whole queries `(q, h)` when there are two indices."""
+    head = indices[:, -1]
+    out = heads.out_weights(run, layer_index)[head]  # [m, e, d]
+    if indices.shape[1] == 2:
+        read = run.value(Place.ATTN_V_OUT, layer_index)[head, indices[:, 0]]
+        keys: list[object] = [("head", layer_index, *one) for one in indices.tolist()]
+        return positions, torch.einsum("me,med->md", read, out), keys, torch.ones_like(read[:, 0])
+    query, key, _ = indices.unbind(1)
+    read = heads.values_by_head(run, layer_index)[head, key]  # [m, e]
+    scales = run.value(Place.ATTN_QK_PROBS, layer_index)[head, query, key]
+    keys = [("value", layer_index, *one) for one in indices[:, 1:].tolist()]
+    return positions, torch.einsum("me,med->md", read, out), keys, scales
+
+
+def _latent_writes(
+    run: RowRun, node_type: NodeType, layer_index: int, positions: list[int], indices: Tensor
+) -> Located:
+    autoencoder = run.autoencoder_of_node(node_type)
+    latents = indices[:, 1]
+    vectors = autoencoder.write_directions(run.decoder, layer_index, latents)
+    active = run.latents(autoencoder, layer_index)
+    scales = SparseScalars(active, active.values).at(indices)
+    return positions, vectors, [("latent", node_type, layer_index, one) for one in latents.tolist()], scales
+
+
+def read_directions(
+    run: RowRun, nodes: Sequence[NodeIndex], scoring: TokenScoringType
+) -> tuple[list[int], Directions]:
+    """Read directions of the nodes that have one of this kind: their positions, and their directions."""
+    found: list[Located] = []
+    for (node_type, layer_index), positions in _by_layer(nodes).items():
+        if layer_index is None:
+            continue
+        indices = torch.tensor([nodes[one].tensor_indices for one in positions], device=run.decoder.device)
+        if scoring is TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_MLP:
+            if node_type is NodeType.MLP_NEURON:
+                found.append(_neuron_reads(run, layer_index, positions, indices))
+            elif node_type.is_latent and run.autoencoder_of_node(node_type).site.is_mlp:
+                found.append(_latent_reads(run, node_type, layer_index, positions, indices))
+        elif node_type is NodeType.ATTENTION_HEAD and indices.shape[1] == 3:
+            through_query = scoring is TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_ATTN_Q
+            found.append(_head_reads(run, layer_index, positions, indices, through_query))
+    return _joined(run, found)
+
+
+def _neuron_reads(run: RowRun, layer_index: int, positions: list[int], indices: Tensor) -> Located:
+    residual = run.value(Place.RESID_POST_ATTN, layer_index)[indices[:, 0]]
+    vectors = _gradient(lambda x: neuron_objectives(run.decoder, layer_index, x, indices[:, 1]), residual)
+    keys: list[object] = [("neuron", layer_index, *one) for one in indices.tolist()]
+    return positions, vectors, keys, torch.ones_like(vectors[:, 0])
+
+
+def _latent_reads(
+    run: RowRun, node_type: NodeType, layer_index: int, positions: list[int], indices: Tensor
+) -> Located:
+    autoencoder = run.autoencoder_of_node(node_type)
+    layer = autoencoder.layers[layer_index]
+
+    def pre_activations(x: Tensor) -> Tensor:
+        return latent_pre_activations(layer, mlp_site(run.decoder, autoencoder, layer_index, x), indices[:, 1])
+
+    vectors = _gradient(pre_activations, run.value(Place.RESID_POST_ATTN, layer_index)[indices[:, 0]])
+    keys: list[object] = [("latent", layer_index, *one) for one in indices.tolist()]
+    return positions, vectors, keys, torch.ones_like(vectors[:, 0])
+
+
+def _head_reads(
+    run: RowRun, layer_index: int, positions: list[int], indices: Tensor, through_query: bool
+) -> Located:
+    """Gradient of the attention logit through the query at token q, or the key at token k."""
+    decoder = run.decoder
+    query, key, head = indices.unbind(1)
+    group = head // decoder.config.n_heads_per_group
+    read_tokens = query if through_query else key
+    before = (Place.RESID_POST_EMB, None) if layer_index == 0 else (Place.RESID_POST_MLP, layer_index - 1)
+    norm = decoder.weights.layers[layer_index].attn_norm
+
+    def logits(x: Tensor) -> Tensor:
+        normed = decoder.normalize(x, decoder.norm_scale(x).detach(), norm)[None]
+        queries, keys, _ = decoder.queries_keys_values(layer_index, normed, read_tokens)
+        every = torch.arange(len(read_tokens), device=x.device)
+        if through_query:
+            return (queries[0, head, every] * run.value(Place.ATTN_K, layer_index)[group, key]).sum(dim=-1)
+        return (keys[0, group, every] * run.value(Place.ATTN_Q, layer_index)[head, query]).sum(dim=-1)
+
+    vectors = _gradient(logits, run.value(*before)[read_tokens])
+    keys_of = [("logit", layer_index, *one) for one in indices.tolist()]
+    return positions, vectors, [*keys_of], torch.ones_like(vectors[:, 0])
+
+
+def _gradient(objectives: Callable[[Tensor], Tensor], residual: Tensor) -> Tensor:
+    """Each row's gradient of its own objective: [m, d]."""
+    with torch.enable_grad():
+        x = residual.detach().clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(objectives(x).sum(), x)
+    return gradient
+
+
+def _by_layer(nodes: Sequence[NodeIndex]) -> dict[tuple[NodeType, int | None], list[int]]:
+    found: dict[tuple[NodeType, int | None], list[int]] = {}
+    for position, node in enumerate(nodes):
+        found.setdefault((node.node_type, node.layer_index), []).append(position)
+    return found
+
+
+def _joined(run: RowRun, found: Sequence[Located]) -> tuple[list[int], Directions]:
+    positions = [one for located in found for one in located[0]]
+    if not positions:
+        nothing = torch.zeros(0, run.decoder.config.d_model, device=run.decoder.device)
+        return [], Directions(nothing, nothing[:, 0].long(), nothing[:, 0])
+    vectors = torch.cat([located[1] for located in found])
+    first, rows = distinct([key for located in found for key in located[2]])
+    scales = torch.cat([located[3] for located in found])
+    return positions, Directions(vectors[first], torch.tensor(rows, device=vectors.device), scales)

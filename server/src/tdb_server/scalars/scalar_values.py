@@ -1,0 +1,200 @@
+"""Numbers per node of one layer, dense or sparse: ranked, looked up and summed without ever being joined up.
+
+A dense scalar is kept as a product of factors that broadcast against each other (activation × gradient,
+activation × write norm, ...): a few nodes can then be looked up without computing all of them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, reduce
+
+import torch
+from torch import Tensor
+
+from tdb_server.domain.node import Dimension
+from tdb_server.scalars.latents import SparseLatents
+
+_TOKENS = Dimension.SEQUENCE_TOKENS
+_LATENT_AXES = (_TOKENS, Dimension.AUTOENCODER_LATENTS)
+
+
+def top_k_entries(values: Tensor, k: int, largest: bool, with_ties: bool) -> tuple[Tensor, Tensor]:
+    """The k largest (or smallest) entries of a tensor: values and flat indices.
+
+    The k best entries lie in the k rows with the best entries of their own, so only those rows are sorted.
+
+    Args:
+        with_ties: whether all entries that equal the k-th come too. Zeros do not: they are never chosen.
+    """
+    rows = values.reshape(-1, values.shape[-1])
+    n_rows, n_columns = rows.shape
+    wanted = k + 1 if with_ties else k
+    if n_rows > wanted and values.numel() > 8192:
+        best = rows.amax(dim=1) if largest else rows.amin(dim=1)
+        chosen = best.topk(wanted, largest=largest, sorted=False).indices
+        found, within = rows[chosen].flatten().topk(wanted, largest=largest)
+        flat = chosen[within // n_columns] * n_columns + within % n_columns
+    else:
+        found, flat = rows.flatten().topk(min(wanted, values.numel()), largest=largest)
+    if len(found) <= k:
+        return found, flat
+    last = found[k - 1]
+    if last != found[k] or last == 0:
+        return found[:k], flat[:k]
+    equal = (rows.flatten() == last).nonzero()[:, 0]
+    is_better = found != last
+    return torch.cat((found[is_better], last.expand(len(equal)))), torch.cat((flat[is_better], equal))
+
+
+@dataclass
+class DenseScalars:
+    """A number for every entry of a layer.
+
+    Attributes:
+        factors: tensors whose broadcast product is the scalar.
+        axes: what the product's axes run over, as laid out here.
+        order: the same axes in the order of a node's indices.
+        tokens: where given, the tokens the token axis covers; every other token's number is zero.
+        not_nodes: True where an entry is not a node (a masked attention cell) [.., q, k].
+        known_sum: the sum over all but the tokens [T], where it is not that of `factors`.
+    """
+
+    factors: Sequence[Tensor]
+    axes: tuple[Dimension, ...]
+    order: tuple[Dimension, ...]
+    n_tokens: int
+    tokens: Tensor | None = None
+    not_nodes: Tensor | None = None
+    known_sum: Tensor | None = None
+
+    @cached_property
+    def product(self) -> Tensor:
+        """The numbers themselves."""
+        return reduce(torch.mul, self.factors)
+
+    def release(self) -> None:
+        """Lets go of the product; it is computed again if it is asked for again."""
+        self.__dict__.pop("product", None)
+
+    def top(
+        self, k: int, largest: bool, token_index: int | None, with_ties: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """The best k, and what equals the last of them: values [m], node indices [m, n_axes].
+
+        Zeros may be among them.
+        """
+        values = self.product if self.not_nodes is None else self.product.masked_fill(self.not_nodes, 0)
+        token_axis = self._token_axis
+        if token_index is not None and token_axis is not None:
+            position = self._position(torch.tensor([token_index], device=values.device))
+            if position[0] < 0:
+                return values.new_zeros(0), torch.zeros(0, len(self.axes), dtype=torch.long, device=values.device)
+            values = values.narrow(token_axis, int(position[0]), 1)
+        if values.numel() == 0:
+            return values.new_zeros(0), torch.zeros(0, len(self.axes), dtype=torch.long, device=values.device)
+        found, flat = top_k_entries(values, k, largest, with_ties)
+        coordinates = list(torch.unravel_index(flat, values.shape))
+        if token_axis is not None:
+            if token_index is not None:
+                coordinates[token_axis] = torch.full_like(flat, token_index)
+            elif self.tokens is not None:
+                coordinates[token_axis] = self.tokens[coordinates[token_axis]]
+        return found, torch.stack([coordinates[self.axes.index(one)] for one in self.order], dim=1)
+
+    def at(self, nodes: Tensor) -> Tensor:
+        """The numbers of some nodes: indices [m, n_axes] to [m]."""
+        coordinates = [nodes[:, self.order.index(one)] for one in self.axes]
+        outside = None
+        if self.tokens is not None and self._token_axis is not None:
+            position = self._position(coordinates[self._token_axis])
+            outside = position < 0
+            if len(self.tokens) == 0:
+                return nodes.new_zeros(len(nodes), dtype=self.factors[0].dtype)
+            coordinates[self._token_axis] = position.clamp(min=0)
+        result = reduce(torch.mul, [_pick(factor, coordinates) for factor in self.factors])
+        return result if outside is None else result.masked_fill(outside, 0)
+
+    def sum(self, keep: Sequence[Dimension]) -> Tensor:
+        """The sum over all axes but those of `keep`, in node order."""
+        kept = [one for one in self.order if one in keep]
+        if self.known_sum is not None and kept == [_TOKENS]:
+            return self.known_sum
+        reduced = [axis for axis, one in enumerate(self.axes) if one not in kept]
+        total = self.product.sum(dim=reduced) if reduced else self.product
+        left = [one for one in self.axes if one in kept]
+        if self.tokens is not None and _TOKENS in left:
+            axis = left.index(_TOKENS)
+            shape = [*total.shape]
+            shape[axis] = self.n_tokens
+            total = total.new_zeros(shape).index_copy(axis, self.tokens, total)
+        return total.permute([left.index(one) for one in kept]) if kept else total
+
+    @property
+    def _token_axis(self) -> int | None:
+        return self.axes.index(_TOKENS) if _TOKENS in self.axes else None
+
+    def _position(self, tokens: Tensor) -> Tensor:
+        """Where tokens stand on the token axis, -1 for those it does not cover."""
+        if self.tokens is None:
+            return tokens
+        positions = torch.full((self.n_tokens,), -1, device=tokens.device)
+        positions[self.tokens] = torch.arange(len(self.tokens), device=tokens.device)
+        return positions[tokens]
+
+
+def _pick(factor: Tensor, coordinates: Sequence[Tensor]) -> Tensor:
+    """Entries of a factor, which may be broadcast along some axes."""
+    return factor[tuple(one if size > 1 else one * 0 for one, size in zip(coordinates, factor.shape, strict=True))]
+
+
+@dataclass
+class SparseScalars:
+    """A number for every active latent of a layer; every other latent's number is zero."""
+
+    active: SparseLatents
+    values: Tensor
+
+    def release(self) -> None:
+        """Nothing to let go of: only active latents are held."""
+
+    def top(
+        self, k: int, largest: bool, token_index: int | None, with_ties: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """The best k, and what equals the last of them: values [m], (token, latent) [m, 2].
+
+        Inactive latents rank as the zeros they are.
+        """
+        values, coordinates = self.values, self.active.coordinates
+        n_tokens, n_latents = self.active.shape
+        if token_index is not None:
+            at_token = coordinates[:, 0] == token_index
+            values, coordinates, n_tokens = values[at_token], coordinates[at_token], 1
+        n_zeros = min(k, n_tokens * n_latents - len(values))
+        ranked = torch.cat((values, values.new_zeros(n_zeros)))
+        found, flat = top_k_entries(ranked[None], k, largest, with_ties)
+        is_active = flat < len(values)
+        return found[is_active], coordinates[flat[is_active]]
+
+    def at(self, nodes: Tensor) -> Tensor:
+        """The numbers of some nodes: (token, latent) [m, 2] to [m]."""
+        if len(self.values) == 0:
+            return self.values.new_zeros(len(nodes))
+        n_latents = self.active.shape[1]
+        keys = self.active.tokens * n_latents + self.active.latents
+        wanted = nodes[:, 0] * n_latents + nodes[:, 1]
+        position = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+        return self.values[position].masked_fill(keys[position] != wanted, 0)
+
+    def sum(self, keep: Sequence[Dimension]) -> Tensor:
+        """The sum over all axes but those of `keep`."""
+        kept = [one for one in _LATENT_AXES if one in keep]
+        if not kept:
+            return self.values.sum()
+        indices = tuple(self.active.coordinates[:, _LATENT_AXES.index(one)] for one in kept)
+        shape = [self.active.shape[_LATENT_AXES.index(one)] for one in kept]
+        return self.values.new_zeros(shape).index_put(indices, self.values, accumulate=True)
+
+
+ScalarValues = DenseScalars | SparseScalars

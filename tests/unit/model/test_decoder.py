@@ -1,0 +1,150 @@
+"""The decoder against transformers, on small random models of every family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tdb_server.domain.place import Place
+from tdb_server.model.decoder import Decoder
+from tdb_server.model.weights import load_decoder
+from torch import Tensor
+
+from tests.random_models import reference_model, write_random_model
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 100.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 24,
+}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("gpt2", {}),
+    "gpt2-untied-wide": ("gpt2", {"tie_word_embeddings": False, "n_inner": 40}),
+    "gpt2-exact-gelu": ("gpt2", {"activation_function": "gelu", "reorder_and_upcast_attn": True}),
+    "llama": ("llama", {}),
+    "llama-tied": ("llama", {"tie_word_embeddings": True}),
+    "llama-ungrouped": ("llama", {"num_key_value_heads": 4}),
+    "llama-wide-heads": ("llama", {"head_dim": 12}),
+    "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama-gelu": ("llama", {"hidden_act": "gelu_pytorch_tanh"}),
+    "llama3-rotary": ("llama", {"rope_parameters": LLAMA3}),
+    "llama-linear-rotary": (
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.5}},
+    ),
+    "mistral-short-window": ("mistral", {"sliding_window": 5}),
+    "mistral-no-window": ("mistral", {"sliding_window": None}),
+    "qwen2": ("qwen2", {}),
+    "qwen2-tied": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen2-window": ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}),
+    "qwen3": ("qwen3", {}),
+}
+N_TOKENS = 17
+
+
+class Recorder:
+    """A tap that keeps everything it sees."""
+
+    def __init__(self) -> None:
+        self.seen: dict[tuple[Place, int | None], Tensor] = {}
+
+    def __call__(self, place: Place, layer_index: int | None, x: Tensor) -> Tensor:
+        self.seen[place, layer_index] = x
+        return x
+
+
+@pytest.fixture(params=MODELS, scope="module")
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    family, overrides = MODELS[request.param]
+    return write_random_model(tmp_path_factory.mktemp(request.param), family, **overrides)
+
+
+@pytest.fixture(scope="module")
+def decoder(folder: Path) -> Decoder:
+    return load_decoder(folder, "cpu", torch.float32)
+
+
+def random_ids(n_rows: int, n_tokens: int = N_TOKENS, seed: int = 1) -> Tensor:
+    return torch.randint(0, 1000, (n_rows, n_tokens), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def test_everything_that_transformers_shows_is_equal(folder: Path, decoder: Decoder) -> None:
+    ids = random_ids(2)
+    expected = reference_model(folder)(ids, output_hidden_states=True, output_attentions=True)
+    tap = Recorder()
+    last = decoder.forward(decoder.embed(ids), tap)
+
+    torch.testing.assert_close(decoder.logits(last, tap), expected.logits, atol=1e-4, rtol=1e-4)
+    streams = [tap.seen[Place.RESID_POST_EMB, None]]
+    streams += [
+        tap.seen[Place.RESID_POST_MLP, layer_index] for layer_index in range(decoder.config.n_layers - 1)
+    ]
+    streams.append(decoder.final_normed(last))  # transformers shows the last one behind the final norm
+    for ours, theirs in zip(streams, expected.hidden_states, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    for layer_index, theirs in enumerate(expected.attentions):
+        probs = tap.seen[Place.ATTN_QK_PROBS, layer_index]
+        torch.testing.assert_close(probs, theirs, atol=1e-5, rtol=1e-4)
+        assert probs.max(dim=-1).values.mean() > 0.3, "attention is too even to prove anything"
+
+
+@torch.no_grad()
+def test_padding_on_the_right_does_not_change_real_tokens(decoder: Decoder) -> None:
+    ids = random_ids(3)
+    lengths = (N_TOKENS, 9, 1)
+    padded = ids.clone()
+    for row, length in enumerate(lengths):
+        padded[row, length:] = 0
+    together = decoder.logits(decoder.forward(decoder.embed(padded)))
+    for row, length in enumerate(lengths):
+        alone = decoder.logits(decoder.forward(decoder.embed(ids[row : row + 1, :length])))
+        torch.testing.assert_close(together[row, :length], alone[0], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_places_have_the_documented_shapes(decoder: Decoder) -> None:
+    config, tap = decoder.config, Recorder()
+    decoder.logits(decoder.forward(decoder.embed(random_ids(2)), tap), tap)
+    heads, groups = (2, config.n_heads, N_TOKENS), (2, config.n_key_value_heads, N_TOKENS)
+    shapes = {
+        Place.ATTN_LN_SCALE: (2, N_TOKENS, 1),
+        Place.ATTN_Q: (*heads, config.d_head),
+        Place.ATTN_K: (*groups, config.d_head),
+        Place.ATTN_V: (*groups, config.d_head),
+        Place.ATTN_QK_LOGITS: (*heads, N_TOKENS),
+        Place.ATTN_QK_PROBS: (*heads, N_TOKENS),
+        Place.ATTN_V_OUT: (*heads, config.d_head),
+        Place.MLP_PRE_ACT: (2, N_TOKENS, config.n_neurons),
+        Place.MLP_POST_ACT: (2, N_TOKENS, config.n_neurons),
+        Place.RESID_DELTA_MLP: (2, N_TOKENS, config.d_model),
+    }
+    for place, shape in shapes.items():
+        assert tap.seen[place, 0].shape == shape, place
+    assert tap.seen[Place.RESID_LN_F_SCALE, None].shape == (2, N_TOKENS, 1)
+
+
+def test_weights_are_contiguous_frozen_and_listed_once(decoder: Decoder) -> None:
+    tensors = list(decoder.weights.tensors())
+    assert len({tensor.data_ptr() for tensor in tensors}) == len(tensors)
+    assert all(tensor.is_contiguous() and not tensor.requires_grad for tensor in tensors)
+    tied = decoder.weights.unembedding is decoder.weights.token_embedding
+    assert tied == decoder.config.tied_embeddings
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("family", ["gpt2", "qwen3"])
+def test_other_types_agree_roughly(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
+    folder = write_random_model(tmp_path, family)
+    ids = random_ids(1)
+    decoders = [load_decoder(folder, "cpu", kind) for kind in (torch.float32, dtype)]
+    exact, rough = (decoder.logits(decoder.forward(decoder.embed(ids))) for decoder in decoders)
+    assert rough.dtype == dtype
+    limit = {torch.bfloat16: 0.1, torch.float16: 0.01, torch.float64: 1e-5}[dtype]
+    assert (rough.float() - exact).norm() < limit * exact.norm()

@@ -1,0 +1,182 @@
+"""Configurations as transformers of all ages write them, and those that are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tdb_server.errors import ModelBroken, UnsupportedModel
+from tdb_server.model.families import decoder_config_from_hugging_face
+from tdb_server.model.rotary import inverse_frequencies, rotary_frequencies
+
+GPT2: dict[str, Any] = {
+    "model_type": "gpt2",
+    "n_layer": 12,
+    "n_embd": 768,
+    "n_head": 12,
+    "n_positions": 1024,
+    "vocab_size": 50257,
+    "n_inner": None,
+}
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "max_position_embeddings": 256,
+    "vocab_size": 1000,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+def test_gpt2_defaults() -> None:
+    config = decoder_config_from_hugging_face(GPT2)
+    assert (config.n_neurons, config.d_head, config.n_heads_per_group) == (3072, 64, 1)
+    assert (config.activation, config.norm, config.tied_embeddings) == ("gelu_tanh", "layer_norm", True)
+    assert config.rotary_theta is None
+
+
+def test_llama_defaults() -> None:
+    config = decoder_config_from_hugging_face(LLAMA)
+    assert (config.n_key_value_heads, config.d_head, config.rotary_theta) == (4, 16, 10000.0)
+    assert (config.tied_embeddings, config.qkv_bias, config.sliding_window) == (False, False, None)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"rope_theta": 5e5, "rope_scaling": LLAMA3},
+        {
+            "rope_theta": 5e5,
+            "rope_scaling": {"type": "llama3"} | {k: v for k, v in LLAMA3.items() if k != "rope_type"},
+        },
+        {"rope_parameters": {"rope_theta": 5e5, **LLAMA3}},
+    ],
+)
+def test_old_and_new_ways_to_write_rotary_parameters(entries: dict[str, Any]) -> None:
+    old, new = (
+        decoder_config_from_hugging_face(LLAMA | block)
+        for block in (entries, {"rope_parameters": {"rope_theta": 5e5, **LLAMA3}})
+    )
+    assert old.rotary_theta == 5e5
+    assert torch.equal(inverse_frequencies(old), inverse_frequencies(new))
+
+
+def test_default_rotation_turns_the_first_pair_by_one_radian_a_token() -> None:
+    config = decoder_config_from_hugging_face(LLAMA | {"rope_scaling": {"rope_type": "default"}})
+    cosine, sine = rotary_frequencies(config, torch.device("cpu"))
+    assert cosine.shape == sine.shape == (256, 16)
+    torch.testing.assert_close(cosine[:, 0], torch.arange(256.0).cos(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(sine[:, 8], torch.arange(256.0).sin(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "error"),
+    [
+        ({"rope_type": "yarn", "factor": 2.0}, UnsupportedModel),
+        ({"type": "dynamic", "factor": 2.0}, UnsupportedModel),
+        ({"rope_type": "linear"}, ModelBroken),
+        ({"rope_type": "linear", "factor": 0}, ModelBroken),
+        (LLAMA3 | {"low_freq_factor": None}, ModelBroken),
+        (LLAMA3 | {"low_freq_factor": 4.0}, ModelBroken),
+    ],
+)
+def test_rotary_scaling_that_is_refused(scaling: dict[str, Any], error: type[Exception]) -> None:
+    config = decoder_config_from_hugging_face(LLAMA | {"rope_scaling": scaling})
+    with pytest.raises(error):
+        rotary_frequencies(config, torch.device("cpu"))
+
+
+def test_learned_positions_have_no_frequencies() -> None:
+    with pytest.raises(ValueError, match="learned positions"):
+        inverse_frequencies(decoder_config_from_hugging_face(GPT2))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, "model_type None"),
+        (
+            {"model_type": "mamba"},
+            "model_type 'mamba' is not supported; gpt2, llama, mistral, qwen2, qwen3 are",
+        ),
+        (GPT2 | {"activation_function": "relu"}, "activation_function 'relu'"),
+        (LLAMA | {"hidden_act": ["silu"]}, "hidden_act"),
+        (GPT2 | {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        (GPT2 | {"scale_attn_weights": False}, "scale_attn_weights"),
+        (GPT2 | {"add_cross_attention": True}, "add_cross_attention"),
+        (LLAMA | {"quantization_config": {"bits": 4}}, "quantized"),
+        (LLAMA | {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        (LLAMA | {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        (LLAMA | {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "differ between layers"),
+        (
+            LLAMA | {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1},
+            "in some of the layers",
+        ),
+        (
+            LLAMA | {"model_type": "mistral", "layer_types": ["full_attention", "sliding_attention"]},
+            "layer_types",
+        ),
+    ],
+)
+def test_unsupported(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedModel, match=message):
+        decoder_config_from_hugging_face(config)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"hidden_size": None}, "hidden_size must be a whole number"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers"),
+        ({"vocab_size": "1000"}, "vocab_size"),
+        ({"num_attention_heads": True}, "num_attention_heads"),
+        ({"num_key_value_heads": 3}, "cannot share"),
+        ({"head_dim": 7}, "even head width"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps"),
+        ({"rope_theta": -1}, "rope_theta"),
+        ({"rope_parameters": [1]}, "must be an object"),
+        ({"model_type": "mistral", "sliding_window": 0}, "sliding_window"),
+    ],
+)
+def test_broken(entries: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelBroken, match=message):
+        decoder_config_from_hugging_face(LLAMA | entries)
+
+
+@pytest.mark.parametrize(
+    ("entries", "window"),
+    [
+        ({"model_type": "mistral"}, 4096),
+        ({"model_type": "mistral", "sliding_window": None}, None),
+        ({"model_type": "mistral", "sliding_window": 12}, 12),
+        ({"model_type": "qwen2", "sliding_window": 12}, None),
+        (
+            {"model_type": "qwen2", "sliding_window": 12, "use_sliding_window": True},
+            None,
+        ),  # starts at layer 28
+        (
+            {"model_type": "qwen2", "sliding_window": 12, "use_sliding_window": True, "max_window_layers": 0},
+            12,
+        ),
+        (
+            {
+                "model_type": "qwen3",
+                "sliding_window": 12,
+                "use_sliding_window": True,
+                "layer_types": ["full_attention"] * 2,
+            },
+            None,
+        ),
+    ],
+)
+def test_sliding_windows(entries: dict[str, Any], window: int | None) -> None:
+    assert decoder_config_from_hugging_face(LLAMA | entries).sliding_window == window

@@ -1,8 +1,8 @@
 """From a TDB sub-request to what is run: the objective, the ablations and the named results.
 
 A TDB request is compact: it names tokens and nodes. This module spells it out as a general inference
-sub-request, whose named results stand in a fixed order. Only the choice of components (neurons or latents, heads or
-latents) differs between requests; the four groups are always the same.
+sub-request, whose named results stand in a fixed order. Only the choice of components (neurons or latents,
+heads or latents) differs between requests; the four groups are always the same.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ class Site(Enum):
 
     @property
     def is_mlp(self) -> bool:
+        """Whether the site belongs to the MLP rather than to attention."""
         return self is not Site.RESID_DELTA_ATTN
 
     @property

@@ -44,6 +44,7 @@ class NodeType(Enum):
 
     @property
     def is_latent(self) -> bool:
+        """Whether nodes of this type are autoencoder latents."""
         return self in LATENT_NODE_TYPES
 
 

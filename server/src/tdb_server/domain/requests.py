@@ -1,7 +1,7 @@
 """What a client asks, in plain data: TDB sub-requests and general inference sub-requests.
 
-Texts are already token ids here; names are already resolved. `tdb_server.domain.debug` turns a TDB sub-request
-into a general one.
+Texts are already token ids here; names are already resolved. `tdb_server.domain.debug` turns a TDB
+sub-request into a general one.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ class MultipleTopKSpec:
         top_and_bottom_k: k.
         token_index: None for nodes at every token, else only those at this (absolute) one.
         pass_type: backward adds the gradients beside the activations.
-        dimensions_to_keep: axes that the sums keep; None for the tokens (and attended-to tokens where present).
-        first_layer_index: nodes of layers before it are left out; None for no bound.
+        dimensions_to_keep: axes that the sums keep; None for the tokens (and attended-to tokens where
+        present). first_layer_index: nodes of layers before it are left out; None for no bound.
     """
 
     groups: tuple[tuple[GroupId, tuple[DerivedScalar, ...]], ...]

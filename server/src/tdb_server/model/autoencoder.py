@@ -3,8 +3,8 @@
     latents = act(W_enc (x - pre_bias) + latent_bias)
     reconstruction = W_dec latents + pre_bias
 
-The decoder is stored by rows, one direction per latent, because almost every use picks the directions of the few
-latents that are active (Bricken et al. 2023, "Towards Monosemanticity"; Gao et al. 2024 for TopK).
+The decoder is stored by rows, one direction per latent, because almost every use picks the directions of
+the few latents that are active (Bricken et al. 2023, "Towards Monosemanticity"; Gao et al. 2024 for TopK).
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class Autoencoder:
 
     @property
     def info(self) -> AutoencoderInfo:
+        """Its site and size."""
         first = next(iter(self.layers.values()))
         activation = "relu" if first.top_k is None else f"topk({first.top_k})"
         return AutoencoderInfo(self.site, len(first.latent_bias), tuple(sorted(self.layers)), activation)
@@ -77,7 +78,9 @@ class Autoencoder:
             n_latents = len(layer.latent_bias)
             norms = [
                 self.write_directions(
-                    decoder, layer_index, torch.arange(start, min(start + chunk, n_latents), device=decoder.device)
+                    decoder,
+                    layer_index,
+                    torch.arange(start, min(start + chunk, n_latents), device=decoder.device),
                 ).norm(dim=-1)
                 for start in range(0, n_latents, chunk)
             ]

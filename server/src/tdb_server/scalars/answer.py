@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from time import perf_counter
 
 import numpy as np
-from torch import Tensor
 
 from tdb_server.domain.call import Call
 from tdb_server.domain.derived_scalar import DerivedScalar
@@ -28,7 +27,7 @@ from tdb_server.scalars.node_directions import read_directions, write_directions
 from tdb_server.scalars.row_run import RowRun
 from tdb_server.scalars.single_component import derived_attention_scalars, derived_scalars
 from tdb_server.scalars.token_pairs import token_pair_attribution
-from tdb_server.scalars.token_scores import Directions, no_tokens, rank_vocabulary
+from tdb_server.scalars.token_scores import TokenScorer, no_tokens
 from tdb_server.scalars.top_k import TopKPass
 
 Specs = dict[str, MultipleTopKSpec]
@@ -37,11 +36,11 @@ Specs = dict[str, MultipleTopKSpec]
 class CallAnswer:
     """The results of one call, computed from its rows of a run."""
 
-    def __init__(self, call: Call, runs: Sequence[RowRun], excluded: Tensor | None) -> None:
+    def __init__(self, call: Call, runs: Sequence[RowRun], scorer: TokenScorer) -> None:
         self.call = call
         self.derive_seconds = self.score_seconds = 0.0
         self._runs = runs
-        self._excluded = excluded
+        self._scorer = scorer
         self._nodes: dict[str, list[NodeIndex]] = {}
 
     def logits(self) -> Iterator[NamedResult]:
@@ -49,7 +48,7 @@ class CallAnswer:
         yield from self._top_k(self._specs(only_logits=True))
 
     def events(self) -> Iterator[NamedResult | ObjectiveValues]:
-        """Everything else: the objectives, the top nodes, single components, and what depends on the nodes."""
+        """Everything else: objectives, top nodes, single components, and what depends on the nodes."""
         for index, run in enumerate(self._runs):
             yield ObjectiveValues(index, run.loss, run.traced_value)
         yield from self._top_k(self._specs(only_logits=False))
@@ -68,7 +67,7 @@ class CallAnswer:
         ]
 
     def _top_k(self, specs: Sequence[Specs]) -> Iterator[NamedResult]:
-        """Ranks every sub-request, joins the nodes chosen under each name, and reports all of them for each."""
+        """Ranks every sub-request, joins the nodes chosen under each name, reports all of them for each."""
         start = perf_counter()
         passes = [TopKPass(run, list(own.values())) for run, own in zip(self._runs, specs, strict=True)]
         nodes: dict[str, dict[NodeIndex, None]] = {}
@@ -88,7 +87,7 @@ class CallAnswer:
         for index, (run, sub_request) in enumerate(zip(self._runs, self.call.sub_requests, strict=True)):
             for name, spec in sub_request.processing.items():
                 if isinstance(spec, DerivedScalarsSpec):
-                    yield NamedResult(index, name, derived_scalars(run, spec, self._excluded))
+                    yield NamedResult(index, name, derived_scalars(run, spec, self._scorer))
                 elif isinstance(spec, DerivedAttentionScalarsSpec):
                     yield NamedResult(index, name, derived_attention_scalars(run, spec))
 
@@ -98,7 +97,7 @@ class CallAnswer:
                 start = perf_counter()
                 if isinstance(spec, ScoredTokensSpec):
                     nodes = self._nodes[spec.depends_on]
-                    result = NamedResult(index, name, scored_tokens(run, nodes, spec, self._excluded))
+                    result = NamedResult(index, name, scored_tokens(run, nodes, spec, self._scorer))
                 elif isinstance(spec, TokenPairAttributionSpec):
                     nodes = self._nodes[spec.depends_on]
                     result = NamedResult(
@@ -115,21 +114,16 @@ def _ranks_only_logits(spec: MultipleTopKSpec) -> bool:
 
 
 def scored_tokens(
-    run: RowRun, nodes: Sequence[NodeIndex], spec: ScoredTokensSpec, excluded: Tensor | None
+    run: RowRun, nodes: Sequence[NodeIndex], spec: ScoredTokensSpec, scorer: TokenScorer
 ) -> ScoredTokensResult:
     """Vocabulary tokens scored against every node that has a direction of this kind."""
     rows = np.full(len(nodes), -1, np.int32)
-    weights = run.decoder.weights
-    if spec.scoring is TokenScoringType.UPVOTED_OUTPUT_TOKENS:
-        positions, found = write_directions(run, nodes)
-        found = Directions(found.vectors * weights.final_norm.gain, found.rows, found.scales)
-        vocabulary, centred = weights.unembedding, True
-    else:
-        positions, found = read_directions(run, nodes, spec.scoring)
-        vocabulary, centred = weights.token_embedding, False
+    is_output = spec.scoring is TokenScoringType.UPVOTED_OUTPUT_TOKENS
+    positions, vectors, scales = (
+        write_directions(run, nodes) if is_output else read_directions(run, nodes, spec.scoring)
+    )
     if not positions:
         return ScoredTokensResult(tuple(nodes), rows, no_tokens())
     rows[positions] = np.arange(len(positions))
-    return ScoredTokensResult(
-        tuple(nodes), rows, rank_vocabulary(found, vocabulary, spec.n_tokens, excluded, centred)
-    )
+    score = scorer.outputs if is_output else scorer.inputs
+    return ScoredTokensResult(tuple(nodes), rows, score(vectors, scales, spec.n_tokens))

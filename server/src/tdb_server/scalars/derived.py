@@ -1,13 +1,14 @@
-"""The registry of derived scalars: how each is computed, one layer at a time, and what a run must keep for it.
+"""The registry of derived scalars: how each is computed, layer by layer, and what a run must keep for it.
 
-A recipe turns a row of a finished run into `ScalarValues`. Everything is linear in what the run kept, so a layer's
-recipe is a product or two (SEMANTICS sections 1 and 4):
+A recipe turns a row of a finished run into `ScalarValues`. Everything is linear in what the run kept, so a
+layer's recipe is a product or two (SEMANTICS sections 1 and 4):
 
     act × grad      activation · d objective / d activation
     direct effect   write vector · direction of interest
     write norm      activation · ‖unit write‖
 
-To add a derived scalar: name it in `tdb_server.domain.derived_scalar` with its axes, and give its recipe here.
+To add a derived scalar: name it in `tdb_server.domain.derived_scalar` with its axes, and give its recipe
+here.
 """
 
 from __future__ import annotations
@@ -80,10 +81,14 @@ def needs_of(scalar: DerivedScalar, pass_type: PassType, autoencoders: Sequence[
     recipe = RECIPES.get(scalar)
     if recipe is not None:
         needs.values |= {*recipe.values, *recipe.gradients}
-        needs.gradients |= set(recipe.gradients) if scalar not in _GRADIENT_IF_BACKWARD or wants_gradient else set()
+        needs.gradients |= (
+            set(recipe.gradients) if scalar not in _GRADIENT_IF_BACKWARD or wants_gradient else set()
+        )
     if place is not None or (recipe is not None and recipe.reads_latents):
-        site = autoencoder_of(DERIVED_SCALAR_SHAPES[scalar].node_type, autoencoders).site if place is None else (
-            autoencoder_of(place, autoencoders).site
+        site = (
+            autoencoder_of(DERIVED_SCALAR_SHAPES[scalar].node_type, autoencoders).site
+            if place is None
+            else (autoencoder_of(place, autoencoders).site)
         )
         needs.values.add(site.place)
         if wants_gradient or (recipe is not None and recipe.reads_site_gradient):
@@ -136,7 +141,9 @@ _LOGIT_AXES = DERIVED_SCALAR_SHAPES[DerivedScalar.LOGITS].dimensions
 def _logits(run: RowRun) -> DenseScalars:
     """Logits at the tokens whose logits were wanted; their sums at every token."""
     tokens = run.logit_tokens
-    return DenseScalars((run.logits,), _LOGIT_AXES, _LOGIT_AXES, run.n_tokens, tokens, known_sum=run.logit_sums)
+    return DenseScalars(
+        (run.logits,), _LOGIT_AXES, _LOGIT_AXES, run.n_tokens, tokens, known_sum=run.logit_sums
+    )
 
 
 def _logit_gradients(run: RowRun) -> DenseScalars:
@@ -182,7 +189,7 @@ def _previous_residual(run: RowRun, layer_index: int, pass_type: PassType) -> Sc
 
 
 def _vocabulary_reads(run: RowRun, layer_index: int | None) -> ScalarValues:
-    """What each vocabulary token's embedding alone would give the neurons whose gradient the request sets [T, V].
+    """What each vocabulary token's embedding alone gives the neurons whose gradient the request sets [T, V].
 
     A backward ablation of `mlp.post_act` names a neuron and a weight; the embedding stands for the whole
     residual stream before the neuron's MLP.

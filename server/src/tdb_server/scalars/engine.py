@@ -1,28 +1,23 @@
 """The engine: a batch of calls in, their results out as soon as each is ready.
 
-A batch takes one forward and one backward pass. Logits leave before the backward pass starts; then, call by call,
-the top nodes, and last what is scored against those nodes.
+A batch takes one forward and one backward pass. Logits leave before the backward pass starts; then, call by
+call, the top nodes, and last what is scored against those nodes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from time import perf_counter
 
 import torch
-from torch import Tensor
 
 from tdb_server.domain.call import Call
 from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.requests import (
-    DerivedAttentionScalarsSpec,
     DerivedScalarsSpec,
     MultipleTopKSpec,
-    ScoredTokensSpec,
-    TokenPairAttributionSpec,
 )
-from tdb_server.domain.results import CallEvent, Finished, ObjectiveValues, StageSeconds
+from tdb_server.domain.results import CallEvent, Finished, StageSeconds
 from tdb_server.errors import Cancelled
 from tdb_server.model.autoencoder import Autoencoder
 from tdb_server.model.decoder import Decoder
@@ -30,6 +25,7 @@ from tdb_server.scalars.answer import CallAnswer
 from tdb_server.scalars.needs import needs_of_calls
 from tdb_server.scalars.row_run import RowRun
 from tdb_server.scalars.run import BatchRun, Row
+from tdb_server.scalars.token_scores import TokenScorer
 from tdb_server.scalars.weight_facts import weight_facts
 
 IsCancelled = Callable[[str], bool]
@@ -57,7 +53,7 @@ class Engine:
         self.autoencoders = tuple(autoencoders)
         self.info = info
         self._facts = weight_facts(decoder)
-        self._excluded = torch.tensor(excluded_tokens, device=decoder.device) if excluded_tokens else None
+        self._scorer = TokenScorer(decoder, excluded_tokens)
 
     def run(self, calls: Sequence[Call], is_cancelled: IsCancelled) -> Iterator[tuple[str, CallEvent]]:
         """Runs the calls in one batch.
@@ -84,7 +80,7 @@ class Engine:
             answers = []
             for call in calls:
                 own, runs = runs[: len(call.sub_requests)], runs[len(call.sub_requests) :]
-                answers.append(CallAnswer(call, own, self._excluded))
+                answers.append(CallAnswer(call, own, self._scorer))
             for answer in _live(answers, is_cancelled):
                 yield from ((answer.call.call_id, event) for event in answer.logits())
             batch.backward()
@@ -119,7 +115,9 @@ def _logit_tokens(call: Call) -> frozenset[int] | None:
         for spec in sub_request.processing.values():
             if isinstance(spec, DerivedScalarsSpec) and spec.derived_scalar is DerivedScalar.LOGITS:
                 return None
-            if isinstance(spec, MultipleTopKSpec) and any(DerivedScalar.LOGITS in one for _, one in spec.groups):
+            if isinstance(spec, MultipleTopKSpec) and any(
+                DerivedScalar.LOGITS in one for _, one in spec.groups
+            ):
                 if spec.token_index is None:
                     return None
                 tokens.add(spec.token_index)

@@ -1,7 +1,7 @@
 """Derived scalars of attention heads. Shapes: H heads, T tokens, q/k attended-from/-to token, e head width.
 
-What head h moves from token k to token q is `attn(q, k, h) · v(k, h) W_O[h]`. All scalars of a head's node are
-the attention times something that depends on fewer indices, which keeps them cheap.
+What head h moves from token k to token q is `attn(q, k, h) · v(k, h) W_O[h]`. All scalars of a head's node
+are the attention times something that depends on fewer indices, which keeps them cheap.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def out_weights(run: RowRun, layer_index: int) -> Tensor:
     """Output weights by head [H, e, d]."""
     config = run.decoder.config
     weight = run.decoder.weights.layers[layer_index].attn_out_weight
-    return weight.T.unflatten(0, (config.n_heads, config.d_head))
+    return weight.T.reshape(config.n_heads, config.d_head, -1)
 
 
 def write_norm(run: RowRun, layer_index: int) -> DenseScalars:

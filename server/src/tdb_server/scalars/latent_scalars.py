@@ -57,7 +57,9 @@ def direct_effect(run: RowRun, autoencoder: Autoencoder, layer_index: int) -> Sp
     direction = run.direction
     if autoencoder.site is Site.MLP_POST_ACT:
         direction = direction @ run.decoder.weights.layers[layer_index].mlp_out_weight  # [T, F]
-    return SparseScalars(active, active.values * dot_directions(autoencoder.layers[layer_index], active, direction))
+    return SparseScalars(
+        active, active.values * dot_directions(autoencoder.layers[layer_index], active, direction)
+    )
 
 
 def error(run: RowRun, autoencoder: Autoencoder, layer_index: int, pass_type: PassType) -> DenseScalars:

@@ -1,8 +1,9 @@
 """Autoencoder latents inside a run: spliced into the forward pass, and read back sparsely.
 
-An autoencoder is spliced in "online" with its error added back, so `site = reconstruction + error` and nothing
-changes downstream. That is why the splice costs nothing unless a latent (or the error) is ablated: then only
-what differs is added, `(ablated - latent) @ directions`, where gradients flow through the latent as it was.
+An autoencoder is spliced in "online" with its error added back, so `site = reconstruction + error` and
+nothing changes downstream. That is why the splice costs nothing unless a latent (or the error) is ablated:
+then only what differs is added, `(ablated - latent) @ directions`, where gradients flow through the latent
+as it was.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def is_error_place(place: Place) -> bool:
 
 
 def autoencoder_of(named: Place | NodeType, autoencoders: Sequence[Autoencoder]) -> Autoencoder:
-    """The loaded autoencoder that a place or a node type means. Requests are checked before they come here."""
+    """The loaded autoencoder that a place or a node type means; requests were checked before."""
     is_mlp = _PLACES[named][0] if isinstance(named, Place) else _NODE_TYPES[named]
     return next(one for one in autoencoders if is_mlp is None or one.site.is_mlp == is_mlp)
 
@@ -66,10 +67,12 @@ class LatentAblation:
 
     @property
     def is_error(self) -> bool:
+        """Whether the error is ablated rather than latents."""
         return is_error_place(self.spec.index.place)
 
     @property
     def is_forward(self) -> bool:
+        """Whether values are ablated rather than gradients."""
         return self.spec.index.pass_type is PassType.FORWARD
 
 
@@ -115,14 +118,18 @@ class SparseLatents:
 
     @property
     def tokens(self) -> Tensor:
+        """The token of each [n]."""
         return self.coordinates[:, 0]
 
     @property
     def latents(self) -> Tensor:
+        """The latent of each [n]."""
         return self.coordinates[:, 1]
 
 
-def encode_sparsely(layer: AutoencoderLayer, site: Tensor, ablations: Sequence[LatentAblation]) -> SparseLatents:
+def encode_sparsely(
+    layer: AutoencoderLayer, site: Tensor, ablations: Sequence[LatentAblation]
+) -> SparseLatents:
     """The active latents for a row's site values [T, s], ablated ones at their new value."""
     latents = layer.encode(site)
     for one in ablations:
@@ -143,6 +150,8 @@ def dot_directions(layer: AutoencoderLayer, active: SparseLatents, vectors: Tens
     chunk = 65_536
     parts = [
         torch.einsum("ns,ns->n", vectors[tokens], layer.directions[latents])
-        for tokens, latents in zip(active.tokens.split(chunk), active.latents.split(chunk), strict=True)
+        for tokens, latents in zip(
+            torch.split(active.tokens, chunk), torch.split(active.latents, chunk), strict=True
+        )
     ]
     return torch.cat(parts) if parts else vectors.new_zeros(0)

@@ -1,7 +1,8 @@
 """The direction a node writes along, and the direction of input tokens it reads along.
 
-A node's write vector is its activation times its component's unit write. A node's read direction is the gradient of its
-pre-activation at the residual stream just before its block, at its own token, with the norm's scale held constant.
+A node's write vector is its activation times its component's unit write. A node's read direction is the
+gradient of its pre-activation at the residual stream just before its block, at its own token, with the
+norm's scale held constant.
 """
 
 from __future__ import annotations
@@ -22,14 +23,13 @@ from tdb_server.scalars.objectives import (
 )
 from tdb_server.scalars.row_run import RowRun
 from tdb_server.scalars.scalar_values import SparseScalars
-from tdb_server.scalars.token_scores import Directions, distinct
 
-Located = tuple[list[int], Tensor, list[object], Tensor]
-"""Positions of scored nodes, their directions [m, d], a key per node that tells equal directions, scales [m]."""
+Located = tuple[list[int], Tensor, Tensor]
+"""Positions of nodes, their directions [m, d], and what each is multiplied with [m]."""
 
 
-def write_directions(run: RowRun, nodes: Sequence[NodeIndex]) -> tuple[list[int], Directions]:
-    """Write directions of the nodes that write: their positions, and their directions."""
+def write_directions(run: RowRun, nodes: Sequence[NodeIndex]) -> Located:
+    """Write directions of the nodes that write."""
     found: list[Located] = []
     for (node_type, layer_index), positions in _by_layer(nodes).items():
         indices = torch.tensor([nodes[one].tensor_indices for one in positions], device=run.decoder.device)
@@ -49,16 +49,15 @@ def write_directions(run: RowRun, nodes: Sequence[NodeIndex]) -> tuple[list[int]
 
 def _embedding_writes(run: RowRun, positions: list[int], indices: Tensor) -> Located:
     tokens = indices[:, 0]
-    keys = [("embedding", one) for one in tokens.tolist()]
     vectors = run.value(Place.RESID_POST_EMB, None)[tokens]
-    return positions, vectors, [*keys], torch.ones_like(vectors[:, 0])
+    return positions, vectors, torch.ones_like(vectors[:, 0])
 
 
 def _neuron_writes(run: RowRun, layer_index: int, positions: list[int], indices: Tensor) -> Located:
     tokens, neurons = indices.unbind(1)
     vectors = run.decoder.weights.layers[layer_index].mlp_out_weight[:, neurons].T
     scales = run.value(Place.MLP_POST_ACT, layer_index)[tokens, neurons]
-    return positions, vectors, [("neuron", layer_index, one) for one in neurons.tolist()], scales
+    return positions, vectors, scales
 
 
 def _head_writes(run: RowRun, layer_index: int, positions: list[int], indices: Tensor) -> Located:
@@ -67,13 +66,11 @@ def _head_writes(run: RowRun, layer_index: int, positions: list[int], indices: T
     out = heads.out_weights(run, layer_index)[head]  # [m, e, d]
     if indices.shape[1] == 2:
         read = run.value(Place.ATTN_V_OUT, layer_index)[head, indices[:, 0]]
-        keys: list[object] = [("head", layer_index, *one) for one in indices.tolist()]
-        return positions, torch.einsum("me,med->md", read, out), keys, torch.ones_like(read[:, 0])
+        return positions, torch.einsum("me,med->md", read, out), torch.ones_like(read[:, 0])
     query, key, _ = indices.unbind(1)
     read = heads.values_by_head(run, layer_index)[head, key]  # [m, e]
     scales = run.value(Place.ATTN_QK_PROBS, layer_index)[head, query, key]
-    keys = [("value", layer_index, *one) for one in indices[:, 1:].tolist()]
-    return positions, torch.einsum("me,med->md", read, out), keys, scales
+    return positions, torch.einsum("me,med->md", read, out), scales
 
 
 def _latent_writes(
@@ -84,13 +81,11 @@ def _latent_writes(
     vectors = autoencoder.write_directions(run.decoder, layer_index, latents)
     active = run.latents(autoencoder, layer_index)
     scales = SparseScalars(active, active.values).at(indices)
-    return positions, vectors, [("latent", node_type, layer_index, one) for one in latents.tolist()], scales
+    return positions, vectors, scales
 
 
-def read_directions(
-    run: RowRun, nodes: Sequence[NodeIndex], scoring: TokenScoringType
-) -> tuple[list[int], Directions]:
-    """Read directions of the nodes that have one of this kind: their positions, and their directions."""
+def read_directions(run: RowRun, nodes: Sequence[NodeIndex], scoring: TokenScoringType) -> Located:
+    """Read directions of the nodes that have one of this kind."""
     found: list[Located] = []
     for (node_type, layer_index), positions in _by_layer(nodes).items():
         if layer_index is None:
@@ -108,10 +103,15 @@ def read_directions(
 
 
 def _neuron_reads(run: RowRun, layer_index: int, positions: list[int], indices: Tensor) -> Located:
-    residual = run.value(Place.RESID_POST_ATTN, layer_index)[indices[:, 0]]
-    vectors = _gradient(lambda x: neuron_objectives(run.decoder, layer_index, x, indices[:, 1]), residual)
-    keys: list[object] = [("neuron", layer_index, *one) for one in indices.tolist()]
-    return positions, vectors, keys, torch.ones_like(vectors[:, 0])
+    """Of a gated neuron it depends on the token; of a plain one only its scale does, through the norm."""
+    decoder, (tokens, neurons) = run.decoder, indices.unbind(1)
+    residual = run.value(Place.RESID_POST_ATTN, layer_index)[tokens]
+    if decoder.config.gated:
+        vectors = _gradient(lambda x: neuron_objectives(decoder, layer_index, x, neurons), residual)
+        return positions, vectors, torch.ones_like(vectors[:, 0])
+    layer = decoder.weights.layers[layer_index]
+    vectors = decoder.centered(layer.mlp_norm.gain * layer.mlp_in_weight[neurons])
+    return positions, vectors, 1 / decoder.norm_scale(residual)[:, 0]
 
 
 def _latent_reads(
@@ -121,11 +121,12 @@ def _latent_reads(
     layer = autoencoder.layers[layer_index]
 
     def pre_activations(x: Tensor) -> Tensor:
-        return latent_pre_activations(layer, mlp_site(run.decoder, autoencoder, layer_index, x), indices[:, 1])
+        return latent_pre_activations(
+            layer, mlp_site(run.decoder, autoencoder, layer_index, x), indices[:, 1]
+        )
 
     vectors = _gradient(pre_activations, run.value(Place.RESID_POST_ATTN, layer_index)[indices[:, 0]])
-    keys: list[object] = [("latent", layer_index, *one) for one in indices.tolist()]
-    return positions, vectors, keys, torch.ones_like(vectors[:, 0])
+    return positions, vectors, torch.ones_like(vectors[:, 0])
 
 
 def _head_reads(
@@ -148,8 +149,7 @@ def _head_reads(
         return (keys[0, group, every] * run.value(Place.ATTN_Q, layer_index)[head, query]).sum(dim=-1)
 
     vectors = _gradient(logits, run.value(*before)[read_tokens])
-    keys_of = [("logit", layer_index, *one) for one in indices.tolist()]
-    return positions, vectors, [*keys_of], torch.ones_like(vectors[:, 0])
+    return positions, vectors, torch.ones_like(vectors[:, 0])
 
 
 def _gradient(objectives: Callable[[Tensor], Tensor], residual: Tensor) -> Tensor:
@@ -167,12 +167,9 @@ def _by_layer(nodes: Sequence[NodeIndex]) -> dict[tuple[NodeType, int | None], l
     return found
 
 
-def _joined(run: RowRun, found: Sequence[Located]) -> tuple[list[int], Directions]:
-    positions = [one for located in found for one in located[0]]
-    if not positions:
+def _joined(run: RowRun, found: Sequence[Located]) -> Located:
+    if not found:
         nothing = torch.zeros(0, run.decoder.config.d_model, device=run.decoder.device)
-        return [], Directions(nothing, nothing[:, 0].long(), nothing[:, 0])
-    vectors = torch.cat([located[1] for located in found])
-    first, rows = distinct([key for located in found for key in located[2]])
-    scales = torch.cat([located[3] for located in found])
-    return positions, Directions(vectors[first], torch.tensor(rows, device=vectors.device), scales)
+        return [], nothing, nothing[:, 0]
+    positions = [one for located in found for one in located[0]]
+    return positions, torch.cat([one[1] for one in found]), torch.cat([one[2] for one in found])

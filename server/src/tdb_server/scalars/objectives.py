@@ -1,13 +1,14 @@
 """Objectives: what the backward pass starts from, one number per row.
 
-A loss is a function of the last token's logits. A trace makes a node the objective: its pre-activation is recomputed
-from the residual stream just before its block, with the norm's scale held constant, so that the gradient at that
-residual stream is the node's own read direction (SEMANTICS section 3).
+A loss is a function of the last token's logits. A trace makes a node the objective: its pre-activation is
+recomputed from the residual stream just before its block, with the norm's scale held constant, so that the
+gradient at that residual stream is the node's own read direction (SEMANTICS section 3).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -57,7 +58,7 @@ Spot = tuple[Place, int | None]
 
 
 def trace_place(trace: Trace) -> Spot:
-    """The residual stream a trace starts from: before the MLP, or before the layer for what belongs to attention."""
+    """The residual stream a trace starts from: before the MLP, or before the layer for attention."""
     layer_index = trace.node.layer_index
     assert layer_index is not None
     if trace.node.node_type in (NodeType.ATTENTION_HEAD, NodeType.ATTENTION_AUTOENCODER_LATENT):

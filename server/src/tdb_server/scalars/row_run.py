@@ -1,4 +1,4 @@
-"""One row of a finished run: its own values, gradients, latents and direction of interest, padding left out."""
+"""One row of a finished run: its own values, gradients, latents and direction of interest, unpadded."""
 
 from __future__ import annotations
 
@@ -44,18 +44,22 @@ class RowRun:
 
     @property
     def decoder(self) -> Decoder:
+        """The model that was run."""
         return self._batch.decoder
 
     @property
     def facts(self) -> WeightFacts:
+        """What follows from its weights alone."""
         return self._batch.facts
 
     @property
     def n_tokens(self) -> int:
+        """Tokens of the prompt."""
         return self.row.n_tokens
 
     @property
     def n_layers(self) -> int:
+        """Layers of the model."""
         return self.decoder.config.n_layers
 
     def value(self, place: Place, layer_index: int | None) -> Tensor:
@@ -77,11 +81,13 @@ class RowRun:
 
     @cached_property
     def loss(self) -> float | None:
+        """The loss, where one was computed."""
         found = self._batch.losses[self._row_index]
         return None if found is None else found.item()
 
     @cached_property
     def traced_value(self) -> float | None:
+        """The traced objective, where a node was traced."""
         found = self._batch.traced[self._row_index]
         return None if found is None else found.item()
 
@@ -89,10 +95,8 @@ class RowRun:
 
     @cached_property
     def direction(self) -> Tensor:
-        """The direction of interest: gradient of the objective at the last residual stream it can see [T, d]."""
-        spot = (
-            (Place.RESID_POST_MLP, self.n_layers - 1) if self.trace is None else trace_place(self.trace)
-        )
+        """Gradient of the objective at the last residual stream it can see [T, d]."""
+        spot = (Place.RESID_POST_MLP, self.n_layers - 1) if self.trace is None else trace_place(self.trace)
         return self.gradient(*spot)
 
     @cached_property
@@ -166,6 +170,7 @@ class RowRun:
 
     @property
     def autoencoders(self) -> Sequence[Autoencoder]:
+        """Those that are loaded."""
         return self._batch.autoencoders
 
     def autoencoder_of_node(self, node_type: NodeType) -> Autoencoder:

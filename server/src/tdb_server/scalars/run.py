@@ -1,8 +1,8 @@
 """A run: one forward and one backward pass over a batch, and what was kept of them.
 
-The embedding output alone requires a gradient, so the graph holds activations only. The forward pass keeps the
-places that somebody asked for; one `autograd.grad` from the sum of all rows' objectives gives their gradients.
-Rows do not touch each other, so the gradient of the sum is each row's own gradient.
+The embedding output alone requires a gradient, so the graph holds activations only. The forward pass keeps
+the places that somebody asked for; one `autograd.grad` from the sum of all rows' objectives gives their
+gradients. Rows do not touch each other, so the gradient of the sum is each row's own gradient.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class Row:
 
     @property
     def n_tokens(self) -> int:
+        """Tokens of the prompt."""
         return len(self.inference.token_ids)
 
 
@@ -72,6 +73,7 @@ class Needs:
     site_gradients: set[Site] = field(default_factory=set)
 
     def update(self, other: Needs) -> None:
+        """Adds what another needs."""
         self.values |= other.values
         self.gradients |= other.gradients
         self.site_gradients |= other.site_gradients
@@ -101,7 +103,8 @@ class BatchRun:
         self.losses: list[Tensor | None] = [None] * len(rows)
         self.traced: list[Tensor | None] = [None] * len(rows)
         self.traces = [
-            None if row.inference.trace is None else specific_trace(row.inference.trace, autoencoders) for row in rows
+            None if row.inference.trace is None else specific_trace(row.inference.trace, autoencoders)
+            for row in rows
         ]
         self.forward_seconds = self.backward_seconds = 0.0
         self.logit_gradients: dict[int, Tensor] = {}
@@ -112,7 +115,11 @@ class BatchRun:
         self._backward_cells: dict[Spot, list[Cells]] = {}
         self.latent_ablations: dict[tuple[Site, int], list[LatentAblation]] = {}
         self._trace_spots = {
-            trace_place(one) for trace in self.traces if trace is not None for one in (trace, trace.downstream) if one
+            trace_place(one)
+            for trace in self.traces
+            if trace is not None
+            for one in (trace, trace.downstream)
+            if one
         }
         if any(one is not None and one.attention_trace_type is AttentionTraceType.V for one in self.traces):
             self.needs.values.add(Place.ATTN_QK_PROBS)
@@ -120,6 +127,7 @@ class BatchRun:
 
     @property
     def has_objective(self) -> bool:
+        """Whether there is anything to differentiate."""
         return any(row.inference.loss or row.inference.trace for row in self.rows)
 
     def forward(self) -> None:
@@ -163,9 +171,8 @@ class BatchRun:
         self.logit_gradients = _present(logits, found)
 
     def _wants_gradient(self, spot: Spot) -> bool:
-        place, layer_index = spot
         last_residual = (Place.RESID_POST_MLP, self.decoder.config.n_layers - 1)
-        return place in self.needs.gradients or spot == last_residual or spot in self._trace_spots
+        return spot[0] in self.needs.gradients or spot == last_residual or spot in self._trace_spots
 
     def _collect_ablations(self) -> None:
         mask = self.decoder.mask(max(row.n_tokens for row in self.rows)) if self.rows else None
@@ -186,11 +193,16 @@ class BatchRun:
         if place is Place.RESID_POST_MLP:
             self.check_cancelled()
             if x.requires_grad:
-                x.register_hook(lambda _: self.check_cancelled())
+                x.register_hook(lambda _: self.check_cancelled())  # type: ignore[no-untyped-call]
         spot = (place, layer_index)
         x = ablate(x, self._forward_cells.get(spot, ()))
         is_last = spot == (Place.RESID_POST_MLP, self.decoder.config.n_layers - 1)
-        if place in self.needs.values or place in self.needs.gradients or is_last or spot in self._trace_spots:
+        if (
+            place in self.needs.values
+            or place in self.needs.gradients
+            or is_last
+            or spot in self._trace_spots
+        ):
             self.values[spot] = x
         x = override_gradient(x, self._backward_cells.get(spot, ()))
         for autoencoder in self.autoencoders:
@@ -207,9 +219,11 @@ class BatchRun:
         return x
 
     def _compute_logits(self) -> None:
-        """The last token's logits of every row; a row whose logits are ablated has all of its own computed."""
+        """The last token's logits of every row, after ablation."""
         cells_by_row = {index: self._logit_cells(index) for index in range(len(self.rows))}
-        last = torch.stack([self.final_normed[index, row.n_tokens - 1] for index, row in enumerate(self.rows)])
+        last = torch.stack(
+            [self.final_normed[index, row.n_tokens - 1] for index, row in enumerate(self.rows)]
+        )
         logits = torch.nn.functional.linear(last, self.decoder.weights.unembedding)  # [B, V]
         self._ablated_logits, self.last_logits = [], []
         for index in range(len(self.rows)):
@@ -249,11 +263,13 @@ class BatchRun:
         return value
 
     def _downstream_direction(self, row_index: int, trace: Trace) -> Tensor:
-        """Where a traced value is projected: the read direction of the downstream node, or the loss's [T, d]."""
+        """Where a traced value is projected: the downstream node's read direction, or the loss's [T, d]."""
         row = self.rows[row_index]
         if trace.downstream is None:
             assert row.inference.loss is not None
-            return loss_direction(self.decoder, row.inference.loss, self.final_residual[row_index, : row.n_tokens])
+            return loss_direction(
+                self.decoder, row.inference.loss, self.final_residual[row_index, : row.n_tokens]
+            )
         before = self.values[trace_place(trace.downstream)][row_index, : row.n_tokens]
         residual = before.detach().requires_grad_()
         value = traced_value(self.decoder, self.autoencoders, trace.downstream, residual)

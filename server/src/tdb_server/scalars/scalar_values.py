@@ -90,7 +90,9 @@ class DenseScalars:
         if token_index is not None and token_axis is not None:
             position = self._position(torch.tensor([token_index], device=values.device))
             if position[0] < 0:
-                return values.new_zeros(0), torch.zeros(0, len(self.axes), dtype=torch.long, device=values.device)
+                return values.new_zeros(0), torch.zeros(
+                    0, len(self.axes), dtype=torch.long, device=values.device
+                )
             values = values.narrow(token_axis, int(position[0]), 1)
         if values.numel() == 0:
             return values.new_zeros(0), torch.zeros(0, len(self.axes), dtype=torch.long, device=values.device)
@@ -146,7 +148,9 @@ class DenseScalars:
 
 def _pick(factor: Tensor, coordinates: Sequence[Tensor]) -> Tensor:
     """Entries of a factor, which may be broadcast along some axes."""
-    return factor[tuple(one if size > 1 else one * 0 for one, size in zip(coordinates, factor.shape, strict=True))]
+    return factor[
+        tuple(one if size > 1 else one * 0 for one, size in zip(coordinates, factor.shape, strict=True))
+    ]
 
 
 @dataclass

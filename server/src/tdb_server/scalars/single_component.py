@@ -19,48 +19,50 @@ from tdb_server.domain.results import (
 from tdb_server.scalars.derived import scalar_values
 from tdb_server.scalars.row_run import RowRun
 from tdb_server.scalars.token_pairs import writes_to_latent
-from tdb_server.scalars.token_scores import Directions, rank_scores, rank_vocabulary, scaled
+from tdb_server.scalars.token_scores import TokenScorer, scaled
 from tdb_server.scalars.top_k import as_array, shown_pass
 
 
-def derived_scalars(run: RowRun, spec: DerivedScalarsSpec, excluded: Tensor | None) -> DerivedScalarsResult:
+def derived_scalars(run: RowRun, spec: DerivedScalarsSpec, scorer: TokenScorer) -> DerivedScalarsResult:
     """One component's derived scalar at every token, and the tokens of its direction."""
     scalar, shape = spec.derived_scalar, DERIVED_SCALAR_SHAPES[spec.derived_scalar]
     values = scalar_values(run, scalar, spec.layer_index, spec.pass_type)
     tokens = torch.arange(run.n_tokens, device=run.decoder.device)
     indices = torch.stack((tokens, torch.full_like(tokens, spec.activation_index)), dim=1)
     activations = values.at(indices)
-    make_node = partial(NodeIndex, shape.node_type, spec.layer_index, pass_type=shown_pass(scalar, spec.pass_type))
-    normalized = None if spec.normalizing_value is None else normalized_by(activations, spec.normalizing_value)
+    make_node = partial(
+        NodeIndex, shape.node_type, spec.layer_index, pass_type=shown_pass(scalar, spec.pass_type)
+    )
+    normalized = (
+        None if spec.normalizing_value is None else normalized_by(activations, spec.normalizing_value)
+    )
     return DerivedScalarsResult(
         nodes=tuple(make_node((token, spec.activation_index)) for token in range(run.n_tokens)),
         activations=as_array(activations),
         normalized_activations=None if normalized is None else as_array(normalized),
-        top_tokens=None if spec.n_top_tokens is None else _top_tokens(run, spec, spec.n_top_tokens, excluded, activations[:1]),
+        top_tokens=None
+        if spec.n_top_tokens is None
+        else _top_tokens(run, spec, spec.n_top_tokens, scorer, activations[:1]),
     )
 
 
 def _top_tokens(
-    run: RowRun, spec: DerivedScalarsSpec, n_tokens: int, excluded: Tensor | None, first: Tensor
+    run: RowRun, spec: DerivedScalarsSpec, n_tokens: int, scorer: TokenScorer, first: Tensor
 ) -> TopTokens | None:
-    """Output tokens that the component's write at the first token upvotes (`first` [1] is its activation there).
+    """Output tokens that the component's write at the first token upvotes.
 
-    For a read direction, the input tokens that feed it.
+    `first` [1] is its activation there. For a read direction, the input tokens that feed it.
     """
-    weights, row = run.decoder.weights, torch.zeros(1, dtype=torch.long, device=run.decoder.device)
     if spec.derived_scalar is DerivedScalar.VOCAB_TOKEN_WRITE_TO_INPUT_DIRECTION:
-        tokens = torch.arange(len(weights.token_embedding), device=row.device)
+        tokens = torch.arange(len(run.decoder.weights.token_embedding), device=first.device)
         scores = scalar_values(run, spec.derived_scalar, None).at(torch.stack((tokens * 0, tokens), dim=1))
-        return scaled([rank_scores(scores[None], n_tokens, excluded)], row, torch.ones_like(first))
+        return scaled(scorer.ranked(scores[None], n_tokens), torch.ones_like(first))
     write = _unit_write(run, spec)
-    if write is None:
-        return None
-    directions = Directions(write[None] * weights.final_norm.gain, row, first)
-    return rank_vocabulary(directions, weights.unembedding, n_tokens, excluded, centred=True)
+    return None if write is None else scorer.outputs(write[None], first, n_tokens)
 
 
 def _unit_write(run: RowRun, spec: DerivedScalarsSpec) -> Tensor | None:
-    """What the component adds to the residual stream per unit of activation [d]; None if that depends on the prompt."""
+    """What the component writes per unit of activation [d]; None where that depends on the prompt."""
     node_type = DERIVED_SCALAR_SHAPES[spec.derived_scalar].node_type
     if spec.layer_index is None:
         return None
@@ -73,7 +75,9 @@ def _unit_write(run: RowRun, spec: DerivedScalarsSpec) -> Tensor | None:
     return None
 
 
-def derived_attention_scalars(run: RowRun, spec: DerivedAttentionScalarsSpec) -> DerivedAttentionScalarsResult:
+def derived_attention_scalars(
+    run: RowRun, spec: DerivedAttentionScalarsSpec
+) -> DerivedAttentionScalarsResult:
     """One head (or all heads' writes to one latent) at every token pair, with totals and maxima per token."""
     if spec.derived_scalar is DerivedScalar.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS:
         wanted = run.row.inference.within_layer_gradient
@@ -81,8 +85,11 @@ def derived_attention_scalars(run: RowRun, spec: DerivedAttentionScalarsSpec) ->
         pairs = writes_to_latent(run, spec.layer_index, wanted)
     else:
         tokens = torch.arange(run.n_tokens, device=run.decoder.device)
-        cells = torch.cartesian_prod(tokens, tokens, torch.tensor([spec.activation_index], device=tokens.device))
-        pairs = scalar_values(run, spec.derived_scalar, spec.layer_index).at(cells).unflatten(0, (run.n_tokens, -1))
+        cells = torch.cartesian_prod(
+            tokens, tokens, torch.tensor([spec.activation_index], device=tokens.device)
+        )
+        pairs = scalar_values(run, spec.derived_scalar, spec.layer_index).at(cells)
+        pairs = pairs.view(run.n_tokens, -1)
     visible = pairs.tril()
     unseen = torch.ones_like(pairs, dtype=torch.bool).triu(1)
     best = pairs.masked_fill(unseen, -torch.inf)
@@ -112,5 +119,5 @@ def _scalar(value: float, like: Tensor) -> Tensor:
 
 
 def normalized_by(x: Tensor, maximum: Tensor | float) -> Tensor:
-    """`x` over its maximum (as it is when that is zero), negative numbers as zero: what a colour scale wants."""
+    """`x` over its maximum (as it is when that is zero), negative numbers as zero, as for a colour scale."""
     return x.clamp(min=0) / (maximum if maximum != 0 else 1.0)

@@ -19,7 +19,7 @@ from tdb_server.scalars.row_run import RowRun
 
 
 def writes_towards(run: RowRun, layer_index: int, queries: Tensor, directions: Tensor) -> Tensor:
-    """`sum over heads of attn(q, k, h) v(k, h) W_O[h] · direction`, for m queries, each with its own direction.
+    """`sum over heads of attn(q, k, h) v(k, h) W_O[h] · direction`, for m queries, each with its direction.
 
     Args:
         queries: tokens [m].
@@ -35,7 +35,7 @@ def writes_towards(run: RowRun, layer_index: int, queries: Tensor, directions: T
 def latent_gradients(
     run: RowRun, autoencoder: Autoencoder, layer_index: int, tokens: Tensor, latents: Tensor
 ) -> Tensor:
-    """Gradient of latents at attention's write, each at its own token, as they are before any ablation [m, d].
+    """Gradient of latents at attention's write, each at its own token, before any ablation [m, d].
 
     It is zero for inactive latents.
     """
@@ -86,7 +86,7 @@ def _attention_latents(run: RowRun, nodes: Sequence[NodeIndex]) -> dict[int, lis
 
 
 def writes_to_latent(run: RowRun, layer_index: int, wanted: ActivationIndex) -> Tensor:
-    """Attention's writes to one latent at every token pair [q, k]; only the asked-for queries are not zero."""
+    """Attention's writes to one latent at every token pair [q, k]; zero but for the asked-for queries."""
     autoencoder = autoencoder_of(wanted.place, run.autoencoders)
     token, latent = wanted.tensor_indices
     assert latent is not None

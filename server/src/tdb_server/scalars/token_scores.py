@@ -1,89 +1,136 @@
-"""Vocabulary tokens scored against nodes: what a node's write upvotes, and what input tokens its read upvotes.
+"""Vocabulary tokens scored along directions: what a node's write upvotes, and what upvotes the node.
 
-Many nodes share a direction up to scale (all uses of one neuron write along one row of its output weights), so each
-distinct direction is multiplied with the vocabulary once, and its ten best tokens are scaled for each node.
+Scoring reads the whole vocabulary matrix, which for a short prompt costs more than the model itself. Many
+nodes share a direction up to scale (all uses of one neuron write along one row of its output weights), in
+one call and in the next. So each distinct direction is ranked once, its best tokens are remembered under
+the direction's own bytes, and a node's list is its direction's, scaled.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tdb_server.domain.results import TopTokens
-
-
-RankedScores = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Largest scores, their token ids, smallest scores, their token ids: [m, n_tokens] each."""
+from tdb_server.domain.results import FloatArray, IntArray, TopTokens
+from tdb_server.model.decoder import Decoder
 
 
 @dataclass(frozen=True)
-class Directions:
-    """Directions to score, and how each node uses one.
+class Ranked:
+    """Both ends of rankings of the vocabulary, best first: arrays [m, n_tokens], or [n_tokens] for one."""
 
-    Attributes:
-        vectors: distinct directions [m, d].
-        rows: for each of n scored nodes, its direction.
-        scales: what its direction is multiplied with [n].
-    """
+    high: FloatArray
+    high_ids: IntArray
+    low: FloatArray
+    low_ids: IntArray
 
-    vectors: Tensor
-    rows: Tensor
-    scales: Tensor
+    def __getitem__(self, row: int) -> Ranked:
+        return Ranked(self.high[row], self.high_ids[row], self.low[row], self.low_ids[row])
 
 
-def rank_vocabulary(
-    directions: Directions, vocabulary: Tensor, n_tokens: int, excluded: Tensor | None = None, centred: bool = False
-) -> TopTokens:
-    """The vocabulary's best and worst tokens along each node's direction.
+class TokenScorer:
+    """Ranks a model's vocabulary along directions, and remembers what it ranked."""
 
-    Args:
-        vocabulary: [V, d].
-        n_tokens: how many at either end.
-        excluded: token ids that are never listed.
-        centred: whether each node's mean score over the vocabulary is subtracted.
-    """
-    n_tokens = min(n_tokens, len(vocabulary) - (0 if excluded is None else len(excluded)))
-    parts = [
-        rank_scores(F.linear(part, vocabulary), n_tokens, excluded, centred) for part in directions.vectors.split(256)
-    ]
-    return scaled(parts, directions.rows, directions.scales)
+    def __init__(self, decoder: Decoder, excluded: Sequence[int] = (), max_remembered: int = 65_536) -> None:
+        """Starts with nothing remembered.
+
+        Args:
+            excluded: token ids that are never listed.
+            max_remembered: directions whose rankings are kept, least recently used dropped first.
+        """
+        self._decoder = decoder
+        self._excluded = torch.tensor(list(excluded), device=decoder.device) if excluded else None
+        self._remembered: OrderedDict[tuple[bool, int, bytes], Ranked] = OrderedDict()
+        self._max_remembered = max_remembered
+
+    def outputs(self, writes: Tensor, scales: Tensor, n_tokens: int) -> TopTokens:
+        """Output tokens that writes upvote, the mean over the vocabulary subtracted.
+
+        Args:
+            writes: what is added to the last residual stream, per unit of scale [n, d].
+            scales: [n].
+        """
+        gained = writes * self._decoder.weights.final_norm.gain
+        return scaled(self._rank_all(gained, n_tokens, is_output=True), scales)
+
+    def inputs(self, reads: Tensor, scales: Tensor, n_tokens: int) -> TopTokens:
+        """Input tokens whose embeddings upvote what is read along directions [n, d], times scales [n]."""
+        return scaled(self._rank_all(reads, n_tokens, is_output=False), scales)
+
+    def ranked(self, scores: Tensor, n_tokens: int, *, is_centred: bool = False) -> Ranked:
+        """Both ends of rows of scores [m, V], each row's mean subtracted if centred."""
+        n_tokens = min(n_tokens, scores.shape[1] - (0 if self._excluded is None else len(self._excluded)))
+        mean = scores.mean(dim=1, keepdim=True) if is_centred else torch.zeros_like(scores[:, :1])
+        high, high_ids = top_k_per_row(self._without_excluded(scores, -torch.inf), n_tokens)
+        low, low_ids = top_k_per_row(self._without_excluded(scores, torch.inf), n_tokens, largest=False)
+        return Ranked(*(_numpy(x) for pair in ((high - mean, high_ids), (low - mean, low_ids)) for x in pair))
+
+    def _without_excluded(self, scores: Tensor, value: float) -> Tensor:
+        return scores if self._excluded is None else scores.index_fill(1, self._excluded, value)
+
+    def _rank_all(self, directions: Tensor, n_tokens: int, *, is_output: bool) -> Ranked:
+        """The ranking along every direction [n, d], computed for those not remembered."""
+        rows = _numpy(directions)
+        keys = [(is_output, n_tokens, blake2b(row.tobytes(), digest_size=16).digest()) for row in rows]
+        found = {key: self._remembered[key] for key in keys if key in self._remembered}
+        missing = {key: row for row, key in enumerate(keys) if key not in found}
+        weights = self._decoder.weights
+        vocabulary = weights.unembedding if is_output else weights.token_embedding
+        chunk = 256  # directions scored at once: bounds the [chunk, V] scores
+        for start in range(0, len(missing), chunk):
+            part = list(missing)[start : start + chunk]
+            scores = F.linear(directions[[missing[key] for key in part]], vocabulary)
+            ranked = self.ranked(scores, n_tokens, is_centred=is_output)
+            found |= {key: ranked[row] for row, key in enumerate(part)}
+        self._remember(found)
+        return _stacked([found[key] for key in keys])
+
+    def _remember(self, found: dict[tuple[bool, int, bytes], Ranked]) -> None:
+        for key, ranked in found.items():
+            self._remembered[key] = ranked
+            self._remembered.move_to_end(key)
+        while len(self._remembered) > self._max_remembered:
+            self._remembered.popitem(last=False)
 
 
-def scaled(parts: Sequence[RankedScores], rows: Tensor, scales: Tensor) -> TopTokens:
-    """Each node's token lists: those of its direction, scaled; a negative scale swaps top and bottom."""
-    high, high_ids, low, low_ids = (torch.cat(one) for one in zip(*parts, strict=True))
-    scales = scales[:, None]
-    is_flipped = scales < 0
-    top = torch.where(is_flipped, low[rows], high[rows]) * scales
-    bottom = torch.where(is_flipped, high[rows], low[rows]) * scales
-    top_ids = torch.where(is_flipped, low_ids[rows], high_ids[rows])
-    bottom_ids = torch.where(is_flipped, high_ids[rows], low_ids[rows])
-    leading = torch.maximum(top[:, :1].abs(), bottom[:, :1].abs())
-    leading = torch.where(leading == 0, torch.ones_like(leading), leading)
-    as_floats = [x.float().cpu().numpy() for x in (top, top / leading, bottom, bottom / leading)]
-    as_ids = [x.to(torch.int32).cpu().numpy() for x in (top_ids, bottom_ids)]
-    return TopTokens(as_ids[0], as_floats[0], as_floats[1], as_ids[1], as_floats[2], as_floats[3])
+def _numpy(x: Tensor) -> FloatArray | IntArray:
+    wide = x.to(torch.int32) if not x.is_floating_point() else x.float() if x.dtype.itemsize < 4 else x
+    array: FloatArray = wide.cpu().numpy()
+    return array
 
 
-def rank_scores(
-    scores: Tensor, n_tokens: int, excluded: Tensor | None = None, centred: bool = False
-) -> RankedScores:
-    """The best and worst tokens of each row of scores [m, V]: values and token ids at either end, [m, n_tokens]."""
-    mean = scores.mean(dim=1, keepdim=True) if centred else torch.zeros_like(scores[:, :1])
-    high, high_ids = top_k_per_row(scores if excluded is None else _without(scores, excluded, -torch.inf), n_tokens)
-    low, low_ids = top_k_per_row(
-        scores if excluded is None else _without(scores, excluded, torch.inf), n_tokens, largest=False
+def _stacked(ranked: Sequence[Ranked]) -> Ranked:
+    return Ranked(
+        np.stack([one.high for one in ranked]),
+        np.stack([one.high_ids for one in ranked]),
+        np.stack([one.low for one in ranked]),
+        np.stack([one.low_ids for one in ranked]),
     )
-    return high - mean, high_ids, low - mean, low_ids
 
 
-def _without(scores: Tensor, excluded: Tensor, value: float) -> Tensor:
-    return scores.index_fill(1, excluded, value)
+def scaled(ranked: Ranked, scales: Tensor) -> TopTokens:
+    """Each node's token lists: those of its direction times its scale [n]; a negative one swaps the ends."""
+    by = _numpy(scales)[:, None]
+    is_flipped = by < 0
+    top = np.where(is_flipped, ranked.low, ranked.high) * by
+    bottom = np.where(is_flipped, ranked.high, ranked.low) * by
+    leading = np.maximum(np.abs(top[:, :1]), np.abs(bottom[:, :1]))
+    leading[leading == 0] = 1
+    return TopTokens(
+        np.where(is_flipped, ranked.low_ids, ranked.high_ids),
+        top,
+        top / leading,
+        np.where(is_flipped, ranked.high_ids, ranked.low_ids),
+        bottom,
+        bottom / leading,
+    )
 
 
 def top_k_per_row(scores: Tensor, k: int, largest: bool = True, block: int = 64) -> tuple[Tensor, Tensor]:
@@ -94,8 +141,9 @@ def top_k_per_row(scores: Tensor, k: int, largest: bool = True, block: int = 64)
     n_rows, n_columns = scores.shape
     n_blocks = n_columns // block
     if n_blocks <= 4 * k:
-        return scores.topk(k, dim=1, largest=largest)
-    whole = scores[:, : n_blocks * block].unflatten(1, (n_blocks, block))
+        found = scores.topk(k, dim=1, largest=largest)
+        return found.values, found.indices
+    whole = scores[:, : n_blocks * block].view(n_rows, n_blocks, block)
     best = whole.amax(dim=2) if largest else whole.amin(dim=2)
     chosen = best.topk(k, dim=1, largest=largest, sorted=False).indices  # [m, k]
     candidates = whole.gather(1, chosen[:, :, None].expand(-1, -1, block)).flatten(1)
@@ -111,15 +159,3 @@ def no_tokens() -> TopTokens:
     """Token lists of no node."""
     ids, floats = np.zeros((0, 0), np.int32), np.zeros((0, 0), np.float32)
     return TopTokens(ids, floats, floats, ids, floats, floats)
-
-
-def distinct(keys: Sequence[object]) -> tuple[list[int], list[int]]:
-    """Positions of the first of each distinct key, and for each key which of those it equals."""
-    first: dict[object, int] = {}
-    positions, rows = [], []
-    for position, key in enumerate(keys):
-        if key not in first:
-            first[key] = len(positions)
-            positions.append(position)
-        rows.append(first[key])
-    return positions, rows

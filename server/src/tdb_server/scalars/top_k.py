@@ -1,7 +1,7 @@
 """Multiple top-k: the most important nodes of several groups, and every group's value at each of them.
 
-Ranking goes layer by layer: a layer's numbers are computed once for every named result that wants them, ranked, summed and let
-go. The layers' best are then merged. Nodes that score exactly zero are never chosen.
+Ranking goes layer by layer: a layer's numbers are computed once for every named result that wants them,
+ranked, summed and let go. The layers' best are then merged. Nodes that score exactly zero are never chosen.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Ranking:
         self.nodes.append((layer_index, nodes))
 
     def best(self, scalar: DerivedScalar, k: int, largest: bool) -> list[NodeIndex]:
-        """The k best of all layers, best first, without zeros; of equals, the first in layer and index order."""
+        """The k best of all layers, best first, without zeros; of equals, the first by layer and index."""
         values, nodes = torch.cat(self.values), torch.cat([nodes for _, nodes in self.nodes])
         if len(self.nodes) == 1:
             return self._nodes(scalar, torch.zeros_like(nodes[:k, 0]), values[:k], nodes[:k])
@@ -46,7 +46,9 @@ class _Ranking:
         order = order[values[order].argsort(descending=largest, stable=True)][:k]
         return self._nodes(scalar, layers[order], values[order], nodes[order])
 
-    def _nodes(self, scalar: DerivedScalar, spots: Tensor, values: Tensor, indices: Tensor) -> list[NodeIndex]:
+    def _nodes(
+        self, scalar: DerivedScalar, spots: Tensor, values: Tensor, indices: Tensor
+    ) -> list[NodeIndex]:
         node_type, is_node = DERIVED_SCALAR_SHAPES[scalar].node_type, values != 0
         return [
             NodeIndex(node_type, self.nodes[spot][0], tuple(one))
@@ -54,11 +56,13 @@ class _Ranking:
         ]
 
 
-def spots_of(run: RowRun, scalar: DerivedScalar, pass_type: PassType) -> Iterator[tuple[int | None, PassType]]:
+def spots_of(
+    run: RowRun, scalar: DerivedScalar, pass_type: PassType
+) -> Iterator[tuple[int | None, PassType]]:
     """The layers, and the passes in each, that a derived scalar has.
 
-    A place read backward adds its gradients to the sums of its activations, and still ranks the activations; that is
-    what the reference answers.
+    A place read backward adds its gradients to the sums of its activations, and still ranks the
+    activations; that is what the reference answers.
     """
     shape = DERIVED_SCALAR_SHAPES[scalar]
     passes = [PassType.FORWARD]
@@ -122,7 +126,9 @@ class TopKPass:
                 for largest in (True, False) if group.has_bottom else (True,):
                     how = (largest, spec.token_index)
                     if how not in ranked:
-                        ranked[how] = values.top(most, largest, spec.token_index, with_ties=layer_index is not None)
+                        ranked[how] = values.top(
+                            most, largest, spec.token_index, with_ties=layer_index is not None
+                        )
                     ranking = self._best.setdefault((index, group, scalar, largest), _Ranking())
                     ranking.add(*ranked[how], layer_index)
         values.release()
@@ -180,7 +186,7 @@ def _by_spot(nodes: Sequence[NodeIndex]) -> dict[tuple[NodeType, int | None, Pas
 
 
 def shown_pass(scalar: DerivedScalar, pass_type: PassType) -> PassType:
-    """The pass a node is shown with: only what reads a place of its own layer has a backward pass of its own."""
+    """The pass a node is shown with: only what reads a place has a backward pass of its own."""
     return PassType.FORWARD if DERIVED_SCALAR_SHAPES[scalar].place is None else pass_type
 
 

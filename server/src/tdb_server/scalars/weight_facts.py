@@ -1,4 +1,4 @@
-"""What follows from the weights alone and is needed by every call: computed once, when the model is loaded."""
+"""What follows from the weights alone and every call needs: computed once, when the model is loaded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def weight_facts(decoder: Decoder) -> WeightFacts:
     """Computes the facts for a decoder."""
     grams = []
     for layer in decoder.weights.layers:
-        out = layer.attn_out_weight.unflatten(1, (decoder.config.n_heads, decoder.config.d_head))  # [d, H, e]
+        out = layer.attn_out_weight.view(-1, decoder.config.n_heads, decoder.config.d_head)  # [d, H, e]
         by_head = out.transpose(0, 1)  # [H, d, e]
         grams.append(by_head.transpose(1, 2) @ by_head)
     return WeightFacts(

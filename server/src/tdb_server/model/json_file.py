@@ -1,0 +1,23 @@
+"""Small JSON files that come with weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tdb_server.errors import AutoencoderBroken
+
+
+def read_json_object(path: Path) -> dict[str, object]:
+    """The object in a file.
+
+    Raises:
+        AutoencoderBroken: there is none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AutoencoderBroken(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise AutoencoderBroken(f"{path}: not a JSON object")
+    return found

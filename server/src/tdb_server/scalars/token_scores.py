@@ -70,14 +70,14 @@ class TokenScorer:
         mean = scores.mean(dim=1, keepdim=True) if is_centred else torch.zeros_like(scores[:, :1])
         high, high_ids = top_k_per_row(self._without_excluded(scores, -torch.inf), n_tokens)
         low, low_ids = top_k_per_row(self._without_excluded(scores, torch.inf), n_tokens, largest=False)
-        return Ranked(*(_numpy(x) for pair in ((high - mean, high_ids), (low - mean, low_ids)) for x in pair))
+        return Ranked(_floats(high - mean), _ids(high_ids), _floats(low - mean), _ids(low_ids))
 
     def _without_excluded(self, scores: Tensor, value: float) -> Tensor:
         return scores if self._excluded is None else scores.index_fill(1, self._excluded, value)
 
     def _rank_all(self, directions: Tensor, n_tokens: int, *, is_output: bool) -> Ranked:
         """The ranking along every direction [n, d], computed for those not remembered."""
-        rows = _numpy(directions)
+        rows = _floats(directions)
         keys = [(is_output, n_tokens, blake2b(row.tobytes(), digest_size=16).digest()) for row in rows]
         found = {key: self._remembered[key] for key in keys if key in self._remembered}
         missing = {key: row for row, key in enumerate(keys) if key not in found}
@@ -100,9 +100,13 @@ class TokenScorer:
             self._remembered.popitem(last=False)
 
 
-def _numpy(x: Tensor) -> FloatArray | IntArray:
-    wide = x.to(torch.int32) if not x.is_floating_point() else x.float() if x.dtype.itemsize < 4 else x
-    array: FloatArray = wide.cpu().numpy()
+def _floats(x: Tensor) -> FloatArray:
+    array: FloatArray = (x.float() if x.dtype.itemsize < 4 else x).cpu().numpy()
+    return array
+
+
+def _ids(x: Tensor) -> IntArray:
+    array: IntArray = x.to(torch.int32).cpu().numpy()
     return array
 
 
@@ -117,7 +121,7 @@ def _stacked(ranked: Sequence[Ranked]) -> Ranked:
 
 def scaled(ranked: Ranked, scales: Tensor) -> TopTokens:
     """Each node's token lists: those of its direction times its scale [n]; a negative one swaps the ends."""
-    by = _numpy(scales)[:, None]
+    by = _floats(scales)[:, None]
     is_flipped = by < 0
     top = np.where(is_flipped, ranked.low, ranked.high) * by
     bottom = np.where(is_flipped, ranked.high, ranked.low) * by

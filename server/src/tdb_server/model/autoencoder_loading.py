@@ -10,7 +10,7 @@ Several folders of one site make one autoencoder, as long as their layers differ
 
 from __future__ import annotations
 
-import pickle
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,8 +122,11 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 def _read_state_dict(path: Path) -> dict[str, Any]:
     """A pickled file, of which nothing but numbers, texts and containers is ever read."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # files of newer pickle protocols are none of our business
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files raise all sorts of errors
         raise AutoencoderBroken(f"{path}: not a state dict that can be read safely") from error
     if not isinstance(state, dict):
         raise AutoencoderBroken(f"{path}: not a state dict but a {type(state).__name__}")

@@ -1,0 +1,254 @@
+"""The client for asyncio programs."""
+
+# ruff: noqa: ASYNC109 - the timeouts are deadlines that the server sees
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+from transformer_debugger.v1 import model_service_pb2 as model_pb2
+from transformer_debugger.v1 import transformer_debugger_service_pb2 as service_pb2
+from transformer_debugger.v1.model_service_pb2_grpc import ModelServiceStub
+from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import TransformerDebuggerServiceStub
+
+from tdb_client import decoding, encoding
+from tdb_client.connection import DEFAULT_SERVER, Connection, Tls
+from tdb_client.debug_result import DebugResult, debug_result
+from tdb_client.errors import call_errors
+from tdb_client.events import Event, inference_results
+from tdb_client.health import HealthStatus, health_check, health_request, health_status
+from tdb_client.inference import InferenceSubRequest
+from tdb_client.interventions import Ablation, Trace
+from tdb_client.model_info import ModelInfo, model_info
+from tdb_client.nodes import Node
+from tdb_client.requests import (
+    AttentionComponent,
+    DebugSubRequest,
+    MlpComponent,
+    SubRequestT,
+    prompts_to_tokenize,
+    resolve,
+)
+from tdb_client.results import EstimatedCost, InferenceResult, PromptTokens
+from tdb_client.streams import EventReader
+
+Request = TypeVar("Request", service_pb2.DebugRequest, service_pb2.InferRequest)
+Response = TypeVar("Response", service_pb2.StreamDebugResponse, service_pb2.StreamInferResponse)
+
+
+class AsyncClient:
+    """Client for asyncio: the same methods with `await`, and `async for` over streams.
+
+    It belongs to the event loop that runs when it is made.
+
+    Example:
+        async with AsyncClient() as client:
+            result = await client.debug("When Mary and John went to the store, John gave a drink to", " Mary")
+            print(result.loss, result.nodes.words[0])
+
+    Args:
+        server: `HOST:PORT` of the server.
+        timeout: seconds that each call may take unless it says otherwise; None for no limit.
+        tls: how to check the server's certificate; None for a connection in clear.
+        token: bearer token that is sent with every call.
+        max_receive_bytes: largest message that is taken; None for gRPC's 4 MiB.
+
+    Every method raises a CallError when the call fails and a ResponseError when the answer is malformed.
+    """
+
+    def __init__(
+        self,
+        server: str = DEFAULT_SERVER,
+        *,
+        timeout: float | None = 120.0,
+        tls: Tls | None = None,
+        token: str | None = None,
+        max_receive_bytes: int | None = None,
+    ) -> None:
+        self._connection = Connection(server, tls, token, timeout, max_receive_bytes)
+        self._channel = self._connection.open_async()
+        self._debugger = TransformerDebuggerServiceStub(self._channel)
+        self._models = ModelServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the connection; calls in progress are cancelled."""
+        await self._channel.close()
+
+    async def debug(
+        self,
+        prompt: str,
+        target: str | Sequence[str],
+        distractor: str | Sequence[str] = (),
+        *,
+        k: int = 10,
+        ablate: Sequence[Ablation | Node | str] = (),
+        trace: Trace | Node | str | None = None,
+        downstream: Trace | Node | str | None = None,
+        mlp: MlpComponent = "neuron",
+        attention: AttentionComponent = "attention_head",
+        hide_early_layers: bool = False,
+        timeout: float | None = None,
+        request_id: str = "",
+        on_event: Callable[[Event], object] | None = None,
+    ) -> DebugResult:
+        """Explains why the model predicts `target` rather than `distractor`; see Client.debug."""
+        sub_request = DebugSubRequest.of(
+            prompt,
+            target,
+            distractor,
+            k=k,
+            ablate=ablate,
+            trace=trace,
+            downstream=downstream,
+            mlp=mlp,
+            attention=attention,
+            hide_early_layers=hide_early_layers,
+        )
+        results = await self.debug_many(
+            [sub_request], timeout=timeout, request_id=request_id, on_event=on_event
+        )
+        return results[0]
+
+    async def debug_many(
+        self,
+        sub_requests: Sequence[DebugSubRequest],
+        *,
+        timeout: float | None = None,
+        request_id: str = "",
+        on_event: Callable[[Event], object] | None = None,
+    ) -> list[DebugResult]:
+        """Explains several prompts of the same length in one call; row i of every result is the same node."""
+        stream = self.stream_debug(sub_requests, timeout=timeout, request_id=request_id)
+        return [debug_result(one) for one in inference_results(await _all_events(stream, on_event))]
+
+    async def infer(
+        self,
+        sub_requests: Sequence[InferenceSubRequest],
+        *,
+        timeout: float | None = None,
+        request_id: str = "",
+        on_event: Callable[[Event], object] | None = None,
+    ) -> list[InferenceResult]:
+        """Runs general sub-requests in one call and returns their results by name."""
+        stream = self.stream_infer(sub_requests, timeout=timeout, request_id=request_id)
+        return inference_results(await _all_events(stream, on_event))
+
+    async def stream_debug(
+        self, sub_requests: Sequence[DebugSubRequest], *, timeout: float | None = None, request_id: str = ""
+    ) -> AsyncGenerator[Event]:
+        """Yields events as they arrive: Started, then ResultReady and Values, then Finished.
+
+        Closing the iterator cancels the call.
+        """
+        request = encoding.debug_request(await self._resolved(sub_requests, timeout), request_id=request_id)
+        async with aclosing(self._events(self._debugger.StreamDebug, request, timeout)) as events:
+            async for event in events:
+                yield event
+
+    async def stream_infer(
+        self,
+        sub_requests: Sequence[InferenceSubRequest],
+        *,
+        timeout: float | None = None,
+        request_id: str = "",
+    ) -> AsyncGenerator[Event]:
+        """Yields the events of general sub-requests as they arrive; as stream_debug."""
+        request = encoding.infer_request(await self._resolved(sub_requests, timeout), request_id=request_id)
+        async with aclosing(self._events(self._debugger.StreamInfer, request, timeout)) as events:
+            async for event in events:
+                yield event
+
+    async def estimate(
+        self, sub_requests: Sequence[DebugSubRequest | InferenceSubRequest], *, timeout: float | None = None
+    ) -> EstimatedCost:
+        """Checks sub-requests of one kind and says what they would cost, without running them."""
+        request = encoding.estimate_request(await self._resolved(sub_requests, timeout))
+        seconds, metadata = self._connection.seconds(timeout), self._connection.metadata()
+        with call_errors(self._connection.server):
+            if isinstance(request, service_pb2.DebugRequest):
+                debug = await self._debugger.Debug(request, timeout=seconds, metadata=metadata)
+                return decoding.estimated_cost(debug.estimated_cost)
+            infer = await self._debugger.Infer(request, timeout=seconds, metadata=metadata)
+            return decoding.estimated_cost(infer.estimated_cost)
+
+    async def model_info(self, *, timeout: float | None = None) -> ModelInfo:
+        """Describes the model, its autoencoders, what can be asked of it and every limit."""
+        request = model_pb2.GetModelInfoRequest()
+        seconds, metadata = self._connection.seconds(timeout), self._connection.metadata()
+        with call_errors(self._connection.server):
+            response = await self._models.GetModelInfo(request, timeout=seconds, metadata=metadata)
+        return model_info(response.model_info)
+
+    async def tokenize(self, text: str, *, timeout: float | None = None) -> PromptTokens:
+        """Splits text into the model's tokens, as prompts are split."""
+        request = model_pb2.TokenizeRequest(text=text)
+        seconds, metadata = self._connection.seconds(timeout), self._connection.metadata()
+        with call_errors(self._connection.server):
+            response = await self._models.Tokenize(request, timeout=seconds, metadata=metadata)
+        return PromptTokens(tuple(response.token_ids), tuple(response.token_strings))
+
+    async def detokenize(self, token_ids: Sequence[int], *, timeout: float | None = None) -> str:
+        """Joins tokens into text; bytes that are not UTF-8 become U+FFFD."""
+        request = model_pb2.DetokenizeRequest(token_ids=token_ids)
+        seconds, metadata = self._connection.seconds(timeout), self._connection.metadata()
+        with call_errors(self._connection.server):
+            return (await self._models.Detokenize(request, timeout=seconds, metadata=metadata)).text
+
+    async def health(self, service: str = "", *, timeout: float | None = None) -> HealthStatus:
+        """Says whether the server, or one service by full name, is ready: `SERVING` when it is."""
+        request = health_request(service)
+        seconds, metadata = self._connection.seconds(timeout), self._connection.metadata()
+        with call_errors(self._connection.server):
+            check = health_check(self._channel)
+            return health_status(await check(request, timeout=seconds, metadata=metadata))
+
+    async def _resolved(
+        self, sub_requests: Sequence[SubRequestT], timeout: float | None
+    ) -> list[SubRequestT]:
+        """The sub-requests with tokens counted from the start; asks for the prompts' lengths where needed."""
+        prompts = prompts_to_tokenize(sub_requests)
+        n_tokens = {prompt: len(await self.tokenize(prompt, timeout=timeout)) for prompt in prompts}
+        return [resolve(one, n_tokens) for one in sub_requests]
+
+    async def _events(
+        self,
+        method: grpc.aio.UnaryStreamMultiCallable[Request, Response],
+        request: Request,
+        timeout: float | None,
+    ) -> AsyncGenerator[Event]:
+        reader = EventReader(len(request.sub_requests))
+        with call_errors(self._connection.server):
+            call = method(
+                request, timeout=self._connection.seconds(timeout), metadata=self._connection.metadata()
+            )
+            try:
+                async for message in call:
+                    for event in reader.read(message):
+                        yield event
+            finally:
+                call.cancel()
+        reader.end()
+
+
+async def _all_events(
+    stream: AsyncGenerator[Event], on_event: Callable[[Event], object] | None
+) -> list[Event]:
+    events = []
+    async with aclosing(stream):
+        async for event in stream:
+            events.append(event)
+            if on_event is not None:
+                on_event(event)
+    return events

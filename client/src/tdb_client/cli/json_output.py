@@ -1,0 +1,123 @@
+"""What `--json` prints. Numbers that are not finite become null."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+import numpy.typing as npt
+
+from tdb_client.debug_result import DebugResult, NodeTable
+from tdb_client.model_info import ModelInfo
+from tdb_client.requests import DebugSubRequest
+from tdb_client.results import AttendedToTokens, PromptTokens, RankedTokens, TopTokens
+
+Json = dict[str, object]
+
+
+def model(info: ModelInfo) -> Json:
+    """The model as in ModelInfo."""
+    return asdict(info)
+
+
+def tokens(prompt: PromptTokens) -> Json:
+    """Tokens as parallel lists."""
+    return {"token_ids": list(prompt.token_ids), "tokens": list(prompt.tokens)}
+
+
+def debug(sub_requests: Sequence[DebugSubRequest], results: Sequence[DebugResult]) -> Json:
+    """The call, and for every sub-request what was asked and answered."""
+    first = results[0]
+    return {
+        "call": asdict(first.call),
+        "timings": asdict(first.timings),
+        "peak_memory_bytes": first.peak_memory_bytes,
+        "cached": first.cached,
+        "sub_requests": [
+            {"request": _request(request), "result": _result(result)}
+            for request, result in zip(sub_requests, results, strict=True)
+        ],
+    }
+
+
+def _request(request: DebugSubRequest) -> Json:
+    return {
+        "prompt": request.prompt,
+        "target": list(request.target),
+        "distractor": list(request.distractor),
+        "k": request.k,
+        "ablate": [str(one) for one in request.ablate],
+        "trace": None if request.trace is None else str(request.trace),
+        "downstream": None if request.downstream is None else str(request.downstream),
+        "mlp": request.mlp,
+        "attention": request.attention,
+        "hide_early_layers": request.hide_early_layers,
+    }
+
+
+def _result(result: DebugResult) -> Json:
+    logits = result.logits
+    return {
+        **tokens(result.prompt),
+        "loss": _number(result.loss),
+        "traced_value": _number(result.traced_value),
+        "nodes": [_node(result.nodes, row) for row in range(len(result.nodes))],
+        "logits": [
+            {"token": token, "token_id": int(token_id), "logit": _number(logit)}
+            for token, token_id, logit in zip(logits.tokens, logits.token_ids, logits.logits, strict=True)
+        ],
+        "sums": {
+            group: {name: _numbers(array) for name, array in scalars.items()}
+            for group, scalars in result.sums.items()
+        },
+    }
+
+
+def _node(nodes: NodeTable, row: int) -> Json:
+    node = nodes.nodes[row]
+    return {
+        "node": str(node),
+        "words": nodes.words[row],
+        "type": node.type,
+        "layer": node.layer,
+        "index": node.index,
+        "token": node.token,
+        "attended_to": node.attended_to,
+        "write_norm": _number(nodes.write_norm[row]),
+        "act_times_grad": _number(nodes.act_times_grad[row]),
+        "direct_effect": _number(nodes.direct_effect[row]),
+        "activation": _number(nodes.activation[row]),
+        "upvoted_tokens": _top_tokens(nodes.upvoted_tokens[row]),
+        "input_tokens": _top_tokens(nodes.input_tokens[row]),
+        "query_tokens": _top_tokens(nodes.query_tokens[row]),
+        "key_tokens": _top_tokens(nodes.key_tokens[row]),
+        "attended_to_tokens": _attended_to(nodes.attended_to[row]),
+    }
+
+
+def _top_tokens(scored: TopTokens | None) -> Json | None:
+    return None if scored is None else {"top": _ranked(scored.top), "bottom": _ranked(scored.bottom)}
+
+
+def _ranked(ranked: RankedTokens) -> list[Json]:
+    return [
+        {"token": token, "token_id": int(token_id), "score": _number(score)}
+        for token, token_id, score in zip(ranked.tokens, ranked.ids, ranked.scores, strict=True)
+    ]
+
+
+def _attended_to(attended_to: AttendedToTokens | None) -> list[Json] | None:
+    if attended_to is None:
+        return None
+    pairs = zip(attended_to.token_indices, attended_to.attributions, strict=True)
+    return [{"token": int(token), "attribution": _number(attribution)} for token, attribution in pairs]
+
+
+def _number(value: float | np.floating | None) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _numbers(array: npt.NDArray[np.floating]) -> list[object]:
+    return [_numbers(row) if row.ndim else _number(row) for row in array]

@@ -1,0 +1,66 @@
+"""What `tdb info` and `tdb tokenize` print."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from tdb_client.cli.numbers import quoted
+from tdb_client.model_info import AutoencoderInfo, ModelInfo
+from tdb_client.results import PromptTokens
+
+
+def model_page(model: ModelInfo) -> Group:
+    """The model, its autoencoders and the limits."""
+    heads = f"{model.n_heads} of {model.d_head} channels"
+    if model.n_key_value_heads != model.n_heads:
+        heads += f", {model.n_key_value_heads} key/value heads"
+    facts = {
+        "model": model.name,
+        "digest": model.digest,
+        "family": f"{model.family}, {model.dtype}",
+        "layers": f"{model.n_layers}",
+        "residual stream": f"{model.d_model} channels",
+        "attention heads": heads,
+        "MLP neurons": f"{model.n_mlp_neurons} per layer",
+        "vocabulary": f"{model.vocab_size} tokens",
+        "context": f"{model.context_length} tokens",
+        "autoencoders": "\n".join(map(_autoencoder, model.autoencoders)) or "none",
+        "derived scalars": f"{len(model.derived_scalars)} (--json lists them)",
+        "ablatable places": f"{len(model.ablatable_places)} (--json lists them)",
+        "server": f"{model.server_version}, interface {model.api_version}",
+    }
+    limits = {
+        one.name.replace("_", " "): f"{getattr(model.limits, one.name):,}" for one in fields(model.limits)
+    }
+    return Group(_facts(facts), Text("\nlimits", "dim"), _facts(limits))
+
+
+def token_table(tokens: PromptTokens) -> Table:
+    """Position, text and vocabulary index of every token."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("@", justify="right", style="dim")
+    table.add_column("token")
+    table.add_column("id", justify="right")
+    for position, (token, token_id) in enumerate(zip(tokens.tokens, tokens.token_ids, strict=True)):
+        table.add_row(str(position), Text(quoted(token)), str(token_id))
+    return table
+
+
+def _facts(facts: dict[str, str]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(Text(name), Text(value))
+    return table
+
+
+def _autoencoder(info: AutoencoderInfo) -> str:
+    activation = info.activation if info.k is None else f"{info.activation} {info.k}"
+    layers = ", ".join(map(str, info.layers))
+    return f"{info.site}: {info.n_latents} latents, {activation}, layers {layers}"

@@ -1,0 +1,61 @@
+"""Numbers and tokens as cells of a terminal's tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.text import Text
+
+from tdb_client.results import TopTokens
+
+RAISES, LOWERS = "dodger_blue1", "dark_orange"
+"""Colours of what raises and what lowers the objective; told apart by most colour-blind eyes too."""
+
+
+def number(value: float, *, sign: bool = False) -> str:
+    """A number in at most eight characters; `sign` writes the plus sign too."""
+    plus = "+" if sign else ""
+    size = abs(value)
+    if value == 0:  # minus zero too
+        return "0"
+    if not math.isfinite(value):
+        return f"{value:{plus}.0f}"
+    if size >= 1e5 or size < 1e-3:
+        return f"{value:{plus}.1e}"
+    return f"{value:{plus}.{3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0}f}"
+
+
+def plain(value: float) -> Text:
+    """A number whose sign says nothing about the objective."""
+    return Text(number(value))
+
+
+def effect(value: float) -> Text:
+    """A number that raises or lowers the objective."""
+    style = RAISES if value > 0 else LOWERS if value < 0 else ""
+    return Text(number(value), style)
+
+
+def difference(value: float) -> Text:
+    """How much a number changed, sign always shown."""
+    style = RAISES if value > 0 else LOWERS if value < 0 else ""
+    return Text(number(value, sign=True), style)
+
+
+def best_tokens(scored: TopTokens | None, n_tokens: int) -> Text:
+    """The best tokens of a list, quoted, side by side."""
+    return Text(" ".join(quoted(token) for token in ([] if scored is None else scored.top.tokens[:n_tokens])))
+
+
+def quoted(token: str) -> str:
+    """A token in quotes, with what cannot be printed escaped."""
+    return repr(token)
+
+
+def objective_words(target: Sequence[str], distractor: Sequence[str]) -> str:
+    """The loss in words: `logit ' Mary' - ' John'`."""
+    targets = ", ".join(map(quoted, target))
+    if not distractor:
+        return f"logit {targets}"
+    return f"logit {targets} - {', '.join(map(quoted, distractor))}"

@@ -1,0 +1,135 @@
+"""Everything that `tdb debug` and `tdb trace` print, from top to bottom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from tdb_client.cli.node_tables import comparison_table, node_table
+from tdb_client.cli.numbers import LOWERS, RAISES, difference, number, objective_words, plain, quoted
+from tdb_client.cli.prompt_line import coloured_prompt, strongest_tokens
+from tdb_client.debug_result import DebugResult, NodeScalar
+from tdb_client.interventions import Trace
+from tdb_client.requests import DebugSubRequest
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How much to show.
+
+    Attributes:
+        by: the scalar that nodes are sorted by.
+        n_nodes: nodes to show; 0 for all.
+        n_logits: top logits to show.
+        width: columns of the terminal.
+    """
+
+    by: NodeScalar
+    n_nodes: int
+    n_logits: int
+    width: int
+
+
+def result_page(request: DebugSubRequest, result: DebugResult, view: View) -> Group:
+    """One result: the prompt, what is explained, the node table and the top logits."""
+    value = result.loss if request.trace is None else result.traced_value
+    return Group(
+        _heading(result),
+        *_prompt("prompt", result),
+        _spaced(Text.assemble(_objective(request, result), " = ", (_value(value), "bold"))),
+        _spaced(node_table(result.nodes, view.by, view.n_nodes, view.width)),
+        _spaced(_logit_table(request, [result], view.n_logits)),
+    )
+
+
+def comparison_page(
+    request: DebugSubRequest, plain_result: DebugResult, ablated: DebugResult, view: View
+) -> Group:
+    """Two results side by side: without and with the request's ablations."""
+    before, after = (
+        one.loss if request.trace is None else one.traced_value for one in (plain_result, ablated)
+    )
+    line = Text.assemble(
+        _objective(request, plain_result),
+        " = ",
+        (_value(before), "bold"),
+        " plain, ",
+        (_value(after), "bold"),
+    )
+    line.append(" ablated")
+    if before is not None and after is not None:
+        line = Text.assemble(line, ", difference ", difference(after - before))
+    ablations = ", ".join(map(str, request.ablate))
+    return Group(
+        _heading(plain_result),
+        *_prompt("plain", plain_result),
+        *_prompt("ablated", ablated),
+        _spaced(Text.assemble("ablated: ", (ablations, "bold"))),
+        line,
+        _spaced(comparison_table(plain_result.nodes, ablated.nodes, view.by, view.n_nodes, view.width)),
+        _spaced(_logit_table(request, [plain_result, ablated], view.n_logits)),
+    )
+
+
+def _heading(result: DebugResult) -> Text:
+    seconds = result.timings
+    compute = (
+        seconds.forward_seconds + seconds.backward_seconds + seconds.derive_seconds + seconds.score_seconds
+    )
+    cached = ", cached" if result.cached else ""
+    return Text(
+        f"{result.call.model_name}, {len(result.prompt)} tokens, {compute:.2f} s compute{cached}", "dim"
+    )
+
+
+def _prompt(name: str, result: DebugResult) -> list[RenderableType]:
+    tokens, attribution = result.prompt.tokens, result.token_attribution
+    return [
+        Text.assemble((f"{name}: ", "dim"), coloured_prompt(tokens, attribution)),
+        Text.assemble(("strongest tokens: ", "dim"), strongest_tokens(tokens, attribution)),
+    ]
+
+
+def _objective(request: DebugSubRequest, result: DebugResult) -> str:
+    """What is explained, in words."""
+    if request.trace is None:
+        return objective_words(request.target, request.distractor)
+    downstream = "" if request.downstream is None else f", read by {_traced(request.downstream, result)}"
+    return _traced(request.trace, result) + downstream
+
+
+def _traced(trace: Trace, result: DebugResult) -> str:
+    through = "" if trace.through is None else f", through {trace.through}"
+    return trace.node.resolve(len(result.prompt)).words(result.prompt.tokens) + through
+
+
+def _value(value: float | None) -> str:
+    return "none" if value is None else number(value)
+
+
+def _logit_table(request: DebugSubRequest, results: list[DebugResult], n_logits: int) -> Table:
+    """Top logits of the first result; with a second one, its logits of the same tokens and differences."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("top logits", no_wrap=True)
+    for title in ["logit"] if len(results) == 1 else ["plain", "ablated", "difference"]:
+        table.add_column(title, justify="right", no_wrap=True)
+    first = results[0].logits
+    others = [dict(zip(one.logits.token_ids, one.logits.logits, strict=True)) for one in results[1:]]
+    for token, token_id, logit in list(zip(first.tokens, first.token_ids, first.logits, strict=True))[
+        :n_logits
+    ]:
+        style = RAISES if token in request.target else LOWERS if token in request.distractor else ""
+        cells = [plain(float(logit))]
+        for other in others:
+            cells += [plain(float(other[token_id])), difference(float(other[token_id] - logit))]
+        table.add_row(Text(quoted(token), style), *cells)
+    return table
+
+
+def _spaced(renderable: RenderableType) -> Padding:
+    return Padding(renderable, (1, 0, 0, 0))

@@ -1,0 +1,261 @@
+"""The client for ordinary programs and notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+from transformer_debugger.v1 import model_service_pb2 as model_pb2
+from transformer_debugger.v1 import transformer_debugger_service_pb2 as service_pb2
+from transformer_debugger.v1.model_service_pb2_grpc import ModelServiceStub
+from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import TransformerDebuggerServiceStub
+
+from tdb_client import decoding, encoding
+from tdb_client.connection import DEFAULT_SERVER, Connection, Tls
+from tdb_client.debug_result import DebugResult, debug_result
+from tdb_client.errors import call_errors
+from tdb_client.events import Event, inference_results
+from tdb_client.health import HealthStatus, health_check, health_request, health_status
+from tdb_client.inference import InferenceSubRequest
+from tdb_client.interventions import Ablation, Trace
+from tdb_client.model_info import ModelInfo, model_info
+from tdb_client.nodes import Node
+from tdb_client.requests import (
+    AttentionComponent,
+    DebugSubRequest,
+    MlpComponent,
+    SubRequestT,
+    prompts_to_tokenize,
+    resolve,
+)
+from tdb_client.results import EstimatedCost, InferenceResult, PromptTokens
+from tdb_client.streams import EventReader
+
+Request = TypeVar("Request", service_pb2.DebugRequest, service_pb2.InferRequest)
+Response = TypeVar("Response", service_pb2.StreamDebugResponse, service_pb2.StreamInferResponse)
+
+
+class Client:
+    """Talks to a transformer debugger server. Threads may share one.
+
+    Example:
+        with Client() as client:
+            result = client.debug("When Mary and John went to the store, John gave a drink to", " Mary")
+            print(result.loss, result.nodes.words[0])
+
+    Args:
+        server: `HOST:PORT` of the server.
+        timeout: seconds that each call may take unless it says otherwise; None for no limit.
+        tls: how to check the server's certificate; None for a connection in clear.
+        token: bearer token that is sent with every call.
+        max_receive_bytes: largest message that is taken; None for gRPC's 4 MiB.
+
+    Every method raises a CallError when the call fails and a ResponseError when the answer is malformed.
+    """
+
+    def __init__(
+        self,
+        server: str = DEFAULT_SERVER,
+        *,
+        timeout: float | None = 120.0,
+        tls: Tls | None = None,
+        token: str | None = None,
+        max_receive_bytes: int | None = None,
+    ) -> None:
+        self._connection = Connection(server, tls, token, timeout, max_receive_bytes)
+        self._channel = self._connection.open()
+        self._debugger = TransformerDebuggerServiceStub(self._channel)
+        self._models = ModelServiceStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection; calls in progress are cancelled."""
+        self._channel.close()
+
+    def debug(
+        self,
+        prompt: str,
+        target: str | Sequence[str],
+        distractor: str | Sequence[str] = (),
+        *,
+        k: int = 10,
+        ablate: Sequence[Ablation | Node | str] = (),
+        trace: Trace | Node | str | None = None,
+        downstream: Trace | Node | str | None = None,
+        mlp: MlpComponent = "neuron",
+        attention: AttentionComponent = "attention_head",
+        hide_early_layers: bool = False,
+        timeout: float | None = None,
+        request_id: str = "",
+        on_event: Callable[[Event], object] | None = None,
+    ) -> DebugResult:
+        """Explains why the model predicts `target` rather than `distractor` after `prompt`.
+
+        Args:
+            prompt: the prompt.
+            target: a token, or tokens, whose logits after the prompt count for the objective.
+            distractor: tokens whose logits count against it.
+            k: how many nodes to take from each end of each ranking.
+            ablate: nodes to set to 0, or Ablations to other values, or their spelling: `"L9 head 6 @ -1"`.
+            trace: a node to explain in place of the loss; heads need a Trace that says through what.
+            downstream: for a V trace, the node that gives it its direction; None means the loss.
+            mlp: what MLPs are taken apart into; latents need an autoencoder.
+            attention: what attention is taken apart into; latents need an autoencoder.
+            hide_early_layers: with ablations, leave out nodes of layers before the first ablated layer.
+            timeout: seconds the call may take; None for the client's.
+            request_id: an id for the server's logs.
+            on_event: called with every event as it arrives, to show progress.
+
+        Returns:
+            The node table, sums, top logits and objective values.
+
+        Raises:
+            NodeError: a node is misspelled or does not fit the prompt.
+        """
+        sub_request = DebugSubRequest.of(
+            prompt,
+            target,
+            distractor,
+            k=k,
+            ablate=ablate,
+            trace=trace,
+            downstream=downstream,
+            mlp=mlp,
+            attention=attention,
+            hide_early_layers=hide_early_layers,
+        )
+        results = self.debug_many([sub_request], timeout=timeout, request_id=request_id, on_event=on_event)
+        return results[0]
+
+    def debug_many(
+        self,
+        sub_requests: Sequence[DebugSubRequest],
+        *,
+        timeout: float | None = None,
+        request_id: str = "",
+        on_event: Callable[[Event], object] | None = None,
+    ) -> list[DebugResult]:
+        """Explains several prompts of the same length in one call; row i of every result is the same node."""
+        stream = self.stream_debug(sub_requests, timeout=timeout, request_id=request_id)
+        return [debug_result(one) for one in inference_results(_all_events(stream, on_event))]
+
+    def infer(
+        self,
+        sub_requests: Sequence[InferenceSubRequest],
+        *,
+        timeout: float | None = None,
+        request_id: str = "",
+        on_event: Callable[[Event], object] | None = None,
+    ) -> list[InferenceResult]:
+        """Runs general sub-requests in one call and returns their results by name."""
+        stream = self.stream_infer(sub_requests, timeout=timeout, request_id=request_id)
+        return inference_results(_all_events(stream, on_event))
+
+    def stream_debug(
+        self, sub_requests: Sequence[DebugSubRequest], *, timeout: float | None = None, request_id: str = ""
+    ) -> Generator[Event]:
+        """Yields events as they arrive: Started, then ResultReady and Values, then Finished.
+
+        Closing the iterator cancels the call.
+        """
+        request = encoding.debug_request(self._resolved(sub_requests, timeout), request_id=request_id)
+        yield from self._events(self._debugger.StreamDebug, request, timeout)
+
+    def stream_infer(
+        self,
+        sub_requests: Sequence[InferenceSubRequest],
+        *,
+        timeout: float | None = None,
+        request_id: str = "",
+    ) -> Generator[Event]:
+        """Yields the events of general sub-requests as they arrive; as stream_debug."""
+        request = encoding.infer_request(self._resolved(sub_requests, timeout), request_id=request_id)
+        yield from self._events(self._debugger.StreamInfer, request, timeout)
+
+    def estimate(
+        self, sub_requests: Sequence[DebugSubRequest | InferenceSubRequest], *, timeout: float | None = None
+    ) -> EstimatedCost:
+        """Checks sub-requests of one kind and says what they would cost, without running them."""
+        request = encoding.estimate_request(self._resolved(sub_requests, timeout))
+        seconds, metadata = self._connection.seconds(timeout), self._connection.metadata()
+        with call_errors(self._connection.server):
+            if isinstance(request, service_pb2.DebugRequest):
+                debug = self._debugger.Debug(request, timeout=seconds, metadata=metadata)
+                return decoding.estimated_cost(debug.estimated_cost)
+            infer = self._debugger.Infer(request, timeout=seconds, metadata=metadata)
+            return decoding.estimated_cost(infer.estimated_cost)
+
+    def model_info(self, *, timeout: float | None = None) -> ModelInfo:
+        """Describes the model, its autoencoders, what can be asked of it and every limit."""
+        request = model_pb2.GetModelInfoRequest()
+        seconds, metadata = self._connection.seconds(timeout), self._connection.metadata()
+        with call_errors(self._connection.server):
+            response = self._models.GetModelInfo(request, timeout=seconds, metadata=metadata)
+        return model_info(response.model_info)
+
+    def tokenize(self, text: str, *, timeout: float | None = None) -> PromptTokens:
+        """Splits text into the model's tokens, as prompts are split."""
+        request = model_pb2.TokenizeRequest(text=text)
+        seconds, metadata = self._connection.seconds(timeout), self._connection.metadata()
+        with call_errors(self._connection.server):
+            response = self._models.Tokenize(request, timeout=seconds, metadata=metadata)
+        return PromptTokens(tuple(response.token_ids), tuple(response.token_strings))
+
+    def detokenize(self, token_ids: Sequence[int], *, timeout: float | None = None) -> str:
+        """Joins tokens into text; bytes that are not UTF-8 become U+FFFD."""
+        request = model_pb2.DetokenizeRequest(token_ids=token_ids)
+        seconds, metadata = self._connection.seconds(timeout), self._connection.metadata()
+        with call_errors(self._connection.server):
+            return (self._models.Detokenize(request, timeout=seconds, metadata=metadata)).text
+
+    def health(self, service: str = "", *, timeout: float | None = None) -> HealthStatus:
+        """Says whether the server, or one service by full name, is ready: `SERVING` when it is."""
+        request = health_request(service)
+        seconds, metadata = self._connection.seconds(timeout), self._connection.metadata()
+        with call_errors(self._connection.server):
+            check = health_check(self._channel)
+            return health_status(check(request, timeout=seconds, metadata=metadata))
+
+    def _resolved(self, sub_requests: Sequence[SubRequestT], timeout: float | None) -> list[SubRequestT]:
+        """The sub-requests with tokens counted from the start; asks for the prompts' lengths where needed."""
+        prompts = prompts_to_tokenize(sub_requests)
+        n_tokens = {prompt: len(self.tokenize(prompt, timeout=timeout)) for prompt in prompts}
+        return [resolve(one, n_tokens) for one in sub_requests]
+
+    def _events(
+        self,
+        method: grpc.UnaryStreamMultiCallable[Request, Response],
+        request: Request,
+        timeout: float | None,
+    ) -> Generator[Event]:
+        reader = EventReader(len(request.sub_requests))
+        with call_errors(self._connection.server):
+            call = method(
+                request, timeout=self._connection.seconds(timeout), metadata=self._connection.metadata()
+            )
+            try:
+                for message in call:
+                    yield from reader.read(message)
+            finally:
+                call.cancel()
+        reader.end()
+
+
+def _all_events(stream: Generator[Event], on_event: Callable[[Event], object] | None) -> list[Event]:
+    events = []
+    with closing(stream):
+        for event in stream:
+            events.append(event)
+            if on_event is not None:
+                on_event(event)
+    return events

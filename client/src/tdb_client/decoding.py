@@ -1,0 +1,190 @@
+"""Answers read from the protos' messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+import numpy as np
+from transformer_debugger.v1 import call_pb2, node_pb2, result_pb2
+from transformer_debugger.v1.activation_pb2 import Dimension
+from transformer_debugger.v1.derived_scalar_pb2 import DerivedScalarType, GroupId
+from transformer_debugger.v1.tensor_pb2 import Tensor
+
+from tdb_client import results
+from tdb_client.errors import ResponseError
+from tdb_client.names import enum_name
+from tdb_client.nodes import Node, NodeType
+from tdb_client.tensors import array_from_tensor
+
+
+def node(index: node_pb2.NodeIndex) -> Node:
+    """The node that an index names.
+
+    Raises:
+        ResponseError: too few or too many tensor indices.
+    """
+    node_type = cast(NodeType, enum_name(node_pb2.NodeType, index.node_type))
+    layer = index.layer_index if index.HasField("layer_index") else None
+    is_gradient = index.pass_type == node_pb2.PASS_TYPE_BACKWARD
+    match tuple(index.tensor_indices):
+        case (token, head, channel) if node_type in ("qk_channel", "v_channel"):
+            return Node(node_type, layer, channel, token, head=head, is_gradient=is_gradient)
+        case (token, attended_to, component):
+            return Node(node_type, layer, component, token, attended_to, is_gradient=is_gradient)
+        case (token, component):
+            return Node(node_type, layer, component, token, is_gradient=is_gradient)
+    raise ResponseError(f"a node of type {node_type} has the tensor indices {list(index.tensor_indices)}")
+
+
+def processing_result(named: result_pb2.NamedResult) -> results.ProcessingResult:
+    """The result in a message, whose tensors are all there.
+
+    Raises:
+        ResponseError: a kind that this client does not know, or a malformed tensor.
+    """
+    match named.WhichOneof("result"):
+        case "multiple_top_k":
+            return _multiple_top_k(named.multiple_top_k)
+        case "derived_scalars":
+            return _derived_scalars(named.derived_scalars)
+        case "derived_attention_scalars":
+            return _derived_attention_scalars(named.derived_attention_scalars)
+        case "scored_tokens":
+            scored = named.scored_tokens
+            return results.ScoredTokensResult(
+                nodes=_nodes(scored.node_indices),
+                top_tokens=tuple(
+                    _top_tokens(one.top_tokens) if one.HasField("top_tokens") else None
+                    for one in scored.node_top_tokens
+                ),
+            )
+        case "token_pair_attribution":
+            return _token_pair_attribution(named.token_pair_attribution)
+    raise ResponseError(f"result {named.name!r} is of a kind that this client does not know")
+
+
+def call_info(info: call_pb2.CallInfo) -> results.CallInfo:
+    """Which call it was."""
+    return results.CallInfo(info.request_id, info.model_name, info.model_digest)
+
+
+def timings(message: call_pb2.Timings) -> results.Timings:
+    """Where the time went."""
+    return results.Timings(
+        message.queue_seconds,
+        message.forward_seconds,
+        message.backward_seconds,
+        message.derive_seconds,
+        message.score_seconds,
+        message.serialize_seconds,
+    )
+
+
+def estimated_cost(message: call_pb2.EstimatedCost) -> results.EstimatedCost:
+    """What a call would cost."""
+    return results.EstimatedCost(message.activation_bytes, message.response_bytes)
+
+
+def _array(tensor: Tensor) -> results.FloatArray:
+    """A tensor of floating-point numbers.
+
+    Raises:
+        ResponseError: it is malformed or has other numbers.
+    """
+    array = array_from_tensor(tensor)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ResponseError(f"a tensor has elements of type {array.dtype} in place of floating-point numbers")
+    return cast(results.FloatArray, array)
+
+
+def _nodes(indices: Iterable[node_pb2.NodeIndex]) -> tuple[Node, ...]:
+    return tuple(map(node, indices))
+
+
+def _multiple_top_k(message: result_pb2.MultipleTopKResult) -> results.MultipleTopKResult:
+    groups = {}
+    for group in message.groups:
+        sums = {
+            enum_name(DerivedScalarType, one.derived_scalar_type): results.LabelledArray(
+                _array(one.sum), tuple(enum_name(Dimension, dimension) for dimension in one.sum.dims)
+            )
+            for one in group.sums
+        }
+        groups[enum_name(GroupId, group.group_id)] = results.GroupResult(_array(group.activations), sums)
+    nodes = _nodes(message.node_indices)
+    if any(group.activations.shape != (len(nodes),) for group in groups.values()):
+        raise ResponseError(f"a ranking of {len(nodes)} nodes has values for another number of them")
+    return results.MultipleTopKResult(nodes, groups, tuple(message.vocab_token_strings))
+
+
+def _derived_scalars(message: result_pb2.DerivedScalarsResult) -> results.DerivedScalarsResult:
+    normalized = message.HasField("normalized_activations")
+    return results.DerivedScalarsResult(
+        nodes=_nodes(message.node_indices),
+        activations=_array(message.activations),
+        normalized_activations=_array(message.normalized_activations) if normalized else None,
+        top_tokens=_top_tokens(message.top_tokens) if message.HasField("top_tokens") else None,
+    )
+
+
+def _derived_attention_scalars(
+    message: result_pb2.DerivedAttentionScalarsResult,
+) -> results.DerivedAttentionScalarsResult:
+    return results.DerivedAttentionScalarsResult(
+        tokens=tuple(message.tokens),
+        scalars=_array(message.scalars),
+        normalized_scalars=_array(message.normalized_scalars),
+        totals_in=results.AttentionTotals(
+            _array(message.total_scalar_in),
+            _array(message.normalized_total_scalar_in),
+            _array(message.max_scalar_in),
+            _array(message.normalized_max_scalar_in),
+        ),
+        totals_out=results.AttentionTotals(
+            _array(message.total_scalar_out),
+            _array(message.normalized_total_scalar_out),
+            _array(message.max_scalar_out),
+            _array(message.normalized_max_scalar_out),
+        ),
+    )
+
+
+def _token_pair_attribution(
+    message: result_pb2.TokenPairAttributionResult,
+) -> results.TokenPairAttributionResult:
+    attended_to = tuple(
+        results.AttendedToTokens(
+            _integers(one.attended_to_tokens.token_indices),
+            _floats(one.attended_to_tokens.attributions),
+        )
+        if one.HasField("attended_to_tokens")
+        else None
+        for one in message.node_attended_to_tokens
+    )
+    return results.TokenPairAttributionResult(_nodes(message.node_indices), attended_to)
+
+
+def _top_tokens(message: result_pb2.TopTokens) -> results.TopTokens:
+    return results.TopTokens(_ranked_tokens(message.top), _ranked_tokens(message.bottom))
+
+
+def _ranked_tokens(message: result_pb2.RankedTokens) -> results.RankedTokens:
+    return results.RankedTokens(
+        ids=_integers(message.token_ids),
+        tokens=tuple(message.tokens),
+        scores=_floats(message.scalars),
+        normalized_scores=_floats(message.normalized_scalars),
+    )
+
+
+def _integers(numbers: Sequence[int]) -> results.IntArray:
+    array = np.array(numbers, np.int64)
+    array.flags.writeable = False
+    return array
+
+
+def _floats(numbers: Sequence[float]) -> results.FloatArray:
+    array = np.array(numbers, np.float32)
+    array.flags.writeable = False
+    return array

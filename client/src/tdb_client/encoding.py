@@ -1,0 +1,242 @@
+"""Requests as the protos' messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformer_debugger.v1 import (
+    ablation_pb2,
+    activation_pb2,
+    loss_pb2,
+    node_pb2,
+    processing_pb2,
+    trace_pb2,
+)
+from transformer_debugger.v1 import transformer_debugger_service_pb2 as service_pb2
+from transformer_debugger.v1.derived_scalar_pb2 import DerivedScalarType, GroupId
+
+from tdb_client.errors import NodeError
+from tdb_client.inference import (
+    AblationSpec,
+    ActivationIndex,
+    DerivedAttentionScalarsSpec,
+    DerivedScalarsSpec,
+    InferenceSubRequest,
+    Loss,
+    MultipleTopKSpec,
+    ProcessingSpec,
+    ScoredTokensSpec,
+    TokenPairAttributionSpec,
+)
+from tdb_client.interventions import Ablation, Trace
+from tdb_client.names import enum_value
+from tdb_client.nodes import Node
+from tdb_client.requests import DebugSubRequest
+
+
+def debug_request(
+    sub_requests: Sequence[DebugSubRequest], *, request_id: str = "", validate_only: bool = False
+) -> service_pb2.DebugRequest:
+    """The message for debug sub-requests.
+
+    Raises:
+        NodeError: a head is traced without its attended-to token.
+        UnknownNameError: a component type does not exist.
+    """
+    return service_pb2.DebugRequest(
+        sub_requests=[_debug_sub_request(one) for one in sub_requests],
+        request_id=request_id,
+        validate_only=validate_only,
+    )
+
+
+def infer_request(
+    sub_requests: Sequence[InferenceSubRequest], *, request_id: str = "", validate_only: bool = False
+) -> service_pb2.InferRequest:
+    """The message for general sub-requests.
+
+    Raises:
+        NodeError: a head is traced without its attended-to token.
+        UnknownNameError: a derived scalar, group, place, ... does not exist.
+    """
+    return service_pb2.InferRequest(
+        sub_requests=[_inference_sub_request(one) for one in sub_requests],
+        request_id=request_id,
+        validate_only=validate_only,
+    )
+
+
+def estimate_request(
+    sub_requests: Sequence[DebugSubRequest | InferenceSubRequest],
+) -> service_pb2.DebugRequest | service_pb2.InferRequest:
+    """The message that asks for the cost of sub-requests, which are all of one kind.
+
+    Raises:
+        TypeError: they are not.
+        NodeError, UnknownNameError: as above.
+    """
+    debug = [one for one in sub_requests if isinstance(one, DebugSubRequest)]
+    inference = [one for one in sub_requests if isinstance(one, InferenceSubRequest)]
+    if debug and inference:
+        raise TypeError("debug and inference sub-requests cannot share a call")
+    return (
+        infer_request(inference, validate_only=True)
+        if inference
+        else debug_request(debug, validate_only=True)
+    )
+
+
+def _debug_sub_request(request: DebugSubRequest) -> service_pb2.DebugSubRequest:
+    return service_pb2.DebugSubRequest(
+        prompt=request.prompt,
+        target_tokens=request.target,
+        distractor_tokens=request.distractor,
+        component_type_for_mlp=enum_value(service_pb2.ComponentTypeForMlp, request.mlp),
+        component_type_for_attention=enum_value(service_pb2.ComponentTypeForAttention, request.attention),
+        top_and_bottom_k=request.k,
+        hide_early_layers_when_ablating=request.hide_early_layers,
+        node_ablations=[_node_ablation(one) for one in request.ablate],
+        upstream_node_to_trace=_node_to_trace(request.trace),
+        downstream_node_to_trace=_node_to_trace(request.downstream),
+    )
+
+
+def node_index(node: Node) -> node_pb2.NodeIndex:
+    """The message for a node whose tokens count from the start."""
+    if node.type in ("qk_channel", "v_channel"):
+        indices = [node.token, node.head or 0, node.index]
+    else:
+        indices = [node.token, *([] if node.attended_to is None else [node.attended_to]), node.index]
+    return node_pb2.NodeIndex(
+        node_type=enum_value(node_pb2.NodeType, node.type),
+        layer_index=node.layer,
+        tensor_indices=indices,
+        pass_type=enum_value(node_pb2.PassType, "backward" if node.is_gradient else "forward"),
+    )
+
+
+def _node_ablation(ablation: Ablation) -> ablation_pb2.NodeAblation:
+    index = node_index(ablation.node)
+    if ablation.node.type == "attention_head" and ablation.node.attended_to is None:
+        index.tensor_indices.insert(1, 0)  # the whole row is set, so that any attended-to token names it
+    return ablation_pb2.NodeAblation(node_index=index, value=ablation.value)
+
+
+def _traced(trace: Trace) -> tuple[node_pb2.NodeIndex, trace_pb2.AttentionTraceType.ValueType]:
+    if trace.node.type == "attention_head" and trace.node.attended_to is None:
+        example = f"{trace.node.component} @ {trace.node.token} -> 0"
+        raise NodeError(f"to trace {trace.node}, say which token it attends to, as in {example!r}")
+    return node_index(trace.node), enum_value(trace_pb2.AttentionTraceType, trace.through or "unspecified")
+
+
+def _node_to_trace(trace: Trace | None) -> trace_pb2.NodeToTrace | None:
+    if trace is None:
+        return None
+    index, trace_type = _traced(trace)
+    return trace_pb2.NodeToTrace(node_index=index, attention_trace_type=trace_type)
+
+
+def _trace_config(trace: Trace | None, downstream: Trace | None = None) -> trace_pb2.TraceConfig | None:
+    if trace is None:
+        return None
+    index, trace_type = _traced(trace)
+    return trace_pb2.TraceConfig(
+        node_index=index,
+        attention_trace_type=trace_type,
+        pre_or_post_act=enum_value(trace_pb2.PreOrPostAct, "post" if trace.post_act else "pre"),
+        downstream_trace_config=_trace_config(downstream),
+    )
+
+
+def _loss(loss: Loss | None) -> loss_pb2.LossFnConfig | None:
+    if loss is None:
+        return None
+    name = enum_value(loss_pb2.LossFnName, loss.name)
+    return loss_pb2.LossFnConfig(name=name, target_tokens=loss.target, distractor_tokens=loss.distractor)
+
+
+def _activation_index(index: ActivationIndex) -> activation_pb2.ActivationIndex:
+    axes = [
+        activation_pb2.TensorIndex(all=True) if one is None else activation_pb2.TensorIndex(index=one)
+        for one in index.indices
+    ]
+    return activation_pb2.ActivationIndex(
+        activation_location_type=enum_value(activation_pb2.ActivationLocationType, index.place),
+        layer_index=index.layer,
+        tensor_indices=axes,
+        pass_type=enum_value(node_pb2.PassType, index.pass_type),
+    )
+
+
+def _ablation_spec(spec: AblationSpec) -> ablation_pb2.AblationSpec:
+    return ablation_pb2.AblationSpec(index=_activation_index(spec.index), value=spec.value)
+
+
+def _inference_sub_request(request: InferenceSubRequest) -> service_pb2.InferenceSubRequest:
+    gradient = request.within_layer_gradient
+    if request.downstream is not None and request.trace is None:
+        raise NodeError(f"{request.downstream.node} is downstream of nothing: say what to trace")
+    return service_pb2.InferenceSubRequest(
+        inference_spec=service_pb2.InferenceSpec(
+            prompt=request.prompt,
+            loss_fn_config=_loss(request.loss),
+            trace_config=_trace_config(request.trace, request.downstream),
+            ablation_specs=[_ablation_spec(one) for one in request.ablate],
+            activation_index_for_within_layer_grad=None if gradient is None else _activation_index(gradient),
+        ),
+        processing_specs=[_processing_spec(name, spec) for name, spec in request.results.items()],
+    )
+
+
+def _processing_spec(name: str, spec: ProcessingSpec) -> processing_pb2.NamedProcessingSpec:
+    named = processing_pb2.NamedProcessingSpec(name=name)
+    match spec:
+        case MultipleTopKSpec():
+            named.multiple_top_k.CopyFrom(_multiple_top_k(spec))
+        case DerivedScalarsSpec():
+            named.derived_scalars.CopyFrom(
+                processing_pb2.DerivedScalarsSpec(
+                    derived_scalar_type=enum_value(DerivedScalarType, spec.derived_scalar),
+                    layer_index=spec.layer,
+                    activation_index=spec.index,
+                    pass_type=enum_value(node_pb2.PassType, spec.pass_type),
+                    normalizer=spec.normalizer,
+                    num_top_tokens=spec.n_top_tokens,
+                )
+            )
+        case DerivedAttentionScalarsSpec():
+            named.derived_attention_scalars.CopyFrom(
+                processing_pb2.DerivedAttentionScalarsSpec(
+                    derived_scalar_type=enum_value(DerivedScalarType, spec.derived_scalar),
+                    layer_index=spec.layer,
+                    activation_index=spec.head,
+                    max_scalar=spec.max_scalar,
+                    max_total_scalar_in=spec.max_total_scalar_in,
+                    max_total_scalar_out=spec.max_total_scalar_out,
+                )
+            )
+        case ScoredTokensSpec():
+            named.scored_tokens.depends_on = spec.depends_on
+            named.scored_tokens.token_scoring_type = enum_value(processing_pb2.TokenScoringType, spec.scoring)
+            named.scored_tokens.num_tokens = spec.n_tokens
+        case TokenPairAttributionSpec():
+            named.token_pair_attribution.depends_on = spec.depends_on
+            named.token_pair_attribution.num_tokens_attended_to = spec.n_tokens_attended_to
+    return named
+
+
+def _multiple_top_k(spec: MultipleTopKSpec) -> processing_pb2.MultipleTopKSpec:
+    groups = [
+        processing_pb2.DerivedScalarGroup(
+            group_id=enum_value(GroupId, group),
+            derived_scalar_types=[enum_value(DerivedScalarType, one) for one in derived_scalars],
+        )
+        for group, derived_scalars in spec.groups.items()
+    ]
+    return processing_pb2.MultipleTopKSpec(
+        groups=groups,
+        token_index=spec.token,
+        top_and_bottom_k=spec.k,
+        pass_type=enum_value(node_pb2.PassType, spec.pass_type),
+        dimensions_to_keep_for_sum=[enum_value(activation_pb2.Dimension, one) for one in spec.keep],
+    )

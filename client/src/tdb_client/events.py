@@ -1,0 +1,94 @@
+"""The events of a stream: it starts, results and objective values become ready, it finishes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tdb_client.errors import IncompleteResponseError
+from tdb_client.results import (
+    CallInfo,
+    EstimatedCost,
+    InferenceResult,
+    ProcessingResult,
+    PromptTokens,
+    Timings,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A worker took the call up.
+
+    Attributes:
+        call: which call, which model.
+        queue_seconds: how long it waited for a worker.
+        prompts: every sub-request's tokens.
+        estimated_cost: what it would cost; None unless only that was asked for.
+        cached: whether the results come from the server's cache.
+    """
+
+    call: CallInfo
+    queue_seconds: float
+    prompts: tuple[PromptTokens, ...]
+    estimated_cost: EstimatedCost | None = None
+    cached: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ResultReady:
+    """A named result of a sub-request is whole."""
+
+    sub_request_index: int
+    name: str
+    result: ProcessingResult
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """A sub-request's loss, and its traced objective's value; None where there is none."""
+
+    sub_request_index: int
+    loss: float | None
+    traced_value: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """All is sent. `peak_memory_bytes` is 0 when not known."""
+
+    timings: Timings
+    peak_memory_bytes: int
+
+
+Event = Started | ResultReady | Values | Finished
+
+
+def inference_results(events: Sequence[Event]) -> list[InferenceResult]:
+    """What a whole stream says about every sub-request, in order.
+
+    Raises:
+        IncompleteResponseError: no event says what was asked.
+    """
+    started = next((one for one in events if isinstance(one, Started)), None)
+    finished = next((one for one in events if isinstance(one, Finished)), None)
+    if started is None or finished is None:
+        raise IncompleteResponseError("the stream did not say when it started and finished")
+    values = {one.sub_request_index: one for one in events if isinstance(one, Values)}
+    results: list[dict[str, ProcessingResult]] = [{} for _ in started.prompts]
+    for one in events:
+        if isinstance(one, ResultReady):
+            results[one.sub_request_index][one.name] = one.result
+    return [
+        InferenceResult(
+            call=started.call,
+            prompt=prompt,
+            loss=values[index].loss if index in values else None,
+            traced_value=values[index].traced_value if index in values else None,
+            results=results[index],
+            timings=finished.timings,
+            peak_memory_bytes=finished.peak_memory_bytes,
+            cached=started.cached,
+        )
+        for index, prompt in enumerate(started.prompts)
+    ]

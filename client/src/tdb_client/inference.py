@@ -1,0 +1,138 @@
+"""The general request: any loss or trace, any place set, any derived scalars and token scores wanted.
+
+Names of losses, derived scalars, groups, places and dimensions are the protos' in lower case: `logit_diff`,
+`mlp_write_norm`, `act_times_grad`, `attn_qk_probs`, `sequence_tokens`. ModelInfo lists what a server offers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tdb_client.interventions import Trace
+
+PassType = Literal["forward", "backward"]
+LossName = Literal["logit_diff", "logit_minus_mean", "probs", "zero"]
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """The objective of a run that traces no node; tokens as in DebugSubRequest."""
+
+    name: LossName
+    target: tuple[str, ...] = ()
+    distractor: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationIndex:
+    """One activation, or a slice, of a place such as `mlp_post_act`: an index per axis, None for all."""
+
+    place: str
+    layer: int | None
+    indices: tuple[int | None, ...]
+    pass_type: PassType = "forward"
+
+
+@dataclass(frozen=True, slots=True)
+class AblationSpec:
+    """Sets activations, or with pass type backward gradients, at any place."""
+
+    index: ActivationIndex
+    value: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class MultipleTopKSpec:
+    """Asks for the nodes with the largest (and smallest) derived scalars, and for sums over nodes.
+
+    Attributes:
+        groups: derived scalars by the group they are ranked in.
+        k: how many nodes from each end, per group and derived scalar.
+        token: only nodes of this token, -1 for the last; None for all tokens.
+        pass_type: values or gradients.
+        keep: dimensions that are not summed over; none given means both token dimensions.
+    """
+
+    groups: Mapping[str, Sequence[str]]
+    k: int = 10
+    token: int | None = None
+    pass_type: PassType = "forward"
+    keep: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DerivedScalarsSpec:
+    """Asks for one component's derived scalar at every token; `n_top_tokens` adds tokens from each end."""
+
+    derived_scalar: str
+    layer: int | None = None
+    index: int = 0
+    pass_type: PassType = "forward"
+    normalizer: float | None = None
+    n_top_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DerivedAttentionScalarsSpec:
+    """Asks for one head's derived scalar for every token pair, normalized by what is given or the largest."""
+
+    derived_scalar: str
+    layer: int
+    head: int = 0
+    max_scalar: float | None = None
+    max_total_scalar_in: float | None = None
+    max_total_scalar_out: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredTokensSpec:
+    """Asks for tokens scored against the nodes of the MultipleTopKSpec named `depends_on`.
+
+    `scoring` is `upvoted_output_tokens`, `input_tokens_that_upvote_mlp`, `..._attn_q` or `..._attn_k`.
+    """
+
+    depends_on: str
+    scoring: str = "upvoted_output_tokens"
+    n_tokens: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPairAttributionSpec:
+    """Asks which attended-to tokens excite attention latents of the MultipleTopKSpec named `depends_on`."""
+
+    depends_on: str
+    n_tokens_attended_to: int = 3
+
+
+ProcessingSpec = (
+    MultipleTopKSpec
+    | DerivedScalarsSpec
+    | DerivedAttentionScalarsSpec
+    | ScoredTokensSpec
+    | TokenPairAttributionSpec
+)
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceSubRequest:
+    """One prompt, how to run it, and what is wanted of it.
+
+    Attributes:
+        prompt: the prompt.
+        loss: the loss. Give a loss or a trace; both only for a V trace without a downstream node.
+        trace: the node to explain in place of the loss.
+        downstream: for a V trace, the node that gives it its direction.
+        ablate: activations and gradients to set.
+        within_layer_gradient: a latent whose gradient within its own layer is wanted, token axis None.
+        results: what is wanted, under names of your choice.
+    """
+
+    prompt: str
+    loss: Loss | None = None
+    trace: Trace | None = None
+    downstream: Trace | None = None
+    ablate: tuple[AblationSpec, ...] = ()
+    within_layer_gradient: ActivationIndex | None = None
+    results: Mapping[str, ProcessingSpec] = field(default_factory=dict)

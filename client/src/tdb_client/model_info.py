@@ -1,0 +1,134 @@
+"""The model that a server holds, and what can be asked of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformer_debugger.v1 import model_service_pb2
+from transformer_debugger.v1.activation_pb2 import ActivationLocationType
+from transformer_debugger.v1.derived_scalar_pb2 import DerivedScalarType
+from transformer_debugger.v1.tensor_pb2 import DType
+
+from tdb_client.names import enum_name
+
+
+@dataclass(frozen=True, slots=True)
+class AutoencoderInfo:
+    """Autoencoders of one site and size.
+
+    Attributes:
+        site: where they read and write: `mlp_post_act`, `resid_delta_mlp` or `resid_delta_attn`.
+        n_latents: latents per layer.
+        activation: what makes the latents sparse: `relu` or `topk`.
+        k: for top-k, how many latents of a token may be active; else None.
+        layers: the layers that have one.
+    """
+
+    site: str
+    n_latents: int
+    activation: str
+    k: int | None
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Every limit in force, as in the protos."""
+
+    max_prompt_tokens: int
+    max_sub_requests: int
+    max_node_ablations: int
+    max_top_and_bottom_k: int
+    max_processing_specs: int
+    max_request_bytes: int
+    max_response_bytes: int
+    max_concurrent_calls: int
+    max_queue_length: int
+    max_activation_bytes: int
+    max_call_seconds: float
+    chunk_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """The model that a server holds.
+
+    Attributes:
+        name: as the server was told to load it.
+        digest: SHA-256 of weights and autoencoders, in hexadecimal digits.
+        family: `gpt2`, `llama`, `mistral` or `qwen2`.
+        n_layers: layers.
+        d_model: channels of the residual stream.
+        n_heads: attention heads per layer.
+        n_key_value_heads: key/value heads per layer.
+        d_head: channels of a head.
+        n_mlp_neurons: MLP neurons per layer.
+        vocab_size: vocabulary tokens.
+        context_length: the most tokens the model can see at once.
+        dtype: what it computes in, such as `float32`.
+        autoencoders: those loaded.
+        limits: the limits in force.
+        derived_scalars: derived scalars that can be asked for.
+        ablatable_places: places that an AblationSpec may name.
+        api_version: version of the interface, such as `v1`.
+        server_version: version of the server's software.
+    """
+
+    name: str
+    digest: str
+    family: str
+    n_layers: int
+    d_model: int
+    n_heads: int
+    n_key_value_heads: int
+    d_head: int
+    n_mlp_neurons: int
+    vocab_size: int
+    context_length: int
+    dtype: str
+    autoencoders: tuple[AutoencoderInfo, ...]
+    limits: Limits
+    derived_scalars: tuple[str, ...]
+    ablatable_places: tuple[str, ...]
+    api_version: str
+    server_version: str
+
+
+def model_info(message: model_service_pb2.ModelInfo) -> ModelInfo:
+    """Reads the model's description."""
+    return ModelInfo(
+        name=message.name,
+        digest=message.digest,
+        family=message.family,
+        n_layers=message.n_layers,
+        d_model=message.d_model,
+        n_heads=message.n_heads,
+        n_key_value_heads=message.n_key_value_heads,
+        d_head=message.d_head,
+        n_mlp_neurons=message.n_mlp_neurons,
+        vocab_size=message.vocab_size,
+        context_length=message.context_length,
+        dtype=enum_name(DType, message.dtype),
+        autoencoders=tuple(_autoencoder(one) for one in message.autoencoders),
+        limits=_limits(message.limits),
+        derived_scalars=tuple(enum_name(DerivedScalarType, one) for one in message.derived_scalar_types),
+        ablatable_places=tuple(
+            enum_name(ActivationLocationType, one) for one in message.ablatable_location_types
+        ),
+        api_version=message.api_version,
+        server_version=message.server_version,
+    )
+
+
+def _autoencoder(message: model_service_pb2.AutoencoderInfo) -> AutoencoderInfo:
+    return AutoencoderInfo(
+        site=enum_name(model_service_pb2.AutoencoderSite, message.site),
+        n_latents=message.n_latents,
+        activation=enum_name(model_service_pb2.AutoencoderActivation, message.activation),
+        k=message.k if message.HasField("k") else None,
+        layers=tuple(message.layer_indices),
+    )
+
+
+def _limits(message: model_service_pb2.Limits) -> Limits:
+    return Limits(**{field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields})

@@ -1,0 +1,129 @@
+"""The debug request: why this token rather than that one? And what both kinds of request share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
+
+from tdb_client.inference import InferenceSubRequest
+from tdb_client.interventions import Ablation, Trace
+from tdb_client.nodes import Node
+
+MlpComponent = Literal["neuron", "autoencoder_latent"]
+AttentionComponent = Literal["attention_head", "autoencoder_latent"]
+
+
+@dataclass(frozen=True, slots=True)
+class DebugSubRequest:
+    """One prompt to explain. `DebugSubRequest.of` takes the looser words that `Client.debug` takes.
+
+    Attributes:
+        prompt: the prompt.
+        target: tokens whose logits at the last position count for the objective; each exactly one token.
+        distractor: tokens whose logits count against it.
+        k: how many nodes to take from each end of each ranking.
+        ablate: nodes to set.
+        trace: the node to explain in place of the loss.
+        downstream: for a V trace, the node that gives it its direction; None means the loss.
+        mlp: what MLPs are taken apart into.
+        attention: what attention is taken apart into.
+        hide_early_layers: with ablations, leave out nodes of layers before the first ablated layer.
+    """
+
+    prompt: str
+    target: tuple[str, ...]
+    distractor: tuple[str, ...] = ()
+    k: int = 10
+    ablate: tuple[Ablation, ...] = ()
+    trace: Trace | None = None
+    downstream: Trace | None = None
+    mlp: MlpComponent = "neuron"
+    attention: AttentionComponent = "attention_head"
+    hide_early_layers: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        prompt: str,
+        target: str | Sequence[str],
+        distractor: str | Sequence[str] = (),
+        *,
+        k: int = 10,
+        ablate: Sequence[Ablation | Node | str] = (),
+        trace: Trace | Node | str | None = None,
+        downstream: Trace | Node | str | None = None,
+        mlp: MlpComponent = "neuron",
+        attention: AttentionComponent = "attention_head",
+        hide_early_layers: bool = False,
+    ) -> DebugSubRequest:
+        """Makes a sub-request: one token may stand for a list of them, nodes may be spelled.
+
+        Raises:
+            NodeError: a spelling cannot be read.
+        """
+        return cls(
+            prompt=prompt,
+            target=(target,) if isinstance(target, str) else tuple(target),
+            distractor=(distractor,) if isinstance(distractor, str) else tuple(distractor),
+            k=k,
+            ablate=tuple(_ablation(one) for one in ablate),
+            trace=_trace(trace),
+            downstream=_trace(downstream),
+            mlp=mlp,
+            attention=attention,
+            hide_early_layers=hide_early_layers,
+        )
+
+
+SubRequest = DebugSubRequest | InferenceSubRequest
+SubRequestT = TypeVar("SubRequestT", bound=SubRequest)
+
+
+def prompts_to_tokenize(sub_requests: Sequence[SubRequest]) -> list[str]:
+    """The prompts whose number of tokens must be known, because a node counts from their end."""
+    return list(
+        {one.prompt: None for one in sub_requests if any(node.counts_from_end for node in _nodes(one))}
+    )
+
+
+def resolve(sub_request: SubRequestT, n_tokens: Mapping[str, int]) -> SubRequestT:
+    """The sub-request with every node's tokens counted from the start; `n_tokens` by prompt.
+
+    Raises:
+        NodeError: a token lies before the start of the prompt.
+    """
+    count = n_tokens.get(sub_request.prompt)
+    if count is None:
+        return sub_request
+    resolved = replace(
+        sub_request,
+        trace=_resolve_trace(sub_request.trace, count),
+        downstream=_resolve_trace(sub_request.downstream, count),
+    )
+    if isinstance(resolved, InferenceSubRequest):
+        return resolved
+    return replace(
+        resolved, ablate=tuple(replace(one, node=one.node.resolve(count)) for one in resolved.ablate)
+    )
+
+
+def _resolve_trace(trace: Trace | None, n_tokens: int) -> Trace | None:
+    return None if trace is None else replace(trace, node=trace.node.resolve(n_tokens))
+
+
+def _nodes(sub_request: SubRequest) -> list[Node]:
+    ablated = [one.node for one in sub_request.ablate] if isinstance(sub_request, DebugSubRequest) else []
+    return ablated + [one.node for one in (sub_request.trace, sub_request.downstream) if one is not None]
+
+
+def _ablation(ablation: Ablation | Node | str) -> Ablation:
+    if isinstance(ablation, str):
+        return Ablation.parse(ablation)
+    return Ablation(ablation) if isinstance(ablation, Node) else ablation
+
+
+def _trace(trace: Trace | Node | str | None) -> Trace | None:
+    if isinstance(trace, str):
+        return Trace.parse(trace)
+    return Trace(trace) if isinstance(trace, Node) else trace

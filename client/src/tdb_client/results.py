@@ -1,0 +1,199 @@
+"""What is answered, in plain data with numpy arrays: the protos' results under the protos' names.
+
+Arrays are read-only. `T` is the number of tokens of the prompt, `n` the number of nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tdb_client.nodes import Node
+
+FloatArray = npt.NDArray[np.floating]
+IntArray = npt.NDArray[np.integer]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RankedTokens:
+    """Vocabulary tokens with their scores, best first.
+
+    Attributes:
+        ids: vocabulary indices.
+        tokens: the tokens as text.
+        scores: the scores.
+        normalized_scores: scores over the larger of the two leading magnitudes of top and bottom, -1 to 1.
+    """
+
+    ids: IntArray
+    tokens: tuple[str, ...]
+    scores: FloatArray
+    normalized_scores: FloatArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TopTokens:
+    """The tokens at both ends of a ranking of the vocabulary; the bottom's smallest score is first."""
+
+    top: RankedTokens
+    bottom: RankedTokens
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelledArray:
+    """An array and the names of its axes, such as `sequence_tokens`."""
+
+    array: FloatArray
+    dimensions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupResult:
+    """One group's scalar of every node [n], and the sums of its derived scalars by name."""
+
+    activations: FloatArray
+    sums: Mapping[str, LabelledArray]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MultipleTopKResult:
+    """The most important nodes, every group's value at each, and the sums; groups by name.
+
+    `vocab_tokens` has the text of each node when they are logits, and is empty else.
+    """
+
+    nodes: tuple[Node, ...]
+    groups: Mapping[str, GroupResult]
+    vocab_tokens: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DerivedScalarsResult:
+    """One component's derived scalar at every token [T], also over the normalizer where one was given."""
+
+    nodes: tuple[Node, ...]
+    activations: FloatArray
+    normalized_activations: FloatArray | None = None
+    top_tokens: TopTokens | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AttentionTotals:
+    """Per token [T]: sums and maxima over the tokens it attends to ("in") or that attend to it ("out")."""
+
+    total: FloatArray
+    normalized_total: FloatArray
+    maximum: FloatArray
+    normalized_maximum: FloatArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DerivedAttentionScalarsResult:
+    """One attention component's derived scalar for every token pair [T, T], attended-from token first."""
+
+    tokens: tuple[str, ...]
+    scalars: FloatArray
+    normalized_scalars: FloatArray
+    totals_in: AttentionTotals
+    totals_out: AttentionTotals
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoredTokensResult:
+    """Scored tokens per node; None where this scoring does not fit the node."""
+
+    nodes: tuple[Node, ...]
+    top_tokens: tuple[TopTokens | None, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AttendedToTokens:
+    """Attended-to tokens of an attention latent, largest attribution first: positions and attributions."""
+
+    token_indices: IntArray
+    attributions: FloatArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenPairAttributionResult:
+    """Attended-to tokens per node; None for nodes that are no active attention latent."""
+
+    nodes: tuple[Node, ...]
+    attended_to: tuple[AttendedToTokens | None, ...]
+
+
+ProcessingResult = (
+    MultipleTopKResult
+    | DerivedScalarsResult
+    | DerivedAttentionScalarsResult
+    | ScoredTokensResult
+    | TokenPairAttributionResult
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CallInfo:
+    """Which call it was and what answered it; `request_id` also stands in the server's logs."""
+
+    request_id: str
+    model_name: str
+    model_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time of a call went, in seconds."""
+
+    queue_seconds: float = 0.0
+    forward_seconds: float = 0.0
+    backward_seconds: float = 0.0
+    derive_seconds: float = 0.0
+    score_seconds: float = 0.0
+    serialize_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EstimatedCost:
+    """What a call would cost: activations and gradients held at once, and the whole response."""
+
+    activation_bytes: int
+    response_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTokens:
+    """A prompt's tokens, as vocabulary indices and as text."""
+
+    token_ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InferenceResult:
+    """Everything about one sub-request.
+
+    Attributes:
+        call: which call, which model.
+        prompt: the prompt's tokens.
+        loss: the loss; None when none was computed.
+        traced_value: the traced objective (`activation_value_for_backward_pass`); None without a trace.
+        results: the results by name.
+        timings: where the time of the whole call went.
+        peak_memory_bytes: the most memory in use on the worker's device; 0 when not known.
+        cached: whether the results come from the server's cache.
+    """
+
+    call: CallInfo
+    prompt: PromptTokens
+    loss: float | None
+    traced_value: float | None
+    results: Mapping[str, ProcessingResult]
+    timings: Timings
+    peak_memory_bytes: int = 0
+    cached: bool = False

@@ -1,0 +1,65 @@
+"""Starts a server with the default model, asks it why it says " Mary", and stops it. Run by `make demo`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tdb_client.cli import main
+
+PROMPT = "When Mary and John went to the store, John gave a drink to"
+REQUEST = ["debug", "--prompt", PROMPT, "--target", " Mary", "--distractor", " John"]
+READY_SECONDS = 600.0  # the first time, the weights are unpacked
+STOP_SECONDS = 20.0
+
+
+@contextmanager
+def running_server() -> Iterator[str]:
+    """The address of a server that is ready, with the default model."""
+    with tempfile.TemporaryDirectory() as folder:
+        ready = Path(folder, "ready.json")
+        command = ["serve", "--port", "0", "--ready-file", str(ready)]
+        print(f"$ tdb-server {shlex.join(command)}", file=sys.stderr)
+        process = subprocess.Popen([sys.executable, "-m", "tdb_server", *command], stdout=sys.stderr)
+        try:
+            yield f"127.0.0.1:{wait_until_ready(process, ready)}"
+        finally:
+            stop(process)
+
+
+def wait_until_ready(process: subprocess.Popen[bytes], ready: Path) -> int:
+    """The server's port, once the model is loaded."""
+    deadline = time.monotonic() + READY_SECONDS
+    while not ready.exists():
+        if process.poll() is not None:
+            sys.exit(f"the server ended with code {process.returncode}")
+        if time.monotonic() > deadline:
+            sys.exit(f"the server was not ready after {READY_SECONDS:.0f} s")
+        time.sleep(0.05)
+    port: int = json.loads(ready.read_text())["grpc_port"]
+    return port
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Asks the server to end; makes it when it takes too long."""
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+if __name__ == "__main__":
+    with running_server() as server:
+        request = [*REQUEST, "--server", server]
+        print(f"\n$ tdb {shlex.join(request)}\n", flush=True)
+        code = main(request)
+    sys.exit(code)

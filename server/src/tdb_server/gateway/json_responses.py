@@ -1,0 +1,208 @@
+"""Answers of the service as bodies of the reference's HTTP API."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from transformer_debugger.v1 import result_pb2
+from transformer_debugger.v1.call_pb2 import Timings
+from transformer_debugger.v1.model_service_pb2 import AUTOENCODER_SITE_RESID_DELTA_ATTN, ModelInfo
+from transformer_debugger.v1.node_pb2 import NodeIndex
+from transformer_debugger.v1.tensor_pb2 import Tensor
+from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugResponse, InferResponse
+
+from tdb_server.service.enum_names import DERIVED_SCALARS, GROUP_IDS, NODE_TYPES, PASS_TYPES, SITES
+from tdb_server.service.tensor_messages import tensor_array
+
+Body = dict[str, Any]
+
+NOT_FINITE = -999.0
+"""What the reference writes for numbers of lists that are not finite, which JSON cannot say."""
+
+
+def batched_response(response: DebugResponse | InferResponse) -> Body:
+    """The body that `/batched` and `/batched_tdb` answer with."""
+    return {
+        "inferenceSubResponses": [
+            {
+                "inferenceResponse": {"inferenceAndTokenData": _inference(one, response.timings)},
+                "processingResponseDataByName": {result.name: _data(result) for result in one.results},
+            }
+            for one in response.sub_responses
+        ]
+    }
+
+
+def single_response(response: InferResponse) -> Body:
+    """The body that endpoints of one spec answer with; its key for the answer is the result's name."""
+    (sub_response,) = response.sub_responses
+    return {
+        "inferenceAndTokenData": _inference(sub_response, response.timings),
+        **{result.name: _data(result) for result in sub_response.results},
+    }
+
+
+def model_info_response(info: ModelInfo) -> Body:
+    """The body that `/model_info` answers with."""
+    names: dict[bool, str] = {}
+    for one in info.autoencoders:
+        names[one.site == AUTOENCODER_SITE_RESID_DELTA_ATTN] = SITES.members[one.site].value
+    return {
+        "modelName": info.name,
+        "hasMlpAutoencoder": False in names,
+        "mlpAutoencoderName": names.get(False),
+        "hasAttentionAutoencoder": True in names,
+        "attentionAutoencoderName": names.get(True),
+        "nLayers": info.n_layers,
+    }
+
+
+def _inference(sub_response: result_pb2.SubResponse, timings: Timings) -> Body:
+    traced = sub_response.HasField("activation_value_for_backward_pass")
+    return {
+        "inferenceTime": timings.forward_seconds + timings.backward_seconds,
+        "memoryUsedBefore": None,
+        "memoryUsedAfter": None,
+        "log": None,
+        "loss": sub_response.loss if sub_response.HasField("loss") else None,
+        "activationValueForBackwardPass": (
+            sub_response.activation_value_for_backward_pass if traced else None
+        ),
+        "tokensAsInts": list(sub_response.token_ids),
+        "tokensAsStrings": list(sub_response.token_strings),
+    }
+
+
+def _data(result: result_pb2.NamedResult) -> Body:
+    match result.WhichOneof("result"):
+        case "multiple_top_k":
+            return _multiple_top_k(result.multiple_top_k)
+        case "derived_scalars":
+            return _derived_scalars(result.derived_scalars)
+        case "derived_attention_scalars":
+            return _derived_attention_scalars(result.derived_attention_scalars)
+        case "scored_tokens":
+            return _scored_tokens(result.scored_tokens)
+        case _:
+            return _token_pair_attribution(result.token_pair_attribution)
+
+
+def _multiple_top_k(result: result_pb2.MultipleTopKResult) -> Body:
+    return {
+        "responseDataType": "multiple_top_k_derived_scalars_response_data",
+        "activationsByGroupId": {_group_id(one): _numbers(one.activations) for one in result.groups},
+        "nodeIndices": [_node(node) for node in result.node_indices],
+        "vocabTokenStringsForIndices": list(result.vocab_token_strings) or None,
+        "intermediateSumActivationsByDstByGroupId": {
+            _group_id(group): {
+                DERIVED_SCALARS.members[one.derived_scalar_type].value: _tensor(one.sum) for one in group.sums
+            }
+            for group in result.groups
+        },
+    }
+
+
+def _derived_scalars(result: result_pb2.DerivedScalarsResult) -> Body:
+    has_normalized = result.HasField("normalized_activations")
+    return {
+        "responseDataType": "derived_scalars_response_data",
+        "activations": _numbers(result.activations),
+        "normalizedActivations": _numbers(result.normalized_activations) if has_normalized else None,
+        "nodeIndices": [_node(node) for node in result.node_indices],
+        "topTokens": _top_tokens(result.top_tokens) if result.HasField("top_tokens") else None,
+    }
+
+
+def _derived_attention_scalars(result: result_pb2.DerivedAttentionScalarsResult) -> Body:
+    pairs = {"scalars": result.scalars, "normalizedScalars": result.normalized_scalars}
+    totals = {
+        "totalScalarIn": result.total_scalar_in,
+        "normalizedTotalScalarIn": result.normalized_total_scalar_in,
+        "maxScalarIn": result.max_scalar_in,
+        "normalizedMaxScalarIn": result.normalized_max_scalar_in,
+        "totalScalarOut": result.total_scalar_out,
+        "normalizedTotalScalarOut": result.normalized_total_scalar_out,
+        "maxScalarOut": result.max_scalar_out,
+        "normalizedMaxScalarOut": result.normalized_max_scalar_out,
+    }
+    rows = {key: tensor_array(tensor).tolist() for key, tensor in pairs.items()}
+    columns = {key: _numbers(tensor) for key, tensor in totals.items()}
+    return {
+        "responseDataType": "derived_attention_scalars_response_data",
+        "tokenAndAttentionScalarsList": [
+            {
+                "token": token,
+                **{key: _finite(row[t][: t + 1]) for key, row in rows.items()},
+                **{key: column[t] for key, column in columns.items()},
+            }
+            for t, token in enumerate(result.tokens)
+        ],
+    }
+
+
+def _scored_tokens(result: result_pb2.ScoredTokensResult) -> Body:
+    return {
+        "responseDataType": "scored_tokens_response_data",
+        "nodeIndices": [_node(node) for node in result.node_indices],
+        "topTokensList": [
+            _top_tokens(one.top_tokens) if one.HasField("top_tokens") else None
+            for one in result.node_top_tokens
+        ],
+    }
+
+
+def _token_pair_attribution(result: result_pb2.TokenPairAttributionResult) -> Body:
+    return {
+        "responseDataType": "token_pair_attribution_response_data",
+        "nodeIndices": [_node(node) for node in result.node_indices],
+        "topTokensAttendedToList": [
+            {
+                "tokenIndices": list(one.attended_to_tokens.token_indices),
+                "attributions": _finite(one.attended_to_tokens.attributions),
+            }
+            if one.HasField("attended_to_tokens")
+            else None
+            for one in result.node_attended_to_tokens
+        ],
+    }
+
+
+def _node(node: NodeIndex) -> Body:
+    return {
+        "nodeType": NODE_TYPES.members[node.node_type].value,
+        "tensorIndices": list(node.tensor_indices),
+        "layerIndex": node.layer_index if node.HasField("layer_index") else None,
+        "passType": PASS_TYPES.members[node.pass_type].value,
+    }
+
+
+def _top_tokens(tokens: result_pb2.TopTokens) -> Body:
+    return {"top": _ranked(tokens.top), "bottom": _ranked(tokens.bottom)}
+
+
+def _ranked(tokens: result_pb2.RankedTokens) -> list[Body]:
+    columns = zip(tokens.tokens, _finite(tokens.scalars), _finite(tokens.normalized_scalars), strict=True)
+    return [
+        {"token": token, "scalar": scalar, "normalizedScalar": normalized}
+        for token, scalar, normalized in columns
+    ]
+
+
+def _group_id(group: result_pb2.GroupResult) -> str:
+    return str(GROUP_IDS.members[group.group_id].value)
+
+
+def _tensor(tensor: Tensor) -> Body:
+    """A sum. Those of several dimensions keep their infinities, which only Python's JSON can read."""
+    n_dimensions = len(tensor.shape)
+    value = _numbers(tensor) if n_dimensions == 1 else tensor_array(tensor).tolist()
+    return {"tensorType": f"tensor_{n_dimensions}d", "value": value}
+
+
+def _numbers(tensor: Tensor) -> list[float]:
+    return _finite(tensor_array(tensor).tolist())
+
+
+def _finite(numbers: Any) -> list[float]:
+    return [number if math.isfinite(number) else NOT_FINITE for number in numbers]

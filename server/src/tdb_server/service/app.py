@@ -1,0 +1,196 @@
+"""The server: what it offers, how it starts, and how it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from transformer_debugger.v1 import (
+    model_service_pb2,
+    model_service_pb2_grpc,
+    transformer_debugger_service_pb2,
+    transformer_debugger_service_pb2_grpc,
+)
+
+from tdb_server.service.call_events import CallEvents
+from tdb_server.service.debugger_service import DebuggerService
+from tdb_server.service.interceptors import CallGuard, OpenCalls
+from tdb_server.service.loading_report import LoadingReport
+from tdb_server.service.model_service import ModelService
+from tdb_server.service.ready_file import ready_file
+from tdb_server.service.self_description import add_channelz, add_reflection
+from tdb_server.service.served_model import ModelSlot, ServedModel
+from tdb_server.settings import Settings
+from tdb_server.workers.messages import Configuration, Ready
+from tdb_server.workers.pool import LocalPool
+from tdb_server.workers.scheduler import Scheduler
+
+_log = logging.getLogger(__name__)
+OUR_SERVICES = (
+    transformer_debugger_service_pb2.DESCRIPTOR.services_by_name["TransformerDebuggerService"].full_name,
+    model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
+)
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def serve(settings: Settings, version: str) -> None:
+    """Serves until SIGTERM or SIGINT.
+
+    Raises:
+        TdbError: the model cannot be loaded.
+        OSError: the port cannot be had.
+    """
+    app = App(settings, version)
+    with _stop_signals() as stopped:
+        await app.start()
+        try:
+            if await app.until_ready(stopped):
+                with ready_file(settings.ready_file, {"grpc_port": app.port}):
+                    await stopped.wait()
+        finally:
+            await app.stop()
+
+
+class App:
+    """The gRPC server with its services, and the workers behind it.
+
+    Args:
+        settings: what to serve, and how.
+        version: of the server's software.
+    """
+
+    def __init__(self, settings: Settings, version: str) -> None:
+        self._settings = settings
+        self._report = LoadingReport()
+        self._slot = ModelSlot()
+        self._calls = OpenCalls()
+        self._health = health.aio.HealthServicer()
+        self._health_changes: set[asyncio.Task[None]] = set()
+        self._scheduler = Scheduler(settings.limits)
+        self._pool = LocalPool(
+            worker_configurations(settings), self._scheduler, self._on_readiness, self._report.show
+        )
+        self._server = self._built_server(version)
+        self.port = 0
+
+    async def start(self) -> None:
+        """Listens, answers health, and starts the workers.
+
+        Raises:
+            OSError: the port cannot be had.
+        """
+        host, port = self._settings.host, self._settings.port
+        try:
+            if port:
+                socket.create_server((host, port)).close()  # says what is wrong, which gRPC only logs
+            self.port = self._server.add_insecure_port(f"{host}:{port}")
+        except (OSError, RuntimeError) as error:
+            raise OSError(f"cannot listen on {host}:{port}: {error}") from error
+        await self._set_health(_NOT_SERVING)
+        await self._server.start()
+        self._pool.start()
+
+    async def until_ready(self, stopped: asyncio.Event) -> bool:
+        """Waits until the first worker can compute. False when told to stop before that.
+
+        Raises:
+            TdbError: the model cannot be loaded.
+        """
+        first_ready = asyncio.ensure_future(self._pool.first_ready())
+        stopping = asyncio.ensure_future(stopped.wait())
+        await asyncio.wait((first_ready, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not first_ready.done():
+            first_ready.cancel()
+            return False
+        await self._fill_slot(first_ready.result())
+        self._report.say(f"serving on {self._settings.host}:{self.port}")
+        return True
+
+    async def stop(self) -> None:
+        """Takes no more calls, lets the open ones end, then ends the workers."""
+        await self._health.enter_graceful_shutdown()
+        await self._calls.drain(self._settings.grace_seconds)
+        await self._server.stop(grace=0.1)  # what is left: calls out of time, and watchers of health
+        await self._pool.stop()
+
+    async def _fill_slot(self, ready: Ready) -> None:
+        # Imported only now: health is answered first.
+        from tdb_server.model.tokenizer import Tokenizer
+
+        tokenizer = await asyncio.to_thread(Tokenizer, ready.tokenizer_folder)
+        self._slot.fill(ServedModel(ready.info, tokenizer, self._settings.limits))
+        await self._set_health(_SERVING if self._pool.n_ready else _NOT_SERVING)
+
+    def _on_readiness(self, n_ready: int) -> None:
+        if self._slot.is_filled:
+            change = asyncio.ensure_future(self._set_health(_SERVING if n_ready else _NOT_SERVING))
+            self._health_changes.add(change)
+            change.add_done_callback(self._health_changes.discard)
+
+    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for service in ("", *OUR_SERVICES):
+            await self._health.set(service, status)
+
+    def _built_server(self, version: str) -> grpc.aio.Server:
+        settings = self._settings
+        guard = CallGuard(settings.limits, self._calls)
+        server = grpc.aio.server(interceptors=[guard], options=server_options(settings))
+        calls = CallEvents(self._slot, self._scheduler)
+        transformer_debugger_service_pb2_grpc.add_TransformerDebuggerServiceServicer_to_server(
+            DebuggerService(calls, settings.limits.max_response_bytes), server
+        )
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(self._slot, version), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if settings.reflection:
+            add_reflection(server, (*OUR_SERVICES, health.SERVICE_NAME))
+        if settings.channelz:
+            add_channelz(server)
+        return server
+
+
+def server_options(settings: Settings) -> list[tuple[str, int]]:
+    """Options of the gRPC core: message sizes, and how dead connections are noticed."""
+    return [
+        # Four times our own limit: what is a little too large gets a typed error, the rest is cut off unread.
+        ("grpc.max_receive_message_length", 4 * settings.limits.max_request_bytes),
+        ("grpc.max_send_message_length", -1),  # answers are limited where they are made
+        ("grpc.so_reuseport", 0),  # two servers on one port would each get half of the calls
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
+        ("grpc.http2.max_ping_strikes", 2),
+    ]
+
+
+def worker_configurations(settings: Settings) -> list[Configuration]:
+    """What each worker loads. The CPU's cores are shared out among the workers."""
+    n_workers = len(settings.devices)
+    n_threads = settings.n_threads or max(1, len(os.sched_getaffinity(0)) // n_workers)
+    return [
+        Configuration(settings.model, settings.autoencoders, device, index, settings.dtype, n_threads)
+        for index, device in enumerate(settings.devices)
+    ]
+
+
+@contextmanager
+def _stop_signals() -> Iterator[asyncio.Event]:
+    """An event that SIGTERM and SIGINT set."""
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+    for one in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(one, stopped.set)
+    try:
+        yield stopped
+    finally:
+        for one in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(one)

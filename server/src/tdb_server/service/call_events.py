@@ -1,0 +1,138 @@
+"""What all calls share, debug or general, streamed or not: check, estimate, run, and put into messages."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TypeVar
+
+from transformer_debugger.v1 import call_pb2
+from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest, InferRequest
+
+from tdb_server.domain.call import Call
+from tdb_server.domain.cost import Cost, estimated_cost
+from tdb_server.domain.limits import Limits
+from tdb_server.domain.model_info import ModelInfo
+from tdb_server.domain.requests import InferenceSubRequest
+from tdb_server.domain.results import Finished, NamedResult, ObjectiveValues
+from tdb_server.model.tokenizer import Tokenizer
+from tdb_server.service.error_status import ResponseTooLarge
+from tdb_server.service.served_model import ModelSlot, ServedModel
+from tdb_server.service.streaming import StreamMessage, StreamWriter, finished_message, values_message
+from tdb_server.workers.scheduler import Scheduler
+from tdb_server.workers.ticket import TakenUp
+
+LONG_REQUEST_BYTES = 64 * 1024
+Request = TypeVar("Request", DebugRequest, InferRequest)
+Parse = Callable[[Request, ModelInfo, Limits, Tokenizer], Sequence[InferenceSubRequest]]
+
+
+@dataclass(frozen=True, slots=True)
+class Unary:
+    """The call's answer is one message.
+
+    Attributes:
+        streaming_call: the method to use when the answer is too large.
+    """
+
+    streaming_call: str
+
+
+class CallEvents:
+    """Answers calls as events of a stream.
+
+    Args:
+        slot: where the model is.
+        scheduler: who runs them.
+    """
+
+    def __init__(self, slot: ModelSlot, scheduler: Scheduler) -> None:
+        self._slot = slot
+        self._scheduler = scheduler
+        self._call_ids = itertools.count(1)
+
+    async def answer(
+        self, request: Request, parse: Parse[Request], unary: Unary | None = None
+    ) -> AsyncGenerator[StreamMessage]:
+        """Runs a request. Closing the generator cancels it.
+
+        Args:
+            request: as it came.
+            parse: checks it and makes sub-requests of it.
+            unary: given when the answer is collected into one message: then tensors stay whole.
+
+        Yields:
+            The messages of a stream in their order, without the envelope that differs between services.
+
+        Raises:
+            TdbError: the request is refused, or failed.
+        """
+        model = self._slot.model()
+        sub_requests = tuple(await _parsed(request, parse, model))
+        cost = estimated_cost(model.info, sub_requests)
+        started = _started(request.request_id or uuid.uuid4().hex, model, sub_requests)
+        if request.validate_only:
+            started.estimated_cost.activation_bytes = cost.activation_bytes
+            started.estimated_cost.response_bytes = cost.response_bytes
+            yield started
+            yield call_pb2.Finished()
+            return
+        if unary is not None and cost.tensor_bytes > model.limits.max_response_bytes:
+            raise ResponseTooLarge(cost.tensor_bytes, model.limits.max_response_bytes, unary.streaming_call)
+        call = Call(str(next(self._call_ids)), sub_requests)
+        prompts = [one.inference.token_ids for one in sub_requests]
+        writer = StreamWriter(model.tokenizer, prompts, None if unary else model.limits.chunk_bytes)
+        async with aclosing(self._run(call, cost, started, writer)) as messages:
+            async for message in messages:
+                yield message
+
+    async def _run(
+        self, call: Call, cost: Cost, started: call_pb2.Started, writer: StreamWriter
+    ) -> AsyncGenerator[StreamMessage]:
+        serialize_seconds = 0.0
+        async with aclosing(self._scheduler.submit(call, cost)) as events:
+            async for event in events:
+                match event:
+                    case TakenUp(queue_seconds):
+                        started.queue_seconds = queue_seconds
+                        yield started
+                    case ObjectiveValues():
+                        yield values_message(event)
+                    case NamedResult():
+                        begun_at = time.perf_counter()
+                        for message in writer.result(event):
+                            serialize_seconds += time.perf_counter() - begun_at
+                            yield message
+                            begun_at = time.perf_counter()
+                    case Finished():
+                        yield finished_message(event, serialize_seconds)
+
+
+async def _parsed(
+    request: Request, parse: Parse[Request], model: ServedModel
+) -> Sequence[InferenceSubRequest]:
+    """Parses on the event loop, or beside it when that may take long."""
+    if request.ByteSize() < LONG_REQUEST_BYTES:
+        return parse(request, model.info, model.limits, model.tokenizer)
+    return await asyncio.to_thread(parse, request, model.info, model.limits, model.tokenizer)
+
+
+def _started(
+    request_id: str, model: ServedModel, sub_requests: Sequence[InferenceSubRequest]
+) -> call_pb2.Started:
+    info = call_pb2.CallInfo(
+        request_id=request_id, model_name=model.info.name, model_digest=model.info.digest
+    )
+    tokens = [
+        call_pb2.SubRequestTokens(
+            token_ids=one.inference.token_ids,
+            token_strings=model.tokenizer.token_strings(one.inference.token_ids),
+        )
+        for one in sub_requests
+    ]
+    return call_pb2.Started(info=info, sub_requests=tokens)

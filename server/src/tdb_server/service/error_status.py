@@ -1,0 +1,117 @@
+"""The one table from errors to what goes over the wire: a code and a `google.rpc.Status` with details."""
+
+from __future__ import annotations
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+
+from tdb_server import errors
+
+DOMAIN = "transformer-debugger"
+STATUS_DETAILS_KEY = "grpc-status-details-bin"
+MAX_MESSAGE_BYTES = 1024
+MAX_VIOLATION_BYTES = 3072
+"""Details travel as a trailer, and clients take 8 KiB of trailers unless told otherwise."""
+
+
+class ResponseTooLarge(errors.OverLimit):
+    """The answer does not fit a call that does not stream.
+
+    Args:
+        n_bytes: of the answer, as far as it is known.
+        max_response_bytes: the limit.
+        streaming_call: the method that can answer.
+    """
+
+    def __init__(self, n_bytes: int, max_response_bytes: int, streaming_call: str) -> None:
+        super().__init__(
+            f"the answer takes at least {n_bytes} bytes, more than the {max_response_bytes} allowed for "
+            f"a call that does not stream; use {streaming_call}",
+            "RESPONSE_TOO_LARGE",
+        )
+        self.streaming_call = streaming_call
+
+
+class NotImplementedHere(errors.TdbError):
+    """No such method on this server."""
+
+    default_reason = "NOT_IMPLEMENTED"
+
+
+STATUS_CODES: dict[type[errors.TdbError], grpc.StatusCode] = {
+    errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.FailedPrecondition: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.OverLimit: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.Cancelled: grpc.StatusCode.CANCELLED,
+    errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    errors.Internal: grpc.StatusCode.INTERNAL,
+    NotImplementedHere: grpc.StatusCode.UNIMPLEMENTED,
+}
+
+
+def status_code(error: errors.TdbError) -> grpc.StatusCode:
+    """The code of an error; INTERNAL for those that no client should ever see."""
+    return next(
+        (STATUS_CODES[kind] for kind in type(error).__mro__ if kind in STATUS_CODES), grpc.StatusCode.INTERNAL
+    )
+
+
+def error_status(error: errors.TdbError) -> status_pb2.Status:
+    """The error as a status: `ErrorInfo`, `BadRequest` for fields at fault, `RetryInfo` where it helps."""
+    message = _shortened(error.message)
+    status = status_pb2.Status(code=status_code(error).value[0], message=message)
+    information = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=_metadata(error))
+    details: list[any_pb2.Any] = []
+    if isinstance(error, errors.ViolationError):
+        bad_request, n_left_out = _bad_request(error)
+        if n_left_out:
+            information.metadata["violations_left_out"] = str(n_left_out)
+        details.append(_packed(bad_request))
+    if isinstance(error, errors.RetryableError) and error.retry_after_seconds is not None:
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
+        details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
+    status.details.extend([_packed(information), *details])
+    return status
+
+
+def _metadata(error: errors.TdbError) -> dict[str, str]:
+    match error:
+        case errors.Internal():
+            return {"error_id": error.error_id}
+        case ResponseTooLarge():
+            return {"streaming_call": error.streaming_call}
+        case _:
+            return {}
+
+
+def _bad_request(error: errors.ViolationError) -> tuple[error_details_pb2.BadRequest, int]:
+    """The fields at fault, as many as fit, and how many do not."""
+    bad_request = error_details_pb2.BadRequest()
+    for n_taken, violation in enumerate(error.violations):
+        bad_request.field_violations.add(
+            field=violation.field, description=_shortened(violation.description), reason=violation.reason
+        )
+        if n_taken and bad_request.ByteSize() > MAX_VIOLATION_BYTES:
+            del bad_request.field_violations[-1]
+            return bad_request, len(error.violations) - n_taken
+    return bad_request, 0
+
+
+def _shortened(text: str) -> str:
+    encoded = text.encode()
+    if len(encoded) <= MAX_MESSAGE_BYTES:
+        return text
+    return encoded[: MAX_MESSAGE_BYTES - 3].decode(errors="ignore") + "…"
+
+
+def _packed(
+    message: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo,
+) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed

@@ -1,0 +1,99 @@
+"""What is served, as a message: the model, its limits, and what can be asked of it with what is loaded."""
+
+from __future__ import annotations
+
+import re
+
+from transformer_debugger.v1 import model_service_pb2
+
+from tdb_server.domain.axes import autoencoders_of_place, is_autoencoder_place, place_of_scalar
+from tdb_server.domain.derived_scalar import DerivedScalar
+from tdb_server.domain.limits import Limits
+from tdb_server.domain.model_info import AutoencoderInfo, ModelInfo
+from tdb_server.domain.place import Place
+from tdb_server.service.enum_names import DERIVED_SCALARS, PLACES, SITES
+from tdb_server.service.tensor_messages import D_TYPES_BY_NAME
+
+API_VERSION = "v1"
+_TOP_K = re.compile(r"topk\((\d+)\)")
+
+
+def model_info_message(info: ModelInfo, limits: Limits, server_version: str) -> model_service_pb2.ModelInfo:
+    """The model that is loaded and what can be asked of it.
+
+    Args:
+        info: the model.
+        limits: the limits in force.
+        server_version: version of this software.
+    """
+    return model_service_pb2.ModelInfo(
+        name=info.name,
+        digest=info.digest,
+        family=info.family,
+        n_layers=info.n_layers,
+        d_model=info.d_model,
+        n_heads=info.n_heads,
+        n_key_value_heads=info.n_key_value_heads,
+        d_head=info.d_head,
+        n_mlp_neurons=info.n_neurons,
+        vocab_size=info.vocabulary_size,
+        context_length=info.context_length,
+        dtype=D_TYPES_BY_NAME[info.dtype],
+        autoencoders=[_autoencoder(one) for one in info.autoencoders],
+        limits=_limits(limits, info.context_length),
+        derived_scalar_types=[DERIVED_SCALARS.numbers[one] for one in offered_derived_scalars(info)],
+        ablatable_location_types=[PLACES.numbers[one] for one in ablatable_places(info)],
+        api_version=API_VERSION,
+        server_version=server_version,
+    )
+
+
+def offered_derived_scalars(info: ModelInfo) -> list[DerivedScalar]:
+    """The derived scalars whose component is there."""
+    offered = [
+        one for one in DerivedScalar if (place := place_of_scalar(one)) is None or _is_there(place, info)
+    ]
+    if info.autoencoder(is_mlp=False) is None:
+        offered.remove(DerivedScalar.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS)
+    return offered
+
+
+def ablatable_places(info: ModelInfo) -> list[Place]:
+    """The places whose cells can be set: all that are there."""
+    return [place for place in Place if _is_there(place, info)]
+
+
+def _is_there(place: Place, info: ModelInfo) -> bool:
+    return not is_autoencoder_place(place) or len(autoencoders_of_place(place, info)) == 1
+
+
+def _autoencoder(info: AutoencoderInfo) -> model_service_pb2.AutoencoderInfo:
+    top_k = _TOP_K.fullmatch(info.activation)
+    return model_service_pb2.AutoencoderInfo(
+        site=SITES.numbers[info.site],
+        n_latents=info.n_latents,
+        activation=(
+            model_service_pb2.AUTOENCODER_ACTIVATION_TOPK
+            if top_k
+            else model_service_pb2.AUTOENCODER_ACTIVATION_RELU
+        ),
+        k=int(top_k[1]) if top_k else None,
+        layer_indices=info.layers,
+    )
+
+
+def _limits(limits: Limits, context_length: int) -> model_service_pb2.Limits:
+    return model_service_pb2.Limits(
+        max_prompt_tokens=limits.prompt_tokens(context_length),
+        max_sub_requests=limits.max_sub_requests,
+        max_node_ablations=limits.max_node_ablations,
+        max_top_and_bottom_k=limits.max_top_and_bottom_k,
+        max_processing_specs=limits.max_processing_specs,
+        max_request_bytes=limits.max_request_bytes,
+        max_response_bytes=limits.max_response_bytes,
+        max_concurrent_calls=limits.max_concurrent_calls,
+        max_queue_length=limits.max_queue_length,
+        max_activation_bytes=limits.max_activation_bytes,
+        max_call_seconds=limits.max_call_seconds,
+        chunk_bytes=limits.chunk_bytes,
+    )

@@ -1,0 +1,70 @@
+"""`ModelService`: what is served, and its tokens."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from transformer_debugger.v1.model_service_pb2 import (
+    DetokenizeRequest,
+    DetokenizeResponse,
+    GetModelInfoRequest,
+    GetModelInfoResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+)
+from transformer_debugger.v1.model_service_pb2_grpc import ModelServiceServicer
+
+from tdb_server.errors import FieldViolation, InvalidRequest
+from tdb_server.service.model_messages import model_info_message
+from tdb_server.service.served_model import ModelSlot
+
+MAX_TEXT_BYTES = 256 * 1024
+MAX_TOKEN_IDS = 64 * 1024
+SHORT_TEXT = 4096
+
+
+class ModelService(ModelServiceServicer):
+    """Answers from what the front knows; no worker is asked."""
+
+    def __init__(self, slot: ModelSlot, server_version: str) -> None:
+        self._slot = slot
+        self._server_version = server_version
+
+    async def GetModelInfo(self, request: GetModelInfoRequest, context: Any) -> GetModelInfoResponse:  # noqa: N802
+        """See the proto."""
+        model = self._slot.model()
+        return GetModelInfoResponse(
+            model_info=model_info_message(model.info, model.limits, self._server_version)
+        )
+
+    async def Tokenize(self, request: TokenizeRequest, context: Any) -> TokenizeResponse:  # noqa: N802
+        """See the proto. Long texts are split beside the event loop."""
+        tokenizer = self._slot.model().tokenizer
+        n_bytes = len(request.text.encode())
+        if n_bytes > MAX_TEXT_BYTES:
+            description = f"has {n_bytes} bytes as UTF-8; at most {MAX_TEXT_BYTES} are taken"
+            raise InvalidRequest([FieldViolation("text", description, "OUT_OF_RANGE")])
+        if n_bytes <= SHORT_TEXT:
+            token_ids = tokenizer.encode(request.text)
+        else:
+            token_ids = await asyncio.to_thread(tokenizer.encode, request.text)
+        return TokenizeResponse(token_ids=token_ids, token_strings=tokenizer.token_strings(token_ids))
+
+    async def Detokenize(self, request: DetokenizeRequest, context: Any) -> DetokenizeResponse:  # noqa: N802
+        """See the proto."""
+        model = self._slot.model()
+        token_ids = list(request.token_ids)
+        if len(token_ids) > MAX_TOKEN_IDS:
+            description = f"has {len(token_ids)} entries; at most {MAX_TOKEN_IDS} are taken"
+            raise InvalidRequest([FieldViolation("token_ids", description, "OUT_OF_RANGE")])
+        last = model.info.vocabulary_size - 1
+        violations = [
+            FieldViolation(f"token_ids[{index}]", f"must be 0 to {last}: {token_id}", "UNKNOWN_TOKEN_ID")
+            for index, token_id in enumerate(token_ids)
+            if not 0 <= token_id <= last
+        ]
+        if violations:
+            raise InvalidRequest(violations)
+        text = await asyncio.to_thread(model.tokenizer.decode, token_ids)
+        return DetokenizeResponse(text=text, token_strings=model.tokenizer.token_strings(token_ids))

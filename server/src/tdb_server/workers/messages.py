@@ -1,0 +1,109 @@
+"""What crosses the border between the front process and a worker process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tdb_server.domain.call import Call
+from tdb_server.domain.model_info import ModelInfo
+from tdb_server.domain.results import CallEvent
+from tdb_server.errors import TdbError
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """First message to a worker: what to load, and where.
+
+    Attributes:
+        model: a folder, a GGUF file or a hub name; None for the default model.
+        autoencoders: folders.
+        device: "auto", "cpu", "cuda:0"...
+        worker_index: which of the devices "auto" finds.
+        dtype: type to compute in.
+        n_threads: CPU threads to compute with.
+    """
+
+    model: str | None
+    autoencoders: tuple[Path, ...]
+    device: str
+    worker_index: int
+    dtype: str
+    n_threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunBatch:
+    """Calls to run together, when the batches before it are done."""
+
+    batch_id: int
+    calls: tuple[Call, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CancelCall:
+    """Nobody wants this call's results any more."""
+
+    call_id: str
+
+
+ToWorker = Configuration | RunBatch | CancelCall
+
+
+@dataclass(frozen=True, slots=True)
+class LoadingProgress:
+    """How far loading is: what is being done, and the fraction of it that is done."""
+
+    stage: str
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The model is loaded.
+
+    Attributes:
+        tokenizer_folder: where the model's tokenizer lies.
+        info: the model.
+        device: where it computes, as torch names it.
+    """
+
+    tokenizer_folder: Path
+    info: ModelInfo
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadingFailed:
+    """The model cannot be loaded; the worker exits."""
+
+    error: TdbError
+
+
+@dataclass(frozen=True, slots=True)
+class CallProgress:
+    """Something is ready for a call."""
+
+    call_id: str
+    event: CallEvent
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfMemory:
+    """The device has too little memory for the batch. The worker has freed what it held."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchEnded:
+    """The worker is free again.
+
+    Attributes:
+        batch_id: as in `RunBatch`.
+        failure: why calls of the batch that are not finished never will be; None when all went well.
+    """
+
+    batch_id: int
+    failure: TdbError | OutOfMemory | None
+
+
+FromWorker = LoadingProgress | Ready | LoadingFailed | CallProgress | BatchEnded

@@ -1,0 +1,191 @@
+"""Workers on this machine: started together, and replaced when they die."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from tdb_server.errors import TdbError, Unavailable
+from tdb_server.workers.messages import (
+    BatchEnded,
+    CallProgress,
+    CancelCall,
+    Configuration,
+    FromWorker,
+    LoadingFailed,
+    LoadingProgress,
+    Ready,
+    RunBatch,
+)
+from tdb_server.workers.process import WorkerProcess
+
+_log = logging.getLogger(__name__)
+FIRST_DELAY_SECONDS = 0.1
+LONGEST_DELAY_SECONDS = 30.0
+MAX_DEATHS_BEFORE_FIRST_READY = 5
+
+
+class Worker(Protocol):
+    """What the scheduler needs of a worker, wherever it runs."""
+
+    def send(self, message: RunBatch | CancelCall) -> None:
+        """Hands over work, or takes it back."""
+
+    def kill(self) -> None:
+        """Ends a worker that does not listen any more."""
+
+
+class PoolObserver(Protocol):
+    """Told, on the event loop, what becomes of the workers."""
+
+    def worker_is_ready(self, worker: Worker) -> None:
+        """A worker can take its first batch."""
+
+    def worker_said(self, worker: Worker, message: CallProgress | BatchEnded, n_bytes: int) -> None:
+        """Something of a batch has come, `n_bytes` long."""
+
+    def worker_is_gone(self, worker: Worker) -> None:
+        """A worker that was ready has died, with whatever it was doing."""
+
+
+class LocalPool:
+    """One worker process per configuration.
+
+    Args:
+        configurations: what each worker loads, and where.
+        observer: the scheduler.
+        on_readiness: called with the number of ready workers whenever it changes.
+        on_loading: called with a worker's index, a stage and a fraction while it loads.
+    """
+
+    def __init__(
+        self,
+        configurations: Sequence[Configuration],
+        observer: PoolObserver,
+        on_readiness: Callable[[int], None],
+        on_loading: Callable[[int, str, float], None],
+    ) -> None:
+        self._slots = [_Slot(self, configuration) for configuration in configurations]
+        self.observer = observer
+        self.on_loading = on_loading
+        self._on_readiness = on_readiness
+        self._first_ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
+        self._first_ready.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    @property
+    def n_ready(self) -> int:
+        """Workers that can compute."""
+        return sum(slot.is_ready for slot in self._slots)
+
+    def start(self) -> None:
+        """Starts all workers and returns at once."""
+        for slot in self._slots:
+            slot.start()
+
+    async def first_ready(self) -> Ready:
+        """Waits for the first worker.
+
+        Raises:
+            TdbError: the model cannot be loaded, or worker after worker died while loading it.
+        """
+        return await asyncio.shield(self._first_ready)
+
+    async def stop(self) -> None:
+        """Ends all workers and waits until they are gone."""
+        await asyncio.gather(*(slot.stop() for slot in self._slots))
+
+    def accept(self, ready: Ready) -> bool:
+        """Whether a worker that says it is ready holds the same model as those before it."""
+        if not self._first_ready.done():
+            self._first_ready.set_result(ready)
+        return self._first_ready.exception() is None and self._first_ready.result().info == ready.info
+
+    def give_up(self, error: TdbError) -> bool:
+        """Notes that loading failed. True when that is final: no worker has ever been ready."""
+        if not self._first_ready.done():
+            self._first_ready.set_exception(error)
+        return self._first_ready.exception() is not None
+
+    def readiness_changed(self) -> None:
+        """Tells whoever wants to know."""
+        self._on_readiness(self.n_ready)
+
+
+class _Slot:
+    """The place of one worker: a process, then its successor, and so on."""
+
+    def __init__(self, pool: LocalPool, configuration: Configuration) -> None:
+        self._pool = pool
+        self._configuration = configuration
+        self._process: WorkerProcess | None = None
+        self._restart: asyncio.TimerHandle | None = None
+        self._gone = asyncio.Event()
+        self._gone.set()
+        self._is_stopping = False
+        self._n_deaths = 0  # since it was last ready
+        self.is_ready = False
+
+    def start(self) -> None:
+        self._restart = None
+        self._gone.clear()
+        self._process = WorkerProcess(self._configuration, self._on_message, self._on_exit)
+
+    async def stop(self) -> None:
+        self._is_stopping = True
+        if self._restart is not None:
+            self._restart.cancel()
+        if self._process is not None:
+            self._process.end()
+            try:
+                await asyncio.wait_for(self._gone.wait(), timeout=2.0)
+            except TimeoutError:
+                self._process.kill()
+                await self._gone.wait()
+
+    def _on_message(self, process: WorkerProcess, message: FromWorker, n_bytes: int) -> None:
+        match message:
+            case CallProgress() | BatchEnded():
+                if self.is_ready:
+                    self._pool.observer.worker_said(process, message, n_bytes)
+            case LoadingProgress(stage, fraction):
+                self._pool.on_loading(self._configuration.worker_index, stage, fraction)
+            case Ready():
+                self._on_ready(process, message)
+            case LoadingFailed(error):
+                if not self._pool.give_up(error):
+                    _log.error("worker %d cannot load the model any more: %s", process.pid, error.message)
+
+    def _on_ready(self, process: WorkerProcess, ready: Ready) -> None:
+        if not self._pool.accept(ready):
+            _log.error("worker %d found another model than the one being served", process.pid)
+            process.end()
+            return
+        _log.info("worker %d is ready on %s", process.pid, ready.device)
+        self._n_deaths = 0
+        self.is_ready = True
+        self._pool.observer.worker_is_ready(process)
+        self._pool.readiness_changed()
+
+    def _on_exit(self, process: WorkerProcess, exit_code: int) -> None:
+        self._gone.set()
+        if self.is_ready:
+            self.is_ready = False
+            self._pool.observer.worker_is_gone(process)
+            self._pool.readiness_changed()
+        if self._is_stopping:
+            return
+        self._n_deaths += 1
+        delay_seconds = min(FIRST_DELAY_SECONDS * 2 ** (self._n_deaths - 1), LONGEST_DELAY_SECONDS)
+        _log.warning(
+            "worker %d has died with exit code %d; the next starts in %.1f s",
+            process.pid,
+            exit_code,
+            delay_seconds,
+        )
+        if self._n_deaths >= MAX_DEATHS_BEFORE_FIRST_READY and self._pool.give_up(
+            Unavailable(f"{self._n_deaths} workers in a row died while loading the model", "NO_WORKER_READY")
+        ):
+            return
+        self._restart = asyncio.get_running_loop().call_later(delay_seconds, self.start)

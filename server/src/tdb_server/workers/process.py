@@ -1,0 +1,98 @@
+"""The front's handle of one worker process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import queue
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
+
+from tdb_server.workers.channel import receive_message, send_message
+from tdb_server.workers.messages import CancelCall, Configuration, FromWorker, RunBatch
+
+
+class WorkerProcess:
+    """A worker, from its start to its end.
+
+    One thread reads what the worker says and hands it to the event loop; another writes, so that a worker
+    that hangs never holds up the loop. All methods are called on the loop.
+
+    Args:
+        configuration: what the worker loads.
+        on_message: called on the loop with each message and its size in bytes.
+        on_exit: called on the loop, once, with the exit code, after the last message.
+    """
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        on_message: Callable[[WorkerProcess, FromWorker, int], None],
+        on_exit: Callable[[WorkerProcess, int], None],
+    ) -> None:
+        self.configuration = configuration
+        self._on_message = on_message
+        self._on_exit = on_exit
+        self._loop = asyncio.get_running_loop()
+        self._outbox: queue.SimpleQueue[Configuration | RunBatch | CancelCall | None] = queue.SimpleQueue()
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tdb_server.workers.worker", "--connection-fd", str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                process_group=0,  # signals to the front's group, such as Ctrl-C, are the front's to handle
+                env={**os.environ, "OMP_NUM_THREADS": str(configuration.n_threads)},
+            )
+        self._connection = Connection(os.dup(self._socket.fileno()))
+        self._outbox.put(configuration)
+        self._writer = threading.Thread(target=self._write, name=f"to-worker-{self.pid}", daemon=True)
+        self._writer.start()
+        threading.Thread(target=self._read, name=f"from-worker-{self.pid}", daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    def send(self, message: RunBatch | CancelCall) -> None:
+        """Hands a message to the worker. To one that is gone nothing happens: its exit is reported anyway."""
+        self._outbox.put(message)
+
+    def end(self) -> None:
+        """Asks the worker to end, which it does whatever it is at."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def kill(self) -> None:
+        """Ends it without asking."""
+        self._process.kill()
+
+    def _read(self) -> None:
+        try:
+            while True:
+                message, n_bytes = receive_message(self._connection)
+                self._on_loop(partial(self._on_message, self, message, n_bytes))
+        except (EOFError, OSError):
+            pass  # the worker is gone, or will be as soon as it notices that we have hung up
+        exit_code = self._process.wait()
+        self._outbox.put(None)
+        self._writer.join()
+        self._connection.close()
+        self._socket.close()
+        self._on_loop(partial(self._on_exit, self, exit_code))
+
+    def _write(self) -> None:
+        while (message := self._outbox.get()) is not None:
+            with contextlib.suppress(OSError):
+                send_message(self._connection, message)
+
+    def _on_loop(self, action: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended before the worker
+            self._loop.call_soon_threadsafe(action)

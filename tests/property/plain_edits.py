@@ -1,0 +1,115 @@
+"""What a request does to the forward pass, done to the plain model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tdb_server.domain.model_info import Site
+from tdb_server.domain.node import PassType
+from tdb_server.domain.place import Place
+from tdb_server.domain.requests import AblationSpec, ActivationIndex, LossConfig, LossName
+from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
+from torch import Tensor
+
+from tests.property.plain_model import Edit, Edits, PlainModel, Spot
+
+PAIR_PLACES = (Place.ATTN_QK_LOGITS, Place.ATTN_QK_PROBS)
+LATENT_SITES = {
+    Place.ONLINE_MLP_AUTOENCODER_LATENT: (Site.MLP_POST_ACT, Site.RESID_DELTA_MLP),
+    Place.ONLINE_ATTENTION_AUTOENCODER_LATENT: (Site.RESID_DELTA_ATTN,),
+}
+
+
+def loss_value(loss: LossConfig, logits: Tensor) -> Tensor:
+    """The loss of every copy's last token: [c, T, V] to [c]."""
+    last = logits[:, -1]
+    targets = last[:, list(loss.target_tokens)]
+    match loss.name:
+        case LossName.LOGIT_DIFF if loss.distractor_tokens:
+            return targets.mean(dim=1) - last[:, list(loss.distractor_tokens)].mean(dim=1)
+        case LossName.LOGIT_DIFF:
+            return targets.mean(dim=1)
+        case LossName.LOGIT_MINUS_MEAN:
+            return targets.mean(dim=1) - last.mean(dim=1)
+        case LossName.PROBS:
+            return targets.exp().sum(dim=1) / last.exp().sum(dim=1)
+        case other:
+            raise ValueError(other)
+
+
+def latents_of(layer: AutoencoderLayer, site: Tensor) -> Tensor:
+    """Latents [..., n] of site values [..., s], by the definition."""
+    pre = (site - layer.pre_bias) @ layer.encoder_weight.T + layer.latent_bias
+    latents = pre.clamp(min=0)
+    if layer.top_k is None or layer.top_k >= latents.shape[-1]:
+        return latents
+    smallest_kept = latents.sort(dim=-1, descending=True).values[..., layer.top_k - 1, None]
+    return latents * (latents >= smallest_kept)
+
+
+def autoencoder_of_place(place: Place, autoencoders: Sequence[Autoencoder]) -> Autoencoder:
+    return next(one for one in autoencoders if one.site in LATENT_SITES[place])
+
+
+def ablation_edits(
+    model: PlainModel, ablations: Sequence[AblationSpec], autoencoders: Sequence[Autoencoder] = ()
+) -> dict[Spot, Edit]:
+    """Edits that set the forward ablations' cells; latents are set after everything else at their site."""
+    forward = [one for one in ablations if one.index.pass_type is PassType.FORWARD]
+    edits: dict[Spot, Edit] = {}
+    for one in forward:
+        if one.index.place not in LATENT_SITES:
+            add(edits, (one.index.place, one.index.layer_index), _set_cells(model, one.index, one.value))
+    latents: dict[Spot, list[AblationSpec]] = {}
+    for one in forward:
+        if one.index.place in LATENT_SITES:
+            site = autoencoder_of_place(one.index.place, autoencoders).site
+            latents.setdefault((site.place, one.index.layer_index), []).append(one)
+    for (place, layer_index), specs in latents.items():
+        assert layer_index is not None
+        autoencoder = autoencoder_of_place(specs[0].index.place, autoencoders)
+        add(edits, (place, layer_index), _set_latents(autoencoder.layers[layer_index], specs))
+    return edits
+
+
+def add(edits: dict[Spot, Edit], spot: Spot, edit: Edit) -> None:
+    """Adds an edit behind those that are there."""
+    earlier = edits.get(spot)
+    edits[spot] = edit if earlier is None else lambda x: edit(earlier(x))
+
+
+def with_edit(edits: Edits, spot: Spot, edit: Edit) -> dict[Spot, Edit]:
+    """The edits, and one more behind them."""
+    found = dict(edits)
+    add(found, spot, edit)
+    return found
+
+
+def _set_cells(model: PlainModel, index: ActivationIndex, value: float) -> Edit:
+    def edit(x: Tensor) -> Tensor:
+        cells = torch.zeros(x.shape[1:], dtype=torch.bool)
+        cells[tuple(slice(None) if one is None else one for one in index.tensor_indices)] = True
+        if index.place in PAIR_PLACES:
+            cells &= ~model.masked(x.shape[1])[:, :, None]
+        return torch.where(cells, torch.tensor(value, dtype=x.dtype), x)
+
+    return edit
+
+
+def _set_latents(layer: AutoencoderLayer, specs: Sequence[AblationSpec]) -> Edit:
+    def edit(site: Tensor) -> Tensor:
+        latents = latents_of(layer, site)
+        altered = ablated_latents(latents, specs)
+        return site + (altered - latents) @ layer.directions
+
+    return edit
+
+
+def ablated_latents(latents: Tensor, specs: Sequence[AblationSpec]) -> Tensor:
+    """Latents [..., T, n] with the ablated ones set."""
+    altered = latents.clone()
+    for one in specs:
+        token, latent = (slice(None) if i is None else i for i in one.index.tensor_indices)
+        altered[..., token, latent] = one.value
+    return altered

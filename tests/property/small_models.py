@@ -1,0 +1,127 @@
+"""The models of the property tests: a few layers, a few heads, random weights, every kind of decoder.
+
+Each is there three times: as the server's engine, as transformers, and as `PlainModel`, which is written
+anew from the mathematics and shares no code with the server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from tdb_server.domain.model_info import Site
+from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
+from tdb_server.model.config import DecoderConfig
+from tdb_server.model.decoder import Decoder
+from tdb_server.model.weights import load_decoder
+from tdb_server.scalars.engine import Engine
+from transformers import PreTrainedModel
+
+from tests.property.plain_model import PlainModel
+from tests.random_models import reference_model, write_random_model
+
+VOCABULARY_SIZE = 60
+_GPT2: dict[str, Any] = {
+    "n_layer": 2,
+    "n_embd": 16,
+    "n_head": 4,
+    "n_inner": 20,
+    "n_positions": 16,
+    "vocab_size": VOCABULARY_SIZE,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+_ROTARY: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "hidden_size": 16,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "intermediate_size": 20,
+    "max_position_embeddings": 16,
+    "vocab_size": VOCABULARY_SIZE,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("gpt2", _GPT2),
+    "gpt2-deep-untied": ("gpt2", _GPT2 | {"n_layer": 3, "tie_word_embeddings": False}),
+    "llama": ("llama", _ROTARY),
+    "llama-deep-wide-heads": ("llama", _ROTARY | {"num_hidden_layers": 3, "head_dim": 6}),
+    "llama-biases-one-group": (
+        "llama",
+        _ROTARY | {"num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True},
+    ),
+    "qwen2": ("qwen2", _ROTARY),
+    "qwen3": ("qwen3", _ROTARY),
+    "mistral-window": ("mistral", _ROTARY | {"sliding_window": 3}),
+}
+MODELS = tuple(_VARIANTS)
+MAIN_MODELS = ("gpt2", "llama", "qwen2")
+N_LATENTS = 24
+TOP_K = 5
+
+
+@dataclass(frozen=True)
+class SmallModel:
+    """One model three times."""
+
+    decoder: Decoder
+    reference: PreTrainedModel
+    plain: PlainModel
+
+    @property
+    def config(self) -> DecoderConfig:
+        return self.decoder.config
+
+    def engine(self, *autoencoders: Autoencoder, excluded_tokens: Sequence[int] = ()) -> Engine:
+        return Engine(self.decoder, autoencoders, info=None, excluded_tokens=excluded_tokens)  # type: ignore[arg-type]
+
+
+@cache
+def small_model(name: str, dtype: torch.dtype = torch.float64) -> SmallModel:
+    """The model called `name` in `MODELS`."""
+    family, sizes = _VARIANTS[name]
+    with TemporaryDirectory() as folder:
+        path = write_random_model(Path(folder), family, seed=MODELS.index(name), **sizes)
+        reference = reference_model(path)
+        return SmallModel(load_decoder(path, "cpu", dtype), reference, PlainModel(reference))
+
+
+@cache
+def small_autoencoder(
+    name: str,
+    site: Site,
+    top_k: int | None = None,
+    layers: tuple[int, ...] | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Autoencoder:
+    """A random autoencoder for a model: about half of its latents are active, or `top_k` where given."""
+    decoder = small_model(name, dtype).decoder
+    config = decoder.config
+    width = config.n_neurons if site is Site.MLP_POST_ACT else config.d_model
+    generator = torch.Generator().manual_seed(1 + list(Site).index(site))
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    autoencoder = Autoencoder(
+        site,
+        {
+            layer_index: AutoencoderLayer(
+                pre_bias=0.1 * noise(width),
+                encoder_weight=noise(N_LATENTS, width) / width**0.5,
+                latent_bias=0.3 * noise(N_LATENTS),
+                directions=0.3 * noise(N_LATENTS, width),
+                top_k=top_k,
+            )
+            for layer_index in layers or range(config.n_layers)
+        },
+    )
+    autoencoder.compute_write_norms(decoder)
+    return autoencoder

@@ -1,0 +1,142 @@
+"""act × grad of a node is the slope of the objective when that node's activation is scaled."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tdb_server.domain.derived_scalar import DerivedScalar
+from tdb_server.domain.model_info import Site
+from tdb_server.domain.place import Place
+from tdb_server.domain.requests import AblationSpec, ActivationIndex, LossConfig
+from torch import Tensor
+
+from tests.property.finite_differences import (
+    Objective,
+    assert_same,
+    slopes_of_adding,
+    slopes_of_scaling,
+    slopes_of_scaling_tokens,
+)
+from tests.property.plain_edits import (
+    ablated_latents,
+    ablation_edits,
+    latents_of,
+    loss_value,
+    with_edit,
+)
+from tests.property.plain_model import Edits, PlainModel
+from tests.property.requests import (
+    answer,
+    every_node,
+    examples,
+    inference,
+    losses,
+    numbers_of_layer,
+    prompts,
+)
+from tests.property.small_models import MAIN_MODELS, MODELS, TOP_K, small_autoencoder, small_model
+
+FINAL_SCALE = (Place.RESID_LN_F_SCALE, None)
+LATENT_SCALARS = {
+    Site.MLP_POST_ACT: DerivedScalar.ONLINE_MLP_AUTOENCODER_ACT_TIMES_GRAD,
+    Site.RESID_DELTA_MLP: DerivedScalar.ONLINE_MLP_AUTOENCODER_ACT_TIMES_GRAD,
+    Site.RESID_DELTA_ATTN: DerivedScalar.ONLINE_ATTENTION_AUTOENCODER_ACT_TIMES_GRAD,
+}
+
+
+def ablate(place: Place, layer_index: int, indices: tuple[int | None, ...], value: float) -> AblationSpec:
+    return AblationSpec(ActivationIndex(place, layer_index, indices), value)
+
+
+def holding_final_scale(model: PlainModel, token_ids: tuple[int, ...], edits: Edits) -> Edits:
+    """The edits, with the final norm's scale kept at what it is now."""
+    scale = model.run(token_ids, edits)[FINAL_SCALE]
+    return with_edit(edits, FINAL_SCALE, lambda x: scale)
+
+
+def loss_objective(loss: LossConfig) -> Objective:
+    return lambda seen: loss_value(loss, seen[Place.LOGITS, None])
+
+
+@pytest.mark.parametrize("name", MODELS)
+@examples(4)
+@given(token_ids=prompts(), loss=losses(), is_ablated=st.booleans())
+def test_embeddings_neurons_and_heads(
+    name: str, token_ids: tuple[int, ...], loss: LossConfig, is_ablated: bool
+) -> None:
+    model = small_model(name)
+    last, n_layers = len(token_ids) - 1, model.config.n_layers
+    ablations = [
+        ablate(Place.MLP_POST_ACT, 0, (last, 7), 1.5),
+        ablate(Place.ATTN_QK_PROBS, 1, (last, None, 2), 0.3),
+    ][: 2 * is_ablated]
+    found = answer(
+        model.engine(),
+        inference(token_ids, loss, ablations=ablations),
+        embeddings=every_node(DerivedScalar.TOKEN_ATTRIBUTION),
+        neurons=every_node(DerivedScalar.MLP_ACT_TIMES_GRAD),
+        heads=every_node(DerivedScalar.UNFLATTENED_ATTN_ACT_TIMES_GRAD),
+    )
+    edits = holding_final_scale(model.plain, token_ids, ablation_edits(model.plain, ablations))
+    objective = loss_objective(loss)
+
+    def slopes(place: Place, layer: int) -> Tensor:
+        return slopes_of_scaling(model.plain, token_ids, objective, (place, layer), edits)
+
+    spot = (Place.RESID_POST_EMB, None)
+    of_tokens = slopes_of_scaling_tokens(model.plain, token_ids, objective, spot, edits)[:, None]
+    assert_same(of_tokens, numbers_of_layer(found.top_k("embeddings"), None, of_tokens.shape))
+    for layer in range(n_layers):
+        of_neurons = slopes(Place.MLP_POST_ACT, layer)
+        assert_same(of_neurons, numbers_of_layer(found.top_k("neurons"), layer, of_neurons.shape))
+        of_heads = slopes(Place.ATTN_QK_PROBS, layer)
+        assert_same(of_heads, numbers_of_layer(found.top_k("heads"), layer, of_heads.shape))
+
+
+@pytest.mark.parametrize("top_k", [None, TOP_K])
+@pytest.mark.parametrize("site", Site)
+@pytest.mark.parametrize("name", MAIN_MODELS)
+@examples(3)
+@given(token_ids=prompts(), loss=losses(), is_ablated=st.booleans())
+def test_latents(
+    name: str,
+    site: Site,
+    top_k: int | None,
+    token_ids: tuple[int, ...],
+    loss: LossConfig,
+    is_ablated: bool,
+) -> None:
+    model, autoencoder = small_model(name), small_autoencoder(name, site, top_k)
+    ablations = [
+        ablate(site.latent_place, 0, (0, 3), 0.0),
+        ablate(site.latent_place, 0, (len(token_ids) - 1, 9), 0.8),
+        ablate(site.latent_place, 1, (len(token_ids) - 1, None), 0.4),
+    ][: 3 * is_ablated]
+    found = answer(
+        model.engine(autoencoder),
+        inference(token_ids, loss, ablations=ablations),
+        latents=every_node(LATENT_SCALARS[site]),
+        embeddings=every_node(DerivedScalar.TOKEN_ATTRIBUTION),
+    )
+    edits = ablation_edits(model.plain, ablations, [autoencoder])
+    edits = holding_final_scale(model.plain, token_ids, edits)
+    for layer, weights in autoencoder.layers.items():
+        # What the site is before its own latents are set: the model with the ablations of earlier layers.
+        earlier = [one for one in ablations if one.index.layer_index < layer]
+        before = model.plain.run(token_ids, ablation_edits(model.plain, earlier, [autoencoder]))
+        own = [one for one in ablations if one.index.layer_index == layer]
+        latents = ablated_latents(latents_of(weights, before[site.place, layer][0]), own)
+        token, latent = latents.nonzero(as_tuple=True)
+        writes = torch.zeros(len(token), len(token_ids), weights.directions.shape[1], dtype=latents.dtype)
+        writes[torch.arange(len(token)), token] = latents[token, latent, None] * weights.directions[latent]
+        slopes = torch.zeros_like(latents)
+        slopes[token, latent] = slopes_of_adding(
+            model.plain, token_ids, loss_objective(loss), (site.place, layer), edits, writes
+        )
+        assert_same(slopes, numbers_of_layer(found.top_k("latents"), layer, slopes.shape))
+    # Gradients reach what is upstream through the latents that were set.
+    spot = (Place.RESID_POST_EMB, None)
+    of_tokens = slopes_of_scaling_tokens(model.plain, token_ids, loss_objective(loss), spot, edits)[:, None]
+    assert_same(of_tokens, numbers_of_layer(found.top_k("embeddings"), None, of_tokens.shape))

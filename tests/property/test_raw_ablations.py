@@ -1,0 +1,146 @@
+"""Raw ablations: any place can be set, in the forward pass or in the gradient, one cell or a whole axis."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tdb_server.domain.derived_scalar import DerivedScalar
+from tdb_server.domain.model_info import Site
+from tdb_server.domain.node import PassType
+from tdb_server.domain.place import Place
+from tdb_server.domain.requests import AblationSpec, ActivationIndex, InferenceSpec, LossConfig, LossName
+from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
+from torch import Tensor
+
+from tests.property.finite_differences import STEP, assert_same
+from tests.property.plain_edits import PAIR_PLACES, latents_of, loss_value
+from tests.property.plain_model import Edit, PlainModel, Spot
+from tests.property.requests import answer, every_node, examples, numbers_of_layer
+from tests.property.small_models import MAIN_MODELS, SmallModel, small_autoencoder, small_model
+
+PROMPT = (8, 30, 30, 55)
+LOSS = LossConfig(LossName.LOGIT_DIFF, (1, 2), (3,))
+EMBEDDING = (Place.RESID_POST_EMB, None)
+LATENTS = {
+    Place.ONLINE_MLP_AUTOENCODER_LATENT: Site.MLP_POST_ACT,
+    Place.ONLINE_ATTENTION_AUTOENCODER_LATENT: Site.RESID_DELTA_ATTN,
+}
+ERRORS = {
+    Place.ONLINE_MLP_AUTOENCODER_ERROR: Site.MLP_POST_ACT,
+    Place.ONLINE_ATTENTION_AUTOENCODER_ERROR: Site.RESID_DELTA_ATTN,
+}
+PLAIN_PLACES = [place for place in Place if "autoencoder" not in place.value]
+WITHOUT_LAYERS = (Place.RESID_POST_EMB, Place.RESID_LN_F_SCALE, Place.LOGITS)
+
+
+class Target:
+    """A place as something that can be read from, and put back into, a tensor of the plain model."""
+
+    def __init__(self, model: SmallModel, place: Place, layer_index: int | None) -> None:
+        self.model, self.place, self.layer_index = model.plain, place, layer_index
+        self.site = (LATENTS | ERRORS).get(place)
+        self.spot: Spot = (self.site.place if self.site else place, layer_index)
+
+    def read(self, x: Tensor, autoencoders: list[Autoencoder]) -> Tensor:
+        if self.site is None:
+            return x
+        layer = self._layer(autoencoders)
+        latents = latents_of(layer, x)
+        return latents if self.place in LATENTS else x - latents @ layer.directions - layer.pre_bias
+
+    def put(self, x: Tensor, altered: Tensor, autoencoders: list[Autoencoder]) -> Tensor:
+        if self.site is None:
+            return altered
+        change = altered - self.read(x, autoencoders)
+        return x + (change @ self._layer(autoencoders).directions if self.place in LATENTS else change)
+
+    def _layer(self, autoencoders: list[Autoencoder]) -> AutoencoderLayer:
+        return next(one for one in autoencoders if one.site is self.site).layers[self.layer_index or 0]
+
+
+def cells_of(model: PlainModel, place: Place, shape: torch.Size, indices: tuple[int | None, ...]) -> Tensor:
+    """True where an ablation of these indices sets something: never at masked attention cells."""
+    cells = torch.zeros(shape, dtype=torch.bool)
+    cells[tuple(slice(None) if one is None else one for one in indices)] = True
+    if place in PAIR_PLACES:
+        cells &= ~model.masked(shape[0])[:, :, None]
+    return cells
+
+
+def draw_index(
+    data: st.DataObject, target: Target, x: Tensor, pass_type: PassType
+) -> ActivationIndex:
+    """Each axis is all of it, or one entry; the last token, which the objective sees most of, as often as not."""
+    indices = [data.draw(st.none() | st.integers(0, size - 1)) for size in x.shape]
+    if indices[0] is not None and data.draw(st.booleans()):
+        indices[0] = x.shape[0] - 1
+    return ActivationIndex(target.place, target.layer_index, tuple(indices), pass_type)
+
+
+def layers_of(place: Place, model: SmallModel) -> st.SearchStrategy[int | None]:
+    return st.none() if place in WITHOUT_LAYERS else st.integers(0, model.config.n_layers - 1)
+
+
+@pytest.mark.parametrize("place", [*PLAIN_PLACES, *LATENTS, *ERRORS])
+@pytest.mark.parametrize("name", MAIN_MODELS)
+@examples(4)
+@given(data=st.data())
+def test_values(name: str, place: Place, data: st.DataObject) -> None:
+    model = small_model(name)
+    autoencoders = [small_autoencoder(name, site) for site in LATENTS.values()]
+    target = Target(model, place, data.draw(layers_of(place, model)))
+    site = model.plain.run(PROMPT)[target.spot]
+    index = draw_index(data, target, target.read(site, autoencoders)[0], PassType.FORWARD)
+    value = data.draw(st.floats(0.5, 2, width=32))  # scales must not be zero
+
+    def edit(x: Tensor) -> Tensor:
+        old = target.read(x, autoencoders)
+        cells = cells_of(model.plain, place, old.shape[1:], index.tensor_indices)
+        return target.put(x, torch.where(cells, value, old), autoencoders)
+
+    expected = loss_value(LOSS, model.plain.run(PROMPT, {target.spot: edit})[Place.LOGITS, None])
+    found = answer(model.engine(*autoencoders), InferenceSpec(PROMPT, LOSS, None, (AblationSpec(index, value),)))
+    assert found.loss == pytest.approx(expected.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("place", [*PLAIN_PLACES, *LATENTS, *ERRORS])
+@pytest.mark.parametrize("name", MAIN_MODELS)
+@examples(4)
+@given(data=st.data())
+def test_gradients(name: str, place: Place, data: st.DataObject) -> None:
+    """With its gradient set to g, a cell is a constant to the objective, which has g times the cell added."""
+    model = small_model(name)
+    autoencoders = [small_autoencoder(name, site) for site in LATENTS.values()]
+    target = Target(model, place, data.draw(layers_of(place, model)))
+    before = target.read(model.plain.run(PROMPT)[target.spot], autoencoders)
+    index = draw_index(data, target, before[0], PassType.BACKWARD)
+    value = data.draw(st.sampled_from([0.0, -0.7]))
+    cells = cells_of(model.plain, place, before.shape[1:], index.tensor_indices)
+
+    def objective(token: int, step: float) -> Tensor:
+        read: list[Tensor] = []
+
+        def scaled(x: Tensor) -> Tensor:
+            factors = torch.ones(x.shape[1], 1, dtype=x.dtype)
+            factors[token] += step
+            return x * factors
+
+        def held(x: Tensor) -> Tensor:
+            x = scaled(x) if target.spot == EMBEDDING else x
+            read.append(target.read(x, autoencoders))
+            return target.put(x, torch.where(cells, before, read[0]), autoencoders)
+
+        edits: dict[Spot, Edit] = {EMBEDDING: scaled, target.spot: held}
+        loss = loss_value(LOSS, model.plain.run(PROMPT, edits)[Place.LOGITS, None])
+        return loss + value * read[0][0][cells].sum()
+
+    slopes = torch.cat([objective(t, STEP) - objective(t, -STEP) for t in range(len(PROMPT))]) / (2 * STEP)
+    found = answer(
+        model.engine(*autoencoders),
+        InferenceSpec(PROMPT, LOSS, None, (AblationSpec(index, value),)),
+        embeddings=every_node(DerivedScalar.TOKEN_ATTRIBUTION),
+    )
+    computed = numbers_of_layer(found.top_k("embeddings"), None, (len(PROMPT), 1))
+    assert_same(slopes[:, None], computed)

@@ -1,0 +1,146 @@
+"""A trace's value, and the gradients from it, by the definitions of SEMANTICS section 3."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tdb_server.domain.debug import node_ablation_spec
+from tdb_server.domain.derived_scalar import DerivedScalar
+from tdb_server.domain.model_info import Site
+from tdb_server.domain.node import NodeIndex, NodeType
+from tdb_server.domain.place import Place
+from tdb_server.domain.requests import LossConfig, LossName, NodeAblation, Trace
+from tdb_server.model.autoencoder import Autoencoder
+
+from tests.property.finite_differences import assert_same, slopes_of_scaling, slopes_of_scaling_tokens
+from tests.property.plain_edits import ablation_edits
+from tests.property.requests import Answer, answer, every_node, examples, inference, numbers_of_layer
+from tests.property.small_models import MAIN_MODELS, MODELS, TOP_K, SmallModel, small_autoencoder, small_model
+from tests.property.trace_definitions import definition, residual_before
+from tests.property.traces import QK, K, Q, sites_for, traces_of, value_traces
+
+PROMPT = (51, 4, 33, 12)
+LOSS = LossConfig(LossName.LOGIT_DIFF, (5, 6), (7,))
+KINDS = ("neuron", "mlp latent", "attention latent", "Q", "K", "QK")
+ABLATIONS = [
+    NodeAblation(NodeIndex(NodeType.MLP_NEURON, 0, (1, 3)), 1.25),
+    NodeAblation(NodeIndex(NodeType.ATTENTION_HEAD, 0, (2, 0, 1)), 0.0),
+]
+
+
+def traced(
+    model: SmallModel, trace: Trace, is_ablated: bool = False, autoencoders: Sequence[Autoencoder] = ()
+) -> Answer:
+    needs_loss = trace.attention_trace_type is not None and trace.attention_trace_type.value == "V"
+    return answer(
+        model.engine(*autoencoders),
+        inference(
+            PROMPT,
+            LOSS if needs_loss and trace.downstream is None else None,
+            trace,
+            [node_ablation_spec(one) for one in ABLATIONS if is_ablated],
+        ),
+        embeddings=every_node(DerivedScalar.TOKEN_ATTRIBUTION),
+        neurons=every_node(DerivedScalar.MLP_ACT_TIMES_GRAD),
+        heads=every_node(DerivedScalar.UNFLATTENED_ATTN_ACT_TIMES_GRAD),
+    )
+
+
+def assert_follows_definition(
+    model: SmallModel, trace: Trace, is_ablated: bool, autoencoders: Sequence[Autoencoder] = ()
+) -> None:
+    """The value is the definition's, and every node's act × grad is the definition's slope, layer by layer.
+
+    Nodes at or after the traced one have slope zero, since the definition does not see them.
+    """
+    found = traced(model, trace, is_ablated, autoencoders)
+    ablations = [node_ablation_spec(one) for one in ABLATIONS if is_ablated]
+    edits = ablation_edits(model.plain, ablations)
+    base = model.plain.run(PROMPT, edits)
+    spot = residual_before(trace)
+    of_residual = definition(model.plain, trace, base, autoencoders, LOSS)
+    assert found.activation_value == pytest.approx(of_residual(base[spot]).item(), abs=1e-6)
+
+    def slopes(place: Place, layer: int):  # noqa: ANN202
+        return slopes_of_scaling(model.plain, PROMPT, lambda seen: of_residual(seen[spot]), (place, layer), edits)
+
+    of_tokens = slopes_of_scaling_tokens(
+        model.plain, PROMPT, lambda seen: of_residual(seen[spot]), (Place.RESID_POST_EMB, None), edits
+    )[:, None]
+    assert_same(of_tokens, numbers_of_layer(found.top_k("embeddings"), None, of_tokens.shape))
+    for layer in range(model.config.n_layers):
+        of_neurons = slopes(Place.MLP_POST_ACT, layer)
+        assert_same(of_neurons, numbers_of_layer(found.top_k("neurons"), layer, of_neurons.shape))
+        of_heads = slopes(Place.ATTN_QK_PROBS, layer)
+        assert_same(of_heads, numbers_of_layer(found.top_k("heads"), layer, of_heads.shape))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", MODELS)
+@examples(4)
+@given(data=st.data(), mlp_site=st.sampled_from([Site.MLP_POST_ACT, Site.RESID_DELTA_MLP]))
+def test_traces(name: str, kind: str, data: st.DataObject, mlp_site: Site) -> None:
+    model = small_model(name)
+    top_k = data.draw(st.sampled_from([None, TOP_K]))
+    autoencoders = [small_autoencoder(name, site, top_k) for site in sites_for(kind, mlp_site)]
+    trace = data.draw(traces_of(kind, model.config, len(PROMPT)))
+    assert_follows_definition(model, trace, data.draw(st.booleans()), autoencoders)
+
+
+@pytest.mark.parametrize("downstream", [None, *KINDS])
+@pytest.mark.parametrize("name", MAIN_MODELS)
+@examples(4)
+@given(data=st.data(), mlp_site=st.sampled_from([Site.MLP_POST_ACT, Site.RESID_DELTA_MLP]))
+def test_traces_through_values(
+    name: str, downstream: str | None, data: st.DataObject, mlp_site: Site
+) -> None:
+    model = small_model(name)
+    autoencoders = [small_autoencoder(name, site) for site in sites_for(downstream, mlp_site)]
+    trace = data.draw(value_traces(downstream, model.config, len(PROMPT)))
+    assert_follows_definition(model, trace, data.draw(st.booleans()), autoencoders)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", MODELS)
+@examples(4)
+@given(data=st.data(), mlp_site=st.sampled_from([Site.MLP_POST_ACT, Site.RESID_DELTA_MLP]))
+def test_the_value_is_what_the_forward_pass_computes(
+    name: str, kind: str, data: st.DataObject, mlp_site: Site
+) -> None:
+    model = small_model(name)
+    autoencoders = [small_autoencoder(name, site) for site in sites_for(kind, mlp_site)]
+    trace = replace(data.draw(traces_of(kind, model.config, len(PROMPT))), post_act=False)
+    layer, indices = trace.node.layer_index, trace.node.tensor_indices
+    seen = model.plain.run(PROMPT)
+    if autoencoders:
+        weights = autoencoders[0].layers[layer]
+        site = seen[autoencoders[0].site.place, layer][0]
+        of_node = ((site - weights.pre_bias) @ weights.encoder_weight.T + weights.latent_bias)[indices]
+    else:
+        gated = Place.MLP_POST_ACT if model.config.gated else Place.MLP_PRE_ACT
+        place = gated if kind == "neuron" else Place.ATTN_QK_LOGITS
+        of_node = seen[place, layer][0][indices]
+    found = traced(model, trace, autoencoders=autoencoders)
+    assert found.loss is None
+    assert found.activation_value == pytest.approx(of_node.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@examples(4)
+@given(data=st.data())
+def test_gradients_through_query_and_key_add_up(name: str, data: st.DataObject) -> None:
+    model = small_model(name)
+    through_both = replace(data.draw(traces_of("QK", model.config, len(PROMPT))), post_act=False)
+    q, k, both = (
+        traced(model, replace(through_both, attention_trace_type=one)) for one in (Q, K, QK)
+    )
+    assert q.activation_value == k.activation_value == both.activation_value
+    for layer in range(model.config.n_layers):
+        for of_kind, n in (("neurons", (model.config.n_neurons,)), ("heads", (len(PROMPT), model.config.n_heads))):
+            shape = (len(PROMPT), *n)
+            one, other, total = (numbers_of_layer(x.top_k(of_kind), layer, shape) for x in (q, k, both))
+            assert_same(one + other, total, tolerance=1e-9)

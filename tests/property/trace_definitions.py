@@ -1,0 +1,142 @@
+"""The objectives of traces, by their definitions, as functions of the residual stream before the node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from tdb_server.domain.node import NodeType
+from tdb_server.domain.place import Place
+from tdb_server.domain.requests import AttentionTraceType, LossConfig, Trace
+from tdb_server.model.autoencoder import Autoencoder
+from torch import Tensor
+
+from tests.property.finite_differences import gradient
+from tests.property.plain_edits import latents_of, loss_value
+from tests.property.plain_model import PlainModel, Seen, Spot
+
+Definition = Callable[[Tensor], Tensor]
+"""The residual stream [c, T, d] to the objective [c]."""
+_SCALES = (Place.ATTN_LN_SCALE, Place.MLP_LN_SCALE)
+
+
+def residual_before(trace: Trace) -> Spot:
+    layer_index = trace.node.layer_index
+    assert layer_index is not None
+    if trace.node.node_type in (NodeType.MLP_NEURON, NodeType.MLP_AUTOENCODER_LATENT):
+        return Place.RESID_POST_ATTN, layer_index
+    return (Place.RESID_POST_MLP, layer_index - 1) if layer_index else (Place.RESID_POST_EMB, None)
+
+
+def definition(
+    model: PlainModel,
+    trace: Trace,
+    base: Seen,
+    autoencoders: Sequence[Autoencoder] = (),
+    loss: LossConfig | None = None,
+) -> Definition:
+    """What is constant (norm scales, and what the trace lets no gradient through) is taken from `base`."""
+    match trace.node.node_type:
+        case NodeType.MLP_NEURON:
+            return _neuron(model, trace, base)
+        case NodeType.ATTENTION_HEAD if trace.attention_trace_type is AttentionTraceType.V:
+            return _value(model, trace, base, direction_of_value(model, trace, base, autoencoders, loss))
+        case NodeType.ATTENTION_HEAD:
+            return _attention(model, trace, base)
+        case _:
+            return _latent(model, trace, base, autoencoders)
+
+
+def direction_of_value(
+    model: PlainModel,
+    trace: Trace,
+    base: Seen,
+    autoencoders: Sequence[Autoencoder],
+    loss: LossConfig | None,
+) -> Tensor:
+    """Where a traced value is projected [T, d]: what the downstream node, or the loss, would like to see."""
+    if trace.downstream is not None:
+        of_downstream = definition(model, trace.downstream, base, autoencoders)
+        return gradient(of_downstream, base[residual_before(trace.downstream)][0])
+    return direction_of_loss(model, base, loss)
+
+
+def direction_of_loss(model: PlainModel, base: Seen, loss: LossConfig | None) -> Tensor:
+    """Gradient of the loss at the last residual stream, the final norm's scale held constant [T, d]."""
+    assert loss is not None
+    scale = base[Place.RESID_LN_F_SCALE, None]
+
+    def of_residual(x: Tensor) -> Tensor:
+        return loss_value(loss, model.norm(x, scale, model.names["final_norm"]) @ model.unembedding.T)
+
+    return gradient(of_residual, base[Place.RESID_POST_MLP, model.n_layers - 1][0])
+
+
+def _neuron(model: PlainModel, trace: Trace, base: Seen) -> Definition:
+    layer, (token, neuron) = trace.node.layer_index, trace.node.tensor_indices
+    scale = base[Place.MLP_LN_SCALE, layer]
+
+    def of_residual(x: Tensor) -> Tensor:
+        pre, up = model.mlp_inputs(layer, x, scale)
+        has_single_input = model.is_gpt2 and not trace.post_act
+        objective = pre if has_single_input else model.activate(pre) * up
+        return objective[:, token, neuron]
+
+    return of_residual
+
+
+def _attention(model: PlainModel, trace: Trace, base: Seen) -> Definition:
+    layer, (query, key, head) = trace.node.layer_index, trace.node.tensor_indices
+    scale = base[Place.ATTN_LN_SCALE, layer]
+    base_q, base_k, _ = model.queries_keys_values(layer, base[residual_before(trace)], scale)
+
+    def of_residual(x: Tensor) -> Tensor:
+        q, k, _ = model.queries_keys_values(layer, x, scale)
+        if trace.attention_trace_type is AttentionTraceType.Q:
+            k = base_k
+        if trace.attention_trace_type is AttentionTraceType.K:
+            q = base_q
+        logits = (q[:, query, head, None] * model.for_heads(k)[:, :, head]).sum(dim=-1)  # [c, T]
+        if not trace.post_act:
+            return logits[:, key]
+        logits = logits.masked_fill(model.masked(x.shape[1])[query], -torch.inf)
+        return logits.exp()[:, key] / logits.exp().sum(dim=1)
+
+    return of_residual
+
+
+def _value(model: PlainModel, trace: Trace, base: Seen, direction: Tensor) -> Definition:
+    layer, (query, key, head) = trace.node.layer_index, trace.node.tensor_indices
+    scale, probs = base[Place.ATTN_LN_SCALE, layer], base[Place.ATTN_QK_PROBS, layer]
+
+    def of_residual(x: Tensor) -> Tensor:
+        _, _, v = model.queries_keys_values(layer, x, scale)
+        write = model.for_heads(v)[:, key, head] @ model.out_weights(layer)[head]  # [c, d]
+        return probs[0, query, key, head] * (write @ direction[query])
+
+    return of_residual
+
+
+def _latent(
+    model: PlainModel, trace: Trace, base: Seen, autoencoders: Sequence[Autoencoder]
+) -> Definition:
+    layer, (token, latent) = trace.node.layer_index, trace.node.tensor_indices
+    autoencoder = next(one for one in autoencoders if one.site.node_type is trace.node.node_type)
+    weights = autoencoder.layers[layer]
+    block = model.mlp if autoencoder.site.is_mlp else model.attention
+
+    def of_residual(x: Tensor) -> Tensor:
+        site: list[Tensor] = []
+
+        def tap(place: Place, at_layer: int | None, x: Tensor) -> Tensor:
+            if place is autoencoder.site.place:
+                site.append(x)
+            return base[place, at_layer] if place in _SCALES else x
+
+        block(layer, x, tap)
+        if trace.post_act:
+            return latents_of(weights, site[0])[:, token, latent]
+        centred = site[0][:, token] - weights.pre_bias
+        return centred @ weights.encoder_weight[latent] + weights.latent_bias[latent]
+
+    return of_residual

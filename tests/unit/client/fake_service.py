@@ -1,0 +1,366 @@
+"""A transformer debugger service in this process, with answers written by hand."""
+
+# ruff: noqa: N802 - methods are named as in the protos
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import google_crc32c
+import grpc
+import numpy as np
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_status import rpc_status
+from tdb_client.debug_result import DEBUG_RESULTS
+from tdb_client.encoding import node_index
+from tdb_client.nodes import Node
+from transformer_debugger.v1 import (
+    activation_pb2,
+    call_pb2,
+    model_service_pb2,
+    model_service_pb2_grpc,
+    node_pb2,
+    result_pb2,
+    tensor_pb2,
+)
+from transformer_debugger.v1 import transformer_debugger_service_pb2 as service_pb2
+from transformer_debugger.v1 import transformer_debugger_service_pb2_grpc as service_pb2_grpc
+from transformer_debugger.v1.derived_scalar_pb2 import DerivedScalarType, GroupId
+
+TOKENS = ("When", " Mary", " gave", " to")
+NODES = (
+    "embedding @ 1",
+    "L1 head 2 @ 3 -> 1",
+    "L0 neuron 5 @ 3",
+    "L1 mlp latent 9 @ 2",
+    "L1 attention latent 4 @ 3",
+)
+SCALARS = {
+    GroupId.GROUP_ID_WRITE_NORM: (5.5, 2.25, 0.125, 1.0, 0.5),
+    GroupId.GROUP_ID_ACT_TIMES_GRAD: (0.75, 3.5, -0.25, 0.0625, 0.0),
+    GroupId.GROUP_ID_DIRECTION_WRITE: (0.0, 4.0, -0.5, 1e-5, 0.25),
+    GroupId.GROUP_ID_ACTIVATION: (1.0, 0.875, 12.5, 123.0, 4321.0),
+}
+VOCABULARY = {" Mary": 7, " John": 8, " [bold]the": 9}
+REFUSED, SLOW, BUSY, BROKEN = "refuse me", "be slow", "be busy", "be broken"
+
+
+def tensor(values: object, *dims: int, dtype: str = "<f4") -> tensor_pb2.Tensor:
+    array = np.array(values, dtype)
+    kind = {
+        "<f4": tensor_pb2.D_TYPE_FLOAT32,
+        "<f8": tensor_pb2.D_TYPE_FLOAT64,
+        "<i4": tensor_pb2.D_TYPE_INT32,
+    }[dtype]
+    return tensor_pb2.Tensor(dtype=kind, shape=array.shape, dims=dims, data=array.tobytes())
+
+
+def announce(whole: tensor_pb2.Tensor, tensor_id: int, chunk_bytes: int) -> list[tensor_pb2.TensorChunk]:
+    """Takes the data out of a tensor; returns it as chunks."""
+    data = whole.data
+    whole.chunked.CopyFrom(
+        tensor_pb2.ChunkedContents(
+            tensor_id=tensor_id, total_bytes=len(data), crc32c=google_crc32c.value(data)
+        )
+    )
+    return [
+        tensor_pb2.TensorChunk(tensor_id=tensor_id, offset=offset, data=data[offset : offset + chunk_bytes])
+        for offset in range(0, len(data), chunk_bytes)
+    ]
+
+
+def node_indices(spelled: Iterable[str]) -> list[node_pb2.NodeIndex]:
+    return [node_index(Node.parse(one)) for one in spelled]
+
+
+def ranked(*tokens: tuple[str, float]) -> result_pb2.RankedTokens:
+    return result_pb2.RankedTokens(
+        token_ids=[VOCABULARY[token] for token, _ in tokens],
+        tokens=[token for token, _ in tokens],
+        scalars=[score for _, score in tokens],
+        normalized_scalars=[score / 4 for _, score in tokens],
+    )
+
+
+def top_tokens() -> result_pb2.TopTokens:
+    return result_pb2.TopTokens(
+        top=ranked((" Mary", 4.0), (" [bold]the", 2.0)), bottom=ranked((" John", -1.0))
+    )
+
+
+def component_ranking(change: float) -> result_pb2.MultipleTopKResult:
+    """The node table's ranking; `change` is added to the direct effects."""
+    ranking = result_pb2.MultipleTopKResult(node_indices=node_indices(NODES))
+    for group_id, values in SCALARS.items():
+        shift = change if group_id == GroupId.GROUP_ID_DIRECTION_WRITE else 0.0
+        group = ranking.groups.add(group_id=group_id)
+        group.activations.CopyFrom(
+            tensor([value + shift for value in values], activation_pb2.DIMENSION_NODES)
+        )
+    sums = ranking.groups[1].sums
+    sums.add(
+        derived_scalar_type=DerivedScalarType.DERIVED_SCALAR_TYPE_TOKEN_ATTRIBUTION,
+        sum=tensor([0.0, 1.5, -0.5, float("nan")], activation_pb2.DIMENSION_SEQUENCE_TOKENS),
+    )
+    sums.add(
+        derived_scalar_type=DerivedScalarType.DERIVED_SCALAR_TYPE_UNFLATTENED_ATTN_ACT_TIMES_GRAD,
+        sum=tensor(
+            np.arange(16.0).reshape(4, 4),
+            activation_pb2.DIMENSION_SEQUENCE_TOKENS,
+            activation_pb2.DIMENSION_ATTENDED_TO_SEQUENCE_TOKENS,
+        ),
+    )
+    return ranking
+
+
+def logit_ranking(change: float) -> result_pb2.MultipleTopKResult:
+    ranking = result_pb2.MultipleTopKResult(
+        node_indices=node_indices(f"logit {token_id} @ 3" for token_id in VOCABULARY.values()),
+        vocab_token_strings=VOCABULARY,
+    )
+    ranking.groups.add(group_id=GroupId.GROUP_ID_LOGITS).activations.CopyFrom(
+        tensor([11.0 + change, 8.0, 9.5], activation_pb2.DIMENSION_NODES)
+    )
+    return ranking
+
+
+def scored(name: str, rows: Sequence[int]) -> result_pb2.NamedResult:
+    entries = [
+        result_pb2.NodeTopTokens(top_tokens=top_tokens() if row in rows else None)
+        for row in range(len(NODES))
+    ]
+    scored_tokens = result_pb2.ScoredTokensResult(node_indices=node_indices(NODES), node_top_tokens=entries)
+    return result_pb2.NamedResult(name=name, scored_tokens=scored_tokens)
+
+
+def named_results(change: float = 0.0) -> list[result_pb2.NamedResult]:
+    attended_to = result_pb2.AttendedToTokens(token_indices=[1, 0], attributions=[2.5, -0.5])
+    pairs = [
+        result_pb2.NodeAttendedToTokens(attended_to_tokens=attended_to if "attention latent" in one else None)
+        for one in NODES
+    ]
+    results = [
+        result_pb2.NamedResult(name=DEBUG_RESULTS[0], multiple_top_k=component_ranking(change)),
+        result_pb2.NamedResult(name=DEBUG_RESULTS[1], multiple_top_k=component_ranking(change)),
+        scored(DEBUG_RESULTS[2], range(5)),
+        scored(DEBUG_RESULTS[3], [2, 3]),
+        scored(DEBUG_RESULTS[4], [1]),
+        scored(DEBUG_RESULTS[5], [1]),
+        result_pb2.NamedResult(
+            name=DEBUG_RESULTS[6],
+            token_pair_attribution=result_pb2.TokenPairAttributionResult(
+                node_indices=node_indices(NODES), node_attended_to_tokens=pairs
+            ),
+        ),
+        result_pb2.NamedResult(name=DEBUG_RESULTS[7], multiple_top_k=logit_ranking(change)),
+    ]
+    assert [one.name for one in results] == list(DEBUG_RESULTS)
+    return results
+
+
+def call_info(request_id: str) -> call_pb2.CallInfo:
+    return call_pb2.CallInfo(request_id=request_id or "made-up", model_name="tiny", model_digest="00ff")
+
+
+def started(n_sub_requests: int, request_id: str = "") -> call_pb2.Started:
+    prompt = call_pb2.SubRequestTokens(token_ids=range(len(TOKENS)), token_strings=TOKENS)
+    return call_pb2.Started(
+        info=call_info(request_id), queue_seconds=0.25, sub_requests=[prompt] * n_sub_requests
+    )
+
+
+def debug_stream(request: service_pb2.DebugRequest) -> Iterator[service_pb2.StreamDebugResponse]:
+    """The events of a debug stream; ablations change numbers, the attention sum comes in chunks."""
+    yield service_pb2.StreamDebugResponse(started=started(len(request.sub_requests), request.request_id))
+    for index, sub_request in enumerate(request.sub_requests):
+        change = -0.5 * len(sub_request.node_ablations)
+        for result in named_results(change):
+            chunks = []
+            if result.name == "componentSumsForTokenDisplay":
+                chunks = announce(result.multiple_top_k.groups[1].sums[1].sum, index + 1, 24)
+            part = call_pb2.ResultPart(sub_request_index=index, result=result, last_part=True)
+            yield service_pb2.StreamDebugResponse(result=part)
+            for chunk in chunks:
+                yield service_pb2.StreamDebugResponse(tensor_chunk=chunk)
+        values = call_pb2.SubRequestValues(sub_request_index=index)
+        if sub_request.HasField("upstream_node_to_trace"):
+            values.activation_value_for_backward_pass = 2.75 + change
+        else:
+            values.loss = 3.0 + change
+        yield service_pb2.StreamDebugResponse(values=values)
+    timings = call_pb2.Timings(forward_seconds=0.5, backward_seconds=0.25)
+    yield service_pb2.StreamDebugResponse(finished=call_pb2.Finished(timings=timings, peak_memory_bytes=1000))
+
+
+def refusal(code: int, reason: str, *details: Any, message: str = "", **metadata: str) -> grpc.Status:
+    info = error_details_pb2.ErrorInfo(reason=reason, domain="transformer-debugger", metadata=metadata)
+    status = status_pb2.Status(code=code, message=message or reason.lower())
+    for detail in (info, *details):
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return rpc_status.to_status(status)
+
+
+def bad_request(**violations: str) -> error_details_pb2.BadRequest:
+    return error_details_pb2.BadRequest(
+        field_violations=[
+            error_details_pb2.BadRequest.FieldViolation(
+                field=f"sub_requests[0].{path}", description=text, reason="NOT_ONE_TOKEN"
+            )
+            for path, text in violations.items()
+        ]
+    )
+
+
+def _refuse(prompt: str, context: grpc.ServicerContext) -> None:
+    match prompt:
+        case "refuse me":
+            bad = bad_request(prompt="is a joke", target_tokens="is two tokens")
+            context.abort_with_status(refusal(code_pb2.INVALID_ARGUMENT, "NOT_ONE_TOKEN", bad))
+        case "be busy":
+            retry = error_details_pb2.RetryInfo(
+                retry_delay=duration_pb2.Duration(seconds=1, nanos=500_000_000)
+            )
+            context.abort_with_status(
+                refusal(code_pb2.RESOURCE_EXHAUSTED, "QUEUE_FULL", retry, message="queue full")
+            )
+        case "be broken":
+            context.abort_with_status(
+                refusal(code_pb2.INTERNAL, "INTERNAL", message="a fault", error_id="e-42")
+            )
+        case "be slow":
+            while context.is_active():
+                time.sleep(0.01)
+
+
+@dataclass
+class FakeService(
+    service_pb2_grpc.TransformerDebuggerServiceServicer, model_service_pb2_grpc.ModelServiceServicer
+):
+    """Answers by hand; keeps what it was asked."""
+
+    requests: list[Any] = field(default_factory=list)
+    metadata: list[dict[str, str | bytes]] = field(default_factory=list)
+    n_unavailable: int = 0
+    streams_were_whole: list[bool] = field(default_factory=list)
+
+    def _take(self, request: Any, context: grpc.ServicerContext) -> None:
+        self.requests.append(request)
+        self.metadata.append(dict(context.invocation_metadata()))
+        if self.n_unavailable > 0:
+            self.n_unavailable -= 1
+            context.abort_with_status(
+                refusal(code_pb2.UNAVAILABLE, "NO_WORKER_READY", message="still loading")
+            )
+
+    def StreamDebug(self, request: service_pb2.DebugRequest, context: grpc.ServicerContext) -> Iterator[Any]:
+        self._take(request, context)
+        _refuse(request.sub_requests[0].prompt if request.sub_requests else "", context)
+        is_whole = False
+        try:
+            yield from debug_stream(request)
+            is_whole = True
+        finally:  # gRPC drops the generator of a call that was cancelled
+            self.streams_were_whole.append(is_whole)
+
+    def Debug(
+        self, request: service_pb2.DebugRequest, context: grpc.ServicerContext
+    ) -> service_pb2.DebugResponse:
+        self._take(request, context)
+        assert request.validate_only
+        cost = call_pb2.EstimatedCost(activation_bytes=1234, response_bytes=56)
+        return service_pb2.DebugResponse(info=call_info(request.request_id), estimated_cost=cost)
+
+    def StreamInfer(self, request: service_pb2.InferRequest, context: grpc.ServicerContext) -> Iterator[Any]:
+        self._take(request, context)
+        yield service_pb2.StreamInferResponse(started=started(len(request.sub_requests), request.request_id))
+        attention = result_pb2.DerivedAttentionScalarsResult(tokens=TOKENS)
+        for kind in attention.DESCRIPTOR.fields[1:]:
+            getattr(attention, kind.name).CopyFrom(
+                tensor(np.full([4, 4] if kind.number < 4 else [4], kind.number))
+            )
+        scalars = result_pb2.DerivedScalarsResult(
+            node_indices=node_indices(["L0 neuron 5 @ 0"]), activations=tensor([1.5], dtype="<f8")
+        )
+        results = [
+            result_pb2.NamedResult(name="attention", derived_attention_scalars=attention),
+            result_pb2.NamedResult(name="scalars", derived_scalars=scalars),
+        ]
+        for index in range(len(request.sub_requests)):
+            for result in results:
+                part = call_pb2.ResultPart(sub_request_index=index, result=result, last_part=True)
+                yield service_pb2.StreamInferResponse(result=part)
+        yield service_pb2.StreamInferResponse(finished=call_pb2.Finished())
+
+    def Infer(
+        self, request: service_pb2.InferRequest, context: grpc.ServicerContext
+    ) -> service_pb2.InferResponse:
+        self._take(request, context)
+        assert request.validate_only
+        cost = call_pb2.EstimatedCost(activation_bytes=4321, response_bytes=65)
+        return service_pb2.InferResponse(info=call_info(request.request_id), estimated_cost=cost)
+
+    def GetModelInfo(
+        self, request: Any, context: grpc.ServicerContext
+    ) -> model_service_pb2.GetModelInfoResponse:
+        self._take(request, context)
+        info = model_service_pb2.ModelInfo(
+            name="tiny",
+            digest="00ff",
+            family="llama",
+            n_layers=2,
+            d_model=48,
+            n_heads=6,
+            n_key_value_heads=2,
+            d_head=8,
+            n_mlp_neurons=96,
+            vocab_size=10,
+            context_length=64,
+            dtype=tensor_pb2.D_TYPE_FLOAT32,
+            api_version="v1",
+            server_version="0.1.0",
+            derived_scalar_types=[DerivedScalarType.DERIVED_SCALAR_TYPE_LOGITS, 9999],
+            ablatable_location_types=[activation_pb2.ACTIVATION_LOCATION_TYPE_MLP_POST_ACT],
+        )
+        info.autoencoders.add(
+            site=model_service_pb2.AUTOENCODER_SITE_MLP_POST_ACT,
+            n_latents=80,
+            activation=model_service_pb2.AUTOENCODER_ACTIVATION_TOPK,
+            k=4,
+            layer_indices=[0, 1],
+        )
+        info.limits.max_prompt_tokens = 64
+        return model_service_pb2.GetModelInfoResponse(model_info=info)
+
+    def Tokenize(self, request: Any, context: grpc.ServicerContext) -> model_service_pb2.TokenizeResponse:
+        self._take(request, context)
+        return model_service_pb2.TokenizeResponse(token_ids=range(len(TOKENS)), token_strings=TOKENS)
+
+    def Detokenize(self, request: Any, context: grpc.ServicerContext) -> model_service_pb2.DetokenizeResponse:
+        self._take(request, context)
+        tokens = [TOKENS[one] for one in request.token_ids]
+        return model_service_pb2.DetokenizeResponse(text="".join(tokens), token_strings=tokens)
+
+
+@contextmanager
+def running() -> Iterator[tuple[str, FakeService]]:
+    """A server with the fake service on a free port: its address and the service."""
+    service = FakeService()
+    server = grpc.server(ThreadPoolExecutor(4))
+    service_pb2_grpc.add_TransformerDebuggerServiceServicer_to_server(service, server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(service, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}", service
+    finally:
+        server.stop(None).wait()

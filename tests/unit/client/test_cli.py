@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tdb_client.cli import main
+from tdb_client.cli.progress import shown_progress
+
+from tests.unit.client.fake_service import BUSY, REFUSED, SLOW, FakeService
+
+Fake = tuple[str, FakeService]
+Output = pytest.CaptureFixture[str]
+DEBUG = ["debug", "--prompt", "When Mary gave to", "--target", " Mary", "--distractor", " John"]
+
+
+def test_debug_prints_tables(fake: Fake, capsys: Output) -> None:
+    assert main(["--server", fake[0], *DEBUG, "-k", "3"]) == 0
+    out, err = capsys.readouterr()
+    assert "L1 head 2, ' to' → ' Mary'" in out
+    assert "logit ' Mary' - ' John' = 3.000" in out
+    assert err == ""  # no progress where stderr is no terminal
+    assert fake[1].requests[0].sub_requests[0].top_and_bottom_k == 3
+
+
+def test_ablations_are_run_side_by_side(fake: Fake, capsys: Output) -> None:
+    ablate = ["--ablate", "L1 head 2 @ -1", "L0 neuron 5 @ 3 = 2.5", "--ablate", "L0 neuron 6 @ 3"]
+    assert main([*DEBUG, *ablate, "--hide-early-layers", "--server", fake[0]]) == 0
+    plain, ablated = fake[1].requests[-1].sub_requests
+    assert not plain.node_ablations
+    assert not plain.hide_early_layers_when_ablating
+    assert [one.value for one in ablated.node_ablations] == [0, 2.5, 0]
+    assert ablated.hide_early_layers_when_ablating
+    assert "difference -1.500" in capsys.readouterr().out
+
+
+def test_trace_explains_a_node(fake: Fake, capsys: Output) -> None:
+    node = "L1 head 2 @ -1 -> 1"
+    assert main(["trace", node, "--type", "QK", "--prompt", "p", "--server", fake[0]]) == 0
+    sub_request = fake[1].requests[-1].sub_requests[0]
+    assert sub_request.upstream_node_to_trace.node_index.tensor_indices == [3, 1, 2]
+    assert sub_request.upstream_node_to_trace.attention_trace_type == 3
+    assert sub_request.target_tokens == [" to"]  # unused
+    downstream = ["--downstream", "L1 head 0 @ 3 -> 2 through Q", "--ablate", "L0 neuron 6 @ 3"]
+    assert main(["trace", f"{node} through V", *downstream, "--prompt", "p", "--server", fake[0]]) == 0
+    sub_request = fake[1].requests[-1].sub_requests[1]
+    assert sub_request.downstream_node_to_trace.attention_trace_type == 1
+    out = capsys.readouterr().out
+    assert "through QK = 2.750" in out
+    assert "= 2.750 plain, 2.250 ablated" in out
+
+
+def test_json_is_for_programs(fake: Fake, capsys: Output) -> None:
+    assert main([*DEBUG, "--ablate", "L1 head 2 @ -1", "--json", "--server", fake[0]]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    plain, ablated = printed["sub_requests"]
+    assert ablated["request"]["ablate"] == ["L1 head 2 @ -1"]
+    assert plain["result"]["loss"] == 3.0
+    node = plain["result"]["nodes"][1]
+    assert node["node"] == "L1 head 2 @ 3 -> 1"
+    assert node["query_tokens"]["top"][0] == {"token": " Mary", "token_id": 7, "score": 4.0}
+    assert node["input_tokens"] is None
+    assert plain["result"]["nodes"][4]["attended_to_tokens"][0] == {"token": 1, "attribution": 2.5}
+    assert plain["result"]["sums"]["act_times_grad"]["token_attribution"] == [
+        0.0,
+        1.5,
+        -0.5,
+        None,
+    ]  # from nan
+    assert main(["info", "--json", "--server", fake[0]]) == 0
+    assert json.loads(capsys.readouterr().out)["n_layers"] == 2
+    assert main(["tokenize", "x", "--json", "--server", fake[0]]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"][1] == " Mary"
+
+
+def test_info_and_tokenize(fake: Fake, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TDB_SERVER", fake[0])
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert "mlp_post_act: 80 latents, topk 4, layers 0, 1" in out
+    assert "6 of 8 channels, 2 key/value heads" in out
+    assert main(["tokenize", "x"]) == 0
+    assert "' Mary'" in capsys.readouterr().out
+
+
+def test_the_token_comes_from_a_file(fake: Fake, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("secret\n")
+    assert main(["info", "--server", fake[0], "--token-file", str(token)]) == 0
+    assert fake[1].metadata[0]["authorization"] == "Bearer secret"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["debug", "--prompt", REFUSED, "--target", "x"],
+            "tdb: sub_requests[0].prompt: is a joke; sub_requests",
+        ),
+        (["debug", "--prompt", BUSY, "--target", "x"], "tdb: queue full (try again in 1.5 s)"),
+        (["debug", "--prompt", SLOW, "--target", "x", "--timeout", "0.2"], "tdb: Deadline Exceeded"),
+        (
+            [*DEBUG, "--ablate", "L1 head 2 @ -9"],
+            "tdb: L1 head 2 @ -9: token -9 does not exist in a prompt of 4",
+        ),
+        (["info", "--server", "127.0.0.1:1"], "tdb: no server answers at 127.0.0.1:1"),
+        (
+            ["info", "--token-file", "/no/such/file"],
+            "tdb: [Errno 2] No such file or directory: '/no/such/file'",
+        ),
+    ],
+)
+def test_failures_are_one_line_and_code_1(
+    fake: Fake, capsys: Output, arguments: list[str], line: str
+) -> None:
+    assert main(["--server", fake[0], *arguments]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(line)
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        ([], "required: COMMAND"),
+        (["debug", "--prompt", "p"], "required: --target"),
+        ([*DEBUG, "--ablate", "L1 hed 2 @ 1"], "'L1 hed 2 @ 1' is not a node, such as"),
+        ([*DEBUG, "--rows", "-1"], "-1 is below 0"),
+        ([*DEBUG, "--timeout", "0"], "0 is not above 0"),
+        (["trace", "L1 head 2 @ 1", "--prompt", "p"], "say which token L1 head 2 @ 1 attends to"),
+        (["trace", "L1 head 2 @ 1 -> 0", "--prompt", "p"], "a head needs --type"),
+        (["trace", "L1 head 2 @ 1 -> 0", "--prompt", "p", "--type", "V"], "needs --downstream, or --target"),
+        (["trace", "L1 neuron 2 @ 1", "--prompt", "p", "--type", "V"], "--type is for heads"),
+        (["info", "--tls-cert", "c.pem"], "--tls-cert and --tls-key belong together"),
+    ],
+)
+def test_mistakes_in_the_command_line_are_code_2(capsys: Output, arguments: list[str], hint: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert hint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], ["info"], ["tokenize"], ["debug"], ["trace"]])
+def test_help_teaches(capsys: Output, command: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--help"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert "--server HOST:PORT" in out
+    assert command in (["info"], ["tokenize"]) or "L9 head 6 @ 13 -> 2" in out
+    assert max(map(len, out.splitlines())) <= 120
+
+
+def test_progress_is_shown_on_terminals_only(
+    capsys: Output, monkeypatch: pytest.MonkeyPatch, fake: Fake
+) -> None:
+    with shown_progress(1):
+        pass
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes stderr for a terminal
+    assert main([*DEBUG, "--server", fake[0]]) == 0
+    out, err = capsys.readouterr()
+    assert "waiting for the server" in err
+    assert "waiting" not in out
+
+
+def test_tokens_that_the_terminal_cannot_show_are_escaped(fake: Fake) -> None:
+    script = "import sys; from tdb_client.cli import main; sys.exit(main(sys.argv[1:]))"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-c", script, *DEBUG, "--server", fake[0]]
+    done = subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert b"L1 head 2, ' to' \\u2192 ' Mary'" in done.stdout
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(fake: Fake) -> None:
+    script = "import sys; from tdb_client.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", script, *DEBUG, "--json", "--server", fake[0]]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert done.stderr == b""

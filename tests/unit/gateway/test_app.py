@@ -1,0 +1,275 @@
+"""The HTTP application over a stand-in for the service: ways in, ways out, and ways to fail."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+from tdb_server import errors
+from tdb_server.domain.limits import Limits
+from tdb_server.errors import FieldViolation, TdbError
+from tdb_server.gateway.app import Backend, create_gateway
+from tdb_server.gateway.http_server import HttpServer
+from tdb_server.service.interceptors import OpenCalls
+from transformer_debugger.v1.model_service_pb2 import ModelInfo
+from transformer_debugger.v1.transformer_debugger_service_pb2 import (
+    DebugRequest,
+    DebugResponse,
+    InferRequest,
+    InferResponse,
+)
+
+LIMITS = replace(Limits(), max_request_bytes=2000, max_call_seconds=5.0)
+VIOLATION = FieldViolation("sub_requests[0].prompt", "is empty", "EMPTY_PROMPT")
+Client = httpx.AsyncClient
+
+
+class StandIn:
+    """Answers with the prompt's text as its only token, or raises what it was told to."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.delay_seconds = 0.0
+        self.was_cancelled = False
+        self.has_begun = asyncio.Event()
+
+    async def debug(self, request: DebugRequest) -> DebugResponse:
+        self.has_begun.set()
+        try:
+            await asyncio.sleep(self.delay_seconds)
+        except asyncio.CancelledError:
+            self.was_cancelled = True
+            raise
+        if self.error is not None:
+            raise self.error
+        response = DebugResponse()
+        for one in request.sub_requests:
+            response.sub_responses.add(token_strings=[one.prompt])
+        return response
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        response = InferResponse()
+        for one in request.sub_requests:
+            sub_response = response.sub_responses.add(token_strings=[one.inference_spec.prompt])
+            for spec in one.processing_specs:
+                sub_response.results.add(name=spec.name).scored_tokens.SetInParent()
+        return response
+
+    async def model_info(self) -> ModelInfo:
+        return ModelInfo(name="stand-in", n_layers=2)
+
+
+@pytest.fixture
+def backend() -> StandIn:
+    return StandIn()
+
+
+@pytest.fixture
+def open_calls() -> OpenCalls:
+    return OpenCalls()
+
+
+@pytest.fixture
+async def client(backend: StandIn, open_calls: OpenCalls) -> AsyncIterator[Client]:
+    application = create_gateway(
+        Backend(backend.debug, backend.infer, backend.model_info), LIMITS, open_calls, "1.2.3"
+    )
+    async with Client(transport=httpx.ASGITransport(application), base_url="http://test") as one:
+        yield one
+
+
+def debug_body(prompt: str = "Hi") -> dict[str, Any]:
+    return {"subRequests": [{"prompt": prompt}]}
+
+
+def tokens(inference: dict[str, Any]) -> list[str]:
+    found: list[str] = inference["inferenceAndTokenData"]["tokensAsStrings"]
+    return found
+
+
+async def test_batched_tdb(client: Client) -> None:
+    response = await client.post("/batched_tdb", json=debug_body("Grüße"))
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+    (one,) = response.json()["inferenceSubResponses"]
+    assert tokens(one["inferenceResponse"]) == ["Grüße"]
+
+
+async def test_batched(client: Client) -> None:
+    spec = {"numTokensAttendedTo": 1, "dependsOnSpecName": "b"}
+    body = {
+        "inferenceSubRequests": [
+            {"inferenceRequestSpec": {"prompt": "Hi"}, "processingRequestSpecByName": {"a": spec}}
+        ]
+    }
+    (one,) = (await client.post("/batched", json=body)).json()["inferenceSubResponses"]
+    assert list(one["processingResponseDataByName"]) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["derived_scalars", "derived_attention_scalars", "multiple_top_k_derived_scalars"]
+)
+async def test_endpoints_of_one_spec(client: Client, endpoint: str) -> None:
+    words = endpoint.title().replace("_", "").replace("TopK", "TopK")
+    key = words[0].lower() + words[1:]
+    body = {"inferenceRequestSpec": {"prompt": "Hi"}, f"{key}RequestSpec": {"dst": "logits"}}
+    found = (await client.post(f"/{endpoint}", json=body)).json()
+    assert tokens(found) == ["Hi"]
+    assert set(found) == {"inferenceAndTokenData", f"{key}ResponseData"}
+
+
+async def test_model_info_needs_no_body(client: Client) -> None:
+    found = (await client.post("/model_info")).json()
+    assert (found["modelName"], found["nLayers"]) == ("stand-in", 2)
+
+
+async def test_the_pages_that_describe_it(client: Client) -> None:
+    assert (await client.get("/")).status_code == 200
+    document = (await client.get("/openapi.json")).json()
+    assert document["info"]["version"] == "1.2.3"
+    for path in document["paths"]:
+        assert (await client.post(path, json={"subRequests": []})).status_code != 404
+    assert len(document["paths"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (errors.InvalidRequest([VIOLATION]), 400),
+        (errors.FailedPrecondition([VIOLATION]), 400),
+        (errors.Unauthenticated("who?"), 401),
+        (errors.PermissionDenied("not you"), 401),
+        (errors.DeadlineExceeded("late"), 408),
+        (errors.Cancelled("gone"), 408),
+        (errors.OverLimit("too much", "COST_TOO_HIGH"), 413),
+        (errors.OverLimit("busy", "QUEUE_FULL", 1.5), 429),
+        (errors.Unavailable("loading", "NO_WORKER_READY", 1.0), 503),
+        (errors.Internal("abc"), 500),
+        (errors.ModelBroken("secret"), 500),
+    ],
+)
+async def test_errors(client: Client, backend: StandIn, error: TdbError, status: int) -> None:
+    backend.error = error
+    response = await client.post("/batched_tdb", json=debug_body())
+    assert response.status_code == status
+    assert response.json() == {"message": error.message}
+    retry_after = getattr(error, "retry_after_seconds", None)
+    assert response.headers.get("retry-after") == (
+        None if retry_after is None else str(-int(-retry_after // 1))
+    )
+
+
+async def test_faults_keep_their_insides(client: Client, backend: StandIn) -> None:
+    backend.error = RuntimeError("secret")
+    response = await client.post("/batched_tdb", json=debug_body())
+    assert response.status_code == 500
+    assert "internal error" in response.json()["message"]
+    assert "secret" not in response.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "not JSON"),
+        (b"\xff", "not JSON"),
+        (b"[" * 1900, "body"),
+        (b'{"subRequests": 3}', "subRequests: must be a list"),
+        (b'{"subRequests": [{"prompt": 3}]}', r"subRequests[0].prompt: must be a string"),
+    ],
+)
+async def test_bodies_that_cannot_be_read(client: Client, content: bytes, message: str) -> None:
+    response = await client.post("/batched_tdb", content=content)
+    assert response.status_code == 400
+    assert message in response.json()["message"]
+
+
+async def test_bodies_that_are_too_large(client: Client) -> None:
+    response = await client.post("/batched_tdb", json=debug_body("a" * 2000))
+    assert response.status_code == 413
+    assert "2000 bytes" in response.json()["message"]
+
+
+async def test_pages_that_are_not_there(client: Client) -> None:
+    response = await client.get("/nothing")
+    assert (response.status_code, response.json()) == (404, {"message": "Not Found"})
+    assert (await client.get("/batched_tdb")).status_code == 405
+
+
+@pytest.mark.parametrize(
+    ("origin", "is_allowed"),
+    [("http://localhost:3000", True), ("http://127.0.0.1", True), ("http://localhost.evil.com", False)],
+)
+async def test_web_pages_of_this_machine_may_call(client: Client, origin: str, is_allowed: bool) -> None:
+    headers = {
+        "Origin": origin,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "content-type",
+    }
+    response = await client.options("/batched_tdb", headers=headers)
+    assert (response.headers.get("access-control-allow-origin") == origin) is is_allowed
+
+
+async def test_calls_are_refused_while_the_server_stops(client: Client, open_calls: OpenCalls) -> None:
+    await open_calls.drain(1.0)
+    response = await client.post("/batched_tdb", json=debug_body())
+    assert response.status_code == 503
+
+
+async def test_calls_that_take_too_long(backend: StandIn, open_calls: OpenCalls) -> None:
+    backend.delay_seconds = 60.0
+    limits = replace(LIMITS, max_call_seconds=0.05)
+    application = create_gateway(
+        Backend(backend.debug, backend.infer, backend.model_info), limits, open_calls, "1.2.3"
+    )
+    async with Client(transport=httpx.ASGITransport(application), base_url="http://test") as one:
+        response = await one.post("/batched_tdb", json=debug_body())
+    assert response.status_code == 408
+    assert backend.was_cancelled
+
+
+Serve = Callable[[], Awaitable[HttpServer]]
+
+
+@pytest.fixture
+async def server(backend: StandIn, open_calls: OpenCalls) -> AsyncIterator[HttpServer]:
+    application = create_gateway(
+        Backend(backend.debug, backend.infer, backend.model_info), LIMITS, open_calls, "1.2.3"
+    )
+    one = HttpServer(application, "127.0.0.1", 0, grace_seconds=1.0)
+    await one.start()
+    yield one
+    await one.stop()
+
+
+async def test_over_a_socket(server: HttpServer) -> None:
+    async with Client(base_url=f"http://127.0.0.1:{server.port}") as client:
+        response = await client.post("/batched_tdb", json=debug_body())
+    assert response.status_code == 200
+    assert "server" not in response.headers
+
+
+async def test_a_client_that_goes_away_cancels_its_call(server: HttpServer, backend: StandIn) -> None:
+    backend.delay_seconds = 60.0
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    content = json.dumps(debug_body()).encode()
+    head = f"POST /batched_tdb HTTP/1.1\r\nHost: test\r\nContent-Length: {len(content)}\r\n\r\n"
+    writer.write(head.encode() + content)
+    await asyncio.wait_for(backend.has_begun.wait(), 5)
+    writer.close()
+    await writer.wait_closed()
+    async with asyncio.timeout(5):
+        while not backend.was_cancelled:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_port_that_is_taken(server: HttpServer, backend: StandIn, open_calls: OpenCalls) -> None:
+    application = create_gateway(
+        Backend(backend.debug, backend.infer, backend.model_info), LIMITS, open_calls, "1.2.3"
+    )
+    with pytest.raises(OSError, match="in use"):
+        await HttpServer(application, "127.0.0.1", server.port, grace_seconds=1.0).start()

@@ -1,0 +1,230 @@
+"""Results become the reference's bodies: keys, nulls and numbers as in the goldens."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
+from tdb_server.domain.node import Dimension, NodeIndex, NodeType, PassType
+from tdb_server.domain.results import (
+    AttentionTotals,
+    DerivedAttentionScalarsResult,
+    DerivedScalarsResult,
+    GroupResult,
+    LabelledArray,
+    MultipleTopKResult,
+    NamedResult,
+    ProcessingResult,
+    ScoredTokensResult,
+    TokenPairAttributionResult,
+    TopTokens,
+)
+from tdb_server.gateway.json_responses import batched_response, model_info_response, single_response
+from tdb_server.model.tokenizer import Tokenizer
+from tdb_server.service.result_messages import named_result_message
+from transformer_debugger.v1.model_service_pb2 import AutoencoderInfo, ModelInfo
+from transformer_debugger.v1.transformer_debugger_service_pb2 import InferResponse
+
+TESTS = Path(__file__).parents[2]
+GOLDENS = sorted((TESTS / "golden").glob("*/*.json.gz"))
+TOKENIZER = Tokenizer(TESTS / "fixtures" / "tiny-a")
+IDS_BY_TEXT: dict[str, int] = {}
+for token_id in range(TOKENIZER.vocabulary_size):
+    IDS_BY_TEXT.setdefault(TOKENIZER.token_string(token_id), token_id)
+AXES = {
+    1: (Dimension.SEQUENCE_TOKENS,),
+    2: (Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS),
+}
+
+
+def parsed_node(body: dict[str, Any], n_tokens: int) -> NodeIndex:
+    indices = [one + n_tokens if one < 0 else one for one in body["tensorIndices"]]
+    return NodeIndex(
+        NodeType(body["nodeType"]), body["layerIndex"], tuple(indices), PassType(body["passType"])
+    )
+
+
+def parsed_tokens(lists: list[dict[str, Any]]) -> TopTokens:
+    columns = []
+    for side in ("top", "bottom"):
+        columns.append(np.array([[IDS_BY_TEXT[one["token"]] for one in lst[side]] for lst in lists]))
+        columns += [
+            np.array([[one[key] for one in lst[side]] for lst in lists])
+            for key in ("scalar", "normalizedScalar")
+        ]
+    return TopTokens(*columns)
+
+
+def rows_of(values: list[Any]) -> np.ndarray[Any, Any]:
+    present = np.array([one is not None for one in values])
+    return np.where(present, np.cumsum(present) - 1, -1)
+
+
+def parsed_result(body: dict[str, Any], n_tokens: int) -> ProcessingResult:
+    """The result that a golden body must have come from."""
+    if "tokenAndAttentionScalarsList" in body:
+        return parsed_attention_scalars(body["tokenAndAttentionScalarsList"])
+    nodes = tuple(parsed_node(one, n_tokens) for one in body["nodeIndices"])
+    if "activationsByGroupId" in body:
+        sums = body["intermediateSumActivationsByDstByGroupId"]
+        groups = {
+            GroupId(group): GroupResult(
+                np.array(values),
+                {
+                    DerivedScalar(scalar): LabelledArray(
+                        np.array(one["value"]), AXES[int(one["tensorType"][7])]
+                    )
+                    for scalar, one in sums[group].items()
+                },
+            )
+            for group, values in body["activationsByGroupId"].items()
+        }
+        return MultipleTopKResult(nodes, groups)
+    if "topTokensList" in body:
+        lists = body["topTokensList"]
+        return ScoredTokensResult(
+            nodes, rows_of(lists), parsed_tokens([one for one in lists if one is not None])
+        )
+    if "topTokensAttendedToList" in body:
+        lists = body["topTokensAttendedToList"]
+        present = [one for one in lists if one is not None]
+        indices = np.array([one["tokenIndices"] for one in present], dtype=np.int64)
+        attributions = np.array([one["attributions"] for one in present])
+        return TokenPairAttributionResult(nodes, rows_of(lists), indices, attributions)
+    top_tokens = body["topTokens"]
+    return DerivedScalarsResult(
+        nodes,
+        np.array(body["activations"]),
+        top_tokens=None if top_tokens is None else parsed_tokens([top_tokens]),
+    )
+
+
+def parsed_attention_scalars(rows: list[dict[str, Any]]) -> DerivedAttentionScalarsResult:
+    def square(key: str) -> np.ndarray[Any, Any]:
+        return np.array([row[key] + [0.0] * (len(rows) - len(row[key])) for row in rows])
+
+    def totals(direction: str) -> AttentionTotals:
+        keys = ("totalScalar", "normalizedTotalScalar", "maxScalar", "normalizedMaxScalar")
+        return AttentionTotals(*(np.array([row[key + direction] for row in rows]) for key in keys))
+
+    return DerivedAttentionScalarsResult(
+        square("scalars"), square("normalizedScalars"), totals("In"), totals("Out")
+    )
+
+
+def answered(golden: dict[str, Any]) -> dict[str, Any]:
+    """The golden's response, taken apart into results and put together again."""
+    response = InferResponse()
+    body = golden["response"]
+    is_batch = "inferenceSubResponses" in body
+    for one in body["inferenceSubResponses"] if is_batch else [body]:
+        inference = (one["inferenceResponse"] if is_batch else one)["inferenceAndTokenData"]
+        token_ids = inference["tokensAsInts"]
+        sub_response = response.sub_responses.add(
+            token_ids=token_ids,
+            token_strings=TOKENIZER.token_strings(token_ids),
+            loss=inference["loss"],
+            activation_value_for_backward_pass=inference["activationValueForBackwardPass"],
+        )
+        named = (
+            one["processingResponseDataByName"]
+            if is_batch
+            else {key: value for key, value in one.items() if key.endswith("ResponseData")}
+        )
+        for name, data in named.items():
+            result = NamedResult(0, name, parsed_result(data, len(token_ids)))
+            sub_response.results.append(named_result_message(result, TOKENIZER, token_ids))
+    return batched_response(response) if is_batch else single_response(response)
+
+
+def assert_same(found: Any, wanted: Any, path: str = "") -> None:
+    """The same keys, types and values; numbers as 32 bit floats; token indices absolute."""
+    if isinstance(wanted, dict):
+        assert not wanted.keys() - found.keys(), path
+        assert found.keys() - wanted.keys() <= {
+            "responseDataType",
+            "inferenceTime",
+            "memoryUsedBefore",
+            "memoryUsedAfter",
+            "log",
+        }, path
+        for key, value in wanted.items():
+            if key == "tensorIndices" and value[0] == -1:
+                continue
+            assert_same(found[key], value, f"{path}.{key}")
+    elif isinstance(wanted, list):
+        assert len(found) == len(wanted), path
+        for i, value in enumerate(wanted):
+            assert_same(found[i], value, f"{path}[{i}]")
+    elif isinstance(wanted, float):
+        assert isinstance(found, float), path
+        assert abs(found - wanted) <= 1e-6 * abs(wanted) + 1e-12, path
+    else:
+        assert type(found) is type(wanted), path
+        assert found == wanted, path
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in GOLDENS if path.stat().st_size < 80_000],
+    ids=lambda path: f"{path.parent.name}/{path.name}",
+)
+def test_golden_bodies(path: Path) -> None:
+    golden = json.loads(gzip.decompress(path.read_bytes()))
+    assert_same(answered(golden), golden["response"])
+
+
+def one_result(result: ProcessingResult) -> dict[str, Any]:
+    response = InferResponse()
+    sub_response = response.sub_responses.add(token_ids=[464, 269])
+    sub_response.results.append(named_result_message(NamedResult(0, "x", result), TOKENIZER, [464, 269]))
+    body: dict[str, Any] = batched_response(response)["inferenceSubResponses"][0][
+        "processingResponseDataByName"
+    ]["x"]
+    return body
+
+
+def test_numbers_that_are_not_finite() -> None:
+    node = NodeIndex(NodeType.MLP_NEURON, 0, (0, 1))
+    sums = {
+        DerivedScalar.MLP_POST_ACT: LabelledArray(np.array([math.inf, 1.0]), AXES[1]),
+        DerivedScalar.ATTN_QK_LOGITS: LabelledArray(np.array([[1.0, -math.inf], [math.nan, 2.0]]), AXES[2]),
+        DerivedScalar.LOGITS: LabelledArray(np.array(-math.inf), ()),
+    }
+    groups = {GroupId.SINGLETON: GroupResult(np.array([math.nan]), sums)}
+    body = one_result(MultipleTopKResult((node,), groups))
+    assert body["activationsByGroupId"] == {"singleton": [-999.0]}
+    found = body["intermediateSumActivationsByDstByGroupId"]["singleton"]
+    assert found["mlp_post_act"] == {"tensorType": "tensor_1d", "value": [-999.0, 1.0]}
+    assert found["attn_qk_logits"]["value"][0] == [1.0, -math.inf]
+    assert json.dumps(found["attn_qk_logits"]["value"][1]) == "[NaN, 2.0]"
+    assert found["logits"] == {"tensorType": "tensor_0d", "value": -math.inf}
+
+
+def test_normalized_activations() -> None:
+    nodes = tuple(NodeIndex(NodeType.MLP_NEURON, 0, (t, 1)) for t in range(2))
+    body = one_result(DerivedScalarsResult(nodes, np.array([1.0, 2.0]), np.array([0.5, 1.0])))
+    assert body["normalizedActivations"] == [0.5, 1.0]
+    assert body["topTokens"] is None
+
+
+def test_model_info() -> None:
+    info = ModelInfo(name="tiny", n_layers=3)
+    assert model_info_response(info) == {
+        "modelName": "tiny",
+        "hasMlpAutoencoder": False,
+        "mlpAutoencoderName": None,
+        "hasAttentionAutoencoder": False,
+        "attentionAutoencoderName": None,
+        "nLayers": 3,
+    }
+    info.autoencoders.extend([AutoencoderInfo(site=1), AutoencoderInfo(site=3)])
+    body = model_info_response(info)
+    assert (body["hasMlpAutoencoder"], body["mlpAutoencoderName"]) == (True, "mlp_post_act")
+    assert (body["hasAttentionAutoencoder"], body["attentionAutoencoderName"]) == (True, "resid_delta_attn")

@@ -1,0 +1,288 @@
+"""Autoencoders from every kind of folder, and what is said of folders that do not fit."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tdb_server.domain.model_info import Site
+from tdb_server.errors import AutoencoderBroken
+from tdb_server.model.autoencoder_loading import load_autoencoders
+from tdb_server.model.decoder import Decoder
+from tdb_server.model.weights import load_decoder
+from torch import Tensor
+
+FIXTURE = Path(__file__).parents[2] / "fixtures" / "tiny-a"
+AUTOENCODERS = FIXTURE / "autoencoders"
+D_MODEL, N_NEURONS, N_LATENTS = 48, 192, 96
+WIDTHS = {Site.MLP_POST_ACT: N_NEURONS, Site.RESID_DELTA_MLP: D_MODEL, Site.RESID_DELTA_ATTN: D_MODEL}
+HOOKS = {
+    "blocks.1.hook_mlp_out": Site.RESID_DELTA_MLP,
+    "blocks.1.mlp.hook_post": Site.MLP_POST_ACT,
+    "blocks.1.hook_attn_out": Site.RESID_DELTA_ATTN,
+}
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    return load_decoder(FIXTURE, "cpu", torch.float32)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of an autoencoder's folder, to be spoilt."""
+    copy = tmp_path / "autoencoder"
+    shutil.copytree(AUTOENCODERS / "resid_delta_mlp", copy)
+    return copy
+
+
+@pytest.mark.parametrize("site", list(Site), ids=lambda site: site.value)
+def test_the_fixtures_folders(decoder: Decoder, site: Site) -> None:
+    (found,) = load_autoencoders([AUTOENCODERS / site.value], decoder)
+    assert found.site is site
+    assert found.info.layers == (0, 1, 2)
+    assert (found.info.n_latents, found.info.activation) == (N_LATENTS, "relu")
+    state = load_file(AUTOENCODERS / site.value / "1.safetensors")
+    layer = found.layers[1]
+    assert torch.equal(layer.directions, state["decoder.weight"].T)
+    x = torch.randn(5, WIDTHS[site])
+    expected = torch.relu((x - state["pre_bias"]) @ state["encoder.weight"].T + state["latent_bias"])
+    torch.testing.assert_close(layer.encode(x), expected)
+    assert layer.write_norms is not None
+    writes = found.write_directions(decoder, 1, torch.arange(N_LATENTS))
+    torch.testing.assert_close(layer.write_norms, writes.norm(dim=-1))
+
+
+def test_one_for_the_mlp_and_one_for_attention(decoder: Decoder) -> None:
+    folders = [AUTOENCODERS / "resid_delta_attn", AUTOENCODERS / "mlp_post_act"]
+    assert [one.site for one in load_autoencoders(folders, decoder)] == [
+        Site.RESID_DELTA_ATTN,
+        Site.MLP_POST_ACT,
+    ]
+    assert load_autoencoders([], decoder) == []
+
+
+def test_folders_of_one_site_are_joined(decoder: Decoder, folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(folder / "config.json", other)
+    shutil.move(folder / "2.safetensors", other)
+    (found,) = load_autoencoders([other, folder], decoder)
+    assert found.info.layers == (0, 1, 2)
+
+
+def test_top_k_of_the_config(decoder: Decoder, folder: Path) -> None:
+    write_config(folder, site="resid_delta_mlp", activation="topk", k=4)
+    (found,) = load_autoencoders([folder], decoder)
+    assert found.info.activation == "topk(4)"
+    assert found.layers[0].encode(torch.randn(7, D_MODEL)).count_nonzero(dim=-1).max() <= 4
+
+
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_the_references_state_dicts(decoder: Decoder, tmp_path: Path, top_k: int | None) -> None:
+    state: dict[str, Any] = dict(load_file(AUTOENCODERS / "resid_delta_mlp" / "0.safetensors"))
+    expected = {name: tensor.clone() for name, tensor in state.items()}
+    state["stats_last_nonzero"] = torch.zeros(N_LATENTS, dtype=torch.long)
+    state["activation"] = "ReLU" if top_k is None else "TopK"
+    state["activation_state_dict"] = {} if top_k is None else {"k": top_k, "postact_fn": "ReLU"}
+    torch.save(state, tmp_path / "0.pt")
+    write_config(tmp_path, site="resid_delta_mlp")
+    (found,) = load_autoencoders([tmp_path], decoder)
+    assert found.layers[0].top_k == top_k
+    assert torch.equal(found.layers[0].encoder_weight, expected["encoder.weight"])
+
+
+def test_a_tied_state_dict(decoder: Decoder, tmp_path: Path) -> None:
+    state = load_file(AUTOENCODERS / "resid_delta_mlp" / "0.safetensors")
+    del state["decoder.weight"]
+    torch.save({**state, "decoder.linear.weight": state["encoder.weight"]}, tmp_path / "0.pt")
+    write_config(tmp_path, site="resid_delta_mlp")
+    (found,) = load_autoencoders([tmp_path], decoder)
+    assert torch.equal(found.layers[0].directions, state["encoder.weight"])
+
+
+def test_a_pickled_file_runs_no_code(decoder: Decoder, tmp_path: Path) -> None:
+    class Attack:
+        def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+            return (tmp_path / "attacked").touch, ()  # type: ignore[return-value]
+
+    (tmp_path / "0.pt").write_bytes(pickle.dumps({"pre_bias": Attack()}, protocol=2))
+    write_config(tmp_path, site="resid_delta_mlp")
+    with pytest.raises(AutoencoderBroken, match="safely"):
+        load_autoencoders([tmp_path], decoder)
+    assert not (tmp_path / "attacked").exists()
+
+
+def write_config(folder: Path, **config: Any) -> None:
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def change_tensor(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        path = folder / "1.safetensors"
+        state = load_file(path)
+        state[name] = change(state[name]).contiguous()
+        save_file(state, path)
+
+    return spoil
+
+
+def drop_tensor(folder: Path) -> None:
+    state = load_file(folder / "1.safetensors")
+    del state["latent_bias"]
+    save_file(state, folder / "1.safetensors")
+
+
+def fewer_latents(folder: Path) -> None:
+    state = load_file(folder / "1.safetensors")
+    cut = {
+        "pre_bias": state["pre_bias"],
+        "encoder.weight": state["encoder.weight"][:10],
+        "latent_bias": state["latent_bias"][:10],
+        "decoder.weight": state["decoder.weight"][:, :10].contiguous(),
+    }
+    save_file(cut, folder / "1.safetensors")
+
+
+SPOILT: list[tuple[Callable[[Path], object], str]] = [
+    (lambda one: (one / "config.json").unlink(), "no autoencoder here"),
+    (lambda one: (one / "config.json").write_text("{"), "not readable as JSON"),
+    (lambda one: (one / "config.json").write_text("[]"), "not a JSON object"),
+    (lambda one: write_config(one, site="resid_pre"), "mlp_post_act, resid_delta_mlp, resid_delta_attn"),
+    (lambda one: write_config(one, site="mlp_post_act"), r"has shape \[48\].*has \[192\]"),
+    (lambda one: write_config(one, site="resid_delta_mlp", activation="jumprelu"), "jumprelu"),
+    (lambda one: write_config(one, site="resid_delta_mlp", activation="topk"), "topk"),
+    (lambda one: [path.unlink() for path in one.glob("*.safetensors")], "no <layer>.safetensors"),
+    (lambda one: (one / "1.safetensors").rename(one / "one.safetensors"), "layer's number"),
+    (lambda one: (one / "1.safetensors").rename(one / "7.safetensors"), "layers 0 to 2"),
+    (lambda one: (one / "1.safetensors").rename(one / "02.safetensors"), "given twice"),
+    (lambda one: (one / "1.safetensors").write_bytes(b"nothing"), "not a safetensors file"),
+    (drop_tensor, "no tensor called latent_bias"),
+    (fewer_latents, "must be alike"),
+    (change_tensor("encoder.weight", lambda x: x[:, :40]), "encoder has shape"),
+    (change_tensor("decoder.weight", lambda x: x.T), "decoder, transposed, has shape"),
+    (change_tensor("decoder.weight", lambda x: x[0]), "must be a matrix"),
+    (change_tensor("latent_bias", lambda x: x * torch.nan), "not finite"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "message"), SPOILT)
+def test_what_does_not_fit_is_told(
+    decoder: Decoder, folder: Path, spoil: Callable[[Path], object], message: str
+) -> None:
+    spoil(folder)
+    with pytest.raises(AutoencoderBroken, match=message) as caught:
+        load_autoencoders([folder], decoder)
+    assert str(folder) in caught.value.message
+
+
+def test_two_for_the_mlp(decoder: Decoder) -> None:
+    with pytest.raises(AutoencoderBroken, match="two autoencoders for the MLP"):
+        load_autoencoders([AUTOENCODERS / "mlp_post_act", AUTOENCODERS / "resid_delta_mlp"], decoder)
+
+
+def test_the_same_layers_twice(decoder: Decoder, folder: Path) -> None:
+    with pytest.raises(AutoencoderBroken, match="given twice"):
+        load_autoencoders([AUTOENCODERS / "resid_delta_mlp", folder], decoder)
+
+
+def write_saelens(folder: Path, hook: str, **config: Any) -> dict[str, Tensor]:
+    """A folder as SAELens writes it; returns the weights."""
+    n_inputs = WIDTHS[HOOKS.get(hook, Site.RESID_DELTA_MLP)]
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    weights = {
+        "W_enc": random(n_inputs, 20),
+        "b_enc": random(20),
+        "W_dec": random(20, n_inputs),
+        "b_dec": random(n_inputs),
+    }
+    save_file(weights, folder / "sae_weights.safetensors")
+    (folder / "cfg.json").write_text(json.dumps({"architecture": "standard", "hook_name": hook, **config}))
+    return weights
+
+
+@pytest.mark.parametrize(("hook", "site"), HOOKS.items())
+@pytest.mark.parametrize("subtracts_bias", [True, False])
+def test_saelens(decoder: Decoder, tmp_path: Path, hook: str, site: Site, subtracts_bias: bool) -> None:
+    weights = write_saelens(tmp_path, hook, apply_b_dec_to_input=subtracts_bias, normalize_activations="none")
+    (found,) = load_autoencoders([tmp_path], decoder)
+    assert (found.site, list(found.layers)) == (site, [1])
+    x = torch.randn(6, WIDTHS[site])
+    inputs = x - weights["b_dec"] if subtracts_bias else x
+    latents = torch.relu(inputs @ weights["W_enc"] + weights["b_enc"])
+    layer = found.layers[1]
+    torch.testing.assert_close(layer.encode(x), latents, atol=1e-4, rtol=1e-4)
+    expected = latents @ weights["W_dec"] + weights["b_dec"]
+    torch.testing.assert_close(layer.reconstruct(latents), expected)
+
+
+def test_saelens_of_a_model_with_centred_writes(decoder: Decoder, tmp_path: Path) -> None:
+    kwargs = {"center_writing_weights": True}
+    weights = write_saelens(
+        tmp_path, "blocks.1.hook_mlp_out", metadata={"model_from_pretrained_kwargs": kwargs}
+    )
+    (found,) = load_autoencoders([tmp_path], decoder)
+    x = torch.randn(6, D_MODEL)
+    inputs = x - x.mean(dim=-1, keepdim=True) - weights["b_dec"]
+    latents = torch.relu(inputs @ weights["W_enc"] + weights["b_enc"])
+    torch.testing.assert_close(found.layers[1].encode(x), latents, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architecture": "topk", "k": 5},
+        {"architecture": "topk", "activation_fn": "topk", "activation_fn_kwargs": {"k": 5}},
+        {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 5}},
+    ],
+)
+def test_saelens_top_k(decoder: Decoder, tmp_path: Path, config: dict[str, Any]) -> None:
+    write_saelens(tmp_path, "blocks.1.hook_mlp_out", **config)
+    (found,) = load_autoencoders([tmp_path], decoder)
+    assert found.layers[1].top_k == 5
+
+
+@pytest.mark.parametrize(
+    ("hook", "config", "message"),
+    [
+        (
+            "blocks.1.hook_resid_pre",
+            {},
+            r"mlp_out \(resid_delta_mlp\), .*post \(mlp_post_act\), .*attn_out \(resid_delta_attn\)",
+        ),
+        ("blocks.1.attn.hook_z", {}, "hook_z"),
+        ("blocks.9.hook_mlp_out", {}, "layers 0 to 2"),
+        ("blocks.1.hook_mlp_out", {"architecture": "jumprelu"}, "jumprelu"),
+        ("blocks.1.hook_mlp_out", {"architecture": "gated"}, "gated"),
+        ("blocks.1.hook_mlp_out", {"activation_fn_str": "tanh-relu"}, "tanh-relu"),
+        ("blocks.1.hook_mlp_out", {"architecture": "topk"}, "without a k"),
+        ("blocks.1.hook_mlp_out", {"normalize_activations": "layer_norm"}, "normalize_activations"),
+        ("blocks.1.hook_mlp_out", {"finetuning_scaling_factor": True}, "finetuning_scaling_factor"),
+    ],
+)
+def test_saelens_that_is_not_supported(
+    decoder: Decoder, tmp_path: Path, hook: str, config: dict[str, Any], message: str
+) -> None:
+    write_saelens(tmp_path, hook, **config)
+    with pytest.raises(AutoencoderBroken, match=message):
+        load_autoencoders([tmp_path], decoder)
+
+
+@pytest.mark.parametrize("missing", ["W_enc", "b_dec"])
+def test_saelens_without_a_tensor(decoder: Decoder, tmp_path: Path, missing: str) -> None:
+    weights = write_saelens(tmp_path, "blocks.1.hook_mlp_out")
+    del weights[missing]
+    save_file(weights, tmp_path / "sae_weights.safetensors")
+    with pytest.raises(AutoencoderBroken, match=missing):
+        load_autoencoders([tmp_path], decoder)

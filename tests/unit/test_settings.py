@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tdb_server.domain.limits import Limits
+from tdb_server.settings import Settings, parse_settings
+
+
+def test_defaults_are_those_of_the_dataclasses():
+    assert parse_settings(["serve"], {}) == Settings()
+
+
+def test_flags_win_over_variables():
+    environment = {
+        "TDB_SERVER_PORT": "1",
+        "TDB_SERVER_MAX_SUB_REQUESTS": "7",
+        "TDB_SERVER_AUTOENCODER": "a,b",
+    }
+    told = parse_settings(["serve", "--port", "2"], environment)
+    assert (told.port, told.limits.max_sub_requests) == (2, 7)
+    assert told.autoencoders == (Path("a"), Path("b"))
+    assert parse_settings(["serve", "--autoencoder", "c"], environment).autoencoders == (Path("c"),)
+
+
+def test_switches():
+    assert parse_settings(["serve", "--no-reflection"], {}).reflection is False
+    assert parse_settings(["serve"], {"TDB_SERVER_NO_REFLECTION": "1"}).reflection is False
+    assert parse_settings(["serve"], {"TDB_SERVER_NO_REFLECTION": "0"}).reflection is True
+
+
+@pytest.mark.parametrize(
+    ("flags", "devices"),
+    [
+        (["--workers", "2"], ("auto", "auto")),
+        (["--devices", "cuda:0, cpu"], ("cuda:0", "cpu")),
+        (["--devices", "cuda:0,cuda:1", "--workers", "3"], ("cuda:0", "cuda:1", "cuda:0")),
+    ],
+)
+def test_workers_are_dealt_out_over_devices(flags, devices):
+    assert parse_settings(["serve", *flags], {}).devices == devices
+
+
+def test_bytes_with_units():
+    told = parse_settings(["serve", "--chunk-bytes", "64KiB", "--max-activation-bytes", "2GiB"], {})
+    assert told.limits == Limits(chunk_bytes=65536, max_activation_bytes=2 * 1024**3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment"),
+    [
+        (["--port", "70000"], {}),
+        (["--workers", "0"], {}),
+        (["--dtype", "float8"], {}),
+        (["--chunk-bytes", "1"], {}),
+        (["--max-call-seconds", "nan"], {}),
+        (["--devices", ","], {}),
+        ([], {"TDB_SERVER_PORT": "many"}),
+    ],
+)
+def test_nonsense_is_refused(flags, environment, capsys):
+    with pytest.raises(SystemExit) as exited:
+        parse_settings(["serve", *flags], environment)
+    assert exited.value.code == 2
+    assert "error: argument" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["--version"]])
+def test_help_and_version(arguments, capsys):
+    with pytest.raises(SystemExit) as exited:
+        parse_settings(arguments, {}, version="1.2.3")
+    assert exited.value.code == 0
+    assert capsys.readouterr().out
+
+
+def test_every_limit_has_its_flag(capsys):
+    with pytest.raises(SystemExit):
+        parse_settings(["serve", "--help"], {})
+    shown = capsys.readouterr().out
+    assert all(f"--{name.replace('_', '-')}" in shown for name in Limits.__slots__)

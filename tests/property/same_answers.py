@@ -1,89 +1,114 @@
-"""Whether two answers to one request are the same, but for rounding and for what rounding decides.
-
-A node that one answer lists and the other does not must have been at the edge of every ranking, so its
-numbers tie with a node that is listed; token lists may swap tokens whose scores tie.
-"""
+"""Whether two answers to one request are the same, but for rounding."""
 
 from __future__ import annotations
+
+from enum import Enum
 
 import numpy as np
 import pytest
 from tdb_server.domain.node import NodeIndex
 from tdb_server.domain.results import (
     FloatArray,
+    IntArray,
     MultipleTopKResult,
-    ProcessingResult,
     ScoredTokensResult,
     TokenPairAttributionResult,
 )
 
 from tests.property.requests import Answer
 
+FLOAT32 = 1e-6
+"""Token lists and attributions are float32 whatever the model is."""
 
-def assert_same_answers(one: Answer, other: Answer, tolerance: float, same_nodes: bool = True) -> None:
-    """Every number agrees within `tolerance` of the largest of its kind.
 
-    Args:
-        same_nodes: whether the lists of nodes must be the same; else only nodes that both list are compared.
-    """
+class Nodes(Enum):
+    """How the nodes that two answers list must agree."""
+
+    EQUAL = "the same nodes and tokens in the same order"
+    SUBSET = "the second answer has all nodes of the first, and maybe more"
+    NOT_ZERO = "all nodes were asked for, so a node that one answer leaves out counts as zero there"
+
+
+def assert_same_answers(one: Answer, other: Answer, tolerance: float, nodes: Nodes) -> None:
+    """Every number agrees within `tolerance` of the largest of its kind."""
     assert one.results.keys() == other.results.keys()
     for value, other_value in ((one.loss, other.loss), (one.activation_value, other.activation_value)):
-        assert (value is None) == (other_value is None)
-        if value is not None:
-            assert value == pytest.approx(other_value, rel=tolerance, abs=tolerance)
+        assert value == (None if other_value is None else pytest.approx(other_value, abs=tolerance))
     for name, result in one.results.items():
-        nodes, other_nodes = result.nodes, other.results[name].nodes
-        if same_nodes:
-            assert nodes == other_nodes, name
-        _assert_same_results(result, other.results[name], tolerance)
+        _assert_same_nodes(result.nodes, other.results[name].nodes, nodes)
+        match result, other.results[name]:
+            case MultipleTopKResult() as top_k, MultipleTopKResult() as other_top_k:
+                _assert_same_numbers(top_k, other_top_k, tolerance, nodes)
+            case ScoredTokensResult() as scored, ScoredTokensResult() as other_scored:
+                _assert_same_tokens(scored, other_scored, tolerance, nodes)
+            case TokenPairAttributionResult() as pairs, TokenPairAttributionResult() as other_pairs:
+                _assert_same_pairs(pairs, other_pairs, tolerance)
+            case kinds:
+                raise AssertionError(f"{name}: {kinds}")
 
 
-def _assert_same_results(one: ProcessingResult, other: ProcessingResult, tolerance: float) -> None:
-    rows, other_rows = _common_rows(one.nodes, other.nodes)
-    match one, other:
-        case MultipleTopKResult(), MultipleTopKResult():
-            assert one.groups.keys() == other.groups.keys()
-            for group, of_one in one.groups.items():
-                of_other = other.groups[group]
-                _assert_close(of_one.activations[rows], of_other.activations[other_rows], tolerance)
-                for scalar, total in of_one.sums.items():
-                    assert total.dimensions == of_other.sums[scalar].dimensions
-                    _assert_close(total.array, of_other.sums[scalar].array, tolerance)
-        case ScoredTokensResult(), ScoredTokensResult():
-            listed, other_listed = one.rows[rows], other.rows[other_rows]
-            assert ((listed < 0) == (other_listed < 0)).all()
-            listed, other_listed = listed[listed >= 0], other_listed[other_listed >= 0]
-            tokens, other_tokens = one.tokens, other.tokens
-            for scores, other_scores in (
-                (tokens.top_scalars, other_tokens.top_scalars),
-                (tokens.bottom_scalars, other_tokens.bottom_scalars),
-                (tokens.top_normalized, other_tokens.top_normalized),
-                (tokens.bottom_normalized, other_tokens.bottom_normalized),
-            ):
-                if len(listed):
-                    _assert_close(scores[listed], other_scores[other_listed], max(tolerance, 1e-6))
-        case TokenPairAttributionResult(), TokenPairAttributionResult():
-            listed, other_listed = one.rows[rows], other.rows[other_rows]
-            assert ((listed < 0) == (other_listed < 0)).all()
-            listed, other_listed = listed[listed >= 0], other_listed[other_listed >= 0]
-            if len(listed):
-                _assert_close(
-                    one.attributions[listed], other.attributions[other_listed], max(tolerance, 1e-6)
-                )
-        case _:
-            raise AssertionError(f"{type(one)} and {type(other)}")
+def _assert_same_nodes(one: tuple[NodeIndex, ...], other: tuple[NodeIndex, ...], nodes: Nodes) -> None:
+    if nodes is Nodes.EQUAL:
+        assert one == other
+    if nodes is Nodes.SUBSET:
+        assert set(one) <= set(other)
 
 
-def _common_rows(
-    nodes: tuple[NodeIndex, ...], other_nodes: tuple[NodeIndex, ...]
-) -> tuple[list[int], list[int]]:
-    where = {node: row for row, node in enumerate(other_nodes)}
-    common = [(row, where[node]) for row, node in enumerate(nodes) if node in where]
-    assert len(common) >= 0.8 * max(len(nodes), len(other_nodes))
-    return [row for row, _ in common], [row for _, row in common]
+def _assert_same_numbers(
+    one: MultipleTopKResult, other: MultipleTopKResult, tolerance: float, nodes: Nodes
+) -> None:
+    assert one.groups.keys() == other.groups.keys()
+    for group, of_one in one.groups.items():
+        of_other = other.groups[group]
+        numbers = dict(zip(one.nodes, of_one.activations, strict=True))
+        other_numbers = dict(zip(other.nodes, of_other.activations, strict=True))
+        compared = list(numbers if nodes is Nodes.SUBSET else numbers | other_numbers)
+        assert_close(
+            np.array([numbers.get(node, 0.0) for node in compared]),
+            np.array([other_numbers.get(node, 0.0) for node in compared]),
+            tolerance,
+        )
+        assert of_one.sums.keys() == of_other.sums.keys()
+        for scalar, total in of_one.sums.items():
+            assert total.dimensions == of_other.sums[scalar].dimensions
+            assert_close(total.array, of_other.sums[scalar].array, tolerance)
 
 
-def _assert_close(one: FloatArray, other: FloatArray, tolerance: float) -> None:
+def _assert_same_tokens(
+    one: ScoredTokensResult, other: ScoredTokensResult, tolerance: float, nodes: Nodes
+) -> None:
+    rows, other_rows = _listed(one, other)
+    if not len(rows):
+        return
+    for side in ("top", "bottom"):
+        if nodes is not Nodes.NOT_ZERO:
+            ids = getattr(one.tokens, f"{side}_ids"), getattr(other.tokens, f"{side}_ids")
+            assert (ids[0][rows] == ids[1][other_rows]).all()
+        for kind in ("scalars", "normalized"):
+            scores = getattr(one.tokens, f"{side}_{kind}"), getattr(other.tokens, f"{side}_{kind}")
+            assert_close(scores[0][rows], scores[1][other_rows], max(tolerance, FLOAT32))
+
+
+def _assert_same_pairs(
+    one: TokenPairAttributionResult, other: TokenPairAttributionResult, tolerance: float
+) -> None:
+    rows, other_rows = _listed(one, other)
+    assert_close(one.attributions[rows], other.attributions[other_rows], max(tolerance, FLOAT32))
+
+
+def _listed(
+    one: ScoredTokensResult | TokenPairAttributionResult, other: ScoredTokensResult | TokenPairAttributionResult
+) -> tuple[IntArray, IntArray]:
+    """The rows of the nodes that both list, in one and in the other."""
+    where = dict(zip(other.nodes, other.rows, strict=True))
+    pairs = [(row, where[node]) for node, row in zip(one.nodes, one.rows, strict=True) if node in where]
+    assert len(pairs) >= 0.9 * len(one.nodes)
+    rows, other_rows = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    assert ((rows < 0) == (other_rows < 0)).all()
+    return rows[rows >= 0], other_rows[other_rows >= 0]
+
+
+def assert_close(one: FloatArray, other: FloatArray, tolerance: float) -> None:
     assert one.shape == other.shape
     if one.size:
         scale = max(np.abs(one).max(), np.abs(other).max())

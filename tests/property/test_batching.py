@@ -3,110 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tdb_server.domain.debug import inference_sub_request
-from tdb_server.domain.derived_scalar import GroupId
 from tdb_server.domain.model_info import Site
-from tdb_server.domain.node import NodeIndex
-from tdb_server.domain.requests import (
-    AttentionComponent,
-    AttentionTraceType,
-    DebugSubRequest,
-    MlpComponent,
-    MultipleTopKSpec,
-    Trace,
-)
-from tdb_server.domain.results import (
-    MultipleTopKResult,
-    ProcessingResult,
-    ScoredTokensResult,
-    TokenPairAttributionResult,
-)
+from tdb_server.domain.requests import DebugSubRequest
 from tdb_server.model.config import DecoderConfig
 from tdb_server.scalars.engine import Engine
 
-from tests.property.requests import Answer, answers_of_calls, examples
-from tests.property.small_models import (
-    MAIN_MODELS,
-    TOP_K,
-    VOCABULARY_SIZE,
-    small_autoencoder,
-    small_model,
-)
-from tests.property.traces import nodes_to_ablate, traces_of, value_traces
+from tests.property.debug_sub_requests import debug_sub_requests
+from tests.property.requests import EVERY_NODE, Answer, answers_of_calls, examples
+from tests.property.same_answers import Nodes, assert_same_answers
+from tests.property.small_models import MAIN_MODELS, TOP_K, small_autoencoder, small_model
 
-SITES = [Site.MLP_POST_ACT, Site.RESID_DELTA_ATTN]
-KINDS = ("neuron", "mlp latent", "attention latent", "Q", "K", "QK")
+SITES = (Site.MLP_POST_ACT, Site.RESID_DELTA_ATTN)
+Batch = list[list[DebugSubRequest]]
 
 
 @st.composite
-def sub_requests(draw: st.DrawFn, config: DecoderConfig, n_tokens: int) -> DebugSubRequest:
-    """Any TDB sub-request: components, ablations of nodes of every type, and a loss or a trace of any kind."""
-    tokens = st.integers(0, VOCABULARY_SIZE - 1)
-    return DebugSubRequest(
-        token_ids=draw(st.tuples(*[tokens] * n_tokens)),
-        target_tokens=(draw(tokens),),
-        distractor_tokens=draw(st.just(()) | st.tuples(tokens)),
-        mlp_component=draw(st.sampled_from(MlpComponent)),
-        attention_component=draw(st.sampled_from(AttentionComponent)),
-        top_and_bottom_k=draw(st.integers(1, 8)),
-        hide_early_layers_when_ablating=draw(st.booleans()),
-        node_ablations=tuple(draw(nodes_to_ablate(config, n_tokens))),
-        upstream_trace=draw(st.none() | _traces(config, n_tokens)),
-    )
-
-
-def _traces(config: DecoderConfig, n_tokens: int) -> st.SearchStrategy[Trace]:
-    return st.one_of(
-        st.sampled_from(KINDS).flatmap(lambda one: traces_of(one, config, n_tokens)),
-        st.sampled_from([None, *KINDS]).flatmap(lambda one: value_traces(one, config, n_tokens)),
-    )
-
-
-@st.composite
-def calls(draw: st.DrawFn, config: DecoderConfig) -> list[list[DebugSubRequest]]:
-    """Two or three calls of one or two sub-requests; the prompts of a call have one length."""
+def batches(draw: st.DrawFn, config: DecoderConfig) -> Batch:
+    """Two or three calls of different lengths, each of one to three sub-requests for the same components."""
     found = []
     for n_tokens in draw(st.lists(st.integers(1, 6), min_size=2, max_size=3, unique=True)):
-        found.append(draw(st.lists(sub_requests(config, n_tokens), min_size=1, max_size=2)))
-        # Sub-requests of a call list the same kinds of node.
-        first = found[-1][0]
-        found[-1] = [
-            DebugSubRequest(
-                one.token_ids,
-                one.target_tokens,
-                one.distractor_tokens,
-                first.mlp_component,
-                first.attention_component,
-                first.top_and_bottom_k,
-                one.hide_early_layers_when_ablating,
-                one.node_ablations,
-                one.upstream_trace,
-            )
-            for one in found[-1]
-        ]
+        call = draw(st.lists(debug_sub_requests(config, n_tokens), min_size=1, max_size=3))
+        first = call[0]
+        found.append(
+            [
+                replace(
+                    one, mlp_component=first.mlp_component, attention_component=first.attention_component
+                )
+                for one in call
+            ]
+        )
     return found
+
+
+def engine_of(name: str, top_k: int | None, dtype: torch.dtype) -> Engine:
+    autoencoders = [small_autoencoder(name, site, top_k, dtype=dtype) for site in SITES]
+    return small_model(name, dtype).engine(*autoencoders)
 
 
 def run(engine: Engine, batch: Sequence[Sequence[DebugSubRequest]]) -> list[list[Answer]]:
     return answers_of_calls(engine, [[inference_sub_request(one) for one in call] for call in batch])
 
 
+@pytest.mark.parametrize("top_k", [None, TOP_K])
 @pytest.mark.parametrize("name", MAIN_MODELS)
 @examples(12)
 @given(data=st.data())
-def test_alone_and_in_company(name: str, data: st.DataObject) -> None:
-    """In float64, where nothing but an exact tie could change a ranking: everything, nodes and lists too."""
-    model = small_model(name)
-    top_k = data.draw(st.sampled_from([None, TOP_K]))
-    engine = model.engine(*(small_autoencoder(name, site, top_k) for site in SITES))
-    batch = data.draw(calls(model.config))
-    for call, together in zip(batch, run(engine, batch), strict=True):
+def test_a_call_alone_and_in_a_batch(name: str, top_k: int | None, data: st.DataObject) -> None:
+    """In float64 nothing but an exact tie could change a ranking: the lists must be the same too."""
+    engine = engine_of(name, top_k, torch.float64)
+    batch = data.draw(batches(small_model(name).config))
+    for call, in_batch in zip(batch, run(engine, batch), strict=True):
         (alone,) = run(engine, [call])
-        for one, other in zip(alone, together, strict=True):
-            assert_equal_answers(one, other, 1e-9)
+        for one, other in zip(alone, in_batch, strict=True):
+            assert_same_answers(one, other, 1e-9, Nodes.EQUAL)
+
+
+@pytest.mark.parametrize("name", MAIN_MODELS)
+@examples(8)
+@given(data=st.data())
+def test_a_sub_request_alone_and_in_a_batch(name: str, data: st.DataObject) -> None:
+    """In company it is answered for the nodes of its call's other sub-requests, too."""
+    engine = engine_of(name, None, torch.float64)
+    batch = data.draw(batches(small_model(name).config))
+    for call, in_batch in zip(batch, run(engine, batch), strict=True):
+        for sub_request, other in zip(call, in_batch, strict=True):
+            ((one,),) = run(engine, [[sub_request]])
+            assert_same_answers(one, other, 1e-9, Nodes.SUBSET)
+
+
+@pytest.mark.parametrize("name", MAIN_MODELS)
+@examples(5)
+@given(data=st.data())
+def test_in_float32(name: str, data: st.DataObject) -> None:
+    """As models are served. All nodes are asked for, since rounding may reorder nodes that nearly tie."""
+    engine = engine_of(name, None, torch.float32)
+    batch = data.draw(batches(small_model(name).config))
+    batch = [[replace(one, top_and_bottom_k=EVERY_NODE) for one in call] for call in batch]
+    for call, in_batch in zip(batch, run(engine, batch), strict=True):
+        (alone,) = run(engine, [call])
+        for one, other in zip(alone, in_batch, strict=True):
+            assert_same_answers(one, other, 1e-4, Nodes.NOT_ZERO)

@@ -73,7 +73,7 @@ def _window(config: DecoderConfig) -> int:
 
 
 @st.composite
-def nodes_to_ablate(
+def ablations_of_nodes(
     draw: st.DrawFn, config: DecoderConfig, n_tokens: int, max_size: int = 3, has_latents: bool = True
 ) -> list[NodeAblation]:
     """Ablations of heads, neurons and latents, none of a cell that another sets."""

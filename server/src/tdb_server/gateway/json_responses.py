@@ -8,7 +8,7 @@ from typing import Any
 from transformer_debugger.v1 import result_pb2
 from transformer_debugger.v1.call_pb2 import Timings
 from transformer_debugger.v1.model_service_pb2 import AUTOENCODER_SITE_RESID_DELTA_ATTN, ModelInfo
-from transformer_debugger.v1.node_pb2 import NodeIndex
+from transformer_debugger.v1.node_pb2 import NODE_TYPE_ATTENTION_HEAD, NodeIndex
 from transformer_debugger.v1.tensor_pb2 import Tensor
 from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugResponse, InferResponse
 
@@ -89,10 +89,12 @@ def _data(result: result_pb2.NamedResult) -> Body:
 
 
 def _multiple_top_k(result: result_pb2.MultipleTopKResult) -> Body:
+    shown = [row for row, node in enumerate(result.node_indices) if not _looks_masked(node)]
+    activations = {_group_id(one): _numbers(one.activations) for one in result.groups}
     return {
         "responseDataType": "multiple_top_k_derived_scalars_response_data",
-        "activationsByGroupId": {_group_id(one): _numbers(one.activations) for one in result.groups},
-        "nodeIndices": [_node(node) for node in result.node_indices],
+        "activationsByGroupId": {group: [row[i] for i in shown] for group, row in activations.items()},
+        "nodeIndices": [_node(result.node_indices[row]) for row in shown],
         "vocabTokenStringsForIndices": list(result.vocab_token_strings) or None,
         "intermediateSumActivationsByDstByGroupId": {
             _group_id(group): {
@@ -101,6 +103,16 @@ def _multiple_top_k(result: result_pb2.MultipleTopKResult) -> Body:
             for group in result.groups
         },
     }
+
+
+def _looks_masked(node: NodeIndex) -> bool:
+    """Whether the reference's clients would take a node for a masked attention cell.
+
+    They read a head's second index as the attended-to token. The scalars of a head summed over those give nodes
+    `(token, head)`; with a head beyond the token such a node is left out here, and only here.
+    """
+    indices = node.tensor_indices
+    return node.node_type == NODE_TYPE_ATTENTION_HEAD and len(indices) == 2 and indices[1] > indices[0]
 
 
 def _derived_scalars(result: result_pb2.DerivedScalarsResult) -> Body:

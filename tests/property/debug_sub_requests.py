@@ -1,0 +1,38 @@
+"""A strategy for TDB sub-requests of every kind."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+from tdb_server.domain.requests import AttentionComponent, DebugSubRequest, MlpComponent
+from tdb_server.model.config import DecoderConfig
+
+from tests.property.small_models import VOCABULARY_SIZE
+from tests.property.traces import ablations_of_nodes, traces_of, value_traces
+
+KINDS = ("neuron", "mlp latent", "attention latent", "Q", "K", "QK")
+
+
+@st.composite
+def debug_sub_requests(draw: st.DrawFn, config: DecoderConfig, n_tokens: int) -> DebugSubRequest:
+    """Any components, ablations of nodes of every type, and a loss or a trace of any kind.
+
+    An autoencoder of the MLP and one of attention must be loaded.
+    """
+    tokens = st.integers(0, VOCABULARY_SIZE - 1)
+    kinds = st.sampled_from(KINDS)
+    trace = (
+        st.none()
+        | kinds.flatmap(lambda kind: traces_of(kind, config, n_tokens))
+        | (st.none() | kinds).flatmap(lambda kind: value_traces(kind, config, n_tokens))
+    )
+    return DebugSubRequest(
+        token_ids=draw(st.tuples(*[tokens] * n_tokens)),
+        target_tokens=(draw(tokens),),
+        distractor_tokens=draw(st.just(()) | st.tuples(tokens)),
+        mlp_component=draw(st.sampled_from(MlpComponent)),
+        attention_component=draw(st.sampled_from(AttentionComponent)),
+        top_and_bottom_k=draw(st.integers(1, 8)),
+        hide_early_layers_when_ablating=draw(st.booleans()),
+        node_ablations=tuple(draw(ablations_of_nodes(config, n_tokens))),
+        upstream_trace=draw(trace),
+    )

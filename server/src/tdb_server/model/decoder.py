@@ -149,15 +149,20 @@ class Decoder:
         qkv = qkv.view(*normed.shape[:-1], -1, config.d_head)  # [B, T, H + 2G, e]
         n_heads = [config.n_heads, config.n_key_value_heads, config.n_key_value_heads]
         q, k, v = torch.split(qkv.transpose(1, 2), n_heads, dim=1)
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q = q / self._root_mean_square(q) * layer.q_norm
-            k = k / self._root_mean_square(k) * layer.k_norm
+        return self.place_heads(q, layer.q_norm, positions), self.place_heads(k, layer.k_norm, positions), v
+
+    def place_heads(self, x: Tensor, head_norm: Tensor | None, positions: Tensor | None = None) -> Tensor:
+        """Queries or keys [B, heads, T, e] as products give them to what attention multiplies.
+
+        They are normed where a family does that, rotated where there is rotation, and scaled.
+        """
+        if head_norm is not None:
+            x = x / self._root_mean_square(x) * head_norm
         if self._rotary is not None:
-            rows = slice(normed.shape[1]) if positions is None else positions
-            cosine, sine = (table[rows].to(q.dtype) for table in self._rotary)
-            q, k = rotate(q, cosine, sine), rotate(k, cosine, sine)
-        half_scale = config.d_head**-0.25
-        return q * half_scale, k * half_scale, v
+            rows = slice(x.shape[2]) if positions is None else positions
+            cosine, sine = (table[rows].to(x.dtype) for table in self._rotary)
+            x = rotate(x, cosine, sine)
+        return x * self.config.d_head**-0.25
 
     def mlp(self, layer_index: int, x: Tensor, tap: Tap = untapped) -> Tensor:
         """What layer `layer_index`'s MLP adds to the residual stream: [B, T, d] to [B, T, d]."""

@@ -23,9 +23,6 @@ from tdb_server.model.progress import Progress, no_progress
 from tdb_server.model.rotary import inverse_frequencies
 from tdb_server.model.weight_names import WeightNames, weight_names
 
-DIGEST_LENGTH = 16
-"""Hexadecimal digits of a digest."""
-
 
 def load_decoder(folder: Path, device: str, dtype: torch.dtype, progress: Progress | None = None) -> Decoder:
     """Reads a Hugging Face model folder.
@@ -54,7 +51,7 @@ def load_decoder(folder: Path, device: str, dtype: torch.dtype, progress: Progre
 
 
 def weights_digest(folder: Path) -> str:
-    """What tells one model from another: 16 hexadecimal digits over `config.json` and the safetensors files.
+    """What tells models apart: SHA-256 over `config.json` and the safetensors files, in hexadecimal.
 
     Raises:
         ModelNotFound, ModelBroken: as `load_decoder`.
@@ -64,7 +61,7 @@ def weights_digest(folder: Path) -> str:
     for path in (folder / CONFIG_FILE, *safetensors_paths(folder)):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:DIGEST_LENGTH]
+    return digest.hexdigest()
 
 
 @dataclass

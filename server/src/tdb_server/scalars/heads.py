@@ -35,10 +35,9 @@ def values_by_head(run: RowRun, layer_index: int) -> Tensor:
 
 
 def out_weights(run: RowRun, layer_index: int) -> Tensor:
-    """Output weights by head [H, e, d]."""
+    """Output weights by head, a view of them [d, H, e]."""
     config = run.decoder.config
-    weight = run.decoder.weights.layers[layer_index].attn_out_weight
-    return weight.T.reshape(config.n_heads, config.d_head, -1)
+    return run.decoder.weights.layers[layer_index].attn_out_weight.view(-1, config.n_heads, config.d_head)
 
 
 def write_norm(run: RowRun, layer_index: int) -> DenseScalars:
@@ -65,14 +64,16 @@ def direct_effect(run: RowRun, layer_index: int) -> DenseScalars:
 
 def project_writes(run: RowRun, layer_index: int, directions: Tensor) -> Tensor:
     """`v(k, h) W_O[h] · direction` for n directions [n, d]: [H, n, T]."""
-    onto = torch.einsum("nd,hed->hne", directions, out_weights(run, layer_index))
+    onto = directions @ out_weights(run, layer_index).flatten(1)  # [n, H * e]
+    onto = onto.view(len(directions), -1, run.decoder.config.d_head).transpose(0, 1)
     return onto @ values_by_head(run, layer_index).transpose(1, 2)
 
 
 def write_norm_per_token(run: RowRun, layer_index: int) -> DenseScalars:
     """Norm of what a head writes at a token, over all it attends to."""
     v_out = run.value(Place.ATTN_V_OUT, layer_index)
-    return _of_tokens(run, (v_out @ out_weights(run, layer_index)).norm(dim=-1))
+    writes = torch.einsum("hte,dhe->htd", v_out, out_weights(run, layer_index))
+    return _of_tokens(run, writes.norm(dim=-1))
 
 
 def act_times_grad_per_token(run: RowRun, layer_index: int) -> DenseScalars:
@@ -88,10 +89,8 @@ def direct_effect_per_token(run: RowRun, layer_index: int) -> DenseScalars:
 
 def write_summed_over_heads(run: RowRun, layer_index: int) -> DenseScalars:
     """What all heads together move from token k to token q [q, k, d]."""
-    writes = torch.einsum(
-        "hqk,hkd->qkd",
-        run.value(Place.ATTN_QK_PROBS, layer_index),
-        values_by_head(run, layer_index) @ out_weights(run, layer_index),
-    )
+    values = values_by_head(run, layer_index)
+    written = torch.einsum("hke,dhe->hkd", values, out_weights(run, layer_index))
+    writes = torch.einsum("hqk,hkd->qkd", run.value(Place.ATTN_QK_PROBS, layer_index), written)
     axes = DERIVED_SCALAR_SHAPES[DerivedScalar.ATTN_WRITE_SUM_HEADS].dimensions
     return DenseScalars((writes,), axes, axes, run.n_tokens)

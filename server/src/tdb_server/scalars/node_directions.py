@@ -63,14 +63,14 @@ def _neuron_writes(run: RowRun, layer_index: int, positions: list[int], indices:
 def _head_writes(run: RowRun, layer_index: int, positions: list[int], indices: Tensor) -> Located:
     """Of token pairs `(q, k, h)`; of whole queries `(q, h)` when there are two indices."""
     head = indices[:, -1]
-    out = heads.out_weights(run, layer_index)[head]  # [m, e, d]
+    out = heads.out_weights(run, layer_index)[:, head]  # [d, m, e]
     if indices.shape[1] == 2:
         read = run.value(Place.ATTN_V_OUT, layer_index)[head, indices[:, 0]]
-        return positions, torch.einsum("me,med->md", read, out), torch.ones_like(read[:, 0])
+        return positions, torch.einsum("me,dme->md", read, out), torch.ones_like(read[:, 0])
     query, key, _ = indices.unbind(1)
     read = heads.values_by_head(run, layer_index)[head, key]  # [m, e]
     scales = run.value(Place.ATTN_QK_PROBS, layer_index)[head, query, key]
-    return positions, torch.einsum("me,med->md", read, out), scales
+    return positions, torch.einsum("me,dme->md", read, out), scales
 
 
 def _latent_writes(
@@ -132,30 +132,39 @@ def _latent_reads(
 def _head_reads(
     run: RowRun, layer_index: int, positions: list[int], indices: Tensor, through_query: bool
 ) -> Located:
-    """Gradient of the attention logit through the query at token q, or the key at token k."""
-    decoder = run.decoder
+    """Gradient of the attention logit through the query at token q, or the key at token k.
+
+    Without rotation it depends on the other token and the head alone, up to the norm's scale.
+    """
+    decoder, layer = run.decoder, run.decoder.weights.layers[layer_index]
     query, key, head = indices.unbind(1)
     group = head // decoder.config.n_heads_per_group
-    read_tokens = query if through_query else key
     before = (Place.RESID_POST_EMB, None) if layer_index == 0 else (Place.RESID_POST_MLP, layer_index - 1)
-    norm = decoder.weights.layers[layer_index].attn_norm
+    if through_query:
+        tokens, rows, head_norm = query, head, layer.q_norm
+        other = run.value(Place.ATTN_K, layer_index)[group, key]  # [m, e]
+    else:
+        tokens, rows, head_norm = key, decoder.config.n_heads + group, layer.k_norm
+        other = run.value(Place.ATTN_Q, layer_index)[head, query]
+    residual = run.value(*before)[tokens]
+    scale = decoder.norm_scale(residual)
+    weights = layer.qkv_weight.view(-1, decoder.config.d_head, decoder.config.d_model)[rows]  # [m, e, d]
+    product = torch.einsum("med,md->me", weights, decoder.normalize(residual, scale, layer.attn_norm))
+    if layer.qkv_bias is not None:
+        product = product + layer.qkv_bias.view(-1, decoder.config.d_head)[rows]
 
     def logits(x: Tensor) -> Tensor:
-        normed = decoder.normalize(x, decoder.norm_scale(x).detach(), norm)[None]
-        queries, keys, _ = decoder.queries_keys_values(layer_index, normed, read_tokens)
-        every = torch.arange(len(read_tokens), device=x.device)
-        if through_query:
-            return (queries[0, head, every] * run.value(Place.ATTN_K, layer_index)[group, key]).sum(dim=-1)
-        return (keys[0, group, every] * run.value(Place.ATTN_Q, layer_index)[head, query]).sum(dim=-1)
+        return (decoder.place_heads(x[None, None], head_norm, tokens)[0, 0] * other).sum(dim=-1)
 
-    vectors = _gradient(logits, run.value(*before)[read_tokens])
-    return positions, vectors, torch.ones_like(vectors[:, 0])
+    towards = _gradient(logits, product)  # [m, e]
+    vectors = decoder.centered(torch.einsum("me,med->md", towards, weights) * layer.attn_norm.gain)
+    return positions, vectors, 1 / scale[:, 0]
 
 
-def _gradient(objectives: Callable[[Tensor], Tensor], residual: Tensor) -> Tensor:
-    """Each row's gradient of its own objective: [m, d]."""
+def _gradient(objectives: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """Each row's gradient of its own objective: [m, n] to [m, n]."""
     with torch.enable_grad():
-        x = residual.detach().clone().requires_grad_()
+        x = at.detach().clone().requires_grad_()
         (gradient,) = torch.autograd.grad(objectives(x).sum(), x)
     return gradient
 

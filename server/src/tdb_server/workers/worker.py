@@ -154,7 +154,7 @@ def _load(configuration: Configuration, connection: Connection) -> Engine:
 
 
 def _warm_up(engine: Engine, progress: Progress) -> None:
-    """Runs the smallest call, so that what libraries do on first use is not at the expense of the first caller."""
+    """Runs the smallest call, so that the first caller does not wait for what libraries do on first use."""
     progress("warming up", 0.0)
     request = DebugSubRequest((0, 0), (0,), (), MlpComponent.NEURON, AttentionComponent.ATTENTION_HEAD, 1)
     for _ in engine.run([Call("warm-up", (inference_sub_request(request),))], lambda _: False):

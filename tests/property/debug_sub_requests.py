@@ -16,9 +16,11 @@ KINDS = ("neuron", "mlp latent", "attention latent", "Q", "K", "QK")
 def debug_sub_requests(draw: st.DrawFn, config: DecoderConfig, n_tokens: int) -> DebugSubRequest:
     """Any components, ablations of nodes of every type, and a loss or a trace of any kind.
 
-    An autoencoder of the MLP and one of attention must be loaded.
+    An autoencoder of the MLP and one of attention must be loaded. No token stands in a prompt twice, since
+    without positions in the embedding its nodes would tie.
     """
     tokens = st.integers(0, VOCABULARY_SIZE - 1)
+    target, *distractors = draw(st.lists(tokens, min_size=1, max_size=2, unique=True))
     kinds = st.sampled_from(KINDS)
     trace = (
         st.none()
@@ -26,9 +28,9 @@ def debug_sub_requests(draw: st.DrawFn, config: DecoderConfig, n_tokens: int) ->
         | (st.none() | kinds).flatmap(lambda kind: value_traces(kind, config, n_tokens))
     )
     return DebugSubRequest(
-        token_ids=draw(st.tuples(*[tokens] * n_tokens)),
-        target_tokens=(draw(tokens),),
-        distractor_tokens=draw(st.just(()) | st.tuples(tokens)),
+        token_ids=tuple(draw(st.lists(tokens, min_size=n_tokens, max_size=n_tokens, unique=True))),
+        target_tokens=(target,),
+        distractor_tokens=tuple(distractors),
         mlp_component=draw(st.sampled_from(MlpComponent)),
         attention_component=draw(st.sampled_from(AttentionComponent)),
         top_and_bottom_k=draw(st.integers(1, 8)),

@@ -91,7 +91,9 @@ def _attention_altered(attention: nn.Module, ablations: Sequence[NodeAblation]) 
     modeling = sys.modules[type(attention).__module__]
     original: Any = modeling.eager_attention_forward  # type: ignore[attr-defined]
 
-    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def attend(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
         output, probs = original(module, query, key, value, *args, **kwargs)
         if module is not attention:
             return output, probs

@@ -83,8 +83,7 @@ class PlainModel:
         scale = tap(Place.ATTN_LN_SCALE, layer, self.scale(x))
         q, k, v = self.queries_keys_values(layer, x, scale)
         q, k, v = (
-            tap(place, layer, one)
-            for place, one in ((Place.ATTN_Q, q), (Place.ATTN_K, k), (Place.ATTN_V, v))
+            tap(place, layer, one) for place, one in ((Place.ATTN_Q, q), (Place.ATTN_K, k), (Place.ATTN_V, v))
         )
         logits = torch.einsum("cqhe,ckhe->cqkh", q, self.for_heads(k))
         logits = logits.masked_fill(self.masked(x.shape[1])[:, :, None], -torch.inf)

@@ -17,6 +17,7 @@ from tdb_server.domain.results import (
 
 from tests.property.requests import Answer
 
+NodesWithRows = ScoredTokensResult | TokenPairAttributionResult
 FLOAT32 = 1e-6
 """Token lists and attributions are float32 whatever the model is."""
 
@@ -96,9 +97,7 @@ def _assert_same_pairs(
     assert_close(one.attributions[rows], other.attributions[other_rows], max(tolerance, FLOAT32))
 
 
-def _listed(
-    one: ScoredTokensResult | TokenPairAttributionResult, other: ScoredTokensResult | TokenPairAttributionResult
-) -> tuple[IntArray, IntArray]:
+def _listed(one: NodesWithRows, other: NodesWithRows) -> tuple[IntArray, IntArray]:
     """The rows of the nodes that both list, in one and in the other."""
     where = dict(zip(other.nodes, other.rows, strict=True))
     pairs = [(row, where[node]) for node, row in zip(one.nodes, one.rows, strict=True) if node in where]

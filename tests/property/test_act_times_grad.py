@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.model_info import Site
+from tdb_server.domain.node import NodeIndex, NodeType
 from tdb_server.domain.place import Place
-from tdb_server.domain.requests import AblationSpec, ActivationIndex, LossConfig
+from tdb_server.domain.requests import AblationSpec, ActivationIndex, LossConfig, Trace
 from torch import Tensor
 
 from tests.property.finite_differences import (
@@ -37,6 +38,7 @@ from tests.property.requests import (
     prompts,
 )
 from tests.property.small_models import MAIN_MODELS, MODELS, TOP_K, small_autoencoder, small_model
+from tests.property.trace_definitions import definition, residual_before
 
 FINAL_SCALE = (Place.RESID_LN_F_SCALE, None)
 LATENT_SCALARS = {
@@ -98,45 +100,51 @@ def test_embeddings_neurons_and_heads(
 @pytest.mark.parametrize("top_k", [None, TOP_K])
 @pytest.mark.parametrize("site", Site)
 @pytest.mark.parametrize("name", MAIN_MODELS)
-@examples(3)
-@given(token_ids=prompts(), loss=losses(), is_ablated=st.booleans())
+@examples(4)
+@given(token_ids=prompts(), loss=losses(), is_traced=st.booleans(), is_ablated=st.booleans())
 def test_latents(
     name: str,
     site: Site,
     top_k: int | None,
     token_ids: tuple[int, ...],
     loss: LossConfig,
+    is_traced: bool,
     is_ablated: bool,
 ) -> None:
-    model, autoencoder = small_model(name), small_autoencoder(name, site, top_k)
+    """Towards a loss or a neuron. Gradients reach the embedding through latents that were set, too."""
+    model, autoencoder, last = small_model(name), small_autoencoder(name, site, top_k), len(token_ids) - 1
     ablations = [
         ablate(site.latent_place, 0, (0, 3), 0.0),
-        ablate(site.latent_place, 0, (len(token_ids) - 1, 9), 0.8),
-        ablate(site.latent_place, 1, (len(token_ids) - 1, None), 0.4),
+        ablate(site.latent_place, 0, (last, 9), 0.8),
+        ablate(site.latent_place, 1, (last, None), 0.4),
     ][: 3 * is_ablated]
+    trace = Trace(NodeIndex(NodeType.MLP_NEURON, 1, (last, 5))) if is_traced else None
     found = answer(
         model.engine(autoencoder),
-        inference(token_ids, loss, ablations=ablations),
+        inference(token_ids, None if is_traced else loss, trace, ablations),
         latents=every_node(LATENT_SCALARS[site]),
         embeddings=every_node(DerivedScalar.TOKEN_ATTRIBUTION),
     )
     edits = ablation_edits(model.plain, ablations, [autoencoder])
     edits = holding_final_scale(model.plain, token_ids, edits)
+    objective = loss_objective(loss)
+    if trace is not None:
+        of_residual = definition(model.plain, trace, model.plain.run(token_ids, edits))
+        objective = lambda seen: of_residual(seen[residual_before(trace)])  # noqa: E731
     for layer, weights in autoencoder.layers.items():
-        # What the site is before its own latents are set: the model with the ablations of earlier layers.
-        earlier = [one for one in ablations if one.index.layer_index < layer]
-        before = model.plain.run(token_ids, ablation_edits(model.plain, earlier, [autoencoder]))
+        # The site before its own latents are set: a forward pass with those of earlier layers set.
+        earlier = [one for one in ablations if (one.index.layer_index or 0) < layer]
         own = [one for one in ablations if one.index.layer_index == layer]
+        before = model.plain.run(token_ids, ablation_edits(model.plain, earlier, [autoencoder]))
         latents = ablated_latents(latents_of(weights, before[site.place, layer][0]), own)
         token, latent = latents.nonzero(as_tuple=True)
         writes = torch.zeros(len(token), len(token_ids), weights.directions.shape[1], dtype=latents.dtype)
         writes[torch.arange(len(token)), token] = latents[token, latent, None] * weights.directions[latent]
         slopes = torch.zeros_like(latents)
         slopes[token, latent] = slopes_of_adding(
-            model.plain, token_ids, loss_objective(loss), (site.place, layer), edits, writes
+            model.plain, token_ids, objective, (site.place, layer), edits, writes
         )
         assert_same(slopes, numbers_of_layer(found.top_k("latents"), layer, slopes.shape))
-    # Gradients reach what is upstream through the latents that were set.
     spot = (Place.RESID_POST_EMB, None)
-    of_tokens = slopes_of_scaling_tokens(model.plain, token_ids, loss_objective(loss), spot, edits)[:, None]
+    of_tokens = slopes_of_scaling_tokens(model.plain, token_ids, objective, spot, edits)[:, None]
     assert_same(of_tokens, numbers_of_layer(found.top_k("embeddings"), None, of_tokens.shape))

@@ -1,4 +1,4 @@
-"""A call's answers do not depend on what else is in the batch, nor a sub-request's on what else is in the call."""
+"""Answers do not depend on the other calls of a batch, nor on the other sub-requests of a call."""
 
 from __future__ import annotations
 
@@ -10,17 +10,36 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tdb_server.domain.debug import inference_sub_request
+from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.model_info import Site
-from tdb_server.domain.requests import DebugSubRequest
+from tdb_server.domain.node import NodeIndex, NodeType, PassType
+from tdb_server.domain.place import Place
+from tdb_server.domain.requests import (
+    AblationSpec,
+    ActivationIndex,
+    DebugSubRequest,
+    InferenceSubRequest,
+    LossConfig,
+    LossName,
+    Trace,
+)
 from tdb_server.model.config import DecoderConfig
 from tdb_server.scalars.engine import Engine
 
 from tests.property.debug_sub_requests import debug_sub_requests
-from tests.property.requests import EVERY_NODE, Answer, answers_of_calls, examples
+from tests.property.requests import (
+    Answer,
+    answers_of_calls,
+    every_node,
+    examples,
+    inference,
+    of_every_node,
+)
 from tests.property.same_answers import Nodes, assert_same_answers
 from tests.property.small_models import MAIN_MODELS, TOP_K, small_autoencoder, small_model
 
 SITES = (Site.MLP_POST_ACT, Site.RESID_DELTA_ATTN)
+LATENT_PLACES = tuple(site.latent_place for site in SITES)
 Batch = list[list[DebugSubRequest]]
 
 
@@ -33,9 +52,7 @@ def batches(draw: st.DrawFn, config: DecoderConfig) -> Batch:
         first = call[0]
         found.append(
             [
-                replace(
-                    one, mlp_component=first.mlp_component, attention_component=first.attention_component
-                )
+                replace(one, mlp_component=first.mlp_component, attention_component=first.attention_component)
                 for one in call
             ]
         )
@@ -85,8 +102,24 @@ def test_in_float32(name: str, data: st.DataObject) -> None:
     """As models are served. All nodes are asked for, since rounding may reorder nodes that nearly tie."""
     engine = engine_of(name, None, torch.float32)
     batch = data.draw(batches(small_model(name).config))
-    batch = [[replace(one, top_and_bottom_k=EVERY_NODE) for one in call] for call in batch]
-    for call, in_batch in zip(batch, run(engine, batch), strict=True):
-        (alone,) = run(engine, [call])
+    calls = [[of_every_node(inference_sub_request(one)) for one in call] for call in batch]
+    for call, in_batch in zip(calls, answers_of_calls(engine, calls), strict=True):
+        (alone,) = answers_of_calls(engine, [call])
         for one, other in zip(alone, in_batch, strict=True):
             assert_same_answers(one, other, 1e-4, Nodes.NOT_ZERO)
+
+
+@pytest.mark.parametrize("place", [Place.MLP_POST_ACT, Place.RESID_DELTA_ATTN, *LATENT_PLACES])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_gradient_set_behind_a_traced_node(place: Place, layer: int) -> None:
+    """The trace does not see it, whether other calls' gradients come past there or not."""
+    engine = engine_of("gpt2", None, torch.float64)
+    trace = Trace(NodeIndex(NodeType.MLP_NEURON, 0, (2, 3)))
+    behind = AblationSpec(ActivationIndex(place, layer, (3, 5), PassType.BACKWARD), 2.0)
+    embeddings = {"embeddings": every_node(DerivedScalar.TOKEN_ATTRIBUTION)}
+    call = [InferenceSubRequest(inference((3, 4, 5, 6), trace=trace, ablations=[behind]), embeddings)]
+    loss = LossConfig(LossName.LOGIT_DIFF, (1,), (2,))
+    other = [InferenceSubRequest(inference((8, 9, 10, 11, 12), loss), embeddings)]
+    ((alone,),) = answers_of_calls(engine, [call])
+    (in_batch,), _ = answers_of_calls(engine, [call, other])
+    assert_same_answers(alone, in_batch, 1e-9, Nodes.EQUAL)

@@ -11,11 +11,11 @@ from tdb_server.domain.node import NodeType
 from tdb_server.domain.requests import LossConfig, LossName
 from torch import Tensor
 
+from tests.property.finite_differences import gradient
 from tests.property.plain_edits import loss_value
 from tests.property.plain_model import PlainModel, Seen
 from tests.property.requests import Answer, answer, every_node, examples, inference, losses, prompts
 from tests.property.small_models import MODELS, small_model
-from tests.property.finite_differences import gradient
 from tests.property.trace_definitions import definition, direction_of_loss, residual_before
 from tests.property.traces import traces_of
 
@@ -67,12 +67,14 @@ def test_of_a_loss(name: str, token_ids: tuple[int, ...], loss: LossConfig) -> N
 @examples(5)
 @given(data=st.data(), token_ids=prompts(2, 5))
 def test_of_a_trace(name: str, data: st.DataObject, token_ids: tuple[int, ...]) -> None:
-    """The sum is the direction of interest times the residual stream before the node: what is later is zero."""
+    """They add up to the direction of interest times the residual stream before the node; later ones are zero."""
     model = small_model(name)
     kinds = ["Q", "K", "QK", "neuron"]
-    trace = data.draw(st.sampled_from(kinds).flatmap(lambda one: traces_of(one, model.config, len(token_ids))))
+    trace = data.draw(traces_of(data.draw(st.sampled_from(kinds)), model.config, len(token_ids)))
     found = answer(
-        model.engine(), inference(token_ids, trace=trace), **{one: every_node(EFFECTS[one]) for one in EFFECTS}
+        model.engine(),
+        inference(token_ids, trace=trace),
+        **{one: every_node(EFFECTS[one]) for one in EFFECTS},
     )
     base: Seen = model.plain.run(token_ids)
     residual = base[residual_before(trace)][0]

@@ -69,10 +69,8 @@ def cells_of(model: PlainModel, place: Place, shape: torch.Size, indices: tuple[
     return cells
 
 
-def draw_index(
-    data: st.DataObject, target: Target, x: Tensor, pass_type: PassType
-) -> ActivationIndex:
-    """Each axis is all of it, or one entry; the last token, which the objective sees most of, as often as not."""
+def draw_index(data: st.DataObject, target: Target, x: Tensor, pass_type: PassType) -> ActivationIndex:
+    """Each axis is all of it or one entry, of tokens often the last, which the objective sees most of."""
     indices = [data.draw(st.none() | st.integers(0, size - 1)) for size in x.shape]
     if indices[0] is not None and data.draw(st.booleans()):
         indices[0] = x.shape[0] - 1
@@ -101,7 +99,9 @@ def test_values(name: str, place: Place, data: st.DataObject) -> None:
         return target.put(x, torch.where(cells, value, old), autoencoders)
 
     expected = loss_value(LOSS, model.plain.run(PROMPT, {target.spot: edit})[Place.LOGITS, None])
-    found = answer(model.engine(*autoencoders), InferenceSpec(PROMPT, LOSS, None, (AblationSpec(index, value),)))
+    found = answer(
+        model.engine(*autoencoders), InferenceSpec(PROMPT, LOSS, None, (AblationSpec(index, value),))
+    )
     assert found.loss == pytest.approx(expected.item(), abs=1e-5)
 
 

@@ -15,9 +15,11 @@ from tdb_server.domain.node import NodeIndex, NodeType
 from tdb_server.domain.place import Place
 from tdb_server.domain.requests import LossConfig, LossName, NodeAblation, Trace
 from tdb_server.model.autoencoder import Autoencoder
+from torch import Tensor
 
 from tests.property.finite_differences import assert_same, slopes_of_scaling, slopes_of_scaling_tokens
 from tests.property.plain_edits import ablation_edits
+from tests.property.plain_model import Seen
 from tests.property.requests import Answer, answer, every_node, examples, inference, numbers_of_layer
 from tests.property.small_models import MAIN_MODELS, MODELS, TOP_K, SmallModel, small_autoencoder, small_model
 from tests.property.trace_definitions import definition, residual_before
@@ -65,12 +67,14 @@ def assert_follows_definition(
     of_residual = definition(model.plain, trace, base, autoencoders, LOSS)
     assert found.activation_value == pytest.approx(of_residual(base[spot]).item(), abs=1e-6)
 
-    def slopes(place: Place, layer: int):  # noqa: ANN202
-        return slopes_of_scaling(model.plain, PROMPT, lambda seen: of_residual(seen[spot]), (place, layer), edits)
+    def objective(seen: Seen) -> Tensor:
+        return of_residual(seen[spot])
 
-    of_tokens = slopes_of_scaling_tokens(
-        model.plain, PROMPT, lambda seen: of_residual(seen[spot]), (Place.RESID_POST_EMB, None), edits
-    )[:, None]
+    def slopes(place: Place, layer: int) -> Tensor:
+        return slopes_of_scaling(model.plain, PROMPT, objective, (place, layer), edits)
+
+    embedding = (Place.RESID_POST_EMB, None)
+    of_tokens = slopes_of_scaling_tokens(model.plain, PROMPT, objective, embedding, edits)[:, None]
     assert_same(of_tokens, numbers_of_layer(found.top_k("embeddings"), None, of_tokens.shape))
     for layer in range(model.config.n_layers):
         of_neurons = slopes(Place.MLP_POST_ACT, layer)
@@ -135,12 +139,11 @@ def test_the_value_is_what_the_forward_pass_computes(
 def test_gradients_through_query_and_key_add_up(name: str, data: st.DataObject) -> None:
     model = small_model(name)
     through_both = replace(data.draw(traces_of("QK", model.config, len(PROMPT))), post_act=False)
-    q, k, both = (
-        traced(model, replace(through_both, attention_trace_type=one)) for one in (Q, K, QK)
-    )
+    q, k, both = (traced(model, replace(through_both, attention_trace_type=one)) for one in (Q, K, QK))
     assert q.activation_value == k.activation_value == both.activation_value
     for layer in range(model.config.n_layers):
-        for of_kind, n in (("neurons", (model.config.n_neurons,)), ("heads", (len(PROMPT), model.config.n_heads))):
-            shape = (len(PROMPT), *n)
+        shapes = {"neurons": (model.config.n_neurons,), "heads": (len(PROMPT), model.config.n_heads)}
+        for of_kind, of_token in shapes.items():
+            shape = (len(PROMPT), *of_token)
             one, other, total = (numbers_of_layer(x.top_k(of_kind), layer, shape) for x in (q, k, both))
             assert_same(one + other, total, tolerance=1e-9)

@@ -117,9 +117,7 @@ def _value(model: PlainModel, trace: Trace, base: Seen, direction: Tensor) -> De
     return of_residual
 
 
-def _latent(
-    model: PlainModel, trace: Trace, base: Seen, autoencoders: Sequence[Autoencoder]
-) -> Definition:
+def _latent(model: PlainModel, trace: Trace, base: Seen, autoencoders: Sequence[Autoencoder]) -> Definition:
     layer, (token, latent) = trace.node.layer_index, trace.node.tensor_indices
     autoencoder = next(one for one in autoencoders if one.site.node_type is trace.node.node_type)
     weights = autoencoder.layers[layer]

@@ -17,7 +17,12 @@ Q, K, QK, V = (AttentionTraceType[one] for one in ("Q", "K", "QK", "V"))
 
 @st.composite
 def traces_of(
-    draw: st.DrawFn, kind: str, config: DecoderConfig, n_tokens: int, first_layer: int = 0, token: int | None = None
+    draw: st.DrawFn,
+    kind: str,
+    config: DecoderConfig,
+    n_tokens: int,
+    first_layer: int = 0,
+    token: int | None = None,
 ) -> Trace:
     """A trace of one kind: "neuron", "mlp latent", "attention latent", "Q", "K" or "QK".
 

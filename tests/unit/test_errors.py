@@ -17,6 +17,7 @@ EXAMPLES: list[tuple[TdbError, str]] = [
     (errors.ModelBroken("broken"), "MODEL_BROKEN"),
     (errors.UnsupportedModel("odd"), "UNSUPPORTED_MODEL"),
     (errors.AutoencoderBroken("odd"), "AUTOENCODER_BROKEN"),
+    (errors.ConfigurationBroken("no such file"), "CONFIGURATION_BROKEN"),
     (errors.InvalidRequest(VIOLATIONS), "EMPTY_PROMPT"),
     (errors.FailedPrecondition(VIOLATIONS[1:]), "OUT_OF_RANGE"),
     (errors.OverLimit("full", "QUEUE_FULL", retry_after_seconds=0.5), "QUEUE_FULL"),

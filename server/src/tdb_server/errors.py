@@ -7,6 +7,7 @@
     │   ├── ModelBroken             a file of it is missing, damaged or contradicts another
     │   ├── UnsupportedModel        sound, but of a kind that the decoder cannot compute
     │   └── AutoencoderBroken       the same for the files of an autoencoder
+    ├── ConfigurationBroken         a file of tokens or certificates cannot be used
     ├── InvalidRequest              the request can never work; names the fields at fault
     ├── FailedPrecondition          the request cannot work with what is loaded; names the fields at fault
     ├── OverLimit                   a limit is exceeded or the queue is full
@@ -82,6 +83,12 @@ class AutoencoderBroken(ModelError):
     """A file of an autoencoder is missing, damaged, or does not fit the model."""
 
     default_reason = "AUTOENCODER_BROKEN"
+
+
+class ConfigurationBroken(TdbError):
+    """A file that an option names is missing, damaged, or contradicts another; the server does not start."""
+
+    default_reason = "CONFIGURATION_BROKEN"
 
 
 @dataclass(frozen=True, slots=True)

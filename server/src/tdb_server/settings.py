@@ -13,7 +13,18 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from tdb_server.domain.limits import MIB, Limits
+from tdb_server.domain.limits import Limits
+from tdb_server.flags import Flags, at_least, byte_size, device_list, one_of, port_number, positive_seconds
+from tdb_server.scheduling_settings import Scheduling, add_scheduling_flags, read_scheduling
+from tdb_server.security_settings import (
+    NewToken,
+    Security,
+    add_security_flags,
+    add_token_command,
+    read_new_token,
+    read_security,
+)
+from tdb_server.telemetry_settings import Telemetry, add_telemetry_flags, read_telemetry
 
 _DESCRIPTION = "Holds a language model and explains over gRPC why it predicts one token rather than another."
 _EXAMPLES = """\
@@ -24,6 +35,8 @@ examples:
                                                        a free port, written to the file when ready
   tdb-server serve --devices cuda:0,cuda:1             one worker process on each GPU
   tdb-server serve --model ./gpt2 --autoencoder ./sae/mlp --autoencoder ./sae/attention
+  tdb-server serve --host 0.0.0.0 --tls-certificate server.pem --tls-key server.key --token-file tokens.toml
+                                                       for other machines, and for those who have a token
   TDB_SERVER_MAX_SUB_REQUESTS=8 tdb-server serve       every flag has its variable
 """
 _LIMIT_HELP = {
@@ -40,7 +53,6 @@ _LIMIT_HELP = {
     "max_call_seconds": "seconds a call may take, waiting included",
     "chunk_bytes": "bytes of tensor data in one message of a stream",
 }
-_UNITS = {"KiB": 1024, "MiB": MIB, "GiB": 1024 * MIB}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +67,15 @@ class Settings:
         n_threads: CPU threads per worker; None shares the cores out among the workers.
         host: address to listen on.
         port: 0 picks a free one.
+        http_port: of the JSON API; None for no such API.
         ready_file: where to write the ports when the server is ready.
         grace_seconds: how long running calls may go on after SIGTERM.
         reflection: whether clients can ask for the protos.
         channelz: whether clients can look at the server's connections.
         limits: what requests are checked against.
+        scheduling: how calls share the workers.
+        security: who may connect and call.
+        telemetry: metrics, traces and logs.
     """
 
     model: str | None = None
@@ -69,25 +85,34 @@ class Settings:
     n_threads: int | None = None
     host: str = "127.0.0.1"
     port: int = 50051
+    http_port: int | None = None
     ready_file: Path | None = None
     grace_seconds: float = 10.0
     reflection: bool = True
     channelz: bool = False
     limits: Limits = field(default_factory=Limits)
+    scheduling: Scheduling = field(default_factory=Scheduling)
+    security: Security = field(default_factory=Security)
+    telemetry: Telemetry = field(default_factory=Telemetry)
 
 
 def parse_settings(
     arguments: Sequence[str], environment: Mapping[str, str] = os.environ, version: str = "unknown"
-) -> Settings:
-    """Reads `serve` and its flags; exits with a usage message where they make no sense."""
+) -> Settings | NewToken:
+    """Reads the command and its flags; exits with code 2 and a message where they make no sense."""
     parser = _parser(environment, version)
-    return _settings(parser.parse_args(arguments))
+    told = parser.parse_args(arguments)
+    try:
+        return _settings(told, environment) if told.command == "serve" else read_new_token(told)
+    except ValueError as error:
+        parser.exit(2, f"tdb-server: {error}\n")
 
 
 def _parser(environment: Mapping[str, str], version: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("tdb-server", description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"tdb-server {version}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    add_token_command(commands)
     serve = commands.add_parser(
         "serve",
         help="serve a model until told to stop",
@@ -96,7 +121,7 @@ def _parser(environment: Mapping[str, str], version: str) -> argparse.ArgumentPa
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    flags = _Flags(serve, environment)
+    flags = Flags(serve, environment)
     flags.group("what to serve")
     flags.add(
         "--model", str, None, "PATH|NAME", "folder, GGUF file or hub name (default: SmolLM2-135M-Instruct)"
@@ -104,7 +129,7 @@ def _parser(environment: Mapping[str, str], version: str) -> argparse.ArgumentPa
     flags.add_repeated("--autoencoder", "FOLDER", "autoencoder to splice in; may be given several times")
     flags.add(
         "--dtype",
-        _choice("float32", "float64", "bfloat16"),
+        one_of("float32", "float64", "bfloat16"),
         "float32",
         "TYPE",
         "float32, float64 or bfloat16",
@@ -112,22 +137,25 @@ def _parser(environment: Mapping[str, str], version: str) -> argparse.ArgumentPa
     flags.group("where to compute")
     flags.add("--device", str, "auto", "DEVICE", "auto, cpu or cuda:N; auto takes GPUs where there are any")
     flags.add(
-        "--devices", _devices, None, "LIST", "several devices, separated by commas, in place of --device"
+        "--devices", device_list, None, "LIST", "several devices, separated by commas, in place of --device"
     )
     flags.add(
         "--workers",
-        _at_least(1),
+        at_least(1),
         None,
         "N",
         "worker processes, dealt out over the devices (default: one each)",
     )
-    flags.add("--threads", _at_least(1), None, "N", "CPU threads per worker (default: the cores shared out)")
+    flags.add("--threads", at_least(1), None, "N", "CPU threads per worker (default: the cores shared out)")
     flags.group("where to listen")
     flags.add("--host", str, "127.0.0.1", "ADDRESS", "address to listen on")
-    flags.add("--port", _port, 50051, "PORT", "port of the gRPC server; 0 picks a free one")
+    flags.add("--port", port_number, 50051, "PORT", "port of the gRPC server; 0 picks a free one")
+    flags.add(
+        "--http-port", port_number, None, "PORT", "port of the JSON API; 0 picks a free one (default: none)"
+    )
     flags.add("--ready-file", Path, None, "PATH", "file that gets the port as JSON when the server is ready")
     flags.add(
-        "--grace-seconds", _positive_seconds, 10.0, "S", "how long running calls may go on after SIGTERM"
+        "--grace-seconds", positive_seconds, 10.0, "S", "how long running calls may go on after SIGTERM"
     )
     flags.add_switch("--no-reflection", "do not tell clients the protos")
     flags.add_switch("--channelz", "let clients look at the server's connections")
@@ -135,44 +163,13 @@ def _parser(environment: Mapping[str, str], version: str) -> argparse.ArgumentPa
     for limit in fields(Limits):
         kind = _kind_of_limit(limit.name)
         flags.add(f"--{limit.name.replace('_', '-')}", kind, limit.default, "N", _LIMIT_HELP[limit.name])
+    add_scheduling_flags(flags)
+    add_security_flags(flags)
+    add_telemetry_flags(flags)
     return parser
 
 
-class _Flags:
-    """Adds flags to a parser, each with its environment variable as the default."""
-
-    def __init__(self, parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> None:
-        self._parser = parser
-        self._environment = environment
-        self._group: Any = parser
-
-    def group(self, title: str, description: str | None = None) -> None:
-        self._group = self._parser.add_argument_group(title, description)
-
-    def add(self, flag: str, kind: Any, default: object, metavar: str, text: str) -> None:
-        # argparse puts a default that is a string through `kind`, so variables are checked as flags are.
-        told = self._variable(flag)
-        shown = "" if default is None else f" (default: {default})"
-        self._group.add_argument(
-            flag, type=kind, default=default if told is None else told, metavar=metavar, help=text + shown
-        )
-
-    def add_repeated(self, flag: str, metavar: str, text: str) -> None:
-        told = self._variable(flag)
-        self._group.add_argument(flag, type=Path, action="append", metavar=metavar, help=text)
-        self._parser.set_defaults(
-            **{f"{flag[2:]}_variable": [Path(one) for one in told.split(",")] if told else []}
-        )
-
-    def add_switch(self, flag: str, text: str) -> None:
-        is_on = (self._variable(flag) or "").lower() in ("1", "true", "yes", "on")
-        self._group.add_argument(flag, action="store_true", default=is_on, help=text)
-
-    def _variable(self, flag: str) -> str | None:
-        return self._environment.get("TDB_SERVER_" + flag[2:].replace("-", "_").upper())
-
-
-def _settings(told: argparse.Namespace) -> Settings:
+def _settings(told: argparse.Namespace, environment: Mapping[str, str]) -> Settings:
     devices: tuple[str, ...] = told.devices or (told.device,)
     n_workers: int = told.workers or len(devices)
     return Settings(
@@ -183,64 +180,19 @@ def _settings(told: argparse.Namespace) -> Settings:
         n_threads=told.threads,
         host=told.host,
         port=told.port,
+        http_port=told.http_port,
         ready_file=told.ready_file,
         grace_seconds=told.grace_seconds,
         reflection=not told.no_reflection,
         channelz=told.channelz,
         limits=Limits(**{limit.name: getattr(told, limit.name) for limit in fields(Limits)}),
+        scheduling=read_scheduling(told),
+        security=read_security(told),
+        telemetry=read_telemetry(told, environment),
     )
 
 
 def _kind_of_limit(name: str) -> Any:
     if name.endswith("_bytes"):
-        return _bytes
-    return _positive_seconds if name.endswith("_seconds") else _at_least(1)
-
-
-def _at_least(minimum: int) -> Any:
-    def parse(text: str) -> int:
-        value = int(text)
-        if value < minimum:
-            raise argparse.ArgumentTypeError(f"must be at least {minimum}: {text}")
-        return value
-
-    parse.__name__ = "integer"
-    return parse
-
-
-def _bytes(text: str) -> int:
-    factor = _UNITS.get(text[-3:], 1)
-    value = int(text[:-3] if factor > 1 else text) * factor
-    if value < 1024:
-        raise argparse.ArgumentTypeError(f"must be at least 1024 bytes: {text}")
-    return value
-
-
-def _positive_seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be above 0: {text}")
-    return value
-
-
-def _port(text: str) -> int:
-    value = int(text)
-    if not 0 <= value <= 65535:
-        raise argparse.ArgumentTypeError(f"must be 0 to 65535: {text}")
-    return value
-
-
-def _choice(*choices: str) -> Any:
-    def parse(text: str) -> str:
-        if text not in choices:
-            raise argparse.ArgumentTypeError(f"must be one of {', '.join(choices)}: {text}")
-        return text
-
-    return parse
-
-
-def _devices(text: str) -> tuple[str, ...]:
-    devices = tuple(one.strip() for one in text.split(",") if one.strip())
-    if not devices:
-        raise argparse.ArgumentTypeError("must name at least one device")
-    return devices
+        return byte_size
+    return positive_seconds if name.endswith("_seconds") else at_least(1)

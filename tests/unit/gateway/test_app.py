@@ -35,7 +35,7 @@ class StandIn:
     def __init__(self) -> None:
         self.error: Exception | None = None
         self.delay_seconds = 0.0
-        self.was_cancelled = False
+        self.cancelled = asyncio.Event()
         self.has_begun = asyncio.Event()
 
     async def debug(self, request: DebugRequest) -> DebugResponse:
@@ -43,7 +43,7 @@ class StandIn:
         try:
             await asyncio.sleep(self.delay_seconds)
         except asyncio.CancelledError:
-            self.was_cancelled = True
+            self.cancelled.set()
             raise
         if self.error is not None:
             raise self.error
@@ -229,7 +229,7 @@ async def test_calls_that_take_too_long(backend: StandIn, open_calls: OpenCalls)
     async with Client(transport=httpx.ASGITransport(application), base_url="http://test") as one:
         response = await one.post("/batched_tdb", json=debug_body())
     assert response.status_code == 408
-    assert backend.was_cancelled
+    assert backend.cancelled.is_set()
 
 
 Serve = Callable[[], Awaitable[HttpServer]]
@@ -255,16 +255,14 @@ async def test_over_a_socket(server: HttpServer) -> None:
 
 async def test_a_client_that_goes_away_cancels_its_call(server: HttpServer, backend: StandIn) -> None:
     backend.delay_seconds = 60.0
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    _, writer = await asyncio.open_connection("127.0.0.1", server.port)
     content = json.dumps(debug_body()).encode()
     head = f"POST /batched_tdb HTTP/1.1\r\nHost: test\r\nContent-Length: {len(content)}\r\n\r\n"
     writer.write(head.encode() + content)
     await asyncio.wait_for(backend.has_begun.wait(), 5)
     writer.close()
     await writer.wait_closed()
-    async with asyncio.timeout(5):
-        while not backend.was_cancelled:
-            await asyncio.sleep(0.01)
+    await asyncio.wait_for(backend.cancelled.wait(), 5)
 
 
 async def test_a_port_that_is_taken(server: HttpServer, backend: StandIn, open_calls: OpenCalls) -> None:

@@ -177,7 +177,29 @@ def assert_same(found: Any, wanted: Any, path: str = "") -> None:
 )
 def test_golden_bodies(path: Path) -> None:
     golden = json.loads(gzip.decompress(path.read_bytes()))
-    assert_same(answered(golden), golden["response"])
+    assert_same(answered(golden), without_misread_nodes(golden["response"]))
+
+
+def without_misread_nodes(body: Any) -> Any:
+    """The body less nodes `(token, head)` that its readers would take for masked attention cells."""
+    if isinstance(body, list):
+        return [without_misread_nodes(one) for one in body]
+    if not isinstance(body, dict):
+        return body
+    if "activationsByGroupId" not in body:
+        return {key: without_misread_nodes(value) for key, value in body.items()}
+    shown = [
+        i
+        for i, node in enumerate(body["nodeIndices"])
+        if len(node["tensorIndices"]) != 2
+        or node["nodeType"] != "attention_head"
+        or node["tensorIndices"][1] <= node["tensorIndices"][0]
+    ]
+    activations = {
+        group: [values[i] for i in shown] for group, values in body["activationsByGroupId"].items()
+    }
+    nodes = [body["nodeIndices"][i] for i in shown]
+    return {**body, "activationsByGroupId": activations, "nodeIndices": nodes}
 
 
 def one_result(result: ProcessingResult) -> dict[str, Any]:

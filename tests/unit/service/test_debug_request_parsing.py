@@ -29,6 +29,7 @@ from tests.unit.service.tiny_requests import (
     Change,
     debug,
     model,
+    names,
     node,
     parse,
     violations,
@@ -221,7 +222,7 @@ REFUSALS: list[tuple[list[Change], list[tuple[str, str]]]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "expected"), REFUSALS, ids=lambda part: str(part)[-60:])
+@pytest.mark.parametrize(("changes", "expected"), REFUSALS, ids=names(REFUSALS))
 def test_refused_naming_every_field(changes: list[Change], expected: list[tuple[str, str]]) -> None:
     assert violations(debug(*changes)) == [(f"sub_requests[0].{field}", reason) for field, reason in expected]
 

@@ -30,7 +30,17 @@ from transformer_debugger.v1.activation_pb2 import TensorIndex
 from transformer_debugger.v1.processing_pb2 import NamedProcessingSpec
 from transformer_debugger.v1.transformer_debugger_service_pb2 import InferenceSubRequest, InferRequest
 
-from tests.unit.service.tiny_requests import LIMITS, N_TOKENS, Change, infer, model, node, parse, violations
+from tests.unit.service.tiny_requests import (
+    LIMITS,
+    N_TOKENS,
+    Change,
+    infer,
+    model,
+    names,
+    node,
+    parse,
+    violations,
+)
 
 HEAD, NEURON = 1, 4
 FORWARD, BACKWARD = 1, 2
@@ -266,7 +276,7 @@ HOW_IT_IS_RUN: list[tuple[list[Change], list[tuple[str, str]]]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "expected"), HOW_IT_IS_RUN, ids=lambda part: str(part)[-60:])
+@pytest.mark.parametrize(("changes", "expected"), HOW_IT_IS_RUN, ids=names(HOW_IT_IS_RUN))
 def test_how_it_is_run_is_refused(changes: list[Change], expected: list[tuple[str, str]]) -> None:
     assert violations(infer(*changes)) == [(f"sub_requests[0].{field}", reason) for field, reason in expected]
 
@@ -385,7 +395,6 @@ WHAT_IS_WANTED: list[tuple[list[Change], list[tuple[str, str]]]] = [
         for scalar in (
             D.MLP_ACT_TIMES_GRAD,
             D.TOKEN_ATTRIBUTION,
-            D.VOCAB_TOKEN_WRITE_TO_INPUT_DIRECTION,
             D.UNFLATTENED_ATTN_WRITE_TO_FINAL_RESIDUAL_GRAD,
             D.RESID_POST_MLP_PROJ_TO_FINAL_RESIDUAL_GRAD,
         )
@@ -460,7 +469,7 @@ WHAT_IS_WANTED: list[tuple[list[Change], list[tuple[str, str]]]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "expected"), WHAT_IS_WANTED, ids=lambda part: str(part)[-60:])
+@pytest.mark.parametrize(("changes", "expected"), WHAT_IS_WANTED, ids=names(WHAT_IS_WANTED))
 def test_what_is_wanted_is_refused(changes: list[Change], expected: list[tuple[str, str]]) -> None:
     assert violations(infer(*changes)) == [(f"sub_requests[0].{field}", reason) for field, reason in expected]
 
@@ -525,6 +534,16 @@ def test_what_is_no_latent_to_write_to(
 ) -> None:
     found = violations(infer(latent(index), TO_LATENT), info)
     assert found == [(f"sub_requests[0].{field}", reason) for field, reason in expected]
+
+
+def test_a_read_direction_needs_the_neuron_that_reads() -> None:
+    read = one(D.VOCAB_TOKEN_WRITE_TO_INPUT_DIRECTION, None)
+    field = f"sub_requests[0].{ONE}.derived_scalar_type"
+    refused = [(field, "DERIVED_SCALAR_DOES_NOT_FIT")]
+    assert violations(infer(read)) == refused
+    assert violations(infer(ablated(at(Place.MLP_POST_ACT, 1, ALL, 5)), read)) == refused
+    assert violations(infer(ablated(at(Place.MLP_POST_ACT, 1, 2, ALL, pass_type=BACKWARD)), read)) == refused
+    assert parse(infer(ablated(at(Place.MLP_POST_ACT, 1, ALL, 5, pass_type=BACKWARD), 1.0), read))
 
 
 def test_rankings_of_one_name_rank_the_same() -> None:

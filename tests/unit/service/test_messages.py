@@ -10,7 +10,7 @@ import pytest
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import AutoencoderInfo, Site
-from tdb_server.domain.node import Dimension, NodeIndex, NodeType
+from tdb_server.domain.node import Dimension, NodeIndex, NodeType, PassType
 from tdb_server.domain.place import Place
 from tdb_server.domain.processing_validation import needs_objective
 from tdb_server.domain.reason import Reason
@@ -25,6 +25,7 @@ from tdb_server.domain.results import (
     TokenPairAttributionResult,
     TopTokens,
 )
+from tdb_server.scalars.derived import reads_objective
 from tdb_server.service.enum_names import DERIVED_SCALARS, NODE_TYPES, PLACES
 from tdb_server.service.model_messages import model_info_message
 from tdb_server.service.result_messages import named_result_message
@@ -166,10 +167,6 @@ def test_reasons_are_those_of_the_protos() -> None:
 
 
 def test_what_needs_an_objective_is_what_the_engine_differentiates() -> None:
-    derived = pytest.importorskip("tdb_server.scalars.derived")
-    from tdb_server.domain.node import PassType
-
     for scalar in DerivedScalar:
-        assert needs_objective(scalar, PassType.FORWARD) == derived.reads_objective(
-            scalar, PassType.FORWARD
-        ), scalar
+        for pass_type in PassType:
+            assert needs_objective(scalar, pass_type) == reads_objective(scalar, pass_type), scalar

@@ -89,3 +89,8 @@ def violations(
         parse(request, info, limits)
     found: tuple[FieldViolation, ...] = caught.value.violations
     return [(one.field, one.reason) for one in found]
+
+
+def names(cases: list[tuple[list[Change], list[tuple[str, str]]]]) -> list[str]:
+    """What each case is about, the same in every process."""
+    return [f"{expected[0][0]} {expected[0][1]}" for _, expected in cases]

@@ -12,8 +12,10 @@ from tdb_server.domain.index_validation import autoencoder_violations, layer_vio
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.node import Dimension, PassType
+from tdb_server.domain.place import Place
 from tdb_server.domain.reason import Reason
 from tdb_server.domain.requests import (
+    AblationSpec,
     ActivationIndex,
     DerivedAttentionScalarsSpec,
     DerivedScalarsSpec,
@@ -27,9 +29,7 @@ from tdb_server.errors import FieldViolation
 
 _TO_LATENT = DerivedScalar.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS
 _PAIRS_AND_HEAD = (Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS, Dimension.ATTN_HEADS)
-_GRADIENT_OF_OBJECTIVE = frozenset(
-    {DerivedScalar.TOKEN_ATTRIBUTION, DerivedScalar.VOCAB_TOKEN_WRITE_TO_INPUT_DIRECTION}
-)
+_READ = DerivedScalar.VOCAB_TOKEN_WRITE_TO_INPUT_DIRECTION
 
 
 def needs_objective(scalar: DerivedScalar, pass_type: PassType) -> bool:
@@ -37,7 +37,7 @@ def needs_objective(scalar: DerivedScalar, pass_type: PassType) -> bool:
     name = scalar.value
     return (
         pass_type is PassType.BACKWARD
-        or scalar in _GRADIENT_OF_OBJECTIVE
+        or scalar is DerivedScalar.TOKEN_ATTRIBUTION
         or "act_times_grad" in name
         or "to_final_residual_grad" in name
     )
@@ -61,6 +61,7 @@ class ProcessingCheck:
         n_tokens: tokens of the prompt; None where the prompt itself is refused.
         has_objective: whether a loss or a trace is given.
         within_layer_gradient: the latent whose gradient within its layer is wanted, where one is.
+        ablations: what is set in the run.
     """
 
     info: ModelInfo
@@ -68,6 +69,7 @@ class ProcessingCheck:
     n_tokens: int | None
     has_objective: bool
     within_layer_gradient: ActivationIndex | None = None
+    ablations: tuple[AblationSpec, ...] = ()
 
     def violations(self, spec: ProcessingSpec, path: str) -> Iterator[FieldViolation]:
         """What keeps a spec from being computed, whatever else is asked for."""
@@ -167,6 +169,21 @@ class ProcessingCheck:
                 f"{scalar.value} needs gradients; give a loss or a trace",
                 Reason.OBJECTIVE_REQUIRED,
             )
+        if scalar is _READ and not self._names_neurons_read():
+            yield self._does_not_fit(
+                scalar,
+                scalar_path,
+                "what is read is named by ablations of the gradient at mlp.post_act, each of one neuron",
+            )
+
+    def _names_neurons_read(self) -> bool:
+        """Whether the gradient is set at neurons, one by one."""
+        neurons = [
+            one.index.tensor_indices[-1]
+            for one in self.ablations
+            if one.index.place is Place.MLP_POST_ACT and one.index.pass_type is PassType.BACKWARD
+        ]
+        return bool(neurons) and None not in neurons
 
     def _component(
         self, scalar: DerivedScalar, index: int, refused: list[FieldViolation], path: str

@@ -30,6 +30,7 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import (
     InferResponse,
 )
 
+from tdb_server.domain.caller import Caller
 from tdb_server.domain.limits import Limits
 from tdb_server.errors import Cancelled, DeadlineExceeded, Internal, OverLimit, TdbError
 from tdb_server.gateway.http_errors import error_response
@@ -38,6 +39,7 @@ from tdb_server.gateway.json_reader import malformed
 from tdb_server.gateway.json_requests import debug_request, infer_request, single_infer_request
 from tdb_server.gateway.json_responses import batched_response, model_info_response, single_response
 from tdb_server.gateway.openapi import openapi_document
+from tdb_server.service.caller import answer_to
 from tdb_server.service.interceptors import OpenCalls
 
 LOCAL_ORIGINS = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
@@ -119,6 +121,7 @@ async def _guarded(
     """Answers one request; whatever goes wrong becomes a status and a message."""
     try:
         with open_calls.one():
+            answer_to(Caller("anonymous" if request.client is None else request.client.host))
             async with asyncio.timeout(limits.max_call_seconds):
                 body = await _read_json(request, limits.max_request_bytes) if has_body else None
                 make_body = await _unless_disconnected(request, answer(body))

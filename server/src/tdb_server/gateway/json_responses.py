@@ -108,8 +108,8 @@ def _multiple_top_k(result: result_pb2.MultipleTopKResult) -> Body:
 def _looks_masked(node: NodeIndex) -> bool:
     """Whether the reference's clients would take a node for a masked attention cell.
 
-    They read a head's second index as the attended-to token. The scalars of a head summed over those give nodes
-    `(token, head)`; with a head beyond the token such a node is left out here, and only here.
+    They read a head's second index as the attended-to token. The scalars of a head summed over those give
+    nodes `(token, head)`; with a head beyond the token such a node is left out here, and only here.
     """
     indices = node.tensor_indices
     return node.node_type == NODE_TYPE_ATTENTION_HEAD and len(indices) == 2 and indices[1] > indices[0]

@@ -162,7 +162,8 @@ class Decoder:
             rows = slice(x.shape[2]) if positions is None else positions
             cosine, sine = (table[rows].to(x.dtype) for table in self._rotary)
             x = rotate(x, cosine, sine)
-        return x * self.config.d_head**-0.25
+        half_scale: float = self.config.d_head**-0.25
+        return x * half_scale
 
     def mlp(self, layer_index: int, x: Tensor, tap: Tap = untapped) -> Tensor:
         """What layer `layer_index`'s MLP adds to the residual stream: [B, T, d] to [B, T, d]."""

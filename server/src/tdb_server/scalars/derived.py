@@ -147,8 +147,8 @@ def _logits(run: RowRun) -> DenseScalars:
 
 
 def _logit_gradients(run: RowRun) -> DenseScalars:
-    last = torch.tensor([run.n_tokens - 1], device=run.decoder.device)
-    return DenseScalars((run.logit_gradient[None],), _LOGIT_AXES, _LOGIT_AXES, run.n_tokens, last)
+    tokens, gradients = run.logit_gradients
+    return DenseScalars((gradients,), _LOGIT_AXES, _LOGIT_AXES, run.n_tokens, tokens)
 
 
 # Whole layers and the embedding: one number per token, [T, 1]

@@ -64,8 +64,8 @@ def direct_effect(run: RowRun, layer_index: int) -> DenseScalars:
 
 def project_writes(run: RowRun, layer_index: int, directions: Tensor) -> Tensor:
     """`v(k, h) W_O[h] · direction` for n directions [n, d]: [H, n, T]."""
-    onto = directions @ out_weights(run, layer_index).flatten(1)  # [n, H * e]
-    onto = onto.view(len(directions), -1, run.decoder.config.d_head).transpose(0, 1)
+    out = out_weights(run, layer_index)
+    onto = (directions @ out.flatten(1)).view(-1, *out.shape[1:]).transpose(0, 1)  # [H, n, e]
     return onto @ values_by_head(run, layer_index).transpose(1, 2)
 
 

@@ -37,7 +37,8 @@ def loss(config: LossConfig, logits: Tensor) -> Tensor:
         case LossName.LOGIT_MINUS_MEAN:
             return logits[targets].mean() - logits.mean()
         case LossName.PROBS:
-            return torch.softmax(logits.float(), dim=-1)[targets].sum().to(logits.dtype)
+            wide = logits if logits.dtype == torch.float64 else logits.float()
+            return torch.softmax(wide, dim=-1)[targets].sum().to(logits.dtype)
         case LossName.ZERO:
             return (logits * 0).sum()
 

@@ -147,10 +147,13 @@ class RowRun:
         ]
 
     @cached_property
-    def logit_gradient(self) -> Tensor:
-        """Gradient at the last token's logits [V]; elsewhere it is zero."""
+    def logit_gradients(self) -> tuple[Tensor, Tensor]:
+        """Gradient at the logits: the tokens where it is not zero [n], and it at them [n, V]."""
         last = self._batch.last_logits[self._row_index]
-        return self._batch.logit_gradients.get(self._row_index, torch.zeros_like(last))
+        at_last = self._batch.logit_gradients.get(self._row_index, torch.zeros_like(last))[None]
+        earlier = self._batch.earlier_logit_gradients.get(self._row_index, at_last[:0])
+        tokens = torch.arange(self.n_tokens, device=last.device)
+        return tokens[self.n_tokens - 1 - len(earlier) :], torch.cat((earlier, at_last))
 
     @cached_property
     def logit_sums(self) -> Tensor:

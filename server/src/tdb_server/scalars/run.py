@@ -108,11 +108,13 @@ class BatchRun:
         ]
         self.forward_seconds = self.backward_seconds = 0.0
         self.logit_gradients: dict[int, Tensor] = {}
+        self.earlier_logit_gradients: dict[int, Tensor] = {}
         self.last_logits: list[Tensor] = []
         self._ablated_logits: list[Tensor] = []
         self._site_outputs: dict[tuple[Site, int], Tensor] = {}
         self._forward_cells: dict[Spot, list[Cells]] = {}
         self._backward_cells: dict[Spot, list[Cells]] = {}
+        self._past_trace: set[int] = set()
         self.latent_ablations: dict[tuple[Site, int], list[LatentAblation]] = {}
         self._trace_spots = {
             trace_place(one)
@@ -204,16 +206,31 @@ class BatchRun:
             or spot in self._trace_spots
         ):
             self.values[spot] = x
-        x = override_gradient(x, self._backward_cells.get(spot, ()))
+        self._past_trace |= {
+            index for index, one in enumerate(self.traces) if one is not None and trace_place(one) == spot
+        }
+        x = override_gradient(x, self._gradient_cells(spot))
         for autoencoder in self.autoencoders:
             if autoencoder.site.place is place and layer_index in autoencoder.layers:
                 x = self._splice(autoencoder, layer_index, x)
         return x
 
+    def _gradient_cells(self, spot: Spot) -> list[Cells]:
+        """The gradients to set at a place: none of a row whose trace starts there or before.
+
+        Its own gradients never get there, but those of other rows take the whole batch's tensor along.
+        """
+        return [one for one in self._backward_cells.get(spot, ()) if one.index[0] not in self._past_trace]
+
     def _splice(self, autoencoder: Autoencoder, layer_index: int, x: Tensor) -> Tensor:
         key = (autoencoder.site, layer_index)
-        if key in self.latent_ablations:
-            x = splice(autoencoder.layers[layer_index], x, self.latent_ablations[key])
+        ablations = [
+            one
+            for one in self.latent_ablations.get(key, ())
+            if one.is_forward or one.row not in self._past_trace
+        ]
+        if ablations:
+            x = splice(autoencoder.layers[layer_index], x, ablations)
         if autoencoder.site in self.needs.site_gradients and x.requires_grad:
             self._site_outputs[key] = x
         return x
@@ -244,13 +261,36 @@ class BatchRun:
                     found[spec.index.pass_type].append(cells)
         return found[PassType.FORWARD], found[PassType.BACKWARD]
 
+    def _set_at_earlier_logits(self, row_index: int) -> Tensor | float:
+        """What gives logits before the last token's, which no loss sees, the gradients that the row sets."""
+        row = self.rows[row_index]
+        n_earlier = row.n_tokens - 1
+        specs = [one for one in row.inference.ablations if one.index.place is Place.LOGITS]
+        if not any(one.index.pass_type is PassType.BACKWARD and one.value != 0 for one in specs):
+            return 0.0
+        gradient = self.last_logits[row_index].new_zeros(n_earlier, len(self.decoder.weights.unembedding))
+        is_set = torch.zeros_like(gradient, dtype=torch.bool)
+        for one in specs:
+            token, entry = one.index.tensor_indices
+            if token == n_earlier:
+                continue
+            cells = (slice(None) if token is None else token, slice(None) if entry is None else entry)
+            if one.index.pass_type is PassType.BACKWARD:
+                gradient[cells] = one.value
+            else:
+                is_set[cells] = True
+        self.earlier_logit_gradients[row_index] = gradient
+        flowing = gradient.masked_fill(is_set, 0) @ self.decoder.weights.unembedding  # [T - 1, d]
+        return (self.final_normed[row_index, :n_earlier] * flowing).sum()
+
     def _objective(self, row_index: int) -> Tensor | None:
         inference, n_tokens = self.rows[row_index].inference, self.rows[row_index].n_tokens
         if inference.loss is not None:
             self.losses[row_index] = loss(inference.loss, self.last_logits[row_index])
         trace = self.traces[row_index]
         if trace is None:
-            return self.losses[row_index]
+            found = self.losses[row_index]
+            return found if found is None else found + self._set_at_earlier_logits(row_index)
         residual = self.values[trace_place(trace)][row_index, :n_tokens]
         probs = direction = None
         if trace.attention_trace_type is AttentionTraceType.V:

@@ -7,8 +7,10 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
@@ -28,8 +30,10 @@ from tdb_server.service.ready_file import ready_file
 from tdb_server.service.self_description import add_channelz, add_reflection
 from tdb_server.service.served_model import ModelSlot, ServedModel
 from tdb_server.settings import Settings
+from tdb_server.workers.batching import BatchRule
 from tdb_server.workers.messages import Configuration, Ready
 from tdb_server.workers.pool import LocalPool
+from tdb_server.workers.result_cache import ResultCache
 from tdb_server.workers.scheduler import Scheduler
 
 _log = logging.getLogger(__name__)
@@ -41,19 +45,49 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-async def serve(settings: Settings, version: str) -> None:
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What another face of the service is made of, so that it checks, limits and queues as gRPC does."""
+
+    calls: CallEvents
+    model: ModelService
+    open_calls: OpenCalls
+    settings: Settings
+    version: str
+
+
+class OtherFace(Protocol):
+    """A server beside gRPC, such as the JSON gateway."""
+
+    port: int
+
+    async def start(self) -> None:
+        """Listens."""
+
+    async def stop(self) -> None:
+        """Takes no more requests and lets the open ones end."""
+
+
+async def serve(
+    settings: Settings, version: str, make_http: Callable[[Parts], OtherFace] | None = None
+) -> None:
     """Serves until SIGTERM or SIGINT.
+
+    Args:
+        settings: what to serve, and how.
+        version: of the server's software.
+        make_http: makes the server for HTTP, where one is wanted.
 
     Raises:
         TdbError: the model cannot be loaded.
         OSError: the port cannot be had.
     """
-    app = App(settings, version)
+    app = App(settings, version, make_http)
     with _stop_signals() as stopped:
         await app.start()
         try:
             if await app.until_ready(stopped):
-                with ready_file(settings.ready_file, {"grpc_port": app.port}):
+                with ready_file(settings.ready_file, app.ports):
                     await stopped.wait()
         finally:
             await app.stop()
@@ -65,21 +99,33 @@ class App:
     Args:
         settings: what to serve, and how.
         version: of the server's software.
+        make_http: makes the server for HTTP, where one is wanted.
     """
 
-    def __init__(self, settings: Settings, version: str) -> None:
+    def __init__(
+        self, settings: Settings, version: str, make_http: Callable[[Parts], OtherFace] | None = None
+    ) -> None:
         self._settings = settings
         self._report = LoadingReport()
         self._slot = ModelSlot()
         self._calls = OpenCalls()
         self._health = health.aio.HealthServicer()
         self._health_changes: set[asyncio.Task[None]] = set()
-        self._scheduler = Scheduler(settings.limits)
+        self._scheduler = scheduler(settings)
         self._pool = LocalPool(
             worker_configurations(settings), self._scheduler, self._on_readiness, self._report.show
         )
-        self._server = self._built_server(version)
+        events = CallEvents(self._slot, self._scheduler)
+        model = ModelService(self._slot, version)
+        self._server = self._built_server(events, model)
+        self._http = make_http(Parts(events, model, self._calls, settings, version)) if make_http else None
         self.port = 0
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """The ports listened on, as the ready file names them."""
+        http = {} if self._http is None else {"http_port": self._http.port}
+        return {"grpc_port": self.port, **http}
 
     async def start(self) -> None:
         """Listens, answers health, and starts the workers.
@@ -96,6 +142,8 @@ class App:
             raise OSError(f"cannot listen on {host}:{port}: {error}") from error
         await self._set_health(_NOT_SERVING)
         await self._server.start()
+        if self._http is not None:
+            await self._http.start()
         self._pool.start()
 
     async def until_ready(self, stopped: asyncio.Event) -> bool:
@@ -119,6 +167,8 @@ class App:
         """Takes no more calls, lets the open ones end, then ends the workers."""
         await self._health.enter_graceful_shutdown()
         await self._calls.drain(self._settings.grace_seconds)
+        if self._http is not None:
+            await self._http.stop()
         await self._server.stop(grace=0.1)  # what is left: calls out of time, and watchers of health
         await self._pool.stop()
 
@@ -140,21 +190,27 @@ class App:
         for service in ("", *OUR_SERVICES):
             await self._health.set(service, status)
 
-    def _built_server(self, version: str) -> grpc.aio.Server:
+    def _built_server(self, events: CallEvents, model: ModelService) -> grpc.aio.Server:
         settings = self._settings
         guard = CallGuard(settings.limits, self._calls)
         server = grpc.aio.server(interceptors=[guard], options=server_options(settings))
-        calls = CallEvents(self._slot, self._scheduler)
         transformer_debugger_service_pb2_grpc.add_TransformerDebuggerServiceServicer_to_server(
-            DebuggerService(calls, settings.limits.max_response_bytes), server
+            DebuggerService(events, settings.limits.max_response_bytes), server
         )
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(self._slot, version), server)
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(model, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if settings.reflection:
             add_reflection(server, (*OUR_SERVICES, health.SERVICE_NAME))
         if settings.channelz:
             add_channelz(server)
         return server
+
+
+def scheduler(settings: Settings) -> Scheduler:
+    """The scheduler, with the rules that the settings give."""
+    sharing = settings.scheduling
+    rule = BatchRule(sharing.max_batch_tokens, settings.limits.max_activation_bytes, sharing.max_wait_seconds)
+    return Scheduler(settings.limits, rule, sharing.max_calls_per_caller, ResultCache(sharing.cache_bytes))
 
 
 def server_options(settings: Settings) -> list[tuple[str, int]]:

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
@@ -15,7 +15,8 @@ from transformer_debugger.v1 import call_pb2
 from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest, InferRequest
 
 from tdb_server.domain.call import Call
-from tdb_server.domain.cost import Cost, estimated_cost
+from tdb_server.domain.caller import Caller
+from tdb_server.domain.cost import estimated_cost
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.requests import InferenceSubRequest
@@ -24,10 +25,12 @@ from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.service.error_status import ResponseTooLarge
 from tdb_server.service.served_model import ModelSlot, ServedModel
 from tdb_server.service.streaming import StreamMessage, StreamWriter, finished_message, values_message
+from tdb_server.workers.result_cache import cache_key
 from tdb_server.workers.scheduler import Scheduler
-from tdb_server.workers.ticket import TakenUp
+from tdb_server.workers.ticket import Event, TakenUp, Terms
 
 LONG_REQUEST_BYTES = 64 * 1024
+UNKNOWN_CALLER = Caller("unknown")
 Request = TypeVar("Request", DebugRequest, InferRequest)
 Parse = Callable[[Request, ModelInfo, Limits, Tokenizer], Sequence[InferenceSubRequest]]
 
@@ -38,9 +41,11 @@ class Unary:
 
     Attributes:
         streaming_call: the method to use when the answer is too large.
+        max_response_bytes: what is too large.
     """
 
     streaming_call: str
+    max_response_bytes: int
 
 
 class CallEvents:
@@ -57,7 +62,11 @@ class CallEvents:
         self._call_ids = itertools.count(1)
 
     async def answer(
-        self, request: Request, parse: Parse[Request], unary: Unary | None = None
+        self,
+        request: Request,
+        parse: Parse[Request],
+        unary: Unary | None = None,
+        caller: Caller = UNKNOWN_CALLER,
     ) -> AsyncGenerator[StreamMessage]:
         """Runs a request. Closing the generator cancels it.
 
@@ -65,6 +74,7 @@ class CallEvents:
             request: as it came.
             parse: checks it and makes sub-requests of it.
             unary: given when the answer is collected into one message: then tensors stay whole.
+            caller: who asks.
 
         Yields:
             The messages of a stream in their order, without the envelope that differs between services.
@@ -73,6 +83,8 @@ class CallEvents:
             TdbError: the request is refused, or failed.
         """
         model = self._slot.model()
+        if not request.validate_only:
+            self._scheduler.check_room(caller)
         sub_requests = tuple(await _parsed(request, parse, model))
         cost = estimated_cost(model.info, sub_requests)
         started = _started(request.request_id or uuid.uuid4().hex, model, sub_requests)
@@ -82,35 +94,37 @@ class CallEvents:
             yield started
             yield call_pb2.Finished()
             return
-        if unary is not None and cost.tensor_bytes > model.limits.max_response_bytes:
-            raise ResponseTooLarge(cost.tensor_bytes, model.limits.max_response_bytes, unary.streaming_call)
+        if unary is not None and cost.tensor_bytes > unary.max_response_bytes:
+            raise ResponseTooLarge(cost.tensor_bytes, unary.max_response_bytes, unary.streaming_call)
         call = Call(str(next(self._call_ids)), sub_requests)
         prompts = [one.inference.token_ids for one in sub_requests]
         writer = StreamWriter(model.tokenizer, prompts, None if unary else model.limits.chunk_bytes)
-        async with aclosing(self._run(call, cost, started, writer)) as messages:
-            async for message in messages:
+        terms = Terms(caller, in_pieces=unary is None, cache_key=cache_key(model.info.digest, sub_requests))
+        async with aclosing(self._scheduler.submit(call, cost, terms)) as events:
+            async for message in _messages(events, started, writer):
                 yield message
 
-    async def _run(
-        self, call: Call, cost: Cost, started: call_pb2.Started, writer: StreamWriter
-    ) -> AsyncGenerator[StreamMessage]:
-        serialize_seconds = 0.0
-        async with aclosing(self._scheduler.submit(call, cost)) as events:
-            async for event in events:
-                match event:
-                    case TakenUp(queue_seconds):
-                        started.queue_seconds = queue_seconds
-                        yield started
-                    case ObjectiveValues():
-                        yield values_message(event)
-                    case NamedResult():
-                        begun_at = time.perf_counter()
-                        for message in writer.result(event):
-                            serialize_seconds += time.perf_counter() - begun_at
-                            yield message
-                            begun_at = time.perf_counter()
-                    case Finished():
-                        yield finished_message(event, serialize_seconds)
+
+async def _messages(
+    events: AsyncIterator[Event], started: call_pb2.Started, writer: StreamWriter
+) -> AsyncIterator[StreamMessage]:
+    serialize_seconds = 0.0
+    async for event in events:
+        match event:
+            case TakenUp(queue_seconds, is_cached):
+                started.queue_seconds = queue_seconds
+                started.cached = is_cached
+                yield started
+            case ObjectiveValues():
+                yield values_message(event)
+            case NamedResult():
+                begun_at = time.perf_counter()
+                for message in writer.result(event):
+                    serialize_seconds += time.perf_counter() - begun_at
+                    yield message
+                    begun_at = time.perf_counter()
+            case Finished():
+                yield finished_message(event, serialize_seconds)
 
 
 async def _parsed(

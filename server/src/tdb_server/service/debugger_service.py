@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -17,7 +18,9 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import (
 )
 from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import TransformerDebuggerServiceServicer
 
+from tdb_server.domain.caller import Caller
 from tdb_server.service.call_events import CallEvents, Unary
+from tdb_server.service.caller import current_caller
 from tdb_server.service.error_status import ResponseTooLarge
 from tdb_server.service.request_parsing import parse_debug_request, parse_infer_request
 from tdb_server.service.streaming import StreamMessage
@@ -40,25 +43,29 @@ class DebuggerService(TransformerDebuggerServiceServicer):
 
     async def Debug(self, request: DebugRequest, context: Any) -> DebugResponse:  # noqa: N802
         """See the proto."""
-        unary = Unary("StreamDebug")
-        events = self._calls.answer(request, parse_debug_request, unary)
+        unary = Unary("StreamDebug", self._max_response_bytes)
+        events = self._calls.answer(request, parse_debug_request, unary, _caller(context))
         return await self._collected(DebugResponse(), events, unary)
 
     async def StreamDebug(self, request: DebugRequest, context: Any) -> AsyncIterator[StreamDebugResponse]:  # noqa: N802
         """See the proto."""
-        async with aclosing(self._calls.answer(request, parse_debug_request)) as events:
+        async with aclosing(
+            self._calls.answer(request, parse_debug_request, caller=_caller(context))
+        ) as events:
             async for event in events:
                 yield _enveloped(StreamDebugResponse(), event)
 
     async def Infer(self, request: InferRequest, context: Any) -> InferResponse:  # noqa: N802
         """See the proto."""
-        unary = Unary("StreamInfer")
-        events = self._calls.answer(request, parse_infer_request, unary)
+        unary = Unary("StreamInfer", self._max_response_bytes)
+        events = self._calls.answer(request, parse_infer_request, unary, _caller(context))
         return await self._collected(InferResponse(), events, unary)
 
     async def StreamInfer(self, request: InferRequest, context: Any) -> AsyncIterator[StreamInferResponse]:  # noqa: N802
         """See the proto."""
-        async with aclosing(self._calls.answer(request, parse_infer_request)) as events:
+        async with aclosing(
+            self._calls.answer(request, parse_infer_request, caller=_caller(context))
+        ) as events:
             async for event in events:
                 yield _enveloped(StreamInferResponse(), event)
 
@@ -74,8 +81,9 @@ class DebuggerService(TransformerDebuggerServiceServicer):
         async with aclosing(events):
             async for event in events:
                 collected.add(event)
-                if collected.n_bytes > self._max_response_bytes:
-                    raise ResponseTooLarge(collected.n_bytes, self._max_response_bytes, unary.streaming_call)
+                if collected.n_bytes > unary.max_response_bytes:
+                    raise ResponseTooLarge(collected.n_bytes, unary.max_response_bytes, unary.streaming_call)
+                await asyncio.sleep(0)  # other calls get their turn between the parts of a long answer
         return response
 
 
@@ -115,6 +123,11 @@ class _CollectedAnswer:
                     sub_response.activation_value_for_backward_pass = event.activation_value_for_backward_pass
             case call_pb2.Finished():
                 response.timings.CopyFrom(event.timings)
+
+
+def _caller(context: Any) -> Caller:
+    """Whoever is at the other end of the connection; the gateway, which has no context, says so itself."""
+    return current_caller() if context is None else Caller(context.peer())
 
 
 def _enveloped(response: StreamResponse, event: StreamMessage) -> StreamResponse:

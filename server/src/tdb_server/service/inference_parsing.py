@@ -47,6 +47,7 @@ def parse_inference_sub_request(
         n_tokens,
         _has_objective(message.inference_spec),
         None if inference is None else inference.within_layer_gradient,
+        () if inference is None else inference.ablations,
     )
     specs = parse_processing(reader, message.processing_specs, check, specs_path)
     if inference is None or len(reader.violations) > n_violations:

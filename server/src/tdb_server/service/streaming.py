@@ -26,7 +26,7 @@ from tdb_server.domain.results import (
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.service.result_messages import named_result_message
 
-NODES_PER_PART = 256
+NODES_PER_PART = 64
 StreamMessage = (
     call_pb2.Started
     | call_pb2.ResultPart

@@ -1,49 +1,67 @@
-"""Who runs what, when: the queue between the callers and the workers."""
+"""Who runs what, when: the queue between the callers and the workers.
+
+A call is admitted or refused at once. It waits until a worker is free, and runs in a batch with others that wait. When
+that goes wrong it is run again, in smaller company, for as long as nothing of it has left for its reader: results
+follow from the weights and the request alone, so nobody can tell.
+"""
 
 from __future__ import annotations
 
-from collections import deque
+import asyncio
+import logging
+import math
+import time
+import uuid
+from collections import Counter
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
 
 from tdb_server.domain.call import Call
+from tdb_server.domain.caller import Caller
 from tdb_server.domain.cost import Cost
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.results import Finished
-from tdb_server.errors import OverLimit, Unavailable
+from tdb_server.errors import Internal, OverLimit, TdbError, Unavailable
+from tdb_server.workers.batching import BatchRule
 from tdb_server.workers.event_buffer import EventBuffer
-from tdb_server.workers.messages import BatchEnded, CallProgress, CancelCall, OutOfMemory, RunBatch
+from tdb_server.workers.fair_queue import FairQueue
+from tdb_server.workers.messages import BatchEnded, CallProgress, OutOfMemory
 from tdb_server.workers.pool import Worker
-from tdb_server.workers.ticket import Event, Ticket
+from tdb_server.workers.result_cache import ResultCache
+from tdb_server.workers.station import Station
+from tdb_server.workers.ticket import NO_COMPANY, Event, TakenUp, Terms, Ticket
 
-BUFFER_CHUNKS = 4
+_log = logging.getLogger(__name__)
+BUFFER_CHUNKS = 2
 RETRY_SECONDS = 1.0
-
-
-@dataclass(eq=False)
-class _Station:
-    """A ready worker and what it is at."""
-
-    worker: Worker
-    batch_id: int | None = None
-    tickets: dict[str, Ticket] = field(default_factory=dict)
+MAX_DEATHS = 3
+HANG_SECONDS = 30.0
+"""How long a worker may go on with a batch that nobody wants any more."""
 
 
 class Scheduler:
-    """Takes calls in order and gives each to a worker that is free. Lives on the event loop.
+    """Lives on the event loop; the pool tells it about workers, see `PoolObserver`.
 
     Args:
         limits: how many calls may run and wait, and how much one may cost.
+        rule: which calls share a batch.
+        max_calls_per_caller: that run and wait at the same time.
+        cache: results of earlier calls.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(
+        self, limits: Limits, rule: BatchRule, max_calls_per_caller: int, cache: ResultCache
+    ) -> None:
         self._limits = limits
-        self._queue: deque[Ticket] = deque()
-        self._stations: dict[Worker, _Station] = {}
-        self._n_open = 0
+        self._rule = rule
+        self._max_calls_per_caller = max_calls_per_caller
+        self._cache = cache
+        self._queue = FairQueue(rule)
+        self._stations: dict[Worker, Station] = {}
+        self._open_calls: Counter[str] = Counter()
         self._n_batches = 0
+        self._wake_up: asyncio.TimerHandle | None = None
 
-    async def submit(self, call: Call, cost: Cost) -> AsyncGenerator[Event]:
+    async def submit(self, call: Call, cost: Cost, terms: Terms) -> AsyncGenerator[Event]:
         """Runs a call. Closing the generator cancels it.
 
         Yields:
@@ -51,83 +69,166 @@ class Scheduler:
 
         Raises:
             OverLimit: too many calls, or too large a call.
-            Unavailable: no worker is ready, or the worker died.
+            Unavailable: no worker is ready, or the worker died and something of the call had left already.
             Internal: a fault of the worker.
         """
-        ticket = self._admit(call, cost)
-        self._n_open += 1
+        known = self._cache.get(terms.cache_key)
+        if known is not None:
+            yield TakenUp(0.0, is_cached=True)
+            for one in known:
+                yield one
+            return
+        self._check_cost(cost, terms.caller)
+        self.check_room(terms.caller)
+        recording = self._cache.recording(terms.cache_key)
+        buffer: EventBuffer[Event] = EventBuffer(BUFFER_CHUNKS * self._limits.chunk_bytes)
+        ticket = Ticket(call, cost, terms, buffer, recording)
+        self._open_calls[terms.caller.name] += 1
         try:
-            self._queue.append(ticket)
+            self._queue.put(ticket)
             self._dispatch()
-            while True:
-                event = await ticket.buffer.get()
+            while not isinstance(event := await ticket.next_event(), Finished):
                 yield event
-                if isinstance(event, Finished):
-                    return
+            if recording is not None:
+                self._cache.keep(recording)
+            yield event
         finally:
-            self._n_open -= 1
+            self._open_calls[terms.caller.name] -= 1
+            if not self._open_calls[terms.caller.name]:
+                del self._open_calls[terms.caller.name]
             self._drop(ticket)
+
+    def check_room(self, caller: Caller) -> None:
+        """Refuses a call for which there is no room, before any work is put into it.
+
+        Raises:
+            OverLimit: too many calls run and wait.
+            Unavailable: no worker is ready.
+        """
+        if not self._stations:
+            raise Unavailable("no worker is ready", "NO_WORKER_READY", RETRY_SECONDS)
+        if len(self._queue) >= self._limits.max_queue_length:
+            raise OverLimit("too many calls wait for a worker", "QUEUE_FULL", RETRY_SECONDS)
+        if self._open_calls.total() >= self._limits.max_concurrent_calls:
+            raise OverLimit("too many calls at the same time", "TOO_MANY_CONCURRENT_CALLS", RETRY_SECONDS)
+        own_limit = caller.limits.max_concurrent_calls
+        limit = self._max_calls_per_caller if own_limit is None else own_limit
+        if self._open_calls[caller.name] >= limit:
+            raise OverLimit(
+                f"more than {limit} calls of {caller.name} at the same time",
+                "TOO_MANY_CONCURRENT_CALLS",
+                RETRY_SECONDS,
+            )
 
     def worker_is_ready(self, worker: Worker) -> None:
         """See `PoolObserver`."""
-        self._stations[worker] = _Station(worker)
+        self._stations[worker] = Station(worker)
         self._dispatch()
 
     def worker_said(self, worker: Worker, message: CallProgress | BatchEnded, n_bytes: int) -> None:
         """See `PoolObserver`."""
         station = self._stations[worker]
         if isinstance(message, CallProgress):
-            ticket = station.tickets.get(message.call_id)
-            if ticket is not None:
+            if ticket := station.tickets.get(message.call_id):
                 ticket.add(message.event, n_bytes)
-        elif message.batch_id == station.batch_id:
-            tickets, station.tickets, station.batch_id = station.tickets, {}, None
-            failure = message.failure
-            if isinstance(failure, OutOfMemory):
-                failure = OverLimit(
-                    "the worker's device has too little memory for this call", "OUT_OF_MEMORY"
-                )
-            for ticket in tickets.values():
-                ticket.fail(failure or Unavailable("the worker left the call unfinished", "WORKER_DIED"))
-            self._dispatch()
+            return
+        batch = station.end(message.batch_id, n_waiting=len(self._queue) // len(self._stations))
+        unfinished = [ticket for ticket in batch if not ticket.is_over]
+        for ticket in unfinished:
+            self._after_failure(ticket, message.failure, n_company=len(batch))
+        self._dispatch()
 
     def worker_is_gone(self, worker: Worker) -> None:
         """See `PoolObserver`."""
-        for ticket in self._stations.pop(worker).tickets.values():
-            ticket.fail(Unavailable("the worker died while it ran the call", "WORKER_DIED", RETRY_SECONDS))
+        station = self._stations.pop(worker)
+        for ticket in station.tickets.values():
+            if not ticket.is_over:
+                self._after_death(ticket)
+        self._dispatch()
 
-    def _admit(self, call: Call, cost: Cost) -> Ticket:
-        if cost.activation_bytes > self._limits.max_activation_bytes:
+    def _check_cost(self, cost: Cost, caller: Caller) -> None:
+        own_limit = caller.limits.max_activation_bytes
+        limit = min(self._limits.max_activation_bytes, own_limit or self._limits.max_activation_bytes)
+        if cost.activation_bytes > limit:
             raise OverLimit(
                 f"the call would take about {cost.activation_bytes} bytes of activations, more than the "
-                f"{self._limits.max_activation_bytes} allowed; send fewer sub-requests or shorter prompts",
+                f"{limit} allowed; send fewer sub-requests or shorter prompts",
                 "COST_TOO_HIGH",
             )
-        if not self._stations:
-            raise Unavailable("no worker is ready", "NO_WORKER_READY", RETRY_SECONDS)
-        if self._n_open >= self._limits.max_concurrent_calls:
-            raise OverLimit("too many calls at the same time", "TOO_MANY_CONCURRENT_CALLS", RETRY_SECONDS)
-        if len(self._queue) >= self._limits.max_queue_length:
-            raise OverLimit("too many calls wait for a worker", "QUEUE_FULL", RETRY_SECONDS)
-        return Ticket(call, cost, EventBuffer(BUFFER_CHUNKS * self._limits.chunk_bytes))
+
+    def _after_failure(self, ticket: Ticket, failure: TdbError | OutOfMemory | None, n_company: int) -> None:
+        """Runs a call again, in half the company when memory was short, alone when it may be its own fault."""
+        can_run_again = n_company > NO_COMPANY and not ticket.has_left
+        if isinstance(failure, OutOfMemory):
+            if can_run_again:
+                self._run_again(ticket, n_company // 2)
+                return
+            retry_seconds = RETRY_SECONDS if n_company > NO_COMPANY else None
+            message = "the worker's device has too little memory for this call"
+            ticket.fail(OverLimit(message, "OUT_OF_MEMORY", retry_seconds))
+        elif can_run_again:
+            self._run_again(ticket, NO_COMPANY)
+        else:
+            ticket.fail(failure or self._fault(ticket, "the worker left the call unfinished"))
+
+    def _after_death(self, ticket: Ticket) -> None:
+        ticket.n_deaths += 1
+        if ticket.n_deaths >= MAX_DEATHS:
+            ticket.fail(self._fault(ticket, f"{MAX_DEATHS} workers died on the call"))
+        elif ticket.has_left:
+            message = "the worker died while it ran the call, and part of the answer had left already"
+            ticket.fail(Unavailable(message, "WORKER_DIED", RETRY_SECONDS))
+        else:
+            self._run_again(ticket, NO_COMPANY)
+
+    def _run_again(self, ticket: Ticket, max_company: int) -> None:
+        ticket.start_again(max_company)
+        self._queue.put_back(ticket)
+
+    def _fault(self, ticket: Ticket, what: str) -> Internal:
+        error_id = uuid.uuid4().hex[:12]
+        _log.error("internal error %s: %s; call %s", error_id, what, ticket.call.call_id)
+        return Internal(error_id)
 
     def _dispatch(self) -> None:
-        for station in self._stations.values():
-            if station.batch_id is None and self._queue:
-                ticket = self._queue.popleft()
-                self._n_batches += 1
-                station.batch_id = self._n_batches
-                station.tickets = {ticket.call.call_id: ticket}
-                ticket.take_up()
-                station.worker.send(RunBatch(self._n_batches, (ticket.call,)))
+        """Gives waiting calls to free workers, the one that has worked least first."""
+        free = [station for station in self._stations.values() if station.is_free]
+        free.sort(key=lambda station: station.busy_seconds)
+        now = time.monotonic()
+        for n_before, station in enumerate(free):
+            if not self._queue:
+                return
+            share = math.ceil(len(self._queue) / (len(free) - n_before))
+            starts_at = station.waits_until(share, self._rule.max_wait_seconds)
+            if starts_at > now:
+                self._dispatch_later(starts_at - now)
+                continue
+            self._n_batches += 1
+            station.start(self._n_batches, self._queue.take_batch(share))
+
+    def _dispatch_later(self, seconds: float) -> None:
+        if self._wake_up is None:
+            self._wake_up = asyncio.get_running_loop().call_later(seconds, self._wake)
+
+    def _wake(self) -> None:
+        self._wake_up = None
+        self._dispatch()
 
     def _drop(self, ticket: Ticket) -> None:
-        """The caller has gone, with all it wanted or without."""
-        if ticket in self._queue:
-            self._queue.remove(ticket)
-        if not ticket.is_over:
-            ticket.is_over = True
-            for station in self._stations.values():
-                if ticket.call.call_id in station.tickets:
-                    station.worker.send(CancelCall(ticket.call.call_id))
-        ticket.buffer.clear()
+        """The reader has gone, with all it wanted or without."""
+        was_over = ticket.is_over
+        ticket.abandon()
+        self._queue.remove(ticket)
+        if was_over:
+            return
+        for station in self._stations.values():
+            if station.tickets.get(ticket.call.call_id) is ticket:
+                station.cancel(ticket)
+                if not station.is_wanted:
+                    asyncio.get_running_loop().call_later(HANG_SECONDS, self._kill_if_hung, station, ticket)
+
+    def _kill_if_hung(self, station: Station, ticket: Ticket) -> None:
+        """A worker that is still at a batch whose calls were all cancelled long ago does not listen."""
+        if station.tickets.get(ticket.call.call_id) is ticket:
+            _log.error("a worker does not stop when told to; it is replaced")
+            station.worker.kill()

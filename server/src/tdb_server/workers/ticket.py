@@ -2,23 +2,51 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field, replace
 
 from tdb_server.domain.call import Call
+from tdb_server.domain.caller import Caller
 from tdb_server.domain.cost import Cost
 from tdb_server.domain.results import CallEvent, Finished
 from tdb_server.workers.event_buffer import EventBuffer
+from tdb_server.workers.result_cache import Recording
+
+NO_COMPANY = 1
+ANY_COMPANY = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class TakenUp:
-    """A worker has begun with the call, which waited this long."""
+    """A worker has begun with the call.
+
+    Attributes:
+        queue_seconds: how long it waited.
+        is_cached: what follows was computed for an earlier call.
+    """
 
     queue_seconds: float
+    is_cached: bool = False
 
 
 Event = TakenUp | CallEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How a caller wants a call to be run.
+
+    Attributes:
+        caller: who asks.
+        in_pieces: results leave as they come; otherwise none leaves before the last is there, so that
+            until then the call can be run again without anybody noticing.
+        cache_key: what equal calls to equal weights share; None when the results are not to be kept.
+    """
+
+    caller: Caller
+    in_pieces: bool = True
+    cache_key: bytes | None = None
 
 
 @dataclass(eq=False)
@@ -28,35 +56,90 @@ class Ticket:
     Attributes:
         call: what to run.
         cost: its estimate.
+        terms: how to run it.
         buffer: what its reader has not taken yet.
-        accepted_at: monotonic seconds.
-        queue_seconds: how long it has waited, once it is taken up.
-        is_over: its last event or its failure is in the buffer, or nobody wants it.
+        recording: what has come, for later calls; None when it is not to be kept.
+        max_company: calls that a batch it is part of may have, itself included.
+        n_deaths: workers that died on it.
+        queue_seconds: how long it has waited in all.
+        has_left: some result has left for the reader, so that the call cannot be run again.
     """
 
     call: Call
     cost: Cost
+    terms: Terms
     buffer: EventBuffer[Event]
-    accepted_at: float = field(default_factory=time.monotonic)
+    recording: Recording | None = None
+    max_company: int = ANY_COMPANY
+    n_deaths: int = 0
     queue_seconds: float = 0.0
-    is_over: bool = False
+    has_left: bool = False
+    _queued_at: float = field(default_factory=time.monotonic)
+    _has_begun: bool = False
+    _over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def is_over(self) -> bool:
+        """Its last event or its failure is in the buffer, or nobody wants it."""
+        return self._over.is_set()
+
+    @property
+    def n_rows(self) -> int:
+        """Rows it takes in a batch."""
+        return len(self.call.sub_requests)
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of its longest prompt."""
+        return max((len(one.inference.token_ids) for one in self.call.sub_requests), default=0)
 
     def take_up(self) -> None:
         """A worker begins."""
-        self.queue_seconds = time.monotonic() - self.accepted_at
-        self.buffer.put(TakenUp(self.queue_seconds), n_bytes=0)
+        self.queue_seconds += time.monotonic() - self._queued_at
+        if not self._has_begun:
+            self.buffer.put(TakenUp(self.queue_seconds), n_bytes=0)
 
     def add(self, event: CallEvent, n_bytes: int) -> None:
         """A worker has something."""
         if self.is_over:
             return
+        if self.recording is not None:
+            self.recording.add(event, n_bytes)
         if isinstance(event, Finished):
-            self.is_over = True
             event = replace(event, seconds=replace(event.seconds, queue=self.queue_seconds))
+            self._over.set()
         self.buffer.put(event, n_bytes)
 
     def fail(self, failure: Exception) -> None:
         """Nothing more will come."""
         if not self.is_over:
-            self.is_over = True
+            self._over.set()
             self.buffer.fail(failure)
+
+    def start_again(self, max_company: int) -> None:
+        """What a worker has made of it is dropped; it waits for another, in smaller company."""
+        self.buffer.clear()
+        if self.recording is not None:
+            self.recording.start_again()
+        self.max_company = max_company
+        self._queued_at = time.monotonic()
+
+    def abandon(self) -> None:
+        """Nobody wants it."""
+        self._over.set()
+        self.buffer.clear()
+
+    async def next_event(self) -> Event:
+        """What the reader gets next.
+
+        Raises:
+            TdbError: the call failed.
+        """
+        if not self.terms.in_pieces:
+            await self._over.wait()
+        event = await self.buffer.get()
+        if isinstance(event, TakenUp):
+            self._has_begun = True
+        else:
+            self.has_left = True
+        return event

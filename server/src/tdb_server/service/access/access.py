@@ -1,0 +1,58 @@
+"""Who may call. The same rules for gRPC and the JSON gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from tdb_server.domain.caller import Caller
+from tdb_server.errors import Unauthenticated
+from tdb_server.service.access.caller_ledger import CallerLedger
+from tdb_server.service.access.token_file import TokenFile
+from tdb_server.service.caller import answer_to
+
+_SCHEME = "bearer "
+
+
+class Access:
+    """Tells callers by their tokens, and keeps them within their limits.
+
+    Args:
+        tokens: who may call; None to let everybody call.
+    """
+
+    def __init__(self, tokens: TokenFile | None) -> None:
+        self._tokens = tokens
+        self._ledger = CallerLedger()
+
+    def token_owner(self, authorization: Sequence[str]) -> Caller | None:
+        """Whose token came with a call.
+
+        Args:
+            authorization: every value of the header of that name.
+
+        Returns:
+            The caller; None when this server asks for no tokens.
+
+        Raises:
+            Unauthenticated: no token, more than one, or one that is not in the file.
+        """
+        if self._tokens is None:
+            return None
+        if len(authorization) != 1 or not authorization[0].lower().startswith(_SCHEME):
+            raise Unauthenticated("the call carries no token; send one as `authorization: Bearer TOKEN`")
+        owner = self._tokens.caller_of(authorization[0][len(_SCHEME) :].strip())
+        if owner is None:
+            raise Unauthenticated("the call's token is not known here")
+        return owner
+
+    @contextmanager
+    def one_call(self, caller: Caller) -> Iterator[None]:
+        """Around the answering of one call, which runs for this caller.
+
+        Raises:
+            OverLimit: the caller is at a limit.
+        """
+        with self._ledger.one_call(caller):
+            answer_to(caller)
+            yield

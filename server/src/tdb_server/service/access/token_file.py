@@ -1,0 +1,125 @@
+"""The file of tokens that may call. It is read again when it changes.
+
+    [[token]]
+    name = "alice"
+    sha256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+    max_concurrent_calls = 4       # these three may be left out
+    calls_per_minute = 60
+    max_activation_bytes = 1073741824
+
+A file that cannot be read, or makes no sense, changes nothing: the tokens before it stay in force and the log
+says why. An empty file is taken for one that is just being written; `token = []` lets nobody in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hmac
+import logging
+import re
+import time
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tdb_server.domain.caller import Caller, CallerLimits
+from tdb_server.errors import ConfigurationBroken
+from tdb_server.security_settings import token_name
+from tdb_server.service.access.file_watch import FileWatch
+from tdb_server.service.access.token import LIMIT_KEYS, token_digest
+
+_log = logging.getLogger(__name__)
+_DIGEST = re.compile(r"[0-9a-fA-F]{64}")
+_KEYS = {"name", "sha256", *LIMIT_KEYS}
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What is kept of a token: whose it is, and its SHA-256."""
+
+    caller: Caller
+    digest: bytes
+
+
+class TokenFile:
+    """The tokens in force.
+
+    Args:
+        path: of the file.
+        clock: monotonic seconds.
+
+    Raises:
+        ConfigurationBroken: the file cannot be read or makes no sense.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path = path
+        self._watch = FileWatch((path,), clock)
+        self._tokens = read_tokens(path)
+
+    def caller_of(self, token: str) -> Caller | None:
+        """Whose token it is; None when nobody's.
+
+        Every entry is compared in full, so that the time taken says nothing about which came close.
+        """
+        self._read_again_if_changed()
+        digest = token_digest(token)
+        caller: Caller | None = None
+        for known in self._tokens:
+            if hmac.compare_digest(known.digest, digest):
+                caller = known.caller
+        return caller
+
+    def _read_again_if_changed(self) -> None:
+        if not self._watch.has_changed():
+            return
+        try:
+            self._tokens = read_tokens(self._path)
+        except ConfigurationBroken as error:
+            _log.error("%s; the tokens read before stay in force", error.message)
+        else:
+            _log.info("%s: %d tokens are in force", self._path, len(self._tokens))
+
+
+def read_tokens(path: Path) -> tuple[Token, ...]:
+    """Reads a token file.
+
+    Raises:
+        ConfigurationBroken: it cannot be read or makes no sense.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if not text.strip():
+            raise ValueError("it is empty; `token = []` would let nobody in")
+        content = tomllib.loads(text)
+        return _tokens(content)
+    except (OSError, ValueError, argparse.ArgumentTypeError) as error:
+        raise ConfigurationBroken(f"token file {path}: {error}") from error
+
+
+def _tokens(content: Mapping[str, object]) -> tuple[Token, ...]:
+    entries = content.get("token")
+    if set(content) != {"token"} or not isinstance(entries, list):
+        raise ValueError("it must consist of [[token]] entries")
+    tokens = tuple(_token(entry, f"entry {index}") for index, entry in enumerate(entries, 1))
+    names = [token.caller.name for token in tokens]
+    digests = [token.digest for token in tokens]
+    if len(set(names)) < len(names) or len(set(digests)) < len(digests):
+        raise ValueError("names and hashes must differ between entries")
+    return tokens
+
+
+def _token(entry: object, where: str) -> Token:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where} must be a table")
+    if unknown := set(entry) - _KEYS:
+        raise ValueError(f"{where} has unknown keys: {', '.join(sorted(unknown))}")
+    name, digest = entry.get("name"), entry.get("sha256")
+    if not isinstance(name, str) or not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+        raise ValueError(f"{where} must have a name, and as sha256 64 hexadecimal digits")
+    limits = {key: entry[key] for key in LIMIT_KEYS if key in entry}
+    for key, value in limits.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{where}: {key} must be a whole number above 0")
+    return Token(Caller(token_name(name), CallerLimits(**limits)), bytes.fromhex(digest))

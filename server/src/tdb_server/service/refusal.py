@@ -1,0 +1,27 @@
+"""How a call that failed ends: its status goes to the client, and into the call's record."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import grpc.aio
+
+from tdb_server.errors import TdbError
+from tdb_server.service.error_status import STATUS_DETAILS_KEY, error_status, status_code
+from tdb_server.service.telemetry.call_record import current_record
+
+if TYPE_CHECKING:  # generic for the type checker alone
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+
+async def refuse(context: Context, error: TdbError) -> None:
+    """Ends a call with an error.
+
+    Raises:
+        AbortError: always; gRPC's way of ending a call.
+    """
+    record = current_record()
+    record.status, record.reason = status_code(error).name, error.reason
+    status = error_status(error)
+    details = status.SerializeToString()
+    await context.abort(status_code(error), status.message, ((STATUS_DETAILS_KEY, details),))

@@ -1,0 +1,87 @@
+"""Keeps a record of every gRPC call, health checks and refused calls included."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+
+from tdb_server.service.handlers import Convert, answer_of, handler_like
+from tdb_server.service.telemetry.call_record import CallListener, CallRecord, recorded
+
+if TYPE_CHECKING:  # generic for the type checker alone
+    from tdb_server.service.handlers import Context, Handler
+
+UNKNOWN_METHOD = "other"
+
+
+class CallObserver(grpc.aio.ServerInterceptor):
+    """The outermost interceptor.
+
+    Args:
+        listeners: told about each call.
+        is_known: whether a method, by its full name, is one that this server has.
+    """
+
+    def __init__(self, listeners: Sequence[CallListener], is_known: Callable[[str], bool]) -> None:
+        self._listeners = tuple(listeners)
+        self._is_known = is_known
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """See `grpc.aio.ServerInterceptor`."""
+        method = handler_call_details.method.lstrip("/")
+        record = CallRecord(method if self._is_known(method) else UNKNOWN_METHOD)
+        for key, value in handler_call_details.invocation_metadata or ():
+            if key == "traceparent":
+                record.traceparent = str(value)
+        handler = await continuation(handler_call_details)
+        return None if handler is None else self._recorded(handler, record)
+
+    def _recorded(self, handler: Handler, record: CallRecord) -> Handler:
+        answer = answer_of(handler)
+
+        async def answer_and_record(request: Any, context: Context) -> Any:
+            record.peer = context.peer()
+            with recorded(record, self._listeners):
+                try:
+                    return await answer(request, context)
+                except asyncio.CancelledError:
+                    is_late = (context.time_remaining() or 1.0) <= 0
+                    record.status = "DEADLINE_EXCEEDED" if is_late else "CANCELLED"
+                    raise
+                except Exception:  # an abort, mostly: those of our own are noted already
+                    if record.status == "OK":
+                        code = context.code()
+                        record.status = code.name if isinstance(code, grpc.StatusCode) else "UNKNOWN"
+                    raise
+
+        return handler_like(
+            handler,
+            answer_and_record,
+            _counting_received(handler.request_deserializer, record),
+            _counting_sent(handler.response_serializer, record),
+        )
+
+
+def _counting_received(deserialize: Convert, record: CallRecord) -> Convert:
+    def count_and_deserialize(raw: bytes) -> Any:
+        record.received_bytes += len(raw)
+        return raw if deserialize is None else deserialize(raw)
+
+    return count_and_deserialize
+
+
+def _counting_sent(serialize: Convert, record: CallRecord) -> Convert:
+    def serialize_and_count(response: Any) -> bytes:
+        raw: bytes = response if serialize is None else serialize(response)
+        record.sent_bytes += len(raw)
+        return raw
+
+    return serialize_and_count

@@ -1,0 +1,107 @@
+"""What is known about a call: filled while it is answered, told to the log, metrics and traces at its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(eq=False)
+class CallRecord:
+    """One call.
+
+    Attributes:
+        method: full name without the leading slash; "other" for methods that do not exist, as there is no end to them.
+        traceparent: the caller's trace, as W3C Trace Context writes it; empty when there is none.
+        peer: the client's address as gRPC writes it.
+        caller: who calls; empty before that is known.
+        request_id: as in the call's answer; empty where methods have none.
+        n_sub_requests: sub-requests, once they are parsed.
+        n_tokens: tokens of all prompts.
+        prompts: the prompts, where they are to be logged.
+        is_cached: whether the results were there already; None when nothing was run.
+        received_bytes: of the request.
+        sent_bytes: of all responses.
+        status: name of the gRPC status the call ended with; "OK" unless told otherwise.
+        reason: why it failed, as in `ErrorInfo.reason`.
+        began_at: wall clock, seconds.
+        seconds: from the call's arrival to its end.
+        submitted_seconds: from the call's arrival to the queue; None when it was never there.
+        queue_seconds: in the queue; None when no worker has taken it up.
+        run_seconds: from its being taken up to its last result; None when that never came.
+    """
+
+    method: str
+    traceparent: str = ""
+    peer: str = ""
+    caller: str = ""
+    request_id: str = ""
+    n_sub_requests: int = 0
+    n_tokens: int = 0
+    prompts: tuple[str, ...] = ()
+    is_cached: bool | None = None
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    status: str = "OK"
+    reason: str = ""
+    began_at: float = field(default_factory=time.time)
+    seconds: float = 0.0
+    submitted_seconds: float | None = None
+    queue_seconds: float | None = None
+    run_seconds: float | None = None
+    _begun: float = field(default_factory=time.perf_counter)
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Since the call's arrival."""
+        return time.perf_counter() - self._begun
+
+    def submitted(self, request_id: str, n_sub_requests: int, n_tokens: int) -> None:
+        """The request is sound and goes to the queue."""
+        self.request_id, self.n_sub_requests, self.n_tokens = request_id, n_sub_requests, n_tokens
+        self.submitted_seconds = self.elapsed_seconds
+
+    def taken_up(self, queue_seconds: float, *, is_cached: bool) -> None:
+        """A worker begins, or the results were there already."""
+        self.queue_seconds, self.is_cached = queue_seconds, is_cached
+
+    def finished_running(self) -> None:
+        """The last result has come."""
+        before = (self.submitted_seconds or 0.0) + (self.queue_seconds or 0.0)
+        self.run_seconds = max(0.0, self.elapsed_seconds - before)
+
+
+class CallListener(Protocol):
+    """Told about calls, on the event loop: to be quick."""
+
+    def call_started(self, record: CallRecord) -> None:
+        """A call has come. Only the method is known."""
+
+    def call_finished(self, record: CallRecord) -> None:
+        """A call has ended, in whatever way."""
+
+
+_current: ContextVar[CallRecord | None] = ContextVar("call_record", default=None)
+
+
+def current_record() -> CallRecord:
+    """The record of the call that is being answered; one that nobody reads outside of a call."""
+    return _current.get() or CallRecord("")
+
+
+@contextmanager
+def recorded(record: CallRecord, listeners: Sequence[CallListener]) -> Iterator[None]:
+    """Around the answering of a call. How it ended is for the code inside to note."""
+    _current.set(record)
+    for listener in listeners:
+        listener.call_started(record)
+    try:
+        yield
+    finally:
+        record.seconds = record.elapsed_seconds
+        for listener in listeners:
+            listener.call_finished(record)

@@ -1,0 +1,185 @@
+"""Metrics for Prometheus: gRPC's standard ones, and those of the queue, the workers and the cache.
+
+Names and buckets of `grpc.server.*` are those of gRPC's proposal A66. Prometheus shows dots as underscores and
+adds units: `grpc_server_call_duration_seconds`. Imported only where metrics are wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.metrics import CallbackOptions, CallbackT, Meter, Observation
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.resources import Resource
+from prometheus_client import start_http_server
+
+from tdb_server.service.telemetry.call_record import CallRecord
+from tdb_server.workers.measures import BatchMeasure
+
+if TYPE_CHECKING:
+    from wsgiref.simple_server import WSGIServer
+
+SECONDS = (
+    0, 0.00001, 0.00005, 0.0001, 0.0003, 0.0006, 0.0008, 0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.008,
+    0.01, 0.013, 0.016, 0.02, 0.025, 0.03, 0.04, 0.05, 0.065, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4,
+    0.5, 0.65, 0.8, 1, 2, 5, 10, 20, 50, 100,
+)  # fmt: skip
+BYTES = (0, *(2**power for power in (10, 11, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32)))
+CALLS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """What is read when Prometheus asks, from a thread of its own.
+
+    Attributes:
+        queue_length: calls that wait for a worker.
+        workers_ready: workers that can compute.
+        worker_restarts: workers started in place of dead ones.
+    """
+
+    queue_length: Callable[[], int]
+    workers_ready: Callable[[], int]
+    worker_restarts: Callable[[], int]
+
+
+class Metrics:
+    """The page on which Prometheus reads everything.
+
+    Args:
+        version: of the server's software.
+        readings: the state of queue and workers.
+    """
+
+    def __init__(self, version: str, readings: Readings) -> None:
+        resource = Resource.create({"service.name": "tdb-server", "service.version": version})
+        self._provider = MeterProvider([PrometheusMetricReader()], resource)
+        self._page: WSGIServer | None = None
+        meter = self._provider.get_meter("tdb_server", version)
+        self.calls = CallMetrics(meter)
+        self.batches = BatchMetrics(meter)
+        _observe(meter, readings)
+
+    def start(self, host: str, port: int) -> int:
+        """Serves the page, from a thread.
+
+        Returns:
+            The port, also when it was 0.
+
+        Raises:
+            OSError: the port cannot be had.
+        """
+        try:
+            self._page, _ = start_http_server(port, host)
+        except OSError as error:
+            raise OSError(f"cannot serve metrics on {host}:{port}: {error}") from error
+        return self._page.server_port
+
+    def stop(self) -> None:
+        """Closes the page."""
+        if self._page is not None:
+            self._page.shutdown()
+            self._page.server_close()
+        self._provider.shutdown()
+
+
+class CallMetrics:
+    """What calls do. A `CallListener`."""
+
+    def __init__(self, meter: Meter) -> None:
+        name = "grpc.server.call."
+        self._started = meter.create_counter(f"{name}started", "{call}", "Calls that have come.")
+        self._seconds = meter.create_histogram(
+            f"{name}duration",
+            "s",
+            "From a call's arrival to its end.",
+            explicit_bucket_boundaries_advisory=SECONDS,
+        )
+        self._received = meter.create_histogram(
+            f"{name}rcvd_total_compressed_message_size",
+            "By",
+            "Bytes of the messages of a call that came.",
+            explicit_bucket_boundaries_advisory=BYTES,
+        )
+        self._sent = meter.create_histogram(
+            f"{name}sent_total_compressed_message_size",
+            "By",
+            "Bytes of the messages of a call that were sent.",
+            explicit_bucket_boundaries_advisory=BYTES,
+        )
+        self._failed = meter.create_counter("tdb.call.failures", "{call}", "Calls that failed, by reason.")
+        self._waited = meter.create_histogram(
+            "tdb.queue.duration",
+            "s",
+            "Waiting of a call for a worker.",
+            explicit_bucket_boundaries_advisory=SECONDS,
+        )
+        self._looked_up = meter.create_counter(
+            "tdb.cache.lookups", "{call}", "Calls looked up in the result cache: hit or miss."
+        )
+
+    def call_started(self, record: CallRecord) -> None:
+        """See `CallListener`."""
+        self._started.add(1, {"grpc.method": record.method})
+
+    def call_finished(self, record: CallRecord) -> None:
+        """See `CallListener`."""
+        attributes = {"grpc.method": record.method, "grpc.status": record.status}
+        self._seconds.record(record.seconds, attributes)
+        self._received.record(record.received_bytes, attributes)
+        self._sent.record(record.sent_bytes, attributes)
+        if record.reason:
+            self._failed.add(1, {"grpc.method": record.method, "reason": record.reason})
+        if record.is_cached is not None:
+            self._looked_up.add(1, {"result": "hit" if record.is_cached else "miss"})
+        if record.queue_seconds is not None and not record.is_cached:
+            self._waited.record(record.queue_seconds)
+
+
+class BatchMetrics:
+    """What workers do."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._calls = meter.create_histogram(
+            "tdb.batch.calls", "{call}", "Calls in a batch.", explicit_bucket_boundaries_advisory=CALLS
+        )
+        self._sub_requests = meter.create_histogram(
+            "tdb.batch.sub_requests",
+            "{sub_request}",
+            "Sub-requests, the rows, in a batch.",
+            explicit_bucket_boundaries_advisory=CALLS,
+        )
+        self._seconds = meter.create_counter(
+            "tdb.device.busy", "s", "Time that devices have spent on batches."
+        )
+
+    def batch_ended(self, batch: BatchMeasure) -> None:
+        """A worker is done with a batch."""
+        self._calls.record(batch.n_calls)
+        self._sub_requests.record(batch.n_sub_requests)
+        self._seconds.add(batch.seconds, {"device": batch.device})
+
+
+def _observe(meter: Meter, readings: Readings) -> None:
+    meter.create_observable_gauge(
+        "tdb.queue.length", [_callback(readings.queue_length)], "{call}", "Calls that wait for a worker."
+    )
+    meter.create_observable_gauge(
+        "tdb.worker.ready", [_callback(readings.workers_ready)], "{worker}", "Workers that can compute."
+    )
+    meter.create_observable_counter(
+        "tdb.worker.restarts",
+        [_callback(readings.worker_restarts)],
+        "{worker}",
+        "Workers started in place of dead ones.",
+    )
+
+
+def _callback(read: Callable[[], int]) -> CallbackT:
+    def observe(_: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(read())]
+
+    return observe

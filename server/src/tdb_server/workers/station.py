@@ -1,0 +1,79 @@
+"""A ready worker as the scheduler sees it: what it is at, and how busy it has been."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tdb_server.workers.messages import CancelCall, RunBatch
+from tdb_server.workers.pool import Worker
+from tdb_server.workers.ticket import Ticket
+
+
+@dataclass(eq=False)
+class Station:
+    """One worker and its current batch.
+
+    Attributes:
+        worker: who computes.
+        tickets: the calls of the batch, by id; empty between batches.
+        busy_seconds: spent on batches so far.
+        n_expected: calls that are likely to wait soon: those of the last batch, whose callers tend to
+            come back at once, and those that were waiting when it ended.
+    """
+
+    worker: Worker
+    tickets: dict[str, Ticket] = field(default_factory=dict)
+    busy_seconds: float = 0.0
+    n_expected: int = 0
+    _batch_id: int | None = None
+    _changed_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_free(self) -> bool:
+        """Between batches."""
+        return self._batch_id is None
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anybody still waits for the batch."""
+        return any(not ticket.is_over for ticket in self.tickets.values())
+
+    def start(self, batch_id: int, batch: Sequence[Ticket]) -> None:
+        """Hands the worker a batch."""
+        self._batch_id = batch_id
+        self._changed_at = time.monotonic()
+        self.tickets = {ticket.call.call_id: ticket for ticket in batch}
+        for ticket in batch:
+            ticket.take_up()
+        self.worker.send(RunBatch(batch_id, tuple(ticket.call for ticket in batch)))
+
+    def end(self, batch_id: int, n_waiting: int) -> list[Ticket]:
+        """Notes that a batch has ended.
+
+        Args:
+            batch_id: which.
+            n_waiting: calls in the queue for this worker.
+
+        Returns:
+            The calls of the batch; none when it is not the current one.
+        """
+        if batch_id != self._batch_id:
+            return []
+        now = time.monotonic()
+        tickets = list(self.tickets.values())
+        self.busy_seconds += now - self._changed_at
+        self.n_expected = len(tickets) + n_waiting
+        self._batch_id, self._changed_at, self.tickets = None, now, {}
+        return tickets
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Tells the worker that nobody wants a call of its batch."""
+        self.worker.send(CancelCall(ticket.call.call_id))
+
+    def waits_until(self, n_queued: int, max_wait_seconds: float) -> float:
+        """When to start the next batch, in monotonic seconds: at once unless company is expected."""
+        if n_queued >= self.n_expected:
+            return 0.0
+        return self._changed_at + max_wait_seconds

@@ -59,19 +59,12 @@ class RunningServer:
 StartServer = Callable[..., RunningServer]
 
 
-def start(folder: Path, *flags: str, model: Path = TINY_MODEL) -> RunningServer:
+def start(folder: Path, *flags: str, model: Path | None = TINY_MODEL) -> RunningServer:
+    """Starts a server and waits until it is ready; without a model it takes the default one."""
     ready_file, log = folder / "ready.json", folder / "server.log"
-    arguments = [
-        "serve",
-        "--model",
-        str(model),
-        "--port",
-        "0",
-        "--ready-file",
-        str(ready_file),
-        "--device",
-        "cpu",
-    ]
+    arguments = ["serve", "--port", "0", "--ready-file", str(ready_file), "--device", "cpu"]
+    if model is not None:
+        arguments += ["--model", str(model)]
     with log.open("wb") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-m", "tdb_server", *arguments, *flags], stderr=stderr, env=os.environ

@@ -107,6 +107,11 @@ def test_a_generic_latent_keeps_its_name() -> None:
     assert found.inference.trace.node.node_type is NodeType.AUTOENCODER_LATENT
 
 
+def test_a_trace_that_needs_no_loss_needs_no_targets() -> None:
+    (found,) = parse(debug(traced(NEURON, 1, 4, 2), lambda one: one.ClearField("target_tokens")))
+    assert found.inference.loss is None
+
+
 REFUSALS: list[tuple[list[Change], list[tuple[str, str]]]] = [
     ([lambda one: setattr(one, "prompt", "")], [("prompt", "EMPTY_PROMPT")]),
     ([lambda one: setattr(one, "prompt", "a " * 100)], [("prompt", "PROMPT_TOO_LONG")]),

@@ -53,8 +53,6 @@ def trace(options: argparse.Namespace) -> None:
         )
     with _client(options) as client:
         sub_request = replace(_sub_request(options), trace=traced, downstream=options.downstream)
-        if not sub_request.target:  # unused, but the protos ask for one
-            sub_request = replace(sub_request, target=client.tokenize(options.prompt).tokens[-1:])
         _explain(client, options, sub_request)
 
 

@@ -84,13 +84,13 @@ def _inference(request: DebugSubRequest) -> InferenceSpec:
     ablations = tuple(node_ablation_spec(one) for one in request.node_ablations)
     return InferenceSpec(
         token_ids=request.token_ids,
-        loss=loss if trace is None or _traces_towards_loss(trace) else None,
+        loss=loss if trace is None or traces_towards_loss(trace) else None,
         trace=trace,
         ablations=(*ablations, HOLD_FINAL_NORM_SCALE),
     )
 
 
-def _traces_towards_loss(trace: Trace) -> bool:
+def traces_towards_loss(trace: Trace) -> bool:
     """Only a value traced with no downstream node needs the loss: for its direction."""
     return trace.attention_trace_type is AttentionTraceType.V and trace.downstream is None
 

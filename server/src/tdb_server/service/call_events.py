@@ -15,22 +15,22 @@ from transformer_debugger.v1 import call_pb2
 from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest, InferRequest
 
 from tdb_server.domain.call import Call
-from tdb_server.domain.caller import Caller
 from tdb_server.domain.cost import estimated_cost
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.requests import InferenceSubRequest
 from tdb_server.domain.results import Finished, NamedResult, ObjectiveValues
 from tdb_server.model.tokenizer import Tokenizer
+from tdb_server.service.caller import current_caller
 from tdb_server.service.error_status import ResponseTooLarge
 from tdb_server.service.served_model import ModelSlot, ServedModel
+from tdb_server.service.telemetry.call_record import CallRecord, current_record
 from tdb_server.service.streaming import StreamMessage, StreamWriter, finished_message, values_message
 from tdb_server.workers.result_cache import cache_key
 from tdb_server.workers.scheduler import Scheduler
 from tdb_server.workers.ticket import Event, TakenUp, Terms
 
 LONG_REQUEST_BYTES = 64 * 1024
-UNKNOWN_CALLER = Caller("unknown")
 Request = TypeVar("Request", DebugRequest, InferRequest)
 Parse = Callable[[Request, ModelInfo, Limits, Tokenizer], Sequence[InferenceSubRequest]]
 
@@ -66,7 +66,6 @@ class CallEvents:
         request: Request,
         parse: Parse[Request],
         unary: Unary | None = None,
-        caller: Caller = UNKNOWN_CALLER,
     ) -> AsyncGenerator[StreamMessage]:
         """Runs a request. Closing the generator cancels it.
 
@@ -74,7 +73,6 @@ class CallEvents:
             request: as it came.
             parse: checks it and makes sub-requests of it.
             unary: given when the answer is collected into one message: then tensors stay whole.
-            caller: who asks.
 
         Yields:
             The messages of a stream in their order, without the envelope that differs between services.
@@ -82,12 +80,13 @@ class CallEvents:
         Raises:
             TdbError: the request is refused, or failed.
         """
-        model = self._slot.model()
+        model, caller, record = self._slot.model(), current_caller(), current_record()
         if not request.validate_only:
             self._scheduler.check_room(caller)
         sub_requests = tuple(await _parsed(request, parse, model))
         cost = estimated_cost(model.info, sub_requests)
         started = _started(request.request_id or uuid.uuid4().hex, model, sub_requests)
+        record.parsed(started.info.request_id, [one.token_strings for one in started.sub_requests])
         if request.validate_only:
             started.estimated_cost.activation_bytes = cost.activation_bytes
             started.estimated_cost.response_bytes = cost.response_bytes
@@ -100,13 +99,14 @@ class CallEvents:
         prompts = [one.inference.token_ids for one in sub_requests]
         writer = StreamWriter(model.tokenizer, prompts, None if unary else model.limits.chunk_bytes)
         terms = Terms(caller, in_pieces=unary is None, cache_key=cache_key(model.info.digest, sub_requests))
+        record.submitted()
         async with aclosing(self._scheduler.submit(call, cost, terms)) as events:
-            async for message in _messages(events, started, writer):
+            async for message in _messages(events, started, writer, record):
                 yield message
 
 
 async def _messages(
-    events: AsyncIterator[Event], started: call_pb2.Started, writer: StreamWriter
+    events: AsyncIterator[Event], started: call_pb2.Started, writer: StreamWriter, record: CallRecord
 ) -> AsyncIterator[StreamMessage]:
     serialize_seconds = 0.0
     async for event in events:
@@ -114,6 +114,7 @@ async def _messages(
             case TakenUp(queue_seconds, is_cached):
                 started.queue_seconds = queue_seconds
                 started.cached = is_cached
+                record.taken_up(queue_seconds, is_cached=is_cached)
                 yield started
             case ObjectiveValues():
                 yield values_message(event)
@@ -124,6 +125,7 @@ async def _messages(
                     yield message
                     begun_at = time.perf_counter()
             case Finished():
+                record.finished_running()
                 yield finished_message(event, serialize_seconds)
 
 

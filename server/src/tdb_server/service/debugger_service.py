@@ -18,9 +18,7 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import (
 )
 from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import TransformerDebuggerServiceServicer
 
-from tdb_server.domain.caller import Caller
 from tdb_server.service.call_events import CallEvents, Unary
-from tdb_server.service.caller import current_caller
 from tdb_server.service.error_status import ResponseTooLarge
 from tdb_server.service.request_parsing import parse_debug_request, parse_infer_request
 from tdb_server.service.streaming import StreamMessage
@@ -44,13 +42,13 @@ class DebuggerService(TransformerDebuggerServiceServicer):
     async def Debug(self, request: DebugRequest, context: Any) -> DebugResponse:  # noqa: N802
         """See the proto."""
         unary = Unary("StreamDebug", self._max_response_bytes)
-        events = self._calls.answer(request, parse_debug_request, unary, _caller(context))
+        events = self._calls.answer(request, parse_debug_request, unary)
         return await self._collected(DebugResponse(), events, unary)
 
     async def StreamDebug(self, request: DebugRequest, context: Any) -> AsyncIterator[StreamDebugResponse]:  # noqa: N802
         """See the proto."""
         async with aclosing(
-            self._calls.answer(request, parse_debug_request, caller=_caller(context))
+            self._calls.answer(request, parse_debug_request)
         ) as events:
             async for event in events:
                 yield _enveloped(StreamDebugResponse(), event)
@@ -58,13 +56,13 @@ class DebuggerService(TransformerDebuggerServiceServicer):
     async def Infer(self, request: InferRequest, context: Any) -> InferResponse:  # noqa: N802
         """See the proto."""
         unary = Unary("StreamInfer", self._max_response_bytes)
-        events = self._calls.answer(request, parse_infer_request, unary, _caller(context))
+        events = self._calls.answer(request, parse_infer_request, unary)
         return await self._collected(InferResponse(), events, unary)
 
     async def StreamInfer(self, request: InferRequest, context: Any) -> AsyncIterator[StreamInferResponse]:  # noqa: N802
         """See the proto."""
         async with aclosing(
-            self._calls.answer(request, parse_infer_request, caller=_caller(context))
+            self._calls.answer(request, parse_infer_request)
         ) as events:
             async for event in events:
                 yield _enveloped(StreamInferResponse(), event)
@@ -123,11 +121,6 @@ class _CollectedAnswer:
                     sub_response.activation_value_for_backward_pass = event.activation_value_for_backward_pass
             case call_pb2.Finished():
                 response.timings.CopyFrom(event.timings)
-
-
-def _caller(context: Any) -> Caller:
-    """Whoever is at the other end of the connection; the gateway, which has no context, says so itself."""
-    return current_caller() if context is None else Caller(context.peer())
 
 
 def _enveloped(response: StreamResponse, event: StreamMessage) -> StreamResponse:

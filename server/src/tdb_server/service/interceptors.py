@@ -7,6 +7,7 @@ import contextlib
 import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -23,7 +24,9 @@ from tdb_server.errors import (
     TdbError,
     Unavailable,
 )
-from tdb_server.service.error_status import STATUS_DETAILS_KEY, NotImplementedHere, error_status, status_code
+from tdb_server.service.error_status import NotImplementedHere
+from tdb_server.service.handlers import handler_that_refuses
+from tdb_server.service.refusal import refuse
 
 _log = logging.getLogger(__name__)
 if TYPE_CHECKING:  # generic for the type checker alone
@@ -123,11 +126,11 @@ class CallGuard(grpc.aio.ServerInterceptor):
         except grpc.aio.AbortError:
             raise
         except TdbError as error:
-            await _abort(context, method, error)
+            await refuse(context, error)
         except Exception:
             error_id = uuid.uuid4().hex[:12]
             _log.exception("internal error %s in %s", error_id, method)
-            await _abort(context, method, Internal(error_id))
+            await refuse(context, Internal(error_id))
 
     async def _in_time(self, answer: Callable[[], Awaitable[Any]]) -> Any:
         timeout = asyncio.timeout(self._limits.max_call_seconds)
@@ -160,15 +163,5 @@ class CallGuard(grpc.aio.ServerInterceptor):
         return deserialize_or_say_why_not
 
     def _no_such_method(self, method: str) -> Handler:
-        async def refuse(_: Any, context: Context) -> None:
-            await _abort(context, method, NotImplementedHere(f"this server has no method {method}"))
-
-        handler: Handler = grpc.stream_stream_rpc_method_handler(refuse)
-        return handler
-
-
-async def _abort(context: Context, method: str, error: TdbError) -> None:
-    _log.info("%s: %s %s", method, status_code(error).name, error.reason)
-    status = error_status(error)
-    details = status.SerializeToString()
-    await context.abort(status_code(error), status.message, ((STATUS_DETAILS_KEY, details),))
+        error = NotImplementedHere(f"this server has no method {method}")
+        return handler_that_refuses(partial(refuse, error=error))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from typing import TextIO
 
+_log = logging.getLogger(__name__)
 BAR_WIDTH = 30
 SECONDS_BETWEEN_LINES = 1.0
 
@@ -15,11 +17,13 @@ class LoadingReport:
 
     Args:
         stream: where to.
+        to_log: whether to log lines instead, for logs that programs read.
     """
 
-    def __init__(self, stream: TextIO = sys.stderr) -> None:
+    def __init__(self, stream: TextIO = sys.stderr, *, to_log: bool = False) -> None:
         self._stream = stream
-        self._is_terminal = stream.isatty()
+        self._is_terminal = stream.isatty() and not to_log
+        self._to_log = to_log
         self._stage = ""
         self._written_at = 0.0
 
@@ -34,14 +38,20 @@ class LoadingReport:
             start = "\n" if is_new and self._stage else "\r"
             self._write(f"{start}{stage:<28} [{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {fraction:4.0%}")
         elif is_new or now - self._written_at >= SECONDS_BETWEEN_LINES or fraction >= 1:
-            self._write(f"{stage}: {fraction:.0%}\n")
+            self._write_line(f"{stage}: {fraction:.0%}")
             self._written_at = now
         self._stage = stage
 
     def say(self, line: str) -> None:
         """Writes a line of its own."""
-        self._write(("\n" if self._is_terminal and self._stage else "") + line + "\n")
+        self._write_line(("\n" if self._is_terminal and self._stage else "") + line)
         self._stage = ""
+
+    def _write_line(self, line: str) -> None:
+        if self._to_log:
+            _log.info("%s", line)
+        else:
+            self._write(line + "\n")
 
     def _write(self, text: str) -> None:
         self._stream.write(text)

@@ -12,7 +12,7 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugSubReq
 
 from tdb_server.domain.ablation_validation import conflict_violations, node_ablation_violations
 from tdb_server.domain.axes import NODE_PLACES
-from tdb_server.domain.debug import inference_sub_request, node_ablation_spec
+from tdb_server.domain.debug import inference_sub_request, traces_towards_loss, node_ablation_spec
 from tdb_server.domain.index_validation import autoencoder_violations
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import ModelInfo
@@ -154,14 +154,14 @@ def _parse_debug_sub_request(
     n_violations = len(reader.violations)
     token_ids = reader.prompt(message.prompt, f"{path}.prompt")
     n_tokens = None if token_ids is None else len(token_ids)
-    if not message.target_tokens:
-        reader.refuse(f"{path}.target_tokens", "at least one is required", Reason.FIELD_REQUIRED)
     targets = reader.single_tokens(message.target_tokens, f"{path}.target_tokens")
     distractors = reader.single_tokens(message.distractor_tokens, f"{path}.distractor_tokens")
     mlp, attention = _parse_components(reader, message, path)
     _check_k(reader, message.top_and_bottom_k, f"{path}.top_and_bottom_k")
     ablations = _parse_node_ablations(reader, message, n_tokens, path)
     trace = _parse_nodes_to_trace(reader, message, n_tokens, path)
+    if not message.target_tokens and (trace is None or traces_towards_loss(trace)):
+        reader.refuse(f"{path}.target_tokens", "at least one is required", Reason.FIELD_REQUIRED)
     if len(reader.violations) > n_violations or token_ids is None or targets is None or distractors is None:
         return None
     return DebugSubRequest(

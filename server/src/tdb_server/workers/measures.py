@@ -23,6 +23,21 @@ class BatchMeasure:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """What can be read at any time, from any thread.
+
+    Attributes:
+        queue_length: calls that wait for a worker.
+        workers_ready: workers that can compute.
+        worker_restarts: workers started in place of dead ones.
+    """
+
+    queue_length: Callable[[], int]
+    workers_ready: Callable[[], int]
+    worker_restarts: Callable[[], int]
+
+
 OnBatch = Callable[[BatchMeasure], None]
 
 

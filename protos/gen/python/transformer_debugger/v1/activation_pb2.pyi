@@ -35,9 +35,9 @@ class _ActivationLocationTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper
     ACTIVATION_LOCATION_TYPE_ATTN_Q: _ActivationLocationType.ValueType  # 3
     """attn.q, shape [T, H, e]: queries, scaled by e^-1/4 and, where positions are rotary, rotated."""
     ACTIVATION_LOCATION_TYPE_ATTN_K: _ActivationLocationType.ValueType  # 4
-    """attn.k, shape [T, H, e]: keys, scaled by e^-1/4 and, where positions are rotary, rotated."""
+    """attn.k, shape [T, G, e]: keys, scaled by e^-1/4 and, where positions are rotary, rotated."""
     ACTIVATION_LOCATION_TYPE_ATTN_V: _ActivationLocationType.ValueType  # 5
-    """attn.v, shape [T, H, e]: values."""
+    """attn.v, shape [T, G, e]: values."""
     ACTIVATION_LOCATION_TYPE_ATTN_QK_LOGITS: _ActivationLocationType.ValueType  # 6
     """attn.qk_logits, shape [q, k, H]: attention before the softmax."""
     ACTIVATION_LOCATION_TYPE_ATTN_QK_PROBS: _ActivationLocationType.ValueType  # 7
@@ -77,8 +77,8 @@ class _ActivationLocationTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper
 
 class ActivationLocationType(_ActivationLocationType, metaclass=_ActivationLocationTypeEnumTypeWrapper):
     """A place in the model whose value, or whose gradient, can be read or ablated.
-    Letters in shapes: T tokens, q attended-from tokens, k attended-to tokens, H heads, e channels of a head, d channels of
-    the residual stream, F MLP neurons, N latents, V vocabulary. Unless said otherwise a place exists once per layer.
+    Letters in shapes: T tokens, q attended-from tokens, k attended-to tokens, H heads, G key/value heads, e channels of
+    a head, d channels of the residual stream, F MLP neurons, N latents, V vocabulary. Unless said otherwise a place exists once per layer.
     """
 
 ACTIVATION_LOCATION_TYPE_UNSPECIFIED: ActivationLocationType.ValueType  # 0
@@ -90,9 +90,9 @@ ACTIVATION_LOCATION_TYPE_ATTN_LN_SCALE: ActivationLocationType.ValueType  # 2
 ACTIVATION_LOCATION_TYPE_ATTN_Q: ActivationLocationType.ValueType  # 3
 """attn.q, shape [T, H, e]: queries, scaled by e^-1/4 and, where positions are rotary, rotated."""
 ACTIVATION_LOCATION_TYPE_ATTN_K: ActivationLocationType.ValueType  # 4
-"""attn.k, shape [T, H, e]: keys, scaled by e^-1/4 and, where positions are rotary, rotated."""
+"""attn.k, shape [T, G, e]: keys, scaled by e^-1/4 and, where positions are rotary, rotated."""
 ACTIVATION_LOCATION_TYPE_ATTN_V: ActivationLocationType.ValueType  # 5
-"""attn.v, shape [T, H, e]: values."""
+"""attn.v, shape [T, G, e]: values."""
 ACTIVATION_LOCATION_TYPE_ATTN_QK_LOGITS: ActivationLocationType.ValueType  # 6
 """attn.qk_logits, shape [q, k, H]: attention before the softmax."""
 ACTIVATION_LOCATION_TYPE_ATTN_QK_PROBS: ActivationLocationType.ValueType  # 7

@@ -41,9 +41,9 @@ class _DerivedScalarTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Der
     DERIVED_SCALAR_TYPE_ATTN_QUERY: _DerivedScalarType.ValueType  # 8
     """Queries, [T, H, e], scaled by e^-1/4."""
     DERIVED_SCALAR_TYPE_ATTN_KEY: _DerivedScalarType.ValueType  # 9
-    """Keys, [k, H, e], scaled by e^-1/4."""
+    """Keys, [k, G, e], G key/value heads, scaled by e^-1/4."""
     DERIVED_SCALAR_TYPE_ATTN_VALUE: _DerivedScalarType.ValueType  # 10
-    """Values, [k, H, e]."""
+    """Values, [k, G, e], G key/value heads."""
     DERIVED_SCALAR_TYPE_ATTN_QK_LOGITS: _DerivedScalarType.ValueType  # 11
     """Attention before the softmax, [q, k, H]."""
     DERIVED_SCALAR_TYPE_ATTN_QK_PROBS: _DerivedScalarType.ValueType  # 12
@@ -167,9 +167,9 @@ DERIVED_SCALAR_TYPE_PREVIOUS_LAYER_RESID_POST_MLP: DerivedScalarType.ValueType  
 DERIVED_SCALAR_TYPE_ATTN_QUERY: DerivedScalarType.ValueType  # 8
 """Queries, [T, H, e], scaled by e^-1/4."""
 DERIVED_SCALAR_TYPE_ATTN_KEY: DerivedScalarType.ValueType  # 9
-"""Keys, [k, H, e], scaled by e^-1/4."""
+"""Keys, [k, G, e], G key/value heads, scaled by e^-1/4."""
 DERIVED_SCALAR_TYPE_ATTN_VALUE: DerivedScalarType.ValueType  # 10
-"""Values, [k, H, e]."""
+"""Values, [k, G, e], G key/value heads."""
 DERIVED_SCALAR_TYPE_ATTN_QK_LOGITS: DerivedScalarType.ValueType  # 11
 """Attention before the softmax, [q, k, H]."""
 DERIVED_SCALAR_TYPE_ATTN_QK_PROBS: DerivedScalarType.ValueType  # 12

@@ -98,7 +98,9 @@ class MultipleTopKSpec(_message.Message):
     top_and_bottom_k: _builtins.int
     """How many nodes to take from each end, per group and derived scalar. 1 to Limits.max_top_and_bottom_k."""
     pass_type: _node_pb2.PassType.ValueType
-    """Values (forward, default) or gradients (backward) of the derived scalars."""
+    """Forward (default), or backward: then the sums add the gradients of places that are read to their values. Nodes are
+    those of the forward pass either way. previous_layer_resid_post_mlp alone turns into its gradient.
+    """
     @_builtins.property
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___DerivedScalarGroup]:
         """The groups to rank by. At least one."""

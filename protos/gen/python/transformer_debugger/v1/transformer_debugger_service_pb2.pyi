@@ -103,7 +103,9 @@ class DebugSubRequest(_message.Message):
     """True: with ablations, leave out nodes of layers before the first ablated layer. Default false."""
     @_builtins.property
     def target_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Tokens whose logits at the last position count for the objective. At least one; each exactly one token."""
+        """Tokens whose logits at the last position count for the objective; each exactly one token. At least one, unless the
+        traced node takes the place of the loss: any but a head traced through V without a downstream node.
+        """
 
     @_builtins.property
     def distractor_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

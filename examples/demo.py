@@ -25,7 +25,7 @@ def running_server() -> Iterator[str]:
     """The address of a server that is ready, with the default model."""
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(folder, "ready.json")
-        command = ["serve", "--port", "0", "--ready-file", str(ready)]
+        command = ["serve", "--port", "0", "--log-level", "warning", "--ready-file", str(ready)]
         print(f"$ tdb-server {shlex.join(command)}", file=sys.stderr)
         process = subprocess.Popen([sys.executable, "-m", "tdb_server", *command], stdout=sys.stderr)
         try:

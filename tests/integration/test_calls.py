@@ -62,7 +62,7 @@ def test_stream_has_the_same_as_the_unary_answer(server, debug_request):
     kinds = [event.WhichOneof("event") for event in events]
     assert (kinds[0], kinds[-1]) == ("started", "finished")
     assert kinds.count("values") == 1
-    streamed = {event.result.result.name: event.result.result for event in events if event.HasField("result")}
+    streamed = _reassembled(events)
     unary = server.debugger.Debug(request).sub_responses[0]
     assert streamed == {one.name: one for one in unary.results}
     assert events[0].started.sub_requests[0].token_ids == unary.token_ids

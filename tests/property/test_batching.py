@@ -70,7 +70,7 @@ def run(engine: Engine, batch: Sequence[Sequence[DebugSubRequest]]) -> list[list
 
 @pytest.mark.parametrize("top_k", [None, TOP_K])
 @pytest.mark.parametrize("name", MAIN_MODELS)
-@examples(12)
+@examples(8)
 @given(data=st.data())
 def test_a_call_alone_and_in_a_batch(name: str, top_k: int | None, data: st.DataObject) -> None:
     """In float64 nothing but an exact tie could change a ranking: the lists must be the same too."""
@@ -83,7 +83,7 @@ def test_a_call_alone_and_in_a_batch(name: str, top_k: int | None, data: st.Data
 
 
 @pytest.mark.parametrize("name", MAIN_MODELS)
-@examples(8)
+@examples(6)
 @given(data=st.data())
 def test_a_sub_request_alone_and_in_a_batch(name: str, data: st.DataObject) -> None:
     """In company it is answered for the nodes of its call's other sub-requests, too."""
@@ -96,7 +96,7 @@ def test_a_sub_request_alone_and_in_a_batch(name: str, data: st.DataObject) -> N
 
 
 @pytest.mark.parametrize("name", MAIN_MODELS)
-@examples(5)
+@examples(4)
 @given(data=st.data())
 def test_in_float32(name: str, data: st.DataObject) -> None:
     """As models are served. All nodes are asked for, since rounding may reorder nodes that nearly tie."""

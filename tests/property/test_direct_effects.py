@@ -67,7 +67,7 @@ def test_of_a_loss(name: str, token_ids: tuple[int, ...], loss: LossConfig) -> N
 @examples(5)
 @given(data=st.data(), token_ids=prompts(2, 5))
 def test_of_a_trace(name: str, data: st.DataObject, token_ids: tuple[int, ...]) -> None:
-    """They add up to the direction of interest times the residual stream before the node; later ones are zero."""
+    """They add up to the direction times the residual stream before the node: later ones are zero."""
     model = small_model(name)
     kinds = ["Q", "K", "QK", "neuron"]
     trace = data.draw(traces_of(data.draw(st.sampled_from(kinds)), model.config, len(token_ids)))

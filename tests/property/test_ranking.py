@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tdb_server.scalars.scalar_values import top_k_entries
-from tdb_server.scalars.token_scores import top_k_per_row
+from tdb_server.scalars.token_ranking import top_k_per_row
 from torch import Tensor
 
 from tests.property.requests import examples

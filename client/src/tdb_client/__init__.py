@@ -7,7 +7,7 @@ Start with Client, or AsyncClient for asyncio; `tdb` is the same on the command 
 from tdb_client.async_client import AsyncClient
 from tdb_client.client import Client
 from tdb_client.connection import Tls
-from tdb_client.debug_result import DebugResult, LogitTable, NodeTable
+from tdb_client.debug_result import DebugResult
 from tdb_client.errors import (
     CallError,
     CancelledCallError,
@@ -43,6 +43,7 @@ from tdb_client.inference import (
 )
 from tdb_client.interventions import Ablation, Trace
 from tdb_client.model_info import AutoencoderInfo, Limits, ModelInfo
+from tdb_client.node_table import LogitTable, NodeTable
 from tdb_client.nodes import Node, head, latent, neuron
 from tdb_client.requests import DebugSubRequest
 from tdb_client.results import (

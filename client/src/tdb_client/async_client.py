@@ -5,9 +5,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import grpc
 from transformer_debugger.v1 import model_service_pb2 as model_pb2
@@ -16,25 +16,29 @@ from transformer_debugger.v1.model_service_pb2_grpc import ModelServiceStub
 from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import TransformerDebuggerServiceStub
 
 from tdb_client import decoding, encoding
+from tdb_client.compatibility import CHECK_SECONDS, VersionCheck
 from tdb_client.connection import DEFAULT_SERVER, Connection, Tls
 from tdb_client.debug_result import DebugResult, debug_result
 from tdb_client.errors import call_errors
 from tdb_client.events import Event, inference_results
 from tdb_client.health import HealthStatus, health_check, health_request, health_status
 from tdb_client.inference import InferenceSubRequest
-from tdb_client.interventions import Ablation, Trace
 from tdb_client.model_info import ModelInfo, model_info
-from tdb_client.nodes import Node
 from tdb_client.requests import (
+    AblationWords,
     AttentionComponent,
     DebugSubRequest,
     MlpComponent,
     SubRequestT,
+    TraceWords,
     prompts_to_tokenize,
     resolve,
 )
 from tdb_client.results import EstimatedCost, InferenceResult, PromptTokens
 from tdb_client.streams import EventReader
+
+if TYPE_CHECKING:  # generic for the type checker alone
+    VersionCall = grpc.aio.UnaryUnaryCall[model_pb2.GetModelInfoRequest, model_pb2.GetModelInfoResponse]
 
 Request = TypeVar("Request", service_pb2.DebugRequest, service_pb2.InferRequest)
 Response = TypeVar("Response", service_pb2.StreamDebugResponse, service_pb2.StreamInferResponse)
@@ -73,6 +77,7 @@ class AsyncClient:
         self._channel = self._connection.open_async()
         self._debugger = TransformerDebuggerServiceStub(self._channel)
         self._models = ModelServiceStub(self._channel)
+        self._versions = VersionCheck(server)
 
     async def __aenter__(self) -> Self:
         return self
@@ -89,13 +94,13 @@ class AsyncClient:
     async def debug(
         self,
         prompt: str,
-        target: str | Sequence[str],
+        target: str | Sequence[str] = (),
         distractor: str | Sequence[str] = (),
         *,
         k: int = 10,
-        ablate: Sequence[Ablation | Node | str] = (),
-        trace: Trace | Node | str | None = None,
-        downstream: Trace | Node | str | None = None,
+        ablate: AblationWords | Sequence[AblationWords] = (),
+        trace: TraceWords | None = None,
+        downstream: TraceWords | None = None,
         mlp: MlpComponent = "neuron",
         attention: AttentionComponent = "attention_head",
         hide_early_layers: bool = False,
@@ -131,7 +136,8 @@ class AsyncClient:
     ) -> list[DebugResult]:
         """Explains several prompts of the same length in one call; row i of every result is the same node."""
         stream = self.stream_debug(sub_requests, timeout=timeout, request_id=request_id)
-        return [debug_result(one) for one in inference_results(await _all_events(stream, on_event))]
+        results = inference_results(await _all_events(stream, on_event))
+        return [debug_result(*one) for one in zip(sub_requests, results, strict=True)]
 
     async def infer(
         self,
@@ -189,6 +195,8 @@ class AsyncClient:
         seconds, metadata = self._connection.seconds(timeout), self._connection.metadata()
         with call_errors(self._connection.server):
             response = await self._models.GetModelInfo(request, timeout=seconds, metadata=metadata)
+        if self._versions.take_turn():
+            self._versions.compare(response.model_info.api_version)
         return model_info(response.model_info)
 
     async def tokenize(self, text: str, *, timeout: float | None = None) -> PromptTokens:
@@ -229,17 +237,30 @@ class AsyncClient:
         timeout: float | None,
     ) -> AsyncGenerator[Event]:
         reader = EventReader(len(request.sub_requests))
+        asked: VersionCall | None = None
         with call_errors(self._connection.server):
             call = method(
                 request, timeout=self._connection.seconds(timeout), metadata=self._connection.metadata()
             )
             try:
                 async for message in call:
+                    asked = asked or self._ask_for_version()
                     for event in reader.read(message):
                         yield event
             finally:
                 call.cancel()
         reader.end()
+        if asked is not None:
+            with suppress(grpc.RpcError):  # the call itself went well
+                self._versions.compare((await asked).model_info.api_version)
+
+    def _ask_for_version(self) -> VersionCall | None:
+        """Asks beside a running call, the first time alone."""
+        if not self._versions.take_turn():
+            return None
+        metadata = self._connection.metadata()
+        request = model_pb2.GetModelInfoRequest()
+        return self._models.GetModelInfo(request, timeout=CHECK_SECONDS, metadata=metadata)
 
 
 async def _all_events(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -14,20 +14,21 @@ from transformer_debugger.v1.model_service_pb2_grpc import ModelServiceStub
 from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import TransformerDebuggerServiceStub
 
 from tdb_client import decoding, encoding
+from tdb_client.compatibility import CHECK_SECONDS, VersionCheck
 from tdb_client.connection import DEFAULT_SERVER, Connection, Tls
 from tdb_client.debug_result import DebugResult, debug_result
 from tdb_client.errors import call_errors
 from tdb_client.events import Event, inference_results
 from tdb_client.health import HealthStatus, health_check, health_request, health_status
 from tdb_client.inference import InferenceSubRequest
-from tdb_client.interventions import Ablation, Trace
 from tdb_client.model_info import ModelInfo, model_info
-from tdb_client.nodes import Node
 from tdb_client.requests import (
+    AblationWords,
     AttentionComponent,
     DebugSubRequest,
     MlpComponent,
     SubRequestT,
+    TraceWords,
     prompts_to_tokenize,
     resolve,
 )
@@ -69,6 +70,7 @@ class Client:
         self._channel = self._connection.open()
         self._debugger = TransformerDebuggerServiceStub(self._channel)
         self._models = ModelServiceStub(self._channel)
+        self._versions = VersionCheck(server)
 
     def __enter__(self) -> Self:
         return self
@@ -85,13 +87,13 @@ class Client:
     def debug(
         self,
         prompt: str,
-        target: str | Sequence[str],
+        target: str | Sequence[str] = (),
         distractor: str | Sequence[str] = (),
         *,
         k: int = 10,
-        ablate: Sequence[Ablation | Node | str] = (),
-        trace: Trace | Node | str | None = None,
-        downstream: Trace | Node | str | None = None,
+        ablate: AblationWords | Sequence[AblationWords] = (),
+        trace: TraceWords | None = None,
+        downstream: TraceWords | None = None,
         mlp: MlpComponent = "neuron",
         attention: AttentionComponent = "attention_head",
         hide_early_layers: bool = False,
@@ -147,7 +149,8 @@ class Client:
     ) -> list[DebugResult]:
         """Explains several prompts of the same length in one call; row i of every result is the same node."""
         stream = self.stream_debug(sub_requests, timeout=timeout, request_id=request_id)
-        return [debug_result(one) for one in inference_results(_all_events(stream, on_event))]
+        results = inference_results(_all_events(stream, on_event))
+        return [debug_result(*one) for one in zip(sub_requests, results, strict=True)]
 
     def infer(
         self,
@@ -201,6 +204,8 @@ class Client:
         seconds, metadata = self._connection.seconds(timeout), self._connection.metadata()
         with call_errors(self._connection.server):
             response = self._models.GetModelInfo(request, timeout=seconds, metadata=metadata)
+        if self._versions.take_turn():
+            self._versions.compare(response.model_info.api_version)
         return model_info(response.model_info)
 
     def tokenize(self, text: str, *, timeout: float | None = None) -> PromptTokens:
@@ -239,16 +244,29 @@ class Client:
         timeout: float | None,
     ) -> Generator[Event]:
         reader = EventReader(len(request.sub_requests))
+        asked: grpc.Future[model_pb2.GetModelInfoResponse] | None = None
         with call_errors(self._connection.server):
             call = method(
                 request, timeout=self._connection.seconds(timeout), metadata=self._connection.metadata()
             )
             try:
                 for message in call:
+                    asked = asked or self._ask_for_version()
                     yield from reader.read(message)
             finally:
                 call.cancel()
         reader.end()
+        if asked is not None:
+            with suppress(grpc.RpcError):  # the call itself went well
+                self._versions.compare(asked.result().model_info.api_version)
+
+    def _ask_for_version(self) -> grpc.Future[model_pb2.GetModelInfoResponse] | None:
+        """Asks beside a running call, the first time alone."""
+        if not self._versions.take_turn():
+            return None
+        metadata = self._connection.metadata()
+        request = model_pb2.GetModelInfoRequest()
+        return self._models.GetModelInfo.future(request, timeout=CHECK_SECONDS, metadata=metadata)
 
 
 def _all_events(stream: Generator[Event], on_event: Callable[[Event], object] | None) -> list[Event]:

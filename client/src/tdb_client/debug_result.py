@@ -1,21 +1,20 @@
-"""The answer to a debug sub-request: the node table, per-token sums and the top logits."""
+"""The answer to a debug sub-request: the node table, per-token sums, the top logits, and a page of it all."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from tdb_client.errors import IncompleteResponseError
-from tdb_client.nodes import Node
+from tdb_client.node_table import LogitTable, NodeTable
+from tdb_client.requests import DebugSubRequest
 from tdb_client.results import (
-    AttendedToTokens,
     CallInfo,
     FloatArray,
     InferenceResult,
-    IntArray,
     MultipleTopKResult,
     ProcessingResult,
     PromptTokens,
@@ -24,12 +23,10 @@ from tdb_client.results import (
     TokenPairAttributionResult,
     TopTokens,
 )
+from tdb_client.token_text import objective_words
 
 if TYPE_CHECKING:
     import pandas as pd
-
-NodeScalar = Literal["write_norm", "act_times_grad", "direct_effect", "activation"]
-"""The four scalars of a node."""
 
 DEBUG_RESULTS = (
     "topKComponents",
@@ -46,106 +43,12 @@ DEBUG_RESULTS = (
 Result = TypeVar("Result", bound=ProcessingResult)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class NodeTable:
-    """The nodes that matter, in the order the server chose them. Every attribute has an entry per node [n].
-
-    Attributes:
-        nodes: the nodes.
-        words: the nodes with their tokens as text, such as `L9 head 6, ' to' → ' Mary'`.
-        write_norm: how much each writes to the residual stream; keeps the activation's sign.
-        act_times_grad: estimated total effect on the objective, through everything downstream.
-        direct_effect: effect of the write itself on the objective.
-        activation: activation; of a head, its attention.
-        upvoted_tokens: vocabulary tokens whose logits the write raises and lowers.
-        input_tokens: for neurons and MLP latents, tokens whose embedding excites them.
-        query_tokens: for heads, tokens that excite them through the query.
-        key_tokens: for heads, tokens that excite them through the key.
-        attended_to: for active attention latents, the attended-to tokens that excite them.
-    """
-
-    nodes: tuple[Node, ...]
-    words: tuple[str, ...]
-    write_norm: FloatArray
-    act_times_grad: FloatArray
-    direct_effect: FloatArray
-    activation: FloatArray
-    upvoted_tokens: tuple[TopTokens | None, ...]
-    input_tokens: tuple[TopTokens | None, ...]
-    query_tokens: tuple[TopTokens | None, ...]
-    key_tokens: tuple[TopTokens | None, ...]
-    attended_to: tuple[AttendedToTokens | None, ...]
-
-    def __len__(self) -> int:
-        return len(self.nodes)
-
-    def scalar(self, name: NodeScalar) -> FloatArray:
-        """One of the four scalars by name [n]."""
-        scalars = {
-            "write_norm": self.write_norm,
-            "act_times_grad": self.act_times_grad,
-            "direct_effect": self.direct_effect,
-            "activation": self.activation,
-        }
-        return scalars[name]
-
-    def strongest(self, by: NodeScalar = "direct_effect") -> IntArray:
-        """Row numbers, largest magnitude of a scalar first [n]."""
-        return np.argsort(-np.abs(self.scalar(by)), kind="stable")
-
-    def to_frame(self) -> pd.DataFrame:
-        """The table as a pandas frame, a row per node; token lists are lists of strings, best first.
-
-        Raises:
-            ImportError: pandas is not installed.
-        """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise ImportError(
-                "to_frame needs pandas: pip install 'transformer-debugger-client[pandas]'"
-            ) from error
-        return pd.DataFrame(
-            {
-                "node": [str(node) for node in self.nodes],
-                "words": list(self.words),
-                "type": [node.type for node in self.nodes],
-                "layer": pd.array([node.layer for node in self.nodes], dtype="Int64"),
-                "index": [node.index for node in self.nodes],
-                "token": [node.token for node in self.nodes],
-                "attended_to": pd.array([node.attended_to for node in self.nodes], dtype="Int64"),
-                "write_norm": self.write_norm,
-                "act_times_grad": self.act_times_grad,
-                "direct_effect": self.direct_effect,
-                "activation": self.activation,
-                "upvoted_tokens": _top_of_each(self.upvoted_tokens),
-                "input_tokens": _top_of_each(self.input_tokens),
-                "query_tokens": _top_of_each(self.query_tokens),
-                "key_tokens": _top_of_each(self.key_tokens),
-            }
-        )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LogitTable:
-    """Logits of the likeliest tokens after the current token, largest first.
-
-    With several sub-requests, the tokens that are among the likeliest of any of them.
-    """
-
-    tokens: tuple[str, ...]
-    token_ids: IntArray
-    logits: FloatArray
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class DebugResult:
-    """The answer to one debug sub-request.
+    """The answer to one debug sub-request. As the last line of a notebook's cell it shows itself as a page.
 
     Attributes:
+        request: what was asked.
         call: which call, which model.
         prompt: the prompt's tokens.
         loss: the loss, such as the difference of logits; None when a node was explained and no loss computed.
@@ -160,6 +63,7 @@ class DebugResult:
         cached: whether the results come from the server's cache.
     """
 
+    request: DebugSubRequest
     call: CallInfo
     prompt: PromptTokens
     loss: float | None
@@ -172,17 +76,72 @@ class DebugResult:
     peak_memory_bytes: int
     cached: bool
 
+    def __repr__(self) -> str:
+        value = "none" if self.objective_value is None else f"{self.objective_value:.3f}"
+        return f"<DebugResult: {self.objective} = {value}, {len(self.nodes)} nodes>"
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the page in a frame of its own."""
+        from tdb_client.report.notebook import frame
+
+        return frame(self.to_html())
+
     @property
     def token_attribution(self) -> FloatArray:
         """What each token of the prompt adds to the objective: act times grad of its embedding [T]."""
         return self.sums["act_times_grad"]["token_attribution"]
 
+    @property
+    def objective(self) -> str:
+        """What is explained, in words: `logit ' Mary' - ' John'`, or the traced node."""
+        trace, downstream = self.request.trace, self.request.downstream
+        if trace is None:
+            return objective_words(self.request.target, self.request.distractor)
+        read_by = "" if downstream is None else f", read by {downstream.words(self.prompt.tokens)}"
+        return trace.words(self.prompt.tokens) + read_by
+
+    @property
+    def objective_value(self) -> float | None:
+        """The loss, or the traced objective's value where a node was traced."""
+        return self.loss if self.request.trace is None else self.traced_value
+
     def to_frame(self) -> pd.DataFrame:
         """The node table as a pandas frame; see NodeTable.to_frame."""
         return self.nodes.to_frame()
 
+    def to_html(self, *, before: DebugResult | None = None) -> str:
+        """The result as one self-contained HTML page, which asks nothing of the network.
 
-def debug_result(result: InferenceResult) -> DebugResult:
+        Args:
+            before: a result for the same prompt to compare with, such as that without the ablations.
+
+        Raises:
+            ValueError: `before` is about another prompt.
+        """
+        from tdb_client.report.page import page
+
+        return page([self] if before is None else [before, self])
+
+    def show(self, *, before: DebugResult | None = None) -> None:
+        """Shows the page of `to_html`: in a notebook below the cell, elsewhere in the web browser.
+
+        Example:
+            plain = client.debug(prompt, " Mary", " John")
+            ablated = client.debug(prompt, " Mary", " John", ablate=[head(23, 1, token=-1)])
+            ablated.show(before=plain)
+
+        Args:
+            before: a result for the same prompt to compare with.
+
+        Raises:
+            ValueError: `before` is about another prompt.
+        """
+        from tdb_client.report.notebook import show
+
+        show(self.to_html(before=before))
+
+
+def debug_result(request: DebugSubRequest, result: InferenceResult) -> DebugResult:
     """Reads the named results of a debug sub-request.
 
     Raises:
@@ -190,6 +149,7 @@ def debug_result(result: InferenceResult) -> DebugResult:
     """
     sums = _named(result, "componentSumsForTokenDisplay", MultipleTopKResult)
     return DebugResult(
+        request=request,
         call=result.call,
         prompt=result.prompt,
         loss=result.loss,
@@ -248,7 +208,3 @@ def _logit_table(ranking: MultipleTopKResult) -> LogitTable:
         token_ids=np.array([ranking.nodes[row].index for row in order], np.int64),
         logits=logits[order],
     )
-
-
-def _top_of_each(scored: Sequence[TopTokens | None]) -> list[list[str]]:
-    return [[] if one is None else list(one.top.tokens) for one in scored]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -77,3 +78,12 @@ class Trace:
     def __str__(self) -> str:
         through = "" if self.through is None else f" through {self.through}"
         return f"{self.node}{through}{' post act' if self.post_act else ''}"
+
+    def words(self, tokens: Sequence[str]) -> str:
+        """The trace with the node's tokens as text: `L9 head 6, ' to' → ' Mary', through Q`.
+
+        Raises:
+            NodeError: a token does not exist in this prompt.
+        """
+        through = "" if self.through is None else f", through {self.through}"
+        return self.node.resolve(len(tokens)).words(tokens) + through

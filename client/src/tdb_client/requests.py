@@ -11,7 +11,16 @@ from tdb_client.interventions import Ablation, Trace
 from tdb_client.nodes import Node
 
 MlpComponent = Literal["neuron", "autoencoder_latent"]
+"""What MLPs are taken apart into."""
+
 AttentionComponent = Literal["attention_head", "autoencoder_latent"]
+"""What attention is taken apart into."""
+
+AblationWords = Ablation | Node | str
+"""An ablation in plain words: itself, a node to set to 0, or the spelling of either."""
+
+TraceWords = Trace | Node | str
+"""A trace in plain words: itself, a node that is no head, or the spelling of either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +30,7 @@ class DebugSubRequest:
     Attributes:
         prompt: the prompt.
         target: tokens whose logits at the last position count for the objective; each exactly one token.
+            May be empty where a traced node takes the loss's place.
         distractor: tokens whose logits count against it.
         k: how many nodes to take from each end of each ranking.
         ablate: nodes to set.
@@ -32,7 +42,7 @@ class DebugSubRequest:
     """
 
     prompt: str
-    target: tuple[str, ...]
+    target: tuple[str, ...] = ()
     distractor: tuple[str, ...] = ()
     k: int = 10
     ablate: tuple[Ablation, ...] = ()
@@ -46,18 +56,21 @@ class DebugSubRequest:
     def of(
         cls,
         prompt: str,
-        target: str | Sequence[str],
+        target: str | Sequence[str] = (),
         distractor: str | Sequence[str] = (),
         *,
         k: int = 10,
-        ablate: Sequence[Ablation | Node | str] = (),
-        trace: Trace | Node | str | None = None,
-        downstream: Trace | Node | str | None = None,
+        ablate: AblationWords | Sequence[AblationWords] = (),
+        trace: TraceWords | None = None,
+        downstream: TraceWords | None = None,
         mlp: MlpComponent = "neuron",
         attention: AttentionComponent = "attention_head",
         hide_early_layers: bool = False,
     ) -> DebugSubRequest:
-        """Makes a sub-request: one token may stand for a list of them, nodes may be spelled.
+        """Makes a sub-request: one token or ablation may stand for a list of them, nodes may be spelled.
+
+        Example:
+            DebugSubRequest.of("When Mary and John ...", " Mary", " John", ablate="L9 head 6 @ -1")
 
         Raises:
             NodeError: a spelling cannot be read.
@@ -67,7 +80,10 @@ class DebugSubRequest:
             target=(target,) if isinstance(target, str) else tuple(target),
             distractor=(distractor,) if isinstance(distractor, str) else tuple(distractor),
             k=k,
-            ablate=tuple(_ablation(one) for one in ablate),
+            ablate=tuple(
+                _ablation(one)
+                for one in ([ablate] if isinstance(ablate, Ablation | Node | str) else ablate)
+            ),
             trace=_trace(trace),
             downstream=_trace(downstream),
             mlp=mlp,
@@ -117,13 +133,13 @@ def _nodes(sub_request: SubRequest) -> list[Node]:
     return ablated + [one.node for one in (sub_request.trace, sub_request.downstream) if one is not None]
 
 
-def _ablation(ablation: Ablation | Node | str) -> Ablation:
+def _ablation(ablation: AblationWords) -> Ablation:
     if isinstance(ablation, str):
         return Ablation.parse(ablation)
     return Ablation(ablation) if isinstance(ablation, Node) else ablation
 
 
-def _trace(trace: Trace | Node | str | None) -> Trace | None:
+def _trace(trace: TraceWords | None) -> Trace | None:
     if isinstance(trace, str):
         return Trace.parse(trace)
     return Trace(trace) if isinstance(trace, Node) else trace

@@ -32,11 +32,11 @@ def configure_logging(log_format: str, level: int, stream: TextIO = sys.stderr) 
 
 
 class TextLines(logging.Formatter):
-    """`2026-11-23T14:09:42.741Z INFO call method=... status=OK`; values with spaces or the like are quoted."""
+    """`2026-11-23T14:09:42.741Z INFO [4711] call method=... status=OK`; values with spaces are quoted."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter`."""
-        line = f"{_time(record)} {record.levelname} {record.getMessage()}"
+        line = f"{_time(record)} {record.levelname} [{record.process}] {record.getMessage()}"
         line += "".join(f" {key}={_quoted(value)}" for key, value in _fields(record).items())
         return line if not record.exc_info else f"{line}\n{self.formatException(record.exc_info)}"
 

@@ -14,6 +14,7 @@ from tdb_server import errors
 from tdb_server.domain.limits import Limits
 from tdb_server.errors import FieldViolation, TdbError
 from tdb_server.gateway.app import Backend, create_gateway
+from tdb_server.gateway.http_guard import HttpGuard
 from tdb_server.gateway.http_server import HttpServer
 from tdb_server.service.interceptors import OpenCalls
 from transformer_debugger.v1.model_service_pb2 import ModelInfo
@@ -77,7 +78,7 @@ def open_calls() -> OpenCalls:
 @pytest.fixture
 async def client(backend: StandIn, open_calls: OpenCalls) -> AsyncIterator[Client]:
     application = create_gateway(
-        Backend(backend.debug, backend.infer, backend.model_info), LIMITS, open_calls, "1.2.3"
+        Backend(backend.debug, backend.infer, backend.model_info), HttpGuard(LIMITS, open_calls), "1.2.3"
     )
     async with Client(transport=httpx.ASGITransport(application), base_url="http://test") as one:
         yield one
@@ -224,7 +225,7 @@ async def test_calls_that_take_too_long(backend: StandIn, open_calls: OpenCalls)
     backend.delay_seconds = 60.0
     limits = replace(LIMITS, max_call_seconds=0.05)
     application = create_gateway(
-        Backend(backend.debug, backend.infer, backend.model_info), limits, open_calls, "1.2.3"
+        Backend(backend.debug, backend.infer, backend.model_info), HttpGuard(limits, open_calls), "1.2.3"
     )
     async with Client(transport=httpx.ASGITransport(application), base_url="http://test") as one:
         response = await one.post("/batched_tdb", json=debug_body())
@@ -238,7 +239,7 @@ Serve = Callable[[], Awaitable[HttpServer]]
 @pytest.fixture
 async def server(backend: StandIn, open_calls: OpenCalls) -> AsyncIterator[HttpServer]:
     application = create_gateway(
-        Backend(backend.debug, backend.infer, backend.model_info), LIMITS, open_calls, "1.2.3"
+        Backend(backend.debug, backend.infer, backend.model_info), HttpGuard(LIMITS, open_calls), "1.2.3"
     )
     one = HttpServer(application, "127.0.0.1", 0, grace_seconds=1.0)
     await one.start()
@@ -267,7 +268,7 @@ async def test_a_client_that_goes_away_cancels_its_call(server: HttpServer, back
 
 async def test_a_port_that_is_taken(server: HttpServer, backend: StandIn, open_calls: OpenCalls) -> None:
     application = create_gateway(
-        Backend(backend.debug, backend.infer, backend.model_info), LIMITS, open_calls, "1.2.3"
+        Backend(backend.debug, backend.infer, backend.model_info), HttpGuard(LIMITS, open_calls), "1.2.3"
     )
     with pytest.raises(OSError, match="in use"):
         await HttpServer(application, "127.0.0.1", server.port, grace_seconds=1.0).start()

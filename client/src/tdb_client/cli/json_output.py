@@ -9,8 +9,9 @@ from dataclasses import asdict
 import numpy as np
 import numpy.typing as npt
 
-from tdb_client.debug_result import DebugResult, NodeTable
+from tdb_client.debug_result import DebugResult
 from tdb_client.model_info import ModelInfo
+from tdb_client.node_table import NodeTable
 from tdb_client.requests import DebugSubRequest
 from tdb_client.results import AttendedToTokens, PromptTokens, RankedTokens, TopTokens
 
@@ -27,7 +28,7 @@ def tokens(prompt: PromptTokens) -> Json:
     return {"token_ids": list(prompt.token_ids), "tokens": list(prompt.tokens)}
 
 
-def debug(sub_requests: Sequence[DebugSubRequest], results: Sequence[DebugResult]) -> Json:
+def debug(results: Sequence[DebugResult]) -> Json:
     """The call, and for every sub-request what was asked and answered."""
     first = results[0]
     return {
@@ -36,8 +37,7 @@ def debug(sub_requests: Sequence[DebugSubRequest], results: Sequence[DebugResult
         "peak_memory_bytes": first.peak_memory_bytes,
         "cached": first.cached,
         "sub_requests": [
-            {"request": _request(request), "result": _result(result)}
-            for request, result in zip(sub_requests, results, strict=True)
+            {"request": _request(result.request), "result": _result(result)} for result in results
         ],
     }
 

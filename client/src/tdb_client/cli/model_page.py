@@ -9,9 +9,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from tdb_client.cli.numbers import quoted
 from tdb_client.model_info import AutoencoderInfo, ModelInfo
 from tdb_client.results import PromptTokens
+from tdb_client.token_text import quoted
 
 
 def model_page(model: ModelInfo) -> Group:

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tdb_client.cli.numbers import best_tokens, difference, effect, number, plain
-from tdb_client.debug_result import NodeScalar, NodeTable
+from tdb_client.node_table import NodeScalar, NodeTable
 from tdb_client.nodes import Node
 
 TITLES: dict[NodeScalar, str] = {

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from rich.text import Text
 
 from tdb_client.results import TopTokens
+from tdb_client.token_text import quoted
 
 RAISES, LOWERS = "dodger_blue1", "dark_orange"
 """Colours of what raises and what lowers the objective; told apart by most colour-blind eyes too."""
@@ -46,16 +46,3 @@ def difference(value: float) -> Text:
 def best_tokens(scored: TopTokens | None, n_tokens: int) -> Text:
     """The best tokens of a list, quoted, side by side."""
     return Text(" ".join(quoted(token) for token in ([] if scored is None else scored.top.tokens[:n_tokens])))
-
-
-def quoted(token: str) -> str:
-    """A token in quotes, with what cannot be printed escaped."""
-    return repr(token)
-
-
-def objective_words(target: Sequence[str], distractor: Sequence[str]) -> str:
-    """The loss in words: `logit ' Mary' - ' John'`."""
-    targets = ", ".join(map(quoted, target))
-    if not distractor:
-        return f"logit {targets}"
-    return f"logit {targets} - {', '.join(map(quoted, distractor))}"

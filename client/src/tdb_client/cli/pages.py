@@ -11,11 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from tdb_client.cli.node_tables import comparison_table, node_table
-from tdb_client.cli.numbers import LOWERS, RAISES, difference, number, objective_words, plain, quoted
+from tdb_client.cli.numbers import LOWERS, RAISES, difference, number, plain
 from tdb_client.cli.prompt_line import coloured_prompt, strongest_tokens
-from tdb_client.debug_result import DebugResult, NodeScalar
-from tdb_client.interventions import Trace
-from tdb_client.requests import DebugSubRequest
+from tdb_client.debug_result import DebugResult
+from tdb_client.node_table import NodeScalar
+from tdb_client.token_text import quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,36 +35,31 @@ class View:
     width: int
 
 
-def result_page(request: DebugSubRequest, result: DebugResult, view: View) -> Group:
+def result_page(result: DebugResult, view: View) -> Group:
     """One result: the prompt, what is explained, the node table and the top logits."""
-    value = result.loss if request.trace is None else result.traced_value
     return Group(
         _heading(result),
         *_prompt("prompt", result),
-        _spaced(Text.assemble(_objective(request, result), " = ", (_value(value), "bold"))),
+        _spaced(Text.assemble(result.objective, " = ", (_value(result), "bold"))),
         _spaced(node_table(result.nodes, view.by, view.n_nodes, view.width)),
-        _spaced(_logit_table(request, [result], view.n_logits)),
+        _spaced(_logit_table([result], view.n_logits)),
     )
 
 
-def comparison_page(
-    request: DebugSubRequest, plain_result: DebugResult, ablated: DebugResult, view: View
-) -> Group:
-    """Two results side by side: without and with the request's ablations."""
-    before, after = (
-        one.loss if request.trace is None else one.traced_value for one in (plain_result, ablated)
-    )
+def comparison_page(plain_result: DebugResult, ablated: DebugResult, view: View) -> Group:
+    """Two results side by side: without and with the second one's ablations."""
     line = Text.assemble(
-        _objective(request, plain_result),
+        plain_result.objective,
         " = ",
-        (_value(before), "bold"),
+        (_value(plain_result), "bold"),
         " plain, ",
-        (_value(after), "bold"),
+        (_value(ablated), "bold"),
+        " ablated",
     )
-    line.append(" ablated")
+    before, after = plain_result.objective_value, ablated.objective_value
     if before is not None and after is not None:
         line = Text.assemble(line, ", difference ", difference(after - before))
-    ablations = ", ".join(map(str, request.ablate))
+    ablations = ", ".join(map(str, ablated.request.ablate))
     return Group(
         _heading(plain_result),
         *_prompt("plain", plain_result),
@@ -72,7 +67,7 @@ def comparison_page(
         _spaced(Text.assemble("ablated: ", (ablations, "bold"))),
         line,
         _spaced(comparison_table(plain_result.nodes, ablated.nodes, view.by, view.n_nodes, view.width)),
-        _spaced(_logit_table(request, [plain_result, ablated], view.n_logits)),
+        _spaced(_logit_table([plain_result, ablated], view.n_logits)),
     )
 
 
@@ -95,30 +90,17 @@ def _prompt(name: str, result: DebugResult) -> list[RenderableType]:
     ]
 
 
-def _objective(request: DebugSubRequest, result: DebugResult) -> str:
-    """What is explained, in words."""
-    if request.trace is None:
-        return objective_words(request.target, request.distractor)
-    downstream = "" if request.downstream is None else f", read by {_traced(request.downstream, result)}"
-    return _traced(request.trace, result) + downstream
+def _value(result: DebugResult) -> str:
+    return "none" if result.objective_value is None else number(result.objective_value)
 
 
-def _traced(trace: Trace, result: DebugResult) -> str:
-    through = "" if trace.through is None else f", through {trace.through}"
-    return trace.node.resolve(len(result.prompt)).words(result.prompt.tokens) + through
-
-
-def _value(value: float | None) -> str:
-    return "none" if value is None else number(value)
-
-
-def _logit_table(request: DebugSubRequest, results: list[DebugResult], n_logits: int) -> Table:
+def _logit_table(results: list[DebugResult], n_logits: int) -> Table:
     """Top logits of the first result; with a second one, its logits of the same tokens and differences."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("top logits", no_wrap=True)
     for title in ["logit"] if len(results) == 1 else ["plain", "ablated", "difference"]:
         table.add_column(title, justify="right", no_wrap=True)
-    first = results[0].logits
+    request, first = results[0].request, results[0].logits
     others = [dict(zip(one.logits.token_ids, one.logits.logits, strict=True)) for one in results[1:]]
     for token, token_id, logit in list(zip(first.tokens, first.token_ids, first.logits, strict=True))[
         :n_logits

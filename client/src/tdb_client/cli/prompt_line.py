@@ -9,8 +9,9 @@ from rich.color import Color
 from rich.style import Style
 from rich.text import Text
 
-from tdb_client.cli.numbers import LOWERS, RAISES, difference, quoted
+from tdb_client.cli.numbers import LOWERS, RAISES, difference
 from tdb_client.results import FloatArray
+from tdb_client.token_text import printable, quoted
 
 N_NAMED = 4
 
@@ -25,7 +26,7 @@ def coloured_prompt(tokens: Sequence[str], attribution: FloatArray) -> Text:
     largest = float(np.nanmax(np.abs(attribution), initial=0.0)) or 1.0
     line = Text()
     for token, value in zip(tokens, attribution, strict=True):
-        line.append(_printable(token), _background(float(value) / largest))
+        line.append(printable(token), _background(float(value) / largest))
     return line
 
 
@@ -46,7 +47,3 @@ def _background(share: float) -> Style:
     weight = 0.15 + 0.85 * abs(share)
     red, green, blue = (round(255 + (channel - 255) * weight) for channel in hue)
     return Style(color="black", bgcolor=Color.from_rgb(red, green, blue))
-
-
-def _printable(token: str) -> str:
-    return "".join("⏎" if one == "\n" else one if one.isprintable() else "·" for one in token)

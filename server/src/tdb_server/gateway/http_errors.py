@@ -34,4 +34,6 @@ def error_response(error: errors.TdbError) -> JSONResponse:
     headers = {}
     if isinstance(error, errors.RetryableError) and error.retry_after_seconds is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after_seconds))
+    if isinstance(error, errors.Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse({"message": error.message}, http_status(error), headers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Generator
 
 import uvicorn
@@ -28,15 +29,24 @@ class HttpServer:
         host: address to listen on.
         port: port to listen on; 0 picks one.
         grace_seconds: how long open requests may take once the server stops.
+        tls: for HTTPS; None for HTTP.
     """
 
-    def __init__(self, application: ASGIApp, host: str, port: int, grace_seconds: float) -> None:
+    def __init__(
+        self,
+        application: ASGIApp,
+        host: str,
+        port: int,
+        grace_seconds: float,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._address = (host, port)
         config = uvicorn.Config(
             application,
             lifespan="off",
-            log_level="warning",
+            log_config=None,
             access_log=False,
+            ssl_context_factory=None if tls is None else lambda *_: tls,
             server_header=False,
             ws="none",
             timeout_graceful_shutdown=max(1, round(grace_seconds)),

@@ -11,6 +11,7 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import (
 )
 
 from tdb_server.gateway.app import Backend, create_gateway
+from tdb_server.gateway.http_guard import HttpGuard
 from tdb_server.gateway.http_server import HttpServer
 from tdb_server.service.app import Parts
 from tdb_server.service.debugger_service import DebuggerService
@@ -33,7 +34,9 @@ def http_server(parts: Parts) -> HttpServer:
     async def model_info() -> ModelInfo:
         return (await parts.model.GetModelInfo(GetModelInfoRequest(), None)).model_info
 
-    application = create_gateway(
-        Backend(debug, infer, model_info), settings.limits, parts.open_calls, parts.version
+    guard = HttpGuard(
+        settings.limits, parts.open_calls, parts.access, parts.listeners, settings.telemetry.log_prompts
     )
-    return HttpServer(application, settings.host, settings.http_port or 0, settings.grace_seconds)
+    application = create_gateway(Backend(debug, infer, model_info), guard, parts.version)
+    tls = None if parts.tls is None else parts.tls.context()
+    return HttpServer(application, settings.host, settings.http_port or 0, settings.grace_seconds, tls)

@@ -82,7 +82,10 @@ class Engine:
                 own, runs = runs[: len(call.sub_requests)], runs[len(call.sub_requests) :]
                 answers.append(CallAnswer(call, own, self._scorer))
             for answer in _live(answers, is_cancelled):
-                yield from ((answer.call.call_id, event) for event in answer.logits())
+                for result in answer.logits():
+                    yield answer.call.call_id, result
+                    if is_cancelled(answer.call.call_id):
+                        break
             batch.backward()
             for answer in _live(answers, is_cancelled):
                 for event in answer.events():

@@ -193,9 +193,11 @@ class BatchRun:
 
     def _tap(self, place: Place, layer_index: int | None, x: Tensor) -> Tensor:
         if place is Place.RESID_POST_MLP:
-            self.check_cancelled()
+            check_cancelled = self.check_cancelled
+            check_cancelled()
             if x.requires_grad:
-                x.register_hook(lambda _: self.check_cancelled())  # type: ignore[no-untyped-call]
+                # Not through `self`, which holds the graph: a cycle across autograd is never collected.
+                x.register_hook(lambda _: check_cancelled())  # type: ignore[no-untyped-call]
         spot = (place, layer_index)
         x = ablate(x, self._forward_cells.get(spot, ()))
         is_last = spot == (Place.RESID_POST_MLP, self.decoder.config.n_layers - 1)

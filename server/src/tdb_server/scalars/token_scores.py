@@ -9,17 +9,22 @@ the direction's own bytes, and a node's list is its direction's, scaled.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import blake2b
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tdb_server.domain.results import FloatArray, IntArray, TopTokens
 from tdb_server.model.decoder import Decoder
+from tdb_server.scalars.token_ranking import RankedTokens, rank_scores, rank_vocabulary
+from tdb_server.scalars.vocabulary_search import VocabularySearch, is_search_worthwhile
+
+Ranking = Callable[[Tensor, int], RankedTokens]
+"""From directions [m, d] and a number of tokens to as many tokens at both ends of each ranking."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,21 @@ class TokenScorer:
             excluded: token ids that are never listed.
             max_remembered: directions whose rankings are kept, least recently used dropped first.
         """
-        self._decoder = decoder
+        weights = decoder.weights
+        self._gain = weights.final_norm.gain
+        self._mean = weights.unembedding.mean(dim=0)
         self._excluded = torch.tensor(list(excluded), device=decoder.device) if excluded else None
+        self._rank_inputs = self._ranking(weights.token_embedding)
+        is_tied = weights.unembedding is weights.token_embedding
+        self._rank_outputs = self._rank_inputs if is_tied else self._ranking(weights.unembedding)
         self._remembered: OrderedDict[tuple[bool, int, bytes], Ranked] = OrderedDict()
         self._max_remembered = max_remembered
+
+    def _ranking(self, vocabulary: Tensor) -> Ranking:
+        """How a vocabulary [V, d] is ranked: the same either way, the search being the faster."""
+        if is_search_worthwhile(vocabulary):
+            return VocabularySearch(vocabulary, self._excluded).rank
+        return partial(rank_vocabulary, vocabulary, excluded=self._excluded)
 
     def outputs(self, writes: Tensor, scales: Tensor, n_tokens: int) -> TopTokens:
         """Output tokens that writes upvote, the mean over the vocabulary subtracted.
@@ -57,23 +73,19 @@ class TokenScorer:
             writes: what is added to the last residual stream, per unit of scale [n, d].
             scales: [n].
         """
-        gained = writes * self._decoder.weights.final_norm.gain
-        return scaled(self._rank_all(gained, n_tokens, is_output=True), scales)
+        gained = writes * self._gain
+        ranked = self._rank_all(gained, n_tokens, is_output=True)
+        mean = _floats(gained @ self._mean)[:, None]
+        centred = replace(ranked, high=ranked.high - mean, low=ranked.low - mean)
+        return scaled(centred, scales)
 
     def inputs(self, reads: Tensor, scales: Tensor, n_tokens: int) -> TopTokens:
         """Input tokens whose embeddings upvote what is read along directions [n, d], times scales [n]."""
         return scaled(self._rank_all(reads, n_tokens, is_output=False), scales)
 
-    def ranked(self, scores: Tensor, n_tokens: int, *, is_centred: bool = False) -> Ranked:
-        """Both ends of rows of scores [m, V], each row's mean subtracted if centred."""
-        n_tokens = min(n_tokens, scores.shape[1] - (0 if self._excluded is None else len(self._excluded)))
-        mean = scores.mean(dim=1, keepdim=True) if is_centred else torch.zeros_like(scores[:, :1])
-        high, high_ids = top_k_per_row(self._without_excluded(scores, -torch.inf), n_tokens)
-        low, low_ids = top_k_per_row(self._without_excluded(scores, torch.inf), n_tokens, largest=False)
-        return Ranked(_floats(high - mean), _ids(high_ids), _floats(low - mean), _ids(low_ids))
-
-    def _without_excluded(self, scores: Tensor, value: float) -> Tensor:
-        return scores if self._excluded is None else scores.index_fill(1, self._excluded, value)
+    def ranked(self, scores: Tensor, n_tokens: int) -> Ranked:
+        """Both ends of rows of scores [m, V]."""
+        return _arrays(rank_scores(scores, n_tokens, self._excluded))
 
     def _rank_all(self, directions: Tensor, n_tokens: int, *, is_output: bool) -> Ranked:
         """The ranking along every direction [n, d], computed for those not remembered."""
@@ -81,14 +93,10 @@ class TokenScorer:
         keys = [(is_output, n_tokens, blake2b(row.tobytes(), digest_size=16).digest()) for row in rows]
         found = {key: self._remembered[key] for key in keys if key in self._remembered}
         missing = {key: row for row, key in enumerate(keys) if key not in found}
-        weights = self._decoder.weights
-        vocabulary = weights.unembedding if is_output else weights.token_embedding
-        chunk = 256  # directions scored at once: bounds the [chunk, V] scores
-        for start in range(0, len(missing), chunk):
-            part = list(missing)[start : start + chunk]
-            scores = F.linear(directions[[missing[key] for key in part]], vocabulary)
-            ranked = self.ranked(scores, n_tokens, is_centred=is_output)
-            found |= {key: ranked[row] for row, key in enumerate(part)}
+        if missing:
+            rank = self._rank_outputs if is_output else self._rank_inputs
+            ranked = _arrays(rank(directions[list(missing.values())], n_tokens))
+            found |= {key: ranked[row] for row, key in enumerate(missing)}
         self._remember(found)
         return _stacked([found[key] for key in keys])
 
@@ -98,6 +106,10 @@ class TokenScorer:
             self._remembered.move_to_end(key)
         while len(self._remembered) > self._max_remembered:
             self._remembered.popitem(last=False)
+
+
+def _arrays(ranked: RankedTokens) -> Ranked:
+    return Ranked(_floats(ranked.high), _ids(ranked.high_ids), _floats(ranked.low), _ids(ranked.low_ids))
 
 
 def _floats(x: Tensor) -> FloatArray:
@@ -135,28 +147,6 @@ def scaled(ranked: Ranked, scales: Tensor) -> TopTokens:
         bottom,
         bottom / leading,
     )
-
-
-def top_k_per_row(scores: Tensor, k: int, largest: bool = True, block: int = 64) -> tuple[Tensor, Tensor]:
-    """The k best of each row [m, V]: values and indices [m, k], best first.
-
-    A row's k best lie in its k blocks with the best entries, so only those are sorted.
-    """
-    n_rows, n_columns = scores.shape
-    n_blocks = n_columns // block
-    if n_blocks <= 4 * k:
-        found = scores.topk(k, dim=1, largest=largest)
-        return found.values, found.indices
-    whole = scores[:, : n_blocks * block].view(n_rows, n_blocks, block)
-    best = whole.amax(dim=2) if largest else whole.amin(dim=2)
-    chosen = best.topk(k, dim=1, largest=largest, sorted=False).indices  # [m, k]
-    candidates = whole.gather(1, chosen[:, :, None].expand(-1, -1, block)).flatten(1)
-    indices = (chosen[:, :, None] * block + torch.arange(block, device=scores.device)).flatten(1)
-    rest = torch.arange(n_blocks * block, n_columns, device=scores.device).expand(n_rows, -1)
-    candidates = torch.cat((candidates, scores[:, n_blocks * block :]), dim=1)
-    indices = torch.cat((indices, rest), dim=1)
-    values, position = candidates.topk(k, dim=1, largest=largest)
-    return values, indices.gather(1, position)
 
 
 def no_tokens() -> TopTokens:

@@ -6,41 +6,37 @@ import asyncio
 import logging
 import os
 import signal
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
-from transformer_debugger.v1 import (
-    model_service_pb2,
-    model_service_pb2_grpc,
-    transformer_debugger_service_pb2,
-    transformer_debugger_service_pb2_grpc,
-)
+from grpc_health.v1 import health, health_pb2  # type: ignore[import-untyped]
 
+from tdb_server.service.access.access import Access
+from tdb_server.service.access.tls import ServerTls
+from tdb_server.service.access.token_file import TokenFile
 from tdb_server.service.call_events import CallEvents
 from tdb_server.service.debugger_service import DebuggerService
-from tdb_server.service.interceptors import CallGuard, OpenCalls
+from tdb_server.service.grpc_server import OUR_SERVICES, grpc_server, interceptors
+from tdb_server.service.interceptors import OpenCalls
+from tdb_server.service.listening import listen, server_tls
 from tdb_server.service.loading_report import LoadingReport
 from tdb_server.service.model_service import ModelService
 from tdb_server.service.ready_file import ready_file
-from tdb_server.service.self_description import add_channelz, add_reflection
 from tdb_server.service.served_model import ModelSlot, ServedModel
+from tdb_server.service.telemetry.call_record import CallListener
+from tdb_server.service.telemetry.reporting import Reporting
 from tdb_server.settings import Settings
+from tdb_server.telemetry_settings import LOG_LEVELS
 from tdb_server.workers.batching import BatchRule
+from tdb_server.workers.measures import OnBatch, Readings
 from tdb_server.workers.messages import Configuration, Ready
 from tdb_server.workers.pool import LocalPool
 from tdb_server.workers.result_cache import ResultCache
 from tdb_server.workers.scheduler import Scheduler
 
 _log = logging.getLogger(__name__)
-OUR_SERVICES = (
-    transformer_debugger_service_pb2.DESCRIPTOR.services_by_name["TransformerDebuggerService"].full_name,
-    model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
-)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -51,7 +47,10 @@ class Parts:
 
     calls: CallEvents
     model: ModelService
+    access: Access
     open_calls: OpenCalls
+    listeners: Sequence[CallListener]
+    tls: ServerTls | None
     settings: Settings
     version: str
 
@@ -106,26 +105,45 @@ class App:
         self, settings: Settings, version: str, make_http: Callable[[Parts], OtherFace] | None = None
     ) -> None:
         self._settings = settings
-        self._report = LoadingReport()
+        self._report = LoadingReport(to_log=settings.telemetry.log_format == "json")
         self._slot = ModelSlot()
         self._calls = OpenCalls()
         self._health = health.aio.HealthServicer()
         self._health_changes: set[asyncio.Task[None]] = set()
-        self._scheduler = scheduler(settings)
+        self._tls = server_tls(settings)
+        readings = Readings(
+            lambda: self._scheduler.n_waiting, lambda: self._pool.n_ready, lambda: self._pool.n_restarts
+        )
+        self._reporting = Reporting(settings.telemetry, version, readings)
+        self._scheduler = scheduler(settings, self._reporting.on_batch)
         self._pool = LocalPool(
             worker_configurations(settings), self._scheduler, self._on_readiness, self._report.show
         )
-        events = CallEvents(self._slot, self._scheduler)
-        model = ModelService(self._slot, version)
-        self._server = self._built_server(events, model)
-        self._http = make_http(Parts(events, model, self._calls, settings, version)) if make_http else None
+        parts = Parts(
+            CallEvents(self._slot, self._scheduler),
+            ModelService(self._slot, version),
+            access(settings),
+            self._calls,
+            self._reporting.listeners,
+            self._tls,
+            settings,
+            version,
+        )
+        self._server = grpc_server(
+            settings,
+            interceptors(settings, parts.access, self._calls, parts.listeners),
+            DebuggerService(parts.calls, settings.limits.max_response_bytes),
+            parts.model,
+            self._health,
+        )
+        self._http = make_http(parts) if make_http else None
         self.port = 0
 
     @property
     def ports(self) -> dict[str, int]:
         """The ports listened on, as the ready file names them."""
         http = {} if self._http is None else {"http_port": self._http.port}
-        return {"grpc_port": self.port, **http}
+        return {"grpc_port": self.port, **http, **self._reporting.ports}
 
     async def start(self) -> None:
         """Listens, answers health, and starts the workers.
@@ -133,13 +151,8 @@ class App:
         Raises:
             OSError: the port cannot be had.
         """
-        host, port = self._settings.host, self._settings.port
-        try:
-            if port:
-                socket.create_server((host, port)).close()  # says what is wrong, which gRPC only logs
-            self.port = self._server.add_insecure_port(f"{host}:{port}")
-        except (OSError, RuntimeError) as error:
-            raise OSError(f"cannot listen on {host}:{port}: {error}") from error
+        self.port = listen(self._server, self._settings.host, self._settings.port, self._tls)
+        self._reporting.start()
         await self._set_health(_NOT_SERVING)
         await self._server.start()
         if self._http is not None:
@@ -171,6 +184,7 @@ class App:
             await self._http.stop()
         await self._server.stop(grace=0.1)  # what is left: calls out of time, and watchers of health
         await self._pool.stop()
+        await self._reporting.stop()
 
     async def _fill_slot(self, ready: Ready) -> None:
         # Imported only now: health is answered first.
@@ -190,50 +204,41 @@ class App:
         for service in ("", *OUR_SERVICES):
             await self._health.set(service, status)
 
-    def _built_server(self, events: CallEvents, model: ModelService) -> grpc.aio.Server:
-        settings = self._settings
-        guard = CallGuard(settings.limits, self._calls)
-        server = grpc.aio.server(interceptors=[guard], options=server_options(settings))
-        transformer_debugger_service_pb2_grpc.add_TransformerDebuggerServiceServicer_to_server(
-            DebuggerService(events, settings.limits.max_response_bytes), server
-        )
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(model, server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        if settings.reflection:
-            add_reflection(server, (*OUR_SERVICES, health.SERVICE_NAME))
-        if settings.channelz:
-            add_channelz(server)
-        return server
+
+def access(settings: Settings) -> Access:
+    """Who may call, as the settings say.
+
+    Raises:
+        ConfigurationBroken: the token file cannot be read or makes no sense.
+    """
+    token_file = settings.security.token_file
+    return Access(None if token_file is None else TokenFile(token_file))
 
 
-def scheduler(settings: Settings) -> Scheduler:
+def scheduler(settings: Settings, on_batch: OnBatch) -> Scheduler:
     """The scheduler, with the rules that the settings give."""
     sharing = settings.scheduling
     rule = BatchRule(sharing.max_batch_tokens, settings.limits.max_activation_bytes, sharing.max_wait_seconds)
-    return Scheduler(settings.limits, rule, sharing.max_calls_per_caller, ResultCache(sharing.cache_bytes))
-
-
-def server_options(settings: Settings) -> list[tuple[str, int]]:
-    """Options of the gRPC core: message sizes, and how dead connections are noticed."""
-    return [
-        # Four times our own limit: what is a little too large gets a typed error, the rest is cut off unread.
-        ("grpc.max_receive_message_length", 4 * settings.limits.max_request_bytes),
-        ("grpc.max_send_message_length", -1),  # answers are limited where they are made
-        ("grpc.so_reuseport", 0),  # two servers on one port would each get half of the calls
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
-        ("grpc.http2.max_ping_strikes", 2),
-    ]
+    cache = ResultCache(sharing.cache_bytes)
+    return Scheduler(settings.limits, rule, sharing.max_calls_per_caller, cache, on_batch)
 
 
 def worker_configurations(settings: Settings) -> list[Configuration]:
     """What each worker loads. The CPU's cores are shared out among the workers."""
     n_workers = len(settings.devices)
+    log_format, log_level = settings.telemetry.log_format, LOG_LEVELS[settings.telemetry.log_level]
     n_threads = settings.n_threads or max(1, len(os.sched_getaffinity(0)) // n_workers)
     return [
-        Configuration(settings.model, settings.autoencoders, device, index, settings.dtype, n_threads)
+        Configuration(
+            settings.model,
+            settings.autoencoders,
+            device,
+            index,
+            settings.dtype,
+            n_threads,
+            log_format,
+            log_level,
+        )
         for index, device in enumerate(settings.devices)
     ]
 

@@ -24,8 +24,8 @@ from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.service.caller import current_caller
 from tdb_server.service.error_status import ResponseTooLarge
 from tdb_server.service.served_model import ModelSlot, ServedModel
-from tdb_server.service.telemetry.call_record import CallRecord, current_record
 from tdb_server.service.streaming import StreamMessage, StreamWriter, finished_message, values_message
+from tdb_server.service.telemetry.call_record import CallRecord, current_record
 from tdb_server.workers.result_cache import cache_key
 from tdb_server.workers.scheduler import Scheduler
 from tdb_server.workers.ticket import Event, TakenUp, Terms
@@ -83,10 +83,11 @@ class CallEvents:
         model, caller, record = self._slot.model(), current_caller(), current_record()
         if not request.validate_only:
             self._scheduler.check_room(caller)
+        record.named(request.request_id or uuid.uuid4().hex, len(request.sub_requests))
         sub_requests = tuple(await _parsed(request, parse, model))
         cost = estimated_cost(model.info, sub_requests)
-        started = _started(request.request_id or uuid.uuid4().hex, model, sub_requests)
-        record.parsed(started.info.request_id, [one.token_strings for one in started.sub_requests])
+        started = _started(record.request_id, model, sub_requests)
+        record.parsed([one.token_strings for one in started.sub_requests])
         if request.validate_only:
             started.estimated_cost.activation_bytes = cost.activation_bytes
             started.estimated_cost.response_bytes = cost.response_bytes

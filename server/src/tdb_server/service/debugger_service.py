@@ -47,9 +47,7 @@ class DebuggerService(TransformerDebuggerServiceServicer):
 
     async def StreamDebug(self, request: DebugRequest, context: Any) -> AsyncIterator[StreamDebugResponse]:  # noqa: N802
         """See the proto."""
-        async with aclosing(
-            self._calls.answer(request, parse_debug_request)
-        ) as events:
+        async with aclosing(self._calls.answer(request, parse_debug_request)) as events:
             async for event in events:
                 yield _enveloped(StreamDebugResponse(), event)
 
@@ -61,9 +59,7 @@ class DebuggerService(TransformerDebuggerServiceServicer):
 
     async def StreamInfer(self, request: InferRequest, context: Any) -> AsyncIterator[StreamInferResponse]:  # noqa: N802
         """See the proto."""
-        async with aclosing(
-            self._calls.answer(request, parse_infer_request)
-        ) as events:
+        async with aclosing(self._calls.answer(request, parse_infer_request)) as events:
             async for event in events:
                 yield _enveloped(StreamInferResponse(), event)
 

@@ -36,6 +36,7 @@ def answer_of(handler: Handler) -> Answer:
         async with aclosing(outcome) as responses:
             async for response in responses:
                 await context.write(response)
+            return None
 
     return answer
 
@@ -47,7 +48,7 @@ def handler_like(handler: Handler, answer: Answer, deserialize: Convert, seriali
     return like
 
 
-def handler_that_refuses(refuse: Callable[["Context"], Awaitable[None]]) -> Handler:
+def handler_that_refuses(refuse: Callable[[Context], Awaitable[None]]) -> Handler:
     """A handler for any method that aborts the call; no byte of the request is read for it."""
 
     async def answer(_: Any, context: Context) -> None:

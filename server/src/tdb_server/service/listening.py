@@ -41,7 +41,7 @@ def listen(server: grpc.aio.Server, host: str, port: int, tls: ServerTls | None)
             socket.create_server((host, port), family=family).close()  # says what is wrong; gRPC only logs it
         if tls is None:
             return server.add_insecure_port(address)
-        return server.add_secure_port(address, tls.credentials())
+        return server.add_secure_port(address, tls.grpc_credentials())
     except (OSError, RuntimeError) as error:
         raise OSError(f"cannot listen on {address}: {error}") from error
 

@@ -16,6 +16,7 @@ from transformer_debugger.v1.model_service_pb2 import (
 from transformer_debugger.v1.model_service_pb2_grpc import ModelServiceServicer
 
 from tdb_server.errors import FieldViolation, InvalidRequest
+from tdb_server.service.caller import current_caller
 from tdb_server.service.model_messages import model_info_message
 from tdb_server.service.served_model import ModelSlot
 
@@ -34,9 +35,8 @@ class ModelService(ModelServiceServicer):
     async def GetModelInfo(self, request: GetModelInfoRequest, context: Any) -> GetModelInfoResponse:  # noqa: N802
         """See the proto."""
         model = self._slot.model()
-        return GetModelInfoResponse(
-            model_info=model_info_message(model.info, model.limits, self._server_version)
-        )
+        limits = current_caller().limits.within(model.limits)
+        return GetModelInfoResponse(model_info=model_info_message(model.info, limits, self._server_version))
 
     async def Tokenize(self, request: TokenizeRequest, context: Any) -> TokenizeResponse:  # noqa: N802
         """See the proto. Long texts are split beside the event loop."""

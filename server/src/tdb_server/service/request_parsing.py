@@ -12,7 +12,7 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugSubReq
 
 from tdb_server.domain.ablation_validation import conflict_violations, node_ablation_violations
 from tdb_server.domain.axes import NODE_PLACES
-from tdb_server.domain.debug import inference_sub_request, traces_towards_loss, node_ablation_spec
+from tdb_server.domain.debug import inference_sub_request, node_ablation_spec, traces_towards_loss
 from tdb_server.domain.index_validation import autoencoder_violations
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import ModelInfo

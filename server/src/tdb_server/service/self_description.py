@@ -11,6 +11,9 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2  # type: ignore[i
 from tdb_server.errors import TdbError
 
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
+REFLECTION_METHODS = frozenset(
+    f"{service}/ServerReflectionInfo" for service in (REFLECTION_V1, reflection.SERVICE_NAME)
+)
 
 
 def add_reflection(server: grpc.aio.Server, services: Sequence[str]) -> None:

@@ -21,7 +21,8 @@ class FairQueue:
         self._by_caller: OrderedDict[str, deque[Ticket]] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._again) + sum(len(tickets) for tickets in self._by_caller.values())
+        # The list is made in one step, so that other threads can ask for the length too.
+        return len(self._again) + sum(len(tickets) for tickets in list(self._by_caller.values()))
 
     def put(self, ticket: Ticket) -> None:
         """Adds a call at the end."""

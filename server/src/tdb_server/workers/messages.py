@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,8 @@ class Configuration:
         worker_index: which of the devices "auto" finds.
         dtype: type to compute in.
         n_threads: CPU threads to compute with.
+        log_format: "text" or "json".
+        log_level: of the least important lines to log, as `logging` numbers them.
     """
 
     model: str | None
@@ -30,6 +33,8 @@ class Configuration:
     worker_index: int
     dtype: str
     n_threads: int
+    log_format: str = "text"
+    log_level: int = logging.INFO
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,13 @@ MAX_DEATHS_BEFORE_FIRST_READY = 5
 
 
 class Worker(Protocol):
-    """What the scheduler needs of a worker, wherever it runs."""
+    """What the scheduler needs of a worker, wherever it runs.
+
+    Attributes:
+        device: where it computes, as torch names it.
+    """
+
+    device: str
 
     def send(self, message: RunBatch | CancelCall) -> None:
         """Hands over work, or takes it back."""
@@ -79,6 +85,11 @@ class LocalPool:
         """Workers that can compute."""
         return sum(slot.is_ready for slot in self._slots)
 
+    @property
+    def n_restarts(self) -> int:
+        """Workers that were started in place of dead ones."""
+        return sum(slot.n_restarts for slot in self._slots)
+
     def start(self) -> None:
         """Starts all workers and returns at once."""
         for slot in self._slots:
@@ -126,8 +137,10 @@ class _Slot:
         self._is_stopping = False
         self._n_deaths = 0  # since it was last ready
         self.is_ready = False
+        self.n_restarts = -1  # the first start is none
 
     def start(self) -> None:
+        self.n_restarts += 1
         self._restart = None
         self._gone.clear()
         self._process = WorkerProcess(self._configuration, self._on_message, self._on_exit)
@@ -164,6 +177,7 @@ class _Slot:
             return
         _log.info("worker %d is ready on %s", process.pid, ready.device)
         self._n_deaths = 0
+        process.device = ready.device
         self.is_ready = True
         self._pool.observer.worker_is_ready(process)
         self._pool.readiness_changed()

@@ -37,6 +37,7 @@ class WorkerProcess:
         on_exit: Callable[[WorkerProcess, int], None],
     ) -> None:
         self.configuration = configuration
+        self.device = configuration.device
         self._on_message = on_message
         self._on_exit = on_exit
         self._loop = asyncio.get_running_loop()

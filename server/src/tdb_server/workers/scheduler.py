@@ -1,8 +1,8 @@
 """Who runs what, when: the queue between the callers and the workers.
 
-A call is admitted or refused at once. It waits until a worker is free, and runs in a batch with others that wait. When
-that goes wrong it is run again, in smaller company, for as long as nothing of it has left for its reader: results
-follow from the weights and the request alone, so nobody can tell.
+A call is admitted or refused at once. It waits until a worker is free, and runs in a batch with others that
+wait. When that goes wrong it is run again, in smaller company, for as long as nothing of it has left for its
+reader: results follow from the weights and the request alone, so nobody can tell.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tdb_server.errors import Internal, OverLimit, TdbError, Unavailable
 from tdb_server.workers.batching import BatchRule
 from tdb_server.workers.event_buffer import EventBuffer
 from tdb_server.workers.fair_queue import FairQueue
+from tdb_server.workers.measures import BatchMeasure, OnBatch, measure_nothing
 from tdb_server.workers.messages import BatchEnded, CallProgress, OutOfMemory
 from tdb_server.workers.pool import Worker
 from tdb_server.workers.result_cache import ResultCache
@@ -46,11 +47,18 @@ class Scheduler:
         rule: which calls share a batch.
         max_calls_per_caller: that run and wait at the same time.
         cache: results of earlier calls.
+        on_batch: told about each batch that a worker is done with.
     """
 
     def __init__(
-        self, limits: Limits, rule: BatchRule, max_calls_per_caller: int, cache: ResultCache
+        self,
+        limits: Limits,
+        rule: BatchRule,
+        max_calls_per_caller: int,
+        cache: ResultCache,
+        on_batch: OnBatch = measure_nothing,
     ) -> None:
+        self._on_batch = on_batch
         self._limits = limits
         self._rule = rule
         self._max_calls_per_caller = max_calls_per_caller
@@ -60,6 +68,11 @@ class Scheduler:
         self._open_calls: Counter[str] = Counter()
         self._n_batches = 0
         self._wake_up: asyncio.TimerHandle | None = None
+
+    @property
+    def n_waiting(self) -> int:
+        """Calls that wait for a worker."""
+        return len(self._queue)
 
     async def submit(self, call: Call, cost: Cost, terms: Terms) -> AsyncGenerator[Event]:
         """Runs a call. Closing the generator cancels it.
@@ -96,6 +109,8 @@ class Scheduler:
             self._open_calls[terms.caller.name] -= 1
             if not self._open_calls[terms.caller.name]:
                 del self._open_calls[terms.caller.name]
+            if recording is not None:
+                recording.give_up()
             self._drop(ticket)
 
     def check_room(self, caller: Caller) -> None:
@@ -132,7 +147,12 @@ class Scheduler:
             if ticket := station.tickets.get(message.call_id):
                 ticket.add(message.event, n_bytes)
             return
+        busy_before = station.busy_seconds
         batch = station.end(message.batch_id, n_waiting=len(self._queue) // len(self._stations))
+        if batch:
+            n_rows = sum(ticket.n_rows for ticket in batch)
+            seconds = station.busy_seconds - busy_before
+            self._on_batch(BatchMeasure(worker.device, len(batch), n_rows, seconds))
         unfinished = [ticket for ticket in batch if not ticket.is_over]
         for ticket in unfinished:
             self._after_failure(ticket, message.failure, n_company=len(batch))
@@ -157,7 +177,7 @@ class Scheduler:
             )
 
     def _after_failure(self, ticket: Ticket, failure: TdbError | OutOfMemory | None, n_company: int) -> None:
-        """Runs a call again, in half the company when memory was short, alone when it may be its own fault."""
+        """Runs a call again: in half the company when memory was short, alone when it may be at fault."""
         can_run_again = n_company > NO_COMPANY and not ticket.has_left
         if isinstance(failure, OutOfMemory):
             if can_run_again:

@@ -29,6 +29,7 @@ from tdb_server.domain.debug import inference_sub_request
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.requests import AttentionComponent, DebugSubRequest, MlpComponent
 from tdb_server.errors import Internal, ModelError, TdbError
+from tdb_server.log_format import configure_logging
 from tdb_server.workers.channel import receive_message, send_message
 from tdb_server.workers.messages import (
     BatchEnded,
@@ -101,9 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--connection-fd", type=int, required=True)
     connection = Connection(parser.parse_args(arguments).connection_fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the front, which lets running calls finish
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(processName)s[%(process)d] %(message)s")
     configuration, _ = receive_message(connection)
     setproctitle(f"tdb-worker:{configuration.device}")
+    configure_logging(configuration.log_format, configuration.log_level)
     inbox = Inbox(connection)
     inbox.start()
     try:

@@ -56,14 +56,14 @@ class AccessGuard(grpc.aio.ServerInterceptor):
         return self._admitted(handler, owner)
 
     def _admitted(self, handler: Handler, owner: Caller | None) -> Handler:
-        answer = answer_of(handler)
+        answer, deserialize = answer_of(handler), handler.request_deserializer
 
         async def answer_if_within_limits(raw: bytes, context: Context) -> Any:
             caller = owner or Caller(_certificate_name(context) or context.peer())
             current_record().caller = caller.name
             try:
                 with self._access.one_call(caller):
-                    return await answer(handler.request_deserializer(raw), context)
+                    return await answer(deserialize(raw) if deserialize else raw, context)
             except OverLimit as error:  # of the caller; those of the call have been answered further in
                 await refuse(context, error)
 

@@ -66,6 +66,8 @@ class CallerLedger:
             # The call that must fall out of the minute, which is not the oldest when the limit was lowered.
             seconds = begun[len(begun) - allowed] + MINUTE - now
             raise OverLimit(
-                f"{caller.name} may make {allowed} calls a minute, and has", "TOO_MANY_CALLS_PER_MINUTE", seconds
+                f"{caller.name} may make {allowed} calls a minute, and has",
+                "TOO_MANY_CALLS_PER_MINUTE",
+                seconds,
             )
         begun.append(now)

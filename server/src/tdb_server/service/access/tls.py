@@ -1,11 +1,13 @@
-"""The server's certificate, and which clients' certificates it takes. Renewed files are used without a restart."""
+"""The server's certificate, and which clients' certificates it takes. Renewed files need no restart."""
 
 from __future__ import annotations
 
 import logging
 import ssl
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -16,10 +18,18 @@ from tdb_server.service.access.file_watch import FileWatch
 _log = logging.getLogger(__name__)
 
 
-class ServerTls:
-    """Reads the files when it is made, and again when they change.
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """The files as they were at one time, for gRPC and for everything else."""
 
-    While new files do not fit together, as between the writing of one and of the other, those before serve on.
+    configuration: grpc.ServerCertificateConfiguration
+    context: ssl.SSLContext
+
+
+class ServerTls:
+    """Reads the files when it is made, and again when they change. Threads may share one.
+
+    While new files do not fit together, as after one is written and before the other is, the old ones serve.
 
     Args:
         certificate: PEM file with the server's certificate chain.
@@ -41,42 +51,65 @@ class ServerTls:
         self._certificate = certificate
         self._key = key
         self._client_ca = client_ca
+        self._lock = threading.Lock()
         self._watch = FileWatch([path for path in (certificate, key, client_ca) if path], clock)
-        self._first = self._read()
+        self._loaded = self._in_grpc = self._load()
 
-    def credentials(self) -> grpc.ServerCredentials:
-        """Credentials for a port. gRPC asks for the files with every new connection, in a thread of its own."""
+    def grpc_credentials(self) -> grpc.ServerCredentials:
+        """Credentials for a gRPC port. For every new connection gRPC asks whether there are newer files."""
         return grpc.dynamic_ssl_server_credentials(
-            self._first, self.renewed, require_client_authentication=self._client_ca is not None
+            self._loaded.configuration,
+            self.renewed,  # type: ignore[arg-type]  # may return None, says its documentation
+            require_client_authentication=self._client_ca is not None,
         )
 
     def renewed(self) -> grpc.ServerCertificateConfiguration | None:
-        """The files, when they have changed to something that works; None to go on with those before."""
-        if not self._watch.has_changed():
-            return None
-        try:
-            configuration = self._read()
-        except ConfigurationBroken as error:
-            _log.error("%s; the certificate read before stays in use", error.message)
-            return None
-        _log.info("%s: the certificate was renewed", self._certificate)
-        return configuration
+        """The files, when they are others than gRPC has; None to go on with those."""
+        with self._lock:
+            loaded = self._current()
+            if loaded is self._in_grpc:
+                return None
+            self._in_grpc = loaded
+            return loaded.configuration
 
-    def _read(self) -> grpc.ServerCertificateConfiguration:
+    def context(self) -> ssl.SSLContext:
+        """The same for servers that use Python's own TLS."""
+
+        def use_renewed(connection: ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:
+            with self._lock:
+                connection.context = self._current().context
+
+        first = self._loaded.context
+        first.sni_callback = use_renewed  # called early in every handshake, also without a server name
+        return first
+
+    def _current(self) -> _Loaded:
+        if self._watch.has_changed():
+            try:
+                self._loaded = self._load()
+                _log.info("%s: the certificate was renewed", self._certificate)
+            except ConfigurationBroken as error:
+                _log.error("%s; the certificate read before stays in use", error.message)
+        return self._loaded
+
+    def _load(self) -> _Loaded:
         try:
-            self._check()
-            return grpc.ssl_server_certificate_configuration(
+            configuration = grpc.ssl_server_certificate_configuration(
                 [(self._key.read_bytes(), self._certificate.read_bytes())],
                 None if self._client_ca is None else self._client_ca.read_bytes(),
             )
+            return _Loaded(configuration, self._checked_context())
         except (OSError, ValueError) as error:  # SSLError is an OSError
             names = ", ".join(str(path) for path in (self._certificate, self._key, self._client_ca) if path)
             raise ConfigurationBroken(f"TLS files {names}: {error}") from error
 
-    def _check(self) -> None:
-        """gRPC itself would only fail every handshake."""
+    def _checked_context(self) -> ssl.SSLContext:
+        """Fails where gRPC would only fail every handshake."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
         # The password keeps OpenSSL from asking the terminal for one.
         context.load_cert_chain(self._certificate, self._key, password="")
         if self._client_ca is not None:
             context.load_verify_locations(self._client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context

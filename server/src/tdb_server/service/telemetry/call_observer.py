@@ -51,31 +51,38 @@ class CallObserver(grpc.aio.ServerInterceptor):
 
     def _recorded(self, handler: Handler, record: CallRecord) -> Handler:
         answer = answer_of(handler)
+        serialize = _counting_sent(handler.response_serializer, record)
 
         async def answer_and_record(request: Any, context: Context) -> Any:
             record.peer = context.peer()
             with recorded(record, self._listeners):
                 try:
-                    return await answer(request, context)
+                    response = await answer(request, context)
+                    return response if handler.response_streaming else serialize(response)
                 except asyncio.CancelledError:
                     is_late = (context.time_remaining() or 1.0) <= 0
                     record.status = "DEADLINE_EXCEEDED" if is_late else "CANCELLED"
                     raise
                 except Exception:  # an abort, mostly: those of our own are noted already
                     if record.status == "OK":
-                        code = context.code()
-                        record.status = code.name if isinstance(code, grpc.StatusCode) else "UNKNOWN"
+                        record.status = _code_name(context)
                     raise
 
         return handler_like(
             handler,
             answer_and_record,
             _counting_received(handler.request_deserializer, record),
-            _counting_sent(handler.response_serializer, record),
+            serialize if handler.response_streaming else None,
         )
 
 
-def _counting_received(deserialize: Convert, record: CallRecord) -> Convert:
+def _code_name(context: Context) -> str:
+    """What a servicer that is not ours has set; nothing when it broke."""
+    code: object = context.code()
+    return code.name if isinstance(code, grpc.StatusCode) and code.value[0] else "UNKNOWN"
+
+
+def _counting_received(deserialize: Convert, record: CallRecord) -> Callable[[bytes], Any]:
     def count_and_deserialize(raw: bytes) -> Any:
         record.received_bytes += len(raw)
         return raw if deserialize is None else deserialize(raw)
@@ -83,7 +90,7 @@ def _counting_received(deserialize: Convert, record: CallRecord) -> Convert:
     return count_and_deserialize
 
 
-def _counting_sent(serialize: Convert, record: CallRecord) -> Convert:
+def _counting_sent(serialize: Convert, record: CallRecord) -> Callable[[Any], bytes]:
     def serialize_and_count(response: Any) -> bytes:
         raw: bytes = response if serialize is None else serialize(response)
         record.sent_bytes += len(raw)

@@ -15,13 +15,15 @@ class CallRecord:
     """One call.
 
     Attributes:
-        method: full name without the leading slash; "other" for methods that do not exist, as there is no end to them.
+        method: full name without the leading slash; "other" for methods that do not exist. Over HTTP as in
+            `POST /batched`.
+        is_http: whether the call came over HTTP.
         traceparent: the caller's trace, as W3C Trace Context writes it; empty when there is none.
         peer: the client's address as gRPC writes it.
         caller: who calls; empty before that is known.
         request_id: as in the call's answer; empty where methods have none.
-        n_sub_requests: sub-requests, once they are parsed.
-        n_tokens: tokens of all prompts.
+        n_sub_requests: sub-requests.
+        n_tokens: tokens of all prompts, once they are known to be sound.
         keeps_prompts: whether the log may have the prompts.
         prompts: the prompts, where it may.
         is_cached: whether the results were there already; None when nothing was run.
@@ -29,6 +31,7 @@ class CallRecord:
         sent_bytes: of all responses.
         status: name of the gRPC status the call ended with; "OK" unless told otherwise.
         reason: why it failed, as in `ErrorInfo.reason`.
+        http_status: the status the client saw, for calls over HTTP.
         began_at: wall clock, seconds.
         seconds: from the call's arrival to its end.
         submitted_seconds: from the call's arrival to the queue; None when it was never there.
@@ -37,6 +40,7 @@ class CallRecord:
     """
 
     method: str
+    is_http: bool = False
     traceparent: str = ""
     peer: str = ""
     caller: str = ""
@@ -50,6 +54,7 @@ class CallRecord:
     sent_bytes: int = 0
     status: str = "OK"
     reason: str = ""
+    http_status: int = 0
     began_at: float = field(default_factory=time.time)
     seconds: float = 0.0
     submitted_seconds: float | None = None
@@ -62,10 +67,12 @@ class CallRecord:
         """Since the call's arrival."""
         return time.perf_counter() - self._begun
 
-    def parsed(self, request_id: str, prompts: Sequence[Sequence[str]]) -> None:
+    def named(self, request_id: str, n_sub_requests: int) -> None:
+        """The request has been read, and not been checked yet."""
+        self.request_id, self.n_sub_requests = request_id, n_sub_requests
+
+    def parsed(self, prompts: Sequence[Sequence[str]]) -> None:
         """The request is sound; its prompts are given as tokens."""
-        self.request_id = request_id
-        self.n_sub_requests = len(prompts)
         self.n_tokens = sum(len(tokens) for tokens in prompts)
         if self.keeps_prompts:
             self.prompts = tuple("".join(tokens) for tokens in prompts)

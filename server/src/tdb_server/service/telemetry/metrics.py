@@ -1,7 +1,7 @@
 """Metrics for Prometheus: gRPC's standard ones, and those of the queue, the workers and the cache.
 
-Names and buckets of `grpc.server.*` are those of gRPC's proposal A66. Prometheus shows dots as underscores and
-adds units: `grpc_server_call_duration_seconds`. Imported only where metrics are wanted.
+Names and buckets of `grpc.server.*` are those of gRPC's proposal A66. Prometheus shows dots as underscores
+and adds units: `grpc_server_call_duration_seconds`. Imported only where metrics are wanted.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class Metrics:
         resource = Resource.create({"service.name": "tdb-server", "service.version": version})
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)  # memory, processor time and open files of the front
-        self._provider = MeterProvider([PrometheusMetricReader(registry=self._registry)], resource)
+        self._provider = MeterProvider(
+            [PrometheusMetricReader(scope_info_enabled=False, registry=self._registry)], resource
+        )
         self._page: WSGIServer | None = None
         meter = self._provider.get_meter("tdb_server", version)
         self.calls = CallMetrics(meter)
@@ -96,6 +98,12 @@ class CallMetrics:
             "Bytes of the messages of a call that were sent.",
             explicit_bucket_boundaries_advisory=BYTES,
         )
+        self._http_seconds = meter.create_histogram(
+            "http.server.request.duration",
+            "s",
+            "From a request's arrival at the JSON gateway to its end.",
+            explicit_bucket_boundaries_advisory=SECONDS,
+        )
         self._failed = meter.create_counter("tdb.call.failures", "{call}", "Calls that failed, by reason.")
         self._waited = meter.create_histogram(
             "tdb.queue.duration",
@@ -109,16 +117,28 @@ class CallMetrics:
 
     def call_started(self, record: CallRecord) -> None:
         """See `CallListener`."""
-        self._started.add(1, {"grpc.method": record.method})
+        if not record.is_http:
+            self._started.add(1, {"grpc.method": record.method})
 
     def call_finished(self, record: CallRecord) -> None:
         """See `CallListener`."""
-        attributes = {"grpc.method": record.method, "grpc.status": record.status}
-        self._seconds.record(record.seconds, attributes)
-        self._received.record(record.received_bytes, attributes)
-        self._sent.record(record.sent_bytes, attributes)
+        if not record.is_http:
+            attributes = {"grpc.method": record.method, "grpc.status": record.status}
+            self._seconds.record(record.seconds, attributes)
+            self._received.record(record.received_bytes, attributes)
+            self._sent.record(record.sent_bytes, attributes)
+        else:
+            method, _, route = record.method.partition(" ")
+            self._http_seconds.record(
+                record.seconds,
+                {
+                    "http.request.method": method,
+                    "http.route": route,
+                    "http.response.status_code": record.http_status,
+                },
+            )
         if record.reason:
-            self._failed.add(1, {"grpc.method": record.method, "reason": record.reason})
+            self._failed.add(1, {"reason": record.reason})
         if record.is_cached is not None:
             self._looked_up.add(1, {"result": "hit" if record.is_cached else "miss"})
         if record.queue_seconds is not None and not record.is_cached:

@@ -1,8 +1,9 @@
 """Traces by OpenTelemetry: a span for each call, with spans for its time in the queue and on a worker.
 
-The spans are made from the call's record once it has ended; the caller's own span, named in the `traceparent`
-header of W3C Trace Context, is their parent. Where they go, and everything else about exporting, is said by the
-SDK's environment variables (`OTEL_EXPORTER_OTLP_ENDPOINT` and others). Imported only where traces are wanted.
+The spans are made from the call's record once it has ended; the caller's own span, named in the
+`traceparent` header of W3C Trace Context, is their parent. Where they go, and everything else about
+exporting, is said by the SDK's own environment variables (`OTEL_EXPORTER_OTLP_ENDPOINT` and others).
+Imported only where traces are wanted.
 """
 
 from __future__ import annotations
@@ -43,16 +44,12 @@ class CallTraces:
         """See `CallListener`."""
         if record.method.startswith(UNTRACED):
             return
-        service, _, method = record.method.rpartition("/")
         span = self._tracer.start_span(
             record.method,
             context=self._propagator.extract({"traceparent": record.traceparent}),
             kind=SpanKind.SERVER,
             attributes={
-                "rpc.system": "grpc",
-                "rpc.service": service,
-                "rpc.method": method,
-                "rpc.response.status_code": record.status,
+                **_protocol_attributes(record),
                 "tdb.caller": record.caller,
                 "tdb.request_id": record.request_id,
                 "tdb.sub_requests": record.n_sub_requests,
@@ -78,12 +75,32 @@ class CallTraces:
         context = trace.set_span_in_context(call)
         taken_up = record.submitted_seconds + (record.queue_seconds or 0.0)
         left_queue = record.seconds if record.queue_seconds is None else taken_up
-        queue = self._tracer.start_span("queue", context, start_time=_moment(record, record.submitted_seconds))
+        queue = self._tracer.start_span(
+            "queue", context, start_time=_moment(record, record.submitted_seconds)
+        )
         queue.end(_moment(record, left_queue))
         if record.queue_seconds is not None:
             ended = record.seconds if record.run_seconds is None else taken_up + record.run_seconds
             run = self._tracer.start_span("run", context, start_time=_moment(record, taken_up))
             run.end(_moment(record, ended))
+
+
+def _protocol_attributes(record: CallRecord) -> dict[str, str | int]:
+    """As OpenTelemetry's semantic conventions name them."""
+    if record.is_http:
+        method, _, route = record.method.partition(" ")
+        return {
+            "http.request.method": method,
+            "http.route": route,
+            "http.response.status_code": record.http_status,
+        }
+    service, _, method = record.method.rpartition("/")
+    return {
+        "rpc.system": "grpc",
+        "rpc.service": service,
+        "rpc.method": method,
+        "rpc.response.status_code": record.status,
+    }
 
 
 def _moment(record: CallRecord, seconds: float) -> int:

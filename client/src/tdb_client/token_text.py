@@ -1,0 +1,23 @@
+"""Tokens as text that is safe to show: in a terminal's line, in a page, in an error message."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def quoted(token: str) -> str:
+    """A token in quotes, with what cannot be seen or printed escaped."""
+    return repr(token)
+
+
+def printable(token: str) -> str:
+    """A token as it stands in the prompt, with a sign in place of each character that cannot be printed."""
+    return "".join("⏎" if one == "\n" else one if one.isprintable() else "·" for one in token)
+
+
+def objective_words(target: Sequence[str], distractor: Sequence[str]) -> str:
+    """The loss in words: `logit ' Mary' - ' John'`."""
+    targets = ", ".join(map(quoted, target))
+    if not distractor:
+        return f"logit {targets}"
+    return f"logit {targets} - {', '.join(map(quoted, distractor))}"

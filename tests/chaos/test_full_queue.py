@@ -1,0 +1,73 @@
+"""A full queue refuses at once, also while workers and front are busy."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+
+import grpc
+import pytest
+
+from tests.chaos.metrics_page import reading
+from tests.chaos.refused import refused
+from tests.chaos.requests import debug_request, heavy_request
+from tests.chaos.vitals import cpu_share, wait_until
+from tests.running_server import RunningServer
+
+QUEUE_LENGTH = 4
+N_REFUSED = 100
+REFUSAL_SECONDS = 0.020
+
+
+@pytest.fixture
+def full(start_server) -> Iterator[RunningServer]:
+    """A server whose worker computes, whose front sends results, and whose queue has no place left."""
+    server = start_server("--max-queue-length", str(QUEUE_LENGTH), "--max-batch-tokens", "1")
+    streams = [server.debugger.StreamDebug(heavy_request())]
+    wait_until(lambda: reading(server, "tdb_queue_length") == 0, 10)
+    assert next(streams[0]).HasField("started")
+    reader = threading.Thread(target=_read_until_cancelled, args=(streams[0],))
+    reader.start()
+    streams += [server.debugger.StreamDebug(heavy_request()) for _ in range(QUEUE_LENGTH)]
+    wait_until(lambda: reading(server, "tdb_queue_length") == QUEUE_LENGTH, 10)
+    yield server
+    for one in streams:
+        one.cancel()
+    reader.join()
+
+
+def test_refused_in_no_time(full):
+    (worker,) = full.worker_pids()
+    reasons, seconds = [], []
+    for number in range(N_REFUSED):
+        call = full.debugger.Debug if number % 2 else _first_event(full)
+        begun_at = time.monotonic()
+        with pytest.raises(grpc.RpcError) as caught:
+            call(debug_request())
+        seconds.append(time.monotonic() - begun_at)
+        reasons.append(refused(caught.value))
+    share = cpu_share(worker, 0.3)
+    assert reading(full, "tdb_queue_length") == QUEUE_LENGTH
+
+    milliseconds = [1000 * one for one in sorted(seconds)]
+    print(
+        f"\n{N_REFUSED} refusals, the worker at {share:.0%} of a core: {statistics.median(milliseconds):.1f} ms"
+    )
+    print(f"median, {milliseconds[int(0.95 * N_REFUSED)]:.1f} ms at 95 %, {milliseconds[-1]:.1f} ms at most")
+    assert {one.code for one in reasons} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert {one.reason for one in reasons} == {"QUEUE_FULL"}
+    assert all(one.retry_seconds is not None and one.retry_seconds > 0 for one in reasons)
+    assert share > 0.2, "the worker must be busy, else this says nothing"
+    assert statistics.median(seconds) < REFUSAL_SECONDS
+
+
+def _first_event(server):
+    return lambda request: next(server.debugger.StreamDebug(request))
+
+
+def _read_until_cancelled(stream) -> None:
+    with pytest.raises(grpc.RpcError):
+        for _ in stream:
+            pass

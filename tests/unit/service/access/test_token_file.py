@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+from tdb_server.domain.caller import Caller, CallerLimits
+from tdb_server.domain.limits import Limits
+from tdb_server.errors import ConfigurationBroken
+from tdb_server.service.access.token import new_token, token_digest, token_entry
+from tdb_server.service.access.token_file import TokenFile, read_tokens
+
+ALICE, BOB = new_token(), new_token()
+
+
+class Clock:
+    seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "tokens.toml"
+    path.write_text(token_entry("alice", ALICE, CallerLimits(calls_per_minute=5)))
+    return path
+
+
+def test_tokens_are_long_and_differ():
+    assert len({new_token() for _ in range(100)}) == 100
+    assert ALICE.startswith("tdb_")
+    assert len(ALICE) > 40
+
+
+def test_an_entry_reads_back_and_hides_the_token(path):
+    assert ALICE not in path.read_text()
+    (token,) = read_tokens(path)
+    assert token.caller == Caller("alice", CallerLimits(calls_per_minute=5))
+    assert token.digest == token_digest(ALICE)
+
+
+def test_whose_token_it_is(path, clock):
+    path.write_text(
+        token_entry("alice", ALICE, CallerLimits()) + token_entry("bob", BOB, CallerLimits(3, 4, 2048))
+    )
+    tokens = TokenFile(path, clock)
+    assert tokens.caller_of(ALICE) == Caller("alice")
+    assert tokens.caller_of(BOB) == Caller("bob", CallerLimits(3, 4, 2048))
+    for wrong in ("", ALICE[:-1], ALICE + "x", token_digest(ALICE).hex(), "tøken", "\udcff"):
+        assert tokens.caller_of(wrong) is None
+
+
+def test_changes_are_seen_within_a_second(path, clock):
+    tokens = TokenFile(path, clock)
+    path.write_text(token_entry("bob", BOB, CallerLimits()))
+    clock.seconds += 0.9
+    assert tokens.caller_of(BOB) is None
+    clock.seconds += 0.1
+    assert tokens.caller_of(BOB) == Caller("bob")
+    assert tokens.caller_of(ALICE) is None
+
+
+def test_a_file_of_the_same_size_and_time_put_in_its_place_is_seen(path, clock):
+    tokens = TokenFile(path, clock)
+    before = path.stat()
+    beside = path.with_name("new")
+    beside.write_text(token_entry("alicf", BOB, CallerLimits(calls_per_minute=5)))
+    os.utime(beside, ns=(before.st_atime_ns, before.st_mtime_ns))
+    beside.rename(path)
+    clock.seconds += 1
+    assert tokens.caller_of(BOB) is not None
+
+
+@pytest.mark.parametrize("content", [None, "", "  \n", "[[token]", "[[token]]\nname = 'x'\n"])
+def test_a_broken_file_changes_nothing_and_is_logged(path, clock, caplog, content):
+    tokens = TokenFile(path, clock)
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    clock.seconds += 1
+    with caplog.at_level(logging.ERROR):
+        assert tokens.caller_of(ALICE) is not None
+    assert "stay in force" in caplog.text
+    path.write_text(token_entry("bob", BOB, CallerLimits()))
+    clock.seconds += 1
+    assert tokens.caller_of(BOB) is not None
+
+
+def test_nobody_is_let_in_when_the_file_says_so(path, clock):
+    tokens = TokenFile(path, clock)
+    path.write_text("token = []\n")
+    clock.seconds += 1
+    assert tokens.caller_of(ALICE) is None
+
+
+DIGEST = token_digest(ALICE).hex()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("tokens = 1", "must consist of"),
+        ("[token]\nname = 'a'", "must consist of"),
+        ("token = [1]", "must be a table"),
+        (f"[[token]]\nsha256 = '{DIGEST}'", "must have a name"),
+        ("[[token]]\nname = 'a'\nsha256 = 'abc'", "64 hexadecimal digits"),
+        (f"[[token]]\nname = 'a b'\nsha256 = '{DIGEST}'", "letters, digits"),
+        (f"[[token]]\nname = 'a'\nsha256 = '{DIGEST}'\nmax_calls = 1", "unknown keys: max_calls"),
+        (f"[[token]]\nname = 'a'\nsha256 = '{DIGEST}'\ncalls_per_minute = 0", "calls_per_minute"),
+        (f"[[token]]\nname = 'a'\nsha256 = '{DIGEST}'\ncalls_per_minute = true", "calls_per_minute"),
+        (f"[[token]]\nname = 'a'\nsha256 = '{DIGEST}'\n" * 2, "must differ"),
+    ],
+)
+def test_what_makes_no_sense(path, content, words):
+    path.write_text(content)
+    with pytest.raises(ConfigurationBroken, match=words):
+        read_tokens(path)
+
+
+def test_bytes_that_are_no_text(path):
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigurationBroken, match="utf-8"):
+        TokenFile(path)
+
+
+def test_the_stricter_limit_counts():
+    own = CallerLimits(max_concurrent_calls=3, max_activation_bytes=10**18)
+    limits = Limits(max_concurrent_calls=7, max_activation_bytes=10**9)
+    within = own.within(limits)
+    assert (within.max_concurrent_calls, within.max_activation_bytes) == (3, 10**9)
+    assert CallerLimits().within(limits) == limits

@@ -1,0 +1,358 @@
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+from tdb_server.domain.call import Call
+from tdb_server.domain.caller import Caller, CallerLimits
+from tdb_server.domain.limits import Limits
+from tdb_server.domain.results import Finished, ObjectiveValues
+from tdb_server.errors import Internal, OverLimit, Unavailable
+from tdb_server.workers import scheduler as scheduler_module
+from tdb_server.workers.batching import BatchRule
+from tdb_server.workers.messages import OutOfMemory
+from tdb_server.workers.result_cache import ResultCache
+from tdb_server.workers.scheduler import MAX_DEATHS, Scheduler
+from tdb_server.workers.ticket import TakenUp, Terms
+
+from tests.unit.workers.conftest import make_call, make_cost
+
+ANYONE = Caller("anyone")
+WHOLE = Terms(ANYONE, in_pieces=False)
+IN_PIECES = Terms(ANYONE)
+
+
+def make_scheduler(
+    limits: Limits | None = None,
+    max_tokens: int = 10_000,
+    wait: float = 0.0,
+    max_calls_per_caller: int = 100,
+    cache_bytes: int = 0,
+) -> Scheduler:
+    rule = BatchRule(max_tokens, max_activation_bytes=10**9, max_wait_seconds=wait)
+    return Scheduler(limits or Limits(), rule, max_calls_per_caller, ResultCache(cache_bytes))
+
+
+async def run(scheduler: Scheduler, call: Call | None = None, terms: Terms = WHOLE) -> list[object]:
+    """All events of a call."""
+    async with aclosing(scheduler.submit(call or make_call(), make_cost(), terms)) as events:
+        return [event async for event in events]
+
+
+async def start(*runs) -> list[asyncio.Task]:
+    """Starts calls and lets them get as far as they can by themselves."""
+    tasks = [asyncio.ensure_future(one) for one in runs]
+    await settle()
+    return tasks
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_a_call_runs_and_its_events_come_in_order(make_worker):
+    scheduler = make_scheduler()
+    worker = make_worker(scheduler)
+    (task,) = await start(run(scheduler))
+    worker.answer()
+    taken_up, values, finished = await task
+    assert isinstance(taken_up, TakenUp)
+    assert not taken_up.is_cached
+    assert values == ObjectiveValues(0, 1.5, None)
+    assert finished.seconds.queue == taken_up.queue_seconds
+
+
+async def test_calls_that_wait_share_the_next_batch(make_worker):
+    scheduler = make_scheduler()
+    worker = make_worker(scheduler)
+    tasks = await start(*(run(scheduler) for _ in range(5)))
+    assert worker.n_calls == [1]
+    worker.answer()
+    assert worker.n_calls == [1, 4]
+    worker.answer()
+    assert all(isinstance(events[-1], Finished) for events in await asyncio.gather(*tasks))
+
+
+async def test_workers_share_what_waits(make_worker):
+    scheduler = make_scheduler()
+    first, second = make_worker(scheduler), make_worker(scheduler)
+    tasks = await start(*(run(scheduler) for _ in range(8)))
+    assert (first.n_calls, second.n_calls) == ([1], [1])
+    first.answer()
+    second.answer()
+    assert (first.n_calls, second.n_calls) == ([1, 6], [1])
+    first.answer()
+    await asyncio.gather(*tasks)
+
+
+async def test_a_worker_that_was_busy_waits_for_the_callers_that_come_back(make_worker):
+    scheduler = make_scheduler(wait=10.0)
+    worker = make_worker(scheduler)
+    tasks = await start(*(run(scheduler) for _ in range(3)))
+    worker.answer()
+    assert worker.n_calls == [1]  # one has its answer and may come back, two wait
+    tasks += await start(run(scheduler))
+    assert worker.n_calls == [1, 3]
+    worker.answer()
+    tasks += await start(run(scheduler), run(scheduler))
+    assert worker.n_calls == [1, 3]
+    tasks += await start(run(scheduler))
+    assert worker.n_calls == [1, 3, 3]
+    worker.answer()
+    await asyncio.gather(*tasks)
+
+
+async def test_the_wait_is_over_when_nobody_comes(make_worker):
+    scheduler = make_scheduler(wait=0.02)
+    worker = make_worker(scheduler)
+    tasks = await start(*(run(scheduler) for _ in range(4)))
+    worker.answer()
+    await asyncio.sleep(0.03)
+    worker.answer()
+    tasks += await start(run(scheduler))
+    assert worker.n_calls == [1, 3]
+    await asyncio.sleep(0.04)
+    assert worker.n_calls == [1, 3, 1]
+    worker.answer()
+    await asyncio.gather(*tasks)
+
+
+async def test_one_caller_alone_never_waits(make_worker):
+    scheduler = make_scheduler(wait=10.0)
+    worker = make_worker(scheduler)
+    for _ in range(3):
+        (task,) = await start(run(scheduler))
+        worker.answer()
+        await task
+    assert worker.n_calls == [1, 1, 1]
+
+
+async def test_refused_without_workers():
+    with pytest.raises(Unavailable) as refused:
+        await run(make_scheduler())
+    assert (refused.value.reason, refused.value.retry_after_seconds) == ("NO_WORKER_READY", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        (Limits(max_queue_length=2), "QUEUE_FULL"),
+        (Limits(max_concurrent_calls=3), "TOO_MANY_CONCURRENT_CALLS"),
+    ],
+)
+async def test_refused_when_full(make_worker, limits, reason):
+    scheduler = make_scheduler(limits)
+    worker = make_worker(scheduler)
+    tasks = await start(*(run(scheduler) for _ in range(3)))
+    with pytest.raises(OverLimit) as refused:
+        await run(scheduler)
+    assert (refused.value.reason, refused.value.retry_after_seconds) == (reason, 1.0)
+    worker.answer()
+    worker.answer()
+    await asyncio.gather(*tasks)
+    (task,) = await start(run(scheduler))
+    worker.answer()
+    await task
+
+
+async def test_callers_have_limits_of_their_own(make_worker):
+    scheduler = make_scheduler(max_calls_per_caller=2)
+    worker = make_worker(scheduler)
+    tasks = await start(run(scheduler), run(scheduler))
+    with pytest.raises(OverLimit, match="more than 2 calls of anyone"):
+        await run(scheduler)
+    tasks += await start(run(scheduler, terms=Terms(Caller("someone else"))))
+    limited = Terms(Caller("limited", CallerLimits(max_concurrent_calls=0)))
+    with pytest.raises(OverLimit, match="more than 0 calls of limited"):
+        await run(scheduler, terms=limited)
+    worker.answer()
+    worker.answer()
+    await asyncio.gather(*tasks)
+
+
+async def test_refused_when_too_dear(make_worker):
+    scheduler = make_scheduler(Limits(max_activation_bytes=99))
+    make_worker(scheduler)
+    with pytest.raises(OverLimit) as refused:
+        await run(scheduler)
+    assert (refused.value.reason, refused.value.retry_after_seconds) == ("COST_TOO_HIGH", None)
+
+
+async def test_cancelled_while_it_waits(make_worker):
+    scheduler = make_scheduler()
+    worker = make_worker(scheduler)
+    running, waiting = await start(run(scheduler), run(scheduler))
+    waiting.cancel()
+    await settle()
+    worker.answer()
+    await running
+    assert worker.n_calls == [1]
+    assert worker.cancelled == []
+
+
+async def test_cancelled_while_it_runs(make_worker):
+    scheduler = make_scheduler()
+    worker = make_worker(scheduler)
+    call = make_call()
+    (task,) = await start(run(scheduler, call))
+    task.cancel()
+    await settle()
+    assert worker.cancelled == [call.call_id]
+    worker.say(call, Finished())  # was on its way
+    worker.end()
+    (task,) = await start(run(scheduler))
+    worker.answer()
+    await task
+
+
+async def test_a_worker_that_does_not_stop_is_killed(make_worker, monkeypatch):
+    monkeypatch.setattr(scheduler_module, "HANG_SECONDS", 0.01)
+    scheduler = make_scheduler()
+    worker = make_worker(scheduler)
+    (task,) = await start(run(scheduler))
+    task.cancel()
+    await asyncio.sleep(0.03)
+    assert worker.is_killed
+
+
+async def test_after_a_death_calls_run_again_each_alone(make_worker):
+    scheduler = make_scheduler()
+    worker = make_worker(scheduler)
+    tasks = await start(*(run(scheduler) for _ in range(4)))
+    worker.answer()
+    worker.die()
+    second = make_worker(scheduler)
+    for _ in range(3):
+        second.answer()
+    assert second.n_calls == [1, 1, 1]
+    assert all(isinstance(events[-1], Finished) for events in await asyncio.gather(*tasks))
+
+
+async def test_what_came_before_a_death_is_dropped(make_worker):
+    scheduler = make_scheduler()
+    worker = make_worker(scheduler)
+    call = make_call()
+    (task,) = await start(run(scheduler, call))
+    worker.say(call, ObjectiveValues(0, -1.0, None))
+    worker.die()
+    make_worker(scheduler).answer()
+    events = await task
+    assert [type(event) for event in events] == [TakenUp, ObjectiveValues, Finished]
+    assert events[1].loss == 1.5
+
+
+async def test_a_stream_that_has_begun_without_results_runs_again(make_worker):
+    scheduler = make_scheduler()
+    worker = make_worker(scheduler)
+    (task,) = await start(run(scheduler, terms=IN_PIECES))
+    worker.die()
+    make_worker(scheduler).answer()
+    assert [type(event) for event in await task] == [TakenUp, ObjectiveValues, Finished]
+
+
+async def test_a_stream_whose_results_have_left_ends(make_worker):
+    scheduler = make_scheduler()
+    worker = make_worker(scheduler)
+    call = make_call()
+    (task,) = await start(run(scheduler, call, IN_PIECES))
+    worker.say(call, ObjectiveValues(0, 1.0, None))
+    await settle()
+    worker.die()
+    with pytest.raises(Unavailable) as ended:
+        await task
+    assert (ended.value.reason, ended.value.retry_after_seconds) == ("WORKER_DIED", 1.0)
+
+
+async def test_a_call_that_kills_workers_is_refused_in_the_end(make_worker):
+    scheduler = make_scheduler()
+    (deadly,) = await start(run(scheduler, make_first(make_worker, scheduler)))
+    for _ in range(MAX_DEATHS - 1):
+        next(iter(scheduler._stations)).die()
+        make_worker(scheduler)
+    (harmless,) = await start(run(scheduler))
+    next(iter(scheduler._stations)).die()
+    with pytest.raises(Internal):
+        await deadly
+    worker = make_worker(scheduler)
+    worker.answer()
+    await harmless
+
+
+def make_first(make_worker, scheduler: Scheduler) -> Call:
+    make_worker(scheduler)
+    return make_call()
+
+
+async def test_out_of_memory_halves_the_batch_and_refuses_only_what_fails_alone(make_worker):
+    scheduler = make_scheduler()
+    worker = make_worker(scheduler)
+    tasks = await start(*(run(scheduler) for _ in range(5)))
+    worker.answer()
+    worker.end(OutOfMemory())
+    assert worker.n_calls == [1, 4, 2]
+    worker.end(OutOfMemory())
+    worker.answer()  # the other two
+    worker.end(OutOfMemory())
+    worker.answer()
+    assert worker.n_calls == [1, 4, 2, 2, 1, 1]
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    refused = [outcome for outcome in outcomes if isinstance(outcome, OverLimit)]
+    assert [one.reason for one in refused] == ["OUT_OF_MEMORY"]
+    assert [one.retry_after_seconds for one in refused] == [None]
+
+
+async def test_a_fault_in_company_is_tried_again_alone(make_worker):
+    scheduler = make_scheduler()
+    worker = make_worker(scheduler)
+    tasks = await start(*(run(scheduler) for _ in range(3)))
+    worker.answer()
+    worker.end(Internal("abc"))
+    worker.end(Internal("def"))
+    worker.answer()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [one.error_id for one in outcomes if isinstance(one, Internal)] == ["def"]
+
+
+async def test_results_are_kept_for_equal_calls(make_worker):
+    scheduler = make_scheduler(cache_bytes=10_000)
+    worker = make_worker(scheduler)
+    terms = Terms(ANYONE, in_pieces=True, cache_key=b"key")
+    (task,) = await start(run(scheduler, terms=terms))
+    worker.answer()
+    computed = await task
+    kept = await run(scheduler, terms=terms)
+    assert len(worker.batches) == 1
+    assert kept[0] == TakenUp(0.0, is_cached=True)
+    assert kept[1:-1] == computed[1:-1]
+    assert kept[-1] == Finished()
+
+
+async def test_nothing_is_kept_of_a_call_that_failed(make_worker):
+    scheduler = make_scheduler(cache_bytes=10_000)
+    worker = make_worker(scheduler)
+    terms = Terms(ANYONE, cache_key=b"key")
+    call = make_call()
+    (task,) = await start(run(scheduler, call, terms))
+    worker.say(call, ObjectiveValues(0, 1.0, None))
+    worker.end(Internal("abc"))
+    with pytest.raises(Internal):
+        await task
+    (task,) = await start(run(scheduler, terms=terms))
+    assert len(worker.batches) == 2
+    worker.answer()
+    await task
+
+
+async def test_nothing_is_left_behind(make_worker):
+    scheduler = make_scheduler()
+    worker = make_worker(scheduler)
+    tasks = await start(*(run(scheduler) for _ in range(6)))
+    tasks[3].cancel()
+    worker.answer()
+    worker.answer()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert len(scheduler._queue) == 0
+    assert not scheduler._open_calls
+    assert not next(iter(scheduler._stations.values())).tickets

@@ -1,4 +1,4 @@
-"""How long and how much: the short form for every change, the long one for `make chaos`."""
+"""How long and how much: the short form with all other tests, the long one for `make chaos`."""
 
 from __future__ import annotations
 
@@ -28,4 +28,3 @@ class Extent:
 
 SHORT = Extent(10, 2, 100, 1_500, 300, is_long=False)
 LONG = Extent(60, 5, 500, 10_000, 2_000, is_long=True)
-EXTENTS = {"short": SHORT, "long": LONG}

@@ -38,8 +38,8 @@ def channels(request) -> Iterator[list[grpc.Channel]]:
         one.close()
 
 
-def test_readers_that_stop_reading(start_server, channels):
-    server = start_server("--chunk-bytes", str(CHUNK_BYTES))
+def test_readers_that_stop_reading(start_watched, channels):
+    server = start_watched("--chunk-bytes", str(CHUNK_BYTES))
     front, (worker,) = server.process.pid, server.worker_pids()
     expected = list(server.debugger.StreamDebug(LARGE))
     answer_bytes = sum(event.ByteSize() for event in expected)
@@ -57,13 +57,9 @@ def test_readers_that_stop_reading(start_server, channels):
         slowdowns.append(_latency(server) / alone_seconds)
 
     held = (during.anonymous_bytes - before.anonymous_bytes) / N_STALLED
-    print(
-        f"\n{N_STALLED} readers that take nothing of {answer_bytes / 2**20:.1f} MiB each: {held / 1024:.0f} KiB"
-    )
-    print(
-        f"of the front's memory each. Median latency of others {1000 * alone_seconds:.0f} ms alone, with them"
-    )
-    print(f"times {', '.join(f'{one:.2f}' for one in slowdowns)}")
+    print(f"\n{N_STALLED} readers that take nothing of {answer_bytes / 2**20:.1f} MiB each:")
+    print(f"{held / 1024:.0f} KiB of the front's memory each. Others' median latency {alone_seconds:.3f} s,")
+    print(f"with them times {', '.join(f'{one:.2f}' for one in slowdowns)}")
     assert held <= MAX_BYTES_PER_READER
     assert min(slowdowns) <= MAX_SLOWDOWN
 

@@ -18,7 +18,7 @@ from tests.running_server import TINY_MODEL, RunningServer, StartServer, start, 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A server that tests share and leave as they found it."""
-    shared = start(tmp_path_factory.mktemp("server"))
+    shared = start(tmp_path_factory.mktemp("server"), "--cache-bytes", "0")
     yield shared
     stop(shared)
 

@@ -225,6 +225,38 @@ def test_time_limit(start_server, debug_request, refusal):
     assert (failed.code, failed.info.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "CALL_TIME_LIMIT")
 
 
+def test_an_equal_call_is_answered_from_the_cache_and_says_so(start_server, debug_request):
+    server = start_server()
+    first = server.debugger.Debug(debug_request())
+    second = server.debugger.Debug(debug_request())
+    assert (first.cached, second.cached) == (False, True)
+    assert second.sub_responses == first.sub_responses
+    assert second.timings.forward_seconds == 0
+    started = next(server.debugger.StreamDebug(debug_request())).started
+    assert started.cached
+    assert not server.debugger.Debug(debug_request(k=6)).cached
+
+
+def test_calls_that_share_a_batch_get_their_own_answers(server, debug_request):
+    """Within what float32 allows: 1e-4, and the same nodes."""
+    requests = [debug_request(prompt=f"the cat sat on the {word}") for word in ("cat", "dog", "house", "the")]
+    alone = [server.debugger.Debug(request) for request in requests]
+    slow = server.debugger.Debug.future(debug_request(prompt=" the" * 60, n_sub_requests=4))
+    together = [server.debugger.Debug.future(request) for request in requests for _ in range(4)]
+    for i, future in enumerate(together):
+        expected, found = alone[i // 4].sub_responses[0], future.result().sub_responses[0]
+        assert found.loss == pytest.approx(expected.loss, abs=1e-4)
+        for one, other in zip(expected.results, found.results, strict=True):
+            assert one.multiple_top_k.node_indices == other.multiple_top_k.node_indices
+            for group, same in zip(one.multiple_top_k.groups, other.multiple_top_k.groups, strict=True):
+                np.testing.assert_allclose(_array(same.activations), _array(group.activations), atol=1e-4)
+    assert slow.result().sub_responses
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return np.frombuffer(tensor.data, dtype="<f4").reshape(tuple(tensor.shape))
+
+
 def test_cancelled_call_frees_the_worker(server, debug_request):
     for _ in range(3):
         stream = server.debugger.StreamDebug(debug_request(prompt=" the" * 60, n_sub_requests=32, k=1000))
@@ -275,6 +307,5 @@ def _attention_sums(prompt: str, top_and_bottom_k: int) -> debugger_pb2.InferReq
 def test_attention_sums_are_probabilities(server):
     result = server.debugger.Infer(_attention_sums(" the cat sat", 1)).sub_responses[0].results[0]
     (group,) = result.multiple_top_k.groups
-    sums = np.frombuffer(group.sums[0].sum.data, dtype="<f4").reshape(tuple(group.sums[0].sum.shape))
     n_heads_and_layers = 4 * 3
-    np.testing.assert_allclose(sums.sum(axis=1), n_heads_and_layers, rtol=1e-5)
+    np.testing.assert_allclose(_array(group.sums[0].sum).sum(axis=1), n_heads_and_layers, rtol=1e-5)

@@ -154,7 +154,7 @@ def test_worker_ends_with_a_killed_front(start_server):
 
 
 def test_killed_worker_is_replaced(start_server, debug_request, refusal):
-    server = start_server()
+    server = start_server("--cache-bytes", "0")
     before = server.debugger.Debug(debug_request())
     (worker,) = server.worker_pids()
     os.kill(worker, signal.SIGKILL)

@@ -10,7 +10,15 @@ from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import PassType
 from tdb_server.domain.place import Place
-from tdb_server.domain.requests import AblationSpec, ActivationIndex, InferenceSpec, LossConfig, LossName
+from tdb_server.domain.requests import (
+    AblationSpec,
+    ActivationIndex,
+    DerivedScalarsSpec,
+    InferenceSpec,
+    LossConfig,
+    LossName,
+)
+from tdb_server.domain.results import DerivedScalarsResult
 from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
 from torch import Tensor
 
@@ -144,3 +152,26 @@ def test_gradients(name: str, place: Place, data: st.DataObject) -> None:
     )
     computed = numbers_of_layer(found.top_k("embeddings"), None, (len(PROMPT), 1))
     assert_same(slopes[:, None], computed)
+
+
+@pytest.mark.parametrize("token", [None, 0, len(PROMPT) - 1])
+def test_a_gradient_set_at_a_logit_that_is_set_too_goes_no_further(token: int | None) -> None:
+    """A cell with a value of its own is nobody's function; its gradient is still reported."""
+    model, logit = small_model("gpt2"), 5
+    value, gradient = (
+        AblationSpec(ActivationIndex(Place.LOGITS, None, (token, logit), one), -0.7) for one in PassType
+    )
+    both, value_alone = (
+        answer(
+            model.engine(),
+            InferenceSpec(PROMPT, LOSS, None, ablations),
+            embeddings=every_node(DerivedScalar.TOKEN_ATTRIBUTION),
+            logits=DerivedScalarsSpec(DerivedScalar.LOGITS, None, logit, PassType.BACKWARD),
+        )
+        for ablations in ((value, gradient), (value,))
+    )
+    shape = (len(PROMPT), 1)
+    assert_same(*(numbers_of_layer(one.top_k("embeddings"), None, shape) for one in (both, value_alone)))
+    gradients = both.results["logits"]
+    assert isinstance(gradients, DerivedScalarsResult)
+    assert gradients.activations.tolist() == [-0.7 * (token in (None, t)) for t in range(len(PROMPT))]

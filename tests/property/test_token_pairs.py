@@ -97,6 +97,7 @@ def test_only_latents_that_were_active_have_token_pairs() -> None:
     assert min(row_of.values()) >= 0
 
 
+@pytest.mark.parametrize("top_k", [None, TOP_K])
 @pytest.mark.parametrize("name", MODELS)
 @examples(4)
 @given(
@@ -106,9 +107,10 @@ def test_only_latents_that_were_active_have_token_pairs() -> None:
     latent=st.integers(0, N_LATENTS - 1),
 )
 def test_writes_to_one_latent(
-    name: str, token_ids: tuple[int, ...], is_one_token: bool, layer: int, latent: int
+    name: str, top_k: int | None, token_ids: tuple[int, ...], is_one_token: bool, layer: int, latent: int
 ) -> None:
-    model, autoencoder = small_model(name), small_autoencoder(name, Site.RESID_DELTA_ATTN)
+    """Zero where the latent is inactive, which with TopK it may be in spite of its sign."""
+    model, autoencoder = small_model(name), small_autoencoder(name, Site.RESID_DELTA_ATTN, top_k)
     token = len(token_ids) - 1 if is_one_token else None
     wanted = ActivationIndex(Place.ONLINE_ATTENTION_AUTOENCODER_LATENT, layer, (token, latent))
     scalar = DerivedScalar.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from tdb_server.domain.limits import Limits
+from tdb_server.scheduling_settings import Scheduling
 from tdb_server.settings import Settings, parse_settings
 
 
@@ -46,6 +47,11 @@ def test_bytes_with_units():
     assert told.limits == Limits(chunk_bytes=65536, max_activation_bytes=2 * 1024**3)
 
 
+def test_how_calls_share_the_workers():
+    told = parse_settings(["serve", "--max-wait-milliseconds", "2.5", "--cache-bytes", "0"], {})
+    assert told.scheduling == Scheduling(max_wait_seconds=0.0025, cache_bytes=0)
+
+
 @pytest.mark.parametrize(
     ("flags", "environment"),
     [
@@ -53,6 +59,8 @@ def test_bytes_with_units():
         (["--workers", "0"], {}),
         (["--dtype", "float8"], {}),
         (["--chunk-bytes", "1"], {}),
+        (["--chunk-bytes", "0"], {}),
+        (["--max-wait-milliseconds", "-1"], {}),
         (["--max-call-seconds", "nan"], {}),
         (["--devices", ","], {}),
         ([], {"TDB_SERVER_PORT": "many"}),

@@ -20,7 +20,7 @@ from tdb_client.compatibility import CHECK_SECONDS, VersionCheck
 from tdb_client.connection import DEFAULT_SERVER, Connection, Tls
 from tdb_client.debug_result import DebugResult, debug_result
 from tdb_client.errors import call_errors
-from tdb_client.events import Event, inference_results
+from tdb_client.events import Event, collected_async, inference_results
 from tdb_client.health import HealthStatus, health_check, health_request, health_status
 from tdb_client.inference import InferenceSubRequest
 from tdb_client.model_info import ModelInfo, model_info
@@ -51,8 +51,8 @@ class AsyncClient:
 
     Example:
         async with AsyncClient() as client:
-            result = await client.debug("When Mary and John went to the store, John gave a drink to", " Mary")
-            print(result.loss, result.nodes.words[0])
+            prompts = ["When Mary and John went to the store, John gave a drink to", "John gave a drink to"]
+            results = await asyncio.gather(*(client.debug(prompt, " Mary") for prompt in prompts))
 
     Args:
         server: `HOST:PORT` of the server.
@@ -136,7 +136,7 @@ class AsyncClient:
     ) -> list[DebugResult]:
         """Explains several prompts of the same length in one call; row i of every result is the same node."""
         stream = self.stream_debug(sub_requests, timeout=timeout, request_id=request_id)
-        results = inference_results(await _all_events(stream, on_event))
+        results = inference_results(await collected_async(stream, on_event))
         return [debug_result(*one) for one in zip(sub_requests, results, strict=True)]
 
     async def infer(
@@ -149,7 +149,7 @@ class AsyncClient:
     ) -> list[InferenceResult]:
         """Runs general sub-requests in one call and returns their results by name."""
         stream = self.stream_infer(sub_requests, timeout=timeout, request_id=request_id)
-        return inference_results(await _all_events(stream, on_event))
+        return inference_results(await collected_async(stream, on_event))
 
     async def stream_debug(
         self, sub_requests: Sequence[DebugSubRequest], *, timeout: float | None = None, request_id: str = ""
@@ -261,15 +261,3 @@ class AsyncClient:
         metadata = self._connection.metadata()
         request = model_pb2.GetModelInfoRequest()
         return self._models.GetModelInfo(request, timeout=CHECK_SECONDS, metadata=metadata)
-
-
-async def _all_events(
-    stream: AsyncGenerator[Event], on_event: Callable[[Event], object] | None
-) -> list[Event]:
-    events = []
-    async with aclosing(stream):
-        async for event in stream:
-            events.append(event)
-            if on_event is not None:
-                on_event(event)
-    return events

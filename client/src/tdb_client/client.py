@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -18,7 +18,7 @@ from tdb_client.compatibility import CHECK_SECONDS, VersionCheck
 from tdb_client.connection import DEFAULT_SERVER, Connection, Tls
 from tdb_client.debug_result import DebugResult, debug_result
 from tdb_client.errors import call_errors
-from tdb_client.events import Event, inference_results
+from tdb_client.events import Event, collected, inference_results
 from tdb_client.health import HealthStatus, health_check, health_request, health_status
 from tdb_client.inference import InferenceSubRequest
 from tdb_client.model_info import ModelInfo, model_info
@@ -42,10 +42,14 @@ Response = TypeVar("Response", service_pb2.StreamDebugResponse, service_pb2.Stre
 class Client:
     """Talks to a transformer debugger server. Threads may share one.
 
+    It connects with the first call; close it, or leave its `with`, when done. `tdb doctor` says why a server
+    cannot be reached.
+
     Example:
-        with Client() as client:
-            result = client.debug("When Mary and John went to the store, John gave a drink to", " Mary")
-            print(result.loss, result.nodes.words[0])
+        client = Client("127.0.0.1:50051")
+        client.model_info().n_layers
+        client.tokenize("When Mary and John").tokens
+        client.debug("When Mary and John went to the store, John gave a drink to", " Mary", " John")
 
     Args:
         server: `HOST:PORT` of the server.
@@ -103,9 +107,24 @@ class Client:
     ) -> DebugResult:
         """Explains why the model predicts `target` rather than `distractor` after `prompt`.
 
+        Example:
+            prompt = "When Mary and John went to the store, John gave a drink to"
+            result = client.debug(prompt, " Mary", " John")
+            result                                      # in a notebook, the whole answer as a page
+            result.loss                                 # logit of " Mary" less that of " John"
+            result.to_frame().nlargest(10, "act_times_grad")
+
+            # What changes without a head, or with a neuron held at 2.5? Tokens count from 0, or from the end.
+            client.debug(prompt, " Mary", " John", ablate=[head(23, 1, token=-1), "L20 neuron 426 @ 13 = 2"])
+
+            # Why is a neuron active? Why does a head look from the last token to token 9?
+            client.debug(prompt, trace=neuron(20, 426, token=-1))
+            client.debug(prompt, trace="L23 head 3 @ -1 -> 9 through Q")  # Trace(head(23, 3, ...), "Q")
+
         Args:
             prompt: the prompt.
-            target: a token, or tokens, whose logits after the prompt count for the objective.
+            target: a token, or tokens, whose logits after the prompt count for the objective. The space in
+                front belongs to it. A trace needs none, unless it is through V without `downstream`.
             distractor: tokens whose logits count against it.
             k: how many nodes to take from each end of each ranking.
             ablate: nodes to set to 0, or Ablations to other values, or their spelling: `"L9 head 6 @ -1"`.
@@ -147,9 +166,17 @@ class Client:
         request_id: str = "",
         on_event: Callable[[Event], object] | None = None,
     ) -> list[DebugResult]:
-        """Explains several prompts of the same length in one call; row i of every result is the same node."""
+        """Explains several prompts of the same length in one call; row i of every result is the same node.
+
+        Example:
+            words = {"prompt": prompt, "target": " Mary", "distractor": " John"}
+            ablated = DebugSubRequest.of(**words, ablate="L23 head 1 @ -1")
+            before, after = client.debug_many([DebugSubRequest.of(**words), ablated])
+            after.nodes.direct_effect - before.nodes.direct_effect
+            after.show(before=before)
+        """
         stream = self.stream_debug(sub_requests, timeout=timeout, request_id=request_id)
-        results = inference_results(_all_events(stream, on_event))
+        results = inference_results(collected(stream, on_event))
         return [debug_result(*one) for one in zip(sub_requests, results, strict=True)]
 
     def infer(
@@ -160,9 +187,14 @@ class Client:
         request_id: str = "",
         on_event: Callable[[Event], object] | None = None,
     ) -> list[InferenceResult]:
-        """Runs general sub-requests in one call and returns their results by name."""
+        """Runs general sub-requests in one call and returns their results by name.
+
+        Example:
+            wanted = {"pairs": DerivedAttentionScalarsSpec("attn_qk_probs", layer=23, head=3)}
+            client.infer([InferenceSubRequest(prompt, results=wanted)])[0].results["pairs"].scalars
+        """
         stream = self.stream_infer(sub_requests, timeout=timeout, request_id=request_id)
-        return inference_results(_all_events(stream, on_event))
+        return inference_results(collected(stream, on_event))
 
     def stream_debug(
         self, sub_requests: Sequence[DebugSubRequest], *, timeout: float | None = None, request_id: str = ""
@@ -267,13 +299,3 @@ class Client:
         metadata = self._connection.metadata()
         request = model_pb2.GetModelInfoRequest()
         return self._models.GetModelInfo.future(request, timeout=CHECK_SECONDS, metadata=metadata)
-
-
-def _all_events(stream: Generator[Event], on_event: Callable[[Event], object] | None) -> list[Event]:
-    events = []
-    with closing(stream):
-        for event in stream:
-            events.append(event)
-            if on_event is not None:
-                on_event(event)
-    return events

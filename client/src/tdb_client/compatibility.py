@@ -1,6 +1,7 @@
-"""Whether client and server speak the same version of the interface. docs/compatibility.md says what is promised.
+"""Whether client and server speak the same version of the interface.
 
-A client asks once per channel, beside its first call and after that was taken up, so that nothing waits for it.
+docs/compatibility.md says what is promised. A client asks once per channel, beside its first call and after
+that was taken up, so that nothing waits for it.
 """
 
 from __future__ import annotations

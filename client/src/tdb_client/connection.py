@@ -104,16 +104,18 @@ class Connection:
             options.append(("grpc.max_receive_message_length", self.max_receive_bytes))
         if self.tls is not None and self.tls.server_name is not None:
             options.append(("grpc.ssl_target_name_override", self.tls.server_name))
-        if self._is_local():
+        if self.is_local:
             options.append(("grpc.enable_http_proxy", 0))
         return options
 
-    def _is_local(self) -> bool:
+    @property
+    def is_local(self) -> bool:
+        """Whether the server is on this machine."""
         host = self.server.rpartition(":")[0]
         return self.server.startswith("unix:") or host in ("localhost", "[::1]") or host.startswith("127.")
 
     def _warn_of_token_in_clear(self) -> None:
-        if self.token is not None and self.tls is None and not self._is_local():
+        if self.token is not None and self.tls is None and not self.is_local:
             warnings.warn(f"the token is sent to {self.server} in clear; use TLS", stacklevel=4)
 
 

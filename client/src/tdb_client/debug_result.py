@@ -126,9 +126,8 @@ class DebugResult:
         """Shows the page of `to_html`: in a notebook below the cell, elsewhere in the web browser.
 
         Example:
-            plain = client.debug(prompt, " Mary", " John")
-            ablated = client.debug(prompt, " Mary", " John", ablate=[head(23, 1, token=-1)])
-            ablated.show(before=plain)
+            result.show()
+            ablated.show(before=plain)  # best from one client.debug_many, which gives both the same nodes
 
         Args:
             before: a result for the same prompt to compare with.

@@ -176,6 +176,9 @@ _CLASSES: dict[grpc.StatusCode, type[CallError]] = {
     grpc.StatusCode.INTERNAL: InternalServerError,
 }
 
+_HUNG_UP = ("Socket closed", "Connection reset", "Broken pipe")
+"""What gRPC says when a server ends a connection at once, as it does to clients it does not take."""
+
 
 @contextmanager
 def call_errors(server: str) -> Iterator[None]:
@@ -206,6 +209,8 @@ def call_error(error: grpc.Call, server: str) -> CallError:
     error_class = _CLASSES.get(code, CallError)
     if code is grpc.StatusCode.UNAVAILABLE and not from_service:
         error_class, message = UnreachableError, f"no server answers at {server}: {message}"
+        if any(sign in message for sign in _HUNG_UP):
+            message += " (it hung up: it may ask for TLS, for none, or for another certificate)"
     return error_class(
         code.name,
         message,

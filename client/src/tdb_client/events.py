@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import aclosing, closing
 from dataclasses import dataclass
 
 from tdb_client.errors import IncompleteResponseError
@@ -62,6 +63,30 @@ class Finished:
 
 
 Event = Started | ResultReady | Values | Finished
+
+
+def collected(stream: Generator[Event], on_event: Callable[[Event], object] | None) -> list[Event]:
+    """All events of a stream; each is also told to `on_event` as it comes."""
+    events = []
+    with closing(stream):
+        for event in stream:
+            events.append(event)
+            if on_event is not None:
+                on_event(event)
+    return events
+
+
+async def collected_async(
+    stream: AsyncGenerator[Event], on_event: Callable[[Event], object] | None
+) -> list[Event]:
+    """As `collected`, of a stream in asyncio."""
+    events = []
+    async with aclosing(stream):
+        async for event in stream:
+            events.append(event)
+            if on_event is not None:
+                on_event(event)
+    return events
 
 
 def inference_results(events: Sequence[Event]) -> list[InferenceResult]:

@@ -81,8 +81,7 @@ class DebugSubRequest:
             distractor=(distractor,) if isinstance(distractor, str) else tuple(distractor),
             k=k,
             ablate=tuple(
-                _ablation(one)
-                for one in ([ablate] if isinstance(ablate, Ablation | Node | str) else ablate)
+                _ablation(one) for one in ([ablate] if isinstance(ablate, Ablation | Node | str) else ablate)
             ),
             trace=_trace(trace),
             downstream=_trace(downstream),

@@ -69,12 +69,17 @@ def at_least(minimum: int) -> Any:
 
 
 def byte_size(text: str) -> int:
-    """A number of bytes: `65536`, `64KiB`, `2GiB`; 0 where it means "none"."""
+    """A number of bytes: `65536`, `64KiB`, `2GiB`."""
     factor = _UNITS.get(text[-3:], 1)
     value = int(text[:-3] if factor > 1 else text) * factor
-    if value < 1024 and value != 0:
+    if value < 1024:
         raise argparse.ArgumentTypeError(f"must be at least 1024 bytes: {text}")
     return value
+
+
+def byte_size_or_none(text: str) -> int:
+    """The same, or 0."""
+    return 0 if text == "0" else byte_size(text)
 
 
 def milliseconds(text: str) -> float:

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 
 from tdb_server.domain.limits import MIB
-from tdb_server.flags import Flags, at_least, byte_size, milliseconds
+from tdb_server.flags import Flags, at_least, byte_size_or_none, milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ def add_scheduling_flags(flags: Flags) -> None:
     flags.add("--max-batch-tokens", at_least(1), 1024, "N", "tokens of a batch; 1 runs every call alone")
     flags.add("--max-wait-milliseconds", milliseconds, 5.0, "MS", "wait of a busy worker for a fuller batch")
     flags.add("--max-calls-per-caller", at_least(1), 64, "N", "calls of one caller at the same time")
-    flags.add("--cache-bytes", byte_size, 256 * MIB, "N", "results kept for equal calls; 0 keeps none")
+    flags.add("--cache-bytes", byte_size_or_none, 256 * MIB, "N", "results kept for equal calls; 0 for none")
 
 
 def read_scheduling(told: argparse.Namespace) -> Scheduling:

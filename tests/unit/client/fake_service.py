@@ -18,9 +18,12 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_status import rpc_status
-from tdb_client.debug_result import DEBUG_RESULTS
-from tdb_client.encoding import node_index
+from tdb_client.debug_result import DEBUG_RESULTS, DebugResult, debug_result
+from tdb_client.encoding import debug_request, node_index
+from tdb_client.events import inference_results
 from tdb_client.nodes import Node
+from tdb_client.requests import DebugSubRequest, resolve
+from tdb_client.streams import EventReader
 from transformer_debugger.v1 import (
     activation_pb2,
     call_pb2,
@@ -199,6 +202,14 @@ def debug_stream(request: service_pb2.DebugRequest) -> Iterator[service_pb2.Stre
     yield service_pb2.StreamDebugResponse(finished=call_pb2.Finished(timings=timings, peak_memory_bytes=1000))
 
 
+def debug_results(*requests: DebugSubRequest) -> list[DebugResult]:
+    """What the fake service answers, without a server between."""
+    message = debug_request([resolve(one, {one.prompt: len(TOKENS)}) for one in requests])
+    reader = EventReader(len(requests))
+    events = [event for part in debug_stream(message) for event in reader.read(part)]
+    return [debug_result(*one) for one in zip(requests, inference_results(events), strict=True)]
+
+
 def refusal(code: int, reason: str, *details: Any, message: str = "", **metadata: str) -> grpc.Status:
     info = error_details_pb2.ErrorInfo(reason=reason, domain="transformer-debugger", metadata=metadata)
     status = status_pb2.Status(code=code, message=message or reason.lower())
@@ -245,9 +256,11 @@ def _refuse(prompt: str, context: grpc.ServicerContext) -> None:
 class FakeService(
     service_pb2_grpc.TransformerDebuggerServiceServicer, model_service_pb2_grpc.ModelServiceServicer
 ):
-    """Answers by hand; keeps what it was asked."""
+    """Answers by hand; keeps what it was asked, but only counts who asks for the model."""
 
     requests: list[Any] = field(default_factory=list)
+    n_model_infos: int = 0
+    api_version: str = "v1"
     metadata: list[dict[str, str | bytes]] = field(default_factory=list)
     n_unavailable: int = 0
     streams_were_whole: list[bool] = field(default_factory=list)
@@ -311,7 +324,8 @@ class FakeService(
     def GetModelInfo(
         self, request: Any, context: grpc.ServicerContext
     ) -> model_service_pb2.GetModelInfoResponse:
-        self._take(request, context)
+        self.n_model_infos += 1
+        self.metadata.append(dict(context.invocation_metadata()))
         info = model_service_pb2.ModelInfo(
             name="tiny",
             digest="00ff",
@@ -325,7 +339,7 @@ class FakeService(
             vocab_size=10,
             context_length=64,
             dtype=tensor_pb2.D_TYPE_FLOAT32,
-            api_version="v1",
+            api_version=self.api_version,
             server_version="0.1.0",
             derived_scalar_types=[DerivedScalarType.DERIVED_SCALAR_TYPE_LOGITS, 9999],
             ablatable_location_types=[activation_pb2.ACTIVATION_LOCATION_TYPE_MLP_POST_ACT],

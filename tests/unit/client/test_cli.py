@@ -1,16 +1,24 @@
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from tdb_client.cli import main
+from tdb_client import Client
+from tdb_client.cli import main, progress
+from tdb_client.cli.arguments import parse
+from tdb_client.cli.exit_codes import MEANINGS, ExitCode
+from tdb_client.cli.help_text import EXAMPLES, FIRST_STEPS
 from tdb_client.cli.progress import shown_progress
 
-from tests.unit.client.fake_service import BUSY, REFUSED, SLOW, FakeService
+from tests.unit.client.fake_service import BUSY, NODES, REFUSED, SLOW, FakeService
 
 Fake = tuple[str, FakeService]
 Output = pytest.CaptureFixture[str]
@@ -43,7 +51,7 @@ def test_trace_explains_a_node(fake: Fake, capsys: Output) -> None:
     sub_request = fake[1].requests[-1].sub_requests[0]
     assert sub_request.upstream_node_to_trace.node_index.tensor_indices == [3, 1, 2]
     assert sub_request.upstream_node_to_trace.attention_trace_type == 3
-    assert sub_request.target_tokens == [" to"]  # unused
+    assert sub_request.target_tokens == []
     downstream = ["--downstream", "L1 head 0 @ 3 -> 2 through Q", "--ablate", "L0 neuron 6 @ 3"]
     assert main(["trace", f"{node} through V", *downstream, "--prompt", "p", "--server", fake[0]]) == 0
     sub_request = fake[1].requests[-1].sub_requests[1]
@@ -145,15 +153,86 @@ def test_mistakes_in_the_command_line_are_code_2(capsys: Output, arguments: list
     assert hint in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [[], ["info"], ["tokenize"], ["debug"], ["trace"]])
+def test_what_is_meant_for_programs_is_one_form(capsys: Output) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*DEBUG, "--json", "--csv"])
+    assert ended.value.code == ExitCode.USAGE
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+def test_csv_has_a_row_per_node(fake: Fake, capsys: Output) -> None:
+    assert main([*DEBUG, "--csv", "--server", fake[0]]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["node"] for row in rows] == list(NODES)
+    assert rows[1]["words"] == "L1 head 2, ' to' → ' Mary'"
+    assert (rows[0]["layer"], rows[1]["layer"], rows[1]["attended_to"]) == ("", "1", "1")
+    assert [float(row["direct_effect"]) for row in rows] == pytest.approx([0.0, 4.0, -0.5, 1e-5, 0.25])
+    assert json.loads(rows[0]["upvoted_tokens"]) == [" Mary", " [bold]the"]
+    assert json.loads(rows[0]["input_tokens"]) == []
+    assert main([*DEBUG, "--csv", "--ablate", "L1 head 2 @ -1", "--server", fake[0]]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert (rows[1]["direct_effect"], rows[1]["ablated_direct_effect"]) == ("4", "3.5")
+
+
+def test_csv_has_the_columns_of_the_frame(fake: Fake, capsys: Output) -> None:
+    pandas = pytest.importorskip("pandas")
+    assert main([*DEBUG, "--csv", "--server", fake[0]]) == 0
+    read = pandas.read_csv(io.StringIO(capsys.readouterr().out))
+    with Client(fake[0]) as client:
+        frame = client.debug("p", " Mary").to_frame()
+    assert list(read.columns) == list(frame.columns)
+    assert read["node"].tolist() == frame["node"].tolist()
+
+
+def test_html_is_a_file(fake: Fake, capsys: Output, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    trace = ["trace", "L0 neuron 5 @ 3", "--prompt", "p"]
+    for arguments in (DEBUG, [*DEBUG, "--ablate", "L1 head 2 @ -1"], trace):
+        assert main([*arguments, "--html", str(file), "--server", fake[0]]) == 0
+        out, err = capsys.readouterr()
+        assert (out, err) == ("", f"tdb: wrote {file}\n")
+        assert file.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert main([*DEBUG, "--html", str(file), "--json", "--server", fake[0]]) == 0
+    assert json.loads(capsys.readouterr().out)["sub_requests"][0]["result"]["loss"] == 3.0
+    assert main([*DEBUG, "--html", str(tmp_path), "--server", fake[0]]) == ExitCode.FAILED
+    assert "Is a directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], *([one] for one in EXAMPLES)])
 def test_help_teaches(capsys: Output, command: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*command, "--help"])
     assert ended.value.code == 0
     out = capsys.readouterr().out
-    assert "--server HOST:PORT" in out
-    assert command in (["info"], ["tokenize"]) or "L9 head 6 @ 13 -> 2" in out
+    assert "examples:" in out or "first steps:" in out
+    assert ("--server HOST:PORT" in out) == (command != ["completion"])
+    assert ("L9 head 6 @ 13 -> 2" in out) == (command in (["debug"], ["trace"]))
     assert max(map(len, out.splitlines())) <= 120
+
+
+def test_help_names_every_exit_code(capsys: Output) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    out = capsys.readouterr().out
+    assert all(f"\n  {code:<4} {meaning}\n" in out for code, meaning in MEANINGS.items())
+    assert set(MEANINGS) == set(ExitCode)
+
+
+def test_examples_of_the_help_are_command_lines() -> None:
+    lines = re.sub(r"\\\n\s*", "", "\n".join([FIRST_STEPS, *EXAMPLES.values()])).splitlines()
+    examples = [
+        re.split(r" {3,}|\||>", line.strip())[0] for line in lines if re.match(r" +tdb (?!.*--help)", line)
+    ]
+    assert len(examples) > 15
+    for example in examples:
+        words = shlex.split(example.replace("...", "--prompt p --target t"))
+        assert parse(words[1:]).run
+
+
+def test_the_version_is_told(capsys: Output) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert re.fullmatch(r"tdb \d+\.\d+\.\d+, interface v1\n", capsys.readouterr().out)
 
 
 def test_progress_is_shown_on_terminals_only(
@@ -163,6 +242,11 @@ def test_progress_is_shown_on_terminals_only(
         pass
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes stderr for a terminal
+    assert main(["info", "--server", fake[0]]) == 0
+    assert "asking" not in capsys.readouterr().err  # too quick to be worth a bar
+    monkeypatch.setattr(progress, "PATIENCE_SECONDS", -1.0)
+    assert main(["info", "--server", fake[0]]) == 0
+    assert "asking about the model" in capsys.readouterr().err
     assert main([*DEBUG, "--server", fake[0]]) == 0
     out, err = capsys.readouterr()
     assert "waiting for the server" in err

@@ -7,40 +7,23 @@ import numpy as np
 import pytest
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
-from tdb_client import DebugResult, DebugSubRequest
+from tdb_client import DebugSubRequest
 from tdb_client.cli import numbers, pages, prompt_line
-from tdb_client.debug_result import debug_result
-from tdb_client.events import inference_results
-from tdb_client.streams import EventReader
-from transformer_debugger.v1 import transformer_debugger_service_pb2 as service_pb2
 
-from tests.unit.client.fake_service import debug_stream
+from tests.unit.client.fake_service import debug_results
 
 Page = Callable[[int], RenderableType]
 
 
-def results() -> tuple[DebugResult, DebugResult]:
-    """A result, and the same with an ablation."""
-    sub_requests = [service_pb2.DebugSubRequest(), service_pb2.DebugSubRequest()]
-    sub_requests[1].node_ablations.add()
-    reader = EventReader(2)
-    events = [
-        event
-        for message in debug_stream(service_pb2.DebugRequest(sub_requests=sub_requests))
-        for event in reader.read(message)
-    ]
-    first, second = inference_results(events)
-    return debug_result(first), debug_result(second)
-
-
 def one(width: int) -> RenderableType:
-    request = DebugSubRequest.of("p", " Mary", " John")
-    return pages.result_page(request, results()[0], pages.View("direct_effect", 4, 2, width))
+    (result,) = debug_results(DebugSubRequest.of("p", " Mary", " John"))
+    return pages.result_page(result, pages.View("direct_effect", 4, 2, width))
 
 
 def two(width: int) -> RenderableType:
-    request = DebugSubRequest.of("p", " Mary", " John", ablate=["L1 head 2 @ -1"])
-    return pages.comparison_page(request, *results(), pages.View("direct_effect", 0, 3, width))
+    plain = DebugSubRequest.of("p", " Mary", " John")
+    ablated = DebugSubRequest.of("p", " Mary", " John", ablate=["L1 head 2 @ -1"])
+    return pages.comparison_page(*debug_results(plain, ablated), pages.View("direct_effect", 0, 3, width))
 
 
 def printed(page: Page, width: int, **how: object) -> str:
@@ -98,10 +81,9 @@ def test_a_traced_node_is_named_in_words() -> None:
     request = DebugSubRequest.of(
         "p", " Mary", trace="L1 head 2 @ -1 -> 1 through V", downstream="L1 neuron 3 @ -1"
     )
-    text = printed(
-        lambda width: pages.result_page(request, results()[0], pages.View("activation", 1, 1, width)), 100
-    )
-    assert "L1 head 2, ' to' → ' Mary', through V, read by L1 neuron 3, ' to' = none" in text
+    (result,) = debug_results(request)
+    text = printed(lambda width: pages.result_page(result, pages.View("activation", 1, 1, width)), 100)
+    assert "L1 head 2, ' to' → ' Mary', through V, read by L1 neuron 3, ' to' = 2.750" in text
 
 
 def test_deeper_colours_mean_more() -> None:

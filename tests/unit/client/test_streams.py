@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tdb_client import (
     ChecksumError,
+    DebugSubRequest,
     Finished,
     IncompleteResponseError,
     MultipleTopKResult,
@@ -63,7 +64,7 @@ def test_a_whole_stream_becomes_results() -> None:
     reader.end()
     kinds = [type(event) for event in events]
     assert kinds == [Started, *[ResultReady] * 8, Values, *[ResultReady] * 8, Values, Finished]
-    results = [debug_result(one) for one in inference_results(events)]
+    results = [debug_result(DebugSubRequest("p"), one) for one in inference_results(events)]
     assert results[0].call.request_id == "mine"
     assert list(results[1].results) == list(DEBUG_RESULTS)
     assert results[1].loss == 3.0
@@ -160,4 +161,4 @@ def test_a_stream_must_finish_and_be_whole() -> None:
         inference_results([])
     only_first = read(part(named_results()[0]), message(finished=call_pb2.Finished()))
     with pytest.raises(IncompleteResponseError, match="no result 'componentSumsForTokenDisplay'"):
-        debug_result(inference_results(only_first)[0])
+        debug_result(DebugSubRequest("p"), inference_results(only_first)[0])

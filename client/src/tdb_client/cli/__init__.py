@@ -1,7 +1,7 @@
 """The command `tdb`: asks a transformer debugger server and prints what it says.
 
-Exit codes: 0 done, 1 the request failed (one line on stderr says why), 2 the command line makes no sense,
-130 interrupted.
+Exit codes: 0 done, 1 the call failed (one line on stderr says why), 2 the command line makes no sense,
+3 `tdb doctor` found a problem, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from tdb_client.cli.arguments import parse
+from tdb_client.cli.exit_codes import ExitCode
 from tdb_client.errors import TdbError
-
-FAILED, INTERRUPTED = 1, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,14 +24,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # tokens may not fit the terminal's encoding
     options = parse(sys.argv[1:] if arguments is None else arguments)
     try:
-        options.run(options)
+        with _warnings_in_one_line():
+            code: ExitCode = options.run(options)
         sys.stdout.flush()
     except (TdbError, OSError) as error:
         if isinstance(error, BrokenPipeError):  # whoever read our output has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return FAILED
-        print(f"tdb: {' '.join(str(error).split())}", file=sys.stderr)
-        return FAILED
+            return ExitCode.FAILED
+        _say(str(error))
+        return ExitCode.FAILED
     except KeyboardInterrupt:
-        return INTERRUPTED
-    return 0
+        return ExitCode.INTERRUPTED
+    return code
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """The library's warnings as a user of a command wants to read them."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        _say(f"warning: {message}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
+        yield
+
+
+def _say(text: str) -> None:
+    print(f"tdb: {' '.join(text.split())}", file=sys.stderr)

@@ -4,46 +4,51 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from rich.console import Console
 
-from tdb_client.cli import json_output, model_page, pages
-from tdb_client.cli.progress import shown_progress
-from tdb_client.client import Client
-from tdb_client.connection import Tls
+from tdb_client.cli import csv_output, doctor_page, json_output, model_page, pages
+from tdb_client.cli.completion import script
+from tdb_client.cli.connecting import client, connection
+from tdb_client.cli.exit_codes import ExitCode
+from tdb_client.cli.progress import shown_progress, shown_waiting
+from tdb_client.debug_result import DebugResult
+from tdb_client.diagnosis import diagnose
 from tdb_client.interventions import Trace
 from tdb_client.requests import DebugSubRequest
 
 
-def info(options: argparse.Namespace) -> None:
+def info(options: argparse.Namespace) -> ExitCode:
     """Describes the model."""
-    with _client(options) as client:
-        model = client.model_info()
+    with client(options) as one, shown_waiting("asking about the model"):
+        model = one.model_info()
     if options.json:
         _print_json(json_output.model(model))
     else:
         _console().print(model_page.model_page(model))
+    return ExitCode.DONE
 
 
-def tokenize(options: argparse.Namespace) -> None:
+def tokenize(options: argparse.Namespace) -> ExitCode:
     """Splits text into tokens."""
-    with _client(options) as client:
-        tokens = client.tokenize(options.text)
+    with client(options) as one, shown_waiting("asking for the tokens"):
+        tokens = one.tokenize(options.text)
     if options.json:
         _print_json(json_output.tokens(tokens))
     else:
         _console().print(model_page.token_table(tokens))
+    return ExitCode.DONE
 
 
-def debug(options: argparse.Namespace) -> None:
+def debug(options: argparse.Namespace) -> ExitCode:
     """Explains the loss, also with ablations side by side."""
-    with _client(options) as client:
-        _explain(client, options, _sub_request(options))
+    return _explain(options, _sub_request(options))
 
 
-def trace(options: argparse.Namespace) -> None:
+def trace(options: argparse.Namespace) -> ExitCode:
     """Explains a node, also with ablations side by side."""
     traced = _traced(options)
     needs_loss = traced.through == "V" and options.downstream is None
@@ -51,9 +56,28 @@ def trace(options: argparse.Namespace) -> None:
         options.parser.error(
             "a trace through V needs --downstream, or --target for the loss to give the direction"
         )
-    with _client(options) as client:
-        sub_request = replace(_sub_request(options), trace=traced, downstream=options.downstream)
-        _explain(client, options, sub_request)
+    return _explain(options, replace(_sub_request(options), trace=traced, downstream=options.downstream))
+
+
+def doctor(options: argparse.Namespace) -> ExitCode:
+    """Says whether the server can be used."""
+    checks = []
+    console = _console()
+    for check in diagnose(lambda: connection(options)):
+        checks.append(check)
+        if not options.json:
+            console.print(doctor_page.check_line(check))
+    if options.json:
+        _print_json(json_output.diagnosis(checks))
+    else:
+        console.print(doctor_page.conclusion(checks))
+    return ExitCode.PROBLEM if any(one.outcome == "problem" for one in checks) else ExitCode.DONE
+
+
+def completion(options: argparse.Namespace) -> ExitCode:
+    """Prints a shell's completion script."""
+    print(script(options.shell, options.root), end="")
+    return ExitCode.DONE
 
 
 def _traced(options: argparse.Namespace) -> Trace:
@@ -70,23 +94,33 @@ def _traced(options: argparse.Namespace) -> Trace:
     return replace(traced, through=through)
 
 
-def _explain(client: Client, options: argparse.Namespace, sub_request: DebugSubRequest) -> None:
+def _explain(options: argparse.Namespace, sub_request: DebugSubRequest) -> ExitCode:
     """Runs the sub-request; with ablations also without them, for comparison."""
     sub_requests = [sub_request]
     if sub_request.ablate:
         sub_requests.insert(0, replace(sub_request, ablate=(), hide_early_layers=False))
-    with shown_progress(len(sub_requests)) as on_event:
-        results = client.debug_many(sub_requests, on_event=on_event)
+    with client(options) as one, shown_progress(len(sub_requests)) as on_event:
+        results = one.debug_many(sub_requests, on_event=on_event)
+    _print_results(options, results)
+    return ExitCode.DONE
+
+
+def _print_results(options: argparse.Namespace, results: Sequence[DebugResult]) -> None:
+    """The results in the form that was asked for: a page, JSON or CSV, or else tables."""
+    *before, last = results
+    if options.html is not None:
+        options.html.write_text(last.to_html(before=before[0] if before else None), encoding="utf-8")
+        print(f"tdb: wrote {options.html}", file=sys.stderr)
     if options.json:
-        _print_json(json_output.debug(sub_requests, results))
-        return
-    console = _console()
-    view = pages.View(options.sort, options.rows, options.logits, console.width)
-    console.print(
-        pages.comparison_page(sub_request, results[0], results[1], view)
-        if sub_request.ablate
-        else pages.result_page(sub_request, results[0], view)
-    )
+        _print_json(json_output.debug(results))
+    elif options.csv:
+        csv_output.print_nodes(results, sys.stdout)
+    elif options.html is None:
+        console = _console()
+        view = pages.View(options.sort, options.rows, options.logits, console.width)
+        console.print(
+            pages.comparison_page(before[0], last, view) if before else pages.result_page(last, view)
+        )
 
 
 def _sub_request(options: argparse.Namespace) -> DebugSubRequest:
@@ -99,19 +133,6 @@ def _sub_request(options: argparse.Namespace) -> DebugSubRequest:
         mlp=options.mlp,
         attention=options.attention,
         hide_early_layers=options.hide_early_layers,
-    )
-
-
-def _client(options: argparse.Namespace) -> Client:
-    files = Tls(options.tls_ca, options.tls_cert, options.tls_key, options.tls_server_name)
-    if (options.tls_cert is None) != (options.tls_key is None):
-        options.parser.error("--tls-cert and --tls-key belong together")
-    token = options.token_file.read_text().strip() if options.token_file else None
-    return Client(
-        options.server,
-        timeout=options.timeout,
-        tls=files if options.tls or files != Tls() else None,
-        token=token,
     )
 
 

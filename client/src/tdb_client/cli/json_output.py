@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tdb_client.debug_result import DebugResult
+from tdb_client.diagnosis import Check
 from tdb_client.model_info import ModelInfo
 from tdb_client.node_table import NodeTable
 from tdb_client.requests import DebugSubRequest
@@ -26,6 +27,11 @@ def model(info: ModelInfo) -> Json:
 def tokens(prompt: PromptTokens) -> Json:
     """Tokens as parallel lists."""
     return {"token_ids": list(prompt.token_ids), "tokens": list(prompt.tokens)}
+
+
+def diagnosis(checks: Sequence[Check]) -> Json:
+    """What was checked, and whether there was no problem."""
+    return {"ok": all(one.outcome != "problem" for one in checks), "checks": [asdict(one) for one in checks]}
 
 
 def debug(results: Sequence[DebugResult]) -> Json:

@@ -1,9 +1,10 @@
-"""Progress on stderr while a stream arrives; nothing when stderr is no terminal."""
+"""Progress on stderr: of whatever takes longer than a moment, and where stderr is a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Timer
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -11,13 +12,22 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from tdb_client.debug_result import DEBUG_RESULTS
 from tdb_client.events import Event, Finished, ResultReady, Started
 
+PATIENCE_SECONDS = 0.5
+"""What ends before shows nothing: a bar that only flashes is of no use."""
+
+
+@contextmanager
+def shown_waiting(description: str) -> Iterator[None]:
+    """Shows that something takes its time, and takes it away at the end."""
+    with _shown() as progress:
+        progress.add_task(description, total=None)
+        yield
+
 
 @contextmanager
 def shown_progress(n_sub_requests: int) -> Iterator[Callable[[Event], None]]:
     """Shows a bar of the results that have come, and takes it away at the end; yields what takes events."""
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with _shown() as progress:
         task = progress.add_task("waiting for the server", total=None)
 
         def on_event(event: Event) -> None:
@@ -30,3 +40,18 @@ def shown_progress(n_sub_requests: int) -> Iterator[Callable[[Event], None]]:
                     progress.update(task, description="done")
 
         yield on_event
+
+
+@contextmanager
+def _shown() -> Iterator[Progress]:
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    patience = Timer(PATIENCE_SECONDS, progress.start)
+    patience.start()
+    try:
+        yield progress
+    finally:
+        patience.cancel()
+        patience.join()  # it may be starting at this moment
+        progress.stop()

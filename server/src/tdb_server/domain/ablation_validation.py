@@ -13,6 +13,13 @@ from tdb_server.domain.reason import Reason
 from tdb_server.domain.requests import AblationSpec, ActivationIndex, NodeAblation
 from tdb_server.errors import FieldViolation
 
+_LARGEST = {
+    "float32": 3.4028234663852886e38,
+    "float64": 1.7976931348623157e308,
+    "bfloat16": 3.3895313892515355e38,
+}
+"""The largest finite number of each type that a model computes in."""
+
 
 def node_ablation_violations(
     ablation: NodeAblation, info: ModelInfo, n_tokens: int | None, path: str
@@ -25,7 +32,7 @@ def node_ablation_violations(
         n_tokens: tokens of the prompt; None where the prompt itself is refused.
         path: the ablation's field.
     """
-    yield from _value_violations(ablation.value, path)
+    yield from _value_violations(ablation.value, info, path)
     node_type = ablation.node.node_type
     if node_type in NODE_PLACES:
         yield from node_violations(ablation.node, info, n_tokens, f"{path}.node_index")
@@ -49,7 +56,7 @@ def ablation_violations(
         has_objective: whether there is a backward pass.
         path: the ablation's field.
     """
-    yield from _value_violations(ablation.value, path)
+    yield from _value_violations(ablation.value, info, path)
     yield from activation_violations(ablation.index, info, n_tokens, f"{path}.index")
     if ablation.index.pass_type is PassType.BACKWARD and not has_objective:
         yield FieldViolation(
@@ -83,6 +90,12 @@ def _overlap(one: ActivationIndex, other: ActivationIndex) -> bool:
     return all(a is None or b is None or a == b for a, b in pairs)
 
 
-def _value_violations(value: float, path: str) -> Iterator[FieldViolation]:
+def _value_violations(value: float, info: ModelInfo, path: str) -> Iterator[FieldViolation]:
     if not math.isfinite(value):
         yield FieldViolation(f"{path}.value", f"{value} is not a finite number", Reason.NOT_FINITE)
+    elif abs(value) > _LARGEST[info.dtype]:
+        yield FieldViolation(
+            f"{path}.value",
+            f"{value:g} is too large for {info.dtype}, which the model computes in",
+            Reason.OUT_OF_RANGE,
+        )

@@ -37,6 +37,7 @@ from tdb_server.workers.result_cache import ResultCache
 from tdb_server.workers.scheduler import Scheduler
 
 _log = logging.getLogger(__name__)
+LAST_BYTES_SECONDS = 1.0
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -182,7 +183,8 @@ class App:
         await self._calls.drain(self._settings.grace_seconds)
         if self._http is not None:
             await self._http.stop()
-        await self._server.stop(grace=0.1)  # what is left: calls out of time, and watchers of health
+        # What is left: the last bytes of answers, calls out of time, and watchers of health.
+        await self._server.stop(LAST_BYTES_SECONDS)
         await self._pool.stop()
         await self._reporting.stop()
 

@@ -60,8 +60,8 @@ class CallObserver(grpc.aio.ServerInterceptor):
                     response = await answer(request, context)
                     return response if handler.response_streaming else serialize(response)
                 except asyncio.CancelledError:
-                    is_late = (context.time_remaining() or 1.0) <= 0
-                    record.status = "DEADLINE_EXCEEDED" if is_late else "CANCELLED"
+                    # Zero once the deadline has passed, None where there is none.
+                    record.status = "DEADLINE_EXCEEDED" if context.time_remaining() == 0 else "CANCELLED"
                     raise
                 except Exception:  # an abort, mostly: those of our own are noted already
                     if record.status == "OK":

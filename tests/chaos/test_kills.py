@@ -43,8 +43,8 @@ class Tally:
     longest_seconds: float = 0.0
 
 
-def test_no_accepted_call_is_lost(start_server, extent):
-    server = start_server("--workers", "2")
+def test_no_accepted_call_is_lost(start_watched, extent):
+    server = start_watched("--workers", "2")
     wait_until(lambda: reading(server, "tdb_worker_ready") == 2, RECOVERY_SECONDS)
     undisturbed = [answer_of_response(server.debugger.Debug(request)) for request in REQUESTS]
     n_files = vitals(server.process.pid).n_open_files

@@ -22,9 +22,9 @@ REFUSAL_SECONDS = 0.020
 
 
 @pytest.fixture
-def full(start_server) -> Iterator[RunningServer]:
+def full(start_watched) -> Iterator[RunningServer]:
     """A server whose worker computes, whose front sends results, and whose queue has no place left."""
-    server = start_server("--max-queue-length", str(QUEUE_LENGTH), "--max-batch-tokens", "1")
+    server = start_watched("--max-queue-length", str(QUEUE_LENGTH), "--max-batch-tokens", "1")
     streams = [server.debugger.StreamDebug(heavy_request())]
     wait_until(lambda: reading(server, "tdb_queue_length") == 0, 10)
     assert next(streams[0]).HasField("started")
@@ -52,10 +52,9 @@ def test_refused_in_no_time(full):
     assert reading(full, "tdb_queue_length") == QUEUE_LENGTH
 
     milliseconds = [1000 * one for one in sorted(seconds)]
-    print(
-        f"\n{N_REFUSED} refusals, the worker at {share:.0%} of a core: {statistics.median(milliseconds):.1f} ms"
-    )
-    print(f"median, {milliseconds[int(0.95 * N_REFUSED)]:.1f} ms at 95 %, {milliseconds[-1]:.1f} ms at most")
+    print(f"\n{N_REFUSED} refusals while the worker used {share:.0%} of a core, in milliseconds:")
+    print(f"{statistics.median(milliseconds):.1f} median, {milliseconds[int(0.95 * N_REFUSED)]:.1f} at 95 %,")
+    print(f"{milliseconds[-1]:.1f} at most")
     assert {one.code for one in reasons} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
     assert {one.reason for one in reasons} == {"QUEUE_FULL"}
     assert all(one.retry_seconds is not None and one.retry_seconds > 0 for one in reasons)

@@ -1,0 +1,67 @@
+"""The options that say how the server is reached, and the client they make."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from tdb_client.client import Client
+from tdb_client.connection import DEFAULT_SERVER, Connection, Tls
+
+
+def add_connection(parser: argparse.ArgumentParser, *, is_default: bool) -> None:
+    """Adds options that may stand before and after the command; what stands after wins."""
+
+    def add(name: str, default: object, **how: object) -> None:
+        group.add_argument(name, default=default if is_default else argparse.SUPPRESS, **how)  # type: ignore[arg-type]
+
+    group = parser.add_argument_group("connection")
+    server = os.environ.get("TDB_SERVER") or DEFAULT_SERVER
+    add(
+        "--server",
+        server,
+        metavar="HOST:PORT",
+        help=f"server to ask (default: $TDB_SERVER, else {DEFAULT_SERVER})",
+    )
+    add("--timeout", 120.0, metavar="SECONDS", type=_positive, help="how long a call may take (default: 120)")
+    add("--token-file", None, metavar="FILE", type=Path, help="file with the bearer token")
+    add("--tls", False, action="store_true", help="use TLS; implied by the following")
+    add("--tls-ca", None, metavar="FILE", type=Path, help="certificates that vouch for the server (PEM)")
+    add("--tls-cert", None, metavar="FILE", type=Path, help="our certificate (PEM)")
+    add("--tls-key", None, metavar="FILE", type=Path, help="its private key (PEM)")
+    add("--tls-server-name", None, metavar="NAME", help="name in the server's certificate")
+
+
+def connection(options: argparse.Namespace) -> Connection:
+    """How the options want the server to be reached; exits with code 2 when they do not go together.
+
+    Raises:
+        OSError: the token's file cannot be read.
+    """
+    files = Tls(options.tls_ca, options.tls_cert, options.tls_key, options.tls_server_name)
+    if (options.tls_cert is None) != (options.tls_key is None):
+        options.parser.error("--tls-cert and --tls-key belong together")
+    return Connection(
+        options.server,
+        tls=files if options.tls or files != Tls() else None,
+        token=options.token_file.read_text().strip() if options.token_file else None,
+        timeout=options.timeout,
+    )
+
+
+def client(options: argparse.Namespace) -> Client:
+    """A client of the server that the options name.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    how = connection(options)
+    return Client(how.server, timeout=how.timeout, tls=how.tls, token=how.token)
+
+
+def _positive(text: str) -> float:
+    seconds = float(text)
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return seconds

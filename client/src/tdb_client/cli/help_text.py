@@ -1,0 +1,82 @@
+"""What `tdb --help` and each command's help teach, beside the list of options."""
+
+from __future__ import annotations
+
+from tdb_client.cli.exit_codes import MEANINGS
+
+PROMPT = '"When Mary and John went to the store, John gave a drink to"'
+
+FIRST_STEPS = f"""\
+first steps:
+  tdb doctor                       is a server there, and does it fit?
+  tdb info                         which model does it hold?
+  tdb debug --prompt {PROMPT} \\
+            --target " Mary" --distractor " John"
+                                   which nodes make it say " Mary" rather than " John"?
+  tdb debug --help                 ablations, pages to look at, tables for programs
+  eval "$(tdb completion bash)"    completes commands and options on Tab
+
+The server is $TDB_SERVER or --server HOST:PORT; `tdb-server serve` starts one.
+
+exit codes:
+{"".join(f"  {code:<4} {meaning}" + chr(10) for code, meaning in MEANINGS.items())}"""
+
+NODES = """\
+nodes, the same here, in Python and in what is printed:
+  L9 head 6 @ 13 -> 2      head 6 of layer 9, token 13 attending to token 2
+  L9 head 6 @ -1           the same head at the last token, whatever it attends to (to ablate)
+  L5 neuron 123 @ 7        an MLP neuron; L5 mlp latent 9 @ 7, L5 attention latent 9 @ 7 are latents
+  L5 neuron 123 @ 7 = 2.5  to ablate to another value than 0
+  ... through V            to trace a head, what lets the gradient through: Q, K, QK or V
+  Layers and tokens count from 0, negative tokens from the end of the prompt; `tdb tokenize` numbers them.
+"""
+
+EXAMPLES = {
+    "info": """\
+examples:
+  tdb info
+  tdb info --json | jq .n_layers
+""",
+    "tokenize": """\
+examples:
+  tdb tokenize "When Mary and John"      which token is number 1?
+  tdb tokenize " Mary"                   is it one token? Mostly the space in front matters
+""",
+    "debug": f"""\
+examples:
+  tdb debug --prompt {PROMPT} \\
+            --target " Mary" --distractor " John"
+  tdb debug ... --sort act_times_grad --rows 0       all nodes, by their estimated total effect
+  tdb debug ... --ablate "L23 head 1 @ -1"           beside the run without that head
+  tdb debug ... --html report.html                   the same as a page, to look at, print and send
+  tdb debug ... --csv > nodes.csv                    the node table for a spreadsheet or pandas
+  tdb debug ... --json | jq '.sub_requests[0].result.loss'
+
+{NODES}""",
+    "trace": f"""\
+examples:
+  tdb trace "L23 head 3 @ 13 -> 9" --type Q --prompt {PROMPT}
+                                                     what makes its query look there?
+  tdb trace "L23 head 3 @ 13 -> 9 through V" --target " Mary" --prompt ...
+                                                     what gives it something to write towards " Mary"?
+  tdb trace "L11 head 8 @ 13 -> 4 through V" --downstream "L23 head 3 @ 13 -> 9 through Q" --prompt ...
+                                                     the same, towards what another head reads
+  tdb trace "L20 neuron 426 @ 13" --prompt ... --html report.html
+
+{NODES}""",
+    "doctor": """\
+It looks the name up, connects, shakes hands (TLS), asks for health, shows its token, compares versions and
+says what the server holds; at the first thing that does not work it stops and says what to do.
+
+examples:
+  tdb doctor
+  tdb doctor --server gpu.example:50051 --tls --token-file ~/.tdb-token
+  tdb doctor --json
+""",
+    "completion": """\
+examples:
+  eval "$(tdb completion bash)"                                  in ~/.bashrc
+  tdb completion zsh > "${fpath[1]}/_tdb"                        once
+  tdb completion fish > ~/.config/fish/completions/tdb.fish      once
+""",
+}

@@ -1,0 +1,41 @@
+// The tokens of one node: what its write raises and lowers, and what excites it.
+
+const CARD_TOKENS = 6;
+const LISTS = [ // what the data call it, the title of the largest and of the smallest scores
+  ["writes", "raises", "lowers"],
+  ["input", "excited by", "calmed by"],
+  ["query", "excited through the query by", "calmed through the query by"],
+  ["key", "excited through the key by", "calmed through the key by"],
+];
+
+function drawCard(data, state, view, row) {
+  if (row === null) {
+    byId("card").replaceChildren();
+    return;
+  }
+  const node = data.nodes[row];
+  const found = view.tokens(row) ?? {};
+  const lists = LISTS.filter(([name]) => found[name]).map(([name, high, low]) =>
+    make("div", { class: "ends" }, tokenList(high, found[name][0]), tokenList(low, found[name][1])));
+  if (found.attended_to) {
+    const pairs = found.attended_to.map(([token, value]) => [`${data.tokens[token]?.quoted ?? ""} @ ${token}`, value]);
+    lists.push(make("div", { class: "ends" }, tokenList("excited by attending to", pairs)));
+  }
+  const numbers = Object.entries(SCALARS).map(([name, { title }]) =>
+    [make("dt", {}, title), make("dd", {}, number(state.perNode(row, name), state.isChange))]);
+  byId("card").replaceChildren(
+    make("h3", {}, node.component, make("span", {}, view.place(node))),
+    make("p", { class: "spelling" }, make("code", {}, node.spelling), state.isChange ? " · changes" : ""),
+    make("dl", {}, numbers),
+    ...lists,
+  );
+}
+
+function tokenList(title, tokens) {
+  const most = largest(tokens.map(([, score]) => score));
+  return make("section", {}, make("h4", {}, title), make("ol", {}, tokens.slice(0, CARD_TOKENS).map(([token, score]) => {
+    const bar = make("i", { "aria-hidden": "true", class: score < 0 ? "below" : "" });
+    bar.style.width = `${(100 * Math.abs(score ?? 0)) / most}%`;
+    return make("li", {}, make("code", {}, token), make("span", {}, number(score)), bar);
+  })));
+}

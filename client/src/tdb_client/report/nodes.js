@@ -1,0 +1,151 @@
+// The node table: sorted by a click on a heading, filtered by words, kinds and a token of the prompt.
+
+const FIRST_ROWS = 20;
+const SHOWN_TOKENS = 5;
+const ORDERS = ["size", "descending", "ascending"]; // what a click on the same heading goes through
+const ARROWS = { size: "|↓|", descending: "↓", ascending: "↑" };
+const KINDS = {
+  attention_head: "heads", mlp_neuron: "neurons", mlp_autoencoder_latent: "MLP latents",
+  attention_autoencoder_latent: "attention latents", autoencoder_latent: "latents", layer: "embeddings",
+};
+const kindOf = (node) => KINDS[node.type] ?? "others";
+
+class NodeView {
+  constructor(data, state, onNode) {
+    Object.assign(this, { data, state, onNode, order: "size", sortedBy: null, isWhole: false, hidden: new Set() });
+    this.texts = data.nodes.map((node, row) => [node.spelling, node.component, this.place(node),
+      kindOf(node), ...(this.bestTokens(row).map(([token]) => token))].join(" ").toLowerCase());
+    byId("filter").addEventListener("input", () => this.draw());
+    byId("more").addEventListener("click", () => { this.isWhole = !this.isWhole; this.draw(); });
+    byId("nodes").addEventListener("keydown", (event) => this.move(event));
+    const kinds = [...new Set(data.nodes.map(kindOf))];
+    for (const kind of kinds.length > 1 ? kinds : []) {
+      const count = data.nodes.filter((node) => kindOf(node) === kind).length;
+      const box = make("input", { type: "checkbox", checked: true, onchange: () => {
+        this.hidden[box.checked ? "delete" : "add"](kind);
+        this.draw();
+      } });
+      byId("types").append(make("label", {}, box, ` ${kind} ${count}`));
+    }
+  }
+
+  place({ token, attended_to: attendedTo }) {
+    const quoted = (one) => this.data.tokens[one]?.quoted ?? String(one);
+    return attendedTo === null ? quoted(token) : `${quoted(token)} → ${quoted(attendedTo)}`;
+  }
+
+  /** A node's tokens; of two runs those of the one where it writes more, as an ablated node writes nothing. */
+  tokens(row) {
+    const size = (one) => Math.abs(one?.writes?.[0][0]?.[1] ?? 0);
+    return this.state.runsShown().map((run) => run.tokens[row]).reduce((most, one) => (size(one) > size(most) ? one : most));
+  }
+
+  bestTokens(row) {
+    return this.tokens(row)?.writes?.[0] ?? [];
+  }
+
+  /** The columns of numbers: all four of one run, or of two the chosen one in each and the change. */
+  columns() {
+    const { runs } = this.data;
+    const column = (run, name) => (row) => run.scalars[name][row];
+    if (!this.state.isChange) {
+      const run = this.state.runsShown()[0];
+      return Object.entries(SCALARS).map(([name, { title, isEffect }]) =>
+        ({ name, title, isEffect, value: column(run, name), isChosen: name === this.state.scalar }));
+    }
+    const values = runs.map((run) => column(run, this.state.scalar));
+    const { title } = SCALARS[this.state.scalar];
+    return [
+      { name: "before", title: `${title} before`, value: values[0] },
+      { name: "after", title: "after", value: values[1] },
+      { name: "change", title: "change", isEffect: true, value: (row) => difference(values[0](row), values[1](row)), isChosen: true },
+    ];
+  }
+
+  chosenRows(columns) {
+    const words = byId("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const rows = this.data.nodes.map((_, row) => row).filter((row) => {
+      const node = this.data.nodes[row];
+      return !this.hidden.has(kindOf(node)) && words.every((word) => this.texts[row].includes(word)) &&
+        (this.state.token === null || this.state.token === node.token || this.state.token === node.attended_to);
+    });
+    const key = this.sortKey(columns);
+    const sign = this.order === "ascending" ? 1 : -1;
+    return rows.map((row) => [key(row), row]).sort(([a, i], [b, j]) =>
+      a === null || b === null ? (a === null) - (b === null) || i - j : sign * (a - b) || i - j).map(([, row]) => row);
+  }
+
+  sortKey(columns) {
+    const { nodes } = this.data;
+    if (this.sortedBy === "node") return (row) => (nodes[row].layer ?? -1) * 1e6 + nodes[row].index;
+    if (this.sortedBy === "place") return (row) => nodes[row].token * 1e6 + (nodes[row].attended_to ?? -1);
+    const { value } = columns.find(({ name }) => name === this.sortedBy) ?? columns.find(({ isChosen }) => isChosen);
+    return this.order === "size" ? (row) => (value(row) === null ? null : Math.abs(value(row))) : value;
+  }
+
+  sortBy(name, isNumber) {
+    const orders = isNumber ? ORDERS : ["ascending", "descending"];
+    this.order = this.sortedBy === name ? orders[(orders.indexOf(this.order) + 1) % orders.length] : orders[0];
+    this.sortedBy = name;
+    this.draw();
+    byId("nodes").querySelector(`[data-column="${name}"]`).focus();
+  }
+
+  draw() {
+    const columns = this.columns();
+    if (!["node", "place", ...columns.map(({ name }) => name)].includes(this.sortedBy)) {
+      Object.assign(this, { sortedBy: columns.find(({ isChosen }) => isChosen).name, order: "size" });
+    }
+    const rows = this.chosenRows(columns);
+    const shown = this.isWhole ? rows : rows.slice(0, FIRST_ROWS);
+    const most = columns.map(({ value }) => largest(this.data.nodes.map((_, row) => value(row))));
+    byId("nodes").replaceChildren(
+      make("thead", {}, make("tr", {},
+        this.heading("node", "node"), this.heading("place", "at"),
+        columns.map(({ name, title }) => this.heading(name, title, true)),
+        make("th", { scope: "col", class: "words" }, "raises"))),
+      make("tbody", {}, shown.map((row, place) => this.row(row, columns, most, place))),
+    );
+    const { length } = this.data.nodes;
+    byId("count").textContent = `${shown.length} of ${length} nodes` + (rows.length < length ? `, ${rows.length} fit` : "");
+    byId("more").hidden = rows.length <= FIRST_ROWS;
+    byId("more").textContent = this.isWhole ? `show ${FIRST_ROWS}` : `show all ${rows.length}`;
+    this.onNode(shown[0] ?? null);
+  }
+
+  heading(name, title, isNumber = false) {
+    const isSorted = this.sortedBy === name;
+    const order = !isSorted ? null : this.order === "size" ? "other" : this.order;
+    return make("th", { scope: "col", "aria-sort": order, class: isNumber ? "figure" : "" },
+      make("button", { type: "button", "data-column": name, onclick: () => this.sortBy(name, isNumber),
+        title: isNumber ? "sort by size, then from the highest, then from the lowest" : "sort" },
+      title, make("span", { class: "arrow" }, isSorted ? ARROWS[this.order] : "")));
+  }
+
+  row(row, columns, most, place) {
+    const node = this.data.nodes[row];
+    const show = () => this.onNode(row);
+    return make("tr", { onmouseenter: show },
+      make("th", { scope: "row" },
+        make("button", { type: "button", class: "node", title: node.spelling, tabindex: place ? "-1" : "0", onfocus: show, onclick: show }, node.component)),
+      make("td", { class: "at" }, this.place(node)),
+      columns.map(({ value, isEffect }, column) => isEffect
+        ? heatCell(value(row), most[column], number(value(row), true), { class: "figure" })
+        : make("td", { class: "figure" }, number(value(row)))),
+      make("td", { class: "words" }, this.bestTokens(row).slice(0, SHOWN_TOKENS).map(([token]) => make("code", {}, token))),
+    );
+  }
+
+  /** Arrow keys, Home and End move between nodes, so that Tab passes the table in one step. */
+  move(event) {
+    const buttons = [...byId("nodes").querySelectorAll("button.node")];
+    const at = buttons.indexOf(document.activeElement);
+    const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: buttons.length - 1 }[event.key];
+    if (at < 0 || to === undefined) return;
+    event.preventDefault();
+    const target = buttons[Math.max(0, Math.min(buttons.length - 1, to))];
+    buttons[at].tabIndex = -1;
+    target.tabIndex = 0;
+    target.focus();
+  }
+}

@@ -1,0 +1,78 @@
+"""The page itself: template, style, script and data put together, so that nothing is fetched from anywhere.
+
+A prompt is whatever somebody typed. The data stand in a block that browsers do not run, with `<`, `>` and
+`&` escaped; the script puts texts into the page as texts alone; and the page's own policy lets nothing run
+but the script that is meant, by its digest, and nothing load at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from string import Template
+
+from tdb_client.debug_result import DebugResult
+from tdb_client.report.data import report_data
+from tdb_client.token_text import printable, quoted
+
+SCRIPTS = (
+    "numbers",
+    "elements",
+    "prompt",
+    "logits",
+    "sums",
+    "nodes",
+    "card",
+    "attention",
+    "request",
+    "report",
+)
+"""The files of the script, in the order they need each other."""
+
+
+def page(results: Sequence[DebugResult]) -> str:
+    """One result as a page, or two for the same prompt: before and after.
+
+    Raises:
+        ValueError: the two are about different prompts.
+    """
+    style = _file("report.css")
+    script = '"use strict";\n(() => {\n' + "\n".join(_file(f"{name}.js") for name in SCRIPTS) + "})();\n"
+    question = _question(results[-1])
+    return Template(_file("report.html")).substitute(
+        title=html.escape(question),
+        question=html.escape(question),
+        prompt=html.escape("".join(map(printable, results[0].prompt.tokens))),
+        style=style,
+        script=script,
+        style_digest=_digest(style),
+        script_digest=_digest(script),
+        data=_json(report_data(results)),
+    )
+
+
+def _question(result: DebugResult) -> str:
+    """The question that the page answers."""
+    request = result.request
+    if request.trace is not None:
+        return f"Why {result.objective}?"
+    target = " or ".join(map(quoted, request.target))
+    rather = f" rather than {' or '.join(map(quoted, request.distractor))}" if request.distractor else ""
+    return f"Why {target}{rather}?"
+
+
+def _json(data: object) -> str:
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _file(name: str) -> str:
+    return files("tdb_client.report").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,21 @@
+// The prompt, each token on the colour of what it adds to the objective. Tokens are buttons that filter the nodes.
+
+const MAX_TOKENS_WITH_NUMBERS = 200;
+
+function drawPrompt(data, state, onToken) {
+  const values = state.perToken((run) => run.attribution);
+  const most = largest(values);
+  const isShort = data.tokens.length <= MAX_TOKENS_WITH_NUMBERS;
+  byId("prompt").replaceChildren(...data.tokens.map(({ text, quoted }, token) => {
+    const word = make("span", { class: "word" }, text);
+    word.style.backgroundColor = colour(values[token], most);
+    return make("button", {
+      type: "button",
+      class: "token",
+      title: `${quoted} @ ${token}: ${number(values[token], true)}`,
+      "aria-pressed": String(state.token === token),
+      onclick: () => onToken(state.token === token ? null : token),
+    }, word, ...(isShort ? [make("small", {}, number(values[token], true))] : []));
+  }));
+  legend(byId("prompt-legend"), most, ["lowers", "raises"]);
+}

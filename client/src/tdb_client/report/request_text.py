@@ -1,0 +1,82 @@
+"""A debug request as text to copy: the command, a Python program, and the message as JSON."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+
+from google.protobuf.json_format import MessageToDict
+
+from tdb_client.encoding import debug_request
+from tdb_client.requests import DebugSubRequest, resolve
+
+SERVICE = "transformer_debugger.v1.TransformerDebuggerService"
+_DEFAULTS = {one.name: one.default for one in fields(DebugSubRequest)}
+
+
+def command(request: DebugSubRequest) -> str:
+    """The call of `tdb` that asks the same. With ablations it also runs without them."""
+    words = ["tdb", "debug"] if request.trace is None else ["tdb", "trace", str(request.trace)]
+    words += _option("--downstream", *([] if request.downstream is None else [str(request.downstream)]))
+    words += _option("--prompt", request.prompt)
+    words += _option("--target", *request.target)
+    words += _option("--distractor", *request.distractor)
+    words += _option("--ablate", *map(str, request.ablate))
+    for name, option in (("k", "-k"), ("mlp", "--mlp"), ("attention", "--attention")):
+        if getattr(request, name) != _DEFAULTS[name]:
+            words += _option(option, str(getattr(request, name)))
+    if request.hide_early_layers:
+        words.append("--hide-early-layers")
+    return shlex.join(words)
+
+
+def program(request: DebugSubRequest) -> str:
+    """A Python program that asks the same."""
+    arguments = ",\n        ".join(_arguments(request))
+    return (
+        "from tdb_client import Client\n\n"
+        "with Client() as client:\n"
+        f"    result = client.debug(\n        {arguments},\n    )\n"
+    )
+
+
+def message(requests: Sequence[DebugSubRequest], n_tokens: int) -> str:
+    """The body of the gRPC call for all sub-requests, as JSON that `buf curl --data` takes.
+
+    Args:
+        requests: the sub-requests of the call.
+        n_tokens: length of the prompts, from whose end nodes may count.
+    """
+    lengths = {one.prompt: n_tokens for one in requests}
+    body = MessageToDict(debug_request([resolve(one, lengths) for one in requests]))
+    return json.dumps(body, indent=2, ensure_ascii=False)
+
+
+def _option(name: str, *values: str) -> list[str]:
+    """An option and its values; a value that looks like an option itself is tied to the name."""
+    if any(value.startswith("-") for value in values):
+        return [f"{name}={value}" for value in values]
+    return [name, *values] if values else []
+
+
+def _arguments(request: DebugSubRequest) -> Iterator[str]:
+    """What `Client.debug` is given, without what it assumes by itself."""
+    yield repr(request.prompt)
+    if request.target:
+        yield _one_or_list(request.target)
+    if request.distractor:
+        yield f"distractor={_one_or_list(request.distractor)}"
+    if request.ablate:
+        yield f"ablate={_one_or_list([str(one) for one in request.ablate])}"
+    for name in ("trace", "downstream"):
+        if (trace := getattr(request, name)) is not None:
+            yield f"{name}={str(trace)!r}"
+    for name in ("k", "mlp", "attention", "hide_early_layers"):
+        if (value := getattr(request, name)) != _DEFAULTS[name]:
+            yield f"{name}={value!r}"
+
+
+def _one_or_list(texts: Sequence[str]) -> str:
+    return repr(texts[0] if len(texts) == 1 else list(texts))

@@ -1,0 +1,177 @@
+"""Random general requests that are sound, or nearly: every derived scalar, every place, every kind of result.
+
+What is known of shapes and needs comes from the server's own tables. Some requests are still refused, such
+as those that set one activation twice; extreme values are part of them.
+"""
+
+from __future__ import annotations
+
+import random
+
+from tdb_server.domain.axes import NODE_PLACES, place_axes, place_of_scalar
+from tdb_server.domain.derived_scalar import DERIVED_SCALAR_SHAPES, DerivedScalar
+from tdb_server.domain.model_info import ModelInfo
+from tdb_server.domain.node import Dimension, NodeType
+from tdb_server.domain.place import PLACE_SHAPES, Place
+from tdb_server.domain.processing_validation import has_backward_pass
+from tdb_server.domain.spec_relations import kind_of
+from tdb_server.service.enum_names import DERIVED_SCALARS, NODE_TYPES, PLACES
+from transformer_debugger.v1 import ablation_pb2, activation_pb2, node_pb2, processing_pb2, trace_pb2
+from transformer_debugger.v1.derived_scalar_pb2 import GroupId
+from transformer_debugger.v1.loss_pb2 import LOSS_FN_NAME_LOGIT_DIFF, LossFnConfig, LossFnName
+from transformer_debugger.v1.transformer_debugger_service_pb2 import (
+    InferenceSpec,
+    InferenceSubRequest,
+    InferRequest,
+)
+
+PROMPTS = {" the mat": 2, "the cat sat on the": 5, " the" * 8: 8, " the" * 60: 60}
+"""With their numbers of tokens."""
+VALUES = (0.0, 0.0, 0.0, 1.0, -3.0, 1e-40, 1e30, -1e30, 1e300)
+LARGE_INDEX = 4
+WHICHEVER = {Place.ONLINE_AUTOENCODER_LATENT, Place.ONLINE_AUTOENCODER_ERROR}
+"""Places that only a single autoencoder has."""
+PAIR_PLACES = {Place.ATTN_QK_LOGITS, Place.ATTN_QK_PROBS}
+PAIRS_AND_HEAD = (Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS, Dimension.ATTN_HEADS)
+TO_LATENT = DerivedScalar.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS
+READ = DerivedScalar.VOCAB_TOKEN_WRITE_TO_INPUT_DIRECTION
+
+
+class LikelyRequests:
+    """Makes requests for a model.
+
+    Args:
+        chance: what all choices come from.
+        info: the model, with the autoencoders that are loaded.
+    """
+
+    def __init__(self, chance: random.Random, info: ModelInfo) -> None:
+        self._chance = chance
+        self._info = info
+        unclear = WHICHEVER if len(info.autoencoders) > 1 else set()
+        self._places = [one for one in Place if one not in unclear]
+        self._scalars = [one for one in DerivedScalar if place_of_scalar(one) not in unclear]
+        self._nodes = [one for one, place in NODE_PLACES.items() if place not in unclear]
+
+    def request(self) -> InferRequest:
+        """One to three sub-requests with prompts of one length."""
+        prompt, n_tokens = self._chance.choice(list(PROMPTS.items()))
+        n_sub_requests = self._chance.choice((1, 1, 1, 2, 3))
+        return InferRequest(
+            sub_requests=[self._sub_request(prompt, n_tokens, number) for number in range(n_sub_requests)]
+        )
+
+    def _sub_request(self, prompt: str, n_tokens: int, number: int) -> InferenceSubRequest:
+        spec = InferenceSpec(prompt=prompt)
+        objective = self._chance.random()
+        if objective < 0.6:
+            spec.loss_fn_config.CopyFrom(self._loss())
+        elif objective < 0.9:
+            spec.trace_config.CopyFrom(self._trace(n_tokens))
+        for _ in range(self._chance.choice((0, 0, 1, 2))):
+            index = self._index(self._chance.choice(self._places), n_tokens, has_objective=objective < 0.9)
+            spec.ablation_specs.append(
+                ablation_pb2.AblationSpec(index=index, value=self._chance.choice(VALUES))
+            )
+        # Results of the same name would have to be alike in all sub-requests.
+        ranking = self._ranking(f"ranking {number}", has_objective=objective < 0.9)
+        n_others = self._chance.randrange(4)
+        others = [self._other(f"{number}.{other}", ranking.name) for other in range(n_others)]
+        return InferenceSubRequest(inference_spec=spec, processing_specs=[ranking, *others])
+
+    def _loss(self) -> LossFnConfig:
+        loss = LossFnConfig(name=self._chance.randrange(1, len(LossFnName.values())), target_tokens=[" the"])
+        if loss.name == LOSS_FN_NAME_LOGIT_DIFF:
+            loss.distractor_tokens.extend([" of"] * self._chance.randrange(2))
+        return loss
+
+    def _trace(self, n_tokens: int) -> trace_pb2.TraceConfig:
+        node_type = self._chance.choice([NodeType.ATTENTION_HEAD, *self._nodes])
+        index = self._index(NODE_PLACES[node_type], n_tokens, has_objective=False)
+        indices = [one.index for one in index.tensor_indices]
+        node = node_pb2.NodeIndex(
+            node_type=NODE_TYPES.numbers[node_type], layer_index=index.layer_index, tensor_indices=indices
+        )
+        is_head = node_type is NodeType.ATTENTION_HEAD
+        return trace_pb2.TraceConfig(
+            node_index=node,
+            attention_trace_type=self._chance.randrange(1, 4) if is_head else 0,
+            pre_or_post_act=self._chance.randrange(3),
+        )
+
+    def _index(self, place: Place, n_tokens: int, *, has_objective: bool) -> activation_pb2.ActivationIndex:
+        shape = PLACE_SHAPES[place]
+        sizes = [min(one, LARGE_INDEX) for one in place_axes(place, self._info, n_tokens)]
+        chosen = sorted((self._chance.randrange(size) for size in sizes[:2]), reverse=place in PAIR_PLACES)
+        positions = [*chosen, *(self._chance.randrange(size) for size in sizes[2:])]
+        if place not in PAIR_PLACES:
+            positions = [min(position, size - 1) for position, size in zip(positions, sizes, strict=True)]
+        axes = [activation_pb2.TensorIndex(index=position) for position in positions]
+        index = activation_pb2.ActivationIndex(
+            activation_location_type=PLACES.numbers[place],
+            tensor_indices=axes,
+            pass_type=self._chance.randrange(3) if has_objective else 1,
+        )
+        if has_objective and self._chance.random() < 0.4:
+            index.tensor_indices[0].all = True
+        if shape.is_per_layer:
+            index.layer_index = self._chance.randrange(self._info.n_layers)
+        return index
+
+    def _ranking(self, name: str, *, has_objective: bool) -> processing_pb2.NamedProcessingSpec:
+        """Groups of the same derived scalars, no two of which are numbers of the same kind of node."""
+        candidates = [one for one in self._scalars if one not in (TO_LATENT, READ)]
+        chosen = self._chance.sample(candidates, self._chance.choice((1, 2, 4)))
+        scalars = {kind_of(one): one for one in chosen}
+        is_backward = has_objective and all(has_backward_pass(one) for one in scalars.values())
+        named = processing_pb2.NamedProcessingSpec(name=name)
+        groups = self._chance.sample(sorted(set(GroupId.values()) - {0}), self._chance.choice((1, 1, 2)))
+        for group in groups:
+            numbers = [DERIVED_SCALARS.numbers[one] for one in scalars.values()]
+            named.multiple_top_k.groups.add(group_id=group, derived_scalar_types=numbers)
+        named.multiple_top_k.top_and_bottom_k = self._chance.choice((1, 5, 100))
+        named.multiple_top_k.pass_type = self._chance.randrange(3) if is_backward else 1
+        kept = self._chance.sample(range(1, 11), self._chance.choice((0, 0, 1, 2)))
+        named.multiple_top_k.dimensions_to_keep_for_sum.extend(kept)
+        if self._chance.random() < 0.2:
+            named.multiple_top_k.token_index = 1
+        return named
+
+    def _other(self, name: str, ranking: str) -> processing_pb2.NamedProcessingSpec:
+        named = processing_pb2.NamedProcessingSpec(name=name)
+        fill = self._chance.choice(
+            (self._fill_scalars, self._fill_attention, self._fill_scored_tokens, self._fill_pairs)
+        )
+        fill(named, ranking)
+        return named
+
+    def _fill_scalars(self, named: processing_pb2.NamedProcessingSpec, _: str) -> None:
+        spec, scalar = named.derived_scalars, self._chance.choice(self._of_shape(2))
+        spec.derived_scalar_type = DERIVED_SCALARS.numbers[scalar]
+        if DERIVED_SCALAR_SHAPES[scalar].is_per_layer:
+            spec.layer_index = self._chance.randrange(self._info.n_layers)
+        if self._chance.random() < 0.3:
+            spec.normalizer = self._chance.choice((1.0, 1e-300, 1e300))
+        if self._chance.random() < 0.3:
+            spec.num_top_tokens = self._chance.choice((1, 10, 1000))
+
+    def _fill_attention(self, named: processing_pb2.NamedProcessingSpec, _: str) -> None:
+        spec = named.derived_attention_scalars
+        spec.derived_scalar_type = DERIVED_SCALARS.numbers[self._chance.choice(self._of_shape(3))]
+        spec.layer_index = self._chance.randrange(self._info.n_layers)
+
+    def _fill_scored_tokens(self, named: processing_pb2.NamedProcessingSpec, ranking: str) -> None:
+        spec = named.scored_tokens
+        spec.depends_on, spec.num_tokens = ranking, self._chance.choice((1, 10, 1000))
+        spec.token_scoring_type = self._chance.randrange(1, 5)
+
+    def _fill_pairs(self, named: processing_pb2.NamedProcessingSpec, ranking: str) -> None:
+        spec = named.token_pair_attribution
+        spec.depends_on, spec.num_tokens_attended_to = ranking, self._chance.choice((1, 3, 100))
+
+    def _of_shape(self, n_axes: int) -> list[DerivedScalar]:
+        """One number per token and component, or one per token pair and head."""
+        shapes = {one: DERIVED_SCALAR_SHAPES[one].dimensions for one in self._scalars}
+        if n_axes == 3:
+            return [one for one, axes in shapes.items() if axes == PAIRS_AND_HEAD]
+        return [one for one, axes in shapes.items() if len(axes) == 2 and one not in (TO_LATENT, READ)]

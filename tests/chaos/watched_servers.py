@@ -1,0 +1,16 @@
+"""Servers that compute every call, on one thread per worker, and tell what they do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.running_server import TINY_MODEL, RunningServer, start
+
+FLAGS = ("--cache-bytes", "0", "--threads", "1", "--metrics-port", "0", "--log-level", "warning")
+AUTOENCODERS = tuple(
+    f"--autoencoder={TINY_MODEL / 'autoencoders' / site}" for site in ("mlp_post_act", "resid_delta_attn")
+)
+
+
+def start_watched_server(folder: Path, *flags: str, model: Path = TINY_MODEL) -> RunningServer:
+    return start(folder, *FLAGS, *flags, model=model)

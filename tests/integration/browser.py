@@ -1,0 +1,138 @@
+"""Headless Chromium over a pipe with the DevTools protocol: opens a page, runs script, takes pictures."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
+    "--hide-scrollbars", "--force-color-profile=srgb", "--font-render-hinting=none",
+    "--remote-debugging-pipe",
+)  # fmt: skip
+
+
+@dataclass
+class Page:
+    """An open page and what it did: requests, and whatever it complained of."""
+
+    reading: int
+    writing: int
+    session: str = ""
+    requests: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+    _n_sent: int = 0
+    _buffer: bytes = b""
+
+    def send(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Sends a command and waits for its answer; notes the events that come before it."""
+        self._n_sent += 1
+        message: dict[str, Any] = {"id": self._n_sent, "method": method, "params": parameters}
+        if self.session:
+            message["sessionId"] = self.session
+        os.write(self.writing, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._receive()
+            if answer.get("id") == self._n_sent:
+                assert "error" not in answer, answer
+                result: dict[str, Any] = answer["result"]
+                return result
+
+    def evaluate(self, script: str) -> Any:
+        """Runs an expression in the page; a promise is awaited."""
+        answer = self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def press(self, key: str, *, shift: bool = False) -> None:
+        """Presses a key that writes nothing, such as Tab or ArrowDown."""
+        code = {"Tab": 9, "ArrowDown": 40, "ArrowUp": 38, "ArrowRight": 39, "End": 35, "Enter": 13}[key]
+        for kind in ("rawKeyDown", "keyUp"):
+            self.send(
+                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code,
+                modifiers=8 if shift else 0,
+            )  # fmt: skip
+
+    def type(self, text: str) -> None:
+        """Writes text where the focus is."""
+        self.send("Input.insertText", text=text)
+
+    def screenshot(self, path: Path, *, whole: bool = True) -> bytes:
+        """Takes a picture, of the whole page or of the window."""
+        answer = self.send("Page.captureScreenshot", captureBeyondViewport=whole)
+        path.write_bytes(png := base64.b64decode(answer["data"]))
+        return png
+
+    def print_to_pdf(self, path: Path) -> None:
+        """Prints on A4."""
+        answer = self.send("Page.printToPDF", paperWidth=8.27, paperHeight=11.69, preferCSSPageSize=False)
+        path.write_bytes(base64.b64decode(answer["data"]))
+
+    def _receive(self) -> dict[str, Any]:
+        while b"\0" not in self._buffer:
+            chunk = os.read(self.reading, 1 << 20)
+            assert chunk, "the browser has gone"
+            self._buffer += chunk
+        raw, _, self._buffer = self._buffer.partition(b"\0")
+        message: dict[str, Any] = json.loads(raw)
+        parameters = message.get("params", {})
+        match message.get("method"):
+            case "Network.requestWillBeSent":
+                self.requests.append(parameters["request"]["url"])
+            case "Runtime.exceptionThrown":
+                self.complaints.append(parameters["exceptionDetails"]["exception"]["description"])
+            case "Log.entryAdded":
+                self.complaints.append(parameters["entry"]["text"])
+        return message
+
+
+@contextmanager
+def opened(path: Path, width: int = 1366, height: int = 768) -> Iterator[Page]:
+    """A page in a browser of its own, loaded."""
+    assert CHROMIUM is not None
+    to_browser, from_browser = os.pipe(), os.pipe()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        # The browser reads commands from descriptor 3 and writes to 4.
+        redirect = f'exec "$0" "$@" 3<&{to_browser[0]} 4>&{from_browser[1]}'
+        command = ["sh", "-c", redirect, CHROMIUM, *FLAGS, f"--user-data-dir={profile}"]
+        command += [f"--window-size={width},{height}", "about:blank"]
+        process = subprocess.Popen(
+            command, pass_fds=(to_browser[0], from_browser[1]), stderr=subprocess.DEVNULL
+        )
+        os.close(to_browser[0])
+        os.close(from_browser[1])
+        page = Page(from_browser[0], to_browser[1])
+        try:
+            _load(page, path, width, height)
+            yield page
+        finally:
+            process.terminate()
+            process.wait(10)
+            os.close(from_browser[0])
+            os.close(to_browser[1])
+
+
+def _load(page: Page, path: Path, width: int, height: int) -> None:
+    target = next(
+        one for one in page.send("Target.getTargets")["targetInfos"] if one["type"] == "page"
+    )["targetId"]  # fmt: skip
+    page.session = page.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+    for domain in ("Page", "Network", "Runtime", "Log"):
+        page.send(f"{domain}.enable")
+    page.send(
+        "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+    )
+    page.send("Page.navigate", url=path.as_uri())
+    page.evaluate(
+        "new Promise((done) => document.readyState === 'complete' ? done() : onload = () => done())"
+    )

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from tdb_server.errors import ModelNotFound, Unavailable
+from tdb_server.workers import pool as pool_module
+from tdb_server.workers.messages import Configuration
+from tdb_server.workers.pool import LocalPool
+
+TINY_MODEL = Path(__file__).parents[2] / "fixtures" / "tiny-a"
+
+
+class Observer:
+    """Counts workers as they come and go."""
+
+    def __init__(self) -> None:
+        self.ready: list = []
+        self.changed = asyncio.Event()
+
+    def worker_is_ready(self, worker) -> None:
+        self.ready.append(worker)
+        self.changed.set()
+
+    def worker_said(self, worker, message, n_bytes) -> None: ...
+
+    def worker_is_gone(self, worker) -> None:
+        self.ready.remove(worker)
+        self.changed.set()
+
+    async def until(self, n_ready: int) -> None:
+        async with asyncio.timeout(60):
+            while len(self.ready) != n_ready:
+                self.changed.clear()
+                await self.changed.wait()
+
+
+def make_pool(observer: Observer, n_workers: int = 1, model: Path = TINY_MODEL, **callbacks) -> LocalPool:
+    configurations = [Configuration(str(model), (), "cpu", i, "float32", 1) for i in range(n_workers)]
+    on_readiness = callbacks.get("on_readiness", lambda n_ready: None)
+    on_loading = callbacks.get("on_loading", lambda worker_index, stage, fraction: None)
+    return LocalPool(configurations, observer, on_readiness, on_loading)
+
+
+async def test_workers_start_say_how_far_they_are_and_are_replaced():
+    observer, readiness, loading = Observer(), [], []
+    pool = make_pool(
+        observer,
+        on_readiness=readiness.append,
+        on_loading=lambda worker_index, stage, fraction: loading.append((stage, fraction)),
+    )
+    pool.start()
+    ready = await pool.first_ready()
+    await observer.until(1)
+    assert ready.info.name == "tiny-a"
+    assert ("loading weights", 1.0) in loading
+    first = observer.ready[0]
+    os.kill(first.pid, signal.SIGKILL)
+    await observer.until(0)
+    await observer.until(1)
+    assert observer.ready[0].pid != first.pid
+    assert readiness == [1, 0, 1]
+    await pool.stop()
+    assert pool.n_ready == 0
+
+
+async def test_a_worker_that_hangs_is_stopped_all_the_same():
+    observer = Observer()
+    pool = make_pool(observer)
+    pool.start()
+    await observer.until(1)
+    os.kill(observer.ready[0].pid, signal.SIGSTOP)
+    async with asyncio.timeout(20):
+        await pool.stop()
+
+
+async def test_what_cannot_be_loaded_is_said(tmp_path):
+    pool = make_pool(Observer(), model=tmp_path / "nothing")
+    pool.start()
+    with pytest.raises(ModelNotFound):
+        await pool.first_ready()
+    await pool.stop()
+
+
+async def test_workers_that_die_while_loading_are_not_started_for_ever(tmp_path, monkeypatch):
+    """A library that takes the process down: as when the machine's memory is too small."""
+    (tmp_path / "torch.py").write_text("import os; os._exit(9)")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setattr(pool_module, "FIRST_DELAY_SECONDS", 0.001)
+    pool = make_pool(Observer())
+    pool.start()
+    with pytest.raises(Unavailable, match="5 workers in a row died"):
+        await pool.first_ready()
+    await pool.stop()
+
+
+async def test_another_model_is_not_mixed_in(tmp_path):
+    """A folder that changed under a running server: the old answers and the new ones must not be mixed."""
+    for file in TINY_MODEL.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    observer = Observer()
+    pool = make_pool(observer, model=tmp_path)
+    pool.start()
+    await observer.until(1)
+    config = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config + "\n")  # another digest
+    os.kill(observer.ready[0].pid, signal.SIGKILL)
+    await observer.until(0)
+    async with asyncio.timeout(60):
+        while pool.n_restarts < 2:  # noqa: ASYNC110 - the first was turned away, which nobody is told
+            await asyncio.sleep(0.02)
+    (tmp_path / "config.json").write_text(config)
+    await observer.until(1)  # comes back once the folder is as it was
+    await pool.stop()

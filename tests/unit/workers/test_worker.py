@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from multiprocessing import Pipe
+
+import pytest
+import torch
+from tdb_server.domain.results import Finished, ObjectiveValues
+from tdb_server.errors import Internal, InvalidRequest, ModelError
+from tdb_server.workers import worker
+from tdb_server.workers.channel import receive_message
+from tdb_server.workers.messages import CallProgress, Configuration, OutOfMemory, RunBatch
+
+from tests.unit.workers.conftest import make_call
+
+
+class FakeEngine:
+    """Yields events, then fails as it is told."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self._error = error
+        self.calls: list[str] = []
+
+    def run(self, calls, is_cancelled):
+        self.calls = [call.call_id for call in calls]
+        for call in calls:
+            yield call.call_id, ObjectiveValues(0, 1.0, None)
+            if self._error is not None:
+                raise self._error
+            yield call.call_id, Finished()
+
+
+class NothingCancelled:
+    cancelled: frozenset[str] = frozenset()
+
+    def is_cancelled(self, call_id: str) -> bool:
+        return call_id in self.cancelled
+
+
+def run(error: BaseException | None = None, inbox: NothingCancelled | None = None, n_calls: int = 2):
+    """Runs a batch; what went wrong, the engine, and what was sent."""
+    here, there = Pipe()
+    engine = FakeEngine(error)
+    batch = RunBatch(1, tuple(make_call() for _ in range(n_calls)))
+    failure = worker._run(engine, batch, inbox or NothingCancelled(), here)
+    here.close()
+    sent = []
+    while there.poll():
+        try:
+            sent.append(receive_message(there)[0])
+        except EOFError:
+            break
+    return failure, engine, sent
+
+
+def test_events_are_sent_as_they_come():
+    failure, engine, sent = run()
+    assert failure is None
+    assert sent == [
+        CallProgress(call_id, event)
+        for call_id in engine.calls
+        for event in (ObjectiveValues(0, 1.0, None), Finished())
+    ]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_short_memory_is_told_apart(error):
+    failure, _, sent = run(error)
+    assert failure == OutOfMemory()
+    assert len(sent) == 1
+
+
+def test_what_the_cpu_says_when_memory_is_short_is_known():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**52)
+    assert worker._is_out_of_memory(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["CUDA error: an illegal memory access was encountered", "CUDA error: device-side assert triggered"],
+)
+def test_a_lost_device_ends_the_worker(text):
+    with pytest.raises(worker.DeviceLost):
+        run(RuntimeError(text))
+
+
+def test_refusals_cross_as_they_are():
+    refusal = InvalidRequest.__new__(InvalidRequest, [])
+    assert run(refusal)[0] is refusal
+
+
+def test_a_fault_is_logged_and_crosses_as_an_id(caplog):
+    failure, _, _ = run(ValueError("secret"))
+    assert isinstance(failure, Internal)
+    assert "secret" not in failure.message
+    assert failure.error_id in caplog.text
+    assert "secret" in caplog.text
+
+
+def test_a_front_that_is_gone_is_no_fault():
+    with pytest.raises(BrokenPipeError):
+        run(BrokenPipeError())
+
+
+def test_cancelled_calls_are_not_begun():
+    class FirstCancelled(NothingCancelled):
+        def is_cancelled(self, call_id: str) -> bool:
+            return int(call_id) % 2 == 0
+
+    _, engine, _ = run(inbox=FirstCancelled(), n_calls=4)
+    assert len(engine.calls) == 2
+
+
+@pytest.mark.parametrize("device", ["toaster", "cuda:77", "meta"])
+def test_devices_that_are_not_there(device):
+    with pytest.raises(ModelError) as refused:
+        worker._device(Configuration(None, (), device, 0, "float32", 1))
+    assert refused.value.reason == "NO_DEVICE"
+
+
+def test_auto_deals_out_gpus(monkeypatch):
+    def device(worker_index: int) -> str:
+        return worker._device(Configuration(None, (), "auto", worker_index, "float32", 1))
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device(3) == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [device(index) for index in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]

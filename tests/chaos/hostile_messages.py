@@ -21,8 +21,8 @@ UNSIGNED = (0, 1, 2, 64, 2**31, 2**32 - 1)
 NUMBERS = (0.0, -0.0, 1.0, -1.0, 0.5, 5e-324, 1e30, -1e30, 1e300, math.inf, -math.inf, math.nan)
 TEXTS = (
     "the cat sat on the", " the mat", " the" * 60, " the" * 64, " the", " of", "the cat", "", " ",
-    "x" * 5_000, "\0", "\n", "\x7f", "é", "🧨🧨", "\u202e", "﷽", "<|endoftext|>", "{{7*7}}", "%n%s%x", "../../etc/passwd",
-    "'; DROP TABLE nodes; --", "ranking 0",
+    "x" * 5_000, "\0", "\n", "\x7f", "é", "🧨🧨", "\u202e", "﷽", "<|endoftext|>", "{{7*7}}", "%n%s%x",
+    "../../etc/passwd",    "'; DROP TABLE nodes; --", "ranking 0",
 )  # fmt: skip
 HUGE_TEXT_BYTES = 400_000
 LENGTHS = (0, 1, 1, 1, 2, 2, 3, 4, 9)

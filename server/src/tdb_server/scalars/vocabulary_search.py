@@ -142,7 +142,7 @@ class VocabularySearch:
         quantized = exact.round()
         of_direction = (exact - quantized).norm(dim=1, keepdim=True) * self._largest_norm
         of_vocabulary = exact.norm(dim=1, keepdim=True) * self._largest_error
-        products = torch._int_mm(  # noqa: SLF001, torch's only product of 8-bit integers
+        products: Tensor = torch._int_mm(  # noqa: SLF001, torch's only product of 8-bit integers
             quantized.to(torch.int8), self._quantized.T, out=self._products[: len(directions)]
         )
         return products, steps, (of_direction + of_vocabulary) * _ROUNDING
@@ -160,7 +160,8 @@ class VocabularySearch:
             wanted = torch.sparse_csr_tensor(
                 starts, ids, directions.new_zeros(len(ids)), (len(directions), len(self._vocabulary))
             )
-        return torch.sparse.sampled_addmm(wanted, directions, self._vocabulary.T, beta=0).values()
+        scores: Tensor = torch.sparse.sampled_addmm(wanted, directions, self._vocabulary.T, beta=0).values()
+        return scores
 
 
 def _step(largest: Tensor) -> Tensor:

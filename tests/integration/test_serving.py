@@ -124,17 +124,17 @@ def test_no_reflection(start_server, refusal):
 
 
 def test_sigterm_drains(start_server, debug_request):
-    server = start_server()
+    server = start_server("--grace-seconds", "60")
     stream = server.debugger.StreamDebug(debug_request(prompt=" the" * 60, n_sub_requests=8, k=200))
     assert next(stream).HasField("started")
     server.process.send_signal(signal.SIGTERM)
     assert list(stream)[-1].HasField("finished")
-    assert server.process.wait(timeout=20) == 0
+    assert server.process.wait(timeout=70) == 0
     assert not server.ready_file.exists()
 
 
 def test_calls_are_refused_while_draining(start_server, debug_request, refusal):
-    server = start_server()
+    server = start_server("--grace-seconds", "60")
     server.debugger.Debug(debug_request())
     slow = server.debugger.StreamDebug(debug_request(prompt=" the" * 60, n_sub_requests=8, k=1000))
     assert next(slow).HasField("started")

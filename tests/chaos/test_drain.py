@@ -51,7 +51,7 @@ def test_what_outlasts_the_grace_is_cancelled(start_watched):
     grace_seconds = 1.0
     server = start_watched("--workers", "2", "--grace-seconds", str(grace_seconds))
     workers = server.worker_pids()
-    streams = [server.debugger.StreamDebug(heavy_request()) for _ in range(N_CALLS)]
+    streams = [server.debugger.StreamDebug(heavy_request(), timeout=60) for _ in range(N_CALLS)]
     assert next(streams[0]).HasField("started")
     reader = threading.Thread(target=_read, args=(streams[1],))
     reader.start()
@@ -60,6 +60,8 @@ def test_what_outlasts_the_grace_is_cancelled(start_watched):
     server.process.send_signal(signal.SIGTERM)
     _assert_gone(server, workers, seconds=grace_seconds + STOP_SECONDS)
     reader.join()
+    for one in streams:
+        _read(one)  # what had come, and the status behind it
     codes = {one.code() for one in streams[1:]}
     assert codes <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
 

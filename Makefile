@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check generate breaking bench
+.PHONY: help demo test chaos check generate breaking bench
 
 help:  ## say what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 12
@@ -13,8 +13,11 @@ help:  ## say what can be made
 demo: $(INSTALLED)  ## explain why a real language model says " Mary"
 	$(BIN)/python examples/demo.py
 
-test: check  ## check, then run the tests; PYTEST_ARGS are passed on
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: check  ## check, then run all tests but chaos; PYTEST_ARGS are passed on
+	$(BIN)/python -m pytest -m 'not chaos' $(PYTEST_ARGS)
+
+chaos: $(INSTALLED)  ## kill workers, hang up, fill queues and send nonsense for minutes, with figures
+	TDB_CHAOS_LONG=1 $(BIN)/python -m pytest tests/chaos -s $(PYTEST_ARGS)
 
 check: $(INSTALLED)  ## lint, types, layers, protos, generated code
 	$(BIN)/ruff check

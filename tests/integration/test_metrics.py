@@ -156,6 +156,10 @@ def test_every_line_of_the_log_is_json(measured, debug_request):
     bad.sub_requests[0].target_tokens[:] = [SECRET]
     with pytest.raises(grpc.RpcError):
         measured.debugger.Debug(bad)
+    deadline = time.monotonic() + 10  # the status may be here before the line is there
+    while not any(line.get("reason") == "NOT_ONE_TOKEN" for line in lines_of(measured)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     lines = lines_of(measured)
     assert any(line["message"].startswith("serving on") for line in lines)
     (good,) = [line for line in lines if line.get("request_id") == "of-the-client"]

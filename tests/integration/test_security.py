@@ -36,9 +36,11 @@ from transformer_debugger.v1.model_service_pb2 import TokenizeRequest
 
 from tests.running_server import RunningServer, start, stop
 
-TOKENS = {name: new_token() for name in ("alice", "bob", "one", "few", "small")}
+TOKENS = {name: new_token() for name in ("alice", "bob", "one", "two", "three", "few", "small")}
 LIMITS = {
     "one": CallerLimits(max_concurrent_calls=2),
+    "two": CallerLimits(max_concurrent_calls=2),
+    "three": CallerLimits(max_concurrent_calls=2),
     "few": CallerLimits(calls_per_minute=20),
     "small": CallerLimits(max_activation_bytes=200_000),
 }
@@ -176,10 +178,10 @@ def test_calls_at_the_same_time_under_load(guarded, debug_request):
 
 def test_a_refusal_says_when_to_come_back(guarded, debug_request, refusal):
     request = debug_request(prompt=LONG, n_sub_requests=8, k=1000)
-    busy = [guarded.debugger.StreamDebug(request, metadata=bearer("one")) for _ in range(2)]
+    busy = [guarded.debugger.StreamDebug(request, metadata=bearer("two")) for _ in range(2)]
     try:
-        assert all(next(stream) for stream in busy[:1])
-        failed = refusal(lambda: guarded.debugger.Debug(debug_request(), metadata=bearer("one")))
+        assert next(busy[0]).HasField("started")
+        failed = refusal(lambda: guarded.debugger.Debug(debug_request(), metadata=bearer("two")))
     finally:
         for stream in busy:
             stream.cancel()
@@ -193,13 +195,13 @@ def test_a_refusal_says_when_to_come_back(guarded, debug_request, refusal):
 def test_cancelled_calls_make_room(guarded, debug_request):
     request = debug_request(prompt=LONG, n_sub_requests=8, k=200)
     for _ in range(10):
-        stream = guarded.debugger.StreamDebug(request, metadata=bearer("one"), timeout=30)
+        stream = guarded.debugger.StreamDebug(request, metadata=bearer("three"), timeout=30)
         next(stream)
         stream.cancel()
         deadline = time.monotonic() + 10
         while True:  # the server learns of it a moment later
             try:
-                guarded.debugger.Debug(debug_request(), metadata=bearer("one"), timeout=30)
+                guarded.debugger.Debug(debug_request(), metadata=bearer("three"), timeout=30)
                 break
             except grpc.RpcError:
                 assert time.monotonic() < deadline

@@ -6,6 +6,7 @@ Start with Client, or AsyncClient for asyncio; `tdb` is the same on the command 
 
 from tdb_client.async_client import AsyncClient
 from tdb_client.client import Client
+from tdb_client.compatibility import ApiVersionWarning
 from tdb_client.connection import Tls
 from tdb_client.debug_result import DebugResult
 from tdb_client.errors import (
@@ -69,6 +70,7 @@ __all__ = [
     "Ablation",
     "AblationSpec",
     "ActivationIndex",
+    "ApiVersionWarning",
     "AsyncClient",
     "AttendedToTokens",
     "AttentionTotals",

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import socket
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from tdb_client.client import Client
-from tdb_client.compatibility import client_version, version_problem
+from tdb_client.compatibility import ApiVersionWarning, client_version, version_problem
 from tdb_client.connection import Connection
 from tdb_client.errors import (
     NotImplementedCallError,
@@ -62,7 +63,7 @@ def diagnose(connection: Callable[[], Connection]) -> Iterator[Check]:
         except OSError as error:
             raise _StepError("options", str(error), "Give the path of a file that can be read") from None
         yield from _reach(how)
-        with Client(how.server, tls=how.tls, token=how.token, timeout=STEP_SECONDS) as client:
+        with _client(how) as client:
             yield _health(client, how)
             model, check = _access(client, how)
             yield check
@@ -121,6 +122,12 @@ def _connected(host: str, port: int) -> Check:
     return Check("connection", "ok", f"{host}:{port} in {1000 * (time.monotonic() - start):.1f} ms")
 
 
+def _client(how: Connection) -> Client:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a check says it
+        return Client(how.server, tls=how.tls, token=how.token, timeout=STEP_SECONDS)
+
+
 def _health(client: Client, how: Connection) -> Check:
     start = time.monotonic()
     try:
@@ -147,7 +154,9 @@ def _health(client: Client, how: Connection) -> Check:
 
 def _access(client: Client, how: Connection) -> tuple[ModelInfo, Check]:
     try:
-        model = client.model_info()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ApiVersionWarning)  # the next check says it
+            model = client.model_info()
     except (UnauthenticatedError, PermissionDeniedError) as error:
         missing = "Give a token with --token-file FILE" if how.token is None else "This token is not taken"
         raise _StepError("token", str(error), f"{missing}; ask whoever runs the server for one") from None

@@ -36,22 +36,30 @@ def certificate_facts(host: str, port: int, tls: Tls, timeout: float) -> tuple[s
             socket.create_connection((host, port), timeout) as plain,
             context.wrap_socket(plain, server_hostname=name) as sock,
         ):
-            sock.recv(1)  # a server that wants a certificate of ours says so only now
             certificate, version = sock.getpeercert() or {}, sock.version()
+            if not sock.recv(1):  # a gRPC server would say something; one that wants a certificate ends here
+                raise _certificate_wanted(tls)
     except ssl.SSLCertVerificationError as error:
         advice = "Give the certificate that signed it with --tls-ca FILE"
         if "match" in error.verify_message.lower():
             advice = "Give the name the certificate is for with --tls-server-name NAME"
         raise HandshakeError(f"the certificate is not trusted: {error.verify_message}", advice) from None
     except ssl.SSLError as error:
-        if "CERTIFICATE_REQUIRED" in (error.reason or ""):
-            finding = "the server wants a certificate of ours"
-            raise HandshakeError(finding, "Give it with --tls-cert FILE and --tls-key FILE") from None
+        if "CERTIFICATE" in (error.reason or ""):
+            raise _certificate_wanted(tls) from None
         finding = f"no TLS is spoken there ({(error.reason or 'unknown').replace('_', ' ').lower()})"
         raise HandshakeError(finding, "Leave out --tls and what goes with it, or ask another port") from None
     ends = ssl.cert_time_to_seconds(str(certificate["notAfter"]))
     days_left = (ends - time.time()) / 86400
     return f"{version}, certificate for {name}, valid for {days_left:.0f} days", days_left
+
+
+def _certificate_wanted(tls: Tls) -> HandshakeError:
+    if tls.cert_file is None:
+        finding = "the server wants a certificate of ours"
+        return HandshakeError(finding, "Give it with --tls-cert FILE and --tls-key FILE")
+    finding = "the server does not take our certificate"
+    return HandshakeError(finding, "Ask whoever runs the server for one that it trusts")
 
 
 def speaks_tls(server: str, timeout: float) -> bool:

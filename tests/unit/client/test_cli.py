@@ -221,11 +221,15 @@ def test_help_names_every_exit_code(capsys: Output) -> None:
 def test_examples_of_the_help_are_command_lines() -> None:
     lines = re.sub(r"\\\n\s*", "", "\n".join([FIRST_STEPS, *EXAMPLES.values()])).splitlines()
     examples = [
-        re.split(r" {3,}|\||>", line.strip())[0] for line in lines if re.match(r" +tdb (?!.*--help)", line)
+        re.split(r" {3,}| \| | > ", line.strip())[0]
+        for line in lines
+        if re.match(r" +tdb (?!.*--help)", line)
     ]
     assert len(examples) > 15
     for example in examples:
-        words = shlex.split(example.replace("...", "--prompt p --target t"))
+        words = shlex.split(
+            example.replace("--prompt ...", "--prompt p").replace("...", "--prompt p --target t")
+        )
         assert parse(words[1:]).run
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import sys
 import time
 from contextlib import closing
@@ -34,23 +33,6 @@ from tdb_client import (
 from tests.unit.client.fake_service import BROKEN, BUSY, NODES, REFUSED, SLOW, TOKENS, FakeService
 
 Fake = tuple[str, FakeService]
-
-
-def test_sync_and_async_clients_have_the_same_methods() -> None:
-    def methods(kind: type) -> dict[str, str]:
-        return {
-            name: str(inspect.signature(method).replace(return_annotation="")).replace("AsyncGen", "Gen")
-            for name, method in inspect.getmembers(kind, inspect.isfunction)
-            if not name.startswith("_") or name == "__init__"
-        }
-
-    assert methods(Client) == methods(AsyncClient)
-    returned = {
-        name: str(inspect.signature(getattr(AsyncClient, name)).return_annotation) for name in methods(Client)
-    }
-    for name, annotation in returned.items():
-        sync = str(inspect.signature(getattr(Client, name)).return_annotation)
-        assert sync == annotation.replace("AsyncGenerator", "Generator")
 
 
 def test_debug_answers_with_tables(fake: Fake) -> None:

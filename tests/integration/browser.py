@@ -22,6 +22,29 @@ FLAGS = (
 )  # fmt: skip
 
 
+COUNT_COLOURS = """(async (encoded, x, y) => {
+  const bytes = Uint8Array.from(atob(encoded), (one) => one.charCodeAt(0));
+  const image = await createImageBitmap(new Blob([bytes], { type: "image/png" }));
+  const context = new OffscreenCanvas(image.width, image.height).getContext("2d");
+  context.drawImage(image, 0, 0);
+  const { data, width, height } = context.getImageData(0, 0, image.width, image.height);
+  const colour = (at) => `${data[at]},${data[at + 1]},${data[at + 2]}`;
+  const colours = {};
+  for (let at = 0; at < data.length; at += 4) colours[colour(at)] = (colours[colour(at)] ?? 0) + 1;
+  return { width, height, colours, colour_at: colour(4 * (Math.round(y) * width + Math.round(x))) };
+})"""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is in a screenshot: how many pixels of each colour, and the colour at one place."""
+
+    width: int
+    height: int
+    colours: dict[str, int]
+    colour_at: str
+
+
 @dataclass
 class Page:
     """An open page and what it did: requests, and whatever it complained of."""
@@ -40,7 +63,9 @@ class Page:
         message: dict[str, Any] = {"id": self._n_sent, "method": method, "params": parameters}
         if self.session:
             message["sessionId"] = self.session
-        os.write(self.writing, json.dumps(message).encode() + b"\0")
+        unsent = memoryview(json.dumps(message).encode() + b"\0")
+        while unsent:
+            unsent = unsent[os.write(self.writing, unsent) :]
         while True:
             answer = self._receive()
             if answer.get("id") == self._n_sent:
@@ -67,11 +92,16 @@ class Page:
         """Writes text where the focus is."""
         self.send("Input.insertText", text=text)
 
-    def screenshot(self, path: Path, *, whole: bool = True) -> bytes:
-        """Takes a picture, of the whole page or of the window."""
-        answer = self.send("Page.captureScreenshot", captureBeyondViewport=whole)
-        path.write_bytes(png := base64.b64decode(answer["data"]))
-        return png
+    def screenshot(self, path: Path, *, whole: bool = True) -> str:
+        """Takes a picture, of the whole page or of the window, and returns it in base 64."""
+        encoded: str = self.send("Page.captureScreenshot", captureBeyondViewport=whole)["data"]
+        path.write_bytes(base64.b64decode(encoded))
+        return encoded
+
+    def picture(self, path: Path, *, whole: bool = True, at: tuple[float, float] = (0, 0)) -> Picture:
+        """Takes a picture and counts its colours."""
+        arguments = ", ".join(map(json.dumps, (self.screenshot(path, whole=whole), *at)))
+        return Picture(**self.evaluate(f"{COUNT_COLOURS}({arguments})"))
 
     def print_to_pdf(self, path: Path) -> None:
         """Prints on A4."""
@@ -103,7 +133,7 @@ def opened(path: Path, width: int = 1366, height: int = 768) -> Iterator[Page]:
     to_browser, from_browser = os.pipe(), os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         # The browser reads commands from descriptor 3 and writes to 4.
-        redirect = f'exec "$0" "$@" 3<&{to_browser[0]} 4>&{from_browser[1]}'
+        redirect = f'exec "$0" "$@" 3</dev/fd/{to_browser[0]} 4>/dev/fd/{from_browser[1]}'
         command = ["sh", "-c", redirect, CHROMIUM, *FLAGS, f"--user-data-dir={profile}"]
         command += [f"--window-size={width},{height}", "about:blank"]
         process = subprocess.Popen(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import csv
+import io
 import json
+import re
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tdb_client import (
+    Ablation,
     AsyncClient,
     Client,
     DebugSubRequest,
@@ -22,6 +26,7 @@ from tdb_client import (
     Loss,
     MultipleTopKResult,
     MultipleTopKSpec,
+    Node,
     ScoredTokensSpec,
     Started,
     Trace,
@@ -212,6 +217,38 @@ def test_the_command_explains(server, capsys, monkeypatch, columns):
     assert json.loads(capsys.readouterr().out)["sub_requests"][0]["result"]["loss"] == pytest.approx(
         GOLDEN_LOSS
     )
+
+
+def test_nodes_are_spelled_alike_everywhere(server, client, capsys, tmp_path):
+    """In tables for programs, in frames and in pages; and what is printed can be asked about."""
+    command = ["debug", "--prompt", PROMPT, "--target", TARGET, "--server", f"127.0.0.1:{server.port}"]
+    nodes = client.debug(PROMPT, TARGET).nodes.nodes
+    assert main([*command, "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert main([*command, "--json", "--html", str(tmp_path / "report.html")]) == 0
+    printed = json.loads(capsys.readouterr().out)["sub_requests"][0]["result"]["nodes"]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
+    for spelled in (
+        [row["node"] for row in rows],
+        [row["node"] for row in printed],
+        [node["spelling"] for node in data["nodes"]],
+        list(client.debug(PROMPT, TARGET).to_frame()["node"]),
+    ):
+        assert tuple(Node.parse(one) for one in spelled) == nodes
+    for node in nodes:
+        if node.type == "mlp_neuron":
+            assert client.debug(PROMPT, TARGET, ablate=str(node)).request.ablate == (Ablation(node),)
+            assert client.debug(PROMPT, trace=str(node)).traced_value is not None
+            break
+
+
+def test_the_doctor_finds_a_server_well(server, capsys):
+    assert main(["doctor", "--server", f"127.0.0.1:{server.port}"]) == 0
+    out = capsys.readouterr().out
+    assert "interface v1" in out
+    assert "tiny-a: gpt2, 3 layers" in out
+    assert out.endswith("All is well.\n")
 
 
 def test_the_command_says_in_one_line_what_is_wrong(server, capsys):

@@ -289,7 +289,7 @@ class Client:
                 call.cancel()
         reader.end()
         if asked is not None:
-            with suppress(grpc.RpcError):  # the call itself went well
+            with suppress(grpc.RpcError, grpc.FutureCancelledError):  # the call itself went well
                 self._versions.compare(asked.result().model_info.api_version)
 
     def _ask_for_version(self) -> grpc.Future[model_pb2.GetModelInfoResponse] | None:

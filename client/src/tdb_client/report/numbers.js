@@ -16,13 +16,13 @@ function number(value, withPlus = false) {
 }
 
 /** A number for a small cell: two or three digits. */
-function shortNumber(value) {
+function shortNumber(value, withPlus = false) {
   if (value === null || value === undefined) return "";
   const size = Math.abs(value);
   if (value === 0) return ZERO;
   if (size < 0.005) return "0.00";
   const text = size >= 100 ? size.toFixed(0) : size >= 10 ? size.toFixed(1) : size.toFixed(2);
-  return (value < 0 ? MINUS : "") + text;
+  return (value < 0 ? MINUS : withPlus ? "+" : "") + text;
 }
 
 /** The largest magnitude of numbers, which gets the deepest colour. */

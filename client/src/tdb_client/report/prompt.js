@@ -15,7 +15,7 @@ function drawPrompt(data, state, onToken) {
       title: `${quoted} @ ${token}: ${number(values[token], true)}`,
       "aria-pressed": String(state.token === token),
       onclick: () => onToken(state.token === token ? null : token),
-    }, word, ...(isShort ? [make("small", {}, number(values[token], true))] : []));
+    }, word, ...(isShort ? [make("small", {}, shortNumber(values[token], true))] : []));
   }));
   legend(byId("prompt-legend"), most, ["lowers", "raises"]);
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -92,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "nowhere for others)")  # fmt: skip
     add("--device", default=device, help="cpu or cuda:N (default: %(default)s)")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))  # servers are stopped on the way out
     plan = Plan(options.device, frozenset(options.only), options.quick)
     report = Report(machine_facts(plan.device, N_THREADS))
     start, load = time.monotonic(), OthersLoad()

@@ -1,20 +1,19 @@
 """What a call would cost, estimated from its shape before anything is computed.
 
 Activations. Letters: T tokens, L layers, d channels, H heads, G key/value heads, e channels of a head, F
-neurons, N latents, V vocabulary, b bytes per element. Of every layer the backward pass needs what the
-forward pass made, and the derived scalars of a layer stand beside it until they are ranked:
+neurons, N latents, V vocabulary, b bytes per element. For each sub-request, of every layer, what the
+backward pass needs and the gradients that are kept:
 
-    residual-sized    12 forward, 4 gradients                16 · T · d
-    per head          q, k, v, their rotation, outputs       T · e · (6 H + 4 G)
-    per token pair    logits, masked, probabilities; their
-                      gradients; three derived scalars       9 · H · T²
-    per neuron        before, after, up; gradients; three
-                      derived scalars                        9 · T · F
-    per latent        the same                               9 · T · N
+    residual-sized    6 forward, 2 gradients             8 · T · d
+    per head          q, k, v, their rotation, outputs   T · e · (6 H + 4 G)
+    per token pair    logits, probabilities, gradients   4 · H · T²
+    per neuron        before, after, up, gradient        4 · T · F
+    per latent        before, after, gradient            4 · T · N
 
-summed over L layers, plus T · V for the logits and what scoring tokens takes: MAX_SCORED_NODES · V. All
-times b, and times the number of sub-requests, whose prompts run as one batch. Real use stays below; the
-estimate is for refusing what cannot fit, and for not putting too much into one batch.
+summed over L layers; once, the derived scalars of the layer that is being ranked, 3 · (H · T² + T · F);
+and the logits, T · V. Once per call, scoring tokens: 3 · SCORED_NODES · V. All times b. Real use was seen
+at a third of this for long prompts, and near it for the shortest; the estimate is for refusing what cannot
+fit, and for not putting too much into one batch.
 
 Answers. Sums that keep two token axes have T² entries, those that keep one T; nodes and token lists are
 counted at the most there can be. `tensor_bytes`, the sums alone, are certain; the rest is an upper bound.
@@ -38,9 +37,11 @@ from tdb_server.domain.requests import (
     TokenPairAttributionSpec,
 )
 
-MAX_SCORED_NODES = 512
+SCORED_NODES = 512
+"""Nodes whose vocabularies are scored at once."""
 _DTYPE_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
-_RESIDUALS, _PAIRS, _NEURONS, _LATENTS = 16, 9, 9, 9
+_RESIDUALS, _PAIRS, _NEURONS, _LATENTS = 8, 4, 4, 4
+_RANKED, _SCORED = 3, 3
 _FLOAT_BYTES = 4  # numbers of an answer
 _NODE_BYTES = 24  # a node index on the wire
 _TOKEN_BYTES = 20  # a scored token on the wire: id, text and two numbers
@@ -67,12 +68,12 @@ def estimated_cost(info: ModelInfo, sub_requests: Sequence[InferenceSubRequest])
     n_tokens = max((len(one.inference.token_ids) for one in sub_requests), default=0)
     tensors = sum(_tensor_bytes(spec, n_tokens) for one in sub_requests for spec in one.processing.values())
     lists = sum(_list_bytes(one, len(sub_requests), n_tokens) for one in sub_requests)
-    activations = len(sub_requests) * activation_bytes_per_row(info, n_tokens)
-    return Cost(activations, tensors + lists, tensors)
+    elements = len(sub_requests) * _elements_per_row(info, n_tokens)
+    elements += _SCORED * SCORED_NODES * info.vocabulary_size
+    return Cost(elements * _DTYPE_BYTES.get(info.dtype, 4), tensors + lists, tensors)
 
 
-def activation_bytes_per_row(info: ModelInfo, n_tokens: int) -> int:
-    """Bytes that one prompt of this many tokens, padding included, takes in a batch."""
+def _elements_per_row(info: ModelInfo, n_tokens: int) -> int:
     latents = sum(one.n_latents * len(one.layers) for one in info.autoencoders)
     per_layer = (
         _RESIDUALS * n_tokens * info.d_model
@@ -80,12 +81,9 @@ def activation_bytes_per_row(info: ModelInfo, n_tokens: int) -> int:
         + _PAIRS * info.n_heads * n_tokens**2
         + _NEURONS * n_tokens * info.n_neurons
     )
-    elements = (
-        info.n_layers * per_layer
-        + _LATENTS * n_tokens * latents
-        + (n_tokens + MAX_SCORED_NODES) * info.vocabulary_size
-    )
-    return elements * _DTYPE_BYTES.get(info.dtype, 4)
+    ranked = _RANKED * (info.n_heads * n_tokens**2 + n_tokens * max(info.n_neurons, latents))
+    logits = n_tokens * info.vocabulary_size
+    return info.n_layers * per_layer + _LATENTS * n_tokens * latents + ranked + logits
 
 
 def _tensor_bytes(spec: ProcessingSpec, n_tokens: int) -> int:

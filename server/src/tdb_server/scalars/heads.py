@@ -40,6 +40,15 @@ def out_weights(run: RowRun, layer_index: int) -> Tensor:
     return run.decoder.weights.layers[layer_index].attn_out_weight.view(-1, config.n_heads, config.d_head)
 
 
+def in_slices(x: Tensor, head: Tensor, n_heads: int) -> Tensor:
+    """Vectors of one head each, in that head's slice of all heads' channels: [m, e] to [m, n_heads * e].
+
+    One product with all heads' weights is cheaper than to pick each vector's own.
+    """
+    every = torch.arange(len(x), device=x.device)
+    return x.new_zeros(len(x), n_heads, x.shape[1]).index_put((every, head), x).flatten(1)
+
+
 def write_norm(run: RowRun, layer_index: int) -> DenseScalars:
     """Attention × norm of what the value writes."""
     values = values_by_head(run, layer_index)

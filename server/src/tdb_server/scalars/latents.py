@@ -107,24 +107,24 @@ class SparseLatents:
     """The active latents of one row and layer, ordered by token, then latent.
 
     Attributes:
-        coordinates: (token, latent) of each, int64 [n, 2].
+        coordinates: (token, latent) of each, int64 [n, 2]; in a stack of layers (layer, token, latent).
         values: their activations, after ablation [n].
-        shape: (tokens, latents).
+        shape: how many there are of each coordinate.
     """
 
     coordinates: Tensor
     values: Tensor
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
 
     @property
     def tokens(self) -> Tensor:
         """The token of each [n]."""
-        return self.coordinates[:, 0]
+        return self.coordinates[:, -2]
 
     @property
     def latents(self) -> Tensor:
         """The latent of each [n]."""
-        return self.coordinates[:, 1]
+        return self.coordinates[:, -1]
 
 
 def encode_sparsely(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tdb_server.domain.node import NodeIndex, NodeType
@@ -63,14 +64,15 @@ def _neuron_writes(run: RowRun, layer_index: int, positions: list[int], indices:
 def _head_writes(run: RowRun, layer_index: int, positions: list[int], indices: Tensor) -> Located:
     """Of token pairs `(q, k, h)`; of whole queries `(q, h)` when there are two indices."""
     head = indices[:, -1]
-    out = heads.out_weights(run, layer_index)[:, head]  # [d, m, e]
     if indices.shape[1] == 2:
-        read = run.value(Place.ATTN_V_OUT, layer_index)[head, indices[:, 0]]
-        return positions, torch.einsum("me,dme->md", read, out), torch.ones_like(read[:, 0])
-    query, key, _ = indices.unbind(1)
-    read = heads.values_by_head(run, layer_index)[head, key]  # [m, e]
-    scales = run.value(Place.ATTN_QK_PROBS, layer_index)[head, query, key]
-    return positions, torch.einsum("me,dme->md", read, out), scales
+        read = run.value(Place.ATTN_V_OUT, layer_index)[head, indices[:, 0]]  # [m, e]
+        scales = torch.ones_like(read[:, 0])
+    else:
+        query, key, _ = indices.unbind(1)
+        read = heads.values_by_head(run, layer_index)[head, key]
+        scales = run.value(Place.ATTN_QK_PROBS, layer_index)[head, query, key]
+    config, layer = run.decoder.config, run.decoder.weights.layers[layer_index]
+    return positions, F.linear(heads.in_slices(read, head, config.n_heads), layer.attn_out_weight), scales
 
 
 def _latent_writes(
@@ -139,26 +141,32 @@ def _head_reads(
     decoder, layer = run.decoder, run.decoder.weights.layers[layer_index]
     query, key, head = indices.unbind(1)
     group = head // decoder.config.n_heads_per_group
-    before = (Place.RESID_POST_EMB, None) if layer_index == 0 else (Place.RESID_POST_MLP, layer_index - 1)
+    first_key_row = decoder.config.n_heads * decoder.config.d_head
     if through_query:
-        tokens, rows, head_norm = query, head, layer.q_norm
+        tokens, own_head, head_norm, rows = query, head, layer.q_norm, slice(0, first_key_row)
         other = run.value(Place.ATTN_K, layer_index)[group, key]  # [m, e]
     else:
-        tokens, rows, head_norm = key, decoder.config.n_heads + group, layer.k_norm
+        n_key_rows = decoder.config.n_key_value_heads * decoder.config.d_head
+        tokens, own_head, head_norm = key, group, layer.k_norm
+        rows = slice(first_key_row, first_key_row + n_key_rows)
         other = run.value(Place.ATTN_Q, layer_index)[head, query]
+    before = (Place.RESID_POST_EMB, None) if layer_index == 0 else (Place.RESID_POST_MLP, layer_index - 1)
     residual = run.value(*before)[tokens]
     scale = decoder.norm_scale(residual)
-    weights = layer.qkv_weight.view(-1, decoder.config.d_head, decoder.config.d_model)[rows]  # [m, e, d]
-    product = torch.einsum("med,md->me", weights, decoder.normalize(residual, scale, layer.attn_norm))
-    if layer.qkv_bias is not None:
-        product = product + layer.qkv_bias.view(-1, decoder.config.d_head)[rows]
+    product = torch.zeros_like(other)  # where there is no head norm, the gradient is the same everywhere
+    if head_norm is not None:
+        normed = decoder.normalize(residual, scale, layer.attn_norm)
+        bias = None if layer.qkv_bias is None else layer.qkv_bias[rows]
+        products = F.linear(normed, layer.qkv_weight[rows], bias).view(len(other), -1, other.shape[1])
+        product = products[torch.arange(len(products)), own_head]
 
     def logits(x: Tensor) -> Tensor:
         return (decoder.place_heads(x[None, None], head_norm, tokens)[0, 0] * other).sum(dim=-1)
 
-    towards = _gradient(logits, product)  # [m, e]
-    vectors = decoder.centered(torch.einsum("me,med->md", towards, weights) * layer.attn_norm.gain)
-    return positions, vectors, 1 / scale[:, 0]
+    at_head = _gradient(logits, product)  # [m, e]
+    n_heads = (rows.stop - rows.start) // other.shape[1]
+    vectors = heads.in_slices(at_head, own_head, n_heads) @ layer.qkv_weight[rows]
+    return positions, decoder.centered(vectors * layer.attn_norm.gain), 1 / scale[:, 0]
 
 
 def _gradient(objectives: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:

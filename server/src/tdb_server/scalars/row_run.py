@@ -62,6 +62,14 @@ class RowRun:
         """Layers of the model."""
         return self.decoder.config.n_layers
 
+    def check_cancelled(self) -> None:
+        """Ends the work of the batch when nobody wants it any more.
+
+        Raises:
+            Cancelled: every call of the batch was cancelled.
+        """
+        self._batch.check_cancelled()
+
     def value(self, place: Place, layer_index: int | None) -> Tensor:
         """A place's value after ablation; pairs are laid out [H, q, k], heads [H, T, e]."""
         return self._own(place, self._batch.values[place, layer_index])

@@ -1,21 +1,33 @@
-"""Numbers per node of one layer, dense or sparse: ranked, looked up and summed without ever being joined up.
+"""Numbers per node of a layer, dense or sparse: ranked, looked up and summed.
 
 A dense scalar is kept as a product of factors that broadcast against each other (activation × gradient,
 activation × write norm, ...): a few nodes can then be looked up without computing all of them again.
+Several layers may stand in one, along a first axis of layers (see `layer_stacks`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
 
 from tdb_server.domain.node import Dimension
+from tdb_server.domain.results import FloatArray
 from tdb_server.scalars.latents import SparseLatents
 
+
+class StackAxis(Enum):
+    """The axis along which layers are stacked."""
+
+    LAYERS = "layers"
+
+
+Axis = Dimension | StackAxis
 _TOKENS = Dimension.SEQUENCE_TOKENS
 _LATENT_AXES = (_TOKENS, Dimension.AUTOENCODER_LATENTS)
 
@@ -62,12 +74,23 @@ class DenseScalars:
     """
 
     factors: Sequence[Tensor]
-    axes: tuple[Dimension, ...]
-    order: tuple[Dimension, ...]
+    axes: tuple[Axis, ...]
+    order: tuple[Axis, ...]
     n_tokens: int
     tokens: Tensor | None = None
     not_nodes: Tensor | None = None
     known_sum: Tensor | None = None
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the product."""
+        sizes = zip(*(factor.shape for factor in self.factors), strict=True)
+        return tuple(0 if 0 in of_axis else max(of_axis) for of_axis in sizes)
+
+    @property
+    def n_entries(self) -> int:
+        """How many numbers there are."""
+        return math.prod(self.shape)
 
     @cached_property
     def product(self) -> Tensor:
@@ -97,7 +120,7 @@ class DenseScalars:
         if values.numel() == 0:
             return values.new_zeros(0), torch.zeros(0, len(self.axes), dtype=torch.long, device=values.device)
         found, flat = top_k_entries(values, k, largest, with_ties)
-        coordinates = list(torch.unravel_index(flat, values.shape))
+        coordinates = _coordinates(flat, values.shape)
         if token_axis is not None:
             if token_index is not None:
                 coordinates[token_axis] = torch.full_like(flat, token_index)
@@ -146,6 +169,23 @@ class DenseScalars:
         return positions[tokens]
 
 
+def _coordinates(flat: Tensor, shape: Sequence[int]) -> list[Tensor]:
+    """Flat indices into a tensor of some shape, axis by axis."""
+    found = []
+    for size in reversed(shape):
+        found.append(flat % size)
+        flat = flat // size
+    return found[::-1]
+
+
+def _flat(coordinates: Tensor, shape: Sequence[int]) -> Tensor:
+    """The reverse: coordinates [m, n_axes] to flat indices [m]."""
+    flat = torch.zeros_like(coordinates[:, 0])
+    for axis, size in enumerate(shape):
+        flat = flat * size + coordinates[:, axis]
+    return flat
+
+
 def _pick(factor: Tensor, coordinates: Sequence[Tensor]) -> Tensor:
     """Entries of a factor, which may be broadcast along some axes."""
     return factor[
@@ -155,10 +195,15 @@ def _pick(factor: Tensor, coordinates: Sequence[Tensor]) -> Tensor:
 
 @dataclass
 class SparseScalars:
-    """A number for every active latent of a layer; every other latent's number is zero."""
+    """A number for every active latent of a layer or a stack of them; every other latent's number is zero."""
 
     active: SparseLatents
     values: Tensor
+
+    @property
+    def n_entries(self) -> int:
+        """How many numbers are held."""
+        return len(self.values)
 
     def release(self) -> None:
         """Nothing to let go of: only active latents are held."""
@@ -166,39 +211,45 @@ class SparseScalars:
     def top(
         self, k: int, largest: bool, token_index: int | None, with_ties: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """The best k, and what equals the last of them: values [m], (token, latent) [m, 2].
+        """The best k, and what equals the last of them: values [m], node indices [m, n_axes].
 
         Inactive latents rank as the zeros they are.
         """
         values, coordinates = self.values, self.active.coordinates
-        n_tokens, n_latents = self.active.shape
+        n_latents = math.prod(self.active.shape)
         if token_index is not None:
-            at_token = coordinates[:, 0] == token_index
-            values, coordinates, n_tokens = values[at_token], coordinates[at_token], 1
-        n_zeros = min(k, n_tokens * n_latents - len(values))
+            at_token = self.active.tokens == token_index
+            values, coordinates = values[at_token], coordinates[at_token]
+            n_latents //= self.active.shape[-2]
+        n_zeros = min(k, n_latents - len(values))
         ranked = torch.cat((values, values.new_zeros(n_zeros)))
         found, flat = top_k_entries(ranked[None], k, largest, with_ties)
         is_active = flat < len(values)
         return found[is_active], coordinates[flat[is_active]]
 
     def at(self, nodes: Tensor) -> Tensor:
-        """The numbers of some nodes: (token, latent) [m, 2] to [m]."""
+        """The numbers of some nodes: indices [m, n_axes] to [m]."""
         if len(self.values) == 0:
             return self.values.new_zeros(len(nodes))
-        n_latents = self.active.shape[1]
-        keys = self.active.tokens * n_latents + self.active.latents
-        wanted = nodes[:, 0] * n_latents + nodes[:, 1]
+        keys, wanted = (_flat(one, self.active.shape) for one in (self.active.coordinates, nodes))
         position = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
         return self.values[position].masked_fill(keys[position] != wanted, 0)
 
     def sum(self, keep: Sequence[Dimension]) -> Tensor:
         """The sum over all axes but those of `keep`."""
-        kept = [one for one in _LATENT_AXES if one in keep]
-        if not kept:
+        axes = [axis for axis, one in enumerate(_LATENT_AXES, start=-len(_LATENT_AXES)) if one in keep]
+        if not axes:
             return self.values.sum()
-        indices = tuple(self.active.coordinates[:, _LATENT_AXES.index(one)] for one in kept)
-        shape = [self.active.shape[_LATENT_AXES.index(one)] for one in kept]
+        indices = tuple(self.active.coordinates[:, axis] for axis in axes)
+        shape = [self.active.shape[axis] for axis in axes]
         return self.values.new_zeros(shape).index_put(indices, self.values, accumulate=True)
 
 
 ScalarValues = DenseScalars | SparseScalars
+
+
+def as_array(x: Tensor) -> FloatArray:
+    """A contiguous numpy array; bfloat16, which numpy lacks, as float32."""
+    x = x.detach().to("cpu")
+    array: FloatArray = (x.float() if x.dtype == torch.bfloat16 else x).contiguous().numpy()
+    return array

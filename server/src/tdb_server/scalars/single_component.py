@@ -18,9 +18,10 @@ from tdb_server.domain.results import (
 )
 from tdb_server.scalars.derived import scalar_values
 from tdb_server.scalars.row_run import RowRun
+from tdb_server.scalars.scalar_values import as_array
 from tdb_server.scalars.token_pairs import writes_to_latent
 from tdb_server.scalars.token_scores import TokenScorer, scaled
-from tdb_server.scalars.top_k import as_array, shown_pass
+from tdb_server.scalars.top_k import shown_pass
 
 
 def derived_scalars(run: RowRun, spec: DerivedScalarsSpec, scorer: TokenScorer) -> DerivedScalarsResult:

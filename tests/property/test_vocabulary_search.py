@@ -1,0 +1,72 @@
+"""Searching the vocabulary in 8 bits finds what scoring every token finds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tdb_server.scalars.vocabulary_search import VocabularySearch
+from torch import Tensor
+
+from tests.property.requests import examples
+
+pytestmark = pytest.mark.skipif(
+    not torch.cpu._is_vnni_supported(), reason="this processor's products of 8-bit integers overflow"
+)
+D_MODEL = 24
+
+
+def vocabulary_of(kind: str, n_tokens: int, generator: torch.Generator) -> Tensor:
+    """Vectors that quantize well, badly, or not at all, and vectors that tie."""
+    vectors = torch.randn(n_tokens, D_MODEL, generator=generator)
+    match kind:
+        case "loud channel":
+            vectors[:, 3] *= 1000
+        case "loud token":
+            vectors[5] *= 300
+        case "common mean":
+            vectors += 50
+        case "few distinct":
+            vectors = vectors[torch.randint(0, 5, (n_tokens,), generator=generator)]
+        case "all equal":
+            vectors = vectors[:1].expand(n_tokens, -1).clone()
+        case "nearly tied":
+            vectors = vectors[:1] + 1e-4 * vectors
+    return vectors
+
+
+KINDS = ["plain", "loud channel", "loud token", "common mean", "few distinct", "all equal", "nearly tied"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@examples(20)
+@given(
+    n_tokens=st.sampled_from([4096, 4097, 5000, 6463]),
+    k=st.sampled_from([1, 2, 10, 15, 60]),
+    n_directions=st.sampled_from([1, 3, 100]),
+    n_excluded=st.sampled_from([0, 1, 70]),
+    has_zero=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_search(
+    kind: str, n_tokens: int, k: int, n_directions: int, n_excluded: int, has_zero: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary = vocabulary_of(kind, n_tokens, generator)
+    excluded = torch.randperm(n_tokens, generator=generator)[:n_excluded]
+    directions = torch.randn(n_directions, D_MODEL, generator=generator)
+    search = VocabularySearch(vocabulary, excluded if n_excluded else None)
+    exact_in_8_bits = torch.randint(0, 2, (D_MODEL,), generator=generator) * 2.0 - 1
+    directions[-1] = (exact_in_8_bits / search._steps) @ search._rotation.T  # all error is the vocabulary's
+    directions[0] *= 0 if has_zero else 1e-6
+    found = search.rank(directions, k)
+
+    scores = directions @ vocabulary.T
+    limit = 1e-5 * directions.norm(dim=1, keepdim=True) * vocabulary.norm(dim=1).max()
+    for largest, values, ids in ((True, found.high, found.high_ids), (False, found.low, found.low_ids)):
+        ranked = scores.index_fill(1, excluded, -torch.inf if largest else torch.inf)
+        expected = ranked.sort(dim=1, descending=largest).values[:, :k]
+        assert ((values - expected).abs() <= limit).all()
+        assert ((ranked.gather(1, ids.long()) - expected).abs() <= limit).all()
+        assert all(len(set(row)) == k for row in ids.tolist())

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from tdb_server.domain.cost import estimated_cost
+from tdb_server.domain.debug import inference_sub_request
+from tdb_server.domain.model_info import AutoencoderInfo, ModelInfo, Site
+from tdb_server.domain.requests import AttentionComponent, DebugSubRequest, InferenceSubRequest, MlpComponent
+
+INFO = ModelInfo("small", "d", "gpt2", 12, 768, 12, 12, 64, 3072, 50257, 1024, "float32")
+
+
+def sub_request(n_tokens: int = 64, k: int = 10) -> InferenceSubRequest:
+    return inference_sub_request(
+        DebugSubRequest((0,) * n_tokens, (1,), (), MlpComponent.NEURON, AttentionComponent.ATTENTION_HEAD, k)
+    )
+
+
+def test_sums_over_token_pairs_are_certain():
+    """Eight sums of attention, of two results with four groups each; the rest has one axis."""
+    tensor_bytes = estimated_cost(INFO, [sub_request(n_tokens=100)]).tensor_bytes
+    assert 8 * 100 * 100 * 4 < tensor_bytes < 8 * 100 * 100 * 4 + 20 * 100 * 4
+
+
+def test_a_call_of_gpt2_small_at_256_tokens_takes_less_than_three_gigabytes():
+    assert 2**29 < estimated_cost(INFO, [sub_request(256)]).activation_bytes < 3 * 2**30
+
+
+@pytest.mark.parametrize("field", ["activation_bytes", "response_bytes", "tensor_bytes"])
+def test_more_costs_more(field):
+    def cost(*sub_requests: InferenceSubRequest) -> int:
+        return getattr(estimated_cost(INFO, sub_requests), field)
+
+    assert cost(sub_request()) < cost(sub_request(), sub_request())
+    assert cost(sub_request(64)) < cost(sub_request(128))
+
+
+def test_k_and_company_lengthen_the_lists():
+    def cost(*sub_requests: InferenceSubRequest) -> int:
+        return estimated_cost(INFO, sub_requests).response_bytes
+
+    assert cost(sub_request(k=10)) < cost(sub_request(k=20))
+    assert cost(sub_request(), sub_request()) > 2 * cost(sub_request())  # each reports the other's nodes
+
+
+def test_autoencoders_and_wide_types_cost_more():
+    latents = AutoencoderInfo(Site.RESID_DELTA_MLP, 32768, tuple(range(12)), "relu")
+    plain = estimated_cost(INFO, [sub_request()]).activation_bytes
+    with_latents = dataclasses.replace(INFO, autoencoders=(latents,))
+    assert estimated_cost(with_latents, [sub_request()]).activation_bytes > 2 * plain
+    wide = dataclasses.replace(INFO, dtype="float64")
+    assert estimated_cost(wide, [sub_request()]).activation_bytes == 2 * plain

@@ -5,17 +5,14 @@ The short form runs with the other tests; `TDB_CHAOS_LONG=1` runs what the proje
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.chaos.extent import LONG, SHORT, Extent
-from tests.chaos.watched_servers import AUTOENCODERS, start_watched_server
+from tests.chaos.extent import IS_LONG, LONG, SHORT, Extent
+from tests.chaos.watched_servers import ALONE, AUTOENCODERS, start_watched_server
 from tests.running_server import TINY_MODEL, RunningServer, StartServer, stop
-
-IS_LONG = os.environ.get("TDB_CHAOS_LONG") == "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,5 +44,13 @@ def start_watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartSer
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A server with metrics, autoencoders and the JSON API, for the tests that leave it as they found it."""
     shared = start_watched_server(tmp_path_factory.mktemp("server"), "--http-port", "0", *AUTOENCODERS)
+    yield shared
+    stop(shared)
+
+
+@pytest.fixture(scope="session")
+def watched_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """The same with a short queue, and every call in a batch of its own."""
+    shared = start_watched_server(tmp_path_factory.mktemp("server"), *ALONE)
     yield shared
     stop(shared)

@@ -19,11 +19,21 @@ INT32_ENDS = (-(2**31), 2**31 - 1)
 INTEGERS = (*range(-2, 8), 11, 12, 47, 48, 59, 60, 63, 64, 191, 192, 999, 1000, *INT32_ENDS)
 UNSIGNED = (0, 1, 2, 64, 2**31, 2**32 - 1)
 NUMBERS = (0.0, -0.0, 1.0, -1.0, 0.5, 5e-324, 1e30, -1e30, 1e300, math.inf, -math.inf, math.nan)
-TEXTS = (
-    "the cat sat on the", " the mat", " the" * 60, " the" * 64, " the", " of", "the cat", "", " ",
-    "x" * 5_000, "\0", "\n", "\x7f", "é", "🧨🧨", "\u202e", "﷽", "<|endoftext|>", "{{7*7}}", "%n%s%x",
-    "../../etc/passwd",    "'; DROP TABLE nodes; --", "ranking 0",
-)  # fmt: skip
+PROMPTS = ("the cat sat on the", " the mat", " the" * 60, " the" * 64, " the", " of", "the cat", "", " ")
+ODDITIES = (
+    "x" * 5_000,
+    "\0",
+    "\n",
+    "\x7f",
+    "é",
+    "🧨🧨",
+    "\u202e",
+    "﷽",
+    "<|endoftext|>",
+    "%n%s%x",
+    "ranking 0",
+)
+TEXTS = (*PROMPTS, *ODDITIES)
 HUGE_TEXT_BYTES = 400_000
 LENGTHS = (0, 1, 1, 1, 2, 2, 3, 4, 9)
 HUGE_LENGTH = 3_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+import numpy as np
 from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import TransformerDebuggerServiceStub
 
 from tests.chaos.metrics_page import reading
@@ -13,19 +14,16 @@ from tests.chaos.wire_answers import answer_of_response, difference
 from tests.running_server import RunningServer
 
 N_CALLERS = 8
-CALLS_EACH = 6
+CALLS_EACH = 4
 
 
-def test_callers_share_batches_and_get_their_own_answers(start_watched):
-    server = start_watched()
+def test_callers_share_batches_and_get_their_own_answers(watched):
     requests = [debug_request(ablated_neurons=(number,)) for number in range(N_CALLERS)]
-    alone = [answer_of_response(server.debugger.Debug(one)) for one in requests]
-    n_calls, n_batches = _counts(server)
+    alone = [answer_of_response(watched.debugger.Debug(one)) for one in requests]
+    before = _counts(watched)
     with ThreadPoolExecutor(N_CALLERS) as callers:
-        answers = list(callers.map(lambda request: _keep_asking(server.port, request), requests))
-    n_calls, n_batches = (
-        later - earlier for later, earlier in zip(_counts(server), (n_calls, n_batches), strict=True)
-    )
+        answers = list(callers.map(lambda request: _keep_asking(watched.port, request), requests))
+    n_calls, n_batches = np.subtract(_counts(watched), before)
     print(f"\n{n_calls:.0f} calls in {n_batches:.0f} batches")
     assert n_calls == N_CALLERS * CALLS_EACH
     assert n_calls / n_batches > 1.5
@@ -33,11 +31,11 @@ def test_callers_share_batches_and_get_their_own_answers(start_watched):
         assert [difference(one, expected) for one in own] == [None] * CALLS_EACH
 
 
-def test_batches_can_be_switched_off(start_watched):
-    server = start_watched("--max-batch-tokens", "1")
+def test_batches_can_be_switched_off(watched_alone):
+    before = _counts(watched_alone)
     with ThreadPoolExecutor(N_CALLERS) as callers:
-        list(callers.map(lambda _: _keep_asking(server.port, debug_request()), range(N_CALLERS)))
-    n_calls, n_batches = _counts(server)
+        list(callers.map(lambda _: _keep_asking(watched_alone.port, debug_request()), range(N_CALLERS)))
+    n_calls, n_batches = np.subtract(_counts(watched_alone), before)
     assert n_calls == n_batches == N_CALLERS * CALLS_EACH
 
 

@@ -24,7 +24,7 @@ def test_running_and_waiting_calls_are_finished(start_watched):
     workers = server.worker_pids()
     health = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
     assert next(health).status == health_pb2.HealthCheckResponse.SERVING
-    request = debug_request(LONG_PROMPT, n_sub_requests=2, k=100)
+    request = debug_request(LONG_PROMPT, k=100)
     streams = [server.debugger.StreamDebug(request) for _ in range(N_CALLS)]
     unary = [server.debugger.Debug.future(debug_request(LONG_PROMPT, k=50)) for _ in range(N_CALLS)]
     assert next(streams[0]).HasField("started")

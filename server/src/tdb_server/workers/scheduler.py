@@ -100,6 +100,7 @@ class Scheduler:
         try:
             self._queue.put(ticket)
             self._dispatch()
+            self._count_active()
             while not isinstance(event := await ticket.next_event(), Finished):
                 yield event
             if recording is not None:
@@ -148,7 +149,7 @@ class Scheduler:
                 ticket.add(message.event, n_bytes)
             return
         busy_before = station.busy_seconds
-        batch = station.end(message.batch_id, n_waiting=len(self._queue) // len(self._stations))
+        batch = station.end(message.batch_id, n_stations=len(self._stations))
         if batch:
             n_rows = sum(ticket.n_rows for ticket in batch)
             seconds = station.busy_seconds - busy_before
@@ -225,6 +226,12 @@ class Scheduler:
                 continue
             self._n_batches += 1
             station.start(self._n_batches, self._queue.take_batch(share))
+            self._count_active()
+
+    def _count_active(self) -> None:
+        n_active = len(self._queue) + sum(station.n_active for station in self._stations.values())
+        for station in self._stations.values():
+            station.saw(n_active)
 
     def _dispatch_later(self, seconds: float) -> None:
         if self._wake_up is None:
@@ -244,7 +251,7 @@ class Scheduler:
         for station in self._stations.values():
             if station.tickets.get(ticket.call.call_id) is ticket:
                 station.cancel(ticket)
-                if not station.is_wanted:
+                if not station.n_active:
                     asyncio.get_running_loop().call_later(HANG_SECONDS, self._kill_if_hung, station, ticket)
 
     def _kill_if_hung(self, station: Station, ticket: Ticket) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,14 +20,15 @@ class Station:
         worker: who computes.
         tickets: the calls of the batch, by id; empty between batches.
         busy_seconds: spent on batches so far.
-        n_expected: calls that are likely to wait soon: those of the last batch, whose callers tend to
-            come back at once, and those that were waiting when it ended.
+        n_expected: calls that are likely to wait here soon. Callers tend to come back as soon as they have
+            their answer, so it is this worker's share of the most there were during its last batch.
     """
 
     worker: Worker
     tickets: dict[str, Ticket] = field(default_factory=dict)
     busy_seconds: float = 0.0
     n_expected: int = 0
+    _most_active: int = 0
     _batch_id: int | None = None
     _changed_at: float = field(default_factory=time.monotonic)
 
@@ -34,11 +36,6 @@ class Station:
     def is_free(self) -> bool:
         """Between batches."""
         return self._batch_id is None
-
-    @property
-    def is_wanted(self) -> bool:
-        """Whether anybody still waits for the batch."""
-        return any(not ticket.is_over for ticket in self.tickets.values())
 
     def start(self, batch_id: int, batch: Sequence[Ticket]) -> None:
         """Hands the worker a batch."""
@@ -49,12 +46,21 @@ class Station:
             ticket.take_up()
         self.worker.send(RunBatch(batch_id, tuple(ticket.call for ticket in batch)))
 
-    def end(self, batch_id: int, n_waiting: int) -> list[Ticket]:
+    @property
+    def n_active(self) -> int:
+        """Calls of the batch that are not done."""
+        return sum(not ticket.is_over for ticket in self.tickets.values())
+
+    def saw(self, n_active: int) -> None:
+        """Notes how many calls wait and run on all workers together."""
+        self._most_active = max(self._most_active, n_active)
+
+    def end(self, batch_id: int, n_stations: int) -> list[Ticket]:
         """Notes that a batch has ended.
 
         Args:
             batch_id: which.
-            n_waiting: calls in the queue for this worker.
+            n_stations: workers that share the calls.
 
         Returns:
             The calls of the batch; none when it is not the current one.
@@ -64,7 +70,7 @@ class Station:
         now = time.monotonic()
         tickets = list(self.tickets.values())
         self.busy_seconds += now - self._changed_at
-        self.n_expected = len(tickets) + n_waiting
+        self.n_expected, self._most_active = math.ceil(self._most_active / n_stations), 0
         self._batch_id, self._changed_at, self.tickets = None, now, {}
         return tickets
 

@@ -55,7 +55,8 @@ class AsyncClient:
             results = await asyncio.gather(*(client.debug(prompt, " Mary") for prompt in prompts))
 
     Args:
-        server: `HOST:PORT` of the server.
+        server: `HOST:PORT` of the server; `dns:///NAME:PORT` or `ipv4:ADDRESS:PORT,ADDRESS:PORT` for several,
+            which get calls in turn.
         timeout: seconds that each call may take unless it says otherwise; None for no limit.
         tls: how to check the server's certificate; None for a connection in clear.
         token: bearer token that is sent with every call.
@@ -135,8 +136,12 @@ class AsyncClient:
         on_event: Callable[[Event], object] | None = None,
     ) -> list[DebugResult]:
         """Explains several prompts of the same length in one call; row i of every result is the same node."""
-        stream = self.stream_debug(sub_requests, timeout=timeout, request_id=request_id)
-        results = inference_results(await collected_async(stream, on_event))
+
+        def stream(seconds: float | None) -> AsyncGenerator[Event]:
+            return self.stream_debug(sub_requests, timeout=seconds, request_id=request_id)
+
+        seconds = self._connection.seconds(timeout)
+        results = inference_results(await collected_async(stream, seconds, on_event))
         return [debug_result(*one) for one in zip(sub_requests, results, strict=True)]
 
     async def infer(
@@ -148,8 +153,12 @@ class AsyncClient:
         on_event: Callable[[Event], object] | None = None,
     ) -> list[InferenceResult]:
         """Runs general sub-requests in one call and returns their results by name."""
-        stream = self.stream_infer(sub_requests, timeout=timeout, request_id=request_id)
-        return inference_results(await collected_async(stream, on_event))
+
+        def stream(seconds: float | None) -> AsyncGenerator[Event]:
+            return self.stream_infer(sub_requests, timeout=seconds, request_id=request_id)
+
+        seconds = self._connection.seconds(timeout)
+        return inference_results(await collected_async(stream, seconds, on_event))
 
     async def stream_debug(
         self, sub_requests: Sequence[DebugSubRequest], *, timeout: float | None = None, request_id: str = ""

@@ -52,7 +52,8 @@ class Client:
         client.debug("When Mary and John went to the store, John gave a drink to", " Mary", " John")
 
     Args:
-        server: `HOST:PORT` of the server.
+        server: `HOST:PORT` of the server; `dns:///NAME:PORT` or `ipv4:ADDRESS:PORT,ADDRESS:PORT` for several,
+            which get calls in turn.
         timeout: seconds that each call may take unless it says otherwise; None for no limit.
         tls: how to check the server's certificate; None for a connection in clear.
         token: bearer token that is sent with every call.
@@ -175,8 +176,12 @@ class Client:
             after.nodes.direct_effect - before.nodes.direct_effect
             after.show(before=before)
         """
-        stream = self.stream_debug(sub_requests, timeout=timeout, request_id=request_id)
-        results = inference_results(collected(stream, on_event))
+
+        def stream(seconds: float | None) -> Generator[Event]:
+            return self.stream_debug(sub_requests, timeout=seconds, request_id=request_id)
+
+        seconds = self._connection.seconds(timeout)
+        results = inference_results(collected(stream, seconds, on_event))
         return [debug_result(*one) for one in zip(sub_requests, results, strict=True)]
 
     def infer(
@@ -193,8 +198,12 @@ class Client:
             wanted = {"pairs": DerivedAttentionScalarsSpec("attn_qk_probs", layer=23, head=3)}
             client.infer([InferenceSubRequest(prompt, results=wanted)])[0].results["pairs"].scalars
         """
-        stream = self.stream_infer(sub_requests, timeout=timeout, request_id=request_id)
-        return inference_results(collected(stream, on_event))
+
+        def stream(seconds: float | None) -> Generator[Event]:
+            return self.stream_infer(sub_requests, timeout=seconds, request_id=request_id)
+
+        seconds = self._connection.seconds(timeout)
+        return inference_results(collected(stream, seconds, on_event))
 
     def stream_debug(
         self, sub_requests: Sequence[DebugSubRequest], *, timeout: float | None = None, request_id: str = ""

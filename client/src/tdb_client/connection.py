@@ -11,23 +11,34 @@ import grpc
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 
-SERVICE_CONFIG = json.dumps(
-    {
-        "methodConfig": [
-            {
-                "name": [{}],  # every method: calls have no side effects, so that all may be repeated
-                "retryPolicy": {
-                    "maxAttempts": 4,
-                    "initialBackoff": "0.2s",
-                    "maxBackoff": "2s",
-                    "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
-                },
-            }
-        ]
-    }
-)
+RETRIES = {
+    "methodConfig": [
+        {
+            "name": [{}],  # every method: calls have no side effects, so that all may be repeated
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.2s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
 """Calls that found no worker ready are repeated by gRPC itself, unless a stream's first message has come."""
+
+BALANCING = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "healthCheckConfig": {"serviceName": "transformer_debugger.v1.TransformerDebuggerService"},
+}
+"""Calls go in turn to the servers that say they are ready: none to one that stops, or has no worker."""
+
+BALANCED_SCHEMES = ("dns:", "ipv4:", "ipv6:")
+RECONNECT_MILLISECONDS = 500, 5_000
+"""Pauses between attempts to reach a server that is down, the first and the longest."""
+
+RESOLVE_MILLISECONDS = 5_000
+"""How often a name may be looked up when servers are lost: those that take their places are found soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +74,9 @@ class Connection:
     """Everything about how a server is reached.
 
     Attributes:
-        server: `HOST:PORT`, or any other target that gRPC knows (`unix:PATH`, `dns:///NAME`).
+        server: `HOST:PORT` of one server or of a balancer; or several servers, which get this client's calls
+            in turn: `dns:///NAME:PORT` for all addresses of a name, `ipv4:ADDRESS:PORT,ADDRESS:PORT` for
+            those listed. Any other target that gRPC knows will do too (`unix:PATH`).
         tls: None for a connection in clear.
         token: sent as a bearer token with every call.
         timeout: seconds a call may take where it does not say itself; None for no limit.
@@ -99,7 +112,15 @@ class Connection:
         return self.timeout if timeout is None else timeout
 
     def _options(self) -> list[tuple[str, str | int]]:
-        options: list[tuple[str, str | int]] = [("grpc.service_config", SERVICE_CONFIG)]
+        config = RETRIES | BALANCING if self.is_balanced else RETRIES
+        options: list[tuple[str, str | int]] = [("grpc.service_config", json.dumps(config))]
+        if self.is_balanced:
+            first, longest = RECONNECT_MILLISECONDS
+            options += [
+                ("grpc.initial_reconnect_backoff_ms", first),
+                ("grpc.max_reconnect_backoff_ms", longest),
+                ("grpc.dns_min_time_between_resolutions_ms", RESOLVE_MILLISECONDS),
+            ]
         if self.max_receive_bytes is not None:
             options.append(("grpc.max_receive_message_length", self.max_receive_bytes))
         if self.tls is not None and self.tls.server_name is not None:
@@ -109,10 +130,18 @@ class Connection:
         return options
 
     @property
+    def is_balanced(self) -> bool:
+        """Whether `server` is all addresses of a name, or a list of them, which get calls in turn."""
+        return self.server.startswith(BALANCED_SCHEMES)
+
+    @property
     def is_local(self) -> bool:
-        """Whether the server is on this machine."""
-        host = self.server.rpartition(":")[0]
-        return self.server.startswith("unix:") or host in ("localhost", "[::1]") or host.startswith("127.")
+        """Whether the server is, or all servers are, on this machine."""
+        if self.server.startswith("unix:"):
+            return True
+        targets = self.server.partition(":")[2] if self.is_balanced else self.server
+        hosts = [one.rpartition(":")[0] for one in targets.rpartition("/")[2].split(",")]
+        return all(host in ("localhost", "[::1]") or host.startswith("127.") for host in hosts)
 
     def _warn_of_token_in_clear(self) -> None:
         if self.token is not None and self.tls is None and not self.is_local:

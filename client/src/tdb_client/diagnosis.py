@@ -76,7 +76,7 @@ def diagnose(connection: Callable[[], Connection]) -> Iterator[Check]:
 def _reach(how: Connection) -> Iterator[Check]:
     """From the name to the handshake; left to gRPC where the address is none of host and port."""
     host, colon, port = how.server.rpartition(":")
-    if "/" in how.server or how.server.startswith(("unix:", "dns:")):
+    if "/" in how.server or how.is_balanced or how.server.startswith("unix:"):
         yield Check("address", "ok", f"{how.server}, which gRPC resolves by itself")
         return
     if not colon or not port.isdecimal():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass
 
-from tdb_client.errors import IncompleteResponseError
+from tdb_client.errors import CallError, IncompleteResponseError
+from tdb_client.repeating import Repeats
 from tdb_client.results import (
     CallInfo,
     EstimatedCost,
@@ -65,28 +68,55 @@ class Finished:
 Event = Started | ResultReady | Values | Finished
 
 
-def collected(stream: Generator[Event], on_event: Callable[[Event], object] | None) -> list[Event]:
-    """All events of a stream; each is also told to `on_event` as it comes."""
-    events = []
-    with closing(stream):
-        for event in stream:
-            events.append(event)
-            if on_event is not None:
-                on_event(event)
-    return events
+def collected(
+    open_stream: Callable[[float | None], Generator[Event]],
+    seconds: float | None,
+    on_event: Callable[[Event], object] | None,
+) -> list[Event]:
+    """All events of a stream; each is also told to `on_event` as it comes.
+
+    A stream that breaks off is opened anew: then `on_event` sees another Started, and all events again.
+
+    Args:
+        open_stream: makes the call, which may take so many seconds.
+        seconds: that it may take in all; None for no limit.
+        on_event: told about events.
+
+    Raises:
+        CallError: the call failed.
+    """
+    repeats = Repeats(seconds)
+    while True:
+        events: list[Event] = []
+        try:
+            with closing(open_stream(repeats.seconds_left)) as stream:
+                for event in stream:
+                    events.append(event)
+                    if on_event is not None:
+                        on_event(event)
+            return events
+        except CallError as error:
+            time.sleep(repeats.pause(error, had_begun=bool(events)))
 
 
 async def collected_async(
-    stream: AsyncGenerator[Event], on_event: Callable[[Event], object] | None
+    open_stream: Callable[[float | None], AsyncGenerator[Event]],
+    seconds: float | None,
+    on_event: Callable[[Event], object] | None,
 ) -> list[Event]:
     """As `collected`, of a stream in asyncio."""
-    events = []
-    async with aclosing(stream):
-        async for event in stream:
-            events.append(event)
-            if on_event is not None:
-                on_event(event)
-    return events
+    repeats = Repeats(seconds)
+    while True:
+        events: list[Event] = []
+        try:
+            async with aclosing(open_stream(repeats.seconds_left)) as stream:
+                async for event in stream:
+                    events.append(event)
+                    if on_event is not None:
+                        on_event(event)
+            return events
+        except CallError as error:
+            await asyncio.sleep(repeats.pause(error, had_begun=bool(events)))
 
 
 def inference_results(events: Sequence[Event]) -> list[InferenceResult]:

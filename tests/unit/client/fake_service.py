@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import google_crc32c
@@ -263,6 +264,7 @@ class FakeService(
     api_version: str = "v1"
     metadata: list[dict[str, str | bytes]] = field(default_factory=list)
     n_unavailable: int = 0
+    n_broken_off: int = 0
     streams_were_whole: list[bool] = field(default_factory=list)
 
     def _take(self, request: Any, context: grpc.ServicerContext) -> None:
@@ -279,6 +281,10 @@ class FakeService(
         _refuse(request.sub_requests[0].prompt if request.sub_requests else "", context)
         is_whole = False
         try:
+            if self.n_broken_off > 0:
+                self.n_broken_off -= 1
+                yield from islice(debug_stream(request), 3)
+                context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
             yield from debug_stream(request)
             is_whole = True
         finally:  # gRPC drops the generator of a call that was cancelled

@@ -33,7 +33,8 @@ def shown_progress(n_sub_requests: int) -> Iterator[Callable[[Event], None]]:
         def on_event(event: Event) -> None:
             match event:
                 case Started():
-                    progress.update(task, description="running", total=n_sub_requests * len(DEBUG_RESULTS))
+                    n_results = n_sub_requests * len(DEBUG_RESULTS)
+                    progress.update(task, description="running", total=n_results, completed=0)
                 case ResultReady():
                     progress.update(task, advance=1, description=f"received {event.name}")
                 case Finished():

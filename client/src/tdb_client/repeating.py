@@ -1,0 +1,54 @@
+"""When a call whose answer broke off midway is made again.
+
+gRPC repeats by itself what had not begun to answer. A stream that has begun is beyond it; but a caller who
+waits for the whole answer has seen nothing yet, and the same request has the same answer on every server.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+
+from tdb_client.errors import CallError
+
+MAX_REPEATS = 3
+FIRST_PAUSE_SECONDS = 0.2
+BROKEN_OFF = frozenset({"UNAVAILABLE", "INTERNAL", "UNKNOWN"})
+"""How the loss of a server looks, in the middle of an answer, to whom gRPC or a proxy tells of it."""
+
+
+class Repeats:
+    """The attempts at one call.
+
+    Args:
+        seconds: that all of them together may take; None for no limit.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._ends_at = None if seconds is None else time.monotonic() + seconds
+        self._n_failed = 0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """For the next attempt."""
+        return None if self._ends_at is None else max(0.0, self._ends_at - time.monotonic())
+
+    def pause(self, error: CallError, *, had_begun: bool) -> float:
+        """How long to wait before the next attempt.
+
+        Args:
+            error: how the last one ended.
+            had_begun: whether some of the answer had come.
+
+        Raises:
+            CallError: `error`, when there shall be no other attempt.
+        """
+        self._n_failed += 1
+        is_refusal = error.reason is not None and error.status != "UNAVAILABLE"
+        if not had_begun or is_refusal or error.status not in BROKEN_OFF or self._n_failed > MAX_REPEATS:
+            raise error
+        longest = FIRST_PAUSE_SECONDS * 2.0**self._n_failed
+        seconds = longest * random.uniform(0.5, 1.0)  # callers who were cut off together come back apart
+        if self.seconds_left is not None and seconds >= self.seconds_left:
+            raise error
+        return seconds

@@ -1,11 +1,11 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
-AGAINST ?= .git\#branch=main
+AGAINST ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos check generate breaking bench
+.PHONY: help demo test chaos check generate breaking bench programs
 
 help:  ## say what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 12
@@ -13,11 +13,14 @@ help:  ## say what can be made
 demo: $(INSTALLED)  ## explain why a real language model says " Mary"
 	$(BIN)/python examples/demo.py
 
-test: check  ## check, then run all tests but chaos; PYTEST_ARGS are passed on
+test: check programs  ## check, then run all tests but chaos; PYTEST_ARGS are passed on
 	$(BIN)/python -m pytest -m 'not chaos' $(PYTEST_ARGS)
 
 chaos: $(INSTALLED)  ## kill workers, hang up, fill queues and send nonsense for minutes, with figures
 	TDB_CHAOS_LONG=1 $(BIN)/python -m pytest tests/chaos -s $(PYTEST_ARGS)
+
+programs:
+	tests/install_programs.sh
 
 check: $(INSTALLED)  ## lint, types, layers, protos, generated code
 	$(BIN)/ruff check
@@ -27,13 +30,16 @@ check: $(INSTALLED)  ## lint, types, layers, protos, generated code
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
 	$(BIN)/python protos/generate.py --check
+	$(BIN)/python protos/reference.py --check
+	$(BIN)/python protos/breaking.py $(AGAINST)
 
-generate: $(INSTALLED)  ## make the Python code of the protos
+generate: $(INSTALLED)  ## make the Python code of the protos, and docs/api.md
 	$(BIN)/buf format --write
 	$(BIN)/python protos/generate.py
+	$(BIN)/python protos/reference.py
 
-breaking: $(INSTALLED)  ## compare the protos with AGAINST, by default the main branch
-	$(BIN)/buf breaking --against '$(AGAINST)'
+breaking: $(INSTALLED)  ## compare the protos with AGAINST, by default the last release or else main
+	$(BIN)/python protos/breaking.py $(AGAINST)
 
 bench: $(INSTALLED)  ## measure what is claimed about speed
 	$(BIN)/python -m benchmarks.run

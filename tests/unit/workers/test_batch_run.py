@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-from multiprocessing import Pipe
-
 import pytest
 import torch
 from tdb_server.domain.results import Finished, ObjectiveValues
-from tdb_server.errors import Internal, InvalidRequest, ModelError
-from tdb_server.workers import worker
-from tdb_server.workers.channel import receive_message
-from tdb_server.workers.messages import CallProgress, Configuration, OutOfMemory, RunBatch
+from tdb_server.errors import Internal, InvalidRequest
+from tdb_server.workers import batch_run
+from tdb_server.workers.messages import CallProgress, OutOfMemory, RunBatch
 
 from tests.unit.workers.conftest import make_call
 
@@ -29,26 +26,11 @@ class FakeEngine:
             yield call.call_id, Finished()
 
 
-class NothingCancelled:
-    cancelled: frozenset[str] = frozenset()
-
-    def is_cancelled(self, call_id: str) -> bool:
-        return call_id in self.cancelled
-
-
-def run(error: BaseException | None = None, inbox: NothingCancelled | None = None, n_calls: int = 2):
+def run(error: BaseException | None = None, is_cancelled=lambda call_id: False, n_calls: int = 2):
     """Runs a batch; what went wrong, the engine, and what was sent."""
-    here, there = Pipe()
-    engine = FakeEngine(error)
+    engine, sent = FakeEngine(error), []
     batch = RunBatch(1, tuple(make_call() for _ in range(n_calls)))
-    failure = worker._run(engine, batch, inbox or NothingCancelled(), here)
-    here.close()
-    sent = []
-    while there.poll():
-        try:
-            sent.append(receive_message(there)[0])
-        except EOFError:
-            break
+    failure = batch_run.run_batch(engine, batch, is_cancelled, sent.append)
     return failure, engine, sent
 
 
@@ -80,7 +62,7 @@ def test_short_memory_is_told_apart(error):
 def test_what_the_cpu_says_when_memory_is_short_is_known():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**52)
-    assert worker._is_out_of_memory(caught.value)
+    assert batch_run._is_out_of_memory(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +70,7 @@ def test_what_the_cpu_says_when_memory_is_short_is_known():
     ["CUDA error: an illegal memory access was encountered", "CUDA error: device-side assert triggered"],
 )
 def test_a_lost_device_ends_the_worker(text):
-    with pytest.raises(worker.DeviceLost):
+    with pytest.raises(batch_run.DeviceLost):
         run(RuntimeError(text))
 
 
@@ -111,27 +93,5 @@ def test_a_front_that_is_gone_is_no_fault():
 
 
 def test_cancelled_calls_are_not_begun():
-    class FirstCancelled(NothingCancelled):
-        def is_cancelled(self, call_id: str) -> bool:
-            return int(call_id) % 2 == 0
-
-    _, engine, _ = run(inbox=FirstCancelled(), n_calls=4)
+    _, engine, _ = run(is_cancelled=lambda call_id: int(call_id) % 2 == 0, n_calls=4)
     assert len(engine.calls) == 2
-
-
-@pytest.mark.parametrize("device", ["toaster", "cuda:77", "meta"])
-def test_devices_that_are_not_there(device):
-    with pytest.raises(ModelError) as refused:
-        worker._device(Configuration(None, (), device, 0, "float32", 1))
-    assert refused.value.reason == "NO_DEVICE"
-
-
-def test_auto_deals_out_gpus(monkeypatch):
-    def device(worker_index: int) -> str:
-        return worker._device(Configuration(None, (), "auto", worker_index, "float32", 1))
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert device(3) == "cpu"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [device(index) for index in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]

@@ -1,0 +1,122 @@
+"""Loading the model, and everything that a worker says about it, wherever the worker runs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tdb_server.domain.call import Call
+from tdb_server.domain.debug import inference_sub_request
+from tdb_server.domain.model_info import ModelInfo
+from tdb_server.domain.requests import AttentionComponent, DebugSubRequest, MlpComponent
+from tdb_server.errors import ModelError
+from tdb_server.workers.messages import Configuration, Ready
+
+if TYPE_CHECKING:
+    from tdb_server.model.autoencoder import Autoencoder
+    from tdb_server.model.decoder import Decoder
+    from tdb_server.model.progress import Progress
+    from tdb_server.scalars.engine import Engine
+
+
+def load_engine(configuration: Configuration, progress: Progress) -> tuple[Engine, Ready]:
+    """Loads what is configured and runs a first call.
+
+    Args:
+        configuration: what to load, and where.
+        progress: told how far it is.
+
+    Returns:
+        The engine, and what the front needs to know of it.
+
+    Raises:
+        TdbError: the model cannot be loaded.
+    """
+    # These take seconds: whoever called has by now said that it exists.
+    import torch
+
+    from tdb_server.model.sources import resolve_model
+    from tdb_server.model.weights import load_decoder
+    from tdb_server.scalars.engine import Engine
+
+    torch.set_num_threads(configuration.n_threads)
+    device = device_of(configuration)
+    model = resolve_model(configuration.model, progress)
+    decoder = load_decoder(model.path, device, getattr(torch, configuration.dtype), progress)
+    autoencoders: Sequence[Autoencoder] = ()
+    if configuration.autoencoders:
+        from tdb_server.model.autoencoder_loading import load_autoencoders
+
+        autoencoders = load_autoencoders(configuration.autoencoders, decoder)
+    digest = _digest(model.path, configuration.autoencoders)
+    info = _model_info(model.name, digest, configuration.dtype, decoder, autoencoders)
+    engine = Engine(decoder, autoencoders, info)
+    _warm_up(engine, progress)
+    return engine, Ready(model.tokenizer_path, info, device)
+
+
+def _warm_up(engine: Engine, progress: Progress) -> None:
+    """Runs the smallest call, so that the first caller does not wait for what libraries do on first use."""
+    progress("warming up", 0.0)
+    request = DebugSubRequest((0, 0), (0,), (), MlpComponent.NEURON, AttentionComponent.ATTENTION_HEAD, 1)
+    for _ in engine.run([Call("warm-up", (inference_sub_request(request),))], lambda _: False):
+        pass
+    progress("warming up", 1.0)
+
+
+def device_of(configuration: Configuration) -> str:
+    """Where a worker computes, as torch names it.
+
+    Raises:
+        ModelError: there is no such device here.
+    """
+    import torch
+
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if configuration.device == "auto":
+        return f"cuda:{configuration.worker_index % n_gpus}" if n_gpus else "cpu"
+    try:
+        device = torch.device(configuration.device)
+    except RuntimeError as error:
+        raise ModelError(f"{configuration.device}: not a device; auto, cpu or cuda:N", "NO_DEVICE") from error
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= n_gpus):
+        raise ModelError(f"{device}: there is no such device here, which has {n_gpus} GPUs", "NO_DEVICE")
+    return str(device)
+
+
+def _digest(folder: Path, autoencoders: Sequence[Path]) -> str:
+    """The digest of the weights; with autoencoders, of the weights and of their files."""
+    from tdb_server.model.weights import weights_digest
+
+    weights = weights_digest(folder)
+    if not autoencoders:
+        return weights
+    digest = hashlib.sha256(weights.encode())
+    for path in autoencoders:
+        for file in sorted(one for one in (path, *path.rglob("*")) if one.is_file()):
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()[: len(weights)]
+
+
+def _model_info(
+    name: str, digest: str, dtype: str, decoder: Decoder, autoencoders: Sequence[Autoencoder]
+) -> ModelInfo:
+    config = decoder.config
+    return ModelInfo(
+        name=name,
+        digest=digest,
+        family=config.family,
+        n_layers=config.n_layers,
+        d_model=config.d_model,
+        n_heads=config.n_heads,
+        n_key_value_heads=config.n_key_value_heads,
+        d_head=config.d_head,
+        n_neurons=config.n_neurons,
+        vocabulary_size=config.vocabulary_size,
+        context_length=config.context_length,
+        dtype=dtype,
+        autoencoders=tuple(one.info for one in autoencoders),
+    )

@@ -15,7 +15,7 @@ from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import Transf
 
 from tdb_client import decoding, encoding
 from tdb_client.compatibility import CHECK_SECONDS, VersionCheck
-from tdb_client.connection import DEFAULT_SERVER, Connection, Tls
+from tdb_client.connection import Connection, Tls, default_server
 from tdb_client.debug_result import DebugResult, debug_result
 from tdb_client.errors import call_errors
 from tdb_client.events import Event, collected, inference_results
@@ -64,18 +64,18 @@ class Client:
 
     def __init__(
         self,
-        server: str = DEFAULT_SERVER,
+        server: str | None = None,
         *,
         timeout: float | None = 120.0,
         tls: Tls | None = None,
         token: str | None = None,
         max_receive_bytes: int | None = None,
     ) -> None:
-        self._connection = Connection(server, tls, token, timeout, max_receive_bytes)
+        self._connection = Connection(server or default_server(), tls, token, timeout, max_receive_bytes)
         self._channel = self._connection.open()
         self._debugger = TransformerDebuggerServiceStub(self._channel)
         self._models = ModelServiceStub(self._channel)
-        self._versions = VersionCheck(server)
+        self._versions = VersionCheck(self._connection.server)
 
     def __enter__(self) -> Self:
         return self

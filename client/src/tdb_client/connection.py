@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +147,11 @@ class Connection:
     def _warn_of_token_in_clear(self) -> None:
         if self.token is not None and self.tls is None and not self.is_local:
             warnings.warn(f"the token is sent to {self.server} in clear; use TLS", stacklevel=4)
+
+
+def default_server() -> str:
+    """The server to ask where none is named: $TDB_SERVER, else one on this machine."""
+    return os.environ.get("TDB_SERVER") or DEFAULT_SERVER
 
 
 def _read(path: str | Path | None) -> bytes | None:

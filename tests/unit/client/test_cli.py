@@ -34,6 +34,13 @@ def test_debug_prints_tables(fake: Fake, capsys: Output) -> None:
     assert fake[1].requests[0].sub_requests[0].top_and_bottom_k == 3
 
 
+def test_tables_are_as_long_as_asked_for(fake: Fake, capsys: Output) -> None:
+    assert main(["--server", fake[0], *DEBUG, "--rows", "1", "--logits", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "1 of " in out
+    assert "top logits" not in out
+
+
 def test_ablations_are_run_side_by_side(fake: Fake, capsys: Output) -> None:
     ablate = ["--ablate", "L1 head 2 @ -1", "L0 neuron 5 @ 3 = 2.5", "--ablate", "L0 neuron 6 @ 3"]
     assert main([*DEBUG, *ablate, "--hide-early-layers", "--server", fake[0]]) == 0

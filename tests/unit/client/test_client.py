@@ -63,6 +63,16 @@ def test_debug_answers_with_tables(fake: Fake) -> None:
     assert result.nodes.input_tokens[0] is None
 
 
+async def test_the_server_may_be_named_by_the_environment(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TDB_SERVER", fake[0])
+    with Client() as client:
+        assert client.model_info().name == "tiny"
+    async with AsyncClient() as other:
+        assert (await other.model_info()).name == "tiny"
+
+
 async def test_async_debug_answers_the_same(fake: Fake) -> None:
     server, _ = fake
     words = {"ablate": [head(1, 2, token=-1)], "request_id": "mine"}

@@ -140,7 +140,7 @@ def _add_run(parser: argparse.ArgumentParser, *, needs_target: bool) -> None:
         "--rows", type=_count, default=20, metavar="N", help="nodes to show, 0 for all (default: 20)"
     )
     shown.add_argument(
-        "--logits", type=_count, default=10, metavar="N", help="top logits to show (default: 10)"
+        "--logits", type=_count, default=10, metavar="N", help="top logits to show, 0 for none (default: 10)"
     )
     instead = parser.add_argument_group("what to write instead")
     instead.add_argument(

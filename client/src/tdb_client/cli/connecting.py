@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from tdb_client.client import Client
-from tdb_client.connection import DEFAULT_SERVER, Connection, Tls
+from tdb_client.connection import DEFAULT_SERVER, Connection, Tls, default_server
 
 
 def add_connection(parser: argparse.ArgumentParser, *, is_default: bool) -> None:
@@ -17,10 +16,9 @@ def add_connection(parser: argparse.ArgumentParser, *, is_default: bool) -> None
         group.add_argument(name, default=default if is_default else argparse.SUPPRESS, **how)  # type: ignore[arg-type]
 
     group = parser.add_argument_group("connection")
-    server = os.environ.get("TDB_SERVER") or DEFAULT_SERVER
     add(
         "--server",
-        server,
+        default_server(),
         metavar="HOST:PORT",
         help=f"server to ask (default: $TDB_SERVER, else {DEFAULT_SERVER})",
     )

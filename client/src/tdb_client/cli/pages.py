@@ -25,7 +25,7 @@ class View:
     Attributes:
         by: the scalar that nodes are sorted by.
         n_nodes: nodes to show; 0 for all.
-        n_logits: top logits to show.
+        n_logits: top logits to show; without any, no table of them.
         width: columns of the terminal.
     """
 
@@ -42,7 +42,7 @@ def result_page(result: DebugResult, view: View) -> Group:
         *_prompt("prompt", result),
         _spaced(Text.assemble(result.objective, " = ", (_value(result), "bold"))),
         _spaced(node_table(result.nodes, view.by, view.n_nodes, view.width)),
-        _spaced(_logit_table([result], view.n_logits)),
+        *_logits([result], view.n_logits),
     )
 
 
@@ -67,7 +67,7 @@ def comparison_page(plain_result: DebugResult, ablated: DebugResult, view: View)
         _spaced(Text.assemble("ablated: ", (ablations, "bold"))),
         line,
         _spaced(comparison_table(plain_result.nodes, ablated.nodes, view.by, view.n_nodes, view.width)),
-        _spaced(_logit_table([plain_result, ablated], view.n_logits)),
+        *_logits([plain_result, ablated], view.n_logits),
     )
 
 
@@ -92,6 +92,10 @@ def _prompt(name: str, result: DebugResult) -> list[RenderableType]:
 
 def _value(result: DebugResult) -> str:
     return "none" if result.objective_value is None else number(result.objective_value)
+
+
+def _logits(results: list[DebugResult], n_logits: int) -> list[RenderableType]:
+    return [_spaced(_logit_table(results, n_logits))] if n_logits else []
 
 
 def _logit_table(results: list[DebugResult], n_logits: int) -> Table:

@@ -29,6 +29,7 @@ class Telemetry:
         log_format: "text" or "json".
         log_level: a key of `LOG_LEVELS`.
         log_prompts: whether the line of a call has its prompts.
+        load_reports: whether answers say how loaded the server is.
     """
 
     metrics_port: int | None = None
@@ -37,6 +38,7 @@ class Telemetry:
     log_format: str = "text"
     log_level: str = "info"
     log_prompts: bool = False
+    load_reports: bool = False
 
 
 def add_telemetry_flags(flags: Flags) -> None:
@@ -47,6 +49,7 @@ def add_telemetry_flags(flags: Flags) -> None:
     flags.add("--log-format", one_of("text", "json"), "text", "FORMAT", "text or json, one line each")
     flags.add("--log-level", one_of(*LOG_LEVELS), "info", "LEVEL", "debug, info, warning or error")
     flags.add_switch("--log-prompts", "put prompts into the log; they may be private")
+    flags.add_switch("--load-reports", "say in the trailers of answers how loaded the server is")
 
 
 def read_telemetry(told: argparse.Namespace, environment: Mapping[str, str]) -> Telemetry:
@@ -58,4 +61,5 @@ def read_telemetry(told: argparse.Namespace, environment: Mapping[str, str]) -> 
         log_format=told.log_format,
         log_level=told.log_level,
         log_prompts=told.log_prompts,
+        load_reports=told.load_reports,
     )

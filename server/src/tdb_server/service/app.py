@@ -32,7 +32,7 @@ from tdb_server.telemetry_settings import LOG_LEVELS
 from tdb_server.workers.batching import BatchRule
 from tdb_server.workers.measures import OnBatch, Readings
 from tdb_server.workers.messages import Configuration, Ready
-from tdb_server.workers.pool import LocalPool
+from tdb_server.workers.pool import LocalPool, Pool, PoolObserver
 from tdb_server.workers.result_cache import ResultCache
 from tdb_server.workers.scheduler import Scheduler
 
@@ -117,9 +117,7 @@ class App:
         )
         self._reporting = Reporting(settings.telemetry, version, readings)
         self._scheduler = scheduler(settings, self._reporting.on_batch)
-        self._pool = LocalPool(
-            worker_configurations(settings), self._scheduler, self._on_readiness, self._report.show
-        )
+        self._pool = pool(settings, self._scheduler, self._on_readiness, self._report.show)
         parts = Parts(
             CallEvents(self._slot, self._scheduler),
             ModelService(self._slot, version),
@@ -132,7 +130,7 @@ class App:
         )
         self._server = grpc_server(
             settings,
-            interceptors(settings, parts.access, self._calls, parts.listeners),
+            interceptors(settings, parts.access, self._calls, parts.listeners, self._reporting.load_reports),
             DebuggerService(parts.calls, settings.limits.max_response_bytes),
             parts.model,
             self._health,
@@ -225,9 +223,29 @@ def scheduler(settings: Settings, on_batch: OnBatch) -> Scheduler:
     return Scheduler(settings.limits, rule, sharing.max_calls_per_caller, cache, on_batch)
 
 
+def pool(
+    settings: Settings,
+    observer: PoolObserver,
+    on_readiness: Callable[[int], None],
+    on_loading: Callable[[int, str, float], None],
+) -> Pool:
+    """The workers, on this machine or on Ray.
+
+    Raises:
+        ConfigurationBroken: Ray is wanted and not installed.
+    """
+    configurations = worker_configurations(settings)
+    if settings.ray is None:
+        return LocalPool(configurations, observer, on_readiness, on_loading)
+    # Imported only where it is wanted.
+    from tdb_server.workers.ray_pool import RayPool
+
+    return RayPool(settings.ray, configurations[0], observer, on_readiness, on_loading)
+
+
 def worker_configurations(settings: Settings) -> list[Configuration]:
     """What each worker loads. The CPU's cores are shared out among the workers."""
-    n_workers = len(settings.devices)
+    n_workers = len(settings.devices) if settings.ray is None else settings.ray.max_replicas
     log_format, log_level = settings.telemetry.log_format, LOG_LEVELS[settings.telemetry.log_level]
     n_threads = settings.n_threads or max(1, len(os.sched_getaffinity(0)) // n_workers)
     return [

@@ -57,12 +57,20 @@ def grpc_server(
 
 
 def interceptors(
-    settings: Settings, access: Access, open_calls: OpenCalls, listeners: Sequence[CallListener]
+    settings: Settings,
+    access: Access,
+    open_calls: OpenCalls,
+    listeners: Sequence[CallListener],
+    load_reports: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> list[grpc.aio.ServerInterceptor]:
-    """What stands around every call, the outermost first: the record, the token, then limits and errors."""
+    """What stands around every call, the outermost first: the record, the token, then limits and errors.
+
+    Load reports, where they are wanted, are for those with a token.
+    """
     keeps_prompts = settings.telemetry.log_prompts
     return [
         CallObserver(listeners, KNOWN_METHODS.__contains__, keeps_prompts=keeps_prompts),
         AccessGuard(access),
+        *load_reports,
         CallGuard(settings.limits, open_calls),
     ]

@@ -24,4 +24,5 @@ async def refuse(context: Context, error: TdbError) -> None:
     record.status, record.reason = status_code(error).name, error.reason
     status = error_status(error)
     details = status.SerializeToString()
-    await context.abort(status_code(error), status.message, ((STATUS_DETAILS_KEY, details),))
+    trailers = (*(context.trailing_metadata() or ()), (STATUS_DETAILS_KEY, details))
+    await context.abort(status_code(error), status.message, trailers)

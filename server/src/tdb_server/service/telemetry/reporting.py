@@ -6,11 +6,15 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+import grpc.aio
+
 from tdb_server.errors import TdbError
 from tdb_server.service.telemetry.call_log import CallLog
 from tdb_server.service.telemetry.call_record import CallListener
+from tdb_server.service.telemetry.load_meter import LoadMeter
+from tdb_server.service.telemetry.load_reports import LoadReports
 from tdb_server.telemetry_settings import Telemetry
-from tdb_server.workers.measures import OnBatch, Readings, measure_nothing
+from tdb_server.workers.measures import BatchMeasure, OnBatch, Readings
 
 if TYPE_CHECKING:  # else imported where they are wanted: both take longer to import than all the rest
     from tdb_server.service.telemetry.metrics import Metrics
@@ -30,7 +34,7 @@ class Reporting:
 
     Attributes:
         listeners: to be told about calls.
-        on_batch: to be told about batches.
+        load_reports: what adds the server's load to answers; nothing where that is not wanted.
         ports: the port of the metrics as the ready file names it, once there is one.
 
     Raises:
@@ -42,13 +46,24 @@ class Reporting:
         self._metrics = None if settings.metrics_port is None else _metrics(version, readings)
         self._traces = _traces(version) if settings.exports_traces else None
         self.listeners: list[CallListener] = [CallLog()]
-        self.on_batch: OnBatch = measure_nothing
+        self.load_reports: list[grpc.aio.ServerInterceptor] = []
         self.ports: dict[str, int] = {}
+        self._on_batch: list[OnBatch] = []
         if self._metrics is not None:
             self.listeners.append(self._metrics.calls)
-            self.on_batch = self._metrics.batches.batch_ended
+            self._on_batch.append(self._metrics.batches.batch_ended)
         if self._traces is not None:
             self.listeners.append(self._traces)
+        if settings.load_reports:
+            meter = LoadMeter(readings)
+            self.listeners.append(meter)
+            self._on_batch.append(meter.batch_ended)
+            self.load_reports.append(LoadReports(meter))
+
+    def on_batch(self, batch: BatchMeasure) -> None:
+        """Tells whoever counts batches about one that a worker is done with."""
+        for tell in self._on_batch:
+            tell(batch)
 
     def start(self) -> None:
         """Opens the port of the metrics.

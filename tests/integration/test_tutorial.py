@@ -193,6 +193,15 @@ def test_the_same_heads_serve_other_names(client: Client, walk: Walk) -> None:
     assert without_circuit < with_circuit / 4
 
 
+def test_the_program_of_the_concepts_page_runs(walk: Walk) -> None:
+    (step,) = steps(PAGE.with_name("concepts.md"))
+    names: dict[str, Any] = {}
+    exec(step.text, names)
+    pattern = names["answer"].results["pattern"].scalars
+    assert pattern.shape == (5, 5)
+    assert pattern.sum(axis=1) == pytest.approx(1, abs=1e-4)
+
+
 def test_what_is_kept_can_be_read(walk: Walk) -> None:
     page = (walk.folder / "report.html").read_text(encoding="utf-8")
     assert "L23 head 3 @ -1" in page

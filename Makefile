@@ -5,19 +5,23 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos clients check generate breaking bench programs
+.PHONY: help demo test chaos clients ray-test check generate breaking bench pictures programs
 
 help:  ## say what can be made
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
 
 demo: $(INSTALLED)  ## explain why a real language model says " Mary"
 	$(BIN)/python examples/demo.py
 
-test: check programs  ## check, then run all tests but chaos and clients; PYTEST_ARGS are passed on
-	$(BIN)/python -m pytest -m 'not chaos and not clients' $(PYTEST_ARGS)
+test: check programs  ## check, then run all tests but chaos, clients and ray; PYTEST_ARGS are passed on
+	$(BIN)/python -m pytest -m 'not chaos and not clients and not ray' $(PYTEST_ARGS)
 
 chaos: $(INSTALLED)  ## kill workers, hang up, fill queues and send nonsense for minutes, with figures
 	TDB_CHAOS_LONG=1 $(BIN)/python -m pytest tests/chaos -s $(PYTEST_ARGS)
+
+ray-test: $(INSTALLED)  ## install Ray and test workers on it
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable 'server[gateway,telemetry,ray]'
+	$(BIN)/python -m pytest tests/ray $(PYTEST_ARGS)
 
 programs:
 	tests/install_programs.sh
@@ -45,6 +49,9 @@ generate: $(INSTALLED)  ## make the Python code of the protos, and docs/api.md
 
 breaking: $(INSTALLED)  ## compare the protos with AGAINST, by default the last release or else main
 	$(BIN)/python protos/breaking.py $(AGAINST)
+
+pictures: $(INSTALLED) programs  ## take the pictures of the docs
+	$(BIN)/python examples/pictures.py
 
 bench: $(INSTALLED)  ## measure what is claimed about speed
 	$(BIN)/python -m benchmarks.run

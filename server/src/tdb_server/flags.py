@@ -90,12 +90,17 @@ def milliseconds(text: str) -> float:
     return value
 
 
-def positive_seconds(text: str) -> float:
-    """A finite number of seconds above 0."""
+def positive_number(text: str) -> float:
+    """A finite number above 0."""
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be above 0: {text}")
     return value
+
+
+def positive_seconds(text: str) -> float:
+    """A finite number of seconds above 0."""
+    return positive_number(text)
 
 
 def port_number(text: str) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 from tdb_server.domain.limits import Limits
 from tdb_server.flags import Flags, at_least, byte_size, device_list, one_of, port_number, positive_seconds
+from tdb_server.pool_settings import RayPoolSettings, add_pool_flags, read_pool
 from tdb_server.scheduling_settings import Scheduling, add_scheduling_flags, read_scheduling
 from tdb_server.security_settings import (
     NewToken,
@@ -34,6 +35,8 @@ examples:
   tdb-server serve --model gpt2 --port 0 --ready-file /run/tdb.json
                                                        a free port, written to the file when ready
   tdb-server serve --devices cuda:0,cuda:1             one worker process on each GPU
+  tdb-server serve --pool ray --ray-address auto --workers 2 --ray-max-workers 8
+                                                       two to eight workers on a Ray cluster
   tdb-server serve --model ./gpt2 --autoencoder ./sae/mlp --autoencoder ./sae/attention
   tdb-server serve --host 0.0.0.0 --tls-certificate server.pem --tls-key server.key --token-file tokens.toml
                                                        for other machines, and for those who have a token
@@ -63,11 +66,13 @@ class Settings:
         model: a folder, a GGUF file or a hub name; None for the default model.
         autoencoders: folders of autoencoders to splice in.
         devices: one per worker: "auto", "cpu", "cuda:0"...
+        ray: the workers' place on Ray; None for processes of this machine.
         dtype: type the model computes in.
         n_threads: CPU threads per worker; None shares the cores out among the workers.
         host: address to listen on.
         port: 0 picks a free one.
         http_port: of the JSON API; None for no such API.
+        listens_when_ready: whether the ports stay closed while the model is loading.
         ready_file: where to write the ports when the server is ready.
         grace_seconds: how long running calls may go on after SIGTERM.
         reflection: whether clients can ask for the protos.
@@ -81,11 +86,13 @@ class Settings:
     model: str | None = None
     autoencoders: tuple[Path, ...] = ()
     devices: tuple[str, ...] = ("auto",)
+    ray: RayPoolSettings | None = None
     dtype: str = "float32"
     n_threads: int | None = None
     host: str = "127.0.0.1"
     port: int = 50051
     http_port: int | None = None
+    listens_when_ready: bool = False
     ready_file: Path | None = None
     grace_seconds: float = 10.0
     reflection: bool = True
@@ -147,12 +154,14 @@ def _parser(environment: Mapping[str, str], version: str) -> argparse.ArgumentPa
         "worker processes, dealt out over the devices (default: one each)",
     )
     flags.add("--threads", at_least(1), None, "N", "CPU threads per worker (default: the cores shared out)")
+    add_pool_flags(flags)
     flags.group("where to listen")
     flags.add("--host", str, "127.0.0.1", "ADDRESS", "address to listen on")
     flags.add("--port", port_number, 50051, "PORT", "port of the gRPC server; 0 picks a free one")
     flags.add(
         "--http-port", port_number, None, "PORT", "port of the JSON API; 0 picks a free one (default: none)"
     )
+    flags.add_switch("--listen-when-ready", "open the ports once the model is loaded, not before")
     flags.add("--ready-file", Path, None, "PATH", "file that gets the port as JSON when the server is ready")
     flags.add(
         "--grace-seconds", positive_seconds, 10.0, "S", "how long running calls may go on after SIGTERM"
@@ -176,11 +185,13 @@ def _settings(told: argparse.Namespace, environment: Mapping[str, str]) -> Setti
         model=told.model,
         autoencoders=tuple(told.autoencoder or told.autoencoder_variable),
         devices=tuple(devices[index % len(devices)] for index in range(n_workers)),
+        ray=read_pool(told, n_workers),
         dtype=told.dtype,
         n_threads=told.threads,
         host=told.host,
         port=told.port,
         http_port=told.http_port,
+        listens_when_ready=told.listen_when_ready,
         ready_file=told.ready_file,
         grace_seconds=told.grace_seconds,
         reflection=not told.no_reflection,

@@ -48,6 +48,7 @@ class HttpServer:
             access_log=False,
             ssl_context_factory=None if tls is None else lambda *_: tls,
             server_header=False,
+            http="h11",  # also where another parser happens to be installed
             ws="none",
             timeout_graceful_shutdown=max(1, round(grace_seconds)),
         )

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from grpc_health.v1 import health, health_pb2  # type: ignore[import-untyped]
 
+from tdb_server.errors import ConfigurationBroken
 from tdb_server.service.access.access import Access
 from tdb_server.service.access.tls import ServerTls
 from tdb_server.service.access.token_file import TokenFile
@@ -33,6 +34,7 @@ from tdb_server.workers.batching import BatchRule
 from tdb_server.workers.measures import OnBatch, Readings
 from tdb_server.workers.messages import Configuration, Ready
 from tdb_server.workers.pool import LocalPool, Pool, PoolObserver
+from tdb_server.workers.ray_environment import prepare_ray
 from tdb_server.workers.result_cache import ResultCache
 from tdb_server.workers.scheduler import Scheduler
 
@@ -148,14 +150,12 @@ class App:
         """Listens, answers health, and starts the workers.
 
         Raises:
-            OSError: the port cannot be had.
+            OSError: a port cannot be had.
         """
-        self.port = listen(self._server, self._settings.host, self._settings.port, self._tls)
         self._reporting.start()
         await self._set_health(_NOT_SERVING)
-        await self._server.start()
-        if self._http is not None:
-            await self._http.start()
+        if not self._settings.listens_when_ready:
+            await self._listen()
         self._pool.start()
 
     async def until_ready(self, stopped: asyncio.Event) -> bool:
@@ -163,6 +163,7 @@ class App:
 
         Raises:
             TdbError: the model cannot be loaded.
+            OSError: a port that was to be opened now cannot be had.
         """
         first_ready = asyncio.ensure_future(self._pool.first_ready())
         stopping = asyncio.ensure_future(stopped.wait())
@@ -172,6 +173,8 @@ class App:
             first_ready.cancel()
             return False
         await self._fill_slot(first_ready.result())
+        if self._settings.listens_when_ready:
+            await self._listen()
         self._report.say(f"serving on {self._settings.host}:{self.port}")
         return True
 
@@ -185,6 +188,12 @@ class App:
         await self._server.stop(LAST_BYTES_SECONDS)
         await self._pool.stop()
         await self._reporting.stop()
+
+    async def _listen(self) -> None:
+        self.port = listen(self._server, self._settings.host, self._settings.port, self._tls)
+        await self._server.start()
+        if self._http is not None:
+            await self._http.start()
 
     async def _fill_slot(self, ready: Ready) -> None:
         # Imported only now: health is answered first.
@@ -237,9 +246,12 @@ def pool(
     configurations = worker_configurations(settings)
     if settings.ray is None:
         return LocalPool(configurations, observer, on_readiness, on_loading)
-    # Imported only where it is wanted.
-    from tdb_server.workers.ray_pool import RayPool
-
+    prepare_ray(settings.ray.address)
+    try:
+        from tdb_server.workers.ray_pool import RayPool  # only where it is wanted
+    except ModuleNotFoundError as error:
+        needed = "pip install 'transformer-debugger-server[ray]'"
+        raise ConfigurationBroken(f"--pool ray needs `{needed}`: {error}") from error
     return RayPool(settings.ray, configurations[0], observer, on_readiness, on_loading)
 
 

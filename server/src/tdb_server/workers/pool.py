@@ -56,6 +56,31 @@ class PoolObserver(Protocol):
         """A worker that was ready has died, with whatever it was doing."""
 
 
+class Pool(Protocol):
+    """Workers, wherever they run, started together and replaced when they die."""
+
+    @property
+    def n_ready(self) -> int:
+        """Workers that can compute."""
+
+    @property
+    def n_restarts(self) -> int:
+        """Workers in place of dead ones."""
+
+    def start(self) -> None:
+        """Starts all workers and returns at once."""
+
+    async def first_ready(self) -> Ready:
+        """Waits for the first worker.
+
+        Raises:
+            TdbError: there will be none.
+        """
+
+    async def stop(self) -> None:
+        """Lets go of all workers."""
+
+
 class LocalPool:
     """One worker process per configuration.
 

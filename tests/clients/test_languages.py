@@ -19,6 +19,7 @@ PROGRAMS = {
     "typescript": ("node", "typescript/dist/src/main.js"),
     "cpp": ("cpp/build/explain",),
     "ruby": ("ruby", "ruby/explain.rb"),
+    "java": ("java", "@java/build/run", "explain.Main"),
 }
 EXAMPLES = VECTOR.parents[1]
 SECONDS = 60

@@ -4,7 +4,10 @@ import { type JsonValue, enumToJson, equals, fromJson } from "@bufbuild/protobuf
 
 import { DerivedScalarTypeSchema, GroupIdSchema } from "../generated/transformer_debugger/v1/derived_scalar_pb.js";
 import type { ModelInfo } from "../generated/transformer_debugger/v1/model_service_pb.js";
-import { type DebugRequest, DebugRequestSchema } from "../generated/transformer_debugger/v1/transformer_debugger_service_pb.js";
+import {
+  type DebugRequest,
+  DebugRequestSchema,
+} from "../generated/transformer_debugger/v1/transformer_debugger_service_pb.js";
 import type { DebugAnswer, NodeScalars } from "./debug_answers.js";
 import { type Failure, codeName } from "./failure.js";
 import { spelling, strongest } from "./nodes.js";

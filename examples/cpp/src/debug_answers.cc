@@ -11,7 +11,7 @@ namespace v1 = transformer_debugger::v1;
 
 namespace {
 
-// Results by sub-request and name. Their parts, as they come, are merged: lists grow, and tensors are in the first part.
+// Results by sub-request and name. Parts are merged as they come: lists grow, and tensors are in the first part.
 using Rankings = std::map<std::pair<int, std::string>, v1::MultipleTopKResult>;
 
 NodeTable TableOf(const v1::MultipleTopKResult& ranking, const Chunks& chunks) {

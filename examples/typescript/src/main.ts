@@ -3,14 +3,21 @@
 
 import { credentials } from "@grpc/grpc-js";
 
-import { type ModelInfo, ModelServiceClient, TokenizeRequest } from "../generated/transformer_debugger/v1/model_service.js";
+import {
+  type ModelInfo,
+  ModelServiceClient,
+  TokenizeRequest,
+} from "../generated/transformer_debugger/v1/model_service.js";
 import { NodeType } from "../generated/transformer_debugger/v1/node.js";
-import { DebugRequest, TransformerDebuggerServiceClient } from "../generated/transformer_debugger/v1/transformer_debugger_service.js";
+import {
+  DebugRequest,
+  TransformerDebuggerServiceClient,
+} from "../generated/transformer_debugger/v1/transformer_debugger_service.js";
+import { unary, withDeadline } from "./calls.js";
 import { type DebugAnswer, readDebugStream } from "./debug_answers.js";
 import { type Failure, failureOf } from "./failure.js";
 import { spelling, strongest } from "./nodes.js";
 import { checkAgainstVector } from "./vector.js";
-import { unary, withDeadline } from "./calls.js";
 
 const PROMPT = "When Mary and John went to the store, John gave a drink to";
 const [address = "127.0.0.1:50051", vectorFile] = process.argv.slice(2);

@@ -211,7 +211,7 @@ class ModelInfo(_message.Message):
     digest: _builtins.str
     """SHA-256 of the weights and the autoencoders, in lower-case hexadecimal digits."""
     family: _builtins.str
-    """Family, in lower case: gpt2, llama, mistral or qwen2."""
+    """Family, in lower case: gpt2, llama, mistral, qwen2 or qwen3."""
     n_layers: _builtins.int
     """Layers."""
     d_model: _builtins.int

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tdb_server.scalars.scalar_values import top_k_entries
-from tdb_server.scalars.token_ranking import top_k_per_row
+from tdb_server.scalars.best_entries import top_k_entries, top_k_per_row
 from torch import Tensor
 
 from tests.property.requests import examples
@@ -32,11 +31,11 @@ TIES = st.sampled_from([None, 2, 6, 1000])
     k=st.sampled_from([1, 2, 10, 100]),
     largest=st.booleans(),
     n_values=TIES,
-    block=st.sampled_from([1, 4, 64]),
+    block=st.sampled_from([None, 1, 4, 64]),
     seed=st.integers(0, 1000),
 )
 def test_top_k_per_row(
-    n_rows: int, n_columns: int, k: int, largest: bool, n_values: int | None, block: int, seed: int
+    n_rows: int, n_columns: int, k: int, largest: bool, n_values: int | None, block: int | None, seed: int
 ) -> None:
     k = min(k, n_columns)
     scores = random_numbers((n_rows, n_columns), seed, n_values)

@@ -16,17 +16,20 @@ import tokenizers
 from tdb_server.errors import ModelBroken
 from tdb_server.model.model_files import TOKENIZER_FILE
 
+_NO_STAND_IN = 0xFFFF
+"""Not a byte: what code points become that stand for none."""
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
-def _byte_stand_ins() -> dict[str, int]:
-    """The character that stands for each byte in byte-level vocabularies (Radford et al. 2019).
+def _byte_stand_ins() -> dict[int, int]:
+    """What `str.translate` needs to turn a token of a byte-level vocabulary (Radford et al. 2019) into bytes.
 
     Printable Latin-1 characters stand for themselves, the others in their order for what follows U+0100.
     """
     printable = {byte for first, last in ("!~", "¡¬", "®ÿ") for byte in range(ord(first), ord(last) + 1)}
     others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    stand_ins = {byte: byte for byte in printable} | {256 + i: byte for i, byte in enumerate(others)}
+    return dict.fromkeys(others, _NO_STAND_IN) | stand_ins
 
 
 class Tokenizer:
@@ -53,7 +56,8 @@ class Tokenizer:
         self._added = {
             token_id: token.content for token_id, token in self._tokenizer.get_added_tokens_decoder().items()
         }
-        self._strings: dict[int, str] = {}
+        largest_id = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        self._strings = [self._spell(token_id) for token_id in range(largest_id + 1)]
 
     @property
     def vocabulary_size(self) -> int:
@@ -74,25 +78,25 @@ class Tokenizer:
 
         An id that the tokenizer does not know, as in a model's padded vocabulary, is shown as its number.
         """
-        string = self._strings.get(token_id)
-        if string is None:
-            string = self._strings[token_id] = self._spell(token_id)
-        return string
+        return self.token_strings((token_id,))[0]
 
     def token_strings(self, ids: Iterable[int]) -> list[str]:
         """`token_string` of each."""
-        return [self.token_string(token_id) for token_id in ids]
+        strings = self._strings
+        n_known = len(strings)
+        return [strings[one] if 0 <= one < n_known else f"<unused {one}>" for one in ids]
 
     def _spell(self, token_id: int) -> str:
         if token_id in self._added:
             return self._added[token_id]
-        piece = self._tokenizer.id_to_token(token_id) if token_id >= 0 else None
+        piece = self._tokenizer.id_to_token(token_id)
         if piece is None:
             return f"<unused {token_id}>"
         if self._bytes is not None:
-            if all(character in self._bytes for character in piece):
-                return bytes(self._bytes[character] for character in piece).decode("utf-8", errors="replace")
-            return str(piece)
+            try:
+                return str(piece.translate(self._bytes).encode("latin-1").decode("utf-8", errors="replace"))
+            except UnicodeEncodeError:  # not spelled with stand-ins
+                return str(piece)
         if match := _BYTE_TOKEN.fullmatch(piece):
             return bytes([int(match[1], 16)]).decode("utf-8", errors="replace")
         return str(piece).replace("▁", " ")

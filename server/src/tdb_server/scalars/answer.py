@@ -23,12 +23,14 @@ from tdb_server.domain.results import (
     ObjectiveValues,
     ScoredTokensResult,
 )
-from tdb_server.scalars.node_directions import read_directions, write_directions
+from tdb_server.scalars.directions import Directions
+from tdb_server.scalars.read_directions import read_directions
 from tdb_server.scalars.row_run import RowRun
 from tdb_server.scalars.single_component import derived_attention_scalars, derived_scalars
 from tdb_server.scalars.token_pairs import token_pair_attribution
-from tdb_server.scalars.token_scores import TokenScorer, no_tokens
+from tdb_server.scalars.token_scores import Scoring, TokenScorer, no_tokens
 from tdb_server.scalars.top_k import TopKPass
+from tdb_server.scalars.write_directions import write_directions
 
 Specs = dict[str, MultipleTopKSpec]
 
@@ -93,20 +95,23 @@ class CallAnswer:
 
     def _dependents(self) -> Iterator[NamedResult]:
         for index, (run, sub_request) in enumerate(zip(self._runs, self.call.sub_requests, strict=True)):
+            start = perf_counter()
+            scored = {
+                name: (spec, self._nodes[spec.depends_on])
+                for name, spec in sub_request.processing.items()
+                if isinstance(spec, ScoredTokensSpec)
+            }
+            results = dict(zip(scored, scored_tokens(run, list(scored.values()), self._scorer), strict=True))
+            self.score_seconds += perf_counter() - start
             for name, spec in sub_request.processing.items():
                 start = perf_counter()
-                if isinstance(spec, ScoredTokensSpec):
+                if isinstance(spec, TokenPairAttributionSpec):
                     nodes = self._nodes[spec.depends_on]
-                    result = NamedResult(index, name, scored_tokens(run, nodes, spec, self._scorer))
-                elif isinstance(spec, TokenPairAttributionSpec):
-                    nodes = self._nodes[spec.depends_on]
-                    result = NamedResult(
-                        index, name, token_pair_attribution(run, nodes, spec.n_tokens_attended_to)
-                    )
-                else:
-                    continue
-                self.score_seconds += perf_counter() - start
-                yield result
+                    pairs = token_pair_attribution(run, nodes, spec.n_tokens_attended_to)
+                    self.score_seconds += perf_counter() - start
+                    yield NamedResult(index, name, pairs)
+                elif name in results:
+                    yield NamedResult(index, name, results[name])
 
 
 def _ranks_only_logits(spec: MultipleTopKSpec) -> bool:
@@ -114,16 +119,27 @@ def _ranks_only_logits(spec: MultipleTopKSpec) -> bool:
 
 
 def scored_tokens(
-    run: RowRun, nodes: Sequence[NodeIndex], spec: ScoredTokensSpec, scorer: TokenScorer
-) -> ScoredTokensResult:
-    """Vocabulary tokens scored against every node that has a direction of this kind."""
-    rows = np.full(len(nodes), -1, np.int32)
-    is_output = spec.scoring is TokenScoringType.UPVOTED_OUTPUT_TOKENS
-    positions, vectors, scales = (
-        write_directions(run, nodes) if is_output else read_directions(run, nodes, spec.scoring)
+    run: RowRun, asked: Sequence[tuple[ScoredTokensSpec, Sequence[NodeIndex]]], scorer: TokenScorer
+) -> list[ScoredTokensResult]:
+    """Vocabulary tokens scored against every node that has a direction of the kind asked for."""
+    found = [_directions(run, nodes, spec.scoring) for spec, nodes in asked]
+    lists = scorer.score(
+        [
+            Scoring(one.vectors, one.scales, spec.n_tokens, is_output=_is_output(spec.scoring))
+            for one, (spec, _) in zip(found, asked, strict=True)
+        ]
     )
-    if not positions:
-        return ScoredTokensResult(tuple(nodes), rows, no_tokens())
-    rows[positions] = np.arange(len(positions))
-    score = scorer.outputs if is_output else scorer.inputs
-    return ScoredTokensResult(tuple(nodes), rows, score(vectors, scales, spec.n_tokens))
+    results = []
+    for one, (_, nodes), tokens in zip(found, asked, lists, strict=True):
+        rows = np.full(len(nodes), -1, np.int32)
+        rows[one.positions] = np.arange(len(one.positions))
+        results.append(ScoredTokensResult(tuple(nodes), rows, tokens if one.positions else no_tokens()))
+    return results
+
+
+def _is_output(scoring: TokenScoringType) -> bool:
+    return scoring is TokenScoringType.UPVOTED_OUTPUT_TOKENS
+
+
+def _directions(run: RowRun, nodes: Sequence[NodeIndex], scoring: TokenScoringType) -> Directions:
+    return write_directions(run, nodes) if _is_output(scoring) else read_directions(run, nodes, scoring)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tdb_server.domain.node import Dimension
 from tdb_server.domain.results import FloatArray
+from tdb_server.scalars.best_entries import top_k_entries
 from tdb_server.scalars.latents import SparseLatents
 
 
@@ -30,34 +31,6 @@ class StackAxis(Enum):
 Axis = Dimension | StackAxis
 _TOKENS = Dimension.SEQUENCE_TOKENS
 _LATENT_AXES = (_TOKENS, Dimension.AUTOENCODER_LATENTS)
-
-
-def top_k_entries(values: Tensor, k: int, largest: bool, with_ties: bool) -> tuple[Tensor, Tensor]:
-    """The k largest (or smallest) entries of a tensor: values and flat indices.
-
-    The k best entries lie in the k rows with the best entries of their own, so only those rows are sorted.
-
-    Args:
-        with_ties: whether all entries that equal the k-th come too. Zeros do not: they are never chosen.
-    """
-    rows = values.reshape(-1, values.shape[-1])
-    n_rows, n_columns = rows.shape
-    wanted = k + 1 if with_ties else k
-    if n_rows > wanted and values.numel() > 8192:
-        best = rows.amax(dim=1) if largest else rows.amin(dim=1)
-        chosen = best.topk(wanted, largest=largest, sorted=False).indices
-        found, within = rows[chosen].flatten().topk(wanted, largest=largest)
-        flat = chosen[within // n_columns] * n_columns + within % n_columns
-    else:
-        found, flat = rows.flatten().topk(min(wanted, values.numel()), largest=largest)
-    if len(found) <= k:
-        return found, flat
-    last = found[k - 1]
-    if last != found[k] or last == 0:
-        return found[:k], flat[:k]
-    equal = (rows.flatten() == last).nonzero()[:, 0]
-    is_better = found != last
-    return torch.cat((found[is_better], last.expand(len(equal)))), torch.cat((flat[is_better], equal))
 
 
 @dataclass

@@ -20,7 +20,7 @@ from tdb_server.scalars.derived import scalar_values
 from tdb_server.scalars.row_run import RowRun
 from tdb_server.scalars.scalar_values import as_array
 from tdb_server.scalars.token_pairs import writes_to_latent
-from tdb_server.scalars.token_scores import TokenScorer, scaled
+from tdb_server.scalars.token_scores import Scoring, TokenScorer, scaled
 from tdb_server.scalars.top_k import shown_pass
 
 
@@ -59,7 +59,9 @@ def _top_tokens(
         scores = scalar_values(run, spec.derived_scalar, None).at(torch.stack((tokens * 0, tokens), dim=1))
         return scaled(scorer.ranked(scores[None], n_tokens), torch.ones_like(first))
     write = _unit_write(run, spec)
-    return None if write is None else scorer.outputs(write[None], first, n_tokens)
+    if write is None:
+        return None
+    return scorer.score([Scoring(write[None], first, n_tokens, is_output=True)])[0]
 
 
 def _unit_write(run: RowRun, spec: DerivedScalarsSpec) -> Tensor | None:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tdb_server.scalars.best_entries import top_k_per_row
+
 _CHUNK = 256
 """Directions scored at once: bounds the scores, which are [_CHUNK, V]."""
 
@@ -52,25 +54,3 @@ def joined(parts: Iterable[RankedTokens]) -> RankedTokens:
     """Rankings along some directions, then along others."""
     fields = zip(*((one.high, one.high_ids, one.low, one.low_ids) for one in parts), strict=True)
     return RankedTokens(*(torch.cat(one) for one in fields))
-
-
-def top_k_per_row(scores: Tensor, k: int, largest: bool = True, block: int = 64) -> tuple[Tensor, Tensor]:
-    """The k best of each row [m, V]: values and indices [m, k], best first.
-
-    A row's k best lie in its k blocks with the best entries, so only those are sorted.
-    """
-    n_rows, n_columns = scores.shape
-    n_blocks = n_columns // block
-    if n_blocks <= 4 * k:
-        found = scores.topk(k, dim=1, largest=largest)
-        return found.values, found.indices
-    whole = scores[:, : n_blocks * block].view(n_rows, n_blocks, block)
-    best = whole.amax(dim=2) if largest else whole.amin(dim=2)
-    chosen = best.topk(k, dim=1, largest=largest, sorted=False).indices  # [m, k]
-    candidates = whole.gather(1, chosen[:, :, None].expand(-1, -1, block)).flatten(1)
-    indices = (chosen[:, :, None] * block + torch.arange(block, device=scores.device)).flatten(1)
-    rest = torch.arange(n_blocks * block, n_columns, device=scores.device).expand(n_rows, -1)
-    candidates = torch.cat((candidates, scores[:, n_blocks * block :]), dim=1)
-    indices = torch.cat((indices, rest), dim=1)
-    values, position = candidates.topk(k, dim=1, largest=largest)
-    return values, indices.gather(1, position)

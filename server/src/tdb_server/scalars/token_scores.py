@@ -40,6 +40,28 @@ class Ranked:
         return Ranked(self.high[row], self.high_ids[row], self.low[row], self.low_ids[row])
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """Some directions to be scored.
+
+    Attributes:
+        vectors: the directions [m, d].
+        scales: what each is multiplied with [m].
+        n_tokens: tokens wanted at both ends of each ranking.
+        is_output: output tokens are scored that writes upvote, the mean over the vocabulary subtracted;
+            else input tokens, whose embeddings upvote what is read.
+    """
+
+    vectors: Tensor
+    scales: Tensor
+    n_tokens: int
+    is_output: bool
+
+
+Key = tuple[bool, int, bytes]
+"""What a ranking is remembered under: output or input tokens, how many of them, and the direction's bytes."""
+
+
 class TokenScorer:
     """Ranks a model's vocabulary along directions, and remembers what it ranked."""
 
@@ -57,7 +79,7 @@ class TokenScorer:
         self._rank_inputs = self._ranking(weights.token_embedding)
         is_tied = weights.unembedding is weights.token_embedding
         self._rank_outputs = self._rank_inputs if is_tied else self._ranking(weights.unembedding)
-        self._remembered: OrderedDict[tuple[bool, int, bytes], Ranked] = OrderedDict()
+        self._remembered: OrderedDict[Key, Ranked] = OrderedDict()
         self._max_remembered = max_remembered
 
     def _ranking(self, vocabulary: Tensor) -> Ranking:
@@ -66,46 +88,54 @@ class TokenScorer:
             return VocabularySearch(vocabulary, self._excluded).rank
         return partial(rank_vocabulary, vocabulary, excluded=self._excluded)
 
-    def outputs(self, writes: Tensor, scales: Tensor, n_tokens: int) -> TopTokens:
-        """Output tokens that writes upvote, the mean over the vocabulary subtracted.
-
-        Args:
-            writes: what is added to the last residual stream, per unit of scale [n, d].
-            scales: [n].
-        """
-        gained = writes * self._gain
-        ranked = self._rank_all(gained, n_tokens, is_output=True)
-        mean = _floats(gained @ self._mean)[:, None]
-        centred = replace(ranked, high=ranked.high - mean, low=ranked.low - mean)
-        return scaled(centred, scales)
-
-    def inputs(self, reads: Tensor, scales: Tensor, n_tokens: int) -> TopTokens:
-        """Input tokens whose embeddings upvote what is read along directions [n, d], times scales [n]."""
-        return scaled(self._rank_all(reads, n_tokens, is_output=False), scales)
+    def score(self, scorings: Sequence[Scoring]) -> list[TopTokens]:
+        """The token lists of every direction of each scoring; what is not remembered is ranked together."""
+        directions = [one.vectors * self._gain if one.is_output else one.vectors for one in scorings]
+        keys = [_keys(one, along) for one, along in zip(scorings, directions, strict=True)]
+        found = self._ranked_by_key(keys, directions)
+        lists = []
+        for scoring, along, own in zip(scorings, directions, keys, strict=True):
+            ranked = _stacked([found[key] for key in own])
+            if scoring.is_output:
+                mean = _floats(along @ self._mean)[:, None]
+                ranked = replace(ranked, high=ranked.high - mean, low=ranked.low - mean)
+            lists.append(scaled(ranked, scoring.scales))
+        return lists
 
     def ranked(self, scores: Tensor, n_tokens: int) -> Ranked:
         """Both ends of rows of scores [m, V]."""
         return _arrays(rank_scores(scores, n_tokens, self._excluded))
 
-    def _rank_all(self, directions: Tensor, n_tokens: int, *, is_output: bool) -> Ranked:
-        """The ranking along every direction [n, d], computed for those not remembered."""
-        rows = _floats(directions)
-        keys = [(is_output, n_tokens, blake2b(row.tobytes(), digest_size=16).digest()) for row in rows]
-        found = {key: self._remembered[key] for key in keys if key in self._remembered}
-        missing = {key: row for row, key in enumerate(keys) if key not in found}
-        if missing:
-            rank = self._rank_outputs if is_output else self._rank_inputs
-            ranked = _arrays(rank(directions[list(missing.values())], n_tokens))
-            found |= {key: ranked[row] for row, key in enumerate(missing)}
+    def _ranked_by_key(
+        self, keys: Sequence[Sequence[Key]], directions: Sequence[Tensor]
+    ) -> dict[Key, Ranked]:
+        """The ranking under every key, computed for those not remembered."""
+        found = {key: self._remembered[key] for own in keys for key in own if key in self._remembered}
+        missing: dict[tuple[Ranking, int], dict[Key, Tensor]] = {}
+        for own, along in zip(keys, directions, strict=True):
+            for key, direction in zip(own, along, strict=True):
+                if key not in found:
+                    rank = self._rank_outputs if key[0] else self._rank_inputs
+                    missing.setdefault((rank, key[1]), {})[key] = direction
+        for (rank, n_tokens), wanted in missing.items():
+            ranked = _arrays(rank(torch.stack(list(wanted.values())), n_tokens))
+            found |= {key: ranked[row] for row, key in enumerate(wanted)}
         self._remember(found)
-        return _stacked([found[key] for key in keys])
+        return found
 
-    def _remember(self, found: dict[tuple[bool, int, bytes], Ranked]) -> None:
+    def _remember(self, found: dict[Key, Ranked]) -> None:
         for key, ranked in found.items():
             self._remembered[key] = ranked
             self._remembered.move_to_end(key)
         while len(self._remembered) > self._max_remembered:
             self._remembered.popitem(last=False)
+
+
+def _keys(scoring: Scoring, directions: Tensor) -> list[Key]:
+    return [
+        (scoring.is_output, scoring.n_tokens, blake2b(row.tobytes(), digest_size=16).digest())
+        for row in _floats(directions)
+    ]
 
 
 def _arrays(ranked: RankedTokens) -> Ranked:
@@ -123,6 +153,9 @@ def _ids(x: Tensor) -> IntArray:
 
 
 def _stacked(ranked: Sequence[Ranked]) -> Ranked:
+    if not ranked:
+        ids, floats = np.zeros((0, 1), np.int32), np.zeros((0, 1), np.float32)
+        return Ranked(floats, ids, floats, ids)
     return Ranked(
         np.stack([one.high for one in ranked]),
         np.stack([one.high_ids for one in ranked]),

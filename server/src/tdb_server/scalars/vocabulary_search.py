@@ -26,8 +26,12 @@ _LARGEST = 127
 """Of the 8-bit integers that are used."""
 _BLOCK = 64
 """Neighbouring tokens that are looked at together first."""
-_CHUNK = 96
-"""Directions ranked at once: bounds the rough scores, which are [_CHUNK, V]."""
+_CHUNK = 64
+"""Directions ranked at once: bounds the rough scores, which are [_CHUNK, V].
+
+Fewer are filled up to as many: for every new shape of a product, machine code is made first, which takes
+longer than the product itself.
+"""
 _MAX_CANDIDATES = 2048
 """Along a direction with more candidates, scoring every token is as fast."""
 _ROUNDING = 1.001
@@ -142,10 +146,9 @@ class VocabularySearch:
         quantized = exact.round()
         of_direction = (exact - quantized).norm(dim=1, keepdim=True) * self._largest_norm
         of_vocabulary = exact.norm(dim=1, keepdim=True) * self._largest_error
-        products: Tensor = torch._int_mm(  # noqa: SLF001, torch's only product of 8-bit integers
-            quantized.to(torch.int8), self._quantized.T, out=self._products[: len(directions)]
-        )
-        return products, steps, (of_direction + of_vocabulary) * _ROUNDING
+        filled_up = F.pad(quantized.to(torch.int8), (0, 0, 0, _CHUNK - len(directions)))
+        torch._int_mm(filled_up, self._quantized.T, out=self._products)  # noqa: SLF001, torch has no other
+        return self._products[: len(directions)], steps, (of_direction + of_vocabulary) * _ROUNDING
 
     def _scores_of_columns(self, directions: Tensor, columns: Tensor) -> Tensor:
         """Exact scores of as many tokens along each direction: columns [m, n] to [m, n]."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 from transformer_debugger.v1 import derived_scalar_pb2, result_pb2
 from transformer_debugger.v1.node_pb2 import NodeIndex as NodeIndexMessage
 
@@ -44,7 +42,7 @@ def named_result_message(
         case MultipleTopKResult() as result:
             message.multiple_top_k.CopyFrom(_multiple_top_k(result, tokenizer))
         case ScoredTokensResult() as result:
-            message.scored_tokens.CopyFrom(_scored_tokens(result, tokenizer))
+            _put_scored_tokens(message.scored_tokens, result, tokenizer)
         case TokenPairAttributionResult() as result:
             message.token_pair_attribution.CopyFrom(_token_pair_attribution(result))
         case DerivedScalarsResult() as result:
@@ -92,40 +90,39 @@ def _group(group: GroupResult, group_id: derived_scalar_pb2.GroupId.ValueType) -
     )
 
 
-def _scored_tokens(result: ScoredTokensResult, tokenizer: Tokenizer) -> result_pb2.ScoredTokensResult:
-    rows = _top_token_messages(result.tokens, tokenizer)
-    return result_pb2.ScoredTokensResult(
-        node_indices=_node_messages(result.nodes),
-        node_top_tokens=[
-            result_pb2.NodeTopTokens(top_tokens=rows[row] if row >= 0 else None)
-            for row in result.rows.tolist()
-        ],
+def _put_scored_tokens(
+    message: result_pb2.ScoredTokensResult, result: ScoredTokensResult, tokenizer: Tokenizer
+) -> None:
+    """Fills the message where it stands: the thousands of numbers in it are copied once."""
+    message.node_indices.extend(_node_messages(result.nodes))
+    columns = _columns(result.tokens)
+    for row in result.rows.tolist():
+        node = message.node_top_tokens.add()
+        if row >= 0:
+            _put_top_tokens(node.top_tokens, columns, row, tokenizer)
+
+
+Columns = tuple[list[list[int]], list[list[float]], list[list[float]]]
+"""Ids, scalars and normalized scalars of tokens, row by row."""
+
+
+def _columns(tokens: TopTokens) -> tuple[Columns, Columns]:
+    """The top and the bottom, as Python's numbers."""
+    return (
+        (tokens.top_ids.tolist(), tokens.top_scalars.tolist(), tokens.top_normalized.tolist()),
+        (tokens.bottom_ids.tolist(), tokens.bottom_scalars.tolist(), tokens.bottom_normalized.tolist()),
     )
 
 
-def _top_token_messages(tokens: TopTokens, tokenizer: Tokenizer) -> list[result_pb2.TopTokens]:
-    """One message per row."""
-    tops = _ranked_messages(tokens.top_ids, tokens.top_scalars, tokens.top_normalized, tokenizer)
-    bottoms = _ranked_messages(tokens.bottom_ids, tokens.bottom_scalars, tokens.bottom_normalized, tokenizer)
-    return [result_pb2.TopTokens(top=top, bottom=bottom) for top, bottom in zip(tops, bottoms, strict=True)]
-
-
-def _ranked_messages(
-    ids: npt.NDArray[np.integer],
-    scalars: npt.NDArray[np.floating],
-    normalized: npt.NDArray[np.floating],
-    tokenizer: Tokenizer,
-) -> list[result_pb2.RankedTokens]:
-    columns = zip(ids.tolist(), scalars.tolist(), normalized.tolist(), strict=True)
-    return [
-        result_pb2.RankedTokens(
-            token_ids=row_ids,
-            tokens=tokenizer.token_strings(row_ids),
-            scalars=row_scalars,
-            normalized_scalars=row_normalized,
-        )
-        for row_ids, row_scalars, row_normalized in columns
-    ]
+def _put_top_tokens(
+    message: result_pb2.TopTokens, columns: tuple[Columns, Columns], row: int, tokenizer: Tokenizer
+) -> None:
+    for ranked, (ids, scalars, normalized) in zip((message.top, message.bottom), columns, strict=True):
+        ranked.SetInParent()  # no tokens are something else than no list
+        ranked.token_ids.extend(ids[row])
+        ranked.tokens.extend(tokenizer.token_strings(ids[row]))
+        ranked.scalars.extend(scalars[row])
+        ranked.normalized_scalars.extend(normalized[row])
 
 
 def _token_pair_attribution(result: TokenPairAttributionResult) -> result_pb2.TokenPairAttributionResult:
@@ -147,14 +144,14 @@ def _token_pair_attribution(result: TokenPairAttributionResult) -> result_pb2.To
 
 def _derived_scalars(result: DerivedScalarsResult, tokenizer: Tokenizer) -> result_pb2.DerivedScalarsResult:
     normalized = result.normalized_activations
-    return result_pb2.DerivedScalarsResult(
+    message = result_pb2.DerivedScalarsResult(
         node_indices=_node_messages(result.nodes),
         activations=tensor_message(result.activations, _TOKENS),
         normalized_activations=None if normalized is None else tensor_message(normalized, _TOKENS),
-        top_tokens=(
-            None if result.top_tokens is None else _top_token_messages(result.top_tokens, tokenizer)[0]
-        ),
     )
+    if result.top_tokens is not None:
+        _put_top_tokens(message.top_tokens, _columns(result.top_tokens), 0, tokenizer)
+    return message
 
 
 def _derived_attention_scalars(

@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos clients ray-test check generate breaking bench pictures programs
+.PHONY: help demo test chaos clients ray-test cluster-test check generate breaking bench pictures programs
 
 help:  ## say what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
@@ -13,8 +13,8 @@ help:  ## say what can be made
 demo: $(INSTALLED)  ## explain why a real language model says " Mary"
 	$(BIN)/python examples/demo.py
 
-test: check programs  ## check, then run all tests but chaos, clients and ray; PYTEST_ARGS are passed on
-	$(BIN)/python -m pytest -m 'not chaos and not clients and not ray' $(PYTEST_ARGS)
+test: check programs  ## check, then run all tests but chaos, clients, ray and cluster; PYTEST_ARGS are passed on
+	$(BIN)/python -m pytest -m 'not chaos and not clients and not ray and not cluster' $(PYTEST_ARGS)
 
 chaos: $(INSTALLED)  ## kill workers, hang up, fill queues and send nonsense for minutes, with figures
 	TDB_CHAOS_LONG=1 $(BIN)/python -m pytest tests/chaos -s $(PYTEST_ARGS)
@@ -22,6 +22,11 @@ chaos: $(INSTALLED)  ## kill workers, hang up, fill queues and send nonsense for
 ray-test: $(INSTALLED)  ## install Ray and test workers on it
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable 'server[gateway,telemetry,ray]'
 	$(BIN)/python -m pytest tests/ray $(PYTEST_ARGS)
+
+cluster-test: $(INSTALLED)  ## two servers behind Envoy and nginx; what is in deploy/, with figures
+	tests/cluster/install_programs.sh
+	$(BIN)/pip install --quiet --constraint constraints.txt --requirement requirements-cluster.txt
+	$(BIN)/python -m pytest tests/cluster -s $(PYTEST_ARGS)
 
 programs:
 	tests/install_programs.sh

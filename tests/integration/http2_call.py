@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from google.protobuf.message import Message
@@ -23,7 +24,13 @@ class Http2Answer:
     body: bytes = b""
 
 
-def call(port: int, method: str, request: Message, timeout_seconds: float = 30.0) -> Http2Answer:
+def call(
+    port: int,
+    method: str,
+    request: Message,
+    timeout_seconds: float = 30.0,
+    headers: Mapping[str, str] | None = None,
+) -> Http2Answer:
     """Calls a method, by its full name, of a server on this machine."""
     connection = H2Connection(H2Configuration(client_side=True, header_encoding=None))
     with socket.create_connection(("127.0.0.1", port), timeout_seconds) as wire:
@@ -39,6 +46,7 @@ def call(port: int, method: str, request: Message, timeout_seconds: float = 30.0
                 (":path", f"/{method}"),
                 ("content-type", "application/grpc"),
                 ("te", "trailers"),
+                *(headers or {}).items(),
             ],
         )
         raw = request.SerializeToString()

@@ -1,0 +1,39 @@
+"""Two fronts with two workers each, and what stands in front of them. Run by `make cluster-test`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.fronts import running_fronts
+from tests.cluster.pools import POOLS
+from tests.cluster.ways import WAYS, Cluster, Way, running_cluster
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.cluster)
+
+
+@pytest.fixture(scope="module", params=sorted(POOLS))
+def pool(request: pytest.FixtureRequest) -> str:
+    """What the fronts compute with."""
+    kind: str = request.param
+    return kind
+
+
+@pytest.fixture(scope="module")
+def cluster(pool: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Fronts that a module's tests share; whoever stops one starts it again."""
+    folder = tmp_path_factory.mktemp("cluster")
+    with running_fronts(folder, [POOLS[pool]] * 2) as fronts, running_cluster(folder, fronts) as running:
+        yield running
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, cluster: Cluster) -> Way:
+    """Each way to the fronts."""
+    return cluster.ways[request.param]

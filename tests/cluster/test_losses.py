@@ -1,0 +1,52 @@
+"""Workers and fronts are lost under load, and no call fails."""
+
+from __future__ import annotations
+
+import time
+
+from tests.chaos.vitals import wait_until
+from tests.cluster.callers import Calls, calling
+from tests.cluster.ways import Cluster, Way
+
+UNDISTURBED_SECONDS = 2.0
+SETTLE_SECONDS = 6.0
+"""Between two fronts of a rolling restart: time for clients to find the one that is back."""
+
+
+def test_a_worker_and_then_a_front_are_killed(cluster: Cluster, way: Way) -> None:
+    first, second = cluster.fronts
+    with calling(way.target) as calls:
+        time.sleep(UNDISTURBED_SECONDS)
+        first.kill_a_worker()
+        wait_until(lambda: len(first.server.worker_pids()) == 2, 30)
+        time.sleep(UNDISTURBED_SECONDS)
+        second.kill()
+        time.sleep(2 * UNDISTURBED_SECONDS)
+        second.start()
+        time.sleep(SETTLE_SECONDS)
+        n_before = second.n_calls("Debug")
+        time.sleep(UNDISTURBED_SECONDS)
+        assert second.n_calls("Debug") > n_before, "the front that came back gets no calls"
+    _assert_none_failed(calls, way, "a worker and a front killed")
+
+
+def test_rolling_restart(cluster: Cluster, way: Way) -> None:
+    with calling(way.target) as calls:
+        time.sleep(UNDISTURBED_SECONDS)
+        for front in cluster.fronts:
+            way.before_stop(front)
+            front.stop()
+            front.start()
+            way.after_start()
+            time.sleep(SETTLE_SECONDS)
+        assert all(front.n_calls("Debug") > 0 for front in cluster.fronts)
+    _assert_none_failed(calls, way, "both fronts restarted in turn")
+
+
+def _assert_none_failed(calls: Calls, way: Way, what: str) -> None:
+    print(
+        f"\n{way.name}: {what}: {calls.n_answered} calls answered, {len(calls.faults)} failed; "
+        f"the longest took {calls.longest_seconds:.2f} s"
+    )
+    assert calls.faults == []
+    assert calls.n_answered > 100

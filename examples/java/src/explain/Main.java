@@ -76,7 +76,7 @@ public final class Main {
     return model;
   }
 
-  /** The prompt as it is, and without head 0 of layer 1 at the last token. In one call, so that both have the same nodes. */
+  /** The prompt as it is, and without head 0 of layer 1 at its last token: one call, so both have the same nodes. */
   private DebugRequest requestWithAblation() {
     TokenizeRequest text = TokenizeRequest.newBuilder().setText(PROMPT).build();
     int last = models().tokenize(text).getTokenIdsCount() - 1;

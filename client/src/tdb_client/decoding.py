@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
 from typing import cast
 
 import numpy as np
@@ -51,14 +52,7 @@ def processing_result(named: result_pb2.NamedResult) -> results.ProcessingResult
         case "derived_attention_scalars":
             return _derived_attention_scalars(named.derived_attention_scalars)
         case "scored_tokens":
-            scored = named.scored_tokens
-            return results.ScoredTokensResult(
-                nodes=_nodes(scored.node_indices),
-                top_tokens=tuple(
-                    _top_tokens(one.top_tokens) if one.HasField("top_tokens") else None
-                    for one in scored.node_top_tokens
-                ),
-            )
+            return _scored_tokens(named.scored_tokens)
         case "token_pair_attribution":
             return _token_pair_attribution(named.token_pair_attribution)
     raise ResponseError(f"result {named.name!r} is of a kind that this client does not know")
@@ -124,7 +118,7 @@ def _derived_scalars(message: result_pb2.DerivedScalarsResult) -> results.Derive
         nodes=_nodes(message.node_indices),
         activations=_array(message.activations),
         normalized_activations=_array(message.normalized_activations) if normalized else None,
-        top_tokens=_top_tokens(message.top_tokens) if message.HasField("top_tokens") else None,
+        top_tokens=_top_tokens([message.top_tokens])[0] if message.HasField("top_tokens") else None,
     )
 
 
@@ -165,17 +159,33 @@ def _token_pair_attribution(
     return results.TokenPairAttributionResult(_nodes(message.node_indices), attended_to)
 
 
-def _top_tokens(message: result_pb2.TopTokens) -> results.TopTokens:
-    return results.TopTokens(_ranked_tokens(message.top), _ranked_tokens(message.bottom))
-
-
-def _ranked_tokens(message: result_pb2.RankedTokens) -> results.RankedTokens:
-    return results.RankedTokens(
-        ids=_integers(message.token_ids),
-        tokens=tuple(message.tokens),
-        scores=_floats(message.scalars),
-        normalized_scores=_floats(message.normalized_scalars),
+def _scored_tokens(message: result_pb2.ScoredTokensResult) -> results.ScoredTokensResult:
+    lists = message.node_top_tokens
+    found = iter(_top_tokens([one.top_tokens for one in lists if one.HasField("top_tokens")]))
+    return results.ScoredTokensResult(
+        nodes=_nodes(message.node_indices),
+        top_tokens=tuple(next(found) if one.HasField("top_tokens") else None for one in lists),
     )
+
+
+def _top_tokens(messages: Sequence[result_pb2.TopTokens]) -> list[results.TopTokens]:
+    ranked = iter(_ranked_tokens([end for one in messages for end in (one.top, one.bottom)]))
+    return [results.TopTokens(top, next(ranked)) for top in ranked]
+
+
+def _ranked_tokens(messages: Sequence[result_pb2.RankedTokens]) -> list[results.RankedTokens]:
+    """Lists of tokens. Their arrays are parts of one each: thousands of short ones would take longer to make."""
+    tokens = [tuple(one.tokens) for one in messages]
+    starts = [0, *accumulate(len(one) for one in tokens)]
+    ids = _integers([number for one in messages for number in one.token_ids])
+    scores = _floats([number for one in messages for number in one.scalars])
+    normalized = _floats([number for one in messages for number in one.normalized_scalars])
+    if not len(ids) == len(scores) == len(normalized) == starts[-1]:
+        raise ResponseError("a list of tokens has fewer scores or ids than tokens, or more")
+    return [
+        results.RankedTokens(ids[start:end], own, scores[start:end], normalized[start:end])
+        for own, (start, end) in zip(tokens, pairwise(starts), strict=True)
+    ]
 
 
 def _integers(numbers: Sequence[int]) -> results.IntArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Protocol, TypeVar
 
 from tdb_client.errors import UnknownNameError
@@ -35,6 +36,7 @@ def enum_value(enum: Enum[Value], name: str) -> Value:
         raise UnknownNameError(_unknown(enum, name)) from None
 
 
+@lru_cache(maxsize=1024)
 def enum_name(enum: Enum[Value], value: Value) -> str:
     """The name of a value in lower case, without the enum's prefix.
 

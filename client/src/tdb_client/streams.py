@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 from transformer_debugger.v1 import call_pb2
 from transformer_debugger.v1.result_pb2 import NamedResult
@@ -145,12 +147,20 @@ def _values(message: call_pb2.SubRequestValues) -> Values:
     )
 
 
+@cache
+def _has_tensors(kind: Descriptor) -> bool:
+    """Whether messages of a kind may have a tensor in them. No kind of message has itself in it."""
+    return kind.full_name == Tensor.DESCRIPTOR.full_name or any(
+        one.message_type is not None and _has_tensors(one.message_type) for one in kind.fields
+    )
+
+
 def _tensors(message: Message) -> Iterator[Tensor]:
     """Every tensor in a message, however deep."""
     if isinstance(message, Tensor):
         yield message
         return
     for kind, value in message.ListFields():
-        if kind.message_type is not None:
+        if kind.message_type is not None and _has_tensors(kind.message_type):
             for one in value if kind.is_repeated else (value,):
                 yield from _tensors(one)

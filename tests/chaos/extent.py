@@ -1,4 +1,8 @@
-"""How long and how much: the short form with all other tests, the long one for `make chaos`."""
+"""How long, how much and how fast: the short form with all other tests, the long one for `make chaos`.
+
+What is promised in seconds is held against the promise in the long form, on a machine with nothing else to
+do. The short form shares its machine with whatever else runs, and waits longer: it looks for what is broken.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,9 @@ class Extent:
         n_hostile_calls: gRPC calls that mean no good.
         n_hostile_bodies: requests of the same kind to the JSON API.
         n_sub_requests_unread: size of the answers that nobody reads.
+        stop_seconds: in which a worker stops what nobody wants any more.
+        refusal_seconds: in which a call is refused while workers are busy, at the median.
+        max_slowdown: of other callers beside readers that stop reading.
     """
 
     kill_seconds: float
@@ -27,9 +34,12 @@ class Extent:
     n_hostile_calls: int
     n_hostile_bodies: int
     n_sub_requests_unread: int
+    stop_seconds: float
+    refusal_seconds: float
+    max_slowdown: float
 
 
 IS_LONG = os.environ.get("TDB_CHAOS_LONG") == "1"
-SHORT = Extent(10, 2, 100, 1_500, 300, 1)
-LONG = Extent(60, 5, 500, 10_000, 2_000, 4)
+SHORT = Extent(10, 2, 100, 1_500, 300, 1, stop_seconds=20, refusal_seconds=0.5, max_slowdown=10)
+LONG = Extent(60, 5, 500, 10_000, 2_000, 4, stop_seconds=1, refusal_seconds=0.020, max_slowdown=2)
 only_long = pytest.mark.skipif(not IS_LONG, reason="in the long form")

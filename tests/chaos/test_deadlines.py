@@ -11,14 +11,11 @@ import pytest
 from tests.chaos.metrics_page import reading
 from tests.chaos.refused import refused
 from tests.chaos.requests import LONG_PROMPT, debug_request, heavy_request
-from tests.chaos.vitals import cpu_share, wait_until
+from tests.chaos.vitals import seconds_until_idle, wait_until
 from tests.chaos.wire_answers import answer_of_response, difference
 
 EXPIRED_SECONDS = 0.3
 N_EXPIRED = 5
-STOP_SECONDS = 1.0
-IDLE_SHARE = 0.1
-"""Of one processor: a worker that computes takes all it can get."""
 MEDIUM = debug_request(LONG_PROMPT, n_sub_requests=4, k=400)
 
 
@@ -40,7 +37,7 @@ def test_expired_in_the_queue_never_runs(watched_alone):
     assert reading(watched_alone, "tdb_batch_calls_sum") == n_before + 2, "the cancelled one and the last"
 
 
-def test_expired_while_running_stops(watched):
+def test_expired_while_running_stops(watched, extent):
     (worker,) = watched.worker_pids()
     begun_at = time.monotonic()
     assert list(watched.debugger.StreamDebug(MEDIUM))[-1].HasField("finished")
@@ -50,20 +47,18 @@ def test_expired_while_running_stops(watched):
         with pytest.raises(grpc.RpcError) as caught:
             list(watched.debugger.StreamDebug(MEDIUM, timeout=fraction * whole_seconds))
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        time.sleep(STOP_SECONDS)
-        assert cpu_share(worker, 0.3) < IDLE_SHARE
+        seconds_until_idle(worker, extent.stop_seconds)
     assert reading(watched, "tdb_batch_calls_sum") == n_before + 2, "both have run"
 
 
-def test_the_servers_own_time_limit_stops_a_call(start_watched):
+def test_the_servers_own_time_limit_stops_a_call(start_watched, extent):
     server = start_watched("--max-call-seconds", "0.5")
     (worker,) = server.worker_pids()
     with pytest.raises(grpc.RpcError) as caught:
         list(server.debugger.StreamDebug(heavy_request()))
     why = refused(caught.value)
     assert (why.code, why.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "CALL_TIME_LIMIT")
-    time.sleep(STOP_SECONDS)
-    assert cpu_share(worker, 0.3) < IDLE_SHARE
+    seconds_until_idle(worker, extent.stop_seconds)
 
 
 def test_expired_in_company_leaves_the_others_alone(watched):

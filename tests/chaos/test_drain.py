@@ -9,26 +9,28 @@ import time
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tests.chaos.metrics_page import reading
 from tests.chaos.refused import refused
 from tests.chaos.requests import LONG_PROMPT, debug_request, heavy_request
-from tests.chaos.vitals import is_running
+from tests.chaos.vitals import is_running, wait_until
 from tests.running_server import RunningServer
 
 N_CALLS = 6
-STOP_SECONDS = 6.0
-"""On top of the grace: what is left is cancelled, two workers are ended, and Python exits."""
+EXIT_SECONDS = 5.0
+"""On top of the grace and the time to stop: two workers are ended, and Python exits."""
 
 
-def test_running_and_waiting_calls_are_finished(start_watched):
+def test_running_and_waiting_calls_are_finished(start_watched, extent):
     server = start_watched("--workers", "2", "--grace-seconds", "60", "--max-batch-tokens", "1")
     workers = server.worker_pids()
     health = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
     assert next(health).status == health_pb2.HealthCheckResponse.SERVING
+    n_before = reading(server, "grpc_server_call_started_total")
     request = debug_request(LONG_PROMPT, k=100)
     streams = [server.debugger.StreamDebug(request) for _ in range(N_CALLS)]
     unary = [server.debugger.Debug.future(debug_request(LONG_PROMPT, k=50)) for _ in range(N_CALLS)]
     assert next(streams[0]).HasField("started")
-    time.sleep(0.2)  # until all have come
+    wait_until(lambda: reading(server, "grpc_server_call_started_total") >= n_before + 2 * N_CALLS, 20)
 
     server.process.send_signal(signal.SIGTERM)
     assert next(health).status == health_pb2.HealthCheckResponse.NOT_SERVING
@@ -43,10 +45,10 @@ def test_running_and_waiting_calls_are_finished(start_watched):
     why = refused(late.exception())
     assert (why.code, why.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
     assert why.retry_seconds is not None
-    _assert_gone(server, workers, seconds=STOP_SECONDS)
+    _assert_gone(server, workers, seconds=extent.stop_seconds + EXIT_SECONDS)
 
 
-def test_what_outlasts_the_grace_is_cancelled(start_watched):
+def test_what_outlasts_the_grace_is_cancelled(start_watched, extent):
     """Among it a stream that nobody reads."""
     grace_seconds = 1.0
     server = start_watched("--workers", "2", "--grace-seconds", str(grace_seconds))
@@ -55,10 +57,10 @@ def test_what_outlasts_the_grace_is_cancelled(start_watched):
     assert next(streams[0]).HasField("started")
     reader = threading.Thread(target=_read, args=(streams[1],))
     reader.start()
-    time.sleep(0.2)
+    wait_until(lambda: reading(server, "grpc_server_call_started_total") >= N_CALLS, 20)
 
     server.process.send_signal(signal.SIGTERM)
-    _assert_gone(server, workers, seconds=grace_seconds + STOP_SECONDS)
+    _assert_gone(server, workers, seconds=grace_seconds + extent.stop_seconds + EXIT_SECONDS)
     reader.join()
     for one in streams:
         _read(one)  # what had come, and the status behind it

@@ -18,7 +18,6 @@ from tests.chaos.watched_servers import QUEUE_LENGTH
 from tests.running_server import RunningServer
 
 N_REFUSED = 100
-REFUSAL_SECONDS = 0.020
 
 
 @pytest.fixture
@@ -38,7 +37,7 @@ def full(watched_alone) -> Iterator[RunningServer]:
     wait_until(lambda: reading(server, "tdb_queue_length") == 0, 10)
 
 
-def test_refused_in_no_time(full):
+def test_refused_in_no_time(full, extent):
     (worker,) = full.worker_pids()
     reasons, seconds = [], []
     for number in range(N_REFUSED):
@@ -59,7 +58,7 @@ def test_refused_in_no_time(full):
     assert {one.reason for one in reasons} == {"QUEUE_FULL"}
     assert all(one.retry_seconds is not None and one.retry_seconds > 0 for one in reasons)
     assert share > 0.2, "the worker must be busy, else this says nothing"
-    assert statistics.median(seconds) < REFUSAL_SECONDS
+    assert statistics.median(seconds) < extent.refusal_seconds
 
 
 def _first_event(server):

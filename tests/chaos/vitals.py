@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+IDLE_SHARE = 0.1
+IDLE_WINDOW_SECONDS = 0.25
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -51,6 +53,16 @@ def cpu_share(pid: int, seconds: float) -> float:
     before, begun_at = cpu_seconds(pid), time.monotonic()
     time.sleep(seconds)
     return (cpu_seconds(pid) - before) / (time.monotonic() - begun_at)
+
+
+def seconds_until_idle(pid: int, at_most: float) -> float:
+    """How long the process goes on using over a tenth of a processor; one that computes takes all of it."""
+    begun_at = time.monotonic()
+    while True:
+        seconds = time.monotonic() - begun_at
+        if cpu_share(pid, IDLE_WINDOW_SECONDS) < IDLE_SHARE:
+            return seconds
+        assert seconds < at_most, f"still busy after {seconds:.1f} s"
 
 
 def is_running(pid: int) -> bool:

@@ -174,7 +174,7 @@ def _top_tokens(messages: Sequence[result_pb2.TopTokens]) -> list[results.TopTok
 
 
 def _ranked_tokens(messages: Sequence[result_pb2.RankedTokens]) -> list[results.RankedTokens]:
-    """Lists of tokens. Their arrays are parts of one each: thousands of short ones would take longer to make."""
+    """Lists of tokens. Their arrays are parts of a few: to make thousands of short ones takes longer."""
     tokens = [tuple(one.tokens) for one in messages]
     starts = [0, *accumulate(len(one) for one in tokens)]
     ids = _integers([number for one in messages for number in one.token_ids])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +48,17 @@ class Checkpoint:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._open_files.close()
+
+    @property
+    def n_tensors(self) -> int:
+        """How many tensors there are."""
+        return len(self._places)
+
+    @property
+    def n_elements(self) -> int:
+        """Numbers in all tensors together."""
+        shapes = (handle.get_slice(name).get_shape() for _, name, handle in self._places.values())
+        return sum(math.prod(shape) for shape in shapes)
 
     def copy_into(self, target: Tensor, name: str, *, transposed: bool = False) -> None:
         """Fills `target` with a tensor, converted to its dtype and device.

@@ -7,6 +7,7 @@ copied straight into it, so that no more than the weights themselves is ever hel
 from __future__ import annotations
 
 import hashlib
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +22,17 @@ from tdb_server.model.families import decoder_config_from_hugging_face
 from tdb_server.model.model_files import CONFIG_FILE, read_config, safetensors_paths
 from tdb_server.model.progress import Progress, no_progress
 from tdb_server.model.rotary import inverse_frequencies
+from tdb_server.model.shared_weights import SharedWeights, room_for, shared_weights
 from tdb_server.model.weight_names import WeightNames, weight_names
 
 
-def load_decoder(folder: Path, device: str, dtype: torch.dtype, progress: Progress | None = None) -> Decoder:
+def load_decoder(
+    folder: Path,
+    device: str,
+    dtype: torch.dtype,
+    progress: Progress | None = None,
+    shared_file: int | None = None,
+) -> Decoder:
     """Reads a Hugging Face model folder.
 
     Args:
@@ -32,6 +40,7 @@ def load_decoder(folder: Path, device: str, dtype: torch.dtype, progress: Progre
         device: as torch names it, "cpu" or "cuda:0".
         dtype: what the weights become.
         progress: told how far it is.
+        shared_file: descriptor of a file in memory that holds a CPU's weights for several processes.
 
     Raises:
         ModelNotFound: there is no such folder.
@@ -43,8 +52,14 @@ def load_decoder(folder: Path, device: str, dtype: torch.dtype, progress: Progre
     if config.rotary_theta is not None:
         inverse_frequencies(config)  # refuses a scaling it does not know before gigabytes are read
     names = weight_names(config.family)
-    with Checkpoint(folder, names.prefix) as checkpoint:
-        loading = _Loading(config, names, checkpoint, torch.device(device), dtype)
+    with ExitStack() as stack:
+        checkpoint = stack.enter_context(Checkpoint(folder, names.prefix))
+        shared = None
+        if shared_file is not None and torch.device(device).type == "cpu":
+            key = hashlib.sha256(f"{weights_digest(folder)} {dtype}".encode()).digest()
+            n_bytes = room_for(checkpoint.n_elements, checkpoint.n_tensors, dtype)
+            shared = stack.enter_context(shared_weights(shared_file, key, n_bytes))
+        loading = _Loading(config, names, checkpoint, torch.device(device), dtype, shared)
         weights = loading.weights(progress or no_progress)
         loading.refuse_unread()
     return Decoder(config, weights)
@@ -73,6 +88,7 @@ class _Loading:
     checkpoint: Checkpoint
     device: torch.device
     dtype: torch.dtype
+    shared: SharedWeights | None
 
     def weights(self, progress: Progress) -> DecoderWeights:
         config, names = self.config, self.names
@@ -137,6 +153,8 @@ class _Loading:
 
     def refuse_unread(self) -> None:
         """A tensor inside a layer that nothing used means that the configuration does not fit the model."""
+        if self._is_filled:
+            return
         for name in sorted(self.checkpoint.unread):
             if name.startswith(f"{self.names.layers}.") and not name.endswith(self.names.buffers):
                 raise ModelBroken(
@@ -146,7 +164,7 @@ class _Loading:
 
     def _embedding(self, name: str, n_rows: int) -> Tensor:
         table = self._empty(n_rows, self.config.d_model)
-        self.checkpoint.copy_into(table, f"{name}.weight")
+        self._fill(table, f"{name}.weight")
         return table
 
     def _norm(self, name: str) -> NormWeights:
@@ -161,16 +179,27 @@ class _Loading:
         """Joins the parts by rows: weight [sum of n_rows, n_columns] and bias [sum of n_rows]."""
         weight = self._empty(sum(n_rows), n_columns)
         for target, part in zip(torch.split(weight, list(n_rows)), parts, strict=True):
-            self.checkpoint.copy_into(target, f"{part}.weight", transposed=self.names.transposed)
+            self._fill(target, f"{part}.weight", transposed=self.names.transposed)
         return weight, self._vector(tuple(f"{part}.bias" for part in parts), n_rows) if has_bias else None
 
     def _vector(self, names: tuple[str, ...], lengths: tuple[int, ...]) -> Tensor:
         vector = self._empty(sum(lengths))
         for target, name in zip(torch.split(vector, list(lengths)), names, strict=True):
-            self.checkpoint.copy_into(target, name)
+            self._fill(target, name)
         return vector
 
+    @property
+    def _is_filled(self) -> bool:
+        """Whether a sibling has read all weights already."""
+        return self.shared is not None and self.shared.is_filled
+
+    def _fill(self, target: Tensor, name: str, *, transposed: bool = False) -> None:
+        if not self._is_filled:
+            self.checkpoint.copy_into(target, name, transposed=transposed)
+
     def _empty(self, *shape: int) -> Tensor:
+        if self.shared is not None:
+            return self.shared.next_tensor(shape, self.dtype)
         return torch.empty(*shape, dtype=self.dtype, device=self.device)
 
 

@@ -21,12 +21,15 @@ if TYPE_CHECKING:
     from tdb_server.scalars.engine import Engine
 
 
-def load_engine(configuration: Configuration, progress: Progress) -> tuple[Engine, Ready]:
+def load_engine(
+    configuration: Configuration, progress: Progress, shared_file: int | None = None
+) -> tuple[Engine, Ready]:
     """Loads what is configured and runs a first call.
 
     Args:
         configuration: what to load, and where.
         progress: told how far it is.
+        shared_file: descriptor of the file in memory in which workers of one machine share weights.
 
     Returns:
         The engine, and what the front needs to know of it.
@@ -44,7 +47,8 @@ def load_engine(configuration: Configuration, progress: Progress) -> tuple[Engin
     torch.set_num_threads(configuration.n_threads)
     device = device_of(configuration)
     model = resolve_model(configuration.model, progress)
-    decoder = load_decoder(model.path, device, getattr(torch, configuration.dtype), progress)
+    dtype = getattr(torch, configuration.dtype)
+    decoder = load_decoder(model.path, device, dtype, progress, shared_file)
     autoencoders: Sequence[Autoencoder] = ()
     if configuration.autoencoders:
         from tdb_server.model.autoencoder_loading import load_autoencoders

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -99,6 +100,8 @@ class LocalPool:
         on_loading: Callable[[int, str, float], None],
     ) -> None:
         self._slots = [_Slot(self, configuration) for configuration in configurations]
+        self.weights_file = os.memfd_create("tdb-weights") if hasattr(os, "memfd_create") else None
+        """Where workers on a CPU share weights; gone with the last process that has it open."""
         self.observer = observer
         self.on_loading = on_loading
         self._on_readiness = on_readiness
@@ -131,6 +134,9 @@ class LocalPool:
     async def stop(self) -> None:
         """Ends all workers and waits until they are gone."""
         await asyncio.gather(*(slot.stop() for slot in self._slots))
+        if self.weights_file is not None:
+            os.close(self.weights_file)
+            self.weights_file = None
 
     def accept(self, ready: Ready) -> bool:
         """Whether a worker that says it is ready holds the same model as those before it."""
@@ -168,7 +174,9 @@ class _Slot:
         self.n_restarts += 1
         self._restart = None
         self._gone.clear()
-        self._process = WorkerProcess(self._configuration, self._on_message, self._on_exit)
+        self._process = WorkerProcess(
+            self._configuration, self._pool.weights_file, self._on_message, self._on_exit
+        )
 
     async def stop(self) -> None:
         self._is_stopping = True

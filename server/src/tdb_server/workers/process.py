@@ -26,6 +26,7 @@ class WorkerProcess:
 
     Args:
         configuration: what the worker loads.
+        weights_file: descriptor of the file in memory where workers share weights, where there is one.
         on_message: called on the loop with each message and its size in bytes.
         on_exit: called on the loop, once, with the exit code, after the last message.
     """
@@ -33,6 +34,7 @@ class WorkerProcess:
     def __init__(
         self,
         configuration: Configuration,
+        weights_file: int | None,
         on_message: Callable[[WorkerProcess, FromWorker, int], None],
         on_exit: Callable[[WorkerProcess, int], None],
     ) -> None:
@@ -44,9 +46,13 @@ class WorkerProcess:
         self._outbox: queue.SimpleQueue[Configuration | RunBatch | CancelCall | None] = queue.SimpleQueue()
         self._socket, theirs = socket.socketpair()
         with theirs:
+            inherited = {"--connection-fd": theirs.fileno()}
+            if weights_file is not None:
+                inherited["--weights-fd"] = weights_file
+            options = [f"{name}={descriptor}" for name, descriptor in inherited.items()]
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tdb_server.workers.worker", "--connection-fd", str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
+                [sys.executable, "-m", "tdb_server.workers.worker", *options],
+                pass_fds=tuple(inherited.values()),
                 stdin=subprocess.DEVNULL,
                 process_group=0,  # signals to the front's group, such as Ctrl-C, are the front's to handle
                 env={**os.environ, "OMP_NUM_THREADS": str(configuration.n_threads)},

@@ -77,7 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs until the front is gone, or the model cannot be loaded, or the device is lost."""
     parser = argparse.ArgumentParser("tdb-worker")
     parser.add_argument("--connection-fd", type=int, required=True)
-    connection = Connection(parser.parse_args(arguments).connection_fd)
+    parser.add_argument("--weights-fd", type=int, help="file in memory for weights that workers share")
+    inherited = parser.parse_args(arguments)
+    connection = Connection(inherited.connection_fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the front, which lets running calls finish
     configuration, _ = receive_message(connection)
     setproctitle(f"tdb-worker:{configuration.device}")
@@ -89,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         send_message(connection, LoadingProgress(stage, fraction))
 
     try:
-        engine, ready = load_engine(configuration, progress)
+        engine, ready = load_engine(configuration, progress, inherited.weights_fd)
     except TdbError as error:
         send_message(connection, LoadingFailed(error))
         sys.exit(1)

@@ -98,7 +98,7 @@ class RayPool:
 
     async def _keep(self) -> None:
         try:
-            ready = await self._begin()
+            ready, state = await self._begin()
         except TdbError as error:
             self._first_ready.set_exception(error)
             return
@@ -107,10 +107,11 @@ class RayPool:
             return
         self._first_ready.set_result(ready)
         while True:
-            self._adapt(await self._state())
+            self._adapt(state)
             await asyncio.sleep(POLL_SECONDS)
+            state = await self._state()
 
-    async def _begin(self) -> Ready:
+    async def _begin(self) -> tuple[Ready, State]:
         """Starts everything and waits for the first replica."""
         settings, configuration = self._settings, self._configuration
         self._on_loading(0, "starting Ray", 0.0)
@@ -127,7 +128,7 @@ class RayPool:
         self._make_worker = partial(
             RayWorker, handle, front, ready.info.digest, ready.device, self._observer, self._on_loss
         )
-        return ready
+        return ready, state
 
     async def _state(self) -> State:
         try:

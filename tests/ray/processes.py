@@ -1,0 +1,37 @@
+"""Ray's processes, found among the descendants of the process that started Ray."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+from tests.chaos.vitals import is_running
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below this one."""
+    children: dict[int, list[int]] = defaultdict(list)
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            after_name = (process / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        children[int(after_name[1])].append(int(process.name))
+    found, waiting = [], [pid]
+    while waiting:
+        waiting += (below := children[waiting.pop()])
+        found += below
+    return found
+
+
+def replica_pids(pid: int) -> list[int]:
+    """The replicas among the descendants of a server, or of a Ray cluster, that are not dead."""
+    return [one for one in descendants(pid) if b"ServeReplica" in title(one) and is_running(one)]
+
+
+def title(pid: int) -> bytes:
+    """Its command line, as it may have set it; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

@@ -1,0 +1,96 @@
+"""What nobody wants any more, replicas stop computing."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import grpc
+
+from tests.chaos.requests import LONG_PROMPT, debug_request, heavy_request
+from tests.chaos.vitals import cpu_seconds, cpu_share, wait_until
+from tests.chaos.wire_answers import answer_of_response, difference
+from tests.ray.processes import replica_pids
+
+IDLE_SHARE = 0.3
+"""Of one processor; a replica that computes takes nearly all of it, Ray's own threads a few per cent."""
+STOP_SECONDS = 2.0
+
+
+def test_a_cancelled_call_stops_its_replica(start_on_ray):
+    server = start_on_ray()
+    (replica,) = replica_pids(server.process.pid)
+    begun_at = time.monotonic()
+    list(server.debugger.StreamDebug(heavy_request()))
+    whole_seconds = time.monotonic() - begun_at
+    assert whole_seconds > STOP_SECONDS, "the call must be long enough to be cancelled in its middle"
+
+    for hang_up in (_cancel, _run_out_of_time):
+        before = cpu_seconds(replica)
+        hang_up(server)
+        time.sleep(0.5)
+        wait_until(lambda: cpu_share(replica, 0.5) < IDLE_SHARE, STOP_SECONDS)
+        used = cpu_seconds(replica) - before
+        assert used < 0.7 * whole_seconds, "it went on to the end"
+        server.debugger.Debug(debug_request(), timeout=STOP_SECONDS)
+    assert replica_pids(server.process.pid) == [replica]
+
+
+def test_a_call_that_waits_is_never_begun(start_on_ray):
+    """It waits at Ray, beside the one that runs: a second worker exists to make Ray add a replica."""
+    server = start_on_ray(
+        *("--ray-max-workers", "2", "--ray-upscale-seconds", "300", "--max-batch-tokens", "1")
+    )
+    (replica,) = replica_pids(server.process.pid)
+    running = server.debugger.StreamDebug(heavy_request())
+    assert next(running).HasField("started")
+    waiting = [server.debugger.StreamDebug(heavy_request()) for _ in range(3)]
+    assert next(waiting[0]).HasField("started")
+    before = cpu_seconds(replica)
+    for call in (*waiting, running):
+        call.cancel()
+    time.sleep(0.5)
+    wait_until(lambda: cpu_share(replica, 0.5) < IDLE_SHARE, STOP_SECONDS)
+    assert cpu_seconds(replica) - before < 3.0
+    server.debugger.Debug(debug_request(), timeout=STOP_SECONDS)
+
+
+def test_others_of_the_batch_go_on(start_on_ray):
+    server = start_on_ray("--max-wait-milliseconds", "200")
+    request = debug_request(LONG_PROMPT, k=200)
+    expected = answer_of_response(server.debugger.Debug(request))
+    blocker = server.debugger.Debug.future(debug_request(LONG_PROMPT, n_sub_requests=3, k=200))
+    time.sleep(0.1)  # until it runs, so that the next ones wait and run together
+    streams = [server.debugger.StreamDebug(request) for _ in range(2)]
+    whole = [server.debugger.Debug.future(request) for _ in range(2)]
+    reader = threading.Thread(target=_read, args=(streams[1],))
+    reader.start()
+    assert next(streams[0]).HasField("started")
+    streams[0].cancel()
+    blocker.result()
+    for one in whole:
+        assert difference(answer_of_response(one.result()), expected) is None
+    reader.join()
+    assert streams[1].code() is grpc.StatusCode.OK
+
+
+def _cancel(server) -> None:
+    stream = server.debugger.StreamDebug(heavy_request())
+    for event in stream:
+        if event.WhichOneof("event") == "result":
+            stream.cancel()
+            return
+
+
+def _run_out_of_time(server) -> None:
+    stream = server.debugger.StreamDebug(heavy_request(), timeout=1.0)
+    _read(stream)
+    assert stream.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def _read(stream: grpc.Call) -> None:
+    try:
+        for _ in stream:
+            pass
+    except grpc.RpcError:
+        pass  # the test looks at its code

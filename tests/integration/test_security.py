@@ -457,6 +457,38 @@ def test_no_certificate_or_a_strangers(mutual, certificates):
     assert mutual.log.read_text().count("method=") == before
 
 
+def test_a_certificate_of_ours_with_the_wrong_name(start_server, certificates):
+    """Refused before the request is read: bytes that are no request get the same answer."""
+    chain, key = certificates.issue("server", "127.0.0.1", "localhost")
+    server = start_server(
+        *("--tls-certificate", str(chain), "--tls-key", str(key)),
+        *(
+            "--tls-client-ca",
+            str(certificates.authority_file),
+            "--tls-client-names",
+            "grace, heidi@example.org",
+        ),
+    )
+    for name, may_call in (("grace", True), ("heidi", True), ("ivan", False)):
+        chain, key = certificates.issue(name, f"{name}@example.org")
+        credentials = grpc.ssl_channel_credentials(
+            certificates.authority_file.read_bytes(), key.read_bytes(), chain.read_bytes()
+        )
+        with grpc.secure_channel(f"127.0.0.1:{server.port}", credentials) as channel:
+            nonsense = channel.unary_unary("/transformer_debugger.v1.ModelService/Tokenize")
+            with pytest.raises(grpc.RpcError) as caught:
+                nonsense(b"\xff\xff")
+        expected = grpc.StatusCode.INVALID_ARGUMENT if may_call else grpc.StatusCode.UNAUTHENTICATED
+        assert caught.value.code() is expected
+        tls = Tls(ca_file=certificates.authority_file, cert_file=chain, key_file=key)
+        with Client(f"127.0.0.1:{server.port}", tls=tls) as client:
+            if may_call:
+                assert client.tokenize("the").token_ids
+            else:
+                with pytest.raises(UnauthenticatedError, match="none of the names"):
+                    client.tokenize("the")
+
+
 def test_a_server_that_the_client_does_not_trust(mutual, certificates):
     chain, key = certificates.issue("erin", "erin@example.org")
     other = certificates.folder / "other.pem"

@@ -122,9 +122,9 @@ def one_of(*choices: str) -> Any:
     return parse
 
 
-def device_list(text: str) -> tuple[str, ...]:
-    """Names of devices, separated by commas."""
-    devices = tuple(one.strip() for one in text.split(",") if one.strip())
-    if not devices:
-        raise argparse.ArgumentTypeError("must name at least one device")
-    return devices
+def name_list(text: str) -> tuple[str, ...]:
+    """Names, separated by commas."""
+    names = tuple(one.strip() for one in text.split(",") if one.strip())
+    if not names:
+        raise argparse.ArgumentTypeError("must have at least one name")
+    return names

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tdb_server.domain.caller import CallerLimits
-from tdb_server.flags import Flags, at_least, byte_size, positive_seconds
+from tdb_server.flags import Flags, at_least, byte_size, name_list, positive_seconds
 
 _TOKEN_EXAMPLE = """\
 The token goes to stderr, once; the file's entry, with a hash in place of the token, to stdout:
@@ -30,6 +30,8 @@ class Security:
         tls_key: PEM file with its private key.
         tls_client_ca: PEM file with the authorities one of which must vouch for every client; None to ask
             clients for no certificate.
+        tls_client_names: names, one of which a client's certificate must have; empty to take every client
+            that one of the authorities vouches for.
         token_file: TOML file with the tokens that may call; None to let everybody call.
         max_connections: connections at the same time.
         max_concurrent_streams: calls at the same time on one connection; further ones wait in the client.
@@ -40,6 +42,7 @@ class Security:
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
+    tls_client_names: tuple[str, ...] = ()
     token_file: Path | None = None
     max_connections: int = 1000
     max_concurrent_streams: int = 128
@@ -61,6 +64,7 @@ def add_security_flags(flags: Flags) -> None:
     flags.add("--tls-certificate", Path, None, "PEM", "the server's certificate chain: listen with TLS")
     flags.add("--tls-key", Path, None, "PEM", "its private key")
     flags.add("--tls-client-ca", Path, None, "PEM", "authorities: clients must show a certificate of theirs")
+    flags.add("--tls-client-names", name_list, (), "NAME,..", "one of which certificates must have")
     flags.add("--token-file", Path, None, "TOML", "tokens that may call; see `tdb-server token`")
     flags.add_switch("--allow-plaintext", "listen for other machines without TLS")
     flags.add("--max-connections", at_least(1), 1000, "N", "connections at the same time")
@@ -83,6 +87,10 @@ def read_security(told: argparse.Namespace) -> Security:
         raise ValueError("--tls-certificate and --tls-key go together")
     if told.tls_client_ca is not None and told.tls_certificate is None:
         raise ValueError("--tls-client-ca needs --tls-certificate and --tls-key")
+    if told.tls_client_names and told.tls_client_ca is None:
+        raise ValueError("--tls-client-names needs --tls-client-ca")
+    if told.tls_client_names and told.http_port is not None:
+        raise ValueError("--tls-client-names goes without --http-port: there the names are not to be had")
     if told.tls_certificate is None and not told.allow_plaintext and not is_loopback(told.host):
         raise ValueError(
             f"listening on {told.host} without TLS would let anyone on the network read and send calls; "
@@ -93,6 +101,7 @@ def read_security(told: argparse.Namespace) -> Security:
         tls_certificate=told.tls_certificate,
         tls_key=told.tls_key,
         tls_client_ca=told.tls_client_ca,
+        tls_client_names=told.tls_client_names,
         token_file=told.token_file,
         max_connections=told.max_connections,
         max_concurrent_streams=told.max_concurrent_streams,

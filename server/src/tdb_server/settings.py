@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tdb_server.domain.limits import Limits
-from tdb_server.flags import Flags, at_least, byte_size, device_list, one_of, port_number, positive_seconds
+from tdb_server.flags import Flags, at_least, byte_size, name_list, one_of, port_number, positive_seconds
 from tdb_server.pool_settings import RayPoolSettings, add_pool_flags, read_pool
 from tdb_server.scheduling_settings import Scheduling, add_scheduling_flags, read_scheduling
 from tdb_server.security_settings import (
@@ -144,7 +144,7 @@ def _parser(environment: Mapping[str, str], version: str) -> argparse.ArgumentPa
     flags.group("where to compute")
     flags.add("--device", str, "auto", "DEVICE", "auto, cpu or cuda:N; auto takes GPUs where there are any")
     flags.add(
-        "--devices", device_list, None, "LIST", "several devices, separated by commas, in place of --device"
+        "--devices", name_list, None, "LIST", "several devices, separated by commas, in place of --device"
     )
     flags.add(
         "--workers",

@@ -130,7 +130,8 @@ class Decoder:
         k = tap(Place.ATTN_K, layer_index, k)
         v = tap(Place.ATTN_V, layer_index, v)
         logits = q @ self.repeat_groups(k).transpose(-1, -2)  # [B, H, T, T]
-        logits = tap(Place.ATTN_QK_LOGITS, layer_index, logits.masked_fill(self.mask(x.shape[1]), -torch.inf))
+        logits = logits.masked_fill_(self.mask(x.shape[1]), -torch.inf)
+        logits = tap(Place.ATTN_QK_LOGITS, layer_index, logits)
         probs = tap(Place.ATTN_QK_PROBS, layer_index, torch.softmax(_wide(logits), dim=-1).to(x.dtype))
         v_out = tap(Place.ATTN_V_OUT, layer_index, probs @ self.repeat_groups(v))  # [B, H, T, e]
         joined = v_out.transpose(1, 2).flatten(2)  # [B, T, H * e]

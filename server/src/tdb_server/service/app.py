@@ -220,8 +220,9 @@ def access(settings: Settings) -> Access:
     Raises:
         ConfigurationBroken: the token file cannot be read or makes no sense.
     """
-    token_file = settings.security.token_file
-    return Access(None if token_file is None else TokenFile(token_file))
+    security = settings.security
+    tokens = None if security.token_file is None else TokenFile(security.token_file)
+    return Access(tokens, frozenset(security.tls_client_names))
 
 
 def scheduler(settings: Settings, on_batch: OnBatch) -> Scheduler:

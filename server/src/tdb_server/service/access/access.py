@@ -19,10 +19,13 @@ class Access:
 
     Args:
         tokens: who may call; None to let everybody call.
+        certificate_names: one of which a client's certificate must have; empty to take any that the
+            handshake has let through.
     """
 
-    def __init__(self, tokens: TokenFile | None) -> None:
+    def __init__(self, tokens: TokenFile | None, certificate_names: frozenset[str] = frozenset()) -> None:
         self._tokens = tokens
+        self._certificate_names = certificate_names
         self._ledger = CallerLedger()
 
     def token_owner(self, authorization: Sequence[str]) -> Caller | None:
@@ -45,6 +48,15 @@ class Access:
         if owner is None:
             raise Unauthenticated("the call's token is not known here")
         return owner
+
+    def check_certificate(self, names: Sequence[str]) -> None:
+        """Looks at the names in a client's certificate.
+
+        Raises:
+            Unauthenticated: none of them may call.
+        """
+        if self._certificate_names and self._certificate_names.isdisjoint(names):
+            raise Unauthenticated("the client's certificate has none of the names that may call here")
 
     @contextmanager
     def one_call(self, caller: Caller) -> Iterator[None]:

@@ -59,12 +59,14 @@ class AccessGuard(grpc.aio.ServerInterceptor):
         answer, deserialize = answer_of(handler), handler.request_deserializer
 
         async def answer_if_within_limits(raw: bytes, context: Context) -> Any:
-            caller = owner or Caller(_certificate_name(context) or context.peer())
+            names = _certificate_names(context)
+            caller = owner or Caller(names[0] if names else context.peer())
             current_record().caller = caller.name
             try:
+                self._access.check_certificate(names)
                 with self._access.one_call(caller):
                     return await answer(deserialize(raw) if deserialize else raw, context)
-            except OverLimit as error:  # of the caller; those of the call have been answered further in
+            except (Unauthenticated, OverLimit) as error:  # those of the call have been answered further in
                 await refuse(context, error)
 
         # The request is deserialized only once its caller is found to be within limits.
@@ -75,10 +77,8 @@ def _authorization(details: grpc.HandlerCallDetails) -> list[str]:
     return [str(value) for key, value in details.invocation_metadata or () if key == "authorization"]
 
 
-def _certificate_name(context: Context) -> str | None:
-    """The name in the client's certificate, which the handshake has checked."""
+def _certificate_names(context: Context) -> list[str]:
+    """The names in the client's certificate, which the handshake has checked; the best known first."""
     said = context.auth_context()
-    for key in ("x509_common_name", "x509_subject_alternative_name", "x509_subject"):
-        for name in said.get(key, ()):
-            return name.decode(errors="replace")
-    return None
+    keys = ("x509_common_name", "x509_subject_alternative_name", "x509_subject")
+    return [name.decode(errors="replace") for key in keys for name in said.get(key, ())]

@@ -219,6 +219,29 @@ def test_the_command_explains(server, capsys, monkeypatch, columns):
     )
 
 
+def test_the_whole_attention_agrees_with_the_nodes(start_server):
+    """Of the plain run and of one with ablations of each kind, counted from the end as well."""
+    server = start_server("--autoencoder", str(FIXTURES / "tiny-a" / "autoencoders" / "mlp_post_act"))
+    ablate = ["L0 head 1 @ -1", "L1 neuron 5 @ -2 = 3.0", "L0 mlp latent 2 @ 1 = 0.5"]
+    words = {"prompt": PROMPT, "target": TARGET, "k": 30, "mlp": "autoencoder_latent"}
+    requests = [DebugSubRequest.of(**words), DebugSubRequest.of(**words, ablate=ablate)]
+    with Client(f"127.0.0.1:{server.port}") as client:
+        results = client.with_attention(client.debug_many(requests), n_heads=5)
+        assert client.with_attention([]) == []
+    for result in results:
+        assert len(result.attention) == 5
+        n_compared = 0
+        for node, activation in zip(result.nodes.nodes, result.nodes.activation, strict=True):
+            if (pattern := result.attention.get(node.component)) is not None:
+                assert pattern[node.token, node.attended_to] == pytest.approx(activation, abs=1e-6)
+                n_compared += 1
+        assert n_compared > 5
+    assert any(
+        not np.allclose(results[0].attention[head], results[1].attention[head])
+        for head in results[0].attention
+    )
+
+
 def test_nodes_are_spelled_alike_everywhere(server, client, capsys, tmp_path):
     """In tables for programs, in frames and in pages; and what is printed can be asked about."""
     command = ["debug", "--prompt", PROMPT, "--target", TARGET, "--server", f"127.0.0.1:{server.port}"]

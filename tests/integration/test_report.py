@@ -151,6 +151,7 @@ def test_the_grid_says_what_the_answer_lists(page):
     heads = {one["component"] for one in data["nodes"] if one["type"] == "attention_head"}
     assert len(texts(page, "#heads label")) == 1 + len(heads)
     page.evaluate("document.querySelectorAll('[name=head]')[1].click()")
+    click(page, "#whole input")  # not its attention, but the chosen number
     chosen = page.evaluate("document.querySelector('[name=head]:checked').value")
     listed = [
         row
@@ -166,6 +167,23 @@ def test_the_grid_says_what_the_answer_lists(page):
         title = page.evaluate(f"document.querySelector('#attention tbody {place}').title")
         shown = float(title.rpartition(": ")[2].replace("−", "-"))
         assert shown == pytest.approx(value, rel=1e-3, abs=1e-6)
+
+
+def test_the_whole_attention_of_a_head_is_shown(page):
+    assert page.evaluate("document.getElementById('whole').hidden")  # there is none of all heads together
+    click(page, "#run-0")
+    page.evaluate("document.querySelectorAll('[name=head]')[1].click()")
+    titles: list[list[str]] = page.evaluate(
+        "[...document.querySelectorAll('#attention tbody tr')].map("
+        "(row) => [...row.querySelectorAll('td:not(.later)')].map((one) => one.title))"
+    )
+    rows = [[float(one.rpartition(": ")[2]) for one in row] for row in titles]
+    n_tokens = len(texts(page, "#prompt .word"))
+    assert [len(row) for row in rows] == list(range(1, n_tokens + 1))
+    assert [sum(row) for row in rows] == pytest.approx([1.0] * n_tokens, abs=0.01)
+    click(page, "#run-change")
+    changes = page.evaluate("[...document.querySelectorAll('#attention tbody td')].map((one) => one.title)")
+    assert any(": +" in one or ": −" in one for one in changes)
 
 
 def test_direct_effects_add_up(page):

@@ -16,6 +16,7 @@ from transformer_debugger.v1.model_service_pb2_grpc import ModelServiceStub
 from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import TransformerDebuggerServiceStub
 
 from tdb_client import decoding, encoding
+from tdb_client.attention import N_HEADS, attention_requests, with_answers
 from tdb_client.compatibility import CHECK_SECONDS, VersionCheck
 from tdb_client.connection import Connection, Tls, default_server
 from tdb_client.debug_result import DebugResult, debug_result
@@ -143,6 +144,15 @@ class AsyncClient:
         seconds = self._connection.seconds(timeout)
         results = inference_results(await collected_async(stream, seconds, on_event))
         return [debug_result(*one) for one in zip(sub_requests, results, strict=True)]
+
+    async def with_attention(
+        self, results: Sequence[DebugResult], *, n_heads: int = N_HEADS, timeout: float | None = None
+    ) -> list[DebugResult]:
+        """Adds the whole attention of the heads that matter most; see Client.with_attention."""
+        requests = attention_requests(results, n_heads)
+        if not requests:
+            return list(results)
+        return with_answers(results, await self.infer(requests, timeout=timeout))
 
     async def infer(
         self,

@@ -14,6 +14,7 @@ from transformer_debugger.v1.model_service_pb2_grpc import ModelServiceStub
 from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import TransformerDebuggerServiceStub
 
 from tdb_client import decoding, encoding
+from tdb_client.attention import N_HEADS, attention_requests, with_answers
 from tdb_client.compatibility import CHECK_SECONDS, VersionCheck
 from tdb_client.connection import Connection, Tls, default_server
 from tdb_client.debug_result import DebugResult, debug_result
@@ -183,6 +184,26 @@ class Client:
         seconds = self._connection.seconds(timeout)
         results = inference_results(collected(stream, seconds, on_event))
         return [debug_result(*one) for one in zip(sub_requests, results, strict=True)]
+
+    def with_attention(
+        self, results: Sequence[DebugResult], *, n_heads: int = N_HEADS, timeout: float | None = None
+    ) -> list[DebugResult]:
+        """Adds the whole attention of the heads that matter most; a debug answer lists some pairs alone.
+
+        Example:
+            (result,) = client.with_attention([client.debug(prompt, " Mary", " John")])
+            result.attention["L23 head 3"][-1]  # what the last token pays to each
+            result.show()                       # the page has it, too
+
+        Args:
+            results: of one call of `debug` or `debug_many`.
+            n_heads: of how many heads; fewer where the prompt is long, and none in the longest.
+            timeout: as in `debug`.
+        """
+        requests = attention_requests(results, n_heads)
+        if not requests:
+            return list(results)
+        return with_answers(results, self.infer(requests, timeout=timeout))
 
     def infer(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -61,6 +61,8 @@ class DebugResult:
         timings: where the time of the whole call went.
         peak_memory_bytes: the most memory in use on the worker's device; 0 when not known.
         cached: whether the results come from the server's cache.
+        attention: by head (`L9 head 6`), what each token pays to each [T, T], attended-from token first.
+            Empty unless Client.with_attention has asked for it.
     """
 
     request: DebugSubRequest
@@ -75,6 +77,7 @@ class DebugResult:
     timings: Timings
     peak_memory_bytes: int
     cached: bool
+    attention: Mapping[str, FloatArray] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         value = "none" if self.objective_value is None else f"{self.objective_value:.3f}"

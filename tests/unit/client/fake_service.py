@@ -313,8 +313,10 @@ class FakeService(
             result_pb2.NamedResult(name="attention", derived_attention_scalars=attention),
             result_pb2.NamedResult(name="scalars", derived_scalars=scalars),
         ]
-        for index in range(len(request.sub_requests)):
-            for result in results:
+        for index, sub_request in enumerate(request.sub_requests):
+            asked = [one.name for one in sub_request.processing_specs if "head" in one.name]
+            named = [result_pb2.NamedResult(name=one, derived_attention_scalars=attention) for one in asked]
+            for result in named or results:
                 part = call_pb2.ResultPart(sub_request_index=index, result=result, last_part=True)
                 yield service_pb2.StreamInferResponse(result=part)
         yield service_pb2.StreamInferResponse(finished=call_pb2.Finished())

@@ -8,6 +8,8 @@ from contextlib import closing
 import numpy as np
 import pytest
 from tdb_client import (
+    AblationSpec,
+    ActivationIndex,
     AsyncClient,
     Client,
     DeadlineError,
@@ -27,10 +29,21 @@ from tdb_client import (
     UnavailableError,
     UnreachableError,
     Values,
+    attention,
     head,
 )
+from tdb_client.attention import attention_requests
 
-from tests.unit.client.fake_service import BROKEN, BUSY, NODES, REFUSED, SLOW, TOKENS, FakeService
+from tests.unit.client.fake_service import (
+    BROKEN,
+    BUSY,
+    NODES,
+    REFUSED,
+    SLOW,
+    TOKENS,
+    FakeService,
+    debug_results,
+)
 
 Fake = tuple[str, FakeService]
 
@@ -229,3 +242,12 @@ def test_frames_have_a_row_per_node(fake: Fake) -> None:
     assert list(frame["node"]) == list(NODES)
     assert frame["layer"].isna().tolist() == [True, False, False, False, False]
     assert frame["upvoted_tokens"][0] == [" Mary", " [bold]the"]
+
+
+def test_attention_is_asked_for_as_long_as_it_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = attention_requests(debug_results(DebugSubRequest.of("p", ablate="L1 head 2 @ -1 = 0.5")), 3)
+    assert list(requests[0].results) == ["L1 head 2"]
+    index = ActivationIndex("attn_qk_probs", 1, (3, None, 2))  # the last token of four
+    assert requests[0].ablate == (AblationSpec(index, 0.5),)
+    monkeypatch.setattr(attention, "MAX_CELLS", 15)  # a prompt of four has 16 pairs
+    assert attention_requests(debug_results(DebugSubRequest.of("p")), 3) == []

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tdb_client import AsyncClient, Client, DebugSubRequest, InferenceSubRequest, TdbError
 
-from tests.unit.client.fake_service import BROKEN, BUSY, REFUSED, FakeService
+from tests.unit.client.fake_service import BROKEN, BUSY, REFUSED, FakeService, debug_results
 
 Fake = tuple[str, FakeService]
 
@@ -19,6 +19,7 @@ ASKED = DebugSubRequest.of("p", " Mary", " John")
 CALLS: dict[str, Callable[[Any], Any]] = {
     "debug": lambda client: client.debug("p", " Mary", ablate="L1 head 2 @ -1", request_id="mine"),
     "debug_many": lambda client: client.debug_many([ASKED, ASKED]),
+    "with_attention": lambda client: client.with_attention(debug_results(ASKED), n_heads=3),
     "infer": lambda client: client.infer([InferenceSubRequest("p")]),
     "stream_debug": lambda client: client.stream_debug([ASKED]),
     "stream_infer": lambda client: client.stream_infer([InferenceSubRequest("p")]),

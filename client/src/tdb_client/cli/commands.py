@@ -99,8 +99,12 @@ def _explain(options: argparse.Namespace, sub_request: DebugSubRequest) -> ExitC
     sub_requests = [sub_request]
     if sub_request.ablate:
         sub_requests.insert(0, replace(sub_request, ablate=(), hide_early_layers=False))
-    with client(options) as one, shown_progress(len(sub_requests)) as on_event:
-        results = one.debug_many(sub_requests, on_event=on_event)
+    with client(options) as one:
+        with shown_progress(len(sub_requests)) as on_event:
+            results = one.debug_many(sub_requests, on_event=on_event)
+        if options.html is not None:
+            with shown_waiting("asking for the heads' attention"):
+                results = one.with_attention(results)
     _print_results(options, results)
     return ExitCode.DONE
 

@@ -10,6 +10,12 @@ class AttentionView {
       if (node.type !== "attention_head") return;
       this.heads.set(node.component, [...(this.heads.get(node.component) ?? []), row]);
     });
+    this.showsAttention = true; // of a head whose whole attention is known; else the chosen number
+    const box = make("input", { type: "checkbox", checked: true, onchange: () => {
+      this.showsAttention = box.checked;
+      this.drawGrid();
+    } });
+    byId("whole").append(make("label", {}, box, " its whole attention"));
     this.list = make("div", {});
     byId("heads").append(this.list);
   }
@@ -38,7 +44,11 @@ class AttentionView {
   }
 
   drawGrid() {
-    const { tokens, cell } = this.chosen === ALL_HEADS ? this.together() : this.one(this.heads.get(this.chosen));
+    const isKnown = this.state.runsShown().every((run) => run.attention[this.chosen]);
+    byId("whole").hidden = !isKnown;
+    const isWhole = isKnown && this.showsAttention;
+    const { tokens, cell } = isWhole ? this.whole()
+      : this.chosen === ALL_HEADS ? this.together() : this.one(this.heads.get(this.chosen));
     const shown = tokens.flatMap((from) => tokens.filter((to) => to <= from).map((to) => cell(from, to)));
     const most = largest(shown);
     const isNumbered = tokens.length <= MAX_NUMBERED;
@@ -51,7 +61,10 @@ class AttentionView {
       make("tbody", {}, tokens.map((from) => make("tr", {}, make("th", { scope: "row" }, label(from)),
         tokens.map((to) => this.cell(from, to, to <= from ? cell(from, to) : null, most, isNumbered))))),
     );
-    legend(byId("attention-legend"), most, this.state.isEffect ? ["lowers", "raises"] : ["negative", "positive"]);
+    const isShare = isWhole && !this.state.isChange;
+    const ends = isShare ? ["none", "attention"] : isWhole ? ["less", "more"]
+      : this.state.isEffect ? ["lowers", "raises"] : ["negative", "positive"];
+    legend(byId("attention-legend"), most, ends, isShare);
   }
 
   cell(from, to, value, most, isNumbered) {
@@ -62,11 +75,22 @@ class AttentionView {
   }
 
   together() {
+    return this.known("Sums over every head of every layer.", (run) => run.pairs[this.state.scalar]);
+  }
+
+  whole() {
+    const what = this.state.isChange ? "How much more of its attention each token pays to each than before."
+      : "How much of its attention each token pays to each; a row adds up to 1.";
+    return this.known(what, (run) => run.attention[this.chosen]);
+  }
+
+  /** The grid of numbers that are known for every pair of the shown tokens. */
+  known(hint, get) {
     const { pair_tokens: tokens, tokens: all } = this.data;
-    byId("attention-hint").textContent = "Sums over every head of every layer." + (tokens.length < all.length
+    byId("attention-hint").textContent = hint + (tokens.length < all.length
       ? ` ${tokens.length} of ${all.length} tokens: those with the largest effects.` : "");
     const place = new Map(tokens.map((token, index) => [token, index]));
-    const values = this.state.runsShown().map((run) => run.pairs[this.state.scalar]);
+    const values = this.state.runsShown().map(get);
     const at = (sums, from, to) => sums[place.get(from)]?.[place.get(to)] ?? null;
     return { tokens, cell: (from, to) => values.length === 1
       ? at(values[0], from, to) : difference(at(values[0], from, to), at(values[1], from, to)) };

@@ -15,7 +15,7 @@ from tdb_client.debug_result import DebugResult
 from tdb_client.node_table import NodeScalar
 from tdb_client.nodes import Node
 from tdb_client.report import request_text
-from tdb_client.report.token_sums import pair_sums, shown_pair_tokens, token_sums
+from tdb_client.report.token_sums import causal_rows, pair_sums, shown_pair_tokens, token_sums
 from tdb_client.results import AttendedToTokens, RankedTokens, TopTokens
 from tdb_client.token_text import printable, quoted
 
@@ -105,6 +105,10 @@ def _run(result: DebugResult, nodes: list[Node], token_ids: list[int], pair_toke
         "pairs": {
             name: [[_number(one) for one in row] for row in pair_sums(result, name, pair_tokens)]
             for name in SCALARS
+        },
+        "attention": {
+            head: [[_number(one) for one in row] for row in causal_rows(pattern, pair_tokens)]
+            for head, pattern in result.attention.items()
         },
     }
 

@@ -22,15 +22,16 @@ function heatCell(value, most, text, attributes = {}) {
   return cell;
 }
 
-/** What the colours mean, from the deepest orange to the deepest blue. */
-function legend(place, most, [low, high]) {
-  const steps = [-1, -0.75, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1].map((share) => {
+/** What the colours mean, from the deepest orange to the deepest blue; from white where nothing is below 0. */
+function legend(place, most, [low, high], isAboveZero = false) {
+  const shares = [-1, -0.75, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1].filter((share) => share >= 0 || !isAboveZero);
+  const steps = shares.map((share) => {
     const step = make("i");
     step.style.backgroundColor = colour(share, 1);
     return step;
   });
   place.replaceChildren(
-    make("span", {}, `${low} ${number(-most)}`),
+    make("span", {}, `${low} ${number(shares[0] * most)}`),
     make("span", { class: "steps", "aria-hidden": "true" }, steps),
     make("span", {}, `${number(most, true)} ${high}`),
   );

@@ -58,10 +58,12 @@ def token_sums(result: DebugResult, name: NodeScalar) -> dict[str, FloatArray]:
 def pair_sums(result: DebugResult, name: NodeScalar, tokens: Sequence[int]) -> list[FloatArray]:
     """All heads together, per pair of the given tokens: a row per attending token, up to that token."""
     heads = result.sums.get(SUMS[name].group, {}).get(SUMS[name].heads)
-    if heads is None:
-        return []
-    chosen = heads[np.ix_(tokens, tokens)]
-    return [row[: place + 1] for place, row in enumerate(chosen)]
+    return [] if heads is None else causal_rows(heads, tokens)
+
+
+def causal_rows(pairs: FloatArray, tokens: Sequence[int]) -> list[FloatArray]:
+    """Of numbers per token pair [T, T] those of the given tokens: a row per attending token, up to itself."""
+    return [row[: place + 1] for place, row in enumerate(pairs[np.ix_(tokens, tokens)])]
 
 
 def shown_pair_tokens(results: Sequence[DebugResult]) -> list[int]:

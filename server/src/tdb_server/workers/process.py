@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from tdb_server.workers.channel import receive_message, send_message
 from tdb_server.workers.messages import CancelCall, Configuration, FromWorker, RunBatch
 
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
 """Asks Linux for pages of 2 MiB: a long prompt takes and gives back a million of 4 KiB."""
 
 
@@ -58,7 +58,7 @@ class WorkerProcess:
                 pass_fds=tuple(inherited.values()),
                 stdin=subprocess.DEVNULL,
                 process_group=0,  # signals to the front's group, such as Ctrl-C, are the front's to handle
-                env={**HUGE_PAGES, **os.environ, "OMP_NUM_THREADS": str(configuration.n_threads)},
+                env=_environment(configuration.n_threads),
             )
         self._connection = Connection(os.dup(self._socket.fileno()))
         self._outbox.put(configuration)
@@ -106,3 +106,14 @@ class WorkerProcess:
     def _on_loop(self, action: Callable[[], None]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended before the worker
             self._loop.call_soon_threadsafe(action)
+
+
+def _environment(n_threads: int) -> dict[str, str]:
+    """The worker's environment.
+
+    The C library moves its own variable to another place in memory, and process titles are written over the
+    place of the first one: it comes last.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": str(n_threads)}
+    environment["GLIBC_TUNABLES"] = environment.pop("GLIBC_TUNABLES", HUGE_PAGES)
+    return environment

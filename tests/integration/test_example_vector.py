@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from examples.vectors.make import VECTOR, vector
-from tests.running_server import RunningServer, start, stop
+from tests.running_server import RunningServer
 
 TOLERANCE = 1e-4
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    running = start(tmp_path_factory.mktemp("server"))
-    yield running
-    stop(running)
 
 
 @pytest.fixture(scope="module")

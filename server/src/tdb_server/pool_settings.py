@@ -59,8 +59,8 @@ def read_pool(told: argparse.Namespace, n_workers: int) -> RayPoolSettings | Non
     """
     if told.pool == "local":
         return None
-    if told.devices is not None:
-        raise ValueError("--devices is for --pool local; Ray decides which GPU a worker gets")
+    if told.devices is not None or told.device not in ("auto", "cpu"):
+        raise ValueError("with --pool ray, --device is auto or cpu: Ray decides which GPU a worker gets")
     max_replicas: int = told.ray_max_workers or n_workers
     if max_replicas < n_workers:
         raise ValueError(f"--ray-max-workers {max_replicas} is less than --workers {n_workers}")

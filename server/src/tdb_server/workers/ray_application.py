@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ BATCHES_PER_REPLICA = 2
 """One that runs, and one that waits beside it, from another front or for a replica to come."""
 MAX_STARTS = 3
 DESCRIBE_SECONDS = 60.0
+CONNECT_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,9 @@ def connect(settings: RayPoolSettings, n_threads: int) -> None:
                 **common,
             )
         else:
+            _knock(settings.address)
             ray.init(settings.address, **common)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ConfigurationBroken(f"no Ray at {settings.address}: {error}") from error
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -115,6 +118,17 @@ def describe(handle: Any, configuration: Configuration) -> Ready:
 def disconnect() -> None:
     """Leaves the cluster, and ends it if it was started here."""
     ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Ray itself tries for minutes where nobody listens.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
 
 
 def _deployment(settings: RayPoolSettings, configuration: Configuration) -> Any:

@@ -12,7 +12,9 @@ import logging
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from ray.exceptions import RayError
@@ -50,7 +52,7 @@ class RayPool:
         on_loading: Callable[[int, str, float], None],
     ) -> None:
         self._settings = settings
-        self._configuration = configuration
+        self._configuration = _from_any_folder(configuration)
         self._observer = observer
         self._on_readiness = on_readiness
         self._on_loading = on_loading
@@ -102,7 +104,7 @@ class RayPool:
         except TdbError as error:
             self._first_ready.set_exception(error)
             return
-        except (RayError, RuntimeError, TimeoutError) as error:
+        except (RayError, RuntimeError, OSError) as error:
             self._first_ready.set_exception(Unavailable(f"Ray fails: {error}", "NO_WORKER_READY"))
             return
         self._first_ready.set_result(ready)
@@ -133,7 +135,7 @@ class RayPool:
     async def _state(self) -> State:
         try:
             return await self._ask(partial(ray_application.state, self._settings))
-        except (RayError, RuntimeError, TimeoutError) as error:
+        except (RayError, RuntimeError, OSError) as error:
             return State(0, f"Ray does not answer: {error}")
 
     def _adapt(self, state: State) -> None:
@@ -171,3 +173,12 @@ class RayPool:
 
     async def _ask(self, question: Callable[[], Answer]) -> Answer:
         return await asyncio.get_running_loop().run_in_executor(self._thread, question)
+
+
+def _from_any_folder(configuration: Configuration) -> Configuration:
+    """With whole paths, as replicas run in a folder of Ray's."""
+    model = configuration.model
+    if model is not None and Path(model).exists():
+        model = str(Path(model).resolve())
+    autoencoders = tuple(path.resolve() for path in configuration.autoencoders)
+    return replace(configuration, model=model, autoencoders=autoencoders)

@@ -15,6 +15,7 @@ from tdb_server.workers.messages import BatchEnded, CancelCall, RunBatch
 from tdb_server.workers.pool import PoolObserver
 
 _log = logging.getLogger(__name__)
+TELL_SECONDS = 10.0
 
 
 class RayWorker:
@@ -52,6 +53,7 @@ class RayWorker:
         self._wanted: set[str] = set()
         self._response: Any = None
         self._reading: asyncio.Task[None] | None = None
+        self._telling: set[asyncio.Task[None]] = set()
         self._is_retired = False
 
     @property
@@ -89,9 +91,19 @@ class RayWorker:
             return
         self._wanted.discard(call_id)
         if self._wanted:
-            self._handle.broadcast("cancel_call", self._front, self._batch.batch_id, call_id)
+            telling = asyncio.create_task(self._tell_replicas(self._batch.batch_id, call_id))
+            self._telling.add(telling)
+            telling.add_done_callback(self._telling.discard)
         else:
             self._response.cancel()
+
+    async def _tell_replicas(self, batch_id: int, call_id: str) -> None:
+        """Takes one call out of a batch that goes on, wherever that is."""
+        told = self._handle.broadcast("cancel_call", self._front, batch_id, call_id)
+        try:
+            await told.results_async(timeout_s=TELL_SECONDS, return_exceptions=True)
+        except TimeoutError:
+            _log.warning("replicas do not answer; a cancelled call may run to its end")
 
     async def _read(self, batch: RunBatch, response: Any) -> None:
         ended, n_bytes = BatchEnded(batch.batch_id, None), 0

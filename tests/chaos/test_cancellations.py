@@ -28,6 +28,8 @@ REQUESTS = (
     debug_request(LONG_PROMPT, n_sub_requests=16, k=1000),
 )
 MAX_GROWTH = 1.05
+SETTLED_GROWTH = 1.01
+MAX_WARM_UPS = 6
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -36,8 +38,7 @@ def test_cancelled_calls_leave_nothing_behind(start_watched, extent):
     (worker,) = server.worker_pids()
     front = server.process.pid
     expected = server.debugger.Debug(REQUESTS[0]).sub_responses
-    _cancel_calls(server, extent.n_cancelled, seed=0)
-    before = {pid: _at_rest(server, pid) for pid in (front, worker)}
+    before = _warmed_up(server, (front, worker), extent.n_cancelled)
     segments = set(SHARED_MEMORY.iterdir())
     n_before = _n_answered(server)
 
@@ -61,6 +62,20 @@ def test_cancelled_calls_leave_nothing_behind(start_watched, extent):
         assert after[pid].shared_bytes <= earlier.shared_bytes
     assert not _left_in_shared_memory(segments)
     assert server.worker_pids() == [worker]
+
+
+def _warmed_up(server: RunningServer, pids: tuple[int, ...], n_calls: int) -> dict[int, Vitals]:
+    """The processes once they take little more memory from round to round; what leaks never gets there."""
+    before: dict[int, Vitals] = {}
+    for seed in range(MAX_WARM_UPS):
+        _cancel_calls(server, n_calls, seed=100 + seed)
+        now = {pid: _at_rest(server, pid) for pid in pids}
+        if before and all(
+            now[pid].anonymous_bytes <= SETTLED_GROWTH * before[pid].anonymous_bytes for pid in pids
+        ):
+            return now
+        before = now
+    return before
 
 
 def _cancel_calls(server: RunningServer, n_calls: int, seed: int) -> None:

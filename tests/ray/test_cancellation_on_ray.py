@@ -55,23 +55,33 @@ def test_a_call_that_waits_is_never_begun(start_on_ray):
     server.debugger.Debug(debug_request(), timeout=STOP_SECONDS)
 
 
-def test_others_of_the_batch_go_on(start_on_ray):
+def test_others_of_the_batch_go_on_without_it(start_on_ray):
     server = start_on_ray("--max-wait-milliseconds", "200")
-    request = debug_request(LONG_PROMPT, k=200)
+    request = debug_request(LONG_PROMPT, k=20)
     expected = answer_of_response(server.debugger.Debug(request))
-    blocker = server.debugger.Debug.future(debug_request(LONG_PROMPT, n_sub_requests=3, k=200))
-    time.sleep(0.1)  # until it runs, so that the next ones wait and run together
-    streams = [server.debugger.StreamDebug(request) for _ in range(2)]
-    whole = [server.debugger.Debug.future(request) for _ in range(2)]
-    reader = threading.Thread(target=_read, args=(streams[1],))
-    reader.start()
-    assert next(streams[0]).HasField("started")
-    streams[0].cancel()
-    blocker.result()
-    for one in whole:
-        assert difference(answer_of_response(one.result()), expected) is None
-    reader.join()
-    assert streams[1].code() is grpc.StatusCode.OK
+
+    def answer_seconds(*, is_cancelled: bool) -> float:
+        """How long a small call takes behind a heavy one of its batch."""
+        blocker = server.debugger.Debug.future(debug_request(LONG_PROMPT, n_sub_requests=2, k=200))
+        time.sleep(0.1)  # until it runs, so that the next two wait and run together
+        heavy = server.debugger.StreamDebug(heavy_request())
+        time.sleep(0.02)
+        small = server.debugger.Debug.future(request)
+        assert next(heavy).HasField("started")
+        begun_at = time.monotonic()
+        blocker.result()
+        if is_cancelled:
+            heavy.cancel()
+        reader = threading.Thread(target=_read, args=(heavy,))
+        reader.start()
+        assert difference(answer_of_response(small.result()), expected) is None
+        seconds = time.monotonic() - begun_at
+        reader.join()
+        return seconds
+
+    whole_seconds = answer_seconds(is_cancelled=False)
+    assert whole_seconds > 1.0, "the heavy call does not come first in the batch"
+    assert answer_seconds(is_cancelled=True) < 0.7 * whole_seconds
 
 
 def _cancel(server) -> None:

@@ -22,10 +22,17 @@ MAX_BYTES = 14 * 2**30
 
 @dataclass(frozen=True)
 class BenchServer:
-    """A server that is ready: `HOST:PORT`, and the processes in which it computes."""
+    """A server that is ready.
+
+    Attributes:
+        address: `HOST:PORT`.
+        worker_pids: the processes in which it computes.
+        metrics_port: where it tells Prometheus; None where that was not asked for.
+    """
 
     address: str
     worker_pids: tuple[int, ...]
+    metrics_port: int | None = None
 
 
 @contextmanager
@@ -63,20 +70,21 @@ def running_server(
         try:
             if device == "cpu" and sys.platform == "linux":  # the workers, started later, inherit it
                 resource.prlimit(process.pid, resource.RLIMIT_DATA, (MAX_BYTES, MAX_BYTES))
-            port = _wait_until_ready(process, ready, log)
-            yield BenchServer(f"127.0.0.1:{port}", _worker_pids(process.pid))
+            ports = _wait_until_ready(process, ready, log)
+            address = f"127.0.0.1:{ports['grpc_port']}"
+            yield BenchServer(address, _worker_pids(process.pid), ports.get("metrics_port"))
         finally:
             _stop(process)
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], ready: Path, log: Path) -> int:
+def _wait_until_ready(process: subprocess.Popen[bytes], ready: Path, log: Path) -> dict[str, int]:
     deadline = time.monotonic() + READY_SECONDS
     while not ready.exists():
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"the server did not get ready:\n{log.read_text(errors='replace')[-4000:]}")
         time.sleep(0.05)
-    port: int = json.loads(ready.read_text())["grpc_port"]
-    return port
+    ports: dict[str, int] = json.loads(ready.read_text())
+    return ports
 
 
 def _worker_pids(front_pid: int) -> tuple[int, ...]:

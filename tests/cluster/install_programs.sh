@@ -3,7 +3,7 @@
 set -eu
 
 missing=
-for program in nginx dnsmasq systemd-analyze; do
+for program in nginx dnsmasq systemd-analyze debootstrap; do
     PATH="$PATH:/usr/sbin" command -v "$program" >/dev/null || missing="$missing $program"
 done
 [ -n "$missing" ] || exit 0
@@ -21,4 +21,4 @@ if [ ! -e "$policy" ]; then
     trap 'rm -f "$policy"' EXIT
 fi
 apt-get update -qq
-apt-get install -qq -y --no-install-recommends nginx dnsmasq-base systemd >/dev/null
+apt-get install -qq -y --no-install-recommends nginx dnsmasq-base systemd debootstrap >/dev/null

@@ -31,7 +31,7 @@ class Nginx:
 
     def __init__(self, folder: Path, fronts: Sequence[Front], tls: Path | None = None) -> None:
         self._folder, self._fronts = folder, fronts
-        self.port, self.json_port = _free_port(), _free_port()
+        self.port, self.json_port = free_port(), free_port()
         folder.mkdir(exist_ok=True)
         self._write_fronts(())
         text = (CONFIGURATION / "nginx.conf").read_text()
@@ -107,7 +107,7 @@ def _changed(text: str, changes: dict[str, str]) -> str:
     return text
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
         return port

@@ -1,0 +1,171 @@
+"""What the scale model is fed with, and what it is checked against: real servers under a known load."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
+from tdb_client import DebugSubRequest
+from tdb_client.connection import Connection
+from tdb_client.encoding import debug_request
+from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest
+from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import TransformerDebuggerServiceStub
+
+from benchmarks.caller import MAX_RECEIVE_BYTES, Caller
+from benchmarks.models import BenchModel
+from benchmarks.prompts import Words
+from benchmarks.scale_cluster import Figures, moments
+from benchmarks.server import BenchServer, running_server
+
+N_CALLERS = (1, 2, 4, 8)
+K = 10
+CALL_SECONDS = 120.0
+MOMENTS_SEED = 7
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The calls that are made: one plain sub-request of a random prompt."""
+
+    model: BenchModel
+    n_tokens: int
+
+    def sub_requests(self, seed: int) -> Iterator[DebugSubRequest]:
+        """No end of them."""
+        words = Words(self.model.tokenizer_folder, seed)
+        while True:
+            prompt = words.prompt(self.n_tokens)
+            yield DebugSubRequest(prompt.text, (prompt.target,), (prompt.distractor,), k=K)
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What a server has counted since it started."""
+
+    busy_seconds: float
+    n_batches: float
+    n_batched: float
+    front_seconds: float
+
+    def __sub__(self, other: Counters) -> Counters:
+        return Counters(
+            self.busy_seconds - other.busy_seconds,
+            self.n_batches - other.n_batches,
+            self.n_batched - other.n_batched,
+            self.front_seconds - other.front_seconds,
+        )
+
+    @property
+    def mean_batch(self) -> float:
+        """Calls in a batch."""
+        return self.n_batched / self.n_batches
+
+    @property
+    def mean_batch_seconds(self) -> float:
+        """Time of a batch."""
+        return self.busy_seconds / self.n_batches
+
+
+@contextmanager
+def server(kind: Kind, device: str, n_workers: int) -> Iterator[BenchServer]:
+    """With one thread for each worker, so that two workers share nothing but the memory's speed."""
+    flags = ("--workers", str(n_workers), "--metrics-port", "0", "--max-queue-length", "1000")
+    flags += ("--max-concurrent-calls", "2000", "--max-calls-per-caller", "2000")
+    with running_server(kind.model.folder, *flags, device=device, n_threads=1) as running:
+        yield running
+
+
+def counters(running: BenchServer) -> Counters:
+    """As the server's metrics have them."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{running.metrics_port}/metrics", timeout=10) as page:
+        families = text_string_to_metric_families(page.read().decode())
+    sums: dict[str, float] = {}
+    for family in families:
+        for sample in family.samples:
+            sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+    return Counters(
+        sums.get("tdb_device_busy_seconds_total", 0.0),
+        sums.get("tdb_batch_calls_count", 0.0),
+        sums.get("tdb_batch_calls_sum", 0.0),
+        sums["process_cpu_seconds_total"],
+    )
+
+
+def measured_figures(kind: Kind, running: BenchServer, seconds: float) -> Figures:
+    """Closed loops of 1, 2, 4 and 8 callers; the time of a batch is fitted to its size."""
+    _closed_loop(kind, running, 1, 2.0)  # warm-up
+    sizes, batch_seconds, front = [], [], []
+    alone: list[float] = []
+    for n_callers in N_CALLERS:
+        before = counters(running)
+        latencies = _closed_loop(kind, running, n_callers, seconds)
+        counted = counters(running) - before
+        sizes.append(counted.mean_batch)
+        batch_seconds.append(counted.mean_batch_seconds)
+        front.append(counted.front_seconds / counted.n_batched)
+        if n_callers == 1:
+            alone = latencies
+    per_call, fixed = np.polyfit(sizes, batch_seconds, 1)
+    front_seconds = float(np.mean(front))
+    return Figures(
+        batch_fixed=max(0.0, float(fixed)),
+        batch_per_call=float(per_call),
+        spread=float(np.std(alone) / np.mean(alone)),
+        front=front_seconds,
+        around=max(0.0, float(np.median(alone)) - batch_seconds[0] - front_seconds),
+    )
+
+
+def _closed_loop(kind: Kind, running: BenchServer, n_callers: int, seconds: float) -> list[float]:
+    """Callers who call again as soon as they have their answer; seconds of every call."""
+    ends_at = time.monotonic() + seconds
+
+    def keep_calling(seed: int) -> list[float]:
+        found = []
+        with Caller(running.address) as caller:
+            for one in kind.sub_requests(seed):
+                if time.monotonic() > ends_at:
+                    break
+                found.append(caller.debug([one]).seconds)
+        return found
+
+    with ThreadPoolExecutor(n_callers) as callers:
+        per_caller = list(callers.map(keep_calling, range(n_callers)))
+    return [one for found in per_caller for one in found]
+
+
+def open_loop(
+    kind: Kind, running: BenchServer, calls_per_second: float, seconds: float
+) -> tuple[np.ndarray, Counters]:
+    """Calls that come at the moments of `MOMENTS_SEED`, whether others are answered or not.
+
+    Returns:
+        Seconds of each call, [n], and what the server counted meanwhile.
+    """
+    before = counters(running)
+    prompts = kind.sub_requests(seed=99)
+    coming = itertools.takewhile(lambda moment: moment < seconds, moments(calls_per_second, MOMENTS_SEED))
+    requests = [(moment, debug_request([next(prompts)])) for moment in coming]
+    latencies = np.array(asyncio.run(_call_at(running.address, requests)))
+    return latencies, counters(running) - before
+
+
+async def _call_at(address: str, requests: list[tuple[float, DebugRequest]]) -> list[float]:
+    async with Connection(address, max_receive_bytes=MAX_RECEIVE_BYTES).open_async() as channel:
+        debug = TransformerDebuggerServiceStub(channel).Debug
+        begun_at = time.monotonic()
+
+        async def call(moment: float, request: DebugRequest) -> float:
+            await asyncio.sleep(begun_at + moment - time.monotonic())
+            await debug(request, timeout=CALL_SECONDS)
+            return time.monotonic() - begun_at - moment
+
+        return list(await asyncio.gather(*(call(*one) for one in requests)))

@@ -79,6 +79,7 @@ def server(kind: Kind, device: str, n_workers: int) -> Iterator[BenchServer]:
     """With one thread for each worker, so that two workers share nothing but the memory's speed."""
     flags = ("--workers", str(n_workers), "--metrics-port", "0", "--max-queue-length", "1000")
     flags += ("--max-concurrent-calls", "2000", "--max-calls-per-caller", "2000")
+    flags += ("--max-concurrent-streams", "2000")
     with running_server(kind.model.folder, *flags, device=device, n_threads=1) as running:
         yield running
 

@@ -30,8 +30,8 @@ TINY = Path(__file__).parent.parent / "tests" / "fixtures" / "tiny-a"
 MODELS = ("tiny", "gpt2")
 MAX_BATCH_TOKENS = 1024
 WORKERS_PER_FRONT = 8
-WORKERS = (1, 2, 8, 64, 256, 1000)
-LOADS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
+WORKERS = (1, 2, 8, 64, 1000)
+LOADS = (0.3, 0.5, 0.7, 0.9)
 CHECKED_LOADS = (0.2, 0.4, 0.6)
 """Shares of the capacity: near 1, chance makes more of a difference in a minute than anything else."""
 
@@ -45,7 +45,7 @@ DEATHS = (
 
 RESTART = 60.0
 N_PLAYED = 30
-N_CALLS, N_CALLS_PER_WORKER = 40_000, 300
+N_CALLS, N_CALLS_PER_WORKER = 20_000, 100
 """At least so many calls are simulated, and more for many workers, or queues would not have time to grow."""
 
 MS = 1e3
@@ -117,7 +117,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.figures:
         found = json.loads(options.figures.read_text())
-        model, checks = Model(Figures(**found["figures"]), found["n_tokens"]), []
+        model = Model(Figures(**found["figures"]), found["n_tokens"])
+        checks = [Check(**one) for one in found["checks"]]
     else:
         others = OthersLoad()
         model, checks = measure(_kind(options.model), options.device, options.seconds)
@@ -131,8 +132,8 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")
     print(in_words(model))
-    for one in (checks_table(checks), clusters_table(model), failures_table(model)):
-        print(f"\n{one}")
+    for text in (lambda: checks_table(checks), lambda: clusters_table(model), lambda: failures_table(model)):
+        print(f"\n{text()}", flush=True)
 
 
 def _kind(name: str) -> Kind:
@@ -198,7 +199,7 @@ def checks_table(checks: list[Check]) -> str:
             str(one.n_workers), f"{one.load:.0%}", f"{one.calls_per_second:.1f}", str(one.n_calls),
             *(f"{MS * seconds:.0f}" for seconds in (one.p50, one.predicted_p50, one.p95, one.predicted_p95)),
             f"{one.slowdown:.2f}",
-            *(f"{MS * one:.0f}" for seconds in (one.at_that_speed_p50, one.at_that_speed_p95)),
+            *(f"{MS * seconds:.0f}" for seconds in (one.at_that_speed_p50, one.at_that_speed_p95)),
         ]
         for one in checks
     ]  # fmt: skip

@@ -23,9 +23,10 @@ ray-test: $(INSTALLED)  ## install Ray and test workers on it
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable 'server[gateway,telemetry,ray]'
 	$(BIN)/python -m pytest tests/ray $(PYTEST_ARGS)
 
-cluster-test: $(INSTALLED)  ## two servers behind Envoy and nginx; what is in deploy/, with figures
+cluster-test: $(INSTALLED)  ## two servers, with workers or Ray, behind Envoy and nginx; what is in deploy/, with figures
 	tests/cluster/install_programs.sh
-	$(BIN)/pip install --quiet --constraint constraints.txt --requirement requirements-cluster.txt
+	$(BIN)/pip install --quiet --constraint constraints.txt --requirement requirements-cluster.txt \
+		--editable 'server[gateway,telemetry,ray]'
 	$(BIN)/python -m pytest tests/cluster -s $(PYTEST_ARGS)
 
 programs:

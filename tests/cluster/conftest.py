@@ -1,4 +1,4 @@
-"""Two fronts with two workers each, and what stands in front of them. Run by `make cluster-test`."""
+"""Two fronts, what they compute with, and what stands in front of them. Run by `make cluster-test`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.fronts import running_fronts
-from tests.cluster.pools import POOLS
+from tests.cluster.pools import Pool, running_pool
 from tests.cluster.ways import WAYS, Cluster, Way, running_cluster
 
 
@@ -18,18 +18,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.cluster)
 
 
-@pytest.fixture(scope="module", params=sorted(POOLS))
-def pool(request: pytest.FixtureRequest) -> str:
-    """What the fronts compute with."""
-    kind: str = request.param
-    return kind
+@pytest.fixture(scope="module", params=["local"])
+def pool(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    """What the fronts compute with; tests that are run with each kind of it say so."""
+    with running_pool(request.param, tmp_path_factory.mktemp("pool")) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
-def cluster(pool: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Fronts that a module's tests share; whoever stops one starts it again."""
     folder = tmp_path_factory.mktemp("cluster")
-    with running_fronts(folder, [POOLS[pool]] * 2) as fronts, running_cluster(folder, fronts) as running:
+    with (
+        running_fronts(folder, [pool.flags()] * 2, at_once=not pool.is_shared) as fronts,
+        running_cluster(folder, fronts) as running,
+    ):
         yield running
 
 

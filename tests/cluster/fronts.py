@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -57,9 +55,6 @@ class Front:
         self.server.process.kill()
         self.server.process.wait()
 
-    def kill_a_worker(self) -> None:
-        os.kill(self.server.worker_pids()[0], signal.SIGKILL)
-
     def n_calls(self, method: str) -> float:
         """Calls of the debugger service that have come since it was started."""
         return reading(self.server, "grpc_server_call_started_total", grpc_method=f"{SERVICE}/{method}")
@@ -72,12 +67,19 @@ class Front:
 
 @contextmanager
 def running_fronts(
-    folder: Path, flags: Sequence[Sequence[str]], model: Path = TINY_MODEL
+    folder: Path, flags: Sequence[Sequence[str]], model: Path = TINY_MODEL, *, at_once: bool = True
 ) -> Iterator[list[Front]]:
-    """As many fronts as there are tuples of flags, started together."""
+    """As many fronts as there are tuples of flags.
+
+    Args:
+        folder: for their files.
+        flags: of each.
+        model: a folder.
+        at_once: started together; otherwise the first one deploys what the others share.
+    """
     fronts = [Front(folder / f"front-{index}", one, model) for index, one in enumerate(flags)]
     try:
-        with ThreadPoolExecutor() as starting:
+        with ThreadPoolExecutor(len(fronts) if at_once else 1) as starting:
             list(starting.map(Front.start, fronts))
         yield fronts
     finally:

@@ -14,7 +14,7 @@ from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import Transf
 from tests.chaos.requests import LONG_PROMPT, debug_request
 from tests.cluster.envoy import running_envoy
 from tests.cluster.fronts import Front, running_fronts
-from tests.cluster.pools import ONE_WORKER, POOLS
+from tests.cluster.pools import Pool
 from tests.cluster.ways import Cluster, Way
 
 N_CALLERS, N_CALLS = 8, 480
@@ -43,9 +43,9 @@ def test_one_connection_is_shared_out_too(cluster: Cluster, way: Way) -> None:
     assert max(counts) <= 11  # other calls of the client take their turns too
 
 
-def test_load_reports_give_a_larger_front_more(pool: str, tmp_path: Path) -> None:
+def test_load_reports_give_a_larger_front_more(pool: Pool, tmp_path: Path) -> None:
     """Two workers against one: Envoy weighs what the answers' trailers say."""
-    flags = [(*POOLS[pool], "--load-reports"), (*ONE_WORKER[pool], "--load-reports")]
+    flags = [(*pool.flags(n), "--load-reports") for n in (2, 1)]
     with (
         running_fronts(tmp_path, flags) as fronts,
         running_envoy(tmp_path / "envoy", fronts, is_weighted=True) as envoy,

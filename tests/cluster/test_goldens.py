@@ -23,7 +23,7 @@ from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import Transf
 
 from tests.cluster.fronts import SERVICE, running_fronts
 from tests.cluster.grpc_web import web_call
-from tests.cluster.pools import ONE_WORKER
+from tests.cluster.pools import Pool
 from tests.cluster.ways import Cluster, Way, running_cluster
 from tests.golden.compare import differences
 from tests.golden.rounding_noise import without_rounding_noise
@@ -45,17 +45,29 @@ def goldens_by_what_is_held() -> dict[Held, dict[str, Golden]]:
 
 
 GROUPS = goldens_by_what_is_held()
+ON_RAY: list[Held] = [
+    ("tiny-a", ()),
+    ("tiny-a", ("mlp_post_act",)),
+    ("tiny-llama-c", ("resid_delta_mlp", "resid_delta_attn")),
+]
+"""Each takes Ray half a minute. `make ray-test` has all the others, without a balancer."""
+CASES = [("local", held) for held in GROUPS] + [("ray", held) for held in ON_RAY]
 
 
-@pytest.mark.parametrize("held", GROUPS, ids=lambda held: "-".join((held[0], *held[1])))
-def test_answers(held: Held, pool: str, tmp_path: Path) -> None:
+def case_name(part: str | Held) -> str:
+    return part if isinstance(part, str) else "-".join((part[0], *part[1]))
+
+
+@pytest.mark.parametrize(("pool", "held"), CASES, indirect=["pool"], ids=case_name)
+def test_answers(held: Held, pool: Pool, tmp_path: Path) -> None:
     fixture, sites = held
     folder = FIXTURES / fixture
-    flags = (*ONE_WORKER[pool], *(f"--autoencoder={folder / 'autoencoders' / site}" for site in sites))
+    flags = pool.flags(1, application="-".join((fixture, *sites)))
+    flags += tuple(f"--autoencoder={folder / 'autoencoders' / site}" for site in sites)
     faults: list[str] = []
     n_answers = 0
     with (
-        running_fronts(tmp_path, [flags] * 2, folder) as fronts,
+        running_fronts(tmp_path, [flags] * 2, folder, at_once=not pool.is_shared) as fronts,
         running_cluster(tmp_path, fronts) as running,
     ):
         for name, golden in GROUPS[held].items():
@@ -64,7 +76,8 @@ def test_answers(held: Held, pool: str, tmp_path: Path) -> None:
                 expected = without_rounding_noise(golden, body)
                 faults += [f"{name} through {where}: {one}" for one in differences(expected, body)]
         n_calls = [front.n_calls("Debug") + front.n_calls("Infer") for front in fronts]
-    print(f"\n{fixture} {sites}: {len(GROUPS[held])} goldens, {n_answers} answers by {n_calls} calls")
+    what = f"{pool.kind}, {fixture} {sites}: {len(GROUPS[held])} goldens"
+    print(f"\n{what}, {n_answers} answers by {n_calls} calls")
     assert faults == []
     assert min(n_calls) > 0
     assert n_answers == 6 * len(GROUPS[held])

@@ -1,24 +1,31 @@
-"""Workers and fronts are lost under load, and no call fails."""
+"""Workers or replicas, and fronts, are lost under load, and no call fails."""
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 
+import pytest
+
+from tests.chaos.metrics_page import reading
 from tests.chaos.vitals import wait_until
 from tests.cluster.callers import Calls, calling
+from tests.cluster.fronts import Front
+from tests.cluster.pools import KINDS, Pool
 from tests.cluster.ways import Cluster, Way
 
-UNDISTURBED_SECONDS = 2.0
+pytestmark = pytest.mark.parametrize("pool", KINDS, indirect=True)
+UNDISTURBED_SECONDS, REPLACED_SECONDS = 2.0, 30.0
 SETTLE_SECONDS = 6.0
 """Between two fronts of a rolling restart: time for clients to find the one that is back."""
 
 
-def test_a_worker_and_then_a_front_are_killed(cluster: Cluster, way: Way) -> None:
+def test_a_worker_and_then_a_front_are_killed(cluster: Cluster, pool: Pool, way: Way) -> None:
     first, second = cluster.fronts
     with calling(way.target) as calls:
         time.sleep(UNDISTURBED_SECONDS)
-        first.kill_a_worker()
-        wait_until(lambda: len(first.server.worker_pids()) == 2, 30)
+        _kill_a_worker(pool, first)
         time.sleep(UNDISTURBED_SECONDS)
         second.kill()
         time.sleep(2 * UNDISTURBED_SECONDS)
@@ -27,10 +34,10 @@ def test_a_worker_and_then_a_front_are_killed(cluster: Cluster, way: Way) -> Non
         n_before = second.n_calls("Debug")
         time.sleep(UNDISTURBED_SECONDS)
         assert second.n_calls("Debug") > n_before, "the front that came back gets no calls"
-    _assert_none_failed(calls, way, "a worker and a front killed")
+    _assert_none_failed(calls, pool, way, "a worker and a front killed")
 
 
-def test_rolling_restart(cluster: Cluster, way: Way) -> None:
+def test_rolling_restart(cluster: Cluster, pool: Pool, way: Way) -> None:
     with calling(way.target) as calls:
         time.sleep(UNDISTURBED_SECONDS)
         for front in cluster.fronts:
@@ -40,12 +47,21 @@ def test_rolling_restart(cluster: Cluster, way: Way) -> None:
             way.after_start()
             time.sleep(SETTLE_SECONDS)
         assert all(front.n_calls("Debug") > 0 for front in cluster.fronts)
-    _assert_none_failed(calls, way, "both fronts restarted in turn")
+    _assert_none_failed(calls, pool, way, "both fronts restarted in turn")
 
 
-def _assert_none_failed(calls: Calls, way: Way, what: str) -> None:
+def _kill_a_worker(pool: Pool, front: Front) -> None:
+    """Kills one of the two, and waits until another has its place."""
+    before = pool.worker_pids(front)
+    assert len(before) == 2
+    os.kill(before[0], signal.SIGKILL)
+    wait_until(lambda: len(set(pool.worker_pids(front)) - {before[0]}) == 2, REPLACED_SECONDS)
+    wait_until(lambda: reading(front.server, "tdb_worker_ready") == 2, REPLACED_SECONDS)
+
+
+def _assert_none_failed(calls: Calls, pool: Pool, way: Way, what: str) -> None:
     print(
-        f"\n{way.name}: {what}: {calls.n_answered} calls answered, {len(calls.faults)} failed; "
+        f"\n{way.name}, {pool.kind}: {what}: {calls.n_answered} calls answered, {len(calls.faults)} failed; "
         f"the longest took {calls.longest_seconds:.2f} s"
     )
     assert calls.faults == []

@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.chaos.vitals import wait_until
 from tests.cluster.callers import calling
 from tests.cluster.fronts import running_fronts
-from tests.cluster.pools import ONE_WORKER
+from tests.cluster.pools import Pool
 
 NAME = "fronts.test"
 ADDRESSES = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
@@ -63,10 +63,10 @@ def name_server(folder: Path) -> Iterator[NameServer]:
         server.stop()
 
 
-def test_all_addresses_take_turns_and_new_ones_are_found(pool: str, tmp_path: Path) -> None:
+def test_all_addresses_take_turns_and_new_ones_are_found(pool: Pool, tmp_path: Path) -> None:
     """Two of three fronts have the name. One is killed, and the third takes its place."""
     port = free_port("127.0.0.2", socket.SOCK_STREAM)
-    flags = [(*ONE_WORKER[pool], "--port", str(port), "--host", address) for address in ADDRESSES]
+    flags = [(*pool.flags(1), "--port", str(port), "--host", address) for address in ADDRESSES]
     with running_fronts(tmp_path, flags) as fronts, name_server(tmp_path) as names:
         first, second, third = fronts
         names.name_is(ADDRESSES[:2])

@@ -2,63 +2,38 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 from tests.chaos.requests import LONG_PROMPT, debug_request, heavy_request
-from tests.chaos.vitals import is_running, wait_until
+from tests.chaos.vitals import wait_until
 from tests.chaos.wire_answers import answer_of_response, difference
-from tests.ray.conftest import FLAGS, GONE_SECONDS
-from tests.ray.processes import descendants, replica_pids
+from tests.ray.conftest import FLAGS
+from tests.ray.processes import replica_pids
+from tests.ray.shared_ray import START_SECONDS, SharedRay, running_ray
 from tests.running_server import TINY_MODEL, start, stop
 
 N_CALLERS = 4
 N_CALLS = 10
-START_SECONDS = 60.0
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[str, int]]:
-    """Its address, and the process that everything of it is below."""
-    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # listens on loopback alone
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
-    command += ["--num-cpus=4", "--object-store-memory=200000000", "--include-dashboard=false"]
-    with (tmp_path / "ray.log").open("wb") as log:
-        process = subprocess.Popen([*command, "--disable-usage-stats"], stdout=log, stderr=log)
-    wait_until(lambda: b"Ray runtime started" in (tmp_path / "ray.log").read_bytes(), START_SECONDS)
-    yield f"127.0.0.1:{port}", process.pid
-    below = descendants(process.pid)
-    process.kill()
-    process.wait()
-    for pid in below:  # those that do not end with it at once
-        if is_running(pid):
-            os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not any(is_running(pid) for pid in below), GONE_SECONDS)
+def shared_ray(tmp_path):
+    with running_ray(tmp_path) as running:
+        yield running
 
 
-def test_fronts_share_replicas_and_come_and_go(cluster, tmp_path_factory):
-    address, cluster_pid = cluster
-    flags = (*FLAGS, "--ray-address", address, "--workers", "2")
+def test_fronts_share_replicas_and_come_and_go(shared_ray: SharedRay, tmp_path_factory):
+    flags = (*FLAGS, "--ray-address", shared_ray.address, "--workers", "2")
     first = start(tmp_path_factory.mktemp("first"), *flags)
     second = start(tmp_path_factory.mktemp("second"), *flags)
     try:
-        wait_until(lambda: len(replica_pids(cluster_pid)) == 2, START_SECONDS)
-        replicas = replica_pids(cluster_pid)
+        wait_until(lambda: len(replica_pids(shared_ray.pid)) == 2, START_SECONDS)
+        replicas = replica_pids(shared_ray.pid)
         request = debug_request(LONG_PROMPT, k=20)
         expected = answer_of_response(first.debugger.Debug(request))
 
@@ -83,8 +58,8 @@ def test_fronts_share_replicas_and_come_and_go(cluster, tmp_path_factory):
         assert difference(answer_of_response(second.debugger.Debug(request)), expected) is None
         first = start(tmp_path_factory.mktemp("again"), *flags)
         assert difference(answer_of_response(first.debugger.Debug(request)), expected) is None
-        assert replica_pids(cluster_pid) == replicas, "the model stays loaded while fronts come and go"
-        _another_model_is_refused(address)
+        assert replica_pids(shared_ray.pid) == replicas, "the model stays loaded while fronts come and go"
+        _another_model_is_refused(shared_ray.address)
     finally:
         stop(first)
         stop(second)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import sys
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,8 +26,6 @@ from tdb_server.workers.messages import (
 from tdb_server.workers.ray_outbox import Outbox
 
 _log = logging.getLogger(__name__)
-SWITCH_SECONDS = 0.0005
-"""How long the engine's thread may keep Ray's threads waiting for the interpreter. Python's 5 ms add up."""
 HANG_SECONDS = 30.0
 """How long a batch may go on that nobody wants any more."""
 
@@ -61,7 +58,6 @@ class Replica:
     """
 
     def __init__(self, configuration: Configuration) -> None:
-        sys.setswitchinterval(SWITCH_SECONDS)
         self._configuration = configuration
         self._thread = ThreadPoolExecutor(1, "engine")
         self._engine, self._ready = self._thread.submit(load_engine, configuration, _no_progress).result()

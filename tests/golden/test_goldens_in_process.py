@@ -12,7 +12,6 @@ import pytest
 import torch
 from tdb_server.domain.call import Call
 from tdb_server.domain.limits import Limits
-from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.results import NamedResult, ObjectiveValues
 from tdb_server.gateway.json_requests import debug_request, infer_request, single_infer_request
 from tdb_server.gateway.json_responses import batched_response, single_response
@@ -22,6 +21,7 @@ from tdb_server.model.weights import load_decoder
 from tdb_server.scalars.engine import Engine
 from tdb_server.service.request_parsing import parse_debug_request, parse_infer_request
 from tdb_server.service.result_messages import named_result_message
+from tdb_server.workers.engine_loading import model_info
 from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest, InferResponse
 
 from tests.golden.compare import differences
@@ -37,22 +37,7 @@ def engine(fixture: str, sites: tuple[str, ...]) -> Engine:
     folder = FIXTURES / fixture
     decoder = load_decoder(folder, "cpu", torch.float32)
     autoencoders = load_autoencoders([folder / "autoencoders" / site for site in sites], decoder)
-    config = decoder.config
-    info = ModelInfo(
-        name=fixture,
-        digest="",
-        family=config.family,
-        n_layers=config.n_layers,
-        d_model=config.d_model,
-        n_heads=config.n_heads,
-        n_key_value_heads=config.n_key_value_heads,
-        d_head=config.d_head,
-        n_neurons=config.n_neurons,
-        vocabulary_size=config.vocabulary_size,
-        context_length=config.context_length,
-        dtype="float32",
-        autoencoders=tuple(one.info for one in autoencoders),
-    )
+    info = model_info(fixture, "", "float32", decoder, autoencoders)
     return Engine(decoder, autoencoders, info)
 
 

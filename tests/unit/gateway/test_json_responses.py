@@ -35,8 +35,8 @@ TESTS = Path(__file__).parents[2]
 GOLDENS = sorted((TESTS / "golden").glob("*/*.json.gz"))
 TOKENIZER = Tokenizer(TESTS / "fixtures" / "tiny-a")
 IDS_BY_TEXT: dict[str, int] = {}
-for token_id in range(TOKENIZER.vocabulary_size):
-    IDS_BY_TEXT.setdefault(TOKENIZER.token_string(token_id), token_id)
+for token_id, text in enumerate(TOKENIZER.token_strings(range(TOKENIZER.vocabulary_size))):
+    IDS_BY_TEXT.setdefault(text, token_id)
 AXES = {
     1: (Dimension.SEQUENCE_TOKENS,),
     2: (Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS),

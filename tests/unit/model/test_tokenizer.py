@@ -51,7 +51,7 @@ def test_no_special_token_is_added_but_written_ones_are_known(fixture_name: str)
     tokenizer = Tokenizer(FIXTURES / fixture_name)
     assert tokenizer.encode("") == []
     assert tokenizer.encode("<|endoftext|>") == [999]
-    assert tokenizer.token_string(999) == "<|endoftext|>"
+    assert tokenizer.token_strings([999]) == ["<|endoftext|>"]
 
 
 def test_every_token_string_is_what_the_library_decodes(fixture_name: str) -> None:

@@ -73,15 +73,11 @@ class Tokenizer:
         """The text of token ids, special tokens included."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
-    def token_string(self, token_id: int) -> str:
-        """What one token says by itself; U+FFFD where its bytes are not text.
+    def token_strings(self, ids: Iterable[int]) -> list[str]:
+        """What each token says by itself; U+FFFD where its bytes are not text.
 
         An id that the tokenizer does not know, as in a model's padded vocabulary, is shown as its number.
         """
-        return self.token_strings((token_id,))[0]
-
-    def token_strings(self, ids: Iterable[int]) -> list[str]:
-        """`token_string` of each."""
         strings = self._strings
         n_known = len(strings)
         return [strings[one] if 0 <= one < n_known else f"<unused {one}>" for one in ids]

@@ -56,7 +56,7 @@ def load_decoder(
         checkpoint = stack.enter_context(Checkpoint(folder, names.prefix))
         shared = None
         if shared_file is not None and torch.device(device).type == "cpu":
-            key = hashlib.sha256(f"{weights_digest(folder)} {dtype}".encode()).digest()
+            key = _files_key(folder, dtype)
             n_bytes = room_for(checkpoint.n_elements, checkpoint.n_tensors, dtype)
             shared = stack.enter_context(shared_weights(shared_file, key, n_bytes))
         loading = _Loading(config, names, checkpoint, torch.device(device), dtype, shared)
@@ -77,6 +77,13 @@ def weights_digest(folder: Path) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def _files_key(folder: Path, dtype: torch.dtype) -> bytes:
+    """Tells apart what would be loaded, without reading it all: which files, how large, and of when."""
+    files = [(str(one), one.stat()) for one in (folder / CONFIG_FILE, *safetensors_paths(folder))]
+    facts = [(name, facts.st_ino, facts.st_size, facts.st_mtime_ns) for name, facts in files]
+    return hashlib.sha256(repr((facts, dtype)).encode()).digest()
 
 
 @dataclass

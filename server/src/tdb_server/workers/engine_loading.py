@@ -55,7 +55,7 @@ def load_engine(
 
         autoencoders = load_autoencoders(configuration.autoencoders, decoder)
     digest = _digest(model.path, configuration.autoencoders)
-    info = _model_info(model.name, digest, configuration.dtype, decoder, autoencoders)
+    info = model_info(model.name, digest, configuration.dtype, decoder, autoencoders)
     engine = Engine(decoder, autoencoders, info)
     _warm_up(engine, progress)
     return engine, Ready(model.tokenizer_path, info, device)
@@ -105,9 +105,10 @@ def _digest(folder: Path, autoencoders: Sequence[Path]) -> str:
     return digest.hexdigest()[: len(weights)]
 
 
-def _model_info(
+def model_info(
     name: str, digest: str, dtype: str, decoder: Decoder, autoencoders: Sequence[Autoencoder]
 ) -> ModelInfo:
+    """What the front and its callers are told of a model."""
     config = decoder.config
     return ModelInfo(
         name=name,

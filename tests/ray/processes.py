@@ -24,9 +24,15 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def replica_pids(pid: int) -> list[int]:
-    """The replicas among the descendants of a server, or of a Ray cluster, that are not dead."""
-    return [one for one in descendants(pid) if b"ServeReplica" in title(one) and is_running(one)]
+def replica_pids(pid: int, application: str = "") -> list[int]:
+    """The replicas among the descendants of a server, or of a Ray cluster, that are not dead.
+
+    Args:
+        pid: of the server or the cluster.
+        application: whose replicas; empty for those of all.
+    """
+    sign = b"ServeReplica:" + application.encode()
+    return [one for one in descendants(pid) if sign in title(one) and is_running(one)]
 
 
 def title(pid: int) -> bytes:

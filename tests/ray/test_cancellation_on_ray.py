@@ -10,16 +10,15 @@ import grpc
 from tests.chaos.requests import LONG_PROMPT, debug_request, heavy_request
 from tests.chaos.vitals import cpu_seconds, cpu_share, wait_until
 from tests.chaos.wire_answers import answer_of_response, difference
-from tests.ray.processes import replica_pids
 
 IDLE_SHARE = 0.3
 """Of one processor; a replica that computes takes nearly all of it, Ray's own threads a few per cent."""
 STOP_SECONDS = 2.0
 
 
-def test_a_cancelled_call_stops_its_replica(start_on_ray):
+def test_a_cancelled_call_stops_its_replica(start_on_ray, replicas):
     server = start_on_ray()
-    (replica,) = replica_pids(server.process.pid)
+    (replica,) = replicas()
     begun_at = time.monotonic()
     list(server.debugger.StreamDebug(heavy_request()))
     whole_seconds = time.monotonic() - begun_at
@@ -33,15 +32,15 @@ def test_a_cancelled_call_stops_its_replica(start_on_ray):
         used = cpu_seconds(replica) - before
         assert used < 0.7 * whole_seconds, "it went on to the end"
         server.debugger.Debug(debug_request(), timeout=STOP_SECONDS)
-    assert replica_pids(server.process.pid) == [replica]
+    assert replicas() == [replica]
 
 
-def test_a_call_that_waits_is_never_begun(start_on_ray):
+def test_a_call_that_waits_is_never_begun(start_on_ray, replicas):
     """It waits at Ray, beside the one that runs: a second worker exists to make Ray add a replica."""
     server = start_on_ray(
         *("--ray-max-workers", "2", "--ray-upscale-seconds", "300", "--max-batch-tokens", "1")
     )
-    (replica,) = replica_pids(server.process.pid)
+    (replica,) = replicas()
     running = server.debugger.StreamDebug(heavy_request())
     assert next(running).HasField("started")
     waiting = [server.debugger.StreamDebug(heavy_request()) for _ in range(3)]

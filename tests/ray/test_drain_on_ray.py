@@ -16,8 +16,8 @@ N_CALLS = 4
 STOP_SECONDS = 15.0
 
 
-def test_running_and_waiting_calls_are_finished(start_on_ray):
-    server = start_on_ray("--grace-seconds", "60", "--max-batch-tokens", "1")
+def test_running_and_waiting_calls_are_finished(start_with_own_ray):
+    server = start_with_own_ray("--grace-seconds", "60", "--max-batch-tokens", "1")
     below = descendants(server.process.pid)
     streams = [server.debugger.StreamDebug(debug_request(LONG_PROMPT, k=100)) for _ in range(N_CALLS)]
     unary = [server.debugger.Debug.future(debug_request(LONG_PROMPT, k=50)) for _ in range(N_CALLS)]
@@ -38,9 +38,9 @@ def test_running_and_waiting_calls_are_finished(start_on_ray):
     wait_until(lambda: not any(is_running(pid) for pid in below), STOP_SECONDS)
 
 
-def test_ray_ends_when_the_front_is_killed(start_on_ray):
+def test_ray_ends_when_the_front_is_killed(start_with_own_ray):
     """Replicas and the daemons at once; two small agents of Ray's look for a minute whether it comes back."""
-    server = start_on_ray()
+    server = start_with_own_ray()
     below = [pid for pid in descendants(server.process.pid) if b"Agent" not in title(pid)]
     assert set(replica_pids(server.process.pid)) <= set(below)
     server.process.kill()

@@ -15,7 +15,6 @@ from tests.chaos.refused import refused
 from tests.chaos.requests import LONG_PROMPT, debug_request
 from tests.chaos.vitals import wait_until
 from tests.chaos.wire_answers import answer_of_response, difference
-from tests.ray.processes import replica_pids
 
 N_CALLERS = 8
 LOAD_SECONDS = 20.0
@@ -24,11 +23,11 @@ RECOVERY_SECONDS = 60.0
 REQUESTS = (debug_request(), debug_request(k=50), debug_request(LONG_PROMPT, k=20))
 
 
-def test_calls_of_a_killed_replica_run_on_another(start_on_ray):
+def test_calls_of_a_killed_replica_run_on_another(start_on_ray, replicas):
     server = start_on_ray("--workers", "2")
     wait_until(lambda: reading(server, "tdb_worker_ready") == 2, RECOVERY_SECONDS)
     expected = [answer_of_response(server.debugger.Debug(request)) for request in REQUESTS]
-    before = replica_pids(server.process.pid)
+    before = replicas()
     stops_at = time.monotonic() + LOAD_SECONDS
 
     def keep_calling(which: int) -> list[str]:
@@ -48,10 +47,10 @@ def test_calls_of_a_killed_replica_run_on_another(start_on_ray):
         running = [callers.submit(keep_calling, number) for number in range(N_CALLERS)]
         for _ in range(N_KILLS):
             time.sleep(LOAD_SECONDS / (N_KILLS + 1))
-            os.kill(replica_pids(server.process.pid)[0], signal.SIGKILL)
+            os.kill(replicas()[0], signal.SIGKILL)
         outcomes = Counter(one for each in running for one in each.result())
     wait_until(lambda: reading(server, "tdb_worker_ready") == 2, RECOVERY_SECONDS)
-    after = replica_pids(server.process.pid)
+    after = replicas()
     print(f"\n{N_KILLS} kills in {LOAD_SECONDS:g} s under {N_CALLERS} callers: {dict(outcomes)}")
     # With one replica left there is always a worker, so not even the door is closed for a moment.
     assert set(outcomes) == {"answered"}
@@ -60,15 +59,15 @@ def test_calls_of_a_killed_replica_run_on_another(start_on_ray):
     assert len(set(before) & set(after)) < 2
 
 
-def test_calls_wait_while_the_only_replica_is_replaced(start_on_ray):
+def test_calls_wait_while_the_only_replica_is_replaced(start_on_ray, replicas):
     server = start_on_ray()
     expected = answer_of_response(server.debugger.Debug(REQUESTS[2]))
-    (replica,) = replica_pids(server.process.pid)
+    (replica,) = replicas()
     calls = [server.debugger.Debug.future(REQUESTS[2], timeout=RECOVERY_SECONDS) for _ in range(N_CALLERS)]
     time.sleep(0.05)
     os.kill(replica, signal.SIGKILL)
     for one in calls:
         assert difference(answer_of_response(one.result()), expected) is None
     assert reading(server, "tdb_worker_restarts_total") >= 1
-    (successor,) = replica_pids(server.process.pid)
+    (successor,) = replicas()
     assert successor != replica

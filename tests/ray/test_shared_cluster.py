@@ -5,35 +5,30 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-
-import pytest
 
 from tests.chaos.requests import LONG_PROMPT, debug_request, heavy_request
 from tests.chaos.vitals import wait_until
 from tests.chaos.wire_answers import answer_of_response, difference
 from tests.ray.conftest import FLAGS
-from tests.ray.processes import replica_pids
-from tests.ray.shared_ray import START_SECONDS, SharedRay, running_ray
+from tests.ray.shared_ray import START_SECONDS, SharedRay
 from tests.running_server import TINY_MODEL, start, stop
 
 N_CALLERS = 4
 N_CALLS = 10
 
 
-@pytest.fixture
-def shared_ray(tmp_path):
-    with running_ray(tmp_path) as running:
-        yield running
-
-
-def test_fronts_share_replicas_and_come_and_go(shared_ray: SharedRay, tmp_path_factory):
-    flags = (*FLAGS, "--ray-address", shared_ray.address, "--workers", "2")
+def test_fronts_share_replicas_and_come_and_go(
+    shared_ray: SharedRay, application: str, replicas: Callable[[], list[int]], tmp_path_factory
+):
+    where = ("--ray-address", shared_ray.address, "--ray-application", application)
+    flags = (*FLAGS, *where, "--workers", "2")
     first = start(tmp_path_factory.mktemp("first"), *flags)
     second = start(tmp_path_factory.mktemp("second"), *flags)
     try:
-        wait_until(lambda: len(replica_pids(shared_ray.pid)) == 2, START_SECONDS)
-        replicas = replica_pids(shared_ray.pid)
+        wait_until(lambda: len(replicas()) == 2, START_SECONDS)
+        before = replicas()
         request = debug_request(LONG_PROMPT, k=20)
         expected = answer_of_response(first.debugger.Debug(request))
 
@@ -58,16 +53,16 @@ def test_fronts_share_replicas_and_come_and_go(shared_ray: SharedRay, tmp_path_f
         assert difference(answer_of_response(second.debugger.Debug(request)), expected) is None
         first = start(tmp_path_factory.mktemp("again"), *flags)
         assert difference(answer_of_response(first.debugger.Debug(request)), expected) is None
-        assert replica_pids(shared_ray.pid) == replicas, "the model stays loaded while fronts come and go"
-        _another_model_is_refused(shared_ray.address)
+        assert replicas() == before, "the model stays loaded while fronts come and go"
+        _another_model_is_refused(where)
     finally:
         stop(first)
         stop(second)
 
 
-def _another_model_is_refused(address: str) -> None:
+def _another_model_is_refused(where: Sequence[str]) -> None:
     other = TINY_MODEL.parent / "tiny-llama-c"
-    flags = ("--pool", "ray", "--ray-address", address, "--model", str(other), "--port", "0")
+    flags = ("--pool", "ray", *where, "--model", str(other), "--port", "0")
     ended = subprocess.run(
         [sys.executable, "-m", "tdb_server", "serve", *flags], capture_output=True, text=True, check=False
     )

@@ -13,6 +13,7 @@ from tests.running_server import TINY_MODEL
 FAIL_SECONDS = 60.0
 
 
+@pytest.mark.usefixtures("no_ray_around")
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [

@@ -19,6 +19,7 @@ from tdb_server.domain.limits import MIB
 from tdb_server.errors import ConfigurationBroken
 from tdb_server.pool_settings import LOCAL, RayPoolSettings
 from tdb_server.workers.messages import Configuration, Ready
+from tdb_server.workers.ray_deploy_lock import deploying
 from tdb_server.workers.ray_replica import Replica
 
 DEPLOYMENT = "Replica"
@@ -73,14 +74,18 @@ def connect(settings: RayPoolSettings, n_threads: int) -> None:
 def deploy(settings: RayPoolSettings, configuration: Configuration) -> Any:
     """Deploys the application unless it is there already, and does not wait for its replicas.
 
+    Fronts that start at the same moment take turns, so that only the first one deploys.
+
     Returns:
         Ray Serve's handle of the application.
     """
-    if settings.application not in serve.status().applications:
-        serve.start(proxy_location=ProxyLocation.Disabled)
-        application = _deployment(settings, configuration).bind(configuration)
-        target = serve.RunTarget(application, name=settings.application, route_prefix=None)
-        serve.run_many([target], wait_for_applications_running=False)
+    if not _is_there(settings):
+        with deploying():
+            if not _is_there(settings):
+                serve.start(proxy_location=ProxyLocation.Disabled)
+                application = _deployment(settings, configuration).bind(configuration)
+                target = serve.RunTarget(application, name=settings.application, route_prefix=None)
+                serve.run_many([target], wait_for_applications_running=False)
     return serve.get_app_handle(settings.application)
 
 
@@ -118,6 +123,10 @@ def describe(handle: Any, configuration: Configuration) -> Ready:
 def disconnect() -> None:
     """Leaves the cluster, and ends it if it was started here."""
     ray.shutdown()
+
+
+def _is_there(settings: RayPoolSettings) -> bool:
+    return settings.application in serve.status().applications
 
 
 def _knock(address: str) -> None:

@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos clients ray-test cluster-test check generate breaking bench pictures programs
+.PHONY: help demo test chaos gpu-test clients ray-test cluster-test check generate breaking bench pictures programs
 
 help:  ## say what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
@@ -13,11 +13,14 @@ help:  ## say what can be made
 demo: $(INSTALLED)  ## explain why a real language model says " Mary"
 	$(BIN)/python examples/demo.py
 
-test: check programs  ## check, then run all tests but clients, ray and cluster; PYTEST_ARGS are passed on
-	$(BIN)/python -m pytest --ignore=tests/clients --ignore=tests/ray --ignore=tests/cluster $(PYTEST_ARGS)
+test: check programs  ## check, then run all tests but clients, gpu, ray and cluster; PYTEST_ARGS are passed on
+	$(BIN)/python -m pytest --ignore=tests/clients --ignore=tests/gpu --ignore=tests/ray --ignore=tests/cluster $(PYTEST_ARGS)
 
 chaos: $(INSTALLED)  ## kill workers, hang up, fill queues and send nonsense for minutes, with figures
 	TDB_CHAOS_LONG=1 $(BIN)/python -m pytest tests/chaos -s $(PYTEST_ARGS)
+
+gpu-test: $(INSTALLED)  ## goldens, servers and memory on the first GPU; fails where there is none
+	$(BIN)/python -m pytest tests/gpu -s $(PYTEST_ARGS)
 
 ray-test: $(INSTALLED)  ## install Ray and test workers on it
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable 'server[gateway,telemetry,ray]'

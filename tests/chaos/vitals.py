@@ -65,6 +65,14 @@ def seconds_until_idle(pid: int, at_most: float) -> float:
         assert seconds < at_most, f"still busy after {seconds:.1f} s"
 
 
+def title(pid: int) -> bytes:
+    """Its command line, as it may have set it; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 def is_running(pid: int) -> bool:
     """False once it has ended, also while nobody has asked how."""
     try:

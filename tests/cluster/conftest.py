@@ -18,22 +18,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.cluster)
 
 
-@pytest.fixture(scope="module", params=["local"])
+@pytest.fixture(scope="session", params=["local"])
 def pool(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     """What the fronts compute with; tests that are run with each kind of it say so."""
     with running_pool(request.param, tmp_path_factory.mktemp("pool")) as running:
         yield running
 
 
-@pytest.fixture(scope="module")
-def cluster(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Fronts that a module's tests share; whoever stops one starts it again."""
+@pytest.fixture(scope="session")
+def shared_cluster(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two fronts and all ways to them, for as long as tests ask for this pool."""
     folder = tmp_path_factory.mktemp("cluster")
-    with (
-        running_fronts(folder, [pool.flags()] * 2, at_once=not pool.is_shared) as fronts,
-        running_cluster(folder, fronts) as running,
-    ):
+    with running_fronts(folder, [pool.flags()] * 2) as fronts, running_cluster(folder, fronts) as running:
         yield running
+
+
+@pytest.fixture
+def cluster(shared_cluster: Cluster) -> Cluster:
+    """The same, whole again whatever the last test has done to it."""
+    shared_cluster.make_whole()
+    return shared_cluster
 
 
 @pytest.fixture(params=WAYS)

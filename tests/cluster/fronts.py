@@ -45,6 +45,10 @@ class Front:
         self._n_starts += 1
         self.port, self.http_port = self.server.port, self.server.http_port or 0
 
+    @property
+    def is_running(self) -> bool:
+        return self.server.process.poll() is None
+
     def stop(self) -> None:
         """SIGTERM: it finishes what it has begun."""
         self.server.channel.close()
@@ -67,19 +71,18 @@ class Front:
 
 @contextmanager
 def running_fronts(
-    folder: Path, flags: Sequence[Sequence[str]], model: Path = TINY_MODEL, *, at_once: bool = True
+    folder: Path, flags: Sequence[Sequence[str]], model: Path = TINY_MODEL
 ) -> Iterator[list[Front]]:
-    """As many fronts as there are tuples of flags.
+    """As many fronts as there are tuples of flags, started together.
 
     Args:
         folder: for their files.
         flags: of each.
         model: a folder.
-        at_once: started together; otherwise the first one deploys what the others share.
     """
     fronts = [Front(folder / f"front-{index}", one, model) for index, one in enumerate(flags)]
     try:
-        with ThreadPoolExecutor(len(fronts) if at_once else 1) as starting:
+        with ThreadPoolExecutor(len(fronts)) as starting:
             list(starting.map(Front.start, fronts))
         yield fronts
     finally:

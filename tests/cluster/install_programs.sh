@@ -1,10 +1,13 @@
 #!/bin/sh
-# Installs what the cluster tests drive and pip cannot bring. Without it they fail rather than be skipped.
+# Installs what tests drive and pip cannot bring, given as PROGRAM=PACKAGE. Without it they would fail rather than be skipped.
 set -eu
 
-missing=
-for program in nginx dnsmasq systemd-analyze debootstrap; do
-    PATH="$PATH:/usr/sbin" command -v "$program" >/dev/null || missing="$missing $program"
+missing= packages=
+for one in "$@"; do
+    PATH="$PATH:/usr/sbin" command -v "${one%=*}" >/dev/null || {
+        missing="$missing ${one%=*}"
+        packages="$packages ${one#*=}"
+    }
 done
 [ -n "$missing" ] || exit 0
 
@@ -21,4 +24,5 @@ if [ ! -e "$policy" ]; then
     trap 'rm -f "$policy"' EXIT
 fi
 apt-get update -qq
-apt-get install -qq -y --no-install-recommends nginx dnsmasq-base systemd debootstrap >/dev/null
+# shellcheck disable=SC2086
+apt-get install -qq -y --no-install-recommends $packages >/dev/null

@@ -28,11 +28,6 @@ class Pool:
         """One of `KINDS`."""
         return "local" if self.ray is None else "ray"
 
-    @property
-    def is_shared(self) -> bool:
-        """Whether fronts use the same workers."""
-        return self.ray is not None
-
     def flags(self, n_workers: int = 2, application: str = "shared") -> tuple[str, ...]:
         """Flags of a front.
 

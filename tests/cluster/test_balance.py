@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,13 +18,14 @@ from tests.cluster.pools import Pool
 from tests.cluster.ways import Cluster, Way
 
 N_CALLERS, N_CALLS = 8, 480
+SHORT_PROMPT = "the cat"
 TOLERANCE = 0.1
 """Of even, as promised."""
 
 
 @pytest.mark.parametrize("method", ["Debug", "StreamDebug"])
 def test_even(cluster: Cluster, way: Way, method: str) -> None:
-    counts = _counts(cluster.fronts, method, way.target, N_CALLS)
+    counts = _counts(cluster.fronts, method, way.target, SHORT_PROMPT)
     even = sum(counts) / 2
     worst = max(abs(count - even) for count in counts) / even
     print(f"\n{way.name}, {method}: {counts}, {worst:.1%} from even")
@@ -51,26 +52,26 @@ def test_load_reports_give_a_larger_front_more(pool: Pool, tmp_path: Path) -> No
         running_envoy(tmp_path / "envoy", fronts, is_weighted=True) as envoy,
     ):
         target = f"127.0.0.1:{envoy.port}"
-        _call(target, "Debug", 600)  # until Envoy knows both
-        larger, smaller = _counts(fronts, "Debug", target, N_CALLS)
+        _call(target, "Debug", LONG_PROMPT, 600)  # until Envoy knows both
+        larger, smaller = _counts(fronts, "Debug", target, LONG_PROMPT)
     print(f"\nweighted by load reports: {larger:.0f} calls for two workers, {smaller:.0f} for one")
     assert larger > 1.25 * smaller
 
 
-def _counts(fronts: list[Front] | tuple[Front, ...], method: str, target: str, n_calls: int) -> list[float]:
+def _counts(fronts: Sequence[Front], method: str, target: str, prompt: str) -> list[float]:
     """How many of the calls each front got."""
     before = [front.n_calls(method) for front in fronts]
-    _call(target, method, n_calls)
+    _call(target, method, prompt, N_CALLS)
     return [front.n_calls(method) - n for front, n in zip(fronts, before, strict=True)]
 
 
-def _call(target: str, method: str, n_calls: int) -> None:
+def _call(target: str, method: str, prompt: str, n_calls: int) -> None:
     """Eight callers, each with a connection of its own."""
 
     def call_often(_: int) -> None:
         with Connection(target).open() as channel:
             stub = TransformerDebuggerServiceStub(channel)
-            request = debug_request(LONG_PROMPT)
+            request = debug_request(prompt)
             call: Callable[[], object] = {
                 "Debug": lambda: stub.Debug(request, timeout=60),
                 "StreamDebug": lambda: list(stub.StreamDebug(request, timeout=60)),

@@ -6,7 +6,9 @@ import base64
 import gzip
 import json
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ from tests.golden.rounding_noise import without_rounding_noise
 TESTS = Path(__file__).parents[1]
 GOLDENS, FIXTURES = TESTS / "golden", TESTS / "fixtures"
 MAX_RECEIVE_BYTES = 64 * 2**20
+N_ANSWERS = 6
+"""To each golden: gRPC three ways, JSON two, gRPC-Web one."""
 Golden = dict[str, Any]
 Held = tuple[str, tuple[str, ...]]
 """What a server holds: the fixture, and the sites of its autoencoders."""
@@ -50,7 +54,7 @@ ON_RAY: list[Held] = [
     ("tiny-a", ("mlp_post_act",)),
     ("tiny-llama-c", ("resid_delta_mlp", "resid_delta_attn")),
 ]
-"""Each takes Ray half a minute. `make ray-test` has all the others, without a balancer."""
+"""Each takes Ray some ten seconds. `make ray-test` has all the others, without a balancer."""
 CASES = [("local", held) for held in GROUPS] + [("ray", held) for held in ON_RAY]
 
 
@@ -67,11 +71,12 @@ def test_answers(held: Held, pool: Pool, tmp_path: Path) -> None:
     faults: list[str] = []
     n_answers = 0
     with (
-        running_fronts(tmp_path, [flags] * 2, folder, at_once=not pool.is_shared) as fronts,
+        running_fronts(tmp_path, [flags] * 2, folder) as fronts,
         running_cluster(tmp_path, fronts) as running,
+        all_ways(running) as ask,
     ):
         for name, golden in GROUPS[held].items():
-            for where, body in answers(running, golden):
+            for where, body in ask(golden):
                 n_answers += 1
                 expected = without_rounding_noise(golden, body)
                 faults += [f"{name} through {where}: {one}" for one in differences(expected, body)]
@@ -80,26 +85,47 @@ def test_answers(held: Held, pool: Pool, tmp_path: Path) -> None:
     print(f"\n{what}, {n_answers} answers by {n_calls} calls")
     assert faults == []
     assert min(n_calls) > 0
-    assert n_answers == 6 * len(GROUPS[held])
+    assert n_answers == N_ANSWERS * len(GROUPS[held])
 
 
-def answers(cluster: Cluster, golden: Golden) -> list[tuple[str, dict[str, Any]]]:
-    """The answers to one golden's request, with the way each took."""
-    endpoint, request = golden["endpoint"], golden["request"]
-    method, message, kind, to_json = translation(endpoint, request)
-    found: list[tuple[str, dict[str, Any]]] = []
-    for way in cluster.ways.values():
-        with Connection(way.target, max_receive_bytes=MAX_RECEIVE_BYTES).open() as channel:
-            stub = TransformerDebuggerServiceStub(channel)
-            found.append((f"{way.name}, gRPC", to_json(getattr(stub, method)(message, timeout=60))))
-        if way.json_port is not None:
-            url = f"http://127.0.0.1:{way.json_port}/{endpoint}"
-            answer = httpx.post(url, json=request, timeout=60).raise_for_status()
-            found.append((f"{way.name}, JSON", answer.json()))
-    web = web_call(cluster.envoy.port, f"{SERVICE}/{method}", message)
-    assert web["grpc-status"] == "0"
-    found.append(("envoy, gRPC-Web", to_json(kind.FromString(web.messages[0]))))
-    return found
+@contextmanager
+def all_ways(cluster: Cluster) -> Iterator[Callable[[Golden], list[tuple[str, dict[str, Any]]]]]:
+    """Asks for one golden each way at the same time, and gives the answers with the way each took."""
+    with ExitStack() as opened:
+        http = opened.enter_context(httpx.Client(timeout=60))
+        stubs = {
+            way.name: TransformerDebuggerServiceStub(
+                opened.enter_context(Connection(way.target, max_receive_bytes=MAX_RECEIVE_BYTES).open())
+            )
+            for way in cluster.ways.values()
+        }
+        threads = opened.enter_context(ThreadPoolExecutor(N_ANSWERS))
+
+        def ask(golden: Golden) -> list[tuple[str, dict[str, Any]]]:
+            method, message, kind, to_json = translation(golden["endpoint"], golden["request"])
+
+            def by_grpc(stub: TransformerDebuggerServiceStub) -> dict[str, Any]:
+                return to_json(getattr(stub, method)(message, timeout=60))
+
+            def by_json(port: int) -> dict[str, Any]:
+                url = f"http://127.0.0.1:{port}/{golden['endpoint']}"
+                return http.post(url, json=golden["request"]).raise_for_status().json()
+
+            def by_grpc_web() -> dict[str, Any]:
+                web = web_call(cluster.envoy.port, f"{SERVICE}/{method}", message)
+                assert web["grpc-status"] == "0"
+                return to_json(kind.FromString(web.messages[0]))
+
+            asked = {f"{name}, gRPC": threads.submit(by_grpc, stub) for name, stub in stubs.items()}
+            asked |= {
+                f"{way.name}, JSON": threads.submit(by_json, way.json_port)
+                for way in cluster.ways.values()
+                if way.json_port is not None
+            }
+            asked["envoy, gRPC-Web"] = threads.submit(by_grpc_web)
+            return [(where, one.result()) for where, one in asked.items()]
+
+        yield ask
 
 
 def translation(endpoint: str, body: dict[str, Any]) -> tuple[str, Any, Any, Callable[[Any], Any]]:

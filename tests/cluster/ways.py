@@ -7,11 +7,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.chaos.vitals import wait_until
 from tests.cluster.envoy import Envoy, running_envoy
 from tests.cluster.fronts import Front
 from tests.cluster.nginx import Nginx, running_nginx
 
 WAYS = ("round_robin", "envoy", "nginx")
+WHOLE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,15 @@ class Cluster:
     fronts: Sequence[Front]
     ways: dict[str, Way]
     envoy: Envoy
+
+    def make_whole(self) -> None:
+        """Starts fronts that a test has left dead, and waits until all balancers know of them."""
+        for front in self.fronts:
+            if not front.is_running:
+                front.start()
+                for way in self.ways.values():
+                    way.after_start()
+        wait_until(lambda: self.envoy.n_healthy() == len(self.fronts), WHOLE_SECONDS)
 
 
 @contextmanager

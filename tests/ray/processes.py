@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-from tests.chaos.vitals import is_running
+from tests.chaos.vitals import is_running, title
 
 
 def descendants(pid: int) -> list[int]:
@@ -33,11 +33,3 @@ def replica_pids(pid: int, application: str = "") -> list[int]:
     """
     sign = b"ServeReplica:" + application.encode()
     return [one for one in descendants(pid) if sign in title(one) and is_running(one)]
-
-
-def title(pid: int) -> bytes:
-    """Its command line, as it may have set it; empty when it is gone."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""

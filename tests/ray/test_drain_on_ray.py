@@ -9,8 +9,8 @@ import grpc
 
 from tests.chaos.refused import refused
 from tests.chaos.requests import LONG_PROMPT, debug_request
-from tests.chaos.vitals import is_running, wait_until
-from tests.ray.processes import descendants, replica_pids, title
+from tests.chaos.vitals import is_running, title, wait_until
+from tests.ray.processes import descendants, replica_pids
 
 N_CALLS = 4
 STOP_SECONDS = 15.0

@@ -1,7 +1,8 @@
-"""When a call whose answer broke off midway is made again.
+"""When a call whose answer broke off is made again.
 
-gRPC repeats by itself what had not begun to answer. A stream that has begun is beyond it; but a caller who
-waits for the whole answer has seen nothing yet, and the same request has the same answer on every server.
+gRPC repeats by itself what was UNAVAILABLE before an answer had begun. A stream that has begun is beyond it;
+but a caller who waits for the whole answer has seen nothing yet, and the same request has the same answer on
+every server.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from tdb_client.errors import CallError
 MAX_REPEATS = 3
 FIRST_PAUSE_SECONDS = 0.2
 BROKEN_OFF = frozenset({"UNAVAILABLE", "INTERNAL", "UNKNOWN"})
-"""How the loss of a server looks, in the middle of an answer, to whom gRPC or a proxy tells of it."""
+"""How the loss of a server looks, in an answer, to whom gRPC or a proxy tells of it."""
 
 
 class Repeats:
@@ -44,8 +45,10 @@ class Repeats:
             CallError: `error`, when there shall be no other attempt.
         """
         self._n_failed += 1
-        is_refusal = error.reason is not None and error.status != "UNAVAILABLE"
-        if not had_begun or is_refusal or error.status not in BROKEN_OFF or self._n_failed > MAX_REPEATS:
+        is_unavailable = error.status == "UNAVAILABLE"
+        is_refusal = error.reason is not None and not is_unavailable
+        was_repeated = is_unavailable and not had_begun
+        if is_refusal or was_repeated or error.status not in BROKEN_OFF or self._n_failed > MAX_REPEATS:
             raise error
         longest = FIRST_PAUSE_SECONDS * 2.0**self._n_failed
         seconds = longest * random.uniform(0.5, 1.0)  # callers who were cut off together come back apart

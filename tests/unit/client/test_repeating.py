@@ -60,6 +60,7 @@ def error(status: str, reason: str | None = None) -> CallError:
     [
         (error("UNAVAILABLE"), False),  # gRPC has tried that itself
         (error("INTERNAL", "INTERNAL"), True),
+        (error("INTERNAL", "INTERNAL"), False),
         (error("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY"), True),
         (error("DEADLINE_EXCEEDED"), True),
         (error("CANCELLED"), True),
@@ -79,6 +80,12 @@ def test_a_lost_server_is_reason_to_repeat(failure: CallError) -> None:
     repeats = Repeats(None)
     assert 0.1 < repeats.pause(failure, had_begun=True) <= 0.4
     assert repeats.seconds_left is None
+
+
+@pytest.mark.parametrize("status", ["INTERNAL", "UNKNOWN"])
+def test_a_server_may_be_lost_before_the_first_message(status: str) -> None:
+    """A proxy has passed on the headers, and can only reset the stream."""
+    assert Repeats(None).pause(error(status), had_begun=False) > 0.1
 
 
 def test_all_attempts_share_the_time() -> None:

@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.cluster.known_variables import settings_of
+from tests.deploy.known_variables import settings_of
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 VERSIONS = ("1.34", "1.35", "1.36", "1.37")

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.cluster.known_variables import settings_of
+from tests.deploy.known_variables import settings_of
 
 UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "tdb-server.service"
 MOST_EXPOSED = 2.5

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from tdb_client import Client
 
-from tests.cluster.image_rehearsal import DOCKERFILE, Stage, build
-from tests.cluster.known_variables import settings_of
 from tests.cluster.nginx import free_port
+from tests.deploy.image_rehearsal import DOCKERFILE, Stage, build
+from tests.deploy.known_variables import settings_of
 from tests.running_server import TINY_MODEL
 
 READY_SECONDS = 120.0

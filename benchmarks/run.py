@@ -100,19 +100,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plan = Plan(options.device, models, frozenset(options.only), options.quick)
     report = Report(machine_facts(plan.device, N_THREADS))
     start, load = time.monotonic(), OthersLoad()
-    measure(plan, report)
-    report.machine |= {
-        "seconds": round(time.monotonic() - start),
-        "load_average": os.getloadavg(),
-        "share_of_cores_used_by_others": load.share(),
-    }
-    if plan.device == "cpu":
-        report.limits = limits(report.rows, report.transports, report.sharings)
-    print(report)
-    path = options.json or (None if plan.is_quick or plan.only or options.model else LATEST)
-    if path is not None:
-        report.write(path)
-        print(f"\nwritten to {path}")
+    path = options.json
+    try:
+        measure(plan, report)
+        if path is None and not (plan.is_quick or plan.only or options.model):
+            path = LATEST
+    finally:  # a run that is told to stop shows what it has
+        report.machine |= {
+            "seconds": round(time.monotonic() - start),
+            "load_average": os.getloadavg(),
+            "share_of_cores_used_by_others": load.share(),
+        }
+        if plan.device == "cpu":
+            report.limits = limits(report.rows, report.transports, report.sharings)
+        print(report)
+        if path is not None:
+            report.write(path)
+            print(f"\nwritten to {path}")
 
 
 def measure(plan: Plan, report: Report) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,34 +20,52 @@ def moments(calls_per_second: float, seed: int) -> Iterator[float]:
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured of one worker and one front, in seconds.
+    """What was measured of one worker, one front and one caller, in seconds.
 
     Attributes:
-        batch_fixed: of a batch, however small.
-        batch_per_call: of each call in it, on top.
-        spread: standard deviation of a batch's time, as a share of it.
-        front: of the front's one thread, per call.
-        around: of a call outside of queue and worker, the front's share not included.
+        shared_fixed: of a batch's way through the model, however small the batch is.
+        shared_per_call: of each call in it, on top.
+        own: of a call's own answer, made when the batch has gone through the model.
+        ratios: how long calls took a worker, as shares of the mean; evenly many of each length.
+        front_before: of the front's one thread, per call, until it waits for a worker.
+        front_after: the same, when the worker has made its answer.
+        around: what a lone call takes on top of all this; less than nothing where front and worker overlap.
+        caller: processor time of a caller's side, per call.
     """
 
-    batch_fixed: float
-    batch_per_call: float
-    spread: float
-    front: float
+    shared_fixed: float
+    shared_per_call: float
+    own: float
+    ratios: Sequence[float]
+    front_before: float
+    front_after: float
     around: float
+    caller: float
 
-    def batch_seconds(self, n_calls: int) -> float:
+    @property
+    def front(self) -> float:
+        """Of the front's thread, per call."""
+        return self.front_before + self.front_after
+
+    def shared_seconds(self, n_calls: int) -> float:
+        """Mean time of a batch until the first answer can be made."""
+        return self.shared_fixed + self.shared_per_call * n_calls
+
+    def batch_seconds(self, n_calls: float) -> float:
         """Mean time of a batch."""
-        return self.batch_fixed + self.batch_per_call * n_calls
+        return self.shared_fixed + (self.shared_per_call + self.own) * n_calls
 
     def slower(self, factor: float) -> Figures:
         """The same where everything takes so many times as long."""
         return replace(
             self,
-            batch_fixed=factor * self.batch_fixed,
-            batch_per_call=factor * self.batch_per_call,
-            front=factor * self.front,
+            shared_fixed=factor * self.shared_fixed,
+            shared_per_call=factor * self.shared_per_call,
+            own=factor * self.own,
+            front_before=factor * self.front_before,
+            front_after=factor * self.front_after,
             around=factor * self.around,
+            caller=factor * self.caller,
         )
 
     def capacity(self, max_batch_calls: int) -> float:
@@ -65,6 +83,7 @@ class Cluster:
         max_batch_calls: calls that fit into a batch.
         max_wait: seconds that a busy worker waits for company.
         max_queue: calls that may wait for a worker of one front; further ones are refused.
+        n_cores: that fronts, workers and callers share; infinite where each has its own.
         worker_life: mean seconds until a worker dies; infinite for workers that do not.
         front_life: the same of fronts.
         restart: seconds until a dead one is ready again.
@@ -76,6 +95,7 @@ class Cluster:
     max_batch_calls: int
     max_wait: float = 0.005
     max_queue: int = 128
+    n_cores: float = math.inf
     worker_life: float = math.inf
     front_life: float = math.inf
     restart: float = 30.0

@@ -19,7 +19,7 @@ from tdb_client.encoding import debug_request
 from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest
 from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import TransformerDebuggerServiceStub
 
-from benchmarks.caller import MAX_RECEIVE_BYTES, Caller
+from benchmarks.caller import MAX_RECEIVE_BYTES, SERVICE, Caller, TimedCall
 from benchmarks.models import BenchModel
 from benchmarks.prompts import Words
 from benchmarks.scale_cluster import Figures, moments
@@ -29,6 +29,10 @@ N_CALLERS = (1, 2, 4, 8)
 K = 10
 CALL_SECONDS = 120.0
 MOMENTS_SEED = 7
+N_RATIOS = 100
+N_VALIDATED = 500
+CALLER_CALLS_PER_SECOND, CALLER_SECONDS = 5.0, 10.0
+MAX_QUEUE_LENGTH = 1000
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class Counters:
 @contextmanager
 def server(kind: Kind, device: str, n_workers: int) -> Iterator[BenchServer]:
     """With one thread for each worker, so that two workers share nothing but the memory's speed."""
-    flags = ("--workers", str(n_workers), "--metrics-port", "0", "--max-queue-length", "1000")
+    flags = ("--workers", str(n_workers), "--metrics-port", "0", "--max-queue-length", str(MAX_QUEUE_LENGTH))
     flags += ("--max-concurrent-calls", "2000", "--max-calls-per-caller", "2000")
     flags += ("--max-concurrent-streams", "2000")
     with running_server(kind.model.folder, *flags, device=device, n_threads=1) as running:
@@ -101,46 +105,106 @@ def counters(running: BenchServer) -> Counters:
 
 
 def measured_figures(kind: Kind, running: BenchServer, seconds: float) -> Figures:
-    """Closed loops of 1, 2, 4 and 8 callers; the time of a batch is fitted to its size."""
+    """Closed loops of 1, 2, 4 and 8 callers, who get larger and larger batches.
+
+    Args:
+        seconds: of each loop.
+    """
     _closed_loop(kind, running, 1, 2.0)  # warm-up
-    sizes, batch_seconds, front = [], [], []
-    alone: list[float] = []
-    for n_callers in N_CALLERS:
-        before = counters(running)
-        latencies = _closed_loop(kind, running, n_callers, seconds)
-        counted = counters(running) - before
-        sizes.append(counted.mean_batch)
-        batch_seconds.append(counted.mean_batch_seconds)
-        front.append(counted.front_seconds / counted.n_batched)
-        if n_callers == 1:
-            alone = latencies
-    per_call, fixed = np.polyfit(sizes, batch_seconds, 1)
-    front_seconds = float(np.mean(front))
+    before = _seconds_of_validation(kind, running)
+    levels = [_level(kind, running, n_callers, seconds) for n_callers in N_CALLERS]
+    alone = levels[0]
+    shared_per_call, shared_fixed = np.polyfit(
+        [one.n_calls for one in levels], [one.shared_seconds for one in levels], 1
+    )
+    if shared_fixed < 0:
+        shared_fixed, shared_per_call = 0.0, alone.shared_seconds / alone.n_calls
+    own = float(np.mean([(one.batch_seconds - one.shared_seconds) / one.n_calls for one in levels]))
+    after = float(np.mean([one.front_seconds for one in levels])) - before
+    worker_seconds = np.array(alone.worker_seconds)
+    ratios = np.quantile(worker_seconds, (np.arange(N_RATIOS) + 0.5) / N_RATIOS)
     return Figures(
-        batch_fixed=max(0.0, float(fixed)),
-        batch_per_call=float(per_call),
-        spread=float(np.std(alone) / np.mean(alone)),
-        front=front_seconds,
-        around=max(0.0, float(np.median(alone)) - batch_seconds[0] - front_seconds),
+        shared_fixed=float(shared_fixed),
+        shared_per_call=float(shared_per_call),
+        own=own,
+        ratios=tuple(map(float, ratios / ratios.mean())),
+        front_before=before,
+        front_after=after,
+        around=float(np.median(alone.latencies)) - before - alone.batch_seconds - after,
+        caller=_caller_seconds(kind, running),
     )
 
 
-def _closed_loop(kind: Kind, running: BenchServer, n_callers: int, seconds: float) -> list[float]:
-    """Callers who call again as soon as they have their answer; seconds of every call."""
+@dataclass(frozen=True)
+class Level:
+    """A closed loop.
+
+    Attributes:
+        n_calls: mean of a batch.
+        batch_seconds: mean of a batch, as the front sees it.
+        shared_seconds: mean that a batch takes to go through the model.
+        front_seconds: of the front's processor time, per call.
+        latencies: of each call.
+        worker_seconds: that the worker spent on each call, its share of the batch.
+    """
+
+    n_calls: float
+    batch_seconds: float
+    shared_seconds: float
+    front_seconds: float
+    latencies: list[float]
+    worker_seconds: list[float]
+
+
+def _level(kind: Kind, running: BenchServer, n_callers: int, seconds: float) -> Level:
+    before = counters(running)
+    calls = _closed_loop(kind, running, n_callers, seconds)
+    counted = counters(running) - before
+    shared = [one.timings.forward_seconds + one.timings.backward_seconds for one in calls]
+    own = [one.timings.derive_seconds + one.timings.score_seconds for one in calls]
+    return Level(
+        n_calls=counted.mean_batch,
+        batch_seconds=counted.mean_batch_seconds,
+        shared_seconds=float(np.mean(shared)),
+        front_seconds=counted.front_seconds / counted.n_batched,
+        latencies=[one.seconds for one in calls],
+        worker_seconds=[sum(both) for both in zip(shared, own, strict=True)],
+    )
+
+
+def _closed_loop(kind: Kind, running: BenchServer, n_callers: int, seconds: float) -> list[TimedCall]:
+    """Callers who call again as soon as they have their answer."""
     ends_at = time.monotonic() + seconds
 
-    def keep_calling(seed: int) -> list[float]:
+    def keep_calling(seed: int) -> list[TimedCall]:
         found = []
         with Caller(running.address) as caller:
             for one in kind.sub_requests(seed):
                 if time.monotonic() > ends_at:
                     break
-                found.append(caller.debug([one]).seconds)
+                found.append(caller.debug([one]))
         return found
 
     with ThreadPoolExecutor(n_callers) as callers:
         per_caller = list(callers.map(keep_calling, range(n_callers)))
     return [one for found in per_caller for one in found]
+
+
+def _seconds_of_validation(kind: Kind, running: BenchServer) -> float:
+    """Processor time of the front for a call that it only checks."""
+    before = counters(running)
+    with Connection(running.address).open() as channel:
+        debug = TransformerDebuggerServiceStub(channel).Debug
+        for one in itertools.islice(kind.sub_requests(seed=3), N_VALIDATED):
+            debug(debug_request([one], validate_only=True), timeout=CALL_SECONDS)
+    return (counters(running) - before).front_seconds / N_VALIDATED
+
+
+def _caller_seconds(kind: Kind, running: BenchServer) -> float:
+    """Processor time of this process for each call of an open loop."""
+    before = time.process_time()
+    latencies, _ = open_loop(kind, running, CALLER_CALLS_PER_SECOND, CALLER_SECONDS)
+    return (time.process_time() - before) / len(latencies)
 
 
 def open_loop(
@@ -161,7 +225,8 @@ def open_loop(
 
 async def _call_at(address: str, requests: list[tuple[float, DebugRequest]]) -> list[float]:
     async with Connection(address, max_receive_bytes=MAX_RECEIVE_BYTES).open_async() as channel:
-        debug = TransformerDebuggerServiceStub(channel).Debug
+        # Answers are not looked at: this process shall take little time from the servers.
+        debug = channel.unary_unary(f"{SERVICE}/Debug", DebugRequest.SerializeToString)
         begun_at = time.monotonic()
 
         async def call(moment: float, request: DebugRequest) -> float:

@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import numpy as np
 from benchmarks.machine import OthersLoad, machine_facts
 from benchmarks.models import BenchModel, random_gpt2
 from benchmarks.scale_cluster import Cluster, Figures, Outcome
-from benchmarks.scale_figures import MOMENTS_SEED, Kind, measured_figures, open_loop, server
+from benchmarks.scale_figures import MAX_QUEUE_LENGTH, MOMENTS_SEED, Kind, measured_figures, open_loop, server
 from benchmarks.scale_simulation import Simulation
 from benchmarks.server import BenchServer
 from benchmarks.table import table
@@ -57,6 +58,7 @@ class Check:
 
     Attributes:
         load: share of the capacity.
+        mean_batch: calls in a batch.
         slowdown: how much longer than measured before batches took in this run.
         at_that_speed_p50, at_that_speed_p95: predictions that know of it.
     """
@@ -69,6 +71,8 @@ class Check:
     p95: float
     predicted_p50: float
     predicted_p95: float
+    mean_batch: float
+    predicted_mean_batch: float
     slowdown: float
     at_that_speed_p50: float
     at_that_speed_p95: float
@@ -160,31 +164,39 @@ def check(
     rate = load * model.capacity(n_workers)
     latencies, counted = open_loop(kind, running, rate, seconds)
     slowdown = counted.mean_batch_seconds / model.figures.batch_seconds(counted.mean_batch)
-    there, n_calls = model.cluster(n_workers), len(latencies)
-    predicted = _predicted(model.figures, there, rate, n_calls)
-    at_that_speed = _predicted(model.figures.slower(slowdown), there, rate, n_calls)
+    there = dataclasses.replace(
+        model.cluster(n_workers), max_queue=MAX_QUEUE_LENGTH, n_cores=os.cpu_count() or 1
+    )
+    n_calls = len(latencies)
+    *predicted, mean_batch = _predicted(model.figures, there, rate, n_calls)
+    *at_that_speed, _ = _predicted(model.figures.slower(slowdown), there, rate, n_calls)
     p50, p95 = map(float, np.percentile(latencies, (50, 95)))
-    return Check(n_workers, load, rate, n_calls, p50, p95, *predicted, slowdown, *at_that_speed)
+    return Check(
+        n_workers, load, rate, n_calls, p50, p95, *predicted,
+        counted.mean_batch, mean_batch, slowdown, *at_that_speed,
+    )  # fmt: skip
 
 
-def _predicted(figures: Figures, there: Cluster, rate: float, n_calls: int) -> tuple[float, float]:
-    """p50 and p95 of the same calls, played again and again."""
+def _predicted(figures: Figures, there: Cluster, rate: float, n_calls: int) -> tuple[float, float, float]:
+    """p50 and p95 of the same calls, played again and again, and calls in a batch."""
     played = [
-        Simulation(figures, there, rate, MOMENTS_SEED, spread_seed).run(n_calls, warm_up=0.0).latencies
+        Simulation(figures, there, rate, MOMENTS_SEED, spread_seed).run(n_calls, warm_up=0.0)
         for spread_seed in range(N_PLAYED)
     ]
-    p50, p95 = np.percentile(np.concatenate(played), (50, 95))
-    return float(p50), float(p95)
+    p50, p95 = np.percentile(np.concatenate([one.latencies for one in played]), (50, 95))
+    return float(p50), float(p95), float(np.mean([one.mean_batch for one in played]))
 
 
 def in_words(model: Model) -> str:
     """The figures, and what follows from them at once."""
     figures = model.figures
     of_worker, of_front = figures.capacity(MAX_BATCH_TOKENS // model.n_tokens), 1 / figures.front
+    before, after = figures.front_before * MS, figures.front_after * MS
     return (
-        f"a batch of n calls of {model.n_tokens} tokens: {figures.batch_fixed * MS:.1f} ms + "
-        f"n × {figures.batch_per_call * MS:.1f} ms, give or take {figures.spread:.0%}\n"
-        f"a front's thread: {figures.front * MS:.2f} ms a call; elsewhere: {figures.around * MS:.2f} ms\n"
+        f"a batch of n calls of {model.n_tokens} tokens: {figures.shared_fixed * MS:.1f} ms + "
+        f"n × {figures.shared_per_call * MS:.1f} ms through the model, then {figures.own * MS:.1f} ms each\n"
+        f"a front's thread: {before:.2f} ms before the worker and {after:.2f} ms after it; "
+        f"elsewhere: {figures.around * MS:.2f} ms; the caller: {figures.caller * MS:.2f} ms\n"
         f"so a worker answers {of_worker:.1f} calls/s at most and a front {of_front:.0f}: "
         f"one front is enough for {of_front / of_worker:.0f} such workers"
     )
@@ -193,12 +205,12 @@ def in_words(model: Model) -> str:
 def checks_table(checks: list[Check]) -> str:
     """Real runs beside predictions."""
     header = ["workers", "load", "calls/s", "calls", "p50, ms", "predicted", "p95, ms", "predicted"]
-    header += ["slowdown", "then p50", "then p95"]
+    header += ["in a batch", "predicted", "slowdown", "then p50", "then p95"]
     rows = [
         [
             str(one.n_workers), f"{one.load:.0%}", f"{one.calls_per_second:.1f}", str(one.n_calls),
             *(f"{MS * seconds:.0f}" for seconds in (one.p50, one.predicted_p50, one.p95, one.predicted_p95)),
-            f"{one.slowdown:.2f}",
+            *(f"{n_calls:.2f}" for n_calls in (one.mean_batch, one.predicted_mean_batch, one.slowdown)),
             *(f"{MS * seconds:.0f}" for seconds in (one.at_that_speed_p50, one.at_that_speed_p95)),
         ]
         for one in checks

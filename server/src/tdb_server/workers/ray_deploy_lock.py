@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 from ray.exceptions import ActorAlreadyExistsError
@@ -19,9 +20,11 @@ NAME, NAMESPACE = "deploying", "transformer-debugger"
 TRY_SECONDS = 0.2
 
 
-@ray.remote(num_cpus=0)
 class _Lock:
     """Holds a name and does nothing."""
+
+
+_lock_actor: Any = ray.remote(num_cpus=0)(_Lock)
 
 
 @contextmanager
@@ -31,7 +34,7 @@ def deploying() -> Iterator[None]:
     is_waiting = False
     while lock is None:
         try:
-            lock = _Lock.options(name=NAME, namespace=NAMESPACE).remote()
+            lock = _lock_actor.options(name=NAME, namespace=NAMESPACE).remote()
         except ActorAlreadyExistsError:
             if not is_waiting:
                 is_waiting = True

@@ -6,7 +6,6 @@ that a front that dies lets go of it.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +14,8 @@ from typing import Any
 import ray
 from ray.exceptions import ActorAlreadyExistsError
 
-_log = logging.getLogger(__name__)
 NAME, NAMESPACE = "deploying", "transformer-debugger"
-TRY_SECONDS = 0.2
+TRY_SECONDS, WAIT_SECONDS = 0.2, 120.0
 
 
 class _Lock:
@@ -29,16 +27,19 @@ _lock_actor: Any = ray.remote(num_cpus=0)(_Lock)
 
 @contextmanager
 def deploying() -> Iterator[None]:
-    """Waits until no other front of the cluster is in such a block. It waits for as long as that takes."""
+    """Waits until no other front of the cluster is in such a block.
+
+    Raises:
+        TimeoutError: another one has been for far longer than it takes.
+    """
     lock = None
-    is_waiting = False
+    latest = time.monotonic() + WAIT_SECONDS
     while lock is None:
         try:
             lock = _lock_actor.options(name=NAME, namespace=NAMESPACE).remote()
-        except ActorAlreadyExistsError:
-            if not is_waiting:
-                is_waiting = True
-                _log.info("another server deploys; this one waits")
+        except ActorAlreadyExistsError as error:
+            if time.monotonic() > latest:
+                raise TimeoutError(f"another server has been deploying for {WAIT_SECONDS:g} s") from error
             time.sleep(TRY_SECONDS)
     try:
         yield

@@ -182,6 +182,7 @@ class App:
         """Takes no more calls, lets the open ones end, then ends the workers."""
         await self._health.enter_graceful_shutdown()
         await self._calls.drain(self._settings.grace_seconds)
+        await self._calls.silence()
         if self._http is not None:
             await self._http.stop()
         # What is left: the last bytes of answers, calls out of time, and watchers of health.

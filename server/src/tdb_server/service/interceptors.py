@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -34,6 +36,7 @@ if TYPE_CHECKING:  # generic for the type checker alone
     Handler = grpc.RpcMethodHandler[Any, Any]
 
 OUR_METHODS = "/transformer_debugger."
+SILENCE_SECONDS, LONGEST_TALK_SECONDS = 0.25, 3.0
 
 
 class OpenCalls:
@@ -42,6 +45,7 @@ class OpenCalls:
     def __init__(self) -> None:
         self._n_open = 0
         self._is_draining = False
+        self._active_at = -math.inf
         self._none_open = asyncio.Event()
         self._none_open.set()
 
@@ -52,6 +56,7 @@ class OpenCalls:
         Raises:
             Unavailable: the server is stopping.
         """
+        self._active_at = time.monotonic()
         if self._is_draining:
             raise Unavailable("the server is shutting down", "SHUTTING_DOWN", retry_after_seconds=1.0)
         self._n_open += 1
@@ -60,6 +65,7 @@ class OpenCalls:
             yield
         finally:
             self._n_open -= 1
+            self._active_at = time.monotonic()
             if not self._n_open:
                 self._none_open.set()
 
@@ -68,6 +74,15 @@ class OpenCalls:
         self._is_draining = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._none_open.wait(), grace_seconds)
+
+    async def silence(self) -> None:
+        """Waits for a moment in which nobody calls, until callers have noticed that they should not.
+
+        A call that comes while gRPC's server ends is CANCELLED, which callers do not repeat.
+        """
+        latest = time.monotonic() + LONGEST_TALK_SECONDS
+        while (seconds := min(latest, self._active_at + SILENCE_SECONDS) - time.monotonic()) > 0:  # noqa: ASYNC110
+            await asyncio.sleep(seconds)  # what is awaited is that nothing happens
 
 
 class CallGuard(grpc.aio.ServerInterceptor):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,8 +23,9 @@ class Figures:
     """What was measured of one worker, one front and one caller, in seconds.
 
     Attributes:
-        shared_fixed: of a batch's way through the model, however small the batch is.
-        shared_per_call: of each call in it, on top.
+        shared_fixed: of a batch until its first answer can be made, however small it is: the way to the
+            worker and back, and through the model.
+        shared_per_call: the same, of each call in it, on top.
         own: of a call's own answer, made when the batch has gone through the model.
         ratios: how long calls took a worker, as shares of the mean; evenly many of each length.
         front_before: of the front's one thread, per call, until it waits for a worker.
@@ -54,19 +55,6 @@ class Figures:
     def batch_seconds(self, n_calls: float) -> float:
         """Mean time of a batch."""
         return self.shared_fixed + (self.shared_per_call + self.own) * n_calls
-
-    def slower(self, factor: float) -> Figures:
-        """The same where everything takes so many times as long."""
-        return replace(
-            self,
-            shared_fixed=factor * self.shared_fixed,
-            shared_per_call=factor * self.shared_per_call,
-            own=factor * self.own,
-            front_before=factor * self.front_before,
-            front_after=factor * self.front_after,
-            around=factor * self.around,
-            caller=factor * self.caller,
-        )
 
     def capacity(self, max_batch_calls: int) -> float:
         """The most calls per second of one worker."""

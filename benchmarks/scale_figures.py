@@ -114,23 +114,22 @@ def measured_figures(kind: Kind, running: BenchServer, seconds: float) -> Figure
     before = _seconds_of_validation(kind, running)
     levels = [_level(kind, running, n_callers, seconds) for n_callers in N_CALLERS]
     alone = levels[0]
-    shared_per_call, shared_fixed = np.polyfit(
-        [one.n_calls for one in levels], [one.shared_seconds for one in levels], 1
-    )
-    if shared_fixed < 0:
-        shared_fixed, shared_per_call = 0.0, alone.shared_seconds / alone.n_calls
-    own = float(np.mean([(one.batch_seconds - one.shared_seconds) / one.n_calls for one in levels]))
+    sizes = [one.n_calls for one in levels]
+    per_call, fixed = np.polyfit(sizes, [one.batch_seconds for one in levels], 1)
+    if fixed < 0:
+        per_call, fixed = float(np.mean([one.batch_seconds / one.n_calls for one in levels])), 0.0
+    shared_per_call = max(0.0, np.polyfit(sizes, [one.shared_seconds for one in levels], 1)[0])
     after = float(np.mean([one.front_seconds for one in levels])) - before
     worker_seconds = np.array(alone.worker_seconds)
     ratios = np.quantile(worker_seconds, (np.arange(N_RATIOS) + 0.5) / N_RATIOS)
     return Figures(
-        shared_fixed=float(shared_fixed),
+        shared_fixed=float(fixed),
         shared_per_call=float(shared_per_call),
-        own=own,
+        own=float(per_call - shared_per_call),
         ratios=tuple(map(float, ratios / ratios.mean())),
         front_before=before,
         front_after=after,
-        around=float(np.median(alone.latencies)) - before - alone.batch_seconds - after,
+        around=float(np.median(alone.latencies) - before - fixed - per_call - after),
         caller=_caller_seconds(kind, running),
     )
 

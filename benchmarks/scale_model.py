@@ -59,8 +59,6 @@ class Check:
     Attributes:
         load: share of the capacity.
         mean_batch: calls in a batch.
-        slowdown: how much longer than measured before batches took in this run.
-        at_that_speed_p50, at_that_speed_p95: predictions that know of it.
     """
 
     n_workers: int
@@ -73,9 +71,6 @@ class Check:
     predicted_p95: float
     mean_batch: float
     predicted_mean_batch: float
-    slowdown: float
-    at_that_speed_p50: float
-    at_that_speed_p95: float
 
 
 @dataclass(frozen=True)
@@ -163,18 +158,13 @@ def check(
     say(f"{n_workers} workers at {load:.0%}")
     rate = load * model.capacity(n_workers)
     latencies, counted = open_loop(kind, running, rate, seconds)
-    slowdown = counted.mean_batch_seconds / model.figures.batch_seconds(counted.mean_batch)
     there = dataclasses.replace(
         model.cluster(n_workers), max_queue=MAX_QUEUE_LENGTH, n_cores=os.cpu_count() or 1
     )
     n_calls = len(latencies)
     *predicted, mean_batch = _predicted(model.figures, there, rate, n_calls)
-    *at_that_speed, _ = _predicted(model.figures.slower(slowdown), there, rate, n_calls)
     p50, p95 = map(float, np.percentile(latencies, (50, 95)))
-    return Check(
-        n_workers, load, rate, n_calls, p50, p95, *predicted,
-        counted.mean_batch, mean_batch, slowdown, *at_that_speed,
-    )  # fmt: skip
+    return Check(n_workers, load, rate, n_calls, p50, p95, *predicted, counted.mean_batch, mean_batch)
 
 
 def _predicted(figures: Figures, there: Cluster, rate: float, n_calls: int) -> tuple[float, float, float]:
@@ -205,13 +195,12 @@ def in_words(model: Model) -> str:
 def checks_table(checks: list[Check]) -> str:
     """Real runs beside predictions."""
     header = ["workers", "load", "calls/s", "calls", "p50, ms", "predicted", "p95, ms", "predicted"]
-    header += ["in a batch", "predicted", "slowdown", "then p50", "then p95"]
+    header += ["in a batch", "predicted"]
     rows = [
         [
             str(one.n_workers), f"{one.load:.0%}", f"{one.calls_per_second:.1f}", str(one.n_calls),
             *(f"{MS * seconds:.0f}" for seconds in (one.p50, one.predicted_p50, one.p95, one.predicted_p95)),
-            *(f"{n_calls:.2f}" for n_calls in (one.mean_batch, one.predicted_mean_batch, one.slowdown)),
-            *(f"{MS * seconds:.0f}" for seconds in (one.at_that_speed_p50, one.at_that_speed_p95)),
+            *(f"{n_calls:.2f}" for n_calls in (one.mean_batch, one.predicted_mean_batch)),
         ]
         for one in checks
     ]  # fmt: skip

@@ -16,6 +16,7 @@ from pathlib import Path
 
 READY_SECONDS = 300.0
 STOP_SECONDS = 20.0
+SETTLED_SECONDS = 0.5
 MAX_BYTES = 14 * 2**30
 """Memory that a server process, front or worker, may take on a CPU; more fails the call, not the machine."""
 
@@ -72,7 +73,9 @@ def running_server(
                 resource.prlimit(process.pid, resource.RLIMIT_DATA, (MAX_BYTES, MAX_BYTES))
             ports = _wait_until_ready(process, ready, log)
             address = f"127.0.0.1:{ports['grpc_port']}"
-            yield BenchServer(address, _worker_pids(process.pid), ports.get("metrics_port"))
+            pids = _worker_pids(process.pid)
+            _wait_until_settled(pids)
+            yield BenchServer(address, pids, ports.get("metrics_port"))
         finally:
             _stop(process)
 
@@ -85,6 +88,21 @@ def _wait_until_ready(process: subprocess.Popen[bytes], ready: Path, log: Path) 
         time.sleep(0.05)
     ports: dict[str, int] = json.loads(ready.read_text())
     return ports
+
+
+def _wait_until_settled(worker_pids: Sequence[int]) -> None:
+    """Until the workers have prepared, in their idle time, what they can for later calls."""
+    deadline = time.monotonic() + READY_SECONDS
+    before = None
+    while (now := [_ticks(pid) for pid in worker_pids]) != before and time.monotonic() < deadline:
+        before = now
+        time.sleep(SETTLED_SECONDS)
+
+
+def _ticks(pid: int) -> int:
+    """Processor time that a process has used, in clock ticks."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return int(user) + int(system)
 
 
 def _worker_pids(front_pid: int) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ def scorer(max_remembered: int = 1000) -> TokenScorer:
 
 
 def score(with_scorer: TokenScorer, vectors: Tensor, scales: Tensor, n: int, *, is_output: bool) -> TopTokens:
-    return with_scorer.score([Scoring(vectors, scales, n, is_output)])[0]
+    return next(with_scorer.score([Scoring(vectors, scales, n, is_output)]))
 
 
 @pytest.mark.parametrize("max_remembered", [0, 3, 1000])
@@ -56,11 +56,11 @@ def test_scored_together_is_scored_alone() -> None:
         Scoring(vectors[1:], scales[1:], N_TOKENS, is_output=False),
         Scoring(vectors[:2], scales[:2], 3, is_output=True),
     ]
-    together = scorer().score(scorings)
+    together = list(scorer().score(scorings))
     assert together[1].top_ids.shape[0] == 0
     for one, scoring in zip(together, scorings, strict=True):
         if len(scoring.vectors):
-            assert_equal(one, scorer().score([scoring])[0])
+            assert_equal(one, next(scorer().score([scoring])))
 
 
 def test_writes_and_reads_and_list_lengths_are_kept_apart() -> None:

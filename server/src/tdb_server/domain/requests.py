@@ -166,13 +166,17 @@ class DerivedAttentionScalarsSpec:
     max_total_out: float | None = None
 
 
+N_SCORED_TOKENS = 10
+"""At each end of a ranking, where a request does not say how many."""
+
+
 @dataclass(frozen=True, slots=True)
 class ScoredTokensSpec:
     """Vocabulary tokens scored against every node of the multiple-top-k called `depends_on`."""
 
     depends_on: str
     scoring: TokenScoringType
-    n_tokens: int = 10
+    n_tokens: int = N_SCORED_TOKENS
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from tdb_server.domain.results import (
     NamedResult,
     ObjectiveValues,
     ScoredTokensResult,
+    TokenPairAttributionResult,
 )
 from tdb_server.scalars.directions import Directions
 from tdb_server.scalars.read_directions import read_directions
@@ -95,23 +96,27 @@ class CallAnswer:
 
     def _dependents(self) -> Iterator[NamedResult]:
         for index, (run, sub_request) in enumerate(zip(self._runs, self.call.sub_requests, strict=True)):
-            start = perf_counter()
-            scored = {
-                name: (spec, self._nodes[spec.depends_on])
-                for name, spec in sub_request.processing.items()
-                if isinstance(spec, ScoredTokensSpec)
-            }
-            results = dict(zip(scored, scored_tokens(run, list(scored.values()), self._scorer), strict=True))
-            self.score_seconds += perf_counter() - start
+            scored = scored_tokens(
+                run,
+                [
+                    (spec, self._nodes[spec.depends_on])
+                    for spec in sub_request.processing.values()
+                    if isinstance(spec, ScoredTokensSpec)
+                ],
+                self._scorer,
+            )
             for name, spec in sub_request.processing.items():
                 start = perf_counter()
-                if isinstance(spec, TokenPairAttributionSpec):
-                    nodes = self._nodes[spec.depends_on]
-                    pairs = token_pair_attribution(run, nodes, spec.n_tokens_attended_to)
-                    self.score_seconds += perf_counter() - start
-                    yield NamedResult(index, name, pairs)
-                elif name in results:
-                    yield NamedResult(index, name, results[name])
+                result: ScoredTokensResult | TokenPairAttributionResult
+                match spec:
+                    case ScoredTokensSpec():
+                        result = next(scored)
+                    case TokenPairAttributionSpec(depends_on, n_tokens):
+                        result = token_pair_attribution(run, self._nodes[depends_on], n_tokens)
+                    case _:
+                        continue
+                self.score_seconds += perf_counter() - start
+                yield NamedResult(index, name, result)
 
 
 def _ranks_only_logits(spec: MultipleTopKSpec) -> bool:
@@ -120,21 +125,17 @@ def _ranks_only_logits(spec: MultipleTopKSpec) -> bool:
 
 def scored_tokens(
     run: RowRun, asked: Sequence[tuple[ScoredTokensSpec, Sequence[NodeIndex]]], scorer: TokenScorer
-) -> list[ScoredTokensResult]:
+) -> Iterator[ScoredTokensResult]:
     """Vocabulary tokens scored against every node that has a direction of the kind asked for."""
     found = [_directions(run, nodes, spec.scoring) for spec, nodes in asked]
-    lists = scorer.score(
-        [
-            Scoring(one.vectors, one.scales, spec.n_tokens, is_output=_is_output(spec.scoring))
-            for one, (spec, _) in zip(found, asked, strict=True)
-        ]
-    )
-    results = []
-    for one, (_, nodes), tokens in zip(found, asked, lists, strict=True):
+    scorings = [
+        Scoring(one.vectors, one.scales, spec.n_tokens, is_output=_is_output(spec.scoring))
+        for one, (spec, _) in zip(found, asked, strict=True)
+    ]
+    for one, (_, nodes), tokens in zip(found, asked, scorer.score(scorings), strict=True):
         rows = np.full(len(nodes), -1, np.int32)
         rows[one.positions] = np.arange(len(one.positions))
-        results.append(ScoredTokensResult(tuple(nodes), rows, tokens if one.positions else no_tokens()))
-    return results
+        yield ScoredTokensResult(tuple(nodes), rows, tokens if one.positions else no_tokens())
 
 
 def _is_output(scoring: TokenScoringType) -> bool:

@@ -49,12 +49,14 @@ def top_k_entries(values: Tensor, k: int, largest: bool, with_ties: bool) -> tup
     """The k best entries of a tensor, best first: values and flat indices.
 
     Args:
-        with_ties: whether all entries that equal the k-th come too. Zeros do not: they are never chosen.
+        with_ties: whether all entries that equal the k-th come too. Zeros do not: they are never chosen. Else
+            which of them come is what a CPU makes of it, on any device.
     """
     row = values.reshape(1, -1)
-    found, flat = (
-        one[0] for one in top_k_per_row(row, min(k + 1 if with_ties else k, row.shape[1]), largest)
-    )
+    if not with_ties:
+        found, flat = top_k_per_row(row.cpu(), min(k, row.shape[1]), largest)
+        return found[0].to(values.device), flat[0].to(values.device)
+    found, flat = (one[0] for one in top_k_per_row(row, min(k + 1, row.shape[1]), largest))
     if len(found) <= k:
         return found, flat
     last = found[k - 1]

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from tdb_server.domain.derived_scalar import DERIVED_SCALAR_SHAPES, DerivedScalar
 from tdb_server.domain.place import Place
+from tdb_server.model.decoder import Decoder
 from tdb_server.scalars.row_run import RowRun, mlp_depth
 from tdb_server.scalars.scalar_values import DenseScalars
 
@@ -33,3 +34,14 @@ def direct_effect(run: RowRun, layer_index: int) -> DenseScalars:
     tokens, direction = run.seen_direction(mlp_depth(layer_index))
     projected = direction @ run.decoder.weights.layers[layer_index].mlp_out_weight  # [n, F]
     return _scalars(run, run.value(Place.MLP_POST_ACT, layer_index)[tokens], projected, tokens=tokens)
+
+
+def unit_writes(decoder: Decoder, layer_index: int, neurons: Tensor) -> Tensor:
+    """What neurons [m] write per unit of activation [m, d]."""
+    return decoder.weights.layers[layer_index].mlp_out_weight[:, neurons].T
+
+
+def plain_reads(decoder: Decoder, layer_index: int, neurons: Tensor) -> Tensor:
+    """What neurons without gates [m] read along, up to the norm's scale [m, d]."""
+    layer = decoder.weights.layers[layer_index]
+    return decoder.centered(layer.mlp_norm.gain * layer.mlp_in_weight[neurons])

@@ -18,7 +18,7 @@ from torch import Tensor
 from tdb_server.domain.node import NodeIndex, NodeType
 from tdb_server.domain.place import Place
 from tdb_server.domain.requests import TokenScoringType
-from tdb_server.scalars import heads
+from tdb_server.scalars import heads, neurons
 from tdb_server.scalars.directions import Directions, LayerNodes, by_layer, joined
 from tdb_server.scalars.objectives import latent_pre_activations, mlp_site
 from tdb_server.scalars.row_run import RowRun
@@ -33,24 +33,23 @@ def read_directions(run: RowRun, nodes: Sequence[NodeIndex], scoring: TokenScori
         ]
         through_query = scoring is TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_ATTN_Q
         return joined(run, _head_reads(run, pairs, through_query))
-    neurons = [one for one in layers if one.node_type is NodeType.MLP_NEURON]
+    of_neurons = [one for one in layers if one.node_type is NodeType.MLP_NEURON]
     latents = [
         one
         for one in layers
         if one.node_type.is_latent and run.autoencoder_of_node(one.node_type).site.is_mlp
     ]
     neuron_reads = _gated_reads if run.decoder.config.gated else _plain_reads
-    return joined(run, [*neuron_reads(run, neurons), *(_latent_reads(run, one) for one in latents)])
+    return joined(run, [*neuron_reads(run, of_neurons), *(_latent_reads(run, one) for one in latents)])
 
 
 def _plain_reads(run: RowRun, layers: Sequence[LayerNodes]) -> list[Directions]:
     """Of neurons without gates: only the scale depends on the token, through the norm."""
     decoder, found = run.decoder, []
     for nodes in layers:
-        tokens, neurons = nodes.indices.unbind(1)
-        layer = decoder.weights.layers[_layer_index(nodes)]
+        tokens, which = nodes.indices.unbind(1)
         scale = decoder.norm_scale(run.value(Place.RESID_POST_ATTN, nodes.layer_index)[tokens])
-        vectors = decoder.centered(layer.mlp_norm.gain * layer.mlp_in_weight[neurons])
+        vectors = neurons.plain_reads(decoder, _layer_index(nodes), which)
         found.append(Directions(nodes.positions, vectors, 1 / scale[:, 0]))
     return found
 
@@ -62,12 +61,12 @@ def _gated_reads(run: RowRun, layers: Sequence[LayerNodes]) -> list[Directions]:
     decoder, n_neurons = run.decoder, run.decoder.config.n_neurons
     scales, weights, hidden = [], [], []
     for nodes in layers:
-        tokens, neurons = nodes.indices.unbind(1)
+        tokens, which = nodes.indices.unbind(1)
         layer = decoder.weights.layers[_layer_index(nodes)]
         residual = run.value(Place.RESID_POST_ATTN, nodes.layer_index)[tokens]
         scales.append(decoder.norm_scale(residual))
         normed = decoder.normalize(residual, scales[-1], layer.mlp_norm)  # [m, d]
-        rows = torch.stack((neurons, neurons + n_neurons))
+        rows = torch.stack((which, which + n_neurons))
         weights.append(layer.mlp_in_weight[rows])  # [2, m, d]: gate and up
         hidden.append((weights[-1] * normed).sum(dim=2))  # [2, m]
         if layer.mlp_in_bias is not None:

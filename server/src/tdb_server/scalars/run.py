@@ -41,6 +41,7 @@ from tdb_server.scalars.objectives import (
     trace_place,
     traced_value,
 )
+from tdb_server.scalars.vocabulary_product import vocabulary_product
 from tdb_server.scalars.weight_facts import WeightFacts
 
 Key = TypeVar("Key", bound=Hashable)
@@ -243,7 +244,7 @@ class BatchRun:
         last = torch.stack(
             [self.final_normed[index, row.n_tokens - 1] for index, row in enumerate(self.rows)]
         )
-        logits = torch.nn.functional.linear(last, self.decoder.weights.unembedding)  # [B, V]
+        logits = vocabulary_product(last, self.decoder.weights.unembedding)  # [B, V]
         self._ablated_logits, self.last_logits = [], []
         for index in range(len(self.rows)):
             forward, backward = cells_by_row[index]

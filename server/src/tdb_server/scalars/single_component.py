@@ -61,7 +61,7 @@ def _top_tokens(
     write = _unit_write(run, spec)
     if write is None:
         return None
-    return scorer.score([Scoring(write[None], first, n_tokens, is_output=True)])[0]
+    return next(scorer.score([Scoring(write[None], first, n_tokens, is_output=True)]))
 
 
 def _unit_write(run: RowRun, spec: DerivedScalarsSpec) -> Tensor | None:

@@ -60,7 +60,7 @@ def token_pair_attribution(
         gradients = latent_gradients(run, autoencoder, layer_index, *cells.unbind(1))
         is_active = (gradients != 0).any(dim=1)
         towards = writes_towards(run, layer_index, cells[is_active, 0], gradients[is_active])
-        best = towards.topk(n_listed, dim=1)
+        best = towards.cpu().topk(n_listed, dim=1)  # a GPU puts equals, such as zeros, into another order
         attributions.append(best.values)
         indices.append(best.indices)
         for position, active in zip(positions, is_active.tolist(), strict=True):
@@ -71,8 +71,8 @@ def token_pair_attribution(
     return TokenPairAttributionResult(
         tuple(nodes),
         rows,
-        torch.cat([nothing.int(), *(one.int().cpu() for one in indices)]).numpy(),
-        torch.cat([nothing, *(one.float().cpu() for one in attributions)]).numpy(),
+        torch.cat([nothing.int(), *(one.int() for one in indices)]).numpy(),
+        torch.cat([nothing, *(one.float() for one in attributions)]).numpy(),
     )
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tdb_server.scalars.best_entries import top_k_per_row
-
-_CHUNK = 256
-"""Directions scored at once: bounds the scores, which are [_CHUNK, V]."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +22,42 @@ class RankedTokens:
     low_ids: Tensor
 
 
+class Ranking(Protocol):
+    """A way to rank a vocabulary along at most `max_directions` directions at a time."""
+
+    @property
+    def max_directions(self) -> int:
+        """How many directions are ranked together."""
+        ...
+
+    def rank(self, directions: Tensor, k: int) -> RankedTokens:
+        """The k highest and lowest tokens along directions [m, d]."""
+        ...
+
+
+@dataclass(frozen=True)
+class ExactRanking:
+    """Ranks a vocabulary [V, d] by scoring every token.
+
+    Attributes:
+        excluded: token ids that are never ranked.
+        max_directions: bounds the scores, which are [max_directions, V].
+    """
+
+    vocabulary: Tensor
+    excluded: Tensor | None = None
+    max_directions: int = 256
+
+    def rank(self, directions: Tensor, k: int) -> RankedTokens:
+        """The k highest and lowest tokens along directions [m, d]."""
+        return rank_vocabulary(self.vocabulary, directions, k, self.excluded)
+
+
 def rank_vocabulary(
     vocabulary: Tensor, directions: Tensor, k: int, excluded: Tensor | None = None
 ) -> RankedTokens:
-    """Ranks a vocabulary [V, d] along directions [m, d].
-
-    Args:
-        excluded: token ids that are never ranked.
-    """
-    return joined(
-        rank_scores(F.linear(part, vocabulary), k, excluded) for part in torch.split(directions, _CHUNK)
-    )
+    """Both ends of the rankings of a vocabulary [V, d] along directions [m, d]."""
+    return rank_scores(F.linear(directions, vocabulary), k, excluded)
 
 
 def rank_scores(scores: Tensor, k: int, excluded: Tensor | None = None) -> RankedTokens:
@@ -48,9 +70,3 @@ def rank_scores(scores: Tensor, k: int, excluded: Tensor | None = None) -> Ranke
 
 def _without(scores: Tensor, excluded: Tensor | None, value: float) -> Tensor:
     return scores if excluded is None else scores.index_fill(1, excluded, value)
-
-
-def joined(parts: Iterable[RankedTokens]) -> RankedTokens:
-    """Rankings along some directions, then along others."""
-    fields = zip(*((one.high, one.high_ids, one.low, one.low_ids) for one in parts), strict=True)
-    return RankedTokens(*(torch.cat(one) for one in fields))

@@ -9,9 +9,8 @@ the direction's own bytes, and a node's list is its direction's, scaled.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from hashlib import blake2b
 
 import numpy as np
@@ -20,24 +19,22 @@ from torch import Tensor
 
 from tdb_server.domain.results import FloatArray, IntArray, TopTokens
 from tdb_server.model.decoder import Decoder
-from tdb_server.scalars.token_ranking import RankedTokens, rank_scores, rank_vocabulary
+from tdb_server.scalars.token_ranking import ExactRanking, RankedTokens, Ranking, rank_scores
 from tdb_server.scalars.vocabulary_search import VocabularySearch, is_search_worthwhile
-
-Ranking = Callable[[Tensor, int], RankedTokens]
-"""From directions [m, d] and a number of tokens to as many tokens at both ends of each ranking."""
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """Both ends of rankings of the vocabulary, best first: arrays [m, n_tokens], or [n_tokens] for one."""
+    """Both ends of rankings of the vocabulary, best first: arrays [m, n_tokens]."""
 
     high: FloatArray
     high_ids: IntArray
     low: FloatArray
     low_ids: IntArray
 
-    def __getitem__(self, row: int) -> Ranked:
-        return Ranked(self.high[row], self.high_ids[row], self.low[row], self.low_ids[row])
+
+RankedRow = tuple[Ranked, int]
+"""One ranking: those it was made with, and which of them it is."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +55,8 @@ class Scoring:
     is_output: bool
 
 
+MAX_REMEMBERED = 2**18
+"""Rankings of ten tokens at both ends take about 100 MB."""
 Key = tuple[bool, int, bytes]
 """What a ranking is remembered under: output or input tokens, how many of them, and the direction's bytes."""
 
@@ -65,7 +64,9 @@ Key = tuple[bool, int, bytes]
 class TokenScorer:
     """Ranks a model's vocabulary along directions, and remembers what it ranked."""
 
-    def __init__(self, decoder: Decoder, excluded: Sequence[int] = (), max_remembered: int = 65_536) -> None:
+    def __init__(
+        self, decoder: Decoder, excluded: Sequence[int] = (), max_remembered: int = MAX_REMEMBERED
+    ) -> None:
         """Starts with nothing remembered.
 
         Args:
@@ -79,55 +80,76 @@ class TokenScorer:
         self._rank_inputs = self._ranking(weights.token_embedding)
         is_tied = weights.unembedding is weights.token_embedding
         self._rank_outputs = self._rank_inputs if is_tied else self._ranking(weights.unembedding)
-        self._remembered: OrderedDict[Key, Ranked] = OrderedDict()
-        self._max_remembered = max_remembered
+        self._remembered: OrderedDict[Key, RankedRow] = OrderedDict()
+        self.max_remembered = max_remembered
+
+    @property
+    def is_search(self) -> bool:
+        """Whether rankings are searched for, which takes long enough to remember them."""
+        return isinstance(self._rank_outputs, VocabularySearch)
 
     def _ranking(self, vocabulary: Tensor) -> Ranking:
         """How a vocabulary [V, d] is ranked: the same either way, the search being the faster."""
         if is_search_worthwhile(vocabulary):
-            return VocabularySearch(vocabulary, self._excluded).rank
-        return partial(rank_vocabulary, vocabulary, excluded=self._excluded)
+            return VocabularySearch(vocabulary, self._excluded)
+        return ExactRanking(vocabulary, self._excluded)
 
-    def score(self, scorings: Sequence[Scoring]) -> list[TopTokens]:
-        """The token lists of every direction of each scoring; what is not remembered is ranked together."""
-        directions = [one.vectors * self._gain if one.is_output else one.vectors for one in scorings]
+    def score(self, scorings: Sequence[Scoring]) -> Iterator[TopTokens]:
+        """The token lists of every direction of each scoring, one scoring after the other.
+
+        What is not remembered is ranked together, a part at a time: the first lists are ready, and on their
+        way to the caller, while the last directions still wait.
+        """
+        directions = [self._along(one) for one in scorings]
         keys = [_keys(one, along) for one, along in zip(scorings, directions, strict=True)]
-        found = self._ranked_by_key(keys, directions)
-        lists = []
+        found = {key: self._remembered[key] for own in keys for key in own if key in self._remembered}
+        self._remember(found)
+        parts = self._rank_others(found, keys, directions)
         for scoring, along, own in zip(scorings, directions, keys, strict=True):
+            while not found.keys() >= set(own):
+                part = next(parts)
+                self._remember(part)
+                found |= part
             ranked = _stacked([found[key] for key in own])
             if scoring.is_output:
                 mean = _floats(along @ self._mean)[:, None]
                 ranked = replace(ranked, high=ranked.high - mean, low=ranked.low - mean)
-            lists.append(scaled(ranked, scoring.scales))
-        return lists
+            yield scaled(ranked, scoring.scales)
+
+    def prepare(self, scoring: Scoring) -> None:
+        """Ranks along a few directions that later calls may ask for."""
+        along = self._along(scoring)
+        for part in self._rank_others({}, [_keys(scoring, along)], [along]):
+            self._remember(part)
 
     def ranked(self, scores: Tensor, n_tokens: int) -> Ranked:
         """Both ends of rows of scores [m, V]."""
         return _arrays(rank_scores(scores, n_tokens, self._excluded))
 
-    def _ranked_by_key(
-        self, keys: Sequence[Sequence[Key]], directions: Sequence[Tensor]
-    ) -> dict[Key, Ranked]:
-        """The ranking under every key, computed for those not remembered."""
-        found = {key: self._remembered[key] for own in keys for key in own if key in self._remembered}
+    def _along(self, scoring: Scoring) -> Tensor:
+        return scoring.vectors * self._gain if scoring.is_output else scoring.vectors
+
+    def _rank_others(
+        self, found: Mapping[Key, RankedRow], keys: Sequence[Sequence[Key]], directions: Sequence[Tensor]
+    ) -> Iterator[dict[Key, RankedRow]]:
+        """The rankings under every key that is not found, in parts, in the order of the keys."""
         missing: dict[tuple[Ranking, int], dict[Key, Tensor]] = {}
         for own, along in zip(keys, directions, strict=True):
             for key, direction in zip(own, along, strict=True):
                 if key not in found:
-                    rank = self._rank_outputs if key[0] else self._rank_inputs
-                    missing.setdefault((rank, key[1]), {})[key] = direction
-        for (rank, n_tokens), wanted in missing.items():
-            ranked = _arrays(rank(torch.stack(list(wanted.values())), n_tokens))
-            found |= {key: ranked[row] for row, key in enumerate(wanted)}
-        self._remember(found)
-        return found
+                    ranking = self._rank_outputs if key[0] else self._rank_inputs
+                    missing.setdefault((ranking, key[1]), {})[key] = direction
+        for (ranking, n_tokens), wanted in missing.items():
+            waiting = iter(wanted)
+            for part in torch.split(torch.stack(list(wanted.values())), ranking.max_directions):
+                ranked = _arrays(ranking.rank(part, n_tokens))
+                yield {next(waiting): (ranked, row) for row in range(len(part))}
 
-    def _remember(self, found: dict[Key, Ranked]) -> None:
-        for key, ranked in found.items():
-            self._remembered[key] = ranked
+    def _remember(self, found: Mapping[Key, RankedRow]) -> None:
+        for key, row in found.items():
+            self._remembered[key] = row
             self._remembered.move_to_end(key)
-        while len(self._remembered) > self._max_remembered:
+        while len(self._remembered) > self.max_remembered:
             self._remembered.popitem(last=False)
 
 
@@ -152,15 +174,15 @@ def _ids(x: Tensor) -> IntArray:
     return array
 
 
-def _stacked(ranked: Sequence[Ranked]) -> Ranked:
-    if not ranked:
+def _stacked(rows: Sequence[RankedRow]) -> Ranked:
+    if not rows:
         ids, floats = np.zeros((0, 1), np.int32), np.zeros((0, 1), np.float32)
         return Ranked(floats, ids, floats, ids)
     return Ranked(
-        np.stack([one.high for one in ranked]),
-        np.stack([one.high_ids for one in ranked]),
-        np.stack([one.low for one in ranked]),
-        np.stack([one.low_ids for one in ranked]),
+        np.stack([ranked.high[row] for ranked, row in rows]),
+        np.stack([ranked.high_ids[row] for ranked, row in rows]),
+        np.stack([ranked.low[row] for ranked, row in rows]),
+        np.stack([ranked.low_ids[row] for ranked, row in rows]),
     )
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from tdb_server.domain.node import NodeIndex, NodeType
 from tdb_server.domain.place import Place
-from tdb_server.scalars import heads
+from tdb_server.scalars import heads, neurons
 from tdb_server.scalars.directions import Directions, LayerNodes, by_layer, joined
 from tdb_server.scalars.row_run import RowRun
 from tdb_server.scalars.scalar_values import SparseScalars
@@ -44,9 +44,9 @@ def _embedding_writes(run: RowRun, nodes: LayerNodes) -> Directions:
 
 
 def _neuron_writes(run: RowRun, nodes: LayerNodes, layer_index: int) -> Directions:
-    tokens, neurons = nodes.indices.unbind(1)
-    vectors = run.decoder.weights.layers[layer_index].mlp_out_weight[:, neurons].T
-    return Directions(nodes.positions, vectors, run.value(Place.MLP_POST_ACT, layer_index)[tokens, neurons])
+    tokens, which = nodes.indices.unbind(1)
+    vectors = neurons.unit_writes(run.decoder, layer_index, which)
+    return Directions(nodes.positions, vectors, run.value(Place.MLP_POST_ACT, layer_index)[tokens, which])
 
 
 def _head_writes(run: RowRun, nodes: LayerNodes, layer_index: int) -> Directions:

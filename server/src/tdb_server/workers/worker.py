@@ -14,7 +14,7 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
 
@@ -48,8 +48,10 @@ class Inbox:
         """From here on the process ends when the front's end of the connection closes."""
         threading.Thread(target=self._read, name="inbox", daemon=True).start()
 
-    def next_batch(self) -> RunBatch:
-        """Waits for work."""
+    def next_batch(self, prepare: Callable[[], bool]) -> RunBatch:
+        """Waits for work, and prepares for it meanwhile while there is something to prepare."""
+        while self._batches.empty() and prepare():
+            pass
         return self._batches.get()
 
     def is_cancelled(self, call_id: str) -> bool:
@@ -98,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     setproctitle(f"tdb-worker:{ready.device}")
     send_message(connection, ready)
     while True:
-        batch = inbox.next_batch()
+        batch = inbox.next_batch(engine.prepare)
         try:
             failure = run_batch(engine, batch, inbox.is_cancelled, partial(send_message, connection))
         except BrokenPipeError:

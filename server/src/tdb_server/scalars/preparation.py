@@ -1,0 +1,37 @@
+"""What later calls are likely to need, computed while nobody calls: the token lists of neurons.
+
+A neuron writes along one direction whatever the prompt, and without a gate it reads along one, too. Debug
+requests ask which tokens these directions upvote. A small model has some ten thousand of them, ranked within
+seconds; of a large one nothing is prepared, since most of it would never be asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from tdb_server.domain.requests import N_SCORED_TOKENS
+from tdb_server.model.decoder import Decoder
+from tdb_server.scalars import neurons
+from tdb_server.scalars.token_scores import Scoring, TokenScorer
+from tdb_server.scalars.vocabulary_search import VocabularySearch
+
+_NEURONS_PER_STEP = VocabularySearch.max_directions
+
+
+def preparation(decoder: Decoder, scorer: TokenScorer) -> Iterator[None]:
+    """Prepares a few neurons' lists, step by step, each of some ten milliseconds.
+
+    Where every token is scored, because that is fast or there are few, to remember gains nothing.
+    """
+    config = decoder.config
+    kinds = [(neurons.unit_writes, True)] + ([] if config.gated else [(neurons.plain_reads, False)])
+    if not scorer.is_search or 2 * len(kinds) * config.n_layers * config.n_neurons > scorer.max_remembered:
+        return
+    for layer_index in range(config.n_layers):
+        for which in torch.split(torch.arange(config.n_neurons), _NEURONS_PER_STEP):
+            for directions, is_output in kinds:
+                vectors = directions(decoder, layer_index, which)
+                scorer.prepare(Scoring(vectors, vectors.new_ones(len(which)), N_SCORED_TOKENS, is_output))
+                yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import cast
 
@@ -93,7 +94,13 @@ def _array(tensor: Tensor) -> results.FloatArray:
 
 
 def _nodes(indices: Iterable[node_pb2.NodeIndex]) -> tuple[Node, ...]:
-    return tuple(map(node, indices))
+    return tuple(_node_of(index.SerializeToString()) for index in indices)
+
+
+@lru_cache(maxsize=4096)
+def _node_of(index: bytes) -> Node:
+    """The node that a serialized index names: most results of a call are about the same nodes."""
+    return node(node_pb2.NodeIndex.FromString(index))
 
 
 def _multiple_top_k(message: result_pb2.MultipleTopKResult) -> results.MultipleTopKResult:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tdb_server.domain.place import Place
-from tdb_server.model.decoder import Decoder
+from tdb_server.model.decoder import Decoder, Tap
 from tdb_server.model.weights import load_decoder
 from torch import Tensor
 
@@ -48,7 +48,7 @@ N_TOKENS = 17
 
 
 class Recorder:
-    """A tap that keeps everything it sees."""
+    """Keeps everything it sees."""
 
     def __init__(self) -> None:
         self.seen: dict[tuple[Place, int | None], Tensor] = {}
@@ -77,19 +77,20 @@ def random_ids(n_rows: int, n_tokens: int = N_TOKENS, seed: int = 1) -> Tensor:
 def test_everything_that_transformers_shows_is_equal(folder: Path, decoder: Decoder) -> None:
     ids = random_ids(2)
     expected = reference_model(folder)(ids, output_hidden_states=True, output_attentions=True)
-    tap = Recorder()
+    recorder = Recorder()
+    tap = Tap(recorder)
     last = decoder.forward(decoder.embed(ids), tap)
 
     torch.testing.assert_close(decoder.logits(last, tap), expected.logits, atol=1e-4, rtol=1e-4)
-    streams = [tap.seen[Place.RESID_POST_EMB, None]]
+    streams = [recorder.seen[Place.RESID_POST_EMB, None]]
     streams += [
-        tap.seen[Place.RESID_POST_MLP, layer_index] for layer_index in range(decoder.config.n_layers - 1)
+        recorder.seen[Place.RESID_POST_MLP, layer_index] for layer_index in range(decoder.config.n_layers - 1)
     ]
     streams.append(decoder.final_normed(last))  # transformers shows the last one behind the final norm
     for ours, theirs in zip(streams, expected.hidden_states, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     for layer_index, theirs in enumerate(expected.attentions):
-        probs = tap.seen[Place.ATTN_QK_PROBS, layer_index]
+        probs = recorder.seen[Place.ATTN_QK_PROBS, layer_index]
         torch.testing.assert_close(probs, theirs, atol=1e-5, rtol=1e-4)
         assert probs.max(dim=-1).values.mean() > 0.3, "attention is too even to prove anything"
 
@@ -109,7 +110,8 @@ def test_padding_on_the_right_does_not_change_real_tokens(decoder: Decoder) -> N
 
 @torch.no_grad()
 def test_places_have_the_documented_shapes(decoder: Decoder) -> None:
-    config, tap = decoder.config, Recorder()
+    config, recorder = decoder.config, Recorder()
+    tap = Tap(recorder)
     decoder.logits(decoder.forward(decoder.embed(random_ids(2)), tap), tap)
     heads, groups = (2, config.n_heads, N_TOKENS), (2, config.n_key_value_heads, N_TOKENS)
     shapes = {
@@ -125,8 +127,8 @@ def test_places_have_the_documented_shapes(decoder: Decoder) -> None:
         Place.RESID_DELTA_MLP: (2, N_TOKENS, config.d_model),
     }
     for place, shape in shapes.items():
-        assert tap.seen[place, 0].shape == shape, place
-    assert tap.seen[Place.RESID_LN_F_SCALE, None].shape == (2, N_TOKENS, 1)
+        assert recorder.seen[place, 0].shape == shape, place
+    assert recorder.seen[Place.RESID_LN_F_SCALE, None].shape == (2, N_TOKENS, 1)
 
 
 def test_weights_are_contiguous_frozen_and_listed_once(decoder: Decoder) -> None:

@@ -4,8 +4,8 @@
     per layer:  x = x + attention(norm(x));  x = x + mlp(norm(x))
     logits = norm(x) @ unembedding.T
 
-Every tensor worth looking at passes through a *tap*, a function `(place, layer, tensor) -> tensor`. A tap may
-keep the tensor, replace it, or hand back one whose gradient is altered; the decoder knows nothing of why.
+Every tensor worth looking at passes through a *tap*: `(place, layer, tensor) -> tensor`. A tap may keep the
+tensor, replace it, or hand back one whose gradient is altered; the decoder knows nothing of why.
 Attention is written out because the attention probabilities are themselves something people ask about.
 
 Shapes: B rows, T tokens, d model width, H heads, G key/value heads, e head width, F neurons, V vocabulary.
@@ -25,7 +25,29 @@ from tdb_server.domain.place import Place
 from tdb_server.model.config import DecoderConfig
 from tdb_server.model.rotary import rotary_frequencies, rotate
 
-Tap = Callable[[Place, int | None, Tensor], Tensor]
+Look = Callable[[Place, int | None, Tensor], Tensor]
+NORM_SCALES = frozenset({Place.ATTN_LN_SCALE, Place.MLP_LN_SCALE, Place.RESID_LN_F_SCALE})
+
+
+@dataclass(frozen=True)
+class Tap:
+    """What sees the tensors of a forward pass.
+
+    Attributes:
+        look: from a place, its layer and its tensor to the tensor to go on with.
+        norm_scales: the kinds of norm scale it sees; the other norms are computed in one step.
+    """
+
+    look: Look
+    norm_scales: frozenset[Place] = NORM_SCALES
+
+    def __call__(self, place: Place, layer_index: int | None, x: Tensor) -> Tensor:
+        """Hands a tensor over."""
+        return self.look(place, layer_index, x)
+
+
+UNTAPPED = Tap(lambda place, layer_index, x: x, frozenset())
+"""The tap that does nothing."""
 
 
 @dataclass
@@ -76,11 +98,6 @@ class DecoderWeights:
                     yield tensor
 
 
-def untapped(place: Place, layer_index: int | None, x: Tensor) -> Tensor:
-    """The tap that does nothing."""
-    return x
-
-
 def _wide(x: Tensor) -> Tensor:
     """Half precision to float32, in which squares and exponentials neither overflow nor lose small terms."""
     return x if x.dtype == torch.float64 else x.float()
@@ -92,6 +109,7 @@ class Decoder:
     def __init__(self, config: DecoderConfig, weights: DecoderWeights) -> None:
         self.config = config
         self.weights = weights
+        self._bias: Tensor | None = None
         self._rotary = None if config.rotary_theta is None else rotary_frequencies(config, self.device)
 
     @property
@@ -111,7 +129,7 @@ class Decoder:
             x = x + self.weights.position_embedding[: token_ids.shape[1]]
         return x
 
-    def forward(self, x: Tensor, tap: Tap = untapped) -> Tensor:
+    def forward(self, x: Tensor, tap: Tap = UNTAPPED) -> Tensor:
         """The first residual stream [B, T, d] to the last one [B, T, d]."""
         x = tap(Place.RESID_POST_EMB, None, x)
         for layer_index in range(self.config.n_layers):
@@ -121,16 +139,16 @@ class Decoder:
             x = tap(Place.RESID_POST_MLP, layer_index, x + delta)
         return x
 
-    def attention(self, layer_index: int, x: Tensor, tap: Tap = untapped) -> Tensor:
+    def attention(self, layer_index: int, x: Tensor, tap: Tap = UNTAPPED) -> Tensor:
         """What layer `layer_index`'s attention adds to the residual stream: [B, T, d] to [B, T, d]."""
         layer = self.weights.layers[layer_index]
-        scale = tap(Place.ATTN_LN_SCALE, layer_index, self.norm_scale(x))
-        q, k, v = self.queries_keys_values(layer_index, self.normalize(x, scale, layer.attn_norm))
+        normed = self._norm(Place.ATTN_LN_SCALE, layer_index, x, layer.attn_norm, tap)
+        q, k, v = self.queries_keys_values(layer_index, normed)
         q = tap(Place.ATTN_Q, layer_index, q)
         k = tap(Place.ATTN_K, layer_index, k)
         v = tap(Place.ATTN_V, layer_index, v)
         logits = q @ self.repeat_groups(k).transpose(-1, -2)  # [B, H, T, T]
-        logits = logits.masked_fill_(self.mask(x.shape[1]), -torch.inf)
+        logits = logits.add_(self._mask_bias(x.shape[1]))
         logits = tap(Place.ATTN_QK_LOGITS, layer_index, logits)
         probs = tap(Place.ATTN_QK_PROBS, layer_index, torch.softmax(_wide(logits), dim=-1).to(x.dtype))
         v_out = tap(Place.ATTN_V_OUT, layer_index, probs @ self.repeat_groups(v))  # [B, H, T, e]
@@ -166,11 +184,11 @@ class Decoder:
         half_scale: float = self.config.d_head**-0.25
         return x * half_scale
 
-    def mlp(self, layer_index: int, x: Tensor, tap: Tap = untapped) -> Tensor:
+    def mlp(self, layer_index: int, x: Tensor, tap: Tap = UNTAPPED) -> Tensor:
         """What layer `layer_index`'s MLP adds to the residual stream: [B, T, d] to [B, T, d]."""
         layer = self.weights.layers[layer_index]
-        scale = tap(Place.MLP_LN_SCALE, layer_index, self.norm_scale(x))
-        hidden = F.linear(self.normalize(x, scale, layer.mlp_norm), layer.mlp_in_weight, layer.mlp_in_bias)
+        normed = self._norm(Place.MLP_LN_SCALE, layer_index, x, layer.mlp_norm, tap)
+        hidden = F.linear(normed, layer.mlp_in_weight, layer.mlp_in_bias)
         if self.config.gated:
             gate, up = hidden.chunk(2, dim=-1)
             act = self.activate(tap(Place.MLP_PRE_ACT, layer_index, gate)) * up
@@ -189,14 +207,19 @@ class Decoder:
             case _:
                 return F.gelu(pre_act)
 
-    def logits(self, x: Tensor, tap: Tap = untapped) -> Tensor:
+    def logits(self, x: Tensor, tap: Tap = UNTAPPED) -> Tensor:
         """Last residual stream [..., d] to logits [..., V]."""
         return F.linear(self.final_normed(x, tap), self.weights.unembedding)
 
-    def final_normed(self, x: Tensor, tap: Tap = untapped) -> Tensor:
+    def final_normed(self, x: Tensor, tap: Tap = UNTAPPED) -> Tensor:
         """Last residual stream [..., d] to what the unembedding reads [..., d]."""
-        scale = tap(Place.RESID_LN_F_SCALE, None, self.norm_scale(x))
-        return self.normalize(x, scale, self.weights.final_norm)
+        return self._norm(Place.RESID_LN_F_SCALE, None, x, self.weights.final_norm, tap)
+
+    def _norm(self, place: Place, layer_index: int | None, x: Tensor, norm: NormWeights, tap: Tap) -> Tensor:
+        """A norm's output; `place` is its scale's."""
+        if self.config.norm == "layer_norm" and place not in tap.norm_scales:
+            return F.layer_norm(x, x.shape[-1:], norm.gain, norm.bias, self.config.norm_epsilon)
+        return self.normalize(x, tap(place, layer_index, self.norm_scale(x)), norm)
 
     def norm_scale(self, x: Tensor) -> Tensor:
         """What a norm divides by: [..., d] to [..., 1]."""
@@ -219,6 +242,16 @@ class Decoder:
         """Key/value heads [B, G, ...] to one for each query head [B, H, ...]."""
         repeats = self.config.n_heads_per_group
         return x if repeats == 1 else x.repeat_interleave(repeats, dim=1)
+
+    def _mask_bias(self, n_tokens: int) -> Tensor:
+        """What attention adds to its logits, minus infinity where it may not look: [T, T].
+
+        The last one is kept: every layer, and most batches, need one of the same length.
+        """
+        if self._bias is None or len(self._bias) != n_tokens:
+            zeros = torch.zeros(n_tokens, n_tokens, dtype=self.dtype, device=self.device)
+            self._bias = zeros.masked_fill(self.mask(n_tokens), -torch.inf)
+        return self._bias
 
     def mask(self, n_tokens: int) -> Tensor:
         """True where attention may not look: [T, T]."""

@@ -16,15 +16,16 @@ from tdb_server.domain.node import NodeType
 from tdb_server.domain.place import Place
 from tdb_server.domain.requests import AttentionTraceType, LossConfig, LossName, Trace
 from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
-from tdb_server.model.decoder import Decoder
+from tdb_server.model.decoder import NORM_SCALES, Decoder, Tap
 from tdb_server.scalars.latents import autoencoder_of
 
-_NORM_SCALES = frozenset({Place.ATTN_LN_SCALE, Place.MLP_LN_SCALE, Place.RESID_LN_F_SCALE})
+
+def _hold_norm_scale(place: Place, layer_index: int | None, x: Tensor) -> Tensor:
+    return x.detach() if place in NORM_SCALES else x
 
 
-def hold_norm_scale(place: Place, layer_index: int | None, x: Tensor) -> Tensor:
-    """A tap under which norm scales are constants."""
-    return x.detach() if place in _NORM_SCALES else x
+HOLD_NORM_SCALES = Tap(_hold_norm_scale)
+"""A tap under which norm scales are constants."""
 
 
 def loss(config: LossConfig, logits: Tensor) -> Tensor:
@@ -47,7 +48,7 @@ def loss_direction(decoder: Decoder, config: LossConfig, residual: Tensor) -> Te
     """Gradient of the loss at the last residual stream [T, d], final norm's scale held constant: [T, d]."""
     with torch.enable_grad():
         last = residual[-1].detach().requires_grad_()
-        value = loss(config, decoder.logits(last, hold_norm_scale))
+        value = loss(config, decoder.logits(last, HOLD_NORM_SCALES))
         (gradient,) = torch.autograd.grad(value, last)
     direction = torch.zeros_like(residual)
     direction[-1] = gradient
@@ -105,7 +106,7 @@ def traced_value(
             return _latent_objective(autoencoder.layers[layer_index], site, index, trace.post_act)
         case NodeType.ATTENTION_AUTOENCODER_LATENT:
             autoencoder = autoencoder_of(node.node_type, autoencoders)
-            site = decoder.attention(layer_index, residual[None], hold_norm_scale)[0, token]
+            site = decoder.attention(layer_index, residual[None], HOLD_NORM_SCALES)[0, token]
             return _latent_objective(autoencoder.layers[layer_index], site, index, trace.post_act)
         case NodeType.ATTENTION_HEAD if trace.attention_trace_type is AttentionTraceType.V:
             assert probs is not None
@@ -141,12 +142,12 @@ def mlp_site(decoder: Decoder, autoencoder: Autoencoder, layer_index: int, resid
     site = autoencoder.site.place
     found: list[Tensor] = []
 
-    def tap(place: Place, layer: int | None, x: Tensor) -> Tensor:
+    def look(place: Place, layer: int | None, x: Tensor) -> Tensor:
         if place is site:
             found.append(x)
-        return hold_norm_scale(place, layer, x)
+        return _hold_norm_scale(place, layer, x)
 
-    output = decoder.mlp(layer_index, residual, tap)
+    output = decoder.mlp(layer_index, residual, Tap(look))
     return found[0] if found else output
 
 

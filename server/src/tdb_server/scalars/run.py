@@ -20,7 +20,7 @@ from tdb_server.domain.node import PassType
 from tdb_server.domain.place import Place
 from tdb_server.domain.requests import AttentionTraceType, InferenceSpec, Trace
 from tdb_server.model.autoencoder import Autoencoder
-from tdb_server.model.decoder import Decoder
+from tdb_server.model.decoder import NORM_SCALES, Decoder, Tap
 from tdb_server.scalars.cells import (
     Cells,
     ablate,
@@ -141,8 +141,9 @@ class BatchRun:
         token_ids = torch.tensor(padded, device=self.decoder.device)
         with torch.set_grad_enabled(self.has_objective):
             embedding = self.decoder.embed(token_ids).requires_grad_(self.has_objective)
-            self.final_residual = self.decoder.forward(embedding, self._tap)
-            self.final_normed = self.decoder.final_normed(self.final_residual, self._tap)
+            tap = Tap(self._look, NORM_SCALES & self._places())
+            self.final_residual = self.decoder.forward(embedding, tap)
+            self.final_normed = self.decoder.final_normed(self.final_residual, tap)
             self._compute_logits()
         self._synchronize()
         self.forward_seconds = perf_counter() - start
@@ -192,7 +193,12 @@ class BatchRun:
                 of_pass = self._forward_cells if index.pass_type is PassType.FORWARD else self._backward_cells
                 of_pass.setdefault((index.place, index.layer_index), []).append(cells)
 
-    def _tap(self, place: Place, layer_index: int | None, x: Tensor) -> Tensor:
+    def _places(self) -> set[Place]:
+        """The places that are kept or altered."""
+        altered = {place for place, _ in (*self._forward_cells, *self._backward_cells)}
+        return self.needs.values | self.needs.gradients | altered
+
+    def _look(self, place: Place, layer_index: int | None, x: Tensor) -> Tensor:
         if place is Place.RESID_POST_MLP:
             check_cancelled = self.check_cancelled
             check_cancelled()

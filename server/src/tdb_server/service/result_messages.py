@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from transformer_debugger.v1 import derived_scalar_pb2, result_pb2
 from transformer_debugger.v1.node_pb2 import NodeIndex as NodeIndexMessage
@@ -54,15 +55,18 @@ def named_result_message(
 
 
 def _node_messages(nodes: Sequence[NodeIndex]) -> list[NodeIndexMessage]:
-    return [
-        NodeIndexMessage(
-            node_type=NODE_TYPES.numbers[node.node_type],
-            layer_index=node.layer_index,
-            tensor_indices=node.tensor_indices,
-            pass_type=PASS_TYPES.numbers[node.pass_type],
-        )
-        for node in nodes
-    ]
+    return [_node_message(node) for node in nodes]
+
+
+@lru_cache(maxsize=4096)
+def _node_message(node: NodeIndex) -> NodeIndexMessage:
+    """To be copied, not changed: most results of a call are about the same nodes."""
+    return NodeIndexMessage(
+        node_type=NODE_TYPES.numbers[node.node_type],
+        layer_index=node.layer_index,
+        tensor_indices=node.tensor_indices,
+        pass_type=PASS_TYPES.numbers[node.pass_type],
+    )
 
 
 def _multiple_top_k(result: MultipleTopKResult, tokenizer: Tokenizer) -> result_pb2.MultipleTopKResult:

@@ -26,7 +26,8 @@ from tdb_server.domain.results import (
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.service.result_messages import named_result_message
 
-NODES_PER_PART = 64
+NODES_PER_PART = 256
+"""With ten tokens at both ends of each node's ranking a part takes about 100 KB."""
 StreamMessage = (
     call_pb2.Started
     | call_pb2.ResultPart

@@ -34,13 +34,26 @@ class AutoencoderLayer:
         """Site values [..., s] to what stands before the nonlinearity [..., n]."""
         return F.linear(x - self.pre_bias, self.encoder_weight, self.latent_bias)
 
+    @property
+    def keeps_few(self) -> bool:
+        """Whether only the largest latents of each token are kept."""
+        return self.top_k is not None and self.top_k < len(self.latent_bias)
+
+    def largest(self, pre: Tensor) -> tuple[Tensor, Tensor]:
+        """The largest `top_k` of each token, which are kept where they are positive.
+
+        [..., n] to values and latents [..., top_k], largest first.
+        """
+        assert self.top_k is not None
+        found = pre.topk(self.top_k, dim=-1)
+        return found.values, found.indices
+
     def activate(self, pre: Tensor) -> Tensor:
         """ReLU; with TopK, zero for all but the k largest of each token."""
-        latents = torch.relu(pre)
-        if self.top_k is None or self.top_k >= pre.shape[-1]:
-            return latents
-        kept, indices = latents.topk(self.top_k, dim=-1)
-        return torch.zeros_like(latents).scatter(-1, indices, kept)
+        if not self.keeps_few:
+            return torch.relu(pre)
+        kept, latents = self.largest(pre)
+        return torch.zeros_like(pre).scatter(-1, latents, torch.relu(kept))
 
     def encode(self, x: Tensor) -> Tensor:
         """Site values [..., s] to latents [..., n]."""

@@ -19,6 +19,7 @@ from tdb_server.domain.place import Place
 from tdb_server.domain.requests import AblationSpec
 from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
 from tdb_server.scalars.cells import Cells, ablate, override_gradient
+from tdb_server.scalars.sampled_products import sampled_products
 
 _PLACES = {  # place: (whether the MLP's, None for whichever is loaded; whether the error)
     Place.ONLINE_AUTOENCODER_LATENT: (None, False),
@@ -131,12 +132,19 @@ def encode_sparsely(
     layer: AutoencoderLayer, site: Tensor, ablations: Sequence[LatentAblation]
 ) -> SparseLatents:
     """The active latents for a row's site values [T, s], ablated ones at their new value."""
-    latents = layer.encode(site)
-    for one in ablations:
-        if one.is_forward and not one.is_error:
-            one.cells.set(latents)
-    coordinates = latents.nonzero()
-    return SparseLatents(coordinates, latents[coordinates.unbind(1)], (latents.shape[0], latents.shape[1]))
+    altered = [one.cells for one in ablations if one.is_forward and not one.is_error]
+    if not altered and layer.keeps_few:
+        kept, latents = layer.largest(layer.pre_activations(site))  # [T, top_k]
+        order = latents.argsort(dim=1)
+        kept, latents = kept.gather(1, order), latents.gather(1, order)
+        tokens, place = (kept > 0).nonzero().unbind(1)
+        coordinates = torch.stack((tokens, latents[tokens, place]), dim=1)
+        return SparseLatents(coordinates, kept[tokens, place], (len(site), len(layer.latent_bias)))
+    dense = layer.encode(site)
+    for cells in altered:
+        cells.set(dense)
+    coordinates = dense.nonzero()
+    return SparseLatents(coordinates, dense[coordinates.unbind(1)], (dense.shape[0], dense.shape[1]))
 
 
 def dot_directions(layer: AutoencoderLayer, active: SparseLatents, vectors: Tensor) -> Tensor:
@@ -147,11 +155,4 @@ def dot_directions(layer: AutoencoderLayer, active: SparseLatents, vectors: Tens
     n_tokens, n_latents = active.shape
     if len(active.values) * 8 > n_tokens * n_latents:
         return (vectors @ layer.directions.T)[active.coordinates.unbind(1)]
-    chunk = 65_536
-    parts = [
-        torch.einsum("ns,ns->n", vectors[tokens], layer.directions[latents])
-        for tokens, latents in zip(
-            torch.split(active.tokens, chunk), torch.split(active.latents, chunk), strict=True
-        )
-    ]
-    return torch.cat(parts) if parts else vectors.new_zeros(0)
+    return sampled_products(vectors, layer.directions, active.tokens, active.latents)

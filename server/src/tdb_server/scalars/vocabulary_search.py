@@ -6,13 +6,11 @@ the ranking are scored exactly.
 
 from __future__ import annotations
 
-import warnings
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tdb_server.scalars.rough_scores import BLOCK, MAX_DIRECTIONS, RoughScores, RoughVocabulary
+from tdb_server.scalars.sampled_products import sampled_products
 from tdb_server.scalars.token_ranking import RankedTokens, rank_vocabulary
 
 _MAX_CANDIDATES = 2048
@@ -58,9 +56,10 @@ class VocabularySearch:
         counts = rows.bincount(minlength=len(directions))
         if counts.amin() < k or counts.amax() > _MAX_CANDIDATES:  # as along zero, or what is not a number
             return rank_vocabulary(self._vocabulary, directions, k, self._excluded)
-        starts = F.pad(counts.cumsum(0), (1, 0))
-        scores = self._scores_of_lists(directions, starts, ids)
-        spots = torch.arange(len(rows)) - starts[rows]  # each candidate's place in its row
+        scores = sampled_products(directions, self._vocabulary, rows, ids)
+        spots = (
+            torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
+        )  # each candidate's place in its row
         row_ids = ids.new_zeros(len(directions), int(counts.amax()))
         row_ids[rows, spots] = ids
 
@@ -100,16 +99,6 @@ class VocabularySearch:
         ids = self._ids[columns.flatten().clamp(max=len(self._ids) - 1)]
         vectors = self._vocabulary.index_select(0, ids).view(*columns.shape, -1)
         return torch.einsum("mnd,md->mn", vectors, directions)
-
-    def _scores_of_lists(self, directions: Tensor, starts: Tensor, ids: Tensor) -> Tensor:
-        """Exact scores of tokens [n]: along direction i those from `starts[i]` to `starts[i + 1]`."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # sparse matrices are in beta, it says
-            wanted = torch.sparse_csr_tensor(
-                starts, ids, directions.new_zeros(len(ids)), (len(directions), len(self._vocabulary))
-            )
-        scores: Tensor = torch.sparse.sampled_addmm(wanted, directions, self._vocabulary.T, beta=0).values()
-        return scores
 
 
 def _best_of_best_blocks(rough: RoughScores, k: int, largest: bool) -> Tensor:

@@ -17,6 +17,9 @@ FIRST_PAUSE_SECONDS = 0.2
 BROKEN_OFF = frozenset({"UNAVAILABLE", "INTERNAL", "UNKNOWN"})
 """How the loss of a server looks, in an answer, to whom gRPC or a proxy tells of it."""
 
+LOST = "Stream removed"
+"""What gRPC says of a stream whose connection was lost. Had its headers not come, it would have repeated it."""
+
 
 class Repeats:
     """The attempts at one call.
@@ -47,7 +50,7 @@ class Repeats:
         self._n_failed += 1
         is_unavailable = error.status == "UNAVAILABLE"
         is_refusal = error.reason is not None and not is_unavailable
-        was_repeated = is_unavailable and not had_begun
+        was_repeated = is_unavailable and not had_begun and LOST not in error.message
         if is_refusal or was_repeated or error.status not in BROKEN_OFF or self._n_failed > MAX_REPEATS:
             raise error
         longest = FIRST_PAUSE_SECONDS * 2.0**self._n_failed

@@ -18,7 +18,7 @@ BROKEN_OFF = frozenset({"UNAVAILABLE", "INTERNAL", "UNKNOWN"})
 """How the loss of a server looks, in an answer, to whom gRPC or a proxy tells of it."""
 
 LOST = "Stream removed"
-"""What gRPC says of a stream whose connection was lost; had its headers not come, it would have repeated it."""
+"""What gRPC says of a stream whose connection was lost. Without headers it would have repeated it."""
 
 
 class Repeats:

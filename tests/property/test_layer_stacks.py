@@ -27,6 +27,6 @@ def test_stacks_of_any_size(name: str, max_entries: int, data: st.DataObject) ->
     wanted = inference_sub_request(data.draw(debug_sub_requests(model.config, n_tokens=4)))
     ((all_at_once,),) = answers_of_calls(engine, [[wanted]])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layer_stacks, "MAX_ENTRIES", max_entries)
+        patch.setitem(layer_stacks.MAX_ENTRIES, "cpu", max_entries)
         ((in_parts,),) = answers_of_calls(engine, [[wanted]])
     assert_same_answers(all_at_once, in_parts, 1e-12, Nodes.EQUAL)

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from tdb_server.domain.results import FloatArray, IntArray
+from tdb_server.scalars.host_arrays import as_indices, ranked_arrays
 
 _SMALL = 4096
 """Rows of fewer entries are ranked as they are."""
@@ -45,7 +49,7 @@ def top_k_per_row(
     return values, indices.gather(1, position)
 
 
-def top_k_entries(values: Tensor, k: int, largest: bool, with_ties: bool) -> tuple[Tensor, Tensor]:
+def top_k_entries(values: Tensor, k: int, largest: bool, with_ties: bool) -> tuple[FloatArray, IntArray]:
     """The k best entries of a tensor, best first: values and flat indices.
 
     Args:
@@ -54,14 +58,16 @@ def top_k_entries(values: Tensor, k: int, largest: bool, with_ties: bool) -> tup
     """
     row = values.reshape(1, -1)
     if not with_ties:
-        found, flat = top_k_per_row(row.cpu(), min(k, row.shape[1]), largest)
-        return found[0].to(values.device), flat[0].to(values.device)
-    found, flat = (one[0] for one in top_k_per_row(row, min(k + 1, row.shape[1]), largest))
+        return ranked_arrays(*(one[0] for one in top_k_per_row(row.cpu(), min(k, row.shape[1]), largest)))
+    found, flat = ranked_arrays(*(one[0] for one in top_k_per_row(row, min(k + 1, row.shape[1]), largest)))
     if len(found) <= k:
         return found, flat
     last = found[k - 1]
     if last != found[k] or last == 0:
         return found[:k], flat[:k]
-    equal = (row[0] == last).nonzero()[:, 0]
+    equal = as_indices((row[0] == float(last)).nonzero()[:, 0])
     is_better = found != last
-    return torch.cat((found[is_better], last.expand(len(equal)))), torch.cat((flat[is_better], equal))
+    return (
+        np.concatenate((found[is_better], np.full(len(equal), last))),
+        np.concatenate((flat[is_better], equal)),
+    )

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from tdb_server.scalars.latents import SparseLatents
 from tdb_server.scalars.scalar_values import DenseScalars, ScalarValues, SparseScalars, StackAxis
 
-MAX_ENTRIES = 2**18
-"""A stack of float32 of this size fits into a core's second-level cache."""
+MAX_ENTRIES = {"cpu": 2**18, "cuda": 2**24}
+"""By type of device. A stack of float32 of this size fits into a core's second-level cache; on a GPU it takes
+64 MiB, and what is larger takes longer to compute than to launch."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ def _fits(values: ScalarValues, stack: Sequence[ScalarValues]) -> bool:
     first = stack[0]
     if isinstance(first, DenseScalars) and isinstance(values, DenseScalars) and first.shape != values.shape:
         return False  # a later layer's direct effects cover no tokens
-    return values.n_entries + sum(one.n_entries for one in stack) <= MAX_ENTRIES
+    n_entries = values.n_entries + sum(one.n_entries for one in stack)
+    return n_entries <= MAX_ENTRIES[first.device.type]
 
 
 def _part(layer_index: int | None, first_layers: Collection[int]) -> int:

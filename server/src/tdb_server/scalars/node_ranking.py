@@ -6,13 +6,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from torch import Tensor
 
 from tdb_server.domain.derived_scalar import DERIVED_SCALAR_SHAPES, DerivedScalar
 from tdb_server.domain.node import NodeIndex
 from tdb_server.domain.results import FloatArray, IntArray
 from tdb_server.scalars.layer_stacks import LayerStack
-from tdb_server.scalars.scalar_values import as_array
 
 
 @dataclass
@@ -29,7 +27,7 @@ class NodeRanking:
     largest: bool
     token_index: int | None
     _layers: list[int | None] = field(default_factory=list)
-    _best: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
+    _best: list[tuple[int, FloatArray, IntArray]] = field(default_factory=list)
 
     def add(self, stack: LayerStack, k: int) -> None:
         """Adds the k best of a stack; with layers, also all that equals the last of them."""
@@ -50,8 +48,8 @@ class NodeRanking:
     @cached_property
     def _ordered(self) -> tuple[FloatArray, IntArray]:
         """All that was added, in order: numbers [n], and places in `_layers` and indices [n, 1 + n_axes]."""
-        values = np.concatenate([as_array(values) for _, values, _ in self._best])
-        nodes = np.concatenate([nodes.cpu().numpy() for _, _, nodes in self._best])
+        values = np.concatenate([values for _, values, _ in self._best])
+        nodes = np.concatenate([nodes for _, _, nodes in self._best])
         nodes[:, 0] += np.repeat(
             [start for start, _, _ in self._best], [len(one) for _, one, _ in self._best]
         )

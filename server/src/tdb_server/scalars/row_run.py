@@ -74,6 +74,11 @@ class RowRun:
         """A place's value after ablation; pairs are laid out [H, q, k], heads [H, T, e]."""
         return self._own(place, self._batch.values[place, layer_index])
 
+    @cached_property
+    def mask(self) -> Tensor:
+        """True where attention may not look: [T, T]."""
+        return self.decoder.mask(self.n_tokens)
+
     def gradient(self, place: Place, layer_index: int | None) -> Tensor:
         """Gradient of the objective at a place; zero where the objective cannot see it."""
         found = self._batch.gradients.get((place, layer_index))
@@ -113,6 +118,10 @@ class RowRun:
         return self.direction.abs().amax(dim=-1).nonzero()[:, 0]
 
     @cached_property
+    def _direction_at_tokens(self) -> Tensor:
+        return self.direction[self.direction_tokens]
+
+    @cached_property
     def direction_depth(self) -> int:
         """Writes at this depth or before are seen by the objective directly."""
         if self.trace is None:
@@ -124,8 +133,8 @@ class RowRun:
 
     def seen_direction(self, depth: int) -> tuple[Tensor, Tensor]:
         """Direction of interest of a write at `depth`: its tokens [n], and it at them [n, d]."""
-        tokens = self.direction_tokens if depth <= self.direction_depth else self.direction_tokens[:0]
-        return tokens, self.direction[tokens]
+        tokens, direction = self.direction_tokens, self._direction_at_tokens
+        return (tokens, direction) if depth <= self.direction_depth else (tokens[:0], direction[:0])
 
     # Logits
 

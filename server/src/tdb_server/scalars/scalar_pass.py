@@ -10,12 +10,10 @@ from torch import Tensor
 from tdb_server.domain.derived_scalar import DERIVED_SCALAR_SHAPES, DerivedScalar
 from tdb_server.domain.node import Dimension, NodeIndex, PassType
 from tdb_server.domain.requests import MultipleTopKSpec
-from tdb_server.domain.results import LabelledArray
 from tdb_server.scalars.derived import scalar_values
 from tdb_server.scalars.layer_stacks import LayerStack, stack_layers
 from tdb_server.scalars.node_ranking import NodeRanking
 from tdb_server.scalars.row_run import RowRun
-from tdb_server.scalars.scalar_values import as_array
 
 TOKEN_DIMENSIONS = (Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS)
 LayerNodes = Mapping[int | None, Sequence[tuple[int, NodeIndex]]]
@@ -91,16 +89,16 @@ class ScalarPass:
         ranking = self._rankings.get((largest, spec.token_index, spec.first_layer_index))
         return [] if ranking is None else ranking.best(spec.top_and_bottom_k)
 
-    def sum(self, spec: MultipleTopKSpec) -> LabelledArray:
-        """The sum that one of the specs wants, over all layers and all but the dimensions it keeps."""
+    def sum(self, spec: MultipleTopKSpec) -> tuple[Tensor, tuple[Dimension, ...]]:
+        """The sum that one of the specs wants, over all layers, and the dimensions that are left."""
         keep = _kept(spec)
         kept = tuple(one for one in DERIVED_SCALAR_SHAPES[self._scalar].dimensions if one in keep)
-        return LabelledArray(as_array(self._sums[keep]), kept)
+        return self._sums[keep], kept
 
-    def at(self, nodes: LayerNodes, pass_type: PassType) -> tuple[list[int], Tensor]:
-        """The numbers of nodes: their positions and their numbers [n], both in the order of layers."""
+    def at(self, nodes: LayerNodes, pass_type: PassType) -> tuple[list[int], list[Tensor]]:
+        """The numbers of nodes: their positions, and their numbers [n] in parts, in the order of layers."""
         positions: list[int] = []
-        numbers = [torch.zeros(0, dtype=self._run.decoder.dtype, device=self._run.decoder.device)]
+        numbers: list[Tensor] = []
         for stack in self._stacks[pass_type]:
             found = [
                 (position, (place, *node.tensor_indices))
@@ -108,10 +106,10 @@ class ScalarPass:
                 for position, node in nodes.get(layer_index, ())
             ]
             if found:
-                indices = torch.tensor([one for _, one in found], device=numbers[0].device)
+                indices = torch.tensor([one for _, one in found], device=self._run.decoder.device)
                 numbers.append(stack.values.at(indices))
                 positions += [position for position, _ in found]
-        return positions, torch.cat(numbers)
+        return positions, numbers
 
 
 def _kept(spec: MultipleTopKSpec) -> tuple[Dimension, ...]:

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property, reduce
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tdb_server.domain.node import Dimension
-from tdb_server.domain.results import FloatArray
+from tdb_server.domain.results import FloatArray, IntArray
 from tdb_server.scalars.best_entries import top_k_entries
+from tdb_server.scalars.host_arrays import as_indices
 from tdb_server.scalars.latents import SparseLatents
 
 
@@ -61,6 +63,11 @@ class DenseScalars:
         return tuple(0 if 0 in of_axis else max(of_axis) for of_axis in sizes)
 
     @property
+    def device(self) -> torch.device:
+        """Where the numbers are."""
+        return self.factors[0].device
+
+    @property
     def n_entries(self) -> int:
         """How many numbers there are."""
         return math.prod(self.shape)
@@ -76,30 +83,25 @@ class DenseScalars:
 
     def top(
         self, k: int, largest: bool, token_index: int | None, with_ties: bool = True
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[FloatArray, IntArray]:
         """The best k, and what equals the last of them: values [m], node indices [m, n_axes].
 
         Zeros may be among them.
         """
         values = self.product if self.not_nodes is None else self.product.masked_fill(self.not_nodes, 0)
-        token_axis = self._token_axis
+        token_axis, covered = self._token_axis, self._covered_tokens
         if token_index is not None and token_axis is not None:
-            position = self._position(torch.tensor([token_index], device=values.device))
-            if position[0] < 0:
-                return values.new_zeros(0), torch.zeros(
-                    0, len(self.axes), dtype=torch.long, device=values.device
-                )
-            values = values.narrow(token_axis, int(position[0]), 1)
+            position = int(covered.searchsorted(token_index))
+            is_covered = position < len(covered) and covered[position] == token_index
+            values = values.narrow(token_axis, position, int(is_covered))
+            covered = covered[position:]
         if values.numel() == 0:
-            return values.new_zeros(0), torch.zeros(0, len(self.axes), dtype=torch.long, device=values.device)
+            return np.zeros(0, np.float32), np.zeros((0, len(self.axes)), np.int64)
         found, flat = top_k_entries(values, k, largest, with_ties)
-        coordinates = _coordinates(flat, values.shape)
+        coordinates: list[IntArray] = list(np.unravel_index(flat, values.shape))
         if token_axis is not None:
-            if token_index is not None:
-                coordinates[token_axis] = torch.full_like(flat, token_index)
-            elif self.tokens is not None:
-                coordinates[token_axis] = self.tokens[coordinates[token_axis]]
-        return found, torch.stack([coordinates[self.axes.index(one)] for one in self.order], dim=1)
+            coordinates[token_axis] = covered[coordinates[token_axis]]
+        return found, np.stack([coordinates[self.axes.index(one)] for one in self.order], axis=1)
 
     def at(self, nodes: Tensor) -> Tensor:
         """The numbers of some nodes: indices [m, n_axes] to [m]."""
@@ -111,7 +113,8 @@ class DenseScalars:
             if len(self.tokens) == 0:
                 return nodes.new_zeros(len(nodes), dtype=self.factors[0].dtype)
             coordinates[self._token_axis] = position.clamp(min=0)
-        result = reduce(torch.mul, [_pick(factor, coordinates) for factor in self.factors])
+        index = tuple(coordinates)
+        result = reduce(torch.mul, [factor.expand(self.shape)[index] for factor in self.factors])
         return result if outside is None else result.masked_fill(outside, 0)
 
     def sum(self, keep: Sequence[Dimension]) -> Tensor:
@@ -133,6 +136,11 @@ class DenseScalars:
     def _token_axis(self) -> int | None:
         return self.axes.index(_TOKENS) if _TOKENS in self.axes else None
 
+    @cached_property
+    def _covered_tokens(self) -> IntArray:
+        """The tokens the token axis covers, in order."""
+        return np.arange(self.n_tokens) if self.tokens is None else as_indices(self.tokens)
+
     def _position(self, tokens: Tensor) -> Tensor:
         """Where tokens stand on the token axis, -1 for those it does not cover."""
         if self.tokens is None:
@@ -142,28 +150,12 @@ class DenseScalars:
         return positions[tokens]
 
 
-def _coordinates(flat: Tensor, shape: Sequence[int]) -> list[Tensor]:
-    """Flat indices into a tensor of some shape, axis by axis."""
-    found = []
-    for size in reversed(shape):
-        found.append(flat % size)
-        flat = flat // size
-    return found[::-1]
-
-
 def _flat(coordinates: Tensor, shape: Sequence[int]) -> Tensor:
-    """The reverse: coordinates [m, n_axes] to flat indices [m]."""
+    """Coordinates [m, n_axes] in a tensor of some shape to flat indices [m]."""
     flat = torch.zeros_like(coordinates[:, 0])
     for axis, size in enumerate(shape):
         flat = flat * size + coordinates[:, axis]
     return flat
-
-
-def _pick(factor: Tensor, coordinates: Sequence[Tensor]) -> Tensor:
-    """Entries of a factor, which may be broadcast along some axes."""
-    return factor[
-        tuple(one if size > 1 else one * 0 for one, size in zip(coordinates, factor.shape, strict=True))
-    ]
 
 
 @dataclass
@@ -172,6 +164,11 @@ class SparseScalars:
 
     active: SparseLatents
     values: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        """Where the numbers are."""
+        return self.values.device
 
     @property
     def n_entries(self) -> int:
@@ -183,7 +180,7 @@ class SparseScalars:
 
     def top(
         self, k: int, largest: bool, token_index: int | None, with_ties: bool = True
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[FloatArray, IntArray]:
         """The best k, and what equals the last of them: values [m], node indices [m, n_axes].
 
         Inactive latents rank as the zeros they are.
@@ -191,14 +188,15 @@ class SparseScalars:
         values, coordinates = self.values, self.active.coordinates
         n_latents = math.prod(self.active.shape)
         if token_index is not None:
-            at_token = self.active.tokens == token_index
+            at_token = (self.active.tokens == token_index).nonzero()[:, 0]
             values, coordinates = values[at_token], coordinates[at_token]
             n_latents //= self.active.shape[-2]
         n_zeros = min(k, n_latents - len(values))
         ranked = torch.cat((values, values.new_zeros(n_zeros)))
         found, flat = top_k_entries(ranked[None], k, largest, with_ties)
         is_active = flat < len(values)
-        return found[is_active], coordinates[flat[is_active]]
+        chosen = torch.from_numpy(flat[is_active]).to(coordinates.device)
+        return found[is_active], as_indices(coordinates[chosen])
 
     def at(self, nodes: Tensor) -> Tensor:
         """The numbers of some nodes: indices [m, n_axes] to [m]."""
@@ -219,10 +217,3 @@ class SparseScalars:
 
 
 ScalarValues = DenseScalars | SparseScalars
-
-
-def as_array(x: Tensor) -> FloatArray:
-    """A contiguous numpy array; bfloat16, which numpy lacks, as float32."""
-    x = x.detach().to("cpu")
-    array: FloatArray = (x.float() if x.dtype == torch.bfloat16 else x).contiguous().numpy()
-    return array

@@ -17,8 +17,8 @@ from tdb_server.domain.results import (
     TopTokens,
 )
 from tdb_server.scalars.derived import scalar_values
+from tdb_server.scalars.host_arrays import as_array
 from tdb_server.scalars.row_run import RowRun
-from tdb_server.scalars.scalar_values import as_array
 from tdb_server.scalars.token_pairs import writes_to_latent
 from tdb_server.scalars.token_scores import Scoring, TokenScorer, scaled
 from tdb_server.scalars.top_k import shown_pass

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 
 from tdb_server.domain.derived_scalar import DERIVED_SCALAR_SHAPES, DerivedScalar
 from tdb_server.domain.node import NodeIndex, NodeType, PassType
 from tdb_server.domain.requests import MultipleTopKSpec
-from tdb_server.domain.results import FloatArray, GroupResult, MultipleTopKResult
+from tdb_server.domain.results import FloatArray, GroupResult, LabelledArray, MultipleTopKResult
+from tdb_server.scalars.host_arrays import as_array, as_arrays
 from tdb_server.scalars.row_run import RowRun
 from tdb_server.scalars.scalar_pass import LayerNodes, ScalarPass, is_hidden
-from tdb_server.scalars.scalar_values import as_array
 
 
 class TopKPass:
@@ -50,30 +51,45 @@ class TopKPass:
         self.run.check_cancelled()
         spec = self.specs[index]
         shown = tuple(node for node in nodes if not is_hidden(spec, node.layer_index))
-        by_type = _by_type(shown)
-        groups = {}
-        for group, scalars in spec.groups:
-            sums = {scalar: self._passes[scalar, spec.pass_type].sum(spec) for scalar in scalars}
-            groups[group] = GroupResult(self._node_values(scalars, spec.pass_type, by_type, len(shown)), sums)
+        values, sums = self._node_values(spec, shown), self._sums(spec)
+        groups = {
+            group: GroupResult(of_group, {scalar: sums[scalar] for scalar in scalars})
+            for (group, scalars), of_group in zip(spec.groups, values, strict=True)
+        }
         return MultipleTopKResult(shown, groups)
 
-    def _node_values(
-        self,
-        scalars: Sequence[DerivedScalar],
-        pass_type: PassType,
-        nodes: Mapping[tuple[NodeType, PassType], LayerNodes],
-        n_nodes: int,
-    ) -> FloatArray:
-        """The group's number at every node [n]: that of its derived scalar for the node's kind."""
-        found = torch.zeros(n_nodes, dtype=self.run.decoder.dtype, device=self.run.decoder.device)
-        for (node_type, node_pass), of_type in nodes.items():
-            # Of one type there may be two: one that has layers, and one that has none.
-            for scalar in (one for one in scalars if DERIVED_SCALAR_SHAPES[one].node_type is node_type):
+    def _sums(self, spec: MultipleTopKSpec) -> dict[DerivedScalar, LabelledArray]:
+        found = {
+            scalar: self._passes[scalar, spec.pass_type].sum(spec)
+            for _, scalars in spec.groups
+            for scalar in scalars
+        }
+        arrays = as_arrays([numbers for numbers, _ in found.values()])
+        return {
+            scalar: LabelledArray(array, kept)
+            for (scalar, (_, kept)), array in zip(found.items(), arrays, strict=True)
+        }
+
+    def _node_values(self, spec: MultipleTopKSpec, nodes: Sequence[NodeIndex]) -> FloatArray:
+        """Each group's number at every node [groups, n]: that of its derived scalar for the node's kind."""
+        by_type = _by_type(nodes)
+        places: list[tuple[int, int]] = []
+        found = [torch.zeros(0, dtype=self.run.decoder.dtype, device=self.run.decoder.device)]
+        for row, (_, scalars) in enumerate(spec.groups):
+            # Of one type there may be two scalars: one that has layers, and one that has none.
+            for scalar in scalars:
                 is_residual = scalar is DerivedScalar.PREVIOUS_LAYER_RESID_POST_MLP
-                of_scalar = self._passes[scalar, pass_type]
-                positions, numbers = of_scalar.at(of_type, pass_type if is_residual else node_pass)
-                found[positions] = numbers
-        return as_array(found)
+                for (node_type, node_pass), of_type in by_type.items():
+                    if node_type is DERIVED_SCALAR_SHAPES[scalar].node_type:
+                        positions, numbers = self._passes[scalar, spec.pass_type].at(
+                            of_type, spec.pass_type if is_residual else node_pass
+                        )
+                        places += [(row, position) for position in positions]
+                        found += numbers
+        found_values = as_array(torch.cat(found))
+        values = np.zeros((len(spec.groups), len(nodes)), found_values.dtype)
+        values[tuple(np.array(places, int).reshape(-1, 2).T)] = found_values
+        return values
 
 
 def _by_type(nodes: Sequence[NodeIndex]) -> Mapping[tuple[NodeType, PassType], LayerNodes]:

@@ -217,9 +217,11 @@ class Decoder:
 
     def _norm(self, place: Place, layer_index: int | None, x: Tensor, norm: NormWeights, tap: Tap) -> Tensor:
         """A norm's output; `place` is its scale's."""
-        if self.config.norm == "layer_norm" and place not in tap.norm_scales:
+        if place in tap.norm_scales:
+            return self.normalize(x, tap(place, layer_index, self.norm_scale(x)), norm)
+        if self.config.norm == "layer_norm":
             return F.layer_norm(x, x.shape[-1:], norm.gain, norm.bias, self.config.norm_epsilon)
-        return self.normalize(x, tap(place, layer_index, self.norm_scale(x)), norm)
+        return F.rms_norm(x, x.shape[-1:], norm.gain, self.config.norm_epsilon)
 
     def norm_scale(self, x: Tensor) -> Tensor:
         """What a norm divides by: [..., d] to [..., 1]."""

@@ -7,7 +7,6 @@ import itertools
 import time
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,11 +14,12 @@ import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 from tdb_client import DebugSubRequest
 from tdb_client.connection import Connection
+from tdb_client.decoding import timings
 from tdb_client.encoding import debug_request
-from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest
+from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest, DebugResponse
 from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import TransformerDebuggerServiceStub
 
-from benchmarks.caller import MAX_RECEIVE_BYTES, SERVICE, Caller, TimedCall
+from benchmarks.caller import MAX_RECEIVE_BYTES, SERVICE
 from benchmarks.models import BenchModel
 from benchmarks.prompts import Words
 from benchmarks.scale_cluster import Figures, moments
@@ -31,6 +31,7 @@ CALL_SECONDS = 120.0
 MOMENTS_SEED = 7
 N_RATIOS = 100
 N_VALIDATED = 500
+N_PROMPTS = 200
 CALLER_CALLS_PER_SECOND, CALLER_SECONDS = 5.0, 10.0
 MAX_QUEUE_LENGTH = 1000
 
@@ -159,34 +160,47 @@ def _level(kind: Kind, running: BenchServer, n_callers: int, seconds: float) -> 
     before = counters(running)
     calls = _closed_loop(kind, running, n_callers, seconds)
     counted = counters(running) - before
-    shared = [one.timings.forward_seconds + one.timings.backward_seconds for one in calls]
-    own = [one.timings.derive_seconds + one.timings.score_seconds for one in calls]
+    spent = [timings(DebugResponse.FromString(answer).timings) for _, answer in calls]
+    shared = [one.forward_seconds + one.backward_seconds for one in spent]
+    own = [one.derive_seconds + one.score_seconds for one in spent]
     return Level(
         n_calls=counted.mean_batch,
         batch_seconds=counted.mean_batch_seconds,
         shared_seconds=float(np.mean(shared)),
         front_seconds=counted.front_seconds / counted.n_batched,
-        latencies=[one.seconds for one in calls],
+        latencies=[latency for latency, _ in calls],
         worker_seconds=[sum(both) for both in zip(shared, own, strict=True)],
     )
 
 
-def _closed_loop(kind: Kind, running: BenchServer, n_callers: int, seconds: float) -> list[TimedCall]:
-    """Callers who call again as soon as they have their answer."""
-    ends_at = time.monotonic() + seconds
+def _closed_loop(
+    kind: Kind, running: BenchServer, n_callers: int, seconds: float
+) -> list[tuple[float, bytes]]:
+    """Callers who call again as soon as they have their answer, which is only looked at afterwards.
 
-    def keep_calling(seed: int) -> list[TimedCall]:
-        found = []
-        with Caller(running.address) as caller:
-            for one in kind.sub_requests(seed):
-                if time.monotonic() > ends_at:
-                    break
-                found.append(caller.debug([one]))
-        return found
+    Returns:
+        Seconds and answer of each call.
+    """
+    prompts = itertools.islice(kind.sub_requests(seed=n_callers), N_PROMPTS)
+    requests = itertools.cycle([debug_request([one]) for one in prompts])
+    return asyncio.run(_call_again_and_again(running.address, requests, n_callers, seconds))
 
-    with ThreadPoolExecutor(n_callers) as callers:
-        per_caller = list(callers.map(keep_calling, range(n_callers)))
-    return [one for found in per_caller for one in found]
+
+async def _call_again_and_again(
+    address: str, requests: Iterator[DebugRequest], n_callers: int, seconds: float
+) -> list[tuple[float, bytes]]:
+    found: list[tuple[float, bytes]] = []
+    async with Connection(address, max_receive_bytes=MAX_RECEIVE_BYTES).open_async() as channel:
+        debug = channel.unary_unary(f"{SERVICE}/Debug", DebugRequest.SerializeToString)
+        ends_at = time.monotonic() + seconds
+
+        async def keep_calling() -> None:
+            while (begun_at := time.monotonic()) < ends_at:
+                answer: bytes = await debug(next(requests), timeout=CALL_SECONDS)
+                found.append((time.monotonic() - begun_at, answer))
+
+        await asyncio.gather(*(keep_calling() for _ in range(n_callers)))
+    return found
 
 
 def _seconds_of_validation(kind: Kind, running: BenchServer) -> float:

@@ -44,13 +44,17 @@ class Directions:
 
 
 def by_layer(run: RowRun, nodes: Sequence[NodeIndex]) -> Iterator[LayerNodes]:
-    """The nodes, by type and layer, in first-seen order."""
+    """The nodes, by type and layer, in first-seen order; all indices are copied to the device at once."""
     found: dict[tuple[NodeType, int | None], list[int]] = {}
     for position, node in enumerate(nodes):
         found.setdefault((node.node_type, node.layer_index), []).append(position)
-    for (node_type, layer_index), positions in found.items():
-        indices = torch.tensor([nodes[one].tensor_indices for one in positions], device=run.decoder.device)
-        yield LayerNodes(node_type, layer_index, positions, indices)
+    groups = [
+        [index for one in positions for index in nodes[one].tensor_indices] for positions in found.values()
+    ]
+    everything = torch.tensor([index for own in groups for index in own], device=run.decoder.device)
+    parts = everything.split([len(own) for own in groups])
+    for ((node_type, layer_index), positions), part in zip(found.items(), parts, strict=True):
+        yield LayerNodes(node_type, layer_index, positions, part.view(len(positions), -1))
 
 
 def joined(run: RowRun, found: Sequence[Directions]) -> Directions:

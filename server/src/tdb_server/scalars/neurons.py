@@ -43,5 +43,10 @@ def unit_writes(decoder: Decoder, layer_index: int, neurons: Tensor) -> Tensor:
 
 def plain_reads(decoder: Decoder, layer_index: int, neurons: Tensor) -> Tensor:
     """What neurons without gates [m] read along, up to the norm's scale [m, d]."""
+    return decoder.centered(read_weights(decoder, layer_index, neurons))
+
+
+def read_weights(decoder: Decoder, layer_index: int, neurons: Tensor) -> Tensor:
+    """The same before the mean over channels is taken away [m, d]."""
     layer = decoder.weights.layers[layer_index]
-    return decoder.centered(layer.mlp_norm.gain * layer.mlp_in_weight[neurons])
+    return layer.mlp_norm.gain * layer.mlp_in_weight[neurons]

@@ -45,13 +45,14 @@ def read_directions(run: RowRun, nodes: Sequence[NodeIndex], scoring: TokenScori
 
 def _plain_reads(run: RowRun, layers: Sequence[LayerNodes]) -> list[Directions]:
     """Of neurons without gates: only the scale depends on the token, through the norm."""
-    decoder, found = run.decoder, []
-    for nodes in layers:
-        tokens, which = nodes.indices.unbind(1)
-        scale = decoder.norm_scale(run.value(Place.RESID_POST_ATTN, nodes.layer_index)[tokens])
-        vectors = neurons.plain_reads(decoder, _layer_index(nodes), which)
-        found.append(Directions(nodes.positions, vectors, 1 / scale[:, 0]))
-    return found
+    if not layers:
+        return []
+    decoder = run.decoder
+    residuals = [run.value(Place.RESID_POST_ATTN, one.layer_index)[one.indices[:, 0]] for one in layers]
+    weights = [neurons.read_weights(decoder, _layer_index(one), one.indices[:, 1]) for one in layers]
+    positions = [position for one in layers for position in one.positions]
+    scales = decoder.norm_scale(torch.cat(residuals))[:, 0]
+    return [Directions(positions, decoder.centered(torch.cat(weights)), 1 / scales)]
 
 
 def _gated_reads(run: RowRun, layers: Sequence[LayerNodes]) -> list[Directions]:
@@ -105,7 +106,7 @@ class _HeadRead:
         head_norm: gain of that norm [e], where there is one.
         weight: what makes queries, or keys, of all heads [heads * e, d].
         gain: of the layer's norm [d].
-        scale: of that norm at the tokens [m, 1].
+        residual: what is normed, at the tokens [m, d].
     """
 
     tokens: Tensor
@@ -115,7 +116,7 @@ class _HeadRead:
     head_norm: Tensor | None
     weight: Tensor
     gain: Tensor
-    scale: Tensor
+    residual: Tensor
 
 
 def _head_reads(run: RowRun, layers: Sequence[LayerNodes], through_query: bool) -> list[Directions]:
@@ -135,13 +136,13 @@ def _head_reads(run: RowRun, layers: Sequence[LayerNodes], through_query: bool) 
         return (decoder.place_heads(x[None, None], head_norm, tokens)[0, 0] * other).sum(dim=-1)
 
     at_heads = _gradient(logits, torch.cat([one.product for one in reads]))  # [m, e]
-    found = []
-    parts = torch.split(at_heads, [len(one.tokens) for one in reads])
-    for nodes, read, at_head in zip(layers, reads, parts, strict=True):
-        n_heads = len(read.weight) // at_head.shape[1]
-        vectors = heads.in_slices(at_head, read.head, n_heads) @ read.weight
-        found.append(Directions(nodes.positions, decoder.centered(vectors * read.gain), 1 / read.scale[:, 0]))
-    return found
+    n_heads = len(reads[0].weight) // at_heads.shape[1]
+    slices = heads.in_slices(at_heads, torch.cat([one.head for one in reads]), n_heads)
+    parts = torch.split(slices, [len(one.tokens) for one in reads])
+    vectors = [part @ read.weight * read.gain for read, part in zip(reads, parts, strict=True)]
+    positions = [position for one in layers for position in one.positions]
+    scales = decoder.norm_scale(torch.cat([one.residual for one in reads]))[:, 0]
+    return [Directions(positions, decoder.centered(torch.cat(vectors)), 1 / scales)]
 
 
 def _head_read(run: RowRun, nodes: LayerNodes, through_query: bool) -> _HeadRead:
@@ -160,15 +161,14 @@ def _head_read(run: RowRun, nodes: LayerNodes, through_query: bool) -> _HeadRead
         other = run.value(Place.ATTN_Q, layer_index)[head, query]
     before = (Place.RESID_POST_EMB, None) if layer_index == 0 else (Place.RESID_POST_MLP, layer_index - 1)
     residual = run.value(*before)[tokens]
-    scale = run.decoder.norm_scale(residual)
     product = torch.zeros_like(other)  # where there is no head norm, the gradient is the same everywhere
     if head_norm is not None:
-        normed = run.decoder.normalize(residual, scale, layer.attn_norm)
+        normed = run.decoder.normalize(residual, run.decoder.norm_scale(residual), layer.attn_norm)
         bias = None if layer.qkv_bias is None else layer.qkv_bias[rows]
         products = F.linear(normed, layer.qkv_weight[rows], bias).view(len(other), -1, other.shape[1])
         product = products[torch.arange(len(products)), own_head]
     return _HeadRead(
-        tokens, own_head, other, product, head_norm, layer.qkv_weight[rows], layer.attn_norm.gain, scale
+        tokens, own_head, other, product, head_norm, layer.qkv_weight[rows], layer.attn_norm.gain, residual
     )
 
 

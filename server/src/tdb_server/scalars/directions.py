@@ -52,7 +52,7 @@ def by_layer(run: RowRun, nodes: Sequence[NodeIndex]) -> Iterator[LayerNodes]:
         [index for one in positions for index in nodes[one].tensor_indices] for positions in found.values()
     ]
     everything = torch.tensor([index for own in groups for index in own], device=run.decoder.device)
-    parts = everything.split([len(own) for own in groups])
+    parts = torch.split(everything, [len(own) for own in groups])
     for ((node_type, layer_index), positions), part in zip(found.items(), parts, strict=True):
         yield LayerNodes(node_type, layer_index, positions, part.view(len(positions), -1))
 

@@ -27,12 +27,12 @@ N_CALLS = 50
 
 
 def test_fifty_calls_leave_nothing_behind(device: str) -> None:
-    running, calls = engine("tiny-a", SITES, device), itertools.cycle(calls_of_every_kind())
-    for _ in calls_of_every_kind():
-        answers_of_calls(running, [next(calls)])
+    running, calls = engine("tiny-a", SITES, device), calls_of_every_kind()
+    for call in calls:
+        answers_of_calls(running, [call])
     held, taken = held_bytes(), taken_bytes()
-    for _ in range(N_CALLS):
-        answers_of_calls(running, [next(calls)])
+    for call in calls * (N_CALLS // len(calls) + 1):  # the last is the same: its mask is kept
+        answers_of_calls(running, [call])
     assert held_bytes() == held
     assert taken_bytes() <= taken + SLACK_BYTES
 

@@ -130,7 +130,7 @@ def measured_figures(kind: Kind, running: BenchServer, seconds: float) -> Figure
         ratios=tuple(map(float, ratios / ratios.mean())),
         front_before=before,
         front_after=after,
-        around=float(np.median(alone.latencies) - before - fixed - per_call - after),
+        around=float(np.mean(alone.latencies) - before - fixed - per_call - after),
         caller=_caller_seconds(kind, running),
     )
 

@@ -28,7 +28,9 @@ def test_bfloat16_is_near_float32(fixture: str, device: str) -> None:
         for dtype in ("float32", "bfloat16")
     )
     losses = [(one.loss, other.loss) for one, other in zip(exact, rounded, strict=True)]
-    assert all(other == (None if one is None else pytest.approx(one, rel=0.02, abs=0.1)) for one, other in losses)
+    assert all(
+        other == (None if one is None else pytest.approx(one, rel=0.02, abs=0.1)) for one, other in losses
+    )
     errors = [
         np.linalg.norm(other - one) / np.linalg.norm(one)
         for one, other in zip(_sums(exact), _sums(rounded), strict=True)

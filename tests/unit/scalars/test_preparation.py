@@ -34,9 +34,7 @@ def neuron_scorings(decoder: Decoder) -> list[Scoring]:
     if not decoder.config.gated:
         vectors.append(neurons.plain_reads(decoder, 1, which))
     scales = torch.tensor([1.0, -2.0, 0.5])
-    return [
-        Scoring(one, scales, N_SCORED_TOKENS, is_output=index == 0) for index, one in enumerate(vectors)
-    ]
+    return [Scoring(one, scales, N_SCORED_TOKENS, is_output=index == 0) for index, one in enumerate(vectors)]
 
 
 def test_prepared_lists_are_the_lists(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks.scale_cluster import Cluster, Figures
 from benchmarks.scale_simulation import Simulation
 
 ALONE = Cluster(n_fronts=1, n_workers=1, max_batch_calls=1, max_wait=0.0, max_queue=10**9)
-ONE_SECOND = Figures(batch_fixed=0.0, batch_per_call=1.0, spread=0.0, front=0.0, around=0.0)
-BATCHES = Figures(batch_fixed=0.02, batch_per_call=0.01, spread=0.1, front=0.0005, around=0.003)
+ONE_SECOND = Figures(
+    shared_fixed=0.0,
+    shared_per_call=0.0,
+    own=1.0,
+    ratios=(1.0,),
+    front_before=0.0,
+    front_after=0.0,
+    around=0.0,
+    caller=0.0,
+)
+BATCHES = Figures(
+    shared_fixed=0.02,
+    shared_per_call=0.007,
+    own=0.003,
+    ratios=(0.9, 1.0, 1.1),
+    front_before=0.0003,
+    front_after=0.0002,
+    around=0.003,
+    caller=0.0,
+)
 
 
 @pytest.mark.parametrize("load", [0.3, 0.5, 0.8])
@@ -22,9 +42,12 @@ def test_one_worker_is_the_queue_of_theory(load: float) -> None:
 
 
 def test_the_fronts_thread_is_a_queue_too() -> None:
-    figures = Figures(batch_fixed=0.0, batch_per_call=1e-9, spread=0.0, front=1.0, around=0.5)
-    outcome = Simulation(figures, ALONE, 0.5).run(60_000)
-    assert outcome.latencies.mean() == pytest.approx(0.5 + 1.5, rel=0.05)
+    """A call passes it twice: its answer waits behind the calls that came while it was taken in."""
+    figures = replace(ONE_SECOND, own=1e-9, front_before=1.0, around=0.5)
+    outcome = Simulation(figures, replace(ALONE, n_workers=50), 0.5).run(60_000)
+    taken_in = 1 + 0.5 / (2 * (1 - 0.5))
+    came_meanwhile = 0.5 * taken_in
+    assert outcome.latencies.mean() == pytest.approx(0.5 + taken_in + came_meanwhile * 1.0, rel=0.05)
 
 
 def test_a_call_without_company_takes_what_was_measured() -> None:

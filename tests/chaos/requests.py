@@ -29,3 +29,12 @@ def debug_request(
 def heavy_request() -> DebugRequest:
     """Seconds of work for a worker, and megabytes of answer."""
     return debug_request(LONG_PROMPT, n_sub_requests=8, k=1000)
+
+
+VARIED_REQUESTS = (
+    debug_request(),
+    debug_request(k=50),
+    debug_request(n_sub_requests=2, ablated_neurons=(7,)),
+    debug_request(" the mat", ablated_neurons=(3, 11)),
+    debug_request(LONG_PROMPT, k=20),
+)

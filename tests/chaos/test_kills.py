@@ -16,7 +16,7 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugReques
 
 from tests.chaos.metrics_page import reading
 from tests.chaos.refused import Refused, refused
-from tests.chaos.requests import LONG_PROMPT, debug_request
+from tests.chaos.requests import VARIED_REQUESTS
 from tests.chaos.vitals import vitals, wait_until
 from tests.chaos.wire_answers import Answer, answer_of_response, answer_of_stream, difference
 from tests.running_server import RunningServer
@@ -25,13 +25,6 @@ N_CALLERS = 8
 RECOVERY_SECONDS = 60.0
 PATIENCE_SECONDS = 120.0
 """A call that has waited for this long is lost."""
-REQUESTS = (
-    debug_request(),
-    debug_request(k=50),
-    debug_request(n_sub_requests=2, ablated_neurons=(7,)),
-    debug_request(" the mat", ablated_neurons=(3, 11)),
-    debug_request(LONG_PROMPT, k=20),
-)
 
 
 @dataclass
@@ -46,7 +39,7 @@ class Tally:
 def test_no_accepted_call_is_lost(start_watched, extent):
     server = start_watched("--workers", "2")
     wait_until(lambda: reading(server, "tdb_worker_ready") == 2, RECOVERY_SECONDS)
-    undisturbed = [answer_of_response(server.debugger.Debug(request)) for request in REQUESTS]
+    undisturbed = [answer_of_response(server.debugger.Debug(request)) for request in VARIED_REQUESTS]
     n_files = vitals(server.process.pid).n_open_files
     n_restarts = reading(server, "tdb_worker_restarts_total")
 
@@ -72,11 +65,11 @@ def test_no_accepted_call_is_lost(start_watched, extent):
     assert reading(server, "tdb_worker_restarts_total") == n_restarts + n_kills
     assert len(server.worker_pids()) == 2
     with ThreadPoolExecutor(N_CALLERS) as callers:
-        answers = callers.map(server.debugger.Debug, REQUESTS)
+        answers = callers.map(server.debugger.Debug, VARIED_REQUESTS)
         assert [
             difference(answer_of_response(one), expected)
             for one, expected in zip(answers, undisturbed, strict=True)
-        ] == [None] * len(REQUESTS)
+        ] == [None] * len(VARIED_REQUESTS)
     wait_until(lambda: vitals(server.process.pid).n_open_files <= n_files, 5)
 
 
@@ -93,10 +86,10 @@ def _keep_killing(server: RunningServer, stops_at: float, every_seconds: float) 
 def _keep_calling(server: RunningServer, undisturbed: Sequence[Answer], stops_at: float, seed: int) -> Tally:
     chance, tally = random.Random(seed), Tally()
     while time.monotonic() < stops_at:
-        which = chance.randrange(len(REQUESTS))
+        which = chance.randrange(len(VARIED_REQUESTS))
         call = chance.choice((_unary, _streamed))
         begun_at = time.monotonic()
-        outcome, answer = call(server, REQUESTS[which], tally)
+        outcome, answer = call(server, VARIED_REQUESTS[which], tally)
         tally.outcomes[outcome] += 1
         tally.longest_seconds = max(tally.longest_seconds, time.monotonic() - begun_at)
         if answer is not None and (what := difference(answer, undisturbed[which])):

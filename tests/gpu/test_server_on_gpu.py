@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.chaos.requests import LONG_PROMPT, debug_request, heavy_request
+from tests.chaos.requests import VARIED_REQUESTS, heavy_request
 from tests.chaos.vitals import seconds_until_idle
 from tests.chaos.wire_answers import answer_of_response, difference
 from tests.golden.compare import differences
@@ -19,13 +19,6 @@ from tests.gpu.memory import SLACK_BYTES, taken_bytes
 from tests.running_server import RunningServer
 
 WITHOUT_AUTOENCODERS = ("plain", "plain-long-k30", "ablate-many", "trace-head-v", "trace-neuron-ablate-head")
-REQUESTS = (
-    debug_request(),
-    debug_request(k=50),
-    debug_request(n_sub_requests=2, ablated_neurons=(7,)),
-    debug_request(" the mat", ablated_neurons=(3, 11)),
-    debug_request(LONG_PROMPT, k=20),
-)
 N_CALLERS, N_CALLS, N_CANCELLED = 8, 50, 20
 STOP_SECONDS = 10.0
 
@@ -43,10 +36,10 @@ def test_answers_agree_with_golden(name: str, server: RunningServer) -> None:
 
 
 def test_callers_together_get_the_answers_of_callers_alone(server: RunningServer) -> None:
-    alone = [answer_of_response(server.debugger.Debug(request)) for request in REQUESTS]
-    chosen = random.Random(0).choices(range(len(REQUESTS)), k=N_CALLS)
+    alone = [answer_of_response(server.debugger.Debug(request)) for request in VARIED_REQUESTS]
+    chosen = random.Random(0).choices(range(len(VARIED_REQUESTS)), k=N_CALLS)
     with ThreadPoolExecutor(N_CALLERS) as callers:
-        together = callers.map(server.debugger.Debug, [REQUESTS[which] for which in chosen])
+        together = callers.map(server.debugger.Debug, [VARIED_REQUESTS[which] for which in chosen])
         found = [
             difference(answer_of_response(one), alone[which])
             for one, which in zip(together, chosen, strict=True)
@@ -55,18 +48,18 @@ def test_callers_together_get_the_answers_of_callers_alone(server: RunningServer
 
 
 def test_fifty_calls_take_no_more_memory_than_the_first_few(server: RunningServer) -> None:
-    for request in REQUESTS:
+    for request in VARIED_REQUESTS:
         server.debugger.Debug(request)
     before = taken_bytes()
     for number in range(N_CALLS):
-        server.debugger.Debug(REQUESTS[number % len(REQUESTS)])
+        server.debugger.Debug(VARIED_REQUESTS[number % len(VARIED_REQUESTS)])
     assert taken_bytes() <= before + SLACK_BYTES
 
 
 def test_cancelled_calls_stop(server: RunningServer) -> None:
     """Each is cancelled as soon as it has begun, while its batch runs."""
     (worker,) = server.worker_pids()
-    expected = answer_of_response(server.debugger.Debug(REQUESTS[0]))
+    expected = answer_of_response(server.debugger.Debug(VARIED_REQUESTS[0]))
     list(server.debugger.StreamDebug(heavy_request()))
     before = taken_bytes()
     for _ in range(N_CANCELLED):
@@ -77,6 +70,6 @@ def test_cancelled_calls_stop(server: RunningServer) -> None:
             list(stream)
         assert stream.code() is grpc.StatusCode.CANCELLED
     seconds_until_idle(worker, STOP_SECONDS)
-    assert difference(answer_of_response(server.debugger.Debug(REQUESTS[0])), expected) is None
+    assert difference(answer_of_response(server.debugger.Debug(VARIED_REQUESTS[0])), expected) is None
     assert server.worker_pids() == [worker]
     assert taken_bytes() <= before + SLACK_BYTES

@@ -150,3 +150,18 @@ def test_other_types_agree_roughly(tmp_path: Path, family: str, dtype: torch.dty
     assert rough.dtype == dtype
     limit = {torch.bfloat16: 0.1, torch.float16: 0.01, torch.float64: 1e-5}[dtype]
     assert (rough.float() - exact).norm() < limit * exact.norm()
+
+
+@torch.no_grad()
+def test_a_later_key_out_of_bounds_does_not_reach_earlier_queries(decoder: Decoder) -> None:
+    """Not even an infinite one, which nothing that is added to its logits could hide."""
+    x = decoder.embed(random_ids(1))
+
+    def look(place: Place, layer_index: int | None, x: Tensor) -> Tensor:
+        if place is Place.ATTN_K:
+            x = x.clone()
+            x[:, :, -1] = torch.inf
+        return x
+
+    disturbed = decoder.attention(0, x, Tap(look))
+    torch.testing.assert_close(disturbed[:, :-1], decoder.attention(0, x)[:, :-1])

@@ -109,7 +109,7 @@ class Decoder:
     def __init__(self, config: DecoderConfig, weights: DecoderWeights) -> None:
         self.config = config
         self.weights = weights
-        self._bias: Tensor | None = None
+        self._mask: Tensor | None = None
         self._rotary = None if config.rotary_theta is None else rotary_frequencies(config, self.device)
 
     @property
@@ -148,7 +148,7 @@ class Decoder:
         k = tap(Place.ATTN_K, layer_index, k)
         v = tap(Place.ATTN_V, layer_index, v)
         logits = q @ self.repeat_groups(k).transpose(-1, -2)  # [B, H, T, T]
-        logits = logits.add_(self._mask_bias(x.shape[1]))
+        logits = logits.masked_fill_(self.mask(x.shape[1]), -torch.inf)
         logits = tap(Place.ATTN_QK_LOGITS, layer_index, logits)
         probs = tap(Place.ATTN_QK_PROBS, layer_index, torch.softmax(_wide(logits), dim=-1).to(x.dtype))
         v_out = tap(Place.ATTN_V_OUT, layer_index, probs @ self.repeat_groups(v))  # [B, H, T, e]
@@ -245,20 +245,14 @@ class Decoder:
         repeats = self.config.n_heads_per_group
         return x if repeats == 1 else x.repeat_interleave(repeats, dim=1)
 
-    def _mask_bias(self, n_tokens: int) -> Tensor:
-        """What attention adds to its logits, minus infinity where it may not look: [T, T].
-
-        The last one is kept: every layer, and most batches, need one of the same length.
-        """
-        if self._bias is None or len(self._bias) != n_tokens:
-            zeros = torch.zeros(n_tokens, n_tokens, dtype=self.dtype, device=self.device)
-            self._bias = zeros.masked_fill(self.mask(n_tokens), -torch.inf)
-        return self._bias
-
     def mask(self, n_tokens: int) -> Tensor:
-        """True where attention may not look: [T, T]."""
-        ones = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=self.device)
-        masked = ones.triu(1)
-        if self.config.sliding_window is not None:
-            masked = masked | ones.tril(-self.config.sliding_window)
-        return masked
+        """True where attention may not look: [T, T].
+
+        The last one is kept: every layer, and most calls, need one of the same length.
+        """
+        if self._mask is None or len(self._mask) != n_tokens:
+            ones = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=self.device)
+            self._mask = ones.triu(1)
+            if self.config.sliding_window is not None:
+                self._mask |= ones.tril(-self.config.sliding_window)
+        return self._mask

@@ -130,7 +130,7 @@ def _read(
         compute = latent_scalars.activation if is_forward else latent_scalars.gradient
         return compute(run, autoencoder, layer_index)
     x = run.value(place, layer_index) if is_forward else run.gradient(place, layer_index)
-    masked = run.mask if place in PAIR_PLACES else None
+    masked = run.decoder.mask(run.n_tokens) if place in PAIR_PLACES else None
     order = DERIVED_SCALAR_SHAPES[scalar].dimensions
     return DenseScalars((x,), axes_of(place), order, run.n_tokens, not_nodes=masked)
 

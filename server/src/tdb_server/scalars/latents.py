@@ -136,8 +136,8 @@ def encode_sparsely(
     if not altered and layer.keeps_few:
         kept, latents = layer.largest(layer.pre_activations(site))  # [T, top_k]
         order = latents.argsort(dim=1)
-        kept, latents = kept.gather(1, order), latents.gather(1, order)
-        tokens, place = (kept > 0).nonzero().unbind(1)
+        kept, latents = torch.relu(kept).gather(1, order), latents.gather(1, order)
+        tokens, place = kept.nonzero().unbind(1)
         coordinates = torch.stack((tokens, latents[tokens, place]), dim=1)
         return SparseLatents(coordinates, kept[tokens, place], (len(site), len(layer.latent_bias)))
     dense = layer.encode(site)

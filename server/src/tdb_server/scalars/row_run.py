@@ -74,11 +74,6 @@ class RowRun:
         """A place's value after ablation; pairs are laid out [H, q, k], heads [H, T, e]."""
         return self._own(place, self._batch.values[place, layer_index])
 
-    @cached_property
-    def mask(self) -> Tensor:
-        """True where attention may not look: [T, T]."""
-        return self.decoder.mask(self.n_tokens)
-
     def gradient(self, place: Place, layer_index: int | None) -> Tensor:
         """Gradient of the objective at a place; zero where the objective cannot see it."""
         found = self._batch.gradients.get((place, layer_index))

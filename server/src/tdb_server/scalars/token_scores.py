@@ -119,7 +119,7 @@ class TokenScorer:
     def prepare(self, scoring: Scoring) -> None:
         """Ranks along a few directions that later calls may ask for."""
         along = self._along(scoring)
-        for part in self._rank_others({}, [_keys(scoring, along)], [along]):
+        for part in self._rank_others(self._remembered, [_keys(scoring, along)], [along]):
             self._remember(part)
 
     def ranked(self, scores: Tensor, n_tokens: int) -> Ranked:

@@ -57,9 +57,8 @@ class VocabularySearch:
         if counts.amin() < k or counts.amax() > _MAX_CANDIDATES:  # as along zero, or what is not a number
             return rank_vocabulary(self._vocabulary, directions, k, self._excluded)
         scores = sampled_products(directions, self._vocabulary, rows, ids)
-        spots = (
-            torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
-        )  # each candidate's place in its row
+        first = counts.cumsum(0) - counts
+        spots = torch.arange(len(rows)) - first[rows]  # each candidate's place in its row
         row_ids = ids.new_zeros(len(directions), int(counts.amax()))
         row_ids[rows, spots] = ids
 

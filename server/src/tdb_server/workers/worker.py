@@ -49,9 +49,15 @@ class Inbox:
         threading.Thread(target=self._read, name="inbox", daemon=True).start()
 
     def next_batch(self, prepare: Callable[[], bool]) -> RunBatch:
-        """Waits for work, and prepares for it meanwhile while there is something to prepare."""
-        while self._batches.empty() and prepare():
-            pass
+        """Waits for work, and prepares for it meanwhile while there is something to prepare.
+
+        A failure to prepare is logged, and no reason to end: calls do without.
+        """
+        try:
+            while self._batches.empty() and prepare():
+                pass
+        except Exception:
+            _log.exception("preparing for later calls failed")
         return self._batches.get()
 
     def is_cancelled(self, call_id: str) -> bool:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tdb_server.domain.node import Dimension
 from tdb_server.scalars.best_entries import top_k_entries, top_k_per_row
+from tdb_server.scalars.entry_blocks import best_entries
+from tdb_server.scalars.scalar_values import DenseScalars
 from torch import Tensor
 
 from tests.property.requests import examples
 
+AXES = (Dimension.SEQUENCE_TOKENS, Dimension.MLP_ACTS)
 SIZES = st.sampled_from([1, 2, 7, 63, 64, 65, 640, 8191, 8193, 20_001])
 
 
@@ -60,7 +65,7 @@ def test_top_k_entries(
     n_columns: int, n_rows: int, k: int, largest: bool, n_values: int | None, seed: int
 ) -> None:
     numbers = random_numbers((2, n_rows, n_columns), seed, n_values)
-    values, flat = top_k_entries(numbers, k, largest, with_ties=False)
+    values, flat = top_k_entries(numbers, k, largest)
     expected = numbers.flatten().sort(descending=largest).values[:k].numpy()
     assert np.array_equal(values, expected)
     assert np.array_equal(numbers.flatten().numpy()[flat], expected)
@@ -69,25 +74,39 @@ def test_top_k_entries(
 
 @examples(200)
 @given(
-    n_columns=st.sampled_from([1, 5, 64, 300]),
-    n_rows=st.sampled_from([1, 2, 40, 200]),
+    shapes=st.lists(
+        st.tuples(st.sampled_from([1, 2, 40, 200]), st.sampled_from([1, 5, 64, 300])), min_size=1, max_size=4
+    ),
     k=st.sampled_from([1, 3, 12, 50, 100_000]),
     largest=st.booleans(),
     n_values=TIES,
+    shift=st.sampled_from([-1000, 0, 1000]),
     seed=st.integers(0, 1000),
 )
-def test_top_k_entries_with_ties(
-    n_columns: int, n_rows: int, k: int, largest: bool, n_values: int | None, seed: int
+def test_best_entries_of_several_layers(
+    shapes: list[tuple[int, int]], k: int, largest: bool, n_values: int | None, shift: int, seed: int
 ) -> None:
-    """All that equals the k-th is there, so that whoever merges lists can choose; zeros never matter."""
-    numbers = random_numbers((n_rows, n_columns), seed, n_values)
-    values, flat = top_k_entries(numbers, k, largest, with_ties=True)
-    everything = numbers.flatten().sort(descending=largest).values.numpy()
+    """All that equals the k-th is there, so that whoever asks can choose; zeros are only counted."""
+    layers = [random_numbers(shape, seed + n, n_values) + shift for n, shape in enumerate(shapes)]
+    blocks = [DenseScalars((one,), AXES, AXES, len(one)).blocks(k, largest, None) for one in layers]
+    values, which, nodes = best_entries(blocks, k, largest)
+    everything = torch.cat([one.flatten() for one in layers]).sort(descending=largest).values.numpy()
     last = everything[min(k, len(everything)) - 1]
-    if last == 0:
-        assert np.array_equal(values, everything[:k])
-    else:
-        is_listed = everything >= last if largest else everything <= last
-        assert np.array_equal(values, everything[is_listed])
-    assert np.array_equal(numbers.flatten().numpy()[flat], values)
-    assert len(set(flat.tolist())) == len(values)
+    is_listed = (everything >= last if largest else everything <= last) & (everything != 0)
+    assert np.array_equal(np.sort(values), np.sort(everything[is_listed]))
+    found = [(int(layer), *node) for layer, node in zip(which, nodes.tolist(), strict=True)]
+    assert [layers[layer][row, column].item() for layer, row, column in found] == values.tolist()
+    assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize("largest", [True, False])
+@pytest.mark.parametrize("k", [1, 20, 100_000])
+def test_blocks_without_numbers_are_left_out(largest: bool, k: int) -> None:
+    numbers = random_numbers((200, 300), 0, None)
+    broken = torch.full_like(numbers, torch.nan)
+    blocks = [DenseScalars((one,), AXES, AXES, 200).blocks(k, largest, None) for one in (broken, numbers)]
+    values, which, _ = best_entries(blocks, k, largest)
+    expected = numbers.flatten().sort(descending=largest).values[:k]
+    assert np.array_equal(np.sort(values), expected.sort().values)
+    assert (which == 1).all()
+    assert len(best_entries(blocks[:1], k, largest)[0]) == 0

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tdb_server.domain.node import Dimension
+from tdb_server.scalars.entry_blocks import best_entries
 from tdb_server.scalars.scalar_values import DenseScalars
 from torch import Tensor
 
@@ -54,11 +55,25 @@ def test_top(make: object, largest: bool, token_index: int | None, k: int) -> No
         assert (nodes[:, 0] == token_index).all()
 
 
+@pytest.mark.parametrize("make", [some_tokens, every_token])
+@pytest.mark.parametrize("largest", [True, False])
+@pytest.mark.parametrize("token_index", [None, 2, 4])
+@pytest.mark.parametrize("k", [1, 4, 1000])
+def test_best_entries(make: object, largest: bool, token_index: int | None, k: int) -> None:
+    scalars, _ = make()  # type: ignore[operator]
+    values, _, nodes = best_entries([scalars.blocks(k, largest, token_index)], k, largest)
+    top_values, top_nodes = scalars.top(k, largest, token_index)
+    order = np.argsort(-values if largest else values)
+    assert np.array_equal(values[order], top_values)
+    assert np.array_equal(nodes[order], top_nodes)
+
+
 def test_top_at_a_token_that_is_not_covered_is_empty() -> None:
     scalars, _ = some_tokens()
     values, nodes = scalars.top(3, True, token_index=1)
     assert values.shape == (0,)
     assert nodes.shape == (0, 3)
+    assert len(best_entries([scalars.blocks(3, True, token_index=1)], 3, True)[0]) == 0
 
 
 def test_top_without_any_token_is_empty() -> None:
@@ -85,10 +100,10 @@ def test_masked_entries_are_never_on_top_but_can_be_looked_up() -> None:
 def test_all_that_equals_the_last_comes_too() -> None:
     numbers = torch.tensor([[3.0, 1.0, 2.0], [2.0, 2.0, 0.0]])
     scalars = DenseScalars((numbers,), (QUERIES, HEADS), (QUERIES, HEADS), 2)
-    values, nodes = scalars.top(2, True, None, with_ties=True)
+    values, _, nodes = best_entries([scalars.blocks(2, True, None)], 2, True)
     assert values.tolist() == [3.0, 2.0, 2.0, 2.0]
     assert nodes.tolist() == [[0, 0], [0, 2], [1, 0], [1, 1]]
-    assert len(scalars.top(2, True, None, with_ties=False)[0]) == 2
+    assert len(scalars.top(2, True, None)[0]) == 2
 
 
 @pytest.mark.parametrize("make", [some_tokens, every_token])

@@ -1,23 +1,32 @@
-"""The k best entries of tensors, without sorting them.
+"""The k best entries of rows, without sorting them.
 
 A row's k best lie in the k blocks of neighbours with the best entries of their own. One cheap pass finds
-every block's best; only the chosen blocks are looked at again. With blocks of about sqrt(n / k) entries both
-steps rank equally few.
+every block's best; only the chosen blocks are looked at again.
 """
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tdb_server.domain.results import FloatArray, IntArray
-from tdb_server.scalars.host_arrays import as_indices, ranked_arrays
+from tdb_server.scalars.host_arrays import as_array, as_indices
 
 _SMALL = 4096
 """Rows of fewer entries are ranked as they are."""
+
+
+def block_size(n_entries: int, k: int) -> int:
+    """Entries of a block where the k best of n are wanted; 1 where blocks do not pay.
+
+    With about sqrt(n / k) entries to a block, there are as many blocks as entries of the k chosen ones.
+    """
+    if n_entries <= _SMALL:
+        return 1
+    block: int = 2 ** round(math.log2(max(n_entries / k, 1)) / 2)
+    return block if n_entries // block > 4 * k else 1
 
 
 def top_k_per_row(
@@ -31,9 +40,9 @@ def top_k_per_row(
     """
     n_rows, n_columns = scores.shape
     if block is None:
-        block = n_columns if n_columns <= _SMALL else 2 ** round(math.log2(max(n_columns / k, 1)) / 2)
+        block = block_size(n_columns, k)
     n_blocks = n_columns // block
-    if n_blocks <= 4 * k:
+    if block == 1 or n_blocks <= k:
         found = scores.topk(k, dim=1, largest=largest)
         return found.values, found.indices
     whole = scores[:, : n_blocks * block].view(n_rows, n_blocks, block)
@@ -49,25 +58,11 @@ def top_k_per_row(
     return values, indices.gather(1, position)
 
 
-def top_k_entries(values: Tensor, k: int, largest: bool, with_ties: bool) -> tuple[FloatArray, IntArray]:
+def top_k_entries(values: Tensor, k: int, largest: bool) -> tuple[FloatArray, IntArray]:
     """The k best entries of a tensor, best first: values and flat indices.
 
-    Args:
-        with_ties: whether all entries that equal the k-th come too. Zeros do not: they are never chosen. Else
-            which of them come is what a CPU makes of it, on any device.
+    Which of several equals come is what a CPU makes of it, on any device.
     """
-    row = values.reshape(1, -1)
-    if not with_ties:
-        return ranked_arrays(*(one[0] for one in top_k_per_row(row.cpu(), min(k, row.shape[1]), largest)))
-    found, flat = ranked_arrays(*(one[0] for one in top_k_per_row(row, min(k + 1, row.shape[1]), largest)))
-    if len(found) <= k:
-        return found, flat
-    last = found[k - 1]
-    if last != found[k] or last == 0:
-        return found[:k], flat[:k]
-    equal = as_indices((row[0] == float(last)).nonzero()[:, 0])
-    is_better = found != last
-    return (
-        np.concatenate((found[is_better], np.full(len(equal), last))),
-        np.concatenate((flat[is_better], equal)),
-    )
+    row = values.reshape(1, -1).cpu()
+    found, flat = (one[0] for one in top_k_per_row(row, min(k, row.shape[1]), largest))
+    return as_array(found), as_indices(flat)

@@ -30,10 +30,3 @@ def as_indices(x: Tensor) -> IntArray:
     """Integers as a numpy array."""
     array: IntArray = x.cpu().numpy()
     return array
-
-
-def ranked_arrays(values: Tensor, indices: Tensor) -> tuple[FloatArray, IntArray]:
-    """Numbers and where they stand, both [m], in one copy: float64 holds an index as it is."""
-    both = torch.stack((values.detach().double(), indices.double())).cpu().numpy()
-    dtype = np.float64 if values.dtype == torch.float64 else np.float32
-    return both[0].astype(dtype), both[1].astype(np.int64)

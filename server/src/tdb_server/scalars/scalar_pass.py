@@ -78,8 +78,8 @@ class ScalarPass:
         }
         for order in orders:
             largest, token_index, _ = order
-            ranking = self._rankings.setdefault(order, NodeRanking(self._scalar, largest, token_index))
-            ranking.add(stack, k)
+            ranking = self._rankings.setdefault(order, NodeRanking(self._scalar, largest, token_index, k))
+            ranking.add(stack)
 
     def _has_bottom(self, spec: MultipleTopKSpec) -> bool:
         return any(group.has_bottom for group, scalars in spec.groups if self._scalar in scalars)

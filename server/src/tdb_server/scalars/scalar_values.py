@@ -20,6 +20,7 @@ from torch import Tensor
 from tdb_server.domain.node import Dimension
 from tdb_server.domain.results import FloatArray, IntArray
 from tdb_server.scalars.best_entries import top_k_entries
+from tdb_server.scalars.entry_blocks import EntryBlocks, bests_of_blocks
 from tdb_server.scalars.host_arrays import as_indices
 from tdb_server.scalars.latents import SparseLatents
 
@@ -81,27 +82,58 @@ class DenseScalars:
         """Lets go of the product; it is computed again if it is asked for again."""
         self.__dict__.pop("product", None)
 
-    def top(
-        self, k: int, largest: bool, token_index: int | None, with_ties: bool = True
-    ) -> tuple[FloatArray, IntArray]:
-        """The best k, and what equals the last of them: values [m], node indices [m, n_axes].
-
-        Zeros may be among them.
-        """
-        values = self.product if self.not_nodes is None else self.product.masked_fill(self.not_nodes, 0)
-        token_axis, covered = self._token_axis, self._covered_tokens
-        if token_index is not None and token_axis is not None:
-            position = int(covered.searchsorted(token_index))
-            is_covered = position < len(covered) and covered[position] == token_index
-            values = values.narrow(token_axis, position, int(is_covered))
-            covered = covered[position:]
-        if values.numel() == 0:
+    def top(self, k: int, largest: bool, token_index: int | None) -> tuple[FloatArray, IntArray]:
+        """The best k, best first: values [m], node indices [m, n_axes]. Zeros may be among them."""
+        ranked, first = self._ranked(token_index)
+        if ranked.numel() == 0:
             return np.zeros(0, np.float32), np.zeros((0, len(self.axes)), np.int64)
-        found, flat = top_k_entries(values, k, largest, with_ties)
-        coordinates: list[IntArray] = list(np.unravel_index(flat, values.shape))
-        if token_axis is not None:
-            coordinates[token_axis] = covered[coordinates[token_axis]]
-        return found, np.stack([coordinates[self.axes.index(one)] for one in self.order], axis=1)
+        found, flat = top_k_entries(ranked, k, largest)
+        return found, self._nodes(self._coordinates(flat, ranked.shape, first))
+
+    def blocks(self, k: int, largest: bool, token_index: int | None) -> EntryBlocks:
+        """All entries in blocks, so that the k best of several layers can be found."""
+        ranked, first = self._ranked(token_index)
+        shape, n_entries = ranked.shape, ranked.numel()
+        bests, block = bests_of_blocks(ranked.reshape(-1), k, largest)
+
+        def entries(blocks: IntArray) -> tuple[Tensor, IntArray]:
+            flat = (blocks[:, None] * block + np.arange(block)).reshape(-1)
+            coordinates = self._coordinates(flat[flat < n_entries], shape, first)
+            index = tuple(torch.from_numpy(np.stack(coordinates)).to(self.device))
+            return self._product_at(index, are_ranked=True), self._nodes(coordinates)
+
+        return EntryBlocks(bests, entries)
+
+    def _ranked(self, token_index: int | None) -> tuple[Tensor, int]:
+        """What is ranked, at one token or at all, and the first place on the token axis that is."""
+        values = self.product if self.not_nodes is None else self.product.masked_fill(self.not_nodes, 0)
+        if token_index is None or self._token_axis is None:
+            return values, 0
+        covered = self._covered_tokens
+        place = int(covered.searchsorted(token_index))
+        is_covered = place < len(covered) and covered[place] == token_index
+        return values.narrow(self._token_axis, place, int(is_covered)), place
+
+    def _coordinates(self, flat: IntArray, shape: tuple[int, ...], first: int) -> list[IntArray]:
+        """Where entries of what is ranked stand in the product, axis by axis."""
+        coordinates: list[IntArray] = list(np.unravel_index(flat, shape))
+        if first and self._token_axis is not None:
+            coordinates[self._token_axis] = coordinates[self._token_axis] + first
+        return coordinates
+
+    def _nodes(self, coordinates: Sequence[IntArray]) -> IntArray:
+        """Node indices [m, n_axes] of entries of the product."""
+        by_axis = dict(zip(self.axes, coordinates, strict=True))
+        if self.tokens is not None and _TOKENS in by_axis:
+            by_axis[_TOKENS] = self._covered_tokens[by_axis[_TOKENS]]
+        return np.stack([by_axis[one] for one in self.order], axis=1)
+
+    def _product_at(self, index: tuple[Tensor, ...], *, are_ranked: bool = False) -> Tensor:
+        """Some entries of the product, or of what is ranked of it."""
+        found = reduce(torch.mul, [factor.expand(self.shape)[index] for factor in self.factors])
+        if are_ranked and self.not_nodes is not None:
+            return found.masked_fill(self.not_nodes.expand(self.shape)[index], 0)
+        return found
 
     def at(self, nodes: Tensor) -> Tensor:
         """The numbers of some nodes: indices [m, n_axes] to [m]."""
@@ -113,8 +145,7 @@ class DenseScalars:
             if len(self.tokens) == 0:
                 return nodes.new_zeros(len(nodes), dtype=self.factors[0].dtype)
             coordinates[self._token_axis] = position.clamp(min=0)
-        index = tuple(coordinates)
-        result = reduce(torch.mul, [factor.expand(self.shape)[index] for factor in self.factors])
+        result = self._product_at(tuple(coordinates))
         return result if outside is None else result.masked_fill(outside, 0)
 
     def sum(self, keep: Sequence[Dimension]) -> Tensor:
@@ -178,13 +209,8 @@ class SparseScalars:
     def release(self) -> None:
         """Nothing to let go of: only active latents are held."""
 
-    def top(
-        self, k: int, largest: bool, token_index: int | None, with_ties: bool = True
-    ) -> tuple[FloatArray, IntArray]:
-        """The best k, and what equals the last of them: values [m], node indices [m, n_axes].
-
-        Inactive latents rank as the zeros they are.
-        """
+    def blocks(self, k: int, largest: bool, token_index: int | None) -> EntryBlocks:
+        """Each active latent as a block of its own, and up to k zeros for those that are not active."""
         values, coordinates = self.values, self.active.coordinates
         n_latents = math.prod(self.active.shape)
         if token_index is not None:
@@ -192,11 +218,12 @@ class SparseScalars:
             values, coordinates = values[at_token], coordinates[at_token]
             n_latents //= self.active.shape[-2]
         n_zeros = min(k, n_latents - len(values))
-        ranked = torch.cat((values, values.new_zeros(n_zeros)))
-        found, flat = top_k_entries(ranked[None], k, largest, with_ties)
-        is_active = flat < len(values)
-        chosen = torch.from_numpy(flat[is_active]).to(coordinates.device)
-        return found[is_active], as_indices(coordinates[chosen])
+
+        def entries(blocks: IntArray) -> tuple[Tensor, IntArray]:
+            is_active = torch.from_numpy(blocks[blocks < len(values)]).to(values.device)
+            return values[is_active], as_indices(coordinates[is_active])
+
+        return EntryBlocks(torch.cat((values, values.new_zeros(n_zeros))), entries)
 
     def at(self, nodes: Tensor) -> Tensor:
         """The numbers of some nodes: indices [m, n_axes] to [m]."""

@@ -22,6 +22,7 @@ from tdb_server.scalars.engine import Engine
 from tdb_server.service.streaming import StreamWriter
 from tdb_server.workers.engine_loading import load_engine
 from tdb_server.workers.messages import Configuration
+from transformer_debugger.v1.transformer_debugger_service_pb2 import StreamDebugResponse
 
 from benchmarks.cases import LENGTHS, LONGEST, K
 from benchmarks.floor import Floor
@@ -75,7 +76,7 @@ class Caller:
 
     def serialize(self, prompt: Prompt, results: Sequence[NamedResult]) -> None:
         """Makes the bytes of the results, as the front does for a stream."""
-        writer = StreamWriter(self._tokenizer, [prompt.token_ids], CHUNK_BYTES)
+        writer = StreamWriter(StreamDebugResponse, self._tokenizer, [prompt.token_ids], CHUNK_BYTES)
         for result in results:
             for message in writer.result(result):
                 message.SerializeToString()

@@ -20,7 +20,7 @@ from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.model.weights import load_decoder
 from tdb_server.scalars.engine import Engine
 from tdb_server.service.request_parsing import parse_debug_request, parse_infer_request
-from tdb_server.service.result_messages import named_result_message
+from tdb_server.service.result_messages import put_named_result
 from tdb_server.workers.engine_loading import model_info
 from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest, InferResponse
 
@@ -68,8 +68,8 @@ def answer(golden: dict[str, Any], device: str) -> dict[str, Any]:
         match event:
             case NamedResult():
                 prompt = sub_requests[event.sub_request_index].inference.token_ids
-                message = named_result_message(event, tokens, prompt)
-                response.sub_responses[event.sub_request_index].results.append(message)
+                message = response.sub_responses[event.sub_request_index].results.add()
+                put_named_result(message, event, tokens, prompt)
             case ObjectiveValues():
                 sub_response = response.sub_responses[event.sub_request_index]
                 if event.loss is not None:

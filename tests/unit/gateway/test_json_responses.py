@@ -27,7 +27,7 @@ from tdb_server.domain.results import (
 )
 from tdb_server.gateway.json_responses import batched_response, model_info_response, single_response
 from tdb_server.model.tokenizer import Tokenizer
-from tdb_server.service.result_messages import named_result_message
+from tdb_server.service.result_messages import put_named_result
 from transformer_debugger.v1.model_service_pb2 import AutoencoderInfo, ModelInfo
 from transformer_debugger.v1.transformer_debugger_service_pb2 import InferResponse
 
@@ -139,7 +139,7 @@ def answered(golden: dict[str, Any]) -> dict[str, Any]:
         )
         for name, data in named.items():
             result = NamedResult(0, name, parsed_result(data, len(token_ids)))
-            sub_response.results.append(named_result_message(result, TOKENIZER, token_ids))
+            put_named_result(sub_response.results.add(), result, TOKENIZER, token_ids)
     return batched_response(response) if is_batch else single_response(response)
 
 
@@ -205,7 +205,7 @@ def without_misread_nodes(body: Any) -> Any:
 def one_result(result: ProcessingResult) -> dict[str, Any]:
     response = InferResponse()
     sub_response = response.sub_responses.add(token_ids=[464, 269])
-    sub_response.results.append(named_result_message(NamedResult(0, "x", result), TOKENIZER, [464, 269]))
+    put_named_result(sub_response.results.add(), NamedResult(0, "x", result), TOKENIZER, [464, 269])
     body: dict[str, Any] = batched_response(response)["inferenceSubResponses"][0][
         "processingResponseDataByName"
     ]["x"]

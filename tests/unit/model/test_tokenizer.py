@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tdb_server.errors import ModelBroken
 from tdb_server.model.tokenizer import Tokenizer
@@ -70,6 +71,13 @@ def test_pieces_of_characters_are_replaced() -> None:
 
 def test_unknown_ids_are_shown_as_numbers() -> None:
     assert Tokenizer(FIXTURES / "tiny-a").token_strings([1000, -1]) == ["<unused 1000>", "<unused -1>"]
+
+
+@pytest.mark.parametrize("rows", [[[0, 999], [5, 5]], [[0, 1000], [-1, 5]], [[], []]])
+def test_rows_of_tokens_are_spelled_as_each_row(rows: list[list[int]]) -> None:
+    tokenizer = Tokenizer(FIXTURES / "tiny-a")
+    found = tokenizer.token_string_rows(np.array(rows, np.int64))
+    assert found == [tokenizer.token_strings(row) for row in rows]
 
 
 def test_a_file_that_asks_for_cutting_and_padding_does_not_get_it(tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ from tdb_server.domain.results import (
 from tdb_server.scalars.derived import reads_objective
 from tdb_server.service.enum_names import DERIVED_SCALARS, NODE_TYPES, PLACES
 from tdb_server.service.model_messages import model_info_message
-from tdb_server.service.result_messages import named_result_message
-from tdb_server.service.tensor_messages import tensor_array, tensor_message
+from tdb_server.service.result_messages import put_named_result
+from tdb_server.service.tensor_messages import put_tensor, tensor_array
 from transformer_debugger.v1 import activation_pb2, error_pb2, tensor_pb2
 from transformer_debugger.v1.result_pb2 import NamedResult as Message
 
@@ -46,7 +46,8 @@ EMBEDDING = NodeIndex(NodeType.LAYER, None, (3, 0))
 @pytest.mark.parametrize("kind", ["float32", "float64", "float16", "int32", "int64", "uint8", "bool", ">f4"])
 def test_tensors_there_and_back(kind: str) -> None:
     array = np.arange(6).reshape(2, 3).astype(kind).T
-    message = tensor_message(array, PAIRS)
+    message = tensor_pb2.Tensor()
+    put_tensor(message, array, PAIRS)
     assert list(message.shape) == [3, 2]
     assert list(message.dims) == [
         activation_pb2.DIMENSION_SEQUENCE_TOKENS,
@@ -57,12 +58,17 @@ def test_tensors_there_and_back(kind: str) -> None:
 
 
 def test_tensors_of_no_axes_and_of_no_elements() -> None:
-    assert tensor_array(tensor_message(np.array(2.5), ())) == 2.5
-    assert tensor_array(tensor_message(np.zeros((0,)), TOKENS)).shape == (0,)
+    scalar, empty = tensor_pb2.Tensor(), tensor_pb2.Tensor()
+    put_tensor(scalar, np.array(2.5), ())
+    put_tensor(empty, np.zeros((0,)), TOKENS)
+    assert tensor_array(scalar) == 2.5
+    assert tensor_array(empty).shape == (0,)
 
 
 def message_of(result: Any) -> Message:
-    return named_result_message(NamedResult(0, "name", result), TOKENIZER, [464, 269])
+    message = Message()
+    put_named_result(message, NamedResult(0, "name", result), TOKENIZER, [464, 269])
+    return message
 
 
 def top_tokens(*rows: list[int]) -> TopTokens:
@@ -109,6 +115,15 @@ def test_scored_tokens() -> None:
     assert list(having.top_tokens.top.tokens) == ["The", " c"]
     assert list(having.top_tokens.bottom.tokens) == [" c", "The"]
     assert list(having.top_tokens.bottom.scalars) == [-464.0, -269.0]
+
+
+def test_results_about_no_nodes_are_results() -> None:
+    nothing = np.zeros((0, 3))
+    assert message_of(MultipleTopKResult((), {})).HasField("multiple_top_k")
+    scored = ScoredTokensResult((), np.zeros(0, int), TopTokens(*[nothing.astype(int)] * 6))
+    assert message_of(scored).HasField("scored_tokens")
+    pairs = TokenPairAttributionResult((), np.zeros(0, int), nothing.astype(int), nothing)
+    assert message_of(pairs).HasField("token_pair_attribution")
 
 
 def test_token_pair_attribution() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
-from tdb_server.domain.node import Dimension, NodeIndex, NodeType
+from tdb_server.domain.node import Dimension, NodeIndex, Nodes, NodeType
 from tdb_server.domain.results import (
     GroupResult,
     LabelledArray,
@@ -15,8 +15,8 @@ from tdb_server.domain.results import (
 from tdb_server.service.streaming import NODES_PER_PART, result_parts
 
 
-def nodes(n: int) -> tuple[NodeIndex, ...]:
-    return tuple(NodeIndex(NodeType.MLP_NEURON, 0, (0, i)) for i in range(n))
+def nodes(n: int) -> Nodes:
+    return Nodes(NodeIndex(NodeType.MLP_NEURON, 0, (0, i)) for i in range(n))
 
 
 @pytest.mark.parametrize("n_nodes", [0, 1, NODES_PER_PART, NODES_PER_PART + 1, 3 * NODES_PER_PART])

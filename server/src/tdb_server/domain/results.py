@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
-from tdb_server.domain.node import Dimension, NodeIndex
+from tdb_server.domain.node import Dimension, Nodes
 
 FloatArray = npt.NDArray[np.floating]
 IntArray = npt.NDArray[np.integer]
@@ -34,7 +34,7 @@ class GroupResult:
 class MultipleTopKResult:
     """The union of the groups' top nodes, every group's value at each, and the sums."""
 
-    nodes: tuple[NodeIndex, ...]
+    nodes: Nodes
     groups: dict[GroupId, GroupResult]
 
 
@@ -57,7 +57,7 @@ class TopTokens:
 class ScoredTokensResult:
     """Token lists for some of the nodes: `rows[i]` is node i's row in `tokens`, or -1 for none."""
 
-    nodes: tuple[NodeIndex, ...]
+    nodes: Nodes
     rows: IntArray
     tokens: TopTokens
 
@@ -66,7 +66,7 @@ class ScoredTokensResult:
 class TokenPairAttributionResult:
     """Attended-to tokens of attention latents: row i of the arrays for node i where `rows[i] >= 0`."""
 
-    nodes: tuple[NodeIndex, ...]
+    nodes: Nodes
     rows: IntArray
     token_indices: IntArray
     attributions: FloatArray
@@ -76,7 +76,7 @@ class TokenPairAttributionResult:
 class DerivedScalarsResult:
     """One component at every token [T]; `top_tokens` has one row."""
 
-    nodes: tuple[NodeIndex, ...]
+    nodes: Nodes
     activations: FloatArray
     normalized_activations: FloatArray | None = None
     top_tokens: TopTokens | None = None

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import tokenizers
 
 from tdb_server.errors import ModelBroken
@@ -57,7 +59,7 @@ class Tokenizer:
             token_id: token.content for token_id, token in self._tokenizer.get_added_tokens_decoder().items()
         }
         largest_id = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-        self._strings = [self._spell(token_id) for token_id in range(largest_id + 1)]
+        self._strings = np.array([self._spell(token_id) for token_id in range(largest_id + 1)], object)
 
     @property
     def vocabulary_size(self) -> int:
@@ -81,6 +83,13 @@ class Tokenizer:
         strings = self._strings
         n_known = len(strings)
         return [strings[one] if 0 <= one < n_known else f"<unused {one}>" for one in ids]
+
+    def token_string_rows(self, ids: npt.NDArray[np.integer]) -> list[list[str]]:
+        """As `token_strings`, of many rows of tokens [n, n_tokens]."""
+        if ids.size and 0 <= ids.min() <= ids.max() < len(self._strings):
+            rows: list[list[str]] = self._strings[ids].tolist()
+            return rows
+        return [self.token_strings(row) for row in ids.tolist()]
 
     def _spell(self, token_id: int) -> str:
         if token_id in self._added:

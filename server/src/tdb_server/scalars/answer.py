@@ -9,7 +9,7 @@ import numpy as np
 
 from tdb_server.domain.call import Call
 from tdb_server.domain.derived_scalar import DerivedScalar
-from tdb_server.domain.node import NodeIndex
+from tdb_server.domain.node import NodeIndex, Nodes
 from tdb_server.domain.requests import (
     DerivedAttentionScalarsSpec,
     DerivedScalarsSpec,
@@ -44,7 +44,7 @@ class CallAnswer:
         self.derive_seconds = self.score_seconds = 0.0
         self._runs = runs
         self._scorer = scorer
-        self._nodes: dict[str, list[NodeIndex]] = {}
+        self._nodes: dict[str, Nodes] = {}
 
     def logits(self) -> Iterator[NamedResult]:
         """What needs the forward pass's logits alone."""
@@ -73,16 +73,17 @@ class CallAnswer:
         """Ranks every sub-request, joins the nodes chosen under each name, reports all of them for each."""
         start = perf_counter()
         passes = [TopKPass(run, list(own.values())) for run, own in zip(self._runs, specs, strict=True)]
-        nodes: dict[str, dict[NodeIndex, None]] = {}
+        chosen: dict[str, dict[NodeIndex, None]] = {}
         for top_k, own in zip(passes, specs, strict=True):
             for index, name in enumerate(own):
-                nodes.setdefault(name, {}).update(dict.fromkeys(top_k.nodes(index)))
+                chosen.setdefault(name, {}).update(dict.fromkeys(top_k.nodes(index)))
+        nodes = {name: Nodes(found) for name, found in chosen.items()}
         results = [
-            NamedResult(row, name, top_k.result(index, list(nodes[name])))
+            NamedResult(row, name, top_k.result(index, nodes[name]))
             for row, (top_k, own) in enumerate(zip(passes, specs, strict=True))
             for index, name in enumerate(own)
         ]
-        self._nodes |= {name: list(found) for name, found in nodes.items()}
+        self._nodes |= nodes
         self.derive_seconds += perf_counter() - start
         yield from results
 
@@ -124,7 +125,7 @@ def _ranks_only_logits(spec: MultipleTopKSpec) -> bool:
 
 
 def scored_tokens(
-    run: RowRun, asked: Sequence[tuple[ScoredTokensSpec, Sequence[NodeIndex]]], scorer: TokenScorer
+    run: RowRun, asked: Sequence[tuple[ScoredTokensSpec, Nodes]], scorer: TokenScorer
 ) -> Iterator[ScoredTokensResult]:
     """Vocabulary tokens scored against every node that has a direction of the kind asked for."""
     found = [_directions(run, nodes, spec.scoring) for spec, nodes in asked]
@@ -135,7 +136,7 @@ def scored_tokens(
     for one, (_, nodes), tokens in zip(found, asked, scorer.score(scorings), strict=True):
         rows = np.full(len(nodes), -1, np.int32)
         rows[one.positions] = np.arange(len(one.positions))
-        yield ScoredTokensResult(tuple(nodes), rows, tokens if one.positions else no_tokens())
+        yield ScoredTokensResult(nodes, rows, tokens if one.positions else no_tokens())
 
 
 def _is_output(scoring: TokenScoringType) -> bool:

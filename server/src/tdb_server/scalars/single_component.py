@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tdb_server.domain.derived_scalar import DERIVED_SCALAR_SHAPES, DerivedScalar
-from tdb_server.domain.node import NodeIndex, NodeType
+from tdb_server.domain.node import NodeIndex, Nodes, NodeType
 from tdb_server.domain.requests import DerivedAttentionScalarsSpec, DerivedScalarsSpec
 from tdb_server.domain.results import (
     AttentionTotals,
@@ -38,7 +38,7 @@ def derived_scalars(run: RowRun, spec: DerivedScalarsSpec, scorer: TokenScorer) 
         None if spec.normalizing_value is None else normalized_by(activations, spec.normalizing_value)
     )
     return DerivedScalarsResult(
-        nodes=tuple(make_node((token, spec.activation_index)) for token in range(run.n_tokens)),
+        nodes=Nodes(make_node((token, spec.activation_index)) for token in range(run.n_tokens)),
         activations=as_array(activations),
         normalized_activations=None if normalized is None else as_array(normalized),
         top_tokens=None

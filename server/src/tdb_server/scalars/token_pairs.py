@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tdb_server.domain.node import NodeIndex
+from tdb_server.domain.node import NodeIndex, Nodes
 from tdb_server.domain.place import Place
 from tdb_server.domain.requests import ActivationIndex
 from tdb_server.domain.results import TokenPairAttributionResult
@@ -46,7 +46,7 @@ def latent_gradients(
 
 
 def token_pair_attribution(
-    run: RowRun, nodes: Sequence[NodeIndex], n_tokens_attended_to: int
+    run: RowRun, nodes: Nodes, n_tokens_attended_to: int
 ) -> TokenPairAttributionResult:
     """For every active attention latent: the tokens whose values fed it most."""
     rows = np.full(len(nodes), -1, np.int32)
@@ -69,7 +69,7 @@ def token_pair_attribution(
                 n_found += 1
     nothing = torch.zeros(0, n_listed)
     return TokenPairAttributionResult(
-        tuple(nodes),
+        nodes,
         rows,
         torch.cat([nothing.int(), *(one.int() for one in indices)]).numpy(),
         torch.cat([nothing, *(one.float() for one in attributions)]).numpy(),

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from tdb_server.domain.derived_scalar import DERIVED_SCALAR_SHAPES, DerivedScalar
-from tdb_server.domain.node import NodeIndex, NodeType, PassType
+from tdb_server.domain.node import NodeIndex, Nodes, NodeType, PassType
 from tdb_server.domain.requests import MultipleTopKSpec
 from tdb_server.domain.results import FloatArray, GroupResult, LabelledArray, MultipleTopKResult
 from tdb_server.scalars.host_arrays import as_array, as_arrays
@@ -46,11 +46,11 @@ class TopKPass:
                     found |= dict.fromkeys(best)
         return list(found)
 
-    def result(self, index: int, nodes: Sequence[NodeIndex]) -> MultipleTopKResult:
+    def result(self, index: int, nodes: Nodes) -> MultipleTopKResult:
         """Every group's value at the nodes, and the sums."""
         self.run.check_cancelled()
         spec = self.specs[index]
-        shown = tuple(node for node in nodes if not is_hidden(spec, node.layer_index))
+        shown = Nodes(node for node in nodes if not is_hidden(spec, node.layer_index))
         values, sums = self._node_values(spec, shown), self._sums(spec)
         groups = {
             group: GroupResult(of_group, {scalar: sums[scalar] for scalar in scalars})

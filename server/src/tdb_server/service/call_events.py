@@ -24,7 +24,7 @@ from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.service.caller import current_caller
 from tdb_server.service.error_status import ResponseTooLarge
 from tdb_server.service.served_model import ModelSlot, ServedModel
-from tdb_server.service.streaming import StreamMessage, StreamWriter, finished_message, values_message
+from tdb_server.service.streaming import StreamMessage, StreamWriter
 from tdb_server.service.telemetry.call_record import CallRecord, current_record
 from tdb_server.workers.result_cache import cache_key
 from tdb_server.workers.scheduler import Scheduler
@@ -65,6 +65,7 @@ class CallEvents:
         self,
         request: Request,
         parse: Parse[Request],
+        new_message: Callable[[], StreamMessage],
         unary: Unary | None = None,
     ) -> AsyncGenerator[StreamMessage]:
         """Runs a request. Closing the generator cancels it.
@@ -72,10 +73,11 @@ class CallEvents:
         Args:
             request: as it came.
             parse: checks it and makes sub-requests of it.
+            new_message: makes an empty message of the stream.
             unary: given when the answer is collected into one message: then tensors stay whole.
 
         Yields:
-            The messages of a stream in their order, without the envelope that differs between services.
+            The messages of a stream in their order.
 
         Raises:
             TdbError: the request is refused, or failed.
@@ -86,39 +88,46 @@ class CallEvents:
         record.named(request.request_id or uuid.uuid4().hex, len(request.sub_requests))
         sub_requests = tuple(await _parsed(request, parse, model))
         cost = estimated_cost(model.info, sub_requests)
-        started = _started(record.request_id, model, sub_requests)
-        record.parsed([one.token_strings for one in started.sub_requests])
+        first = new_message()
+        _put_started(first.started, record.request_id, model, sub_requests)
+        record.parsed([one.token_strings for one in first.started.sub_requests])
         if request.validate_only:
-            started.estimated_cost.activation_bytes = cost.activation_bytes
-            started.estimated_cost.response_bytes = cost.response_bytes
-            yield started
-            yield call_pb2.Finished()
+            first.started.estimated_cost.activation_bytes = cost.activation_bytes
+            first.started.estimated_cost.response_bytes = cost.response_bytes
+            last = new_message()
+            last.finished.SetInParent()
+            yield first
+            yield last
             return
         if unary is not None and cost.tensor_bytes > unary.max_response_bytes:
             raise ResponseTooLarge(cost.tensor_bytes, unary.max_response_bytes, unary.streaming_call)
         call = Call(str(next(self._call_ids)), sub_requests)
         prompts = [one.inference.token_ids for one in sub_requests]
-        writer = StreamWriter(model.tokenizer, prompts, None if unary else model.limits.chunk_bytes)
+        chunk_bytes = None if unary else model.limits.chunk_bytes
+        writer = StreamWriter(new_message, model.tokenizer, prompts, chunk_bytes)
         terms = Terms(caller, in_pieces=unary is None, cache_key=cache_key(model.info.digest, sub_requests))
         record.submitted()
         async with aclosing(self._scheduler.submit(call, cost, terms)) as events:
-            async for message in _messages(events, started, writer, record):
+            async for message in _messages(events, first, writer, record):
                 yield message
 
 
 async def _messages(
-    events: AsyncIterator[Event], started: call_pb2.Started, writer: StreamWriter, record: CallRecord
+    events: AsyncIterator[Event],
+    first: StreamMessage,
+    writer: StreamWriter[StreamMessage],
+    record: CallRecord,
 ) -> AsyncIterator[StreamMessage]:
     serialize_seconds = 0.0
     async for event in events:
         match event:
             case TakenUp(queue_seconds, is_cached):
-                started.queue_seconds = queue_seconds
-                started.cached = is_cached
+                first.started.queue_seconds = queue_seconds
+                first.started.cached = is_cached
                 record.taken_up(queue_seconds, is_cached=is_cached)
-                yield started
+                yield first
             case ObjectiveValues():
-                yield values_message(event)
+                yield writer.values(event)
             case NamedResult():
                 begun_at = time.perf_counter()
                 for message in writer.result(event):
@@ -127,7 +136,7 @@ async def _messages(
                     begun_at = time.perf_counter()
             case Finished():
                 record.finished_running()
-                yield finished_message(event, serialize_seconds)
+                yield writer.finished(event, serialize_seconds)
 
 
 async def _parsed(
@@ -139,17 +148,15 @@ async def _parsed(
     return await asyncio.to_thread(parse, request, model.info, model.limits, model.tokenizer)
 
 
-def _started(
-    request_id: str, model: ServedModel, sub_requests: Sequence[InferenceSubRequest]
-) -> call_pb2.Started:
-    info = call_pb2.CallInfo(
-        request_id=request_id, model_name=model.info.name, model_digest=model.info.digest
-    )
-    tokens = [
-        call_pb2.SubRequestTokens(
-            token_ids=one.inference.token_ids,
-            token_strings=model.tokenizer.token_strings(one.inference.token_ids),
-        )
-        for one in sub_requests
-    ]
-    return call_pb2.Started(info=info, sub_requests=tokens)
+def _put_started(
+    started: call_pb2.Started,
+    request_id: str,
+    model: ServedModel,
+    sub_requests: Sequence[InferenceSubRequest],
+) -> None:
+    started.info.request_id = request_id
+    started.info.model_name = model.info.name
+    started.info.model_digest = model.info.digest
+    for one in sub_requests:
+        token_ids = one.inference.token_ids
+        started.sub_requests.add(token_ids=token_ids, token_strings=model.tokenizer.token_strings(token_ids))

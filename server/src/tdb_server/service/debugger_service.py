@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from transformer_debugger.v1 import call_pb2, result_pb2, tensor_pb2
+from transformer_debugger.v1 import call_pb2, result_pb2
 from transformer_debugger.v1.transformer_debugger_service_pb2 import (
     DebugRequest,
     DebugResponse,
@@ -24,7 +24,6 @@ from tdb_server.service.request_parsing import parse_debug_request, parse_infer_
 from tdb_server.service.streaming import StreamMessage
 
 Response = TypeVar("Response", DebugResponse, InferResponse)
-StreamResponse = TypeVar("StreamResponse", StreamDebugResponse, StreamInferResponse)
 
 
 class DebuggerService(TransformerDebuggerServiceServicer):
@@ -42,39 +41,43 @@ class DebuggerService(TransformerDebuggerServiceServicer):
     async def Debug(self, request: DebugRequest, context: Any) -> DebugResponse:  # noqa: N802
         """See the proto."""
         unary = Unary("StreamDebug", self._max_response_bytes)
-        events = self._calls.answer(request, parse_debug_request, unary)
+        events = self._calls.answer(request, parse_debug_request, StreamDebugResponse, unary)
         return await self._collected(DebugResponse(), events, unary)
 
     async def StreamDebug(self, request: DebugRequest, context: Any) -> AsyncIterator[StreamDebugResponse]:  # noqa: N802
         """See the proto."""
-        async with aclosing(self._calls.answer(request, parse_debug_request)) as events:
-            async for event in events:
-                yield _enveloped(StreamDebugResponse(), event)
+        async with aclosing(
+            self._calls.answer(request, parse_debug_request, StreamDebugResponse)
+        ) as messages:
+            async for message in messages:
+                yield message
 
     async def Infer(self, request: InferRequest, context: Any) -> InferResponse:  # noqa: N802
         """See the proto."""
         unary = Unary("StreamInfer", self._max_response_bytes)
-        events = self._calls.answer(request, parse_infer_request, unary)
+        events = self._calls.answer(request, parse_infer_request, StreamInferResponse, unary)
         return await self._collected(InferResponse(), events, unary)
 
     async def StreamInfer(self, request: InferRequest, context: Any) -> AsyncIterator[StreamInferResponse]:  # noqa: N802
         """See the proto."""
-        async with aclosing(self._calls.answer(request, parse_infer_request)) as events:
-            async for event in events:
-                yield _enveloped(StreamInferResponse(), event)
+        async with aclosing(
+            self._calls.answer(request, parse_infer_request, StreamInferResponse)
+        ) as messages:
+            async for message in messages:
+                yield message
 
     async def _collected(
-        self, response: Response, events: AsyncGenerator[StreamMessage], unary: Unary
+        self, response: Response, messages: AsyncGenerator[StreamMessage], unary: Unary
     ) -> Response:
-        """All events in one message.
+        """All messages of a stream in one.
 
         Raises:
             ResponseTooLarge: as soon as that is certain.
         """
         collected = _CollectedAnswer(response)
-        async with aclosing(events):
-            async for event in events:
-                collected.add(event)
+        async with aclosing(messages):
+            async for message in messages:
+                collected.add(message)
                 if collected.n_bytes > unary.max_response_bytes:
                     raise ResponseTooLarge(collected.n_bytes, unary.max_response_bytes, unary.streaming_call)
                 await asyncio.sleep(0)  # other calls get their turn between the parts of a long answer
@@ -82,53 +85,47 @@ class DebuggerService(TransformerDebuggerServiceServicer):
 
 
 class _CollectedAnswer:
-    """A response that is filled event by event."""
+    """A response that is filled message by message."""
 
     def __init__(self, response: DebugResponse | InferResponse) -> None:
         self._response = response
         self._results: dict[tuple[int, str], result_pb2.NamedResult] = {}
         self.n_bytes = 0
 
-    def add(self, event: StreamMessage) -> None:
+    def add(self, message: StreamDebugResponse | StreamInferResponse) -> None:
+        self.n_bytes += message.ByteSize()
+        match message.WhichOneof("event"):
+            case "started":
+                self._add_started(message.started)
+            case "result":
+                self._add_part(message.result)
+            case "values":
+                self._add_values(message.values)
+            case "finished":
+                self._response.timings.CopyFrom(message.finished.timings)
+
+    def _add_started(self, started: call_pb2.Started) -> None:
         response = self._response
-        self.n_bytes += event.ByteSize()
-        match event:
-            case call_pb2.Started():
-                response.info.CopyFrom(event.info)
-                response.cached = event.cached
-                if event.HasField("estimated_cost"):
-                    response.estimated_cost.CopyFrom(event.estimated_cost)
-                    return
-                for tokens in event.sub_requests:
-                    response.sub_responses.add(token_ids=tokens.token_ids, token_strings=tokens.token_strings)
-            case call_pb2.ResultPart():
-                key = (event.sub_request_index, event.result.name)
-                if key in self._results:
-                    self._results[key].MergeFrom(event.result)
-                else:
-                    results = response.sub_responses[event.sub_request_index].results
-                    results.append(event.result)
-                    self._results[key] = results[-1]
-            case call_pb2.SubRequestValues():
-                sub_response = response.sub_responses[event.sub_request_index]
-                if event.HasField("loss"):
-                    sub_response.loss = event.loss
-                if event.HasField("activation_value_for_backward_pass"):
-                    sub_response.activation_value_for_backward_pass = event.activation_value_for_backward_pass
-            case call_pb2.Finished():
-                response.timings.CopyFrom(event.timings)
+        response.info.CopyFrom(started.info)
+        response.cached = started.cached
+        if started.HasField("estimated_cost"):
+            response.estimated_cost.CopyFrom(started.estimated_cost)
+            return
+        for tokens in started.sub_requests:
+            response.sub_responses.add(token_ids=tokens.token_ids, token_strings=tokens.token_strings)
 
+    def _add_part(self, part: call_pb2.ResultPart) -> None:
+        key = (part.sub_request_index, part.result.name)
+        if key in self._results:
+            self._results[key].MergeFrom(part.result)
+        else:
+            results = self._response.sub_responses[part.sub_request_index].results
+            results.append(part.result)
+            self._results[key] = results[-1]
 
-def _enveloped(response: StreamResponse, event: StreamMessage) -> StreamResponse:
-    match event:
-        case call_pb2.Started():
-            response.started.CopyFrom(event)
-        case call_pb2.ResultPart():
-            response.result.CopyFrom(event)
-        case tensor_pb2.TensorChunk():
-            response.tensor_chunk.CopyFrom(event)
-        case call_pb2.SubRequestValues():
-            response.values.CopyFrom(event)
-        case call_pb2.Finished():
-            response.finished.CopyFrom(event)
-    return response
+    def _add_values(self, values: call_pb2.SubRequestValues) -> None:
+        sub_response = self._response.sub_responses[values.sub_request_index]
+        if values.HasField("loss"):
+            sub_response.loss = values.loss
+        if values.HasField("activation_value_for_backward_pass"):
+            sub_response.activation_value_for_backward_pass = values.activation_value_for_backward_pass

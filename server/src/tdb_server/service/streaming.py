@@ -6,14 +6,19 @@ less than one chunk together; any other tensor leaves a header in its place and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
+from typing import Generic, TypeVar
 
 import google_crc32c
 import numpy as np
-from transformer_debugger.v1 import call_pb2, result_pb2, tensor_pb2
+from transformer_debugger.v1 import result_pb2, tensor_pb2
+from transformer_debugger.v1.transformer_debugger_service_pb2 import StreamDebugResponse, StreamInferResponse
 
+from tdb_server.domain.node import Nodes
 from tdb_server.domain.results import (
+    DerivedAttentionScalarsResult,
+    DerivedScalarsResult,
     Finished,
     IntArray,
     MultipleTopKResult,
@@ -24,38 +29,34 @@ from tdb_server.domain.results import (
     TopTokens,
 )
 from tdb_server.model.tokenizer import Tokenizer
-from tdb_server.service.result_messages import named_result_message
+from tdb_server.service.result_messages import put_named_result
 
 NODES_PER_PART = 256
 """With ten tokens at both ends of each node's ranking a part takes about 100 KB."""
-StreamMessage = (
-    call_pb2.Started
-    | call_pb2.ResultPart
-    | call_pb2.SubRequestValues
-    | call_pb2.Finished
-    | tensor_pb2.TensorChunk
-)
+StreamMessage = TypeVar("StreamMessage", StreamDebugResponse, StreamInferResponse)
 
 
 def result_parts(result: NamedResult) -> Iterator[NamedResult]:
     """The result cut by nodes. Groups, with their tensors, are in the first part only."""
     whole = result.result
-    if not isinstance(whole, MultipleTopKResult | ScoredTokensResult | TokenPairAttributionResult):
+    if isinstance(whole, DerivedScalarsResult | DerivedAttentionScalarsResult) or (
+        len(whole.nodes) <= NODES_PER_PART
+    ):
         yield result
         return
-    for start in range(0, max(len(whole.nodes), 1), NODES_PER_PART):
-        nodes = slice(start, start + NODES_PER_PART)
+    for start in range(0, len(whole.nodes), NODES_PER_PART):
+        part = slice(start, start + NODES_PER_PART)
+        nodes = Nodes(whole.nodes[part])
         match whole:
             case MultipleTopKResult():
-                part = replace(whole, nodes=whole.nodes[nodes], groups=whole.groups if start == 0 else {})
-                yield replace(result, result=part)
+                ranking = replace(whole, nodes=nodes, groups=whole.groups if start == 0 else {})
+                yield replace(result, result=ranking)
             case ScoredTokensResult():
-                rows, kept = _rows_of_part(whole.rows[nodes])
+                rows, kept = _rows_of_part(whole.rows[part])
                 tokens = _rows_of_tokens(whole.tokens, kept)
-                scored = replace(whole, nodes=whole.nodes[nodes], rows=rows, tokens=tokens)
-                yield replace(result, result=scored)
+                yield replace(result, result=replace(whole, nodes=nodes, rows=rows, tokens=tokens))
             case TokenPairAttributionResult():
-                yield replace(result, result=replace(whole, nodes=whole.nodes[nodes], rows=whole.rows[nodes]))
+                yield replace(result, result=replace(whole, nodes=nodes, rows=whole.rows[part]))
 
 
 def _rows_of_part(rows: IntArray) -> tuple[IntArray, IntArray]:
@@ -91,18 +92,24 @@ def tensors_of(result: result_pb2.NamedResult) -> list[tensor_pb2.Tensor]:
             return []
 
 
-class StreamWriter:
+class StreamWriter(Generic[StreamMessage]):
     """Makes the messages of one stream.
 
     Args:
+        new_message: makes an empty one.
         tokenizer: the model's.
         prompts: token ids of each sub-request.
         chunk_bytes: of tensor data in one message; None to leave all tensors in their results.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], chunk_bytes: int | None
+        self,
+        new_message: Callable[[], StreamMessage],
+        tokenizer: Tokenizer,
+        prompts: Sequence[Sequence[int]],
+        chunk_bytes: int | None,
     ) -> None:
+        self._new_message: Callable[[], StreamMessage] = new_message
         self._tokenizer = tokenizer
         self._prompts = prompts
         self._chunk_bytes = chunk_bytes
@@ -112,22 +119,47 @@ class StreamWriter:
         """A result's parts, each followed by the chunks of its tensors."""
         parts = list(result_parts(result))
         for part in parts:
-            message = named_result_message(part, self._tokenizer, self._prompts[part.sub_request_index])
-            chunked = self._take_out(tensors_of(message))
-            yield call_pb2.ResultPart(
-                sub_request_index=result.sub_request_index, result=message, last_part=part is parts[-1]
-            )
+            message = self._new_message()
+            message.result.sub_request_index = result.sub_request_index
+            message.result.last_part = part is parts[-1]
+            named = message.result.result
+            put_named_result(named, part, self._tokenizer, self._prompts[part.sub_request_index])
+            chunked = self._take_out(tensors_of(named))
+            yield message
             for tensor_id, data in chunked:
                 yield from self._chunks(tensor_id, data)
+
+    def values(self, values: ObjectiveValues) -> StreamMessage:
+        """Loss and traced value; fields stay absent where there is none."""
+        message = self._new_message()
+        message.values.sub_request_index = values.sub_request_index
+        if values.loss is not None:
+            message.values.loss = values.loss
+        if values.activation_value is not None:
+            message.values.activation_value_for_backward_pass = values.activation_value
+        return message
+
+    def finished(self, finished: Finished, serialize_seconds: float) -> StreamMessage:
+        """Where the time went."""
+        message = self._new_message()
+        seconds, timings = finished.seconds, message.finished.timings
+        timings.queue_seconds = seconds.queue
+        timings.forward_seconds = seconds.forward
+        timings.backward_seconds = seconds.backward
+        timings.derive_seconds = seconds.derive
+        timings.score_seconds = seconds.score
+        timings.serialize_seconds = serialize_seconds
+        message.finished.peak_memory_bytes = finished.peak_memory_bytes
+        return message
 
     def _take_out(self, tensors: Sequence[tensor_pb2.Tensor]) -> list[tuple[int, bytes]]:
         """Replaces the data of tensors that do not fit by headers; returns the data with their numbers."""
         taken: list[tuple[int, bytes]] = []
         room = self._chunk_bytes
+        if room is None:
+            return taken
         for tensor in tensors:
             data = tensor.data
-            if room is None:
-                continue
             if len(data) <= room:
                 room -= len(data)
                 continue
@@ -138,32 +170,11 @@ class StreamWriter:
             taken.append((self._n_chunked, data))
         return taken
 
-    def _chunks(self, tensor_id: int, data: bytes) -> Iterator[tensor_pb2.TensorChunk]:
+    def _chunks(self, tensor_id: int, data: bytes) -> Iterator[StreamMessage]:
         step = self._chunk_bytes or len(data)
         for offset in range(0, len(data), step):
-            yield tensor_pb2.TensorChunk(
-                tensor_id=tensor_id, offset=offset, data=data[offset : offset + step]
-            )
-
-
-def values_message(values: ObjectiveValues) -> call_pb2.SubRequestValues:
-    """Loss and traced value; fields stay absent where there is none."""
-    return call_pb2.SubRequestValues(
-        sub_request_index=values.sub_request_index,
-        loss=values.loss,
-        activation_value_for_backward_pass=values.activation_value,
-    )
-
-
-def finished_message(finished: Finished, serialize_seconds: float) -> call_pb2.Finished:
-    """Where the time went."""
-    seconds = finished.seconds
-    timings = call_pb2.Timings(
-        queue_seconds=seconds.queue,
-        forward_seconds=seconds.forward,
-        backward_seconds=seconds.backward,
-        derive_seconds=seconds.derive,
-        score_seconds=seconds.score,
-        serialize_seconds=serialize_seconds,
-    )
-    return call_pb2.Finished(timings=timings, peak_memory_bytes=finished.peak_memory_bytes)
+            message = self._new_message()
+            message.tensor_chunk.tensor_id = tensor_id
+            message.tensor_chunk.offset = offset
+            message.tensor_chunk.data = data[offset : offset + step]
+            yield message

@@ -32,19 +32,20 @@ D_TYPES_BY_NAME = {
 """What a model may compute in, by its name. NumPy has no bfloat16: results are given as float32."""
 
 
-def tensor_message(array: npt.NDArray[Any], dimensions: Sequence[Dimension]) -> Tensor:
-    """An array as a message.
+def put_tensor(message: Tensor, array: npt.NDArray[Any], dimensions: Sequence[Dimension]) -> None:
+    """Puts an array into a message.
 
     Args:
+        message: an empty one.
         array: any layout, any byte order.
         dimensions: what each axis runs over.
     """
-    return _message(array, [DIMENSIONS.numbers[one] for one in dimensions])
+    _put(message, array, [DIMENSIONS.numbers[one] for one in dimensions])
 
 
-def node_tensor_message(array: npt.NDArray[Any]) -> Tensor:
-    """One number per node of a result [n] as a message."""
-    return _message(array, [activation_pb2.DIMENSION_NODES])
+def put_node_tensor(message: Tensor, array: npt.NDArray[Any]) -> None:
+    """Puts one number per node of a result [n] into a message."""
+    _put(message, array, [activation_pb2.DIMENSION_NODES])
 
 
 def tensor_array(message: Tensor) -> npt.NDArray[Any]:
@@ -52,11 +53,11 @@ def tensor_array(message: Tensor) -> npt.NDArray[Any]:
     return np.frombuffer(message.data, dtype=_NUMPY_TYPES[message.dtype]).reshape(tuple(message.shape))
 
 
-def _message(array: npt.NDArray[Any], dims: Sequence[activation_pb2.Dimension.ValueType]) -> Tensor:
+def _put(
+    message: Tensor, array: npt.NDArray[Any], dims: Sequence[activation_pb2.Dimension.ValueType]
+) -> None:
     little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    return Tensor(
-        dtype=_D_TYPES[little.dtype.str],
-        shape=array.shape,
-        dims=dims,
-        data=little.tobytes(),
-    )
+    message.dtype = _D_TYPES[little.dtype.str]
+    message.shape.extend(array.shape)
+    message.dims.extend(dims)
+    message.data = little.tobytes()

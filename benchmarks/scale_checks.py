@@ -85,15 +85,14 @@ class _Run:
 
 
 Key = tuple[int, float]
-"""Workers and load."""
+"""Workers, and the load that they shall have as far as figures are known by then."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """All that was measured: closed loops, and real runs with their calls per second."""
+    """All that was measured."""
 
     loops: list[Loop]
-    rates: dict[Key, float]
     runs: dict[Key, list[_Run]]
 
 
@@ -101,9 +100,7 @@ def checked_model(kind: Kind, measured: Measured) -> tuple[Model, list[Check]]:
     """Lets the simulation play what was real."""
     model, reference = _model(kind, measured.loops)
     say("playing")
-    checks = [
-        _check(model, reference, *key, rate, measured.runs[key]) for key, rate in measured.rates.items()
-    ]
+    checks = [_check(model, reference, n_workers, runs) for (n_workers, _), runs in measured.runs.items()]
     return model, checks
 
 
@@ -114,8 +111,7 @@ def measure(kind: Kind, device: str, seconds: float, n_rounds: int, loads: Seque
         seconds: of each real run.
     """
     loops: list[Loop] = []
-    runs: dict[Key, list[_Run]] = {}
-    rates: dict[Key, float] = {}
+    runs: dict[Key, list[_Run]] = {key: [] for key in itertools.product(N_WORKERS, loads)}
     with watched_cores() as watch, server(kind, device, 1) as one, server(kind, device, 2) as two:
         servers = dict(zip(N_WORKERS, (one, two), strict=True))
         for running in servers.values():
@@ -123,27 +119,22 @@ def measure(kind: Kind, device: str, seconds: float, n_rounds: int, loads: Seque
         for n_round in range(n_rounds):
             say(f"round {n_round + 1} of {n_rounds}: figures")
             loops += closed_loops(kind, one, watch, LOOP_SHARE * seconds)
-            if not rates:
-                first, _ = _model(kind, loops)
-                rates = {
-                    (n_workers, load): load * first.capacity(_here(first, n_workers))
-                    for n_workers in N_WORKERS
-                    for load in loads
-                }
-            for (n_workers, load), rate in rates.items():
+            so_far, _ = _model(kind, loops)
+            for n_workers, load in runs:
                 say(f"round {n_round + 1} of {n_rounds}: {n_workers} workers at {load:.0%}")
+                rate = load * so_far.capacity(_here(so_far, n_workers))
                 run = _real_run(kind, servers[n_workers], watch, rate, seconds, seed=n_round)
-                runs.setdefault((n_workers, load), []).append(run)
-    return Measured(loops, rates, runs)
+                runs[n_workers, load].append(run)
+    return Measured(loops, runs)
 
 
 def _model(kind: Kind, loops: Sequence[Loop]) -> tuple[Model, float]:
     """And the seconds of a sample on the mean core."""
     samples = np.concatenate([loop.samples for loop in loops])
     reference = float(samples.mean())
-    whole = slowness(samples, PAUSE * len(samples), reference)
-    anywhere = dataclasses.replace(whole, spread=PAUSE * len(samples))
-    return Model(figures(loops, reference), kind.n_tokens, anywhere), reference
+    seconds = PAUSE * len(samples)
+    cores = dataclasses.replace(slowness(samples, seconds, reference), spread=seconds)
+    return Model(figures(loops, reference), kind.n_tokens, cores), reference
 
 
 def _here(model: Model, n_workers: int) -> Cluster:
@@ -158,16 +149,15 @@ def _real_run(kind: Kind, running: BenchServer, watch: Watch, rate: float, secon
     return _Run(*sent_and_latencies, spent, watch.last(spent.seconds))
 
 
-def _check(
-    model: Model, reference: float, n_workers: int, load: float, rate: float, runs: Sequence[_Run]
-) -> Check:
+def _check(model: Model, reference: float, n_workers: int, runs: Sequence[_Run]) -> Check:
     there = _here(model, n_workers)
     latencies = np.concatenate([run.latencies for run in runs])
     p50_range, p95_range = _ranges(runs)
     p50, p95 = map(float, np.percentile(latencies, (50, 95)))
+    rate = len(latencies) / sum(run.coming[-1] for run in runs)
     met = [slowness(run.samples, run.spent.seconds, reference) for run in runs]
     return Check(
-        n_workers, load, rate, len(latencies), p50, p50_range, p95, p95_range,
+        n_workers, rate / model.capacity(there), rate, len(latencies), p50, p50_range, p95, p95_range,
         reduce(add, [run.spent for run in runs]).mean_batch,
         _predicted(model, there, runs, met),
         _predicted(model, there, runs, [model.slowness] * len(runs)),

@@ -32,8 +32,8 @@ class Figures:
         front_reading: of the front, for what the worker sends while it makes an answer.
         front_after: of the front, per call, when the worker has made its answer.
         caller: of a caller's side, per call.
-        elsewhere: of a lone call, beside all this, while nobody computes: threads and processes that wake
-            each other.
+        elsewhere: of a batch on its way to the worker, while nobody computes: threads and processes that
+            wake each other; all that a lone call takes beside the rest.
     """
 
     shared_fixed: float

@@ -2,7 +2,7 @@
 
 A process of its own does the same little work again and again, on each core in turn, and notes the processor
 time that it took. It knows nothing of the service: its answer goes with the moments at which calls come to
-what the simulation is told about a real run. It takes about 3 % of one core.
+what the simulation is told about a real run. It takes about 2 % of the cores.
 `python -m benchmarks.scale_cores PATH` samples into a file until it is ended.
 """
 
@@ -28,7 +28,6 @@ from benchmarks.scale_process import Slowness
 PAUSE = 0.025
 """Seconds between two samples."""
 
-N_ROUNDS = 2
 _chance = random.Random(1)
 _RECORDS = [{"id": i, "parts": [_chance.random() for _ in range(4)], "name": f"x{i}"} for i in range(30)]
 _ROWS = np.random.default_rng(1).standard_normal((8, 1000)).astype(np.float32)
@@ -64,24 +63,22 @@ def watched_cores() -> Iterator[Watch]:
 
 
 def slowness(samples: np.ndarray, seconds: float, reference: float) -> Slowness:
-    """Of the time in which the samples [n] were taken: so many seconds, in which processes meet any core.
+    """Of the time in which the samples [n] were taken: so many seconds, as many from each core.
 
     Args:
         reference: processor seconds of a sample on the mean core.
     """
     interval = seconds / len(samples)
-    n_cores = os.cpu_count() or 1
-    return Slowness(tuple(map(float, samples / reference)), interval, spread=n_cores * interval)
+    return Slowness(tuple(map(float, samples / reference)), interval, os.cpu_count() or 1)
 
 
 def _work() -> None:
     """Somewhat like the service's: an interpreter that makes small objects, and short loops over numbers."""
-    for _ in range(N_ROUNDS):
-        json.loads(json.dumps(_RECORDS))
-        pickle.loads(pickle.dumps(_RECORDS))
-        best = np.argpartition(_ROWS, 10, axis=1)[:, :10]
-        np.take_along_axis(_ROWS, best, 1).sort()
-        (_ROWS @ _ROWS.T).sum()
+    json.loads(json.dumps(_RECORDS))
+    pickle.loads(pickle.dumps(_RECORDS))
+    best = np.argpartition(_ROWS, 10, axis=1)[:, :10]
+    np.take_along_axis(_ROWS, best, 1).sort()
+    (_ROWS @ _ROWS.T).sum()
 
 
 def _sample(path: Path) -> None:

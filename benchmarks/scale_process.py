@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
 
 from benchmarks.scale_clock import Clock, Happening
 
 TURN = 0.005
 """Seconds after which threads of Python change places (`sys.getswitchinterval`)."""
+
+STAY = 1.0
+"""Seconds for which a process is on one core, roughly: an operating system does not move what is warm."""
 
 
 @dataclass(frozen=True)
@@ -17,18 +21,21 @@ class Slowness:
     """How long the same work took at one moment after the other.
 
     Attributes:
-        ratios: as shares of the mean.
+        ratios: as shares of the mean, of the cores in turn.
         interval: seconds from one to the next.
+        n_cores: that took turns.
         spread: seconds by which processes may be apart in what they meet.
     """
 
     ratios: Sequence[float]
     interval: float
+    n_cores: int = 1
     spread: float = 0.0
 
-    def at(self, moment: float) -> float:
-        """The ratio at a moment, over and over again."""
-        return self.ratios[int(moment / self.interval) % len(self.ratios)]
+    def at(self, moment: float, core: int) -> float:
+        """The ratio of a core at a moment, over and over again."""
+        index = int(moment / self.interval)
+        return self.ratios[(index - index % self.n_cores + core) % len(self.ratios)]
 
 
 EVER_THE_SAME = Slowness((1.0,), 1.0)
@@ -39,14 +46,16 @@ class Process:
 
     Args:
         clock: of the simulation.
-        slowness: of its core.
-        begins_at: the moment in `slowness` at which the simulation begins.
+        slowness: of the cores, on one of which it is for about STAY.
+        chance: which, and how long.
     """
 
-    def __init__(self, clock: Clock, slowness: Slowness, begins_at: float) -> None:
+    def __init__(self, clock: Clock, slowness: Slowness, chance: Random) -> None:
         self._clock = clock
         self._slowness = slowness
-        self._begins_at = begins_at
+        self._chance = chance
+        self._begins_at = chance.uniform(0, slowness.spread)
+        self._core, self._stays_until = 0, 0.0
         self._tasks: deque[tuple[float, Happening]] = deque()
         self._is_at_work = False
         self._n_lives = 0
@@ -59,7 +68,11 @@ class Process:
             if self._n_lives == life:
                 done()
 
-        self._clock.compute(seconds * self._slowness.at(self._begins_at + self._clock.now), ended)
+        now = self._clock.now
+        if now >= self._stays_until:
+            self._core = self._chance.randrange(self._slowness.n_cores)
+            self._stays_until = now + self._chance.expovariate(1 / STAY)
+        self._clock.compute(seconds * self._slowness.at(self._begins_at + now, self._core), ended)
 
     def take_turns(self, seconds: float, done: Happening) -> None:
         """Computes, in turns with what else it has to do."""

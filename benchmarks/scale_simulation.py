@@ -63,7 +63,7 @@ class Simulation:
         figures: of a worker and a front.
         cluster: what there is.
         coming: when calls come, in seconds.
-        seed: of where in the measured slowness each process begins, and of deaths.
+        seed: of on which core each process is when, and of deaths.
     """
 
     def __init__(self, figures: Figures, cluster: Cluster, coming: Sequence[float], seed: int = 0) -> None:
@@ -98,8 +98,7 @@ class Simulation:
         )
 
     def _process(self) -> Process:
-        slowness = self._cluster.slowness
-        return Process(self._clock, slowness, self._random.uniform(0, slowness.spread))
+        return Process(self._clock, self._cluster.slowness, self._random)
 
     def _arrives(self, call: _Call) -> Happening:
         def happen() -> None:
@@ -158,14 +157,17 @@ class Simulation:
         worker.batch_number += 1
         self._n_batches += 1
         self._n_batched += len(batch)
-        shared, number = self._figures.shared_seconds(len(batch)), worker.batch_number
+        number = worker.batch_number
+        front.process.take_turns(0.0, lambda: self._is_handed_over(front, worker, number))
+        _count_active(front)
 
+    def _is_handed_over(self, front: _Front, worker: _Worker, number: int) -> None:
         def begins() -> None:
             if worker.batch_number == number:
+                shared = self._figures.shared_seconds(len(worker.batch))
                 worker.process.compute(shared, lambda: self._makes_answer(front, worker))
 
-        front.process.take_turns(0.0, begins)
-        _count_active(front)
+        self._clock.at(self._clock.now + self._figures.elsewhere, begins)
 
     def _makes_answer(self, front: _Front, worker: _Worker) -> None:
         """The next one. Halfway, as a mean, the front reads what there is of it."""
@@ -190,7 +192,7 @@ class Simulation:
         front.open_calls.discard(call)
 
         def is_read() -> None:
-            self._latencies.append(self._clock.now - call.came_at + self._figures.elsewhere)
+            self._latencies.append(self._clock.now - call.came_at)
 
         self._clock.compute(self._figures.caller, is_read)
 

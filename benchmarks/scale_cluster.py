@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+
+from benchmarks.scale_process import EVER_THE_SAME, Slowness
 
 
 def moments(calls_per_second: float, seed: int) -> Iterator[float]:
@@ -20,33 +22,42 @@ def moments(calls_per_second: float, seed: int) -> Iterator[float]:
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured of one worker, one front and one caller, in seconds.
+    """What was measured of one worker, one front and one caller: seconds, of a processor and on a mean core.
 
     Attributes:
-        shared_fixed: of a batch until its first answer can be made, however small it is: the way to the
-            worker and back, and through the model.
+        shared_fixed: of a batch until its first answer can be made, however small it is.
         shared_per_call: the same, of each call in it, on top.
         own: of a call's own answer, made when the batch has gone through the model.
-        ratios: how long calls took a worker, as shares of the mean; evenly many of each length.
-        front_before: of the front's one thread, per call, until it waits for a worker.
-        front_after: the same, when the worker has made its answer.
-        around: what a lone call takes on top of all this; less than nothing where front and worker overlap.
-        caller: processor time of a caller's side, per call.
+        front_before: of the front, per call, until it waits for a worker.
+        front_reading: of the front, for what the worker sends while it makes an answer.
+        front_after: of the front, per call, when the worker has made its answer.
+        caller: of a caller's side, per call.
+        elsewhere: of a batch on its way to the worker, while nobody computes: threads and processes that
+            wake each other; all that a lone call takes beside the rest.
     """
 
     shared_fixed: float
     shared_per_call: float
     own: float
-    ratios: Sequence[float]
     front_before: float
+    front_reading: float
     front_after: float
-    around: float
     caller: float
+    elsewhere: float
 
     @property
     def front(self) -> float:
-        """Of the front's thread, per call."""
-        return self.front_before + self.front_after
+        """Of the front, per call."""
+        return self.front_before + self.front_reading + self.front_after
+
+    def all_seconds(self, n_calls: int) -> float:
+        """Of everybody, per call in such a batch."""
+        return self.front + self.batch_seconds(n_calls) / n_calls + self.caller
+
+    @property
+    def lone_call(self) -> float:
+        """Mean latency of a call that never waits: the front reads while the worker goes on."""
+        return self.front_before + self.batch_seconds(1) + self.front_after + self.caller + self.elsewhere
 
     def shared_seconds(self, n_calls: int) -> float:
         """Mean time of a batch until the first answer can be made."""
@@ -72,6 +83,7 @@ class Cluster:
         max_wait: seconds that a busy worker waits for company.
         max_queue: calls that may wait for a worker of one front; further ones are refused.
         n_cores: that fronts, workers and callers share; infinite where each has its own.
+        slowness: of the cores.
         worker_life: mean seconds until a worker dies; infinite for workers that do not.
         front_life: the same of fronts.
         restart: seconds until a dead one is ready again.
@@ -84,6 +96,7 @@ class Cluster:
     max_wait: float = 0.005
     max_queue: int = 128
     n_cores: float = math.inf
+    slowness: Slowness = EVER_THE_SAME
     worker_life: float = math.inf
     front_life: float = math.inf
     restart: float = 30.0

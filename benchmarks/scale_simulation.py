@@ -1,27 +1,28 @@
 """A cluster of fronts and workers, call by call, in a time of its own: what latency to expect under a load.
 
-Calls come at random moments. A balancer gives them to the fronts in turn. A front's one thread does one thing
-after the other: it takes calls in, sends answers out, and hears between two of these that a worker is done.
-Calls wait for a worker and run in batches as `tdb_server.workers.scheduler` makes them: those that wait are
-shared out among the free workers, the one that has worked least first, and a worker that has just been busy
-waits a moment for as much company as it had before. In a batch all calls go through the model together, and
-then get their answers one after the other. All calls are of one kind, so what fits into a batch is a number
-of calls. Workers and fronts die now and then: a worker's calls run again, each alone; a front's are repeated
-by their callers.
+A balancer gives calls to the fronts in turn. What a front has to do takes turns, for Python runs one thread
+at a time: taking calls in, handing batches over, reading what workers send while they go on, hearing that
+one is done, sending answers out. Calls wait for a worker and run in batches as
+`tdb_server.workers.scheduler` makes them: those that wait are shared out among the free workers, the one that
+has worked least first, and a worker that has just been busy waits a moment for as much company as it had
+before. In a batch all calls go through the model together, and then get their answers one after the other.
+All calls are of one kind, so what fits into a batch is a number of calls. Workers and fronts die now and
+then: a worker's calls run again, each alone; a front's are repeated by their callers.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from benchmarks.scale_clock import Clock, Happening
-from benchmarks.scale_cluster import Cluster, Figures, Outcome, moments
+from benchmarks.scale_cluster import Cluster, Figures, Outcome
+from benchmarks.scale_process import Process
 
 
 @dataclass(eq=False)
@@ -34,6 +35,7 @@ class _Call:
 class _Worker:
     """`batch_number` tells what belongs to a batch that is over or was lost with the worker."""
 
+    process: Process
     batch: list[_Call] = field(default_factory=list)
     n_done: int = 0
     batch_number: int = 0
@@ -46,15 +48,11 @@ class _Worker:
 
 @dataclass(eq=False)
 class _Front:
-    """`n_lives` tells what belongs to a life that is over."""
-
+    process: Process
     workers: list[_Worker]
     queue: deque[_Call] = field(default_factory=deque)
     open_calls: set[_Call] = field(default_factory=set)
-    tasks: deque[tuple[float, Happening]] = field(default_factory=deque)
-    is_at_work: bool = False
     is_up: bool = True
-    n_lives: int = 0
     wakes_at: float = math.inf
 
 
@@ -64,48 +62,43 @@ class Simulation:
     Args:
         figures: of a worker and a front.
         cluster: what there is.
-        calls_per_second: of all callers together.
-        seed: of the moments at which calls come.
-        spread_seed: of how long everything takes, and of deaths.
+        coming: when calls come, in seconds.
+        seed: of on which core each process is when, and of deaths.
     """
 
-    def __init__(
-        self,
-        figures: Figures,
-        cluster: Cluster,
-        calls_per_second: float,
-        seed: int = 0,
-        spread_seed: int = 0,
-    ) -> None:
-        self._figures, self._cluster = figures, cluster
-        self._moments = moments(calls_per_second, seed)
-        self._random = random.Random(spread_seed)
+    def __init__(self, figures: Figures, cluster: Cluster, coming: Sequence[float], seed: int = 0) -> None:
+        self._figures, self._cluster, self._coming = figures, cluster, coming
+        self._random = random.Random(seed)
         self._clock = Clock(cluster.n_cores)
         self._fronts = [
-            _Front([_Worker() for _ in range(cluster.n_workers)]) for _ in range(cluster.n_fronts)
+            _Front(self._process(), [_Worker(self._process()) for _ in range(cluster.n_workers)])
+            for _ in range(cluster.n_fronts)
         ]
         self._turn = 0
         self._latencies: list[float] = []
         self._n_refused = self._n_batches = self._n_batched = 0
 
-    def run(self, n_calls: int, warm_up: float = 0.1) -> Outcome:
-        """Lets so many calls come, and leaves out the first share of them."""
-        for came_at in itertools.islice(self._moments, n_calls):
+    def run(self, warm_up: float = 0.1) -> Outcome:
+        """Plays until every call is answered or refused, and leaves out the first share of the answers."""
+        for came_at in self._coming:
             self._clock.at(came_at, self._arrives(_Call(came_at)))
         for front in self._fronts:
             self._later_dies(self._cluster.front_life, self._front_dies(front))
             for worker in front.workers:
                 self._later_dies(self._cluster.worker_life, self._worker_dies(front, worker))
-        while len(self._latencies) + self._n_refused < n_calls:
+        while len(self._latencies) + self._n_refused < len(self._coming):
             self._clock.step()
         busy = sum(worker.busy_seconds for front in self._fronts for worker in front.workers)
         n_workers = self._cluster.n_fronts * self._cluster.n_workers
         return Outcome(
-            np.array(self._latencies[int(warm_up * n_calls) :]),
+            np.array(self._latencies[int(warm_up * len(self._coming)) :]),
             self._n_refused,
             busy / (self._clock.now * n_workers),
             self._n_batched / max(1, self._n_batches),
         )
+
+    def _process(self) -> Process:
+        return Process(self._clock, self._cluster.slowness, self._random)
 
     def _arrives(self, call: _Call) -> Happening:
         def happen() -> None:
@@ -114,7 +107,7 @@ class Simulation:
                 self._n_refused += 1
                 return
             front.open_calls.add(call)
-            self._front_does(front, self._figures.front_before, lambda: self._is_queued(front, call))
+            front.process.take_turns(self._figures.front_before, lambda: self._is_queued(front, call))
 
         return happen
 
@@ -126,26 +119,6 @@ class Simulation:
             if front.is_up and any(worker.is_up for worker in front.workers):
                 return front
         return None
-
-    def _front_does(self, front: _Front, seconds: float, done: Happening) -> None:
-        """Its thread does this when it has done everything before."""
-        front.tasks.append((seconds, done))
-        if not front.is_at_work:
-            self._next_task(front)
-
-    def _next_task(self, front: _Front) -> None:
-        front.is_at_work = bool(front.tasks)
-        if not front.tasks:
-            return
-        seconds, done = front.tasks.popleft()
-        life = front.n_lives
-
-        def ended() -> None:
-            if front.n_lives == life:
-                done()
-                self._next_task(front)
-
-        self._clock.compute(seconds, ended)
 
     def _is_queued(self, front: _Front, call: _Call) -> None:
         front.queue.append(call)
@@ -171,7 +144,7 @@ class Simulation:
 
             def happen() -> None:
                 front.wakes_at = math.inf
-                self._front_does(front, 0.0, lambda: self._dispatch(front))
+                front.process.take_turns(0.0, lambda: self._dispatch(front))
 
             self._clock.at(moment, happen)
 
@@ -184,37 +157,44 @@ class Simulation:
         worker.batch_number += 1
         self._n_batches += 1
         self._n_batched += len(batch)
-        self._worker_does(worker, self._figures.shared_seconds(len(batch)), self._goes_on(front, worker))
+        number = worker.batch_number
+        front.process.take_turns(0.0, lambda: self._is_handed_over(front, worker, number))
         _count_active(front)
 
-    def _worker_does(self, worker: _Worker, mean_seconds: float, done: Happening) -> None:
-        number = worker.batch_number
-
-        def ended() -> None:
+    def _is_handed_over(self, front: _Front, worker: _Worker, number: int) -> None:
+        def begins() -> None:
             if worker.batch_number == number:
-                done()
+                shared = self._figures.shared_seconds(len(worker.batch))
+                worker.process.compute(shared, lambda: self._makes_answer(front, worker))
 
-        self._clock.compute(mean_seconds * self._random.choice(self._figures.ratios), ended)
+        self._clock.at(self._clock.now + self._figures.elsewhere, begins)
 
-    def _goes_on(self, front: _Front, worker: _Worker) -> Happening:
-        """With the next answer."""
+    def _makes_answer(self, front: _Front, worker: _Worker) -> None:
+        """The next one. Halfway, as a mean, the front reads what there is of it."""
+        half = self._figures.own / 2
 
-        def answered() -> None:
-            call = worker.batch[worker.n_done]
-            worker.n_done += 1
-            if worker.n_done < len(worker.batch):
-                self._worker_does(worker, self._figures.own, answered)
-            else:
-                number = worker.batch_number
-                self._front_does(front, 0.0, lambda: self._batch_ended(front, worker, number))
-            self._front_does(front, self._figures.front_after, lambda: self._leaves(front, call))
+        def halfway() -> None:
+            front.process.take_turns(self._figures.front_reading, lambda: None)
+            worker.process.compute(half, lambda: self._answered(front, worker))
 
-        return lambda: self._worker_does(worker, self._figures.own, answered)
+        worker.process.compute(half, halfway)
+
+    def _answered(self, front: _Front, worker: _Worker) -> None:
+        call, number = worker.batch[worker.n_done], worker.batch_number
+        worker.n_done += 1
+        front.process.take_turns(self._figures.front_after, lambda: self._leaves(front, call))
+        if worker.n_done < len(worker.batch):
+            self._makes_answer(front, worker)
+        else:
+            front.process.take_turns(0.0, lambda: self._batch_ended(front, worker, number))
 
     def _leaves(self, front: _Front, call: _Call) -> None:
         front.open_calls.discard(call)
-        self._latencies.append(self._clock.now - call.came_at + self._figures.around)
-        self._clock.compute(self._figures.caller, lambda: None)
+
+        def is_read() -> None:
+            self._latencies.append(self._clock.now - call.came_at)
+
+        self._clock.compute(self._figures.caller, is_read)
 
     def _batch_ended(self, front: _Front, worker: _Worker, number: int) -> None:
         if worker.batch_number == number:
@@ -239,6 +219,7 @@ class Simulation:
                     call.runs_alone = True
                     front.queue.appendleft(call)
                 worker.is_up = False
+                worker.process.die()
                 self._is_free(front, worker)
                 self._clock.at(self._clock.now + self._cluster.restart, lambda: self._is_back(front, worker))
                 self._dispatch(front)
@@ -253,13 +234,13 @@ class Simulation:
     def _front_dies(self, front: _Front) -> Happening:
         def happen() -> None:
             if front.is_up:
-                front.is_up = front.is_at_work = False
-                front.n_lives += 1
+                front.is_up = False
+                front.process.die()
                 lost = [*front.open_calls]
                 front.open_calls.clear()
                 front.queue.clear()
-                front.tasks.clear()
                 for worker in front.workers:
+                    worker.process.die()
                     if worker.batch:
                         self._is_free(front, worker)
                 for call in sorted(lost, key=lambda call: call.came_at):

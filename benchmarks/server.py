@@ -27,11 +27,13 @@ class BenchServer:
 
     Attributes:
         address: `HOST:PORT`.
+        front_pid: the process that takes calls.
         worker_pids: the processes in which it computes.
         metrics_port: where it tells Prometheus; None where that was not asked for.
     """
 
     address: str
+    front_pid: int
     worker_pids: tuple[int, ...]
     metrics_port: int | None = None
 
@@ -75,7 +77,7 @@ def running_server(
             address = f"127.0.0.1:{ports['grpc_port']}"
             pids = _worker_pids(process.pid)
             _wait_until_settled(pids)
-            yield BenchServer(address, pids, ports.get("metrics_port"))
+            yield BenchServer(address, process.pid, pids, ports.get("metrics_port"))
         finally:
             _stop(process)
 
@@ -94,15 +96,18 @@ def _wait_until_settled(worker_pids: Sequence[int]) -> None:
     """Until the workers have prepared, in their idle time, what they can for later calls."""
     deadline = time.monotonic() + READY_SECONDS
     before = None
-    while (now := [_ticks(pid) for pid in worker_pids]) != before and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
+        now = [processor_seconds(f"{pid}") for pid in worker_pids]
+        if now == before:
+            return
         before = now
         time.sleep(SETTLED_SECONDS)
 
 
-def _ticks(pid: int) -> int:
-    """Processor time that a process has used, in clock ticks."""
-    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-    return int(user) + int(system)
+def processor_seconds(of: str) -> float:
+    """Processor time that a process has used, given `PID`, or one of its threads, given `PID/task/ID`."""
+    user, system = Path("/proc", of, "stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _worker_pids(front_pid: int) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tdb_server.domain.results import FloatArray, IntArray
 from tdb_server.scalars.best_entries import block_size
-from tdb_server.scalars.host_arrays import as_array, as_indices
+from tdb_server.scalars.host_arrays import as_array
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def bests_of_blocks(entries: Tensor, k: int, largest: bool) -> tuple[Tensor, int
     if n_whole < len(entries):
         parts.append(entries[None, n_whole:])
     bests = [part.amax(dim=1) if largest else part.amin(dim=1) for part in parts]
-    return torch.cat(bests), block
+    return bests[0] if len(bests) == 1 else torch.cat(bests), block
 
 
 def best_entries(
@@ -56,14 +56,12 @@ def best_entries(
         Values [m], which part each is of [m], and node indices [m, n_axes].
     """
     sign = 1 if largest else -1
-    bests = torch.cat([one.bests for one in parts]) * sign
-    if len(bests) < k:
-        least = bests.new_full((1,), -torch.inf)
-    else:
-        numbers = bests.masked_fill(bests.isnan(), -torch.inf)
-        least = numbers.topk(k, sorted=False).values.amin(dim=0, keepdim=True)
+    bests = as_array(torch.cat([one.bests for one in parts])) * sign
+    least = -np.inf
+    if len(bests) >= k:
+        least = np.partition(np.where(np.isnan(bests), -np.inf, bests), -k)[-k]
     # Where the k-th best is a zero, whatever is below does not count, nor do the zeros.
-    chosen = as_indices(((bests >= least) & ((bests > 0) | (least < 0))).nonzero()[:, 0])
+    chosen = np.flatnonzero(bests >= least if least != 0 else bests > 0)
     starts = np.cumsum([0, *(len(one.bests) for one in parts)])
     of_parts = np.split(chosen, chosen.searchsorted(starts[1:-1]))
     found = [
@@ -73,10 +71,9 @@ def best_entries(
     ]
     if not found:
         return np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros((0, 1), np.int64)
-    together = as_array(torch.cat([least * sign, *(values for _, values, _ in found)]))
-    at_least, values = together[0] * sign, together[1:]
+    values = as_array(torch.cat([one for _, one, _ in found]))
     if len(values) > k:
-        at_least = max(at_least, np.partition(values * sign, -k)[-k])
-    is_best = (values * sign >= at_least) & (values != 0)
+        least = max(least, np.partition(values * sign, -k)[-k])
+    is_best = (values * sign >= least) & (values != 0)
     which = np.repeat([number for number, _, _ in found], [len(nodes) for _, _, nodes in found])
     return values[is_best], which[is_best], np.concatenate([nodes for _, _, nodes in found])[is_best]

@@ -24,6 +24,7 @@ from torch import Tensor
 from tdb_server.domain.place import Place
 from tdb_server.model.config import DecoderConfig
 from tdb_server.model.rotary import rotary_frequencies, rotate
+from tdb_server.model.sparse_gradient import sparse_gradient_linear
 
 Look = Callable[[Place, int | None, Tensor], Tensor]
 NORM_SCALES = frozenset({Place.ATTN_LN_SCALE, Place.MLP_LN_SCALE, Place.RESID_LN_F_SCALE})
@@ -153,7 +154,7 @@ class Decoder:
         probs = tap(Place.ATTN_QK_PROBS, layer_index, torch.softmax(_wide(logits), dim=-1).to(x.dtype))
         v_out = tap(Place.ATTN_V_OUT, layer_index, probs @ self.repeat_groups(v))  # [B, H, T, e]
         joined = v_out.transpose(1, 2).flatten(2)  # [B, T, H * e]
-        return F.linear(joined, layer.attn_out_weight, layer.attn_out_bias)
+        return self._linear(layer_index, joined, layer.attn_out_weight, layer.attn_out_bias)
 
     def queries_keys_values(
         self, layer_index: int, normed: Tensor, positions: Tensor | None = None
@@ -188,14 +189,19 @@ class Decoder:
         """What layer `layer_index`'s MLP adds to the residual stream: [B, T, d] to [B, T, d]."""
         layer = self.weights.layers[layer_index]
         normed = self._norm(Place.MLP_LN_SCALE, layer_index, x, layer.mlp_norm, tap)
-        hidden = F.linear(normed, layer.mlp_in_weight, layer.mlp_in_bias)
+        hidden = self._linear(layer_index, normed, layer.mlp_in_weight, layer.mlp_in_bias)
         if self.config.gated:
             gate, up = hidden.chunk(2, dim=-1)
             act = self.activate(tap(Place.MLP_PRE_ACT, layer_index, gate)) * up
         else:
             act = self.activate(tap(Place.MLP_PRE_ACT, layer_index, hidden))
         act = tap(Place.MLP_POST_ACT, layer_index, act)  # [B, T, F]
-        return F.linear(act, layer.mlp_out_weight, layer.mlp_out_bias)
+        return self._linear(layer_index, act, layer.mlp_out_weight, layer.mlp_out_bias)
+
+    def _linear(self, layer_index: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """A product with a layer's weights. Of those in the last layer, a loss sees few tokens."""
+        is_last = layer_index == self.config.n_layers - 1
+        return sparse_gradient_linear(x, weight, bias) if is_last else F.linear(x, weight, bias)
 
     def activate(self, pre_act: Tensor) -> Tensor:
         """The MLP's nonlinearity."""

@@ -7,6 +7,7 @@ seconds; of a large one nothing is prepared, since most of it would never be ask
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import torch
@@ -23,6 +24,9 @@ _NEURONS_PER_STEP = VocabularySearch.max_directions
 def preparation(decoder: Decoder, scorer: TokenScorer) -> Iterator[None]:
     """Prepares a few neurons' lists, step by step, each of some ten milliseconds.
 
+    What was prepared stays. So the garbage collector is told to leave it alone: to look through a hundred
+    thousand objects again and again would hold up a call in twenty for a tenth of a second.
+
     Where every token is scored, because that is fast or there are few, to remember gains nothing.
     """
     config = decoder.config
@@ -35,3 +39,4 @@ def preparation(decoder: Decoder, scorer: TokenScorer) -> Iterator[None]:
                 vectors = directions(decoder, layer_index, which)
                 scorer.prepare(Scoring(vectors, vectors.new_ones(len(which)), N_SCORED_TOKENS, is_output))
                 yield
+    gc.freeze()

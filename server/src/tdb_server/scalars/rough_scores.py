@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK = 64
+BLOCK = 32
 """Neighbouring tokens that are looked at together first."""
 MAX_DIRECTIONS = 64
 """Directions scored at once: bounds the rough scores, which are [MAX_DIRECTIONS, V].

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import blake2b
+from hashlib import sha256
 
 import numpy as np
 import torch
@@ -155,7 +155,7 @@ class TokenScorer:
 
 def _keys(scoring: Scoring, directions: Tensor) -> list[Key]:
     return [
-        (scoring.is_output, scoring.n_tokens, blake2b(row.tobytes(), digest_size=16).digest())
+        (scoring.is_output, scoring.n_tokens, sha256(row.tobytes()).digest())
         for row in _floats(directions)
     ]
 

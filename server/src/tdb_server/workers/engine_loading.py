@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,7 +75,12 @@ def _warm_up(engine: Engine, progress: Progress) -> None:
 
 
 def _return_free_memory() -> None:
-    """Gives back what was needed to load only; the C library would keep it, in pages of 2 MiB."""
+    """Gives back what was needed to load only; the C library would keep it, in pages of 2 MiB.
+
+    What is left stays: the garbage collector need not look through it again and again.
+    """
+    gc.collect()
+    gc.freeze()
     with contextlib.suppress(AttributeError, TypeError, OSError):  # other systems, other C libraries
         ctypes.CDLL(None).malloc_trim(0)
 

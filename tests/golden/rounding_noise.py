@@ -25,6 +25,6 @@ def without_rounding_noise(golden: dict[str, Any], answer: dict[str, Any]) -> di
     """The golden with its noise replaced by the answer's, once both are seen to be nothing but noise."""
     wanted, got = noise_sums(golden["response"]), noise_sums(answer)
     if wanted is not None and got is not None:
-        assert all(abs(number) < 5e-6 for number in (*wanted["value"], *got["value"]))
+        assert all(abs(number) < 1e-5 for number in (*wanted["value"], *got["value"]))
         wanted["value"] = got["value"]
     return golden

@@ -16,9 +16,9 @@ from tdb_server.domain.requests import N_SCORED_TOKENS
 from tdb_server.model.decoder import Decoder
 from tdb_server.scalars import neurons
 from tdb_server.scalars.token_scores import Scoring, TokenScorer
-from tdb_server.scalars.vocabulary_search import VocabularySearch
 
-_NEURONS_PER_STEP = VocabularySearch.max_directions
+_NEURONS_PER_STEP = 64
+"""A call that comes meanwhile waits for the end of a step."""
 
 
 def preparation(decoder: Decoder, scorer: TokenScorer) -> Iterator[None]:

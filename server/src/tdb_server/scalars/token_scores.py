@@ -155,8 +155,7 @@ class TokenScorer:
 
 def _keys(scoring: Scoring, directions: Tensor) -> list[Key]:
     return [
-        (scoring.is_output, scoring.n_tokens, sha256(row.tobytes()).digest())
-        for row in _floats(directions)
+        (scoring.is_output, scoring.n_tokens, sha256(row.tobytes()).digest()) for row in _floats(directions)
     ]
 
 

@@ -84,8 +84,8 @@ class VocabularySearch:
         some_low = _best_of_best_blocks(rough, k, largest=False)
         known = self._scores_of_columns(directions, torch.cat((some_high, some_low), dim=1))
         known = (known - directions @ self.rough.mean[:, None]) / rough.steps  # [m, 2k]
-        at_least = (known[:, :k].amin(dim=1, keepdim=True) - rough.bounds).ceil().int()  # [m, 1]
-        at_most = (known[:, k:].amax(dim=1, keepdim=True) + rough.bounds).floor().int()
+        at_least = known[:, :k].amin(dim=1, keepdim=True) - rough.bounds  # [m, 1]
+        at_most = known[:, k:].amax(dim=1, keepdim=True) + rough.bounds
         rows, blocks = ((rough.highest >= at_least) | (rough.lowest <= at_most)).nonzero().unbind(1)
         members = rough.of_blocks(rows, blocks)  # [n, BLOCK]
         entries, within = ((members >= at_least[rows]) | (members <= at_most[rows])).nonzero().unbind(1)
@@ -104,6 +104,7 @@ def _best_of_best_blocks(rough: RoughScores, k: int, largest: bool) -> Tensor:
     """The best column of each of the k blocks with the best ones [m, k]; no column twice."""
     best = rough.highest if largest else rough.lowest
     chosen = best.topk(k, dim=1, largest=largest, sorted=False).indices
-    members = rough.of_blocks(torch.arange(len(best))[:, None], chosen)  # [m, k, BLOCK]
+    rows = torch.arange(len(best)).repeat_interleave(k)
+    members = rough.of_blocks(rows, chosen.flatten()).view(*chosen.shape, BLOCK)
     within = members.argmax(dim=2) if largest else members.argmin(dim=2)
     return chosen * BLOCK + within

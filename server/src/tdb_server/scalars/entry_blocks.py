@@ -25,11 +25,13 @@ class EntryBlocks:
 
     Attributes:
         bests: the best entry of each block [n_blocks].
-        entries: from the numbers of m blocks to their entries: values [e] and node indices [e, n_axes].
+        entries: from the numbers of m blocks to their entries: values [e] and where they stand [e].
+        nodes: from where entries stand [e] to node indices [e, n_axes].
     """
 
     bests: Tensor
     entries: Callable[[IntArray], tuple[Tensor, IntArray]]
+    nodes: Callable[[IntArray], IntArray]
 
 
 def bests_of_blocks(entries: Tensor, k: int, largest: bool) -> tuple[Tensor, int]:
@@ -75,5 +77,10 @@ def best_entries(
     if len(values) > k:
         least = max(least, np.partition(values * sign, -k)[-k])
     is_best = (values * sign >= least) & (values != 0)
-    which = np.repeat([number for number, _, _ in found], [len(nodes) for _, _, nodes in found])
-    return values[is_best], which[is_best], np.concatenate([nodes for _, _, nodes in found])[is_best]
+    ends = np.cumsum([len(flat) for _, _, flat in found])[:-1]
+    best_of_parts = [
+        (number, parts[number].nodes(flat[is_best_here]))
+        for (number, _, flat), is_best_here in zip(found, np.split(is_best, ends), strict=True)
+    ]
+    which = np.repeat([number for number, _ in best_of_parts], [len(nodes) for _, nodes in best_of_parts])
+    return values[is_best], which, np.concatenate([nodes for _, nodes in best_of_parts])

@@ -88,7 +88,7 @@ class DenseScalars:
         if ranked.numel() == 0:
             return np.zeros(0, np.float32), np.zeros((0, len(self.axes)), np.int64)
         found, flat = top_k_entries(ranked, k, largest)
-        return found, self._nodes(self._coordinates(flat, ranked.shape, first))
+        return found, self._nodes(flat, ranked.shape, first)
 
     def blocks(self, k: int, largest: bool, token_index: int | None) -> EntryBlocks:
         """All entries in blocks, so that the k best of several layers can be found."""
@@ -98,11 +98,14 @@ class DenseScalars:
 
         def entries(blocks: IntArray) -> tuple[Tensor, IntArray]:
             flat = (blocks[:, None] * block + np.arange(block)).reshape(-1)
-            coordinates = self._coordinates(flat[flat < n_entries], shape, first)
-            index = tuple(torch.from_numpy(np.stack(coordinates)).to(self.device))
-            return self._product_at(index, are_ranked=True), self._nodes(coordinates)
+            flat = flat[flat < n_entries]
+            index = self._index(flat, shape, first)
+            values = self._product_at(index)
+            if self.not_nodes is not None:
+                values = values.masked_fill(self.not_nodes.expand(self.shape)[index], 0)
+            return values, flat
 
-        return EntryBlocks(bests, entries)
+        return EntryBlocks(bests, entries, lambda flat: self._nodes(flat, shape, first))
 
     def _ranked(self, token_index: int | None) -> tuple[Tensor, int]:
         """What is ranked, at one token or at all, and the first place on the token axis that is."""
@@ -114,26 +117,29 @@ class DenseScalars:
         is_covered = place < len(covered) and covered[place] == token_index
         return values.narrow(self._token_axis, place, int(is_covered)), place
 
-    def _coordinates(self, flat: IntArray, shape: tuple[int, ...], first: int) -> list[IntArray]:
-        """Where entries of what is ranked stand in the product, axis by axis."""
-        coordinates: list[IntArray] = list(np.unravel_index(flat, shape))
-        if first and self._token_axis is not None:
-            coordinates[self._token_axis] = coordinates[self._token_axis] + first
-        return coordinates
+    def _index(self, flat: IntArray, shape: torch.Size, first: int) -> tuple[Tensor, ...]:
+        """Where entries of what is ranked stand in the product, axis by axis.
 
-    def _nodes(self, coordinates: Sequence[IntArray]) -> IntArray:
-        """Node indices [m, n_axes] of entries of the product."""
-        by_axis = dict(zip(self.axes, coordinates, strict=True))
-        if self.tokens is not None and _TOKENS in by_axis:
-            by_axis[_TOKENS] = self._covered_tokens[by_axis[_TOKENS]]
+        On a GPU, where stacks are large, these may be many, and are computed there.
+        """
+        if self.device.type == "cpu":
+            index = [torch.from_numpy(one) for one in np.unravel_index(flat, shape)]
+        else:
+            index = [*torch.unravel_index(torch.from_numpy(flat).to(self.device), shape)]
+        if first and self._token_axis is not None:
+            index[self._token_axis] = index[self._token_axis] + first
+        return tuple(index)
+
+    def _nodes(self, flat: IntArray, shape: torch.Size, first: int) -> IntArray:
+        """Node indices [m, n_axes] of entries of what is ranked."""
+        by_axis: dict[Axis, IntArray] = dict(zip(self.axes, np.unravel_index(flat, shape), strict=True))
+        if _TOKENS in by_axis:
+            by_axis[_TOKENS] = self._covered_tokens[by_axis[_TOKENS] + first]
         return np.stack([by_axis[one] for one in self.order], axis=1)
 
-    def _product_at(self, index: tuple[Tensor, ...], *, are_ranked: bool = False) -> Tensor:
-        """Some entries of the product, or of what is ranked of it."""
-        found = reduce(torch.mul, [factor.expand(self.shape)[index] for factor in self.factors])
-        if are_ranked and self.not_nodes is not None:
-            return found.masked_fill(self.not_nodes.expand(self.shape)[index], 0)
-        return found
+    def _product_at(self, index: tuple[Tensor, ...]) -> Tensor:
+        """Some entries of the product."""
+        return reduce(torch.mul, [factor.expand(self.shape)[index] for factor in self.factors])
 
     def at(self, nodes: Tensor) -> Tensor:
         """The numbers of some nodes: indices [m, n_axes] to [m]."""
@@ -220,10 +226,13 @@ class SparseScalars:
         n_zeros = min(k, n_latents - len(values))
 
         def entries(blocks: IntArray) -> tuple[Tensor, IntArray]:
-            is_active = torch.from_numpy(blocks[blocks < len(values)]).to(values.device)
-            return values[is_active], as_indices(coordinates[is_active])
+            flat = blocks[blocks < len(values)]
+            return values[torch.from_numpy(flat).to(values.device)], flat
 
-        return EntryBlocks(torch.cat((values, values.new_zeros(n_zeros))), entries)
+        def nodes(flat: IntArray) -> IntArray:
+            return as_indices(coordinates[torch.from_numpy(flat).to(values.device)])
+
+        return EntryBlocks(torch.cat((values, values.new_zeros(n_zeros))), entries, nodes)
 
     def at(self, nodes: Tensor) -> Tensor:
         """The numbers of some nodes: indices [m, n_axes] to [m]."""

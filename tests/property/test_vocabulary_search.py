@@ -42,9 +42,9 @@ KINDS = ["plain", "loud channel", "loud token", "common mean", "few distinct", "
 @pytest.mark.parametrize("kind", KINDS)
 @examples(20)
 @given(
-    n_tokens=st.sampled_from([4096, 4097, 5000, 6463]),
+    n_tokens=st.sampled_from([4096, 4097, 5000, 8192, 8193, 20_011]),
     k=st.sampled_from([1, 2, 10, 15, 60]),
-    n_directions=st.sampled_from([1, 3, 64]),
+    n_directions=st.sampled_from([1, 3, 64, 65, 256]),
     n_excluded=st.sampled_from([0, 1, 70]),
     has_zero=st.booleans(),
     seed=st.integers(0, 1000),

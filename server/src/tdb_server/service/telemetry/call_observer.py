@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # generic for the type checker alone
     from tdb_server.service.handlers import Context, Handler
 
 UNKNOWN_METHOD = "other"
+CALLERS_CLOCK_SECONDS = 0.05
+"""A caller gives up by its own clock, a little before the deadline is over by ours."""
 
 
 class CallObserver(grpc.aio.ServerInterceptor):
@@ -60,8 +62,9 @@ class CallObserver(grpc.aio.ServerInterceptor):
                     response = await answer(request, context)
                     return response if handler.response_streaming else serialize(response)
                 except asyncio.CancelledError:
-                    # Zero once the deadline has passed, None where there is none.
-                    record.status = "DEADLINE_EXCEEDED" if context.time_remaining() == 0 else "CANCELLED"
+                    left = context.time_remaining()  # None where there is no deadline
+                    is_late = left is not None and left < CALLERS_CLOCK_SECONDS
+                    record.status = "DEADLINE_EXCEEDED" if is_late else "CANCELLED"
                     raise
                 except Exception:  # an abort, mostly: those of our own are noted already
                     if record.status == "OK":

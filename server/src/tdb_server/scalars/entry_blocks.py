@@ -7,6 +7,7 @@ whichever tensors they are of. With blocks of about sqrt(n / k) entries both ste
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from tdb_server.domain.results import FloatArray, IntArray
 from tdb_server.scalars.best_entries import block_size
-from tdb_server.scalars.host_arrays import as_array
+from tdb_server.scalars.host_arrays import as_array, as_indices
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,7 @@ def best_entries(
         Values [m], which part each is of [m], and node indices [m, n_axes].
     """
     sign = 1 if largest else -1
-    bests = as_array(torch.cat([one.bests for one in parts])) * sign
-    least = -np.inf
-    if len(bests) >= k:
-        least = np.partition(np.where(np.isnan(bests), -np.inf, bests), -k)[-k]
-    # Where the k-th best is a zero, whatever is below does not count, nor do the zeros.
-    chosen = np.flatnonzero(bests >= least if least != 0 else bests > 0)
+    chosen, least = _chosen_blocks(torch.cat([one.bests for one in parts]) * sign, k)
     starts = np.cumsum([0, *(len(one.bests) for one in parts)])
     of_parts = np.split(chosen, chosen.searchsorted(starts[1:-1]))
     found = [
@@ -75,7 +71,7 @@ def best_entries(
         return np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros((0, 1), np.int64)
     values = as_array(torch.cat([one for _, one, _ in found]))
     if len(values) > k:
-        least = max(least, np.partition(values * sign, -k)[-k])
+        least = max(least, float(np.partition(values * sign, -k)[-k]))
     is_best = (values * sign >= least) & (values != 0)
     ends = np.cumsum([len(flat) for _, _, flat in found])[:-1]
     best_of_parts = [
@@ -84,3 +80,16 @@ def best_entries(
     ]
     which = np.repeat([number for number, _ in best_of_parts], [len(nodes) for _, nodes in best_of_parts])
     return values[is_best], which, np.concatenate([nodes for _, nodes in best_of_parts])
+
+
+def _chosen_blocks(bests: Tensor, k: int) -> tuple[IntArray, float]:
+    """Which blocks may have one of the k best entries [m], and what these entries are at least.
+
+    Where that is zero, whatever is below does not count, and zeros are never chosen.
+    """
+    if len(bests) < k:
+        least = -math.inf
+    else:
+        least = float(bests.masked_fill(bests.isnan(), -math.inf).topk(k, sorted=False).values.amin())
+    is_chosen = bests > 0 if least == 0 else bests >= least
+    return as_indices(is_chosen.nonzero()[:, 0]), least

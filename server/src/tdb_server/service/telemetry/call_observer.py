@@ -62,7 +62,7 @@ class CallObserver(grpc.aio.ServerInterceptor):
                     response = await answer(request, context)
                     return response if handler.response_streaming else serialize(response)
                 except asyncio.CancelledError:
-                    left = context.time_remaining()  # None where there is no deadline
+                    left: float | None = context.time_remaining()  # None where there is no deadline
                     is_late = left is not None and left < CALLERS_CLOCK_SECONDS
                     record.status = "DEADLINE_EXCEEDED" if is_late else "CANCELLED"
                     raise

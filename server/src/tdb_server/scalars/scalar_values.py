@@ -118,14 +118,13 @@ class DenseScalars:
         return values.narrow(self._token_axis, place, int(is_covered)), place
 
     def _index(self, flat: IntArray, shape: torch.Size, first: int) -> tuple[Tensor, ...]:
-        """Where entries of what is ranked stand in the product, axis by axis.
-
-        On a GPU, where stacks are large, these may be many, and are computed there.
-        """
-        if self.device.type == "cpu":
-            index = [torch.from_numpy(one) for one in np.unravel_index(flat, shape)]
-        else:
-            index = [*torch.unravel_index(torch.from_numpy(flat).to(self.device), shape)]
+        """Where entries of what is ranked stand in the product, axis by axis."""
+        rest = torch.from_numpy(flat).to(self.device)
+        index: list[Tensor] = []
+        for size in reversed(shape[1:]):
+            index.insert(0, rest % size)
+            rest = rest // size
+        index.insert(0, rest)
         if first and self._token_axis is not None:
             index[self._token_axis] = index[self._token_axis] + first
         return tuple(index)

@@ -97,6 +97,6 @@ class Nodes(tuple[NodeIndex, ...]):
         return _nodes, (self._pickled,)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=16)  # of a large call 2 MB each
 def _nodes(pickled: bytes) -> Nodes:
     return Nodes(NodeIndex(*fields) for fields in pickle.loads(pickled))

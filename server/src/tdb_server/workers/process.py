@@ -25,7 +25,7 @@ MEMORY_TUNABLES = ":".join(
     )
 )
 """Asks Linux for pages of 2 MiB: a long prompt takes and gives back a million of 4 KiB. And has the C library
-keep up to 256 MiB that a call gave back, for the next: else the kernel clears these pages for each call anew."""
+keep up to 256 MiB that a call gave back, for the next: else the kernel clears them for each call anew."""
 
 
 class WorkerProcess:

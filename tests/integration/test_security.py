@@ -180,12 +180,16 @@ def test_a_refusal_says_when_to_come_back(guarded, debug_request, refusal):
     request = debug_request(prompt=LONG, n_sub_requests=8, k=1000)
     streams = [guarded.debugger.StreamDebug(request, metadata=bearer("two")) for _ in range(3)]
     deadline = time.monotonic() + 10
-    while not any(one.done() for one in streams):  # which of them comes last is not ours to say
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    failed = refusal(lambda: next(one for one in streams if one.done()).result())
-    for stream in streams:
-        stream.cancel()
+    try:
+        while not any(one.done() for one in streams):  # which of them comes last is not ours to say
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        refused = next(one for one in streams if one.done())
+        failed = refusal(refused.result)
+        assert next(next(one for one in streams if one is not refused)).HasField("started")
+    finally:
+        for stream in streams:
+            stream.cancel()
     assert (failed.code, failed.info.reason, failed.retry_seconds) == (
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         "TOO_MANY_CONCURRENT_CALLS",

@@ -44,7 +44,7 @@ KINDS = ["plain", "loud channel", "loud token", "common mean", "few distinct", "
 @given(
     n_tokens=st.sampled_from([4096, 4097, 5000, 8192, 8193, 20_011]),
     k=st.sampled_from([1, 2, 10, 15, 60]),
-    n_directions=st.sampled_from([1, 3, 64, 65, 256]),
+    n_directions=st.sampled_from([1, 3, 64, 65, 256, 512]),
     n_excluded=st.sampled_from([0, 1, 70]),
     has_zero=st.booleans(),
     seed=st.integers(0, 1000),

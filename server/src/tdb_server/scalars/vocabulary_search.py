@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tdb_server.scalars.rough_scores import BLOCK, MAX_DIRECTIONS, RoughScores, RoughVocabulary
+from tdb_server.scalars.rough_scores import LARGEST, MAX_DIRECTIONS, N_BANDS, RoughScores, RoughVocabulary
 from tdb_server.scalars.sampled_products import sampled_products
 from tdb_server.scalars.token_ranking import RankedTokens, rank_vocabulary
 
@@ -45,17 +45,21 @@ class VocabularySearch:
         is_ranked = torch.ones(len(vocabulary), dtype=torch.bool)
         if excluded is not None:
             is_ranked[excluded] = False
-        self._ids = is_ranked.nonzero()[:, 0]
-        self.rough = RoughVocabulary(vocabulary[self._ids])
+        ids = is_ranked.nonzero()[:, 0]
+        self.rough = RoughVocabulary(vocabulary[ids])
+        order = self.rough.order
+        self._ids = ids[order].masked_fill(order < 0, -1)  # [BLOCK, n_blocks]
 
     def rank(self, directions: Tensor, k: int) -> RankedTokens:
         """The k highest and lowest tokens along directions [m, d], the same as if all were scored."""
         if 4 * k > self.rough.n_blocks:
             return rank_vocabulary(self._vocabulary, directions, k, self._excluded)
-        rows, ids = self._candidates(directions, k)
+        rough = self.rough.scores(directions)
+        rows, ids = self._candidates(directions, rough, k)
         counts = rows.bincount(minlength=len(directions))
-        if counts.amin() < k or counts.amax() > _MAX_CANDIDATES:  # as along zero, or what is not a number
-            return rank_vocabulary(self._vocabulary, directions, k, self._excluded)
+        is_found = rough.bounds.isfinite().all(dim=0) & (counts >= k) & (counts <= _MAX_CANDIDATES)
+        if not is_found.all():  # as along zero
+            return self._rank_apart(directions, k, is_found)
         scores = sampled_products(directions, self._vocabulary, rows, ids)
         first = counts.cumsum(0) - counts
         spots = torch.arange(len(rows)) - first[rows]  # each candidate's place in its row
@@ -70,7 +74,16 @@ class VocabularySearch:
 
         return RankedTokens(*best(largest=True), *best(largest=False))
 
-    def _candidates(self, directions: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def _rank_apart(self, directions: Tensor, k: int, is_found: Tensor) -> RankedTokens:
+        """Ranks by scoring every token where too many are candidates, and by searching for the others."""
+        ranked = rank_vocabulary(self._vocabulary, directions[~is_found], k, self._excluded)
+        if not is_found.any():
+            return ranked
+        parts = zip(vars(ranked).values(), vars(self.rank(directions[is_found], k)).values(), strict=True)
+        places = torch.cat(((~is_found).nonzero()[:, 0], is_found.nonzero()[:, 0])).argsort()
+        return RankedTokens(*(torch.cat(part)[places] for part in parts))
+
+    def _candidates(self, directions: Tensor, rough: RoughScores, k: int) -> tuple[Tensor, Tensor]:
         """All tokens that may be among the k best at either end.
 
         Others are out: even with the largest possible error they do not reach k tokens whose scores are
@@ -79,32 +92,41 @@ class VocabularySearch:
         Returns:
             The candidates' directions and their token ids, ordered by direction: two tensors [n].
         """
-        rough = self.rough.scores(directions)
-        some_high = _best_of_best_blocks(rough, k, largest=True)
-        some_low = _best_of_best_blocks(rough, k, largest=False)
-        known = self._scores_of_columns(directions, torch.cat((some_high, some_low), dim=1))
-        known = (known - directions @ self.rough.mean[:, None]) / rough.steps  # [m, 2k]
-        at_least = known[:, :k].amin(dim=1, keepdim=True) - rough.bounds  # [m, 1]
-        at_most = known[:, k:].amax(dim=1, keepdim=True) + rough.bounds
-        rows, blocks = ((rough.highest >= at_least) | (rough.lowest <= at_most)).nonzero().unbind(1)
-        members = rough.of_blocks(rows, blocks)  # [n, BLOCK]
-        entries, within = ((members >= at_least[rows]) | (members <= at_most[rows])).nonzero().unbind(1)
-        columns = blocks[entries] * BLOCK + within
-        is_token = columns < len(self._ids)
-        return rows[entries[is_token]], self._ids[columns[is_token]]
+        known_high, known_low = self._known_scores(directions, rough, k)  # [m]
+        at_least = _in_8_bits((known_high / rough.steps - rough.bounds).ceil())  # [N_BANDS, m]
+        at_most = _in_8_bits((known_low / rough.steps + rough.bounds).floor())
+        band = self.rough.n_blocks // N_BANDS
+        is_high = rough.highest >= at_least.repeat_interleave(band, dim=0)
+        is_low = rough.lowest <= at_most.repeat_interleave(band, dim=0)
+        blocks, rows = (is_high | is_low).nonzero().unbind(1)
+        bands = blocks // band
+        members = rough.scores[:, blocks, rows]  # [BLOCK, n]
+        is_candidate = (members >= at_least[bands, rows]) | (members <= at_most[bands, rows])
+        within, entries = is_candidate.nonzero().unbind(1)
+        ids = self._ids[within, blocks[entries]]
+        rows, order = rows[entries[ids >= 0]].sort(stable=True)
+        return rows, ids[ids >= 0][order]
 
-    def _scores_of_columns(self, directions: Tensor, columns: Tensor) -> Tensor:
-        """Exact scores of as many tokens along each direction: columns [m, n] to [m, n]."""
-        ids = self._ids[columns.flatten().clamp(max=len(self._ids) - 1)]
-        vectors = self._vocabulary.index_select(0, ids).view(*columns.shape, -1)
-        return torch.einsum("mnd,md->mn", vectors, directions)
+    def _known_scores(self, directions: Tensor, rough: RoughScores, k: int) -> tuple[Tensor, Tensor]:
+        """What k tokens score at least along each direction, and k tokens at most: two [m].
+
+        The mean's score is taken off. The tokens are the best ones of the k blocks with the best ones.
+        """
+        high = rough.highest.T.contiguous().topk(k, dim=1, sorted=False).indices
+        low = rough.lowest.T.contiguous().topk(k, dim=1, sorted=False, largest=False).indices
+        blocks, rows = torch.cat((high, low), dim=1), torch.arange(len(directions))[:, None]  # [m, 2k]
+        members = rough.scores[:, blocks, rows]  # [BLOCK, m, 2k]
+        within = torch.cat((members[..., :k].argmax(dim=0), members[..., k:].argmin(dim=0)), dim=1)
+        ids = self._ids[within, blocks]
+        where = rows.expand_as(ids).flatten(), ids.clamp(min=0).flatten()
+        scores = sampled_products(directions, self._vocabulary, *where).view(ids.shape)
+        scores -= directions @ self.rough.mean[:, None]
+        return (
+            scores[:, :k].masked_fill(ids[:, :k] < 0, -torch.inf).amin(dim=1),
+            scores[:, k:].masked_fill(ids[:, k:] < 0, torch.inf).amax(dim=1),
+        )
 
 
-def _best_of_best_blocks(rough: RoughScores, k: int, largest: bool) -> Tensor:
-    """The best column of each of the k blocks with the best ones [m, k]; no column twice."""
-    best = rough.highest if largest else rough.lowest
-    chosen = best.topk(k, dim=1, largest=largest, sorted=False).indices
-    rows = torch.arange(len(best)).repeat_interleave(k)
-    members = rough.of_blocks(rows, chosen.flatten()).view(*chosen.shape, BLOCK)
-    within = members.argmax(dim=2) if largest else members.argmin(dim=2)
-    return chosen * BLOCK + within
+def _in_8_bits(steps: Tensor) -> Tensor:
+    """Whole numbers as 8-bit integers: those that do not fit, as the nearest that do."""
+    return steps.clamp(-LARGEST - 1, LARGEST).to(torch.int8)

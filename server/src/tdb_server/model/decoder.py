@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tdb_server.domain.place import Place
 from tdb_server.model.config import DecoderConfig
+from tdb_server.model.rms_norm import rms_norm
 from tdb_server.model.rotary import rotary_frequencies, rotate
 from tdb_server.model.sparse_gradient import sparse_gradient_linear
 
@@ -111,7 +112,11 @@ class Decoder:
         self.config = config
         self.weights = weights
         self._mask: Tensor | None = None
-        self._rotary = None if config.rotary_theta is None else rotary_frequencies(config, self.device)
+        self._half_scale: float = config.d_head**-0.25
+        self._rotary: tuple[Tensor, Tensor] | None = None
+        if config.rotary_theta is not None:
+            cosine, sine = rotary_frequencies(config, self.device)
+            self._rotary = cosine * self._half_scale, sine * self._half_scale
 
     @property
     def device(self) -> torch.device:
@@ -148,11 +153,14 @@ class Decoder:
         q = tap(Place.ATTN_Q, layer_index, q)
         k = tap(Place.ATTN_K, layer_index, k)
         v = tap(Place.ATTN_V, layer_index, v)
-        logits = q @ self.repeat_groups(k).transpose(-1, -2)  # [B, H, T, T]
-        logits = logits.masked_fill_(self.mask(x.shape[1]), -torch.inf)
+        n_rows, n_tokens = x.shape[:2]
+        logits = self._grouped(q) @ k.transpose(-1, -2)
+        logits = logits.view(n_rows, -1, n_tokens, n_tokens)  # [B, H, T, T]
+        logits = logits.masked_fill_(self.mask(n_tokens), -torch.inf)
         logits = tap(Place.ATTN_QK_LOGITS, layer_index, logits)
         probs = tap(Place.ATTN_QK_PROBS, layer_index, torch.softmax(_wide(logits), dim=-1).to(x.dtype))
-        v_out = tap(Place.ATTN_V_OUT, layer_index, probs @ self.repeat_groups(v))  # [B, H, T, e]
+        v_out = (self._grouped(probs) @ v).view(n_rows, -1, n_tokens, v.shape[-1])
+        v_out = tap(Place.ATTN_V_OUT, layer_index, v_out)  # [B, H, T, e]
         joined = v_out.transpose(1, 2).flatten(2)  # [B, T, H * e]
         return self._linear(layer_index, joined, layer.attn_out_weight, layer.attn_out_bias)
 
@@ -167,8 +175,12 @@ class Decoder:
         config, layer = self.config, self.weights.layers[layer_index]
         qkv = F.linear(normed, layer.qkv_weight, layer.qkv_bias)
         qkv = qkv.view(*normed.shape[:-1], -1, config.d_head)  # [B, T, H + 2G, e]
-        n_heads = [config.n_heads, config.n_key_value_heads, config.n_key_value_heads]
-        q, k, v = torch.split(qkv.transpose(1, 2), n_heads, dim=1)
+        n_queries, n_keys = config.n_heads, config.n_key_value_heads
+        qk, v = torch.split(qkv.transpose(1, 2), [n_queries + n_keys, n_keys], dim=1)
+        if layer.q_norm is None and layer.k_norm is None:
+            q, k = torch.split(self.place_heads(qk, None, positions), [n_queries, n_keys], dim=1)
+            return q, k, v
+        q, k = torch.split(qk, [n_queries, n_keys], dim=1)
         return self.place_heads(q, layer.q_norm, positions), self.place_heads(k, layer.k_norm, positions), v
 
     def place_heads(self, x: Tensor, head_norm: Tensor | None, positions: Tensor | None = None) -> Tensor:
@@ -178,12 +190,11 @@ class Decoder:
         """
         if head_norm is not None:
             x = x / self._root_mean_square(x) * head_norm
-        if self._rotary is not None:
-            rows = slice(x.shape[2]) if positions is None else positions
-            cosine, sine = (table[rows].to(x.dtype) for table in self._rotary)
-            x = rotate(x, cosine, sine)
-        half_scale: float = self.config.d_head**-0.25
-        return x * half_scale
+        if self._rotary is None:
+            return x * self._half_scale
+        rows = slice(x.shape[2]) if positions is None else positions
+        cosine, sine = (table[rows].to(x.dtype) for table in self._rotary)  # scaled, too
+        return rotate(x, cosine, sine)
 
     def mlp(self, layer_index: int, x: Tensor, tap: Tap = UNTAPPED) -> Tensor:
         """What layer `layer_index`'s MLP adds to the residual stream: [B, T, d] to [B, T, d]."""
@@ -227,7 +238,7 @@ class Decoder:
             return self.normalize(x, tap(place, layer_index, self.norm_scale(x)), norm)
         if self.config.norm == "layer_norm":
             return F.layer_norm(x, x.shape[-1:], norm.gain, norm.bias, self.config.norm_epsilon)
-        return F.rms_norm(x, x.shape[-1:], norm.gain, self.config.norm_epsilon)
+        return rms_norm(x, norm.gain, self.config.norm_epsilon)
 
     def norm_scale(self, x: Tensor) -> Tensor:
         """What a norm divides by: [..., d] to [..., 1]."""
@@ -245,6 +256,10 @@ class Decoder:
     def _root_mean_square(self, x: Tensor) -> Tensor:
         mean_square = _wide(x).pow(2).mean(dim=-1, keepdim=True)
         return torch.sqrt(mean_square + self.config.norm_epsilon).to(x.dtype)
+
+    def _grouped(self, x: Tensor) -> Tensor:
+        """Query heads that share keys and values together: [B, H, T, n] to [B, G, H / G * T, n]."""
+        return x.reshape(x.shape[0], self.config.n_key_value_heads, -1, x.shape[-1])
 
     def repeat_groups(self, x: Tensor) -> Tensor:
         """Key/value heads [B, G, ...] to one for each query head [B, H, ...]."""

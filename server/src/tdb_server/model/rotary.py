@@ -18,7 +18,7 @@ from tdb_server.model.config import DecoderConfig
 
 
 def rotary_frequencies(config: DecoderConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every angle: two tensors [context_length, e], float32.
+    """Cosine and sine of every angle: two tensors [context_length, e], float32, as `rotate` takes them.
 
     Raises:
         UnsupportedModel: the checkpoint scales its rotation in a way not known here.
@@ -26,7 +26,8 @@ def rotary_frequencies(config: DecoderConfig, device: torch.device) -> tuple[Ten
     """
     places = torch.arange(config.context_length, dtype=torch.float32, device=device)
     angles = torch.outer(places, inverse_frequencies(config).to(device)).repeat(1, 2)  # [context_length, e]
-    return angles.cos(), angles.sin()
+    first, second = angles.sin().chunk(2, dim=1)
+    return angles.cos(), torch.cat((-first, second), dim=1)
 
 
 def inverse_frequencies(config: DecoderConfig) -> Tensor:
@@ -59,9 +60,8 @@ def scaling_type(scaling: dict[str, object]) -> str:
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Turns [B, heads, T, e] by tables [T, e]."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cosine + torch.cat((-second, first), dim=-1) * sine
+    """Turns [B, heads, T, e] by tables [T, e], of which the sine is negative in its first half."""
+    return torch.addcmul(x * cosine, x.roll(x.shape[-1] // 2, dims=-1), sine)
 
 
 def _slow_down_long_waves(frequencies: Tensor, scaling: dict[str, object]) -> Tensor:

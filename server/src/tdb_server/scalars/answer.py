@@ -24,7 +24,7 @@ from tdb_server.domain.results import (
     ScoredTokensResult,
     TokenPairAttributionResult,
 )
-from tdb_server.scalars.directions import Directions
+from tdb_server.scalars.directions import Directions, LayerNodes, by_layer
 from tdb_server.scalars.read_directions import read_directions
 from tdb_server.scalars.row_run import RowRun
 from tdb_server.scalars.single_component import derived_attention_scalars, derived_scalars
@@ -128,7 +128,8 @@ def scored_tokens(
     run: RowRun, asked: Sequence[tuple[ScoredTokensSpec, Nodes]], scorer: TokenScorer
 ) -> Iterator[ScoredTokensResult]:
     """Vocabulary tokens scored against every node that has a direction of the kind asked for."""
-    found = [_directions(run, nodes, spec.scoring) for spec, nodes in asked]
+    layers = {nodes: by_layer(run, nodes) for _, nodes in asked}
+    found = [_directions(run, layers[nodes], spec.scoring) for spec, nodes in asked]
     scorings = [
         Scoring(one.vectors, one.scales, spec.n_tokens, is_output=_is_output(spec.scoring))
         for one, (spec, _) in zip(found, asked, strict=True)
@@ -143,5 +144,5 @@ def _is_output(scoring: TokenScoringType) -> bool:
     return scoring is TokenScoringType.UPVOTED_OUTPUT_TOKENS
 
 
-def _directions(run: RowRun, nodes: Sequence[NodeIndex], scoring: TokenScoringType) -> Directions:
+def _directions(run: RowRun, nodes: Sequence[LayerNodes], scoring: TokenScoringType) -> Directions:
     return write_directions(run, nodes) if _is_output(scoring) else read_directions(run, nodes, scoring)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +43,7 @@ class Directions:
     scales: Tensor
 
 
-def by_layer(run: RowRun, nodes: Sequence[NodeIndex]) -> Iterator[LayerNodes]:
+def by_layer(run: RowRun, nodes: Sequence[NodeIndex]) -> list[LayerNodes]:
     """The nodes, by type and layer, in first-seen order; all indices are copied to the device at once."""
     found: dict[tuple[NodeType, int | None], list[int]] = {}
     for position, node in enumerate(nodes):
@@ -53,8 +53,10 @@ def by_layer(run: RowRun, nodes: Sequence[NodeIndex]) -> Iterator[LayerNodes]:
     ]
     everything = torch.tensor([index for own in groups for index in own], device=run.decoder.device)
     parts = torch.split(everything, [len(own) for own in groups])
-    for ((node_type, layer_index), positions), part in zip(found.items(), parts, strict=True):
-        yield LayerNodes(node_type, layer_index, positions, part.view(len(positions), -1))
+    return [
+        LayerNodes(node_type, layer_index, positions, part.view(len(positions), -1))
+        for ((node_type, layer_index), positions), part in zip(found.items(), parts, strict=True)
+    ]
 
 
 def joined(run: RowRun, found: Sequence[Directions]) -> Directions:

@@ -15,18 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tdb_server.domain.node import NodeIndex, NodeType
+from tdb_server.domain.node import NodeType
 from tdb_server.domain.place import Place
 from tdb_server.domain.requests import TokenScoringType
 from tdb_server.scalars import heads, neurons
-from tdb_server.scalars.directions import Directions, LayerNodes, by_layer, joined
+from tdb_server.scalars.directions import Directions, LayerNodes, joined
 from tdb_server.scalars.objectives import latent_pre_activations, mlp_site
 from tdb_server.scalars.row_run import RowRun
 
 
-def read_directions(run: RowRun, nodes: Sequence[NodeIndex], scoring: TokenScoringType) -> Directions:
+def read_directions(run: RowRun, nodes: Sequence[LayerNodes], scoring: TokenScoringType) -> Directions:
     """Read directions of the nodes that have one of this kind."""
-    layers = [one for one in by_layer(run, nodes) if one.layer_index is not None]
+    layers = [one for one in nodes if one.layer_index is not None]
     if scoring is not TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_MLP:
         pairs = [
             one for one in layers if one.node_type is NodeType.ATTENTION_HEAD and one.indices.shape[1] == 3

@@ -119,15 +119,12 @@ class DenseScalars:
 
     def _index(self, flat: IntArray, shape: torch.Size, first: int) -> tuple[Tensor, ...]:
         """Where entries of what is ranked stand in the product, axis by axis."""
-        rest = torch.from_numpy(flat).to(self.device)
-        index: list[Tensor] = []
-        for size in reversed(shape[1:]):
-            index.insert(0, rest % size)
-            rest = rest // size
-        index.insert(0, rest)
+        places = np.stack(
+            np.unravel_index(flat, shape)
+        )  # small steps cost least on the host
         if first and self._token_axis is not None:
-            index[self._token_axis] = index[self._token_axis] + first
-        return tuple(index)
+            places[self._token_axis] += first
+        return torch.from_numpy(places).to(self.device).unbind()
 
     def _nodes(self, flat: IntArray, shape: torch.Size, first: int) -> IntArray:
         """Node indices [m, n_axes] of entries of what is ranked."""

@@ -10,17 +10,17 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from tdb_server.domain.node import NodeIndex, NodeType
+from tdb_server.domain.node import NodeType
 from tdb_server.domain.place import Place
 from tdb_server.scalars import heads, neurons
-from tdb_server.scalars.directions import Directions, LayerNodes, by_layer, joined
+from tdb_server.scalars.directions import Directions, LayerNodes, joined
 from tdb_server.scalars.row_run import RowRun
 from tdb_server.scalars.scalar_values import SparseScalars
 
 
-def write_directions(run: RowRun, nodes: Sequence[NodeIndex]) -> Directions:
+def write_directions(run: RowRun, layers: Sequence[LayerNodes]) -> Directions:
     """Write directions of the nodes that write."""
-    return joined(run, [found for one in by_layer(run, nodes) if (found := _writes(run, one)) is not None])
+    return joined(run, [found for one in layers if (found := _writes(run, one)) is not None])
 
 
 def _writes(run: RowRun, nodes: LayerNodes) -> Directions | None:

@@ -119,9 +119,7 @@ class DenseScalars:
 
     def _index(self, flat: IntArray, shape: torch.Size, first: int) -> tuple[Tensor, ...]:
         """Where entries of what is ranked stand in the product, axis by axis."""
-        places = np.stack(
-            np.unravel_index(flat, shape)
-        )  # small steps cost least on the host
+        places = np.stack(np.unravel_index(flat, shape))  # small steps cost least on the host
         if first and self._token_axis is not None:
             places[self._token_axis] += first
         return torch.from_numpy(places).to(self.device).unbind()

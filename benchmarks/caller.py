@@ -13,7 +13,14 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from google.protobuf.message import Message
-from tdb_client import DebugSubRequest, Finished, InferenceSubRequest, ResultReady, Timings
+from tdb_client import (
+    DebugSubRequest,
+    Finished,
+    InferenceSubRequest,
+    ResultReady,
+    ScoredTokensResult,
+    Timings,
+)
 from tdb_client.connection import Connection
 from tdb_client.decoding import timings
 from tdb_client.encoding import debug_request, infer_request
@@ -40,10 +47,11 @@ class TimedCall:
     """One call.
 
     Attributes:
-        seconds: from making the request to having read the answer.
+        seconds: from making the request to having read the answer, but for what is read when looked at.
         first_result_seconds: until the first result was whole; the same for a call that is not streamed.
         timings: where the server says that the time went.
         n_bytes: of all messages, the request included, without HTTP/2's own.
+        lists_seconds: to read all of its token lists afterwards; 0 for a call that is not streamed.
         peak_memory_bytes: what the server says about its device; 0 when not known.
         events: of the stream; empty for a call that is not streamed.
     """
@@ -52,6 +60,7 @@ class TimedCall:
     first_result_seconds: float
     timings: Timings
     n_bytes: int
+    lists_seconds: float = 0.0
     peak_memory_bytes: int = 0
     events: tuple[Event, ...] = ()
 
@@ -126,6 +135,7 @@ class Caller:
             seconds if first_result is None else first_result,
             finished.timings,
             n_bytes,
+            _read_lists(events),
             finished.peak_memory_bytes,
             tuple(events),
         )
@@ -149,6 +159,15 @@ class Caller:
             previous = now
         reader.end()
         return ChunkedTensors(n_bytes, last - announced)
+
+
+def _read_lists(events: Sequence[Event]) -> float:
+    """Looks at every token list, and says how long that took."""
+    start = time.perf_counter()
+    for event in events:
+        if isinstance(event, ResultReady) and isinstance(event.result, ScoredTokensResult):
+            tuple(event.result.top_tokens)
+    return time.perf_counter() - start
 
 
 def _counted(kind: type[Answer]) -> Callable[[bytes], tuple[int, Answer]]:

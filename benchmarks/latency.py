@@ -65,6 +65,7 @@ class Row:
     Attributes:
         memory_bytes: most memory above what the worker had when it was ready.
         wire_bytes: of the messages of a streamed call, both ways.
+        lists_p50: to read all token lists of a streamed call afterwards.
         transport: what of a streamed call is in no stage: gRPC, pipes, and whatever is not accounted for.
         failure: why there are no numbers, or not all.
     """
@@ -86,6 +87,7 @@ class Row:
     debug_ratio: float | None = None
     first_result_p50: float | None = None
     stages: dict[str, float] = field(default_factory=dict)
+    lists_p50: float | None = None
     transport: float | None = None
     memory_bytes: int | None = None
     wire_bytes: int | None = None
@@ -171,6 +173,7 @@ def _summarize(row: Row, turns: list[Turn], calls: list[TimedCall]) -> None:
     if not calls:
         return
     row.first_result_p50 = median([one.first_result_seconds for one in calls])
+    row.lists_p50 = median([one.lists_seconds for one in calls])
     row.stages = {stage: median([_stage(one.timings, stage) for one in calls]) for stage in STAGES}
     row.transport = median(
         [one.seconds - sum(_stage(one.timings, stage) for stage in STAGES) for one in calls]

@@ -54,7 +54,9 @@ def latency_table(rows: Sequence[Row]) -> str:
         if row.floor_eager_p50 and row.floor_p50 and row.precision == rows[0].precision
     ]
     failures = [f"- {row.title}, {row.n_tokens} tokens: {row.failure}" for row in rows if row.failure]
+    lists = [f"{row.title} {row.n_tokens}: {_ms(row.lists_p50)}" for row in rows if row.lists_p50 is not None]
     notes = [f"Floor with eager attention, over the floor: {', '.join(eager)}."] if eager else []
+    notes += [f"Reading all token lists afterwards, milliseconds: {', '.join(lists)}."] if lists else []
     return "\n".join([table(header, cells), "", *notes, *failures])
 
 

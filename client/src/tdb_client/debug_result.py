@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -182,7 +182,7 @@ def _node_table(result: InferenceResult) -> NodeTable:
     if missing:
         raise IncompleteResponseError(f"the node table has no {', '.join(sorted(missing))}")
 
-    def scored(name: str) -> tuple[TopTokens | None, ...]:
+    def scored(name: str) -> Sequence[TopTokens | None]:
         return _named(result, name, ScoredTokensResult).top_tokens
 
     return NodeTable(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
-from itertools import pairwise
 from typing import cast
 
 import numpy as np
@@ -17,7 +16,8 @@ from tdb_client import results
 from tdb_client.errors import ResponseError
 from tdb_client.names import enum_name
 from tdb_client.nodes import Node, NodeType
-from tdb_client.tensors import array_from_tensor
+from tdb_client.tensors import array_from_tensor, floats, integers
+from tdb_client.token_lists import TokenLists, top_tokens
 
 
 def node(index: node_pb2.NodeIndex) -> Node:
@@ -125,7 +125,7 @@ def _derived_scalars(message: result_pb2.DerivedScalarsResult) -> results.Derive
         nodes=_nodes(message.node_indices),
         activations=_array(message.activations),
         normalized_activations=_array(message.normalized_activations) if normalized else None,
-        top_tokens=_top_tokens([message.top_tokens])[0] if message.HasField("top_tokens") else None,
+        top_tokens=top_tokens([message.top_tokens])[0] if message.HasField("top_tokens") else None,
     )
 
 
@@ -156,8 +156,8 @@ def _token_pair_attribution(
 ) -> results.TokenPairAttributionResult:
     attended_to = tuple(
         results.AttendedToTokens(
-            _integers(one.attended_to_tokens.token_indices),
-            _floats(one.attended_to_tokens.attributions),
+            integers(one.attended_to_tokens.token_indices),
+            floats(one.attended_to_tokens.attributions),
         )
         if one.HasField("attended_to_tokens")
         else None
@@ -167,47 +167,4 @@ def _token_pair_attribution(
 
 
 def _scored_tokens(message: result_pb2.ScoredTokensResult) -> results.ScoredTokensResult:
-    lists = [one.top_tokens if one.HasField("top_tokens") else None for one in message.node_top_tokens]
-    found = iter(_top_tokens([one for one in lists if one is not None]))
-    return results.ScoredTokensResult(
-        nodes=_nodes(message.node_indices),
-        top_tokens=tuple(None if one is None else next(found) for one in lists),
-    )
-
-
-def _top_tokens(messages: Sequence[result_pb2.TopTokens]) -> list[results.TopTokens]:
-    ranked = iter(_ranked_tokens([end for one in messages for end in (one.top, one.bottom)]))
-    return [results.TopTokens(top, next(ranked)) for top in ranked]
-
-
-def _ranked_tokens(messages: Sequence[result_pb2.RankedTokens]) -> list[results.RankedTokens]:
-    """Lists of tokens. Their arrays are parts of a few: to make thousands of short ones takes longer."""
-    tokens, starts = [], [0]
-    all_ids: list[int] = []
-    all_scores: list[float] = []
-    all_normalized: list[float] = []
-    for one in messages:  # slices are lists, which are read faster than the fields themselves
-        tokens.append(tuple(one.tokens[:]))
-        all_ids += one.token_ids[:]
-        all_scores += one.scalars[:]
-        all_normalized += one.normalized_scalars[:]
-        starts.append(starts[-1] + len(tokens[-1]))
-    ids, scores, normalized = _integers(all_ids), _floats(all_scores), _floats(all_normalized)
-    if not len(ids) == len(scores) == len(normalized) == starts[-1]:
-        raise ResponseError("a list of tokens has fewer scores or ids than tokens, or more")
-    return [
-        results.RankedTokens(ids[start:end], own, scores[start:end], normalized[start:end])
-        for own, (start, end) in zip(tokens, pairwise(starts), strict=True)
-    ]
-
-
-def _integers(numbers: Sequence[int]) -> results.IntArray:
-    array = np.array(numbers, np.int64)
-    array.flags.writeable = False
-    return array
-
-
-def _floats(numbers: Sequence[float]) -> results.FloatArray:
-    array = np.array(numbers, np.float32)
-    array.flags.writeable = False
-    return array
+    return results.ScoredTokensResult(_nodes(message.node_indices), TokenLists(message.node_top_tokens))

@@ -46,10 +46,10 @@ class NodeTable:
     act_times_grad: FloatArray
     direct_effect: FloatArray
     activation: FloatArray
-    upvoted_tokens: tuple[TopTokens | None, ...]
-    input_tokens: tuple[TopTokens | None, ...]
-    query_tokens: tuple[TopTokens | None, ...]
-    key_tokens: tuple[TopTokens | None, ...]
+    upvoted_tokens: Sequence[TopTokens | None]
+    input_tokens: Sequence[TopTokens | None]
+    query_tokens: Sequence[TopTokens | None]
+    key_tokens: Sequence[TopTokens | None]
     attended_to: tuple[AttendedToTokens | None, ...]
 
     def __len__(self) -> int:

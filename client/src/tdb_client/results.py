@@ -5,7 +5,7 @@ Arrays are read-only. `T` is the number of tokens of the prompt, `n` the number 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,10 +103,13 @@ class DerivedAttentionScalarsResult:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoredTokensResult:
-    """Scored tokens per node; None where this scoring does not fit the node."""
+    """Scored tokens per node; None where this scoring does not fit the node.
+
+    The lists are read when one of them is first looked at, with a `ResponseError` if they are malformed.
+    """
 
     nodes: tuple[Node, ...]
-    top_tokens: tuple[TopTokens | None, ...]
+    top_tokens: Sequence[TopTokens | None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,8 +1,9 @@
-"""Tensors of the wire as numpy arrays: little-endian, row-major, whole or in chunks."""
+"""Tensors of the wire as numpy arrays: little-endian, row-major, whole or in chunks; and repeated numbers."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import google_crc32c
 import numpy as np
@@ -13,6 +14,7 @@ from tdb_client.errors import ChecksumError, ResponseError
 
 Array = npt.NDArray[np.generic]
 FloatArray = npt.NDArray[np.floating]
+IntArray = npt.NDArray[np.integer]
 
 _STORED: dict[int, np.dtype[np.generic]] = {
     DType.D_TYPE_FLOAT32: np.dtype("<f4"),
@@ -118,3 +120,17 @@ class ChunkedTensor:
         if google_crc32c.value(data) != self._announced.crc32c:
             raise ChecksumError(f"tensor {self.tensor_id} of {len(data)} bytes arrived damaged")
         self._tensor.data = data  # takes the announcement's place
+
+
+def integers(numbers: Sequence[int]) -> IntArray:
+    """A read-only array of them."""
+    array = np.array(numbers, np.int64)
+    array.flags.writeable = False
+    return array
+
+
+def floats(numbers: Sequence[float]) -> FloatArray:
+    """A read-only array of them."""
+    array = np.array(numbers, np.float32)
+    array.flags.writeable = False
+    return array

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tdb_client import AsyncClient, Client, DebugSubRequest, InferenceSubRequest, TdbError
+from tdb_client.token_lists import TokenLists
 
 from tests.unit.client.fake_service import BROKEN, BUSY, REFUSED, FakeService, debug_results
 
@@ -52,7 +53,7 @@ def assert_same(first: object, second: object) -> None:
     elif isinstance(first, dict):
         assert_same(list(first), list(second))  # type: ignore[call-overload]
         assert_same(list(first.values()), list(second.values()))  # type: ignore[attr-defined]
-    elif isinstance(first, list | tuple):
+    elif isinstance(first, list | tuple | TokenLists):
         assert len(first) == len(second)  # type: ignore[arg-type]
         for one, other in zip(first, second, strict=True):  # type: ignore[call-overload]
             assert_same(one, other)

@@ -130,7 +130,8 @@ def _read(
         compute = latent_scalars.activation if is_forward else latent_scalars.gradient
         return compute(run, autoencoder, layer_index)
     x = run.value(place, layer_index) if is_forward else run.gradient(place, layer_index)
-    masked = run.decoder.mask(run.n_tokens) if place in PAIR_PLACES else None
+    is_zero_where_masked = is_forward and place is Place.ATTN_QK_PROBS
+    masked = run.decoder.mask(run.n_tokens) if place in PAIR_PLACES and not is_zero_where_masked else None
     order = DERIVED_SCALAR_SHAPES[scalar].dimensions
     return DenseScalars((x,), axes_of(place), order, run.n_tokens, not_nodes=masked)
 

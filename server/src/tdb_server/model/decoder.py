@@ -156,7 +156,8 @@ class Decoder:
         n_rows, n_tokens = x.shape[:2]
         logits = self._grouped(q) @ k.transpose(-1, -2)
         logits = logits.view(n_rows, -1, n_tokens, n_tokens)  # [B, H, T, T]
-        logits = logits.masked_fill_(self.mask(n_tokens), -torch.inf)
+        with torch.no_grad():  # what softmax ignores gets no gradient from it, with or without the mask
+            logits.masked_fill_(self.mask(n_tokens), -torch.inf)
         logits = tap(Place.ATTN_QK_LOGITS, layer_index, logits)
         probs = tap(Place.ATTN_QK_PROBS, layer_index, torch.softmax(_wide(logits), dim=-1).to(x.dtype))
         v_out = (self._grouped(probs) @ v).view(n_rows, -1, n_tokens, v.shape[-1])

@@ -72,3 +72,15 @@ def test_search(
         assert ((values - expected).abs() <= limit).all()
         assert ((ranked.gather(1, ids.long()) - expected).abs() <= limit).all()
         assert all(len(set(row)) == k for row in ids.tolist())
+
+
+def test_a_direction_of_no_numbers_spoils_no_other() -> None:
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = torch.randn(8192, D_MODEL, generator=generator)
+    directions = torch.randn(5, D_MODEL, generator=generator)
+    search = VocabularySearch(vocabulary)
+    alone = search.rank(directions[[0, 2, 4]], 10)
+    directions[1], directions[3, 0] = torch.nan, torch.inf
+    found = search.rank(directions, 10)
+    for name, expected in vars(alone).items():
+        assert torch.equal(getattr(found, name)[[0, 2, 4]], expected)

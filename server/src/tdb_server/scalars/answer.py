@@ -96,16 +96,17 @@ class CallAnswer:
                     yield NamedResult(index, name, derived_attention_scalars(run, spec))
 
     def _dependents(self) -> Iterator[NamedResult]:
-        for index, (run, sub_request) in enumerate(zip(self._runs, self.call.sub_requests, strict=True)):
-            scored = scored_tokens(
-                run,
-                [
-                    (spec, self._nodes[spec.depends_on])
-                    for spec in sub_request.processing.values()
-                    if isinstance(spec, ScoredTokensSpec)
-                ],
-                self._scorer,
-            )
+        rows = list(zip(self._runs, self.call.sub_requests, strict=True))
+        scored = scored_tokens(
+            [
+                (run, spec, self._nodes[spec.depends_on])
+                for run, sub_request in rows
+                for spec in sub_request.processing.values()
+                if isinstance(spec, ScoredTokensSpec)
+            ],
+            self._scorer,
+        )
+        for index, (run, sub_request) in enumerate(rows):
             for name, spec in sub_request.processing.items():
                 start = perf_counter()
                 result: ScoredTokensResult | TokenPairAttributionResult
@@ -125,16 +126,19 @@ def _ranks_only_logits(spec: MultipleTopKSpec) -> bool:
 
 
 def scored_tokens(
-    run: RowRun, asked: Sequence[tuple[ScoredTokensSpec, Nodes]], scorer: TokenScorer
+    asked: Sequence[tuple[RowRun, ScoredTokensSpec, Nodes]], scorer: TokenScorer
 ) -> Iterator[ScoredTokensResult]:
-    """Vocabulary tokens scored against every node that has a direction of the kind asked for."""
-    layers = {nodes: by_layer(run, nodes) for _, nodes in asked}
-    found = [_directions(run, layers[nodes], spec.scoring) for spec, nodes in asked]
+    """Vocabulary tokens scored against every node that has a direction of the kind asked for.
+
+    Rows are scored together: what an ablation does not reach has the same directions in both.
+    """
+    layers = {(run, nodes): by_layer(run, nodes) for run, _, nodes in asked}
+    found = [_directions(run, layers[run, nodes], spec.scoring) for run, spec, nodes in asked]
     scorings = [
         Scoring(one.vectors, one.scales, spec.n_tokens, is_output=_is_output(spec.scoring))
-        for one, (spec, _) in zip(found, asked, strict=True)
+        for one, (_, spec, _) in zip(found, asked, strict=True)
     ]
-    for one, (_, nodes), tokens in zip(found, asked, scorer.score(scorings), strict=True):
+    for one, (_, _, nodes), tokens in zip(found, asked, scorer.score(scorings), strict=True):
         rows = np.full(len(nodes), -1, np.int32)
         rows[one.positions] = np.arange(len(one.positions))
         yield ScoredTokensResult(nodes, rows, tokens if one.positions else no_tokens())

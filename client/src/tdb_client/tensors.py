@@ -11,10 +11,9 @@ import numpy.typing as npt
 from transformer_debugger.v1.tensor_pb2 import DType, Tensor, TensorChunk
 
 from tdb_client.errors import ChecksumError, ResponseError
+from tdb_client.results import FloatArray, IntArray
 
 Array = npt.NDArray[np.generic]
-FloatArray = npt.NDArray[np.floating]
-IntArray = npt.NDArray[np.integer]
 
 _STORED: dict[int, np.dtype[np.generic]] = {
     DType.D_TYPE_FLOAT32: np.dtype("<f4"),

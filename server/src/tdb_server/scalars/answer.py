@@ -148,5 +148,5 @@ def _is_output(scoring: TokenScoringType) -> bool:
     return scoring is TokenScoringType.UPVOTED_OUTPUT_TOKENS
 
 
-def _directions(run: RowRun, nodes: Sequence[LayerNodes], scoring: TokenScoringType) -> Directions:
-    return write_directions(run, nodes) if _is_output(scoring) else read_directions(run, nodes, scoring)
+def _directions(run: RowRun, layers: Sequence[LayerNodes], scoring: TokenScoringType) -> Directions:
+    return write_directions(run, layers) if _is_output(scoring) else read_directions(run, layers, scoring)

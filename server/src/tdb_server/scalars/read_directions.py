@@ -24,9 +24,9 @@ from tdb_server.scalars.objectives import latent_pre_activations, mlp_site
 from tdb_server.scalars.row_run import RowRun
 
 
-def read_directions(run: RowRun, nodes: Sequence[LayerNodes], scoring: TokenScoringType) -> Directions:
+def read_directions(run: RowRun, layers: Sequence[LayerNodes], scoring: TokenScoringType) -> Directions:
     """Read directions of the nodes that have one of this kind."""
-    layers = [one for one in nodes if one.layer_index is not None]
+    layers = [one for one in layers if one.layer_index is not None]
     if scoring is not TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_MLP:
         pairs = [
             one for one in layers if one.node_type is NodeType.ATTENTION_HEAD and one.indices.shape[1] == 3

@@ -42,7 +42,8 @@ class RoughScores:
     """Rough scores along m directions, in 8 bits; what does not fit is told as the largest that does.
 
     Attributes:
-        scores: the scores [BLOCK, n_blocks, m], of tokens in the order of `RoughVocabulary.order`.
+        scores: the scores [BLOCK, n_blocks, m or more], of tokens in the order of `RoughVocabulary.order`;
+            what fills up the product comes after the m directions.
         highest: the highest of each block [n_blocks, m].
         lowest: the lowest of each block [n_blocks, m].
         steps: what the numbers count, in each direction's scores less the mean's [m].

@@ -104,8 +104,9 @@ class VocabularySearch:
         is_candidate = (members >= at_least[bands, rows]) | (members <= at_most[bands, rows])
         within, entries = is_candidate.nonzero().unbind(1)
         ids = self._ids[within, blocks[entries]]
-        rows, order = rows[entries[ids >= 0]].sort(stable=True)
-        return rows, ids[ids >= 0][order]
+        is_token = ids >= 0
+        rows, order = rows[entries[is_token]].sort(stable=True)
+        return rows, ids[is_token][order]
 
     def _known_scores(self, directions: Tensor, rough: RoughScores, k: int) -> tuple[Tensor, Tensor]:
         """What k tokens score at least along each direction, and k tokens at most: two [m].

@@ -26,6 +26,7 @@ from tdb_server.model.config import DecoderConfig
 from tdb_server.model.rms_norm import rms_norm
 from tdb_server.model.rotary import rotary_frequencies, rotate
 from tdb_server.model.sparse_gradient import sparse_gradient_linear
+from tdb_server.model.split_heads import split_heads
 
 Look = Callable[[Place, int | None, Tensor], Tensor]
 NORM_SCALES = frozenset({Place.ATTN_LN_SCALE, Place.MLP_LN_SCALE, Place.RESID_LN_F_SCALE})
@@ -154,48 +155,47 @@ class Decoder:
         k = tap(Place.ATTN_K, layer_index, k)
         v = tap(Place.ATTN_V, layer_index, v)
         n_rows, n_tokens = x.shape[:2]
-        logits = self._grouped(q) @ k.transpose(-1, -2)
-        logits = logits.view(n_rows, -1, n_tokens, n_tokens)  # [B, H, T, T]
+        products = self._grouped(q) @ k.transpose(-1, -2)
+        shape = (n_rows, -1, n_tokens, n_tokens)  # [B, H, T, T]
         with torch.no_grad():  # what softmax ignores gets no gradient from it, with or without the mask
-            logits.masked_fill_(self.mask(n_tokens), -torch.inf)
-        logits = tap(Place.ATTN_QK_LOGITS, layer_index, logits)
+            products.view(shape).masked_fill_(self.mask(n_tokens), -torch.inf)
+        logits = tap(Place.ATTN_QK_LOGITS, layer_index, products.view(shape))
         probs = tap(Place.ATTN_QK_PROBS, layer_index, torch.softmax(_wide(logits), dim=-1).to(x.dtype))
         v_out = (self._grouped(probs) @ v).view(n_rows, -1, n_tokens, v.shape[-1])
         v_out = tap(Place.ATTN_V_OUT, layer_index, v_out)  # [B, H, T, e]
         joined = v_out.transpose(1, 2).flatten(2)  # [B, T, H * e]
         return self._linear(layer_index, joined, layer.attn_out_weight, layer.attn_out_bias)
 
-    def queries_keys_values(
-        self, layer_index: int, normed: Tensor, positions: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def queries_keys_values(self, layer_index: int, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, T, d] to queries [B, H, T, e], keys [B, G, T, e] and values [B, G, T, e].
 
-        Queries and keys each carry half of the `1 / sqrt(e)` scale, and their rotation where there is one:
-        that of their place in the prompt, or of `positions` [T] where tokens were picked from it.
+        Queries and keys each carry half of the `1 / sqrt(e)` scale, and their rotation where there is one.
         """
         config, layer = self.config, self.weights.layers[layer_index]
         qkv = F.linear(normed, layer.qkv_weight, layer.qkv_bias)
         qkv = qkv.view(*normed.shape[:-1], -1, config.d_head)  # [B, T, H + 2G, e]
         n_queries, n_keys = config.n_heads, config.n_key_value_heads
-        qk, v = torch.split(qkv.transpose(1, 2), [n_queries + n_keys, n_keys], dim=1)
         if layer.q_norm is None and layer.k_norm is None:
-            q, k = torch.split(self.place_heads(qk, None, positions), [n_queries, n_keys], dim=1)
-            return q, k, v
-        q, k = torch.split(qk, [n_queries, n_keys], dim=1)
-        return self.place_heads(q, layer.q_norm, positions), self.place_heads(k, layer.k_norm, positions), v
+            return split_heads(qkv, n_queries, n_keys, *self._turns(slice(normed.shape[1]), qkv.dtype))
+        q, k, v = torch.split(qkv.transpose(1, 2), [n_queries, n_keys, n_keys], dim=1)
+        return self.place_heads(q, layer.q_norm), self.place_heads(k, layer.k_norm), v
 
     def place_heads(self, x: Tensor, head_norm: Tensor | None, positions: Tensor | None = None) -> Tensor:
         """Queries or keys [B, heads, T, e] as products give them to what attention multiplies.
 
-        They are normed where a family does that, rotated where there is rotation, and scaled.
+        They are normed where a family does that, scaled, and rotated where there is rotation: by their place
+        in the prompt, or by `positions` [T] where tokens were picked from it.
         """
         if head_norm is not None:
             x = x / self._root_mean_square(x) * head_norm
+        return rotate(x, *self._turns(slice(x.shape[2]) if positions is None else positions, x.dtype))
+
+    def _turns(self, tokens: slice | Tensor, dtype: torch.dtype) -> tuple[Tensor | float, Tensor | None]:
+        """What queries and keys are multiplied with for their scale and their rotation, at some tokens."""
         if self._rotary is None:
-            return x * self._half_scale
-        rows = slice(x.shape[2]) if positions is None else positions
-        cosine, sine = (table[rows].to(x.dtype) for table in self._rotary)  # scaled, too
-        return rotate(x, cosine, sine)
+            return self._half_scale, None
+        cosine, sine = (table[tokens].to(dtype) for table in self._rotary)  # scaled, too
+        return cosine, sine
 
     def mlp(self, layer_index: int, x: Tensor, tap: Tap = UNTAPPED) -> Tensor:
         """What layer `layer_index`'s MLP adds to the residual stream: [B, T, d] to [B, T, d]."""

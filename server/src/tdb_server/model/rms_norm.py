@@ -30,9 +30,9 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         x, inverse = ctx.saved_tensors
-        scaled = gradients[0] * ctx.gain * inverse
-        along_x = (scaled * x).sum(dim=-1, keepdim=True).mul_(inverse * inverse).mul_(1 / x.shape[-1])
-        return scaled.addcmul_(x, along_x, value=-1), None, None
+        scaled = (gradients[0] * ctx.gain).mul_(inverse)
+        along_x = (scaled * x).sum(dim=-1, keepdim=True).mul_(inverse * inverse)
+        return scaled.addcmul_(x, along_x, value=-1 / x.shape[-1]), None, None
 
 
 def rms_norm(x: Tensor, gain: Tensor, epsilon: float) -> Tensor:

@@ -59,9 +59,13 @@ def scaling_type(scaling: dict[str, object]) -> str:
     return str(scaling.get("rope_type") or scaling.get("type") or "default")
 
 
-def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Turns [B, heads, T, e] by tables [T, e], of which the sine is negative in its first half."""
-    return torch.addcmul(x * cosine, x.roll(x.shape[-1] // 2, dims=-1), sine)
+def rotate(x: Tensor, cosine: Tensor | float, sine: Tensor | None) -> Tensor:
+    """Turns [B, heads, T, e] by tables [T, e], of which the sine is negative in its first half.
+
+    Without a sine it is scaled alone.
+    """
+    turned = x * cosine
+    return turned if sine is None else torch.addcmul(turned, x.roll(x.shape[-1] // 2, dims=-1), sine)
 
 
 def _slow_down_long_waves(frequencies: Tensor, scaling: dict[str, object]) -> Tensor:

@@ -75,7 +75,10 @@ def project_writes(run: RowRun, layer_index: int, directions: Tensor) -> Tensor:
     """`v(k, h) W_O[h] · direction` for n directions [n, d]: [H, n, T]."""
     out = out_weights(run, layer_index)
     onto = (directions @ out.flatten(1)).view(-1, *out.shape[1:]).transpose(0, 1)  # [H, n, e]
-    return onto @ values_by_head(run, layer_index).transpose(1, 2)
+    values = run.value(Place.ATTN_V, layer_index)  # [G, T, e]
+    n_heads, n, d_head = onto.shape
+    by_group = onto.reshape(len(values), n_heads // len(values) * n, d_head)
+    return (by_group @ values.transpose(1, 2)).view(n_heads, n, values.shape[1])
 
 
 def write_norm_per_token(run: RowRun, layer_index: int) -> DenseScalars:

@@ -44,24 +44,26 @@ def stack_layers(
         first_layers: layers that share no stack with those before them.
     """
     waiting: list[tuple[int | None, ScalarValues]] = []
+    n_entries = 0
     for layer_index, values in layers:
+        n_entries += values.n_entries
         if waiting and not (
-            _fits(values, [one for _, one in waiting])
+            n_entries <= MAX_ENTRIES[values.device.type]
+            and _is_alike(values, waiting[0][1])
             and _part(waiting[0][0], first_layers) == _part(layer_index, first_layers)
         ):
             yield _stack(waiting)
-            waiting = []
+            waiting, n_entries = [], values.n_entries
         waiting.append((layer_index, values))
     if waiting:
         yield _stack(waiting)
 
 
-def _fits(values: ScalarValues, stack: Sequence[ScalarValues]) -> bool:
-    first = stack[0]
-    if isinstance(first, DenseScalars) and isinstance(values, DenseScalars) and first.shape != values.shape:
-        return False  # a later layer's direct effects cover no tokens
-    n_entries = values.n_entries + sum(one.n_entries for one in stack)
-    return n_entries <= MAX_ENTRIES[first.device.type]
+def _is_alike(one: ScalarValues, other: ScalarValues) -> bool:
+    """Whether they can be stacked: a later layer's direct effects may cover no tokens."""
+    if isinstance(one, DenseScalars) and isinstance(other, DenseScalars):
+        return one.shape == other.shape
+    return True
 
 
 def _part(layer_index: int | None, first_layers: Collection[int]) -> int:
@@ -81,11 +83,12 @@ def _stack(layers: Sequence[tuple[int | None, ScalarValues]]) -> LayerStack:
 def _stack_dense(layers: Sequence[DenseScalars]) -> DenseScalars:
     """One factor for several layers: their products."""
     first = layers[0]
-    factors = (
-        [factor[None] for factor in first.factors]
-        if len(layers) == 1
-        else [torch.stack([one.product for one in layers])]
-    )
+    factors = [factor[None] for factor in first.factors]
+    if len(layers) > 1:
+        products = torch.empty(len(layers), *first.shape, dtype=first.dtype, device=first.device)
+        for one, into in zip(layers, products, strict=True):
+            one.write_product(into)
+        factors = [products]
     axes, order = (StackAxis.LAYERS, *first.axes), (StackAxis.LAYERS, *first.order)
     return replace(first, factors=factors, axes=axes, order=order)
 

@@ -69,6 +69,11 @@ class DenseScalars:
         return self.factors[0].device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The type of the numbers."""
+        return reduce(torch.promote_types, [factor.dtype for factor in self.factors])
+
+    @property
     def n_entries(self) -> int:
         """How many numbers there are."""
         return math.prod(self.shape)
@@ -77,6 +82,11 @@ class DenseScalars:
     def product(self) -> Tensor:
         """The numbers themselves."""
         return reduce(torch.mul, self.factors)
+
+    def write_product(self, into: Tensor) -> None:
+        """Writes the numbers into a tensor of their shape."""
+        *others, last = self.factors
+        torch.mul(reduce(torch.mul, others), last, out=into) if others else into.copy_(last)
 
     def release(self) -> None:
         """Lets go of the product; it is computed again if it is asked for again."""

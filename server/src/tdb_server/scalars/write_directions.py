@@ -51,6 +51,7 @@ def _neuron_writes(run: RowRun, nodes: LayerNodes, layer_index: int) -> Directio
 
 def _head_writes(run: RowRun, nodes: LayerNodes, layer_index: int) -> Directions:
     """Of token pairs `(q, k, h)`; of whole queries `(q, h)` when there are two indices."""
+    config, layer = run.decoder.config, run.decoder.weights.layers[layer_index]
     indices = nodes.indices
     head = indices[:, -1]
     if indices.shape[1] == 2:
@@ -58,9 +59,9 @@ def _head_writes(run: RowRun, nodes: LayerNodes, layer_index: int) -> Directions
         scales = torch.ones_like(read[:, 0])
     else:
         query, key, _ = indices.unbind(1)
-        read = heads.values_by_head(run, layer_index)[head, key]
+        group = head // config.n_heads_per_group
+        read = run.value(Place.ATTN_V, layer_index)[group, key]
         scales = run.value(Place.ATTN_QK_PROBS, layer_index)[head, query, key]
-    config, layer = run.decoder.config, run.decoder.weights.layers[layer_index]
     vectors = F.linear(heads.in_slices(read, head, config.n_heads), layer.attn_out_weight)
     return Directions(nodes.positions, vectors, scales)
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tdb_server.domain.place import Place
+from tdb_server.model.activations import activate, gated
 from tdb_server.model.config import DecoderConfig
 from tdb_server.model.rms_norm import rms_norm
 from tdb_server.model.rotary import rotary_frequencies, rotate
@@ -30,6 +31,8 @@ from tdb_server.model.split_heads import split_heads
 
 Look = Callable[[Place, int | None, Tensor], Tensor]
 NORM_SCALES = frozenset({Place.ATTN_LN_SCALE, Place.MLP_LN_SCALE, Place.RESID_LN_F_SCALE})
+INNER_PLACES = NORM_SCALES | {Place.MLP_PRE_ACT}
+"""Places inside norms and gated MLPs."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,11 @@ class Tap:
 
     Attributes:
         look: from a place, its layer and its tensor to the tensor to go on with.
-        norm_scales: the kinds of norm scale it sees; the other norms are computed in one step.
+        inner_places: those it sees; a norm or gated MLP of which it sees nothing is computed in one step.
     """
 
     look: Look
-    norm_scales: frozenset[Place] = NORM_SCALES
+    inner_places: frozenset[Place] = INNER_PLACES
 
     def __call__(self, place: Place, layer_index: int | None, x: Tensor) -> Tensor:
         """Hands a tensor over."""
@@ -113,6 +116,7 @@ class Decoder:
         self.config = config
         self.weights = weights
         self._mask: Tensor | None = None
+        self._barrier: Tensor | None = None
         self._half_scale: float = config.d_head**-0.25
         self._rotary: tuple[Tensor, Tensor] | None = None
         if config.rotary_theta is not None:
@@ -158,7 +162,7 @@ class Decoder:
         products = self._grouped(q) @ k.transpose(-1, -2)
         shape = (n_rows, -1, n_tokens, n_tokens)  # [B, H, T, T]
         with torch.no_grad():  # what softmax ignores gets no gradient from it, with or without the mask
-            products.view(shape).masked_fill_(self.mask(n_tokens), -torch.inf)
+            self._hide(products.view(shape))
         logits = tap(Place.ATTN_QK_LOGITS, layer_index, products.view(shape))
         probs = tap(Place.ATTN_QK_PROBS, layer_index, torch.softmax(_wide(logits), dim=-1).to(x.dtype))
         v_out = (self._grouped(probs) @ v).view(n_rows, -1, n_tokens, v.shape[-1])
@@ -202,11 +206,13 @@ class Decoder:
         layer = self.weights.layers[layer_index]
         normed = self._norm(Place.MLP_LN_SCALE, layer_index, x, layer.mlp_norm, tap)
         hidden = self._linear(layer_index, normed, layer.mlp_in_weight, layer.mlp_in_bias)
-        if self.config.gated:
+        if not self.config.gated:
+            act = self.activate(tap(Place.MLP_PRE_ACT, layer_index, hidden))
+        elif Place.MLP_PRE_ACT in tap.inner_places:
             gate, up = hidden.chunk(2, dim=-1)
             act = self.activate(tap(Place.MLP_PRE_ACT, layer_index, gate)) * up
         else:
-            act = self.activate(tap(Place.MLP_PRE_ACT, layer_index, hidden))
+            act = gated(self.config.activation, hidden)
         act = tap(Place.MLP_POST_ACT, layer_index, act)  # [B, T, F]
         return self._linear(layer_index, act, layer.mlp_out_weight, layer.mlp_out_bias)
 
@@ -217,13 +223,7 @@ class Decoder:
 
     def activate(self, pre_act: Tensor) -> Tensor:
         """The MLP's nonlinearity."""
-        match self.config.activation:
-            case "silu":
-                return F.silu(pre_act)
-            case "gelu_tanh":
-                return F.gelu(pre_act, approximate="tanh")
-            case _:
-                return F.gelu(pre_act)
+        return activate(self.config.activation, pre_act)
 
     def logits(self, x: Tensor, tap: Tap = UNTAPPED) -> Tensor:
         """Last residual stream [..., d] to logits [..., V]."""
@@ -235,7 +235,7 @@ class Decoder:
 
     def _norm(self, place: Place, layer_index: int | None, x: Tensor, norm: NormWeights, tap: Tap) -> Tensor:
         """A norm's output; `place` is its scale's."""
-        if place in tap.norm_scales:
+        if place in tap.inner_places:
             return self.normalize(x, tap(place, layer_index, self.norm_scale(x)), norm)
         if self.config.norm == "layer_norm":
             return F.layer_norm(x, x.shape[-1:], norm.gain, norm.bias, self.config.norm_epsilon)
@@ -266,6 +266,20 @@ class Decoder:
         """Key/value heads [B, G, ...] to one for each query head [B, H, ...]."""
         repeats = self.config.n_heads_per_group
         return x if repeats == 1 else x.repeat_interleave(repeats, dim=1)
+
+    def _hide(self, logits: Tensor) -> None:
+        """Makes logits [..., T, T] -inf where attention may not look, in place.
+
+        To clear and to add takes a quarter of what it takes to choose. Nothing is left of what was there, not
+        even of what is not a number.
+        """
+        n_tokens = logits.shape[-1]
+        if self._barrier is None or len(self._barrier) != n_tokens:
+            self._barrier = logits.new_zeros(n_tokens, n_tokens).masked_fill(self.mask(n_tokens), -torch.inf)
+        logits.tril_()
+        if self.config.sliding_window is not None:
+            logits.triu_(1 - self.config.sliding_window)
+        logits.add_(self._barrier)
 
     def mask(self, n_tokens: int) -> Tensor:
         """True where attention may not look: [T, T].

@@ -30,7 +30,7 @@ class Cells:
         x[self.index] = self.value
 
 
-def batch_cells(index: ActivationIndex, value: float, row: int, n_tokens: int, mask: Tensor | None) -> Cells:
+def batch_cells(index: ActivationIndex, value: float, row: int, n_tokens: int, mask: Tensor) -> Cells:
     """The cells of a batch tensor that an ablation of row `row` sets.
 
     Args:
@@ -40,7 +40,6 @@ def batch_cells(index: ActivationIndex, value: float, row: int, n_tokens: int, m
     """
     first, *rest = (slice(None) if one is None else one for one in index.tensor_indices)
     if index.place in PAIR_PLACES:
-        assert mask is not None
         query, key, head = index.tensor_indices
         allowed = ~mask[:n_tokens, :n_tokens]
         queries, keys = allowed.nonzero(as_tuple=True)

@@ -83,6 +83,8 @@ class RowRun:
 
     def _own(self, place: Place, x: Tensor) -> Tensor:
         n_tokens, own = self.n_tokens, x[self._row_index]
+        if n_tokens == self._batch.n_tokens:
+            return own
         if place in PAIR_PLACES:
             return own[:, :n_tokens, :n_tokens]
         return own[:, :n_tokens] if place in HEAD_PLACES else own[:n_tokens]

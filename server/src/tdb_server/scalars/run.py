@@ -20,7 +20,7 @@ from tdb_server.domain.node import PassType
 from tdb_server.domain.place import Place
 from tdb_server.domain.requests import AttentionTraceType, InferenceSpec, Trace
 from tdb_server.model.autoencoder import Autoencoder
-from tdb_server.model.decoder import NORM_SCALES, Decoder, Tap
+from tdb_server.model.decoder import INNER_PLACES, Decoder, Tap
 from tdb_server.scalars.cells import (
     Cells,
     ablate,
@@ -96,6 +96,7 @@ class BatchRun:
         self.facts = facts
         self.autoencoders = tuple(autoencoders)
         self.rows = rows
+        self.n_tokens = max((row.n_tokens for row in rows), default=0)  # of the longest row
         self.needs = needs
         self.check_cancelled = check_cancelled
         self.values: dict[Spot, Tensor] = {}
@@ -136,12 +137,11 @@ class BatchRun:
     def forward(self) -> None:
         """Runs the forward pass and the last token's logits."""
         start = perf_counter()
-        longest = max(row.n_tokens for row in self.rows)
-        padded = [[*row.inference.token_ids, *[0] * (longest - row.n_tokens)] for row in self.rows]
+        padded = [[*row.inference.token_ids, *[0] * (self.n_tokens - row.n_tokens)] for row in self.rows]
         token_ids = torch.tensor(padded, device=self.decoder.device)
         with torch.set_grad_enabled(self.has_objective):
             embedding = self.decoder.embed(token_ids).requires_grad_(self.has_objective)
-            tap = Tap(self._look, NORM_SCALES & self._places())
+            tap = Tap(self._look, INNER_PLACES & self._places())
             self.final_residual = self.decoder.forward(embedding, tap)
             self.final_normed = self.decoder.final_normed(self.final_residual, tap)
             self._compute_logits()
@@ -179,7 +179,7 @@ class BatchRun:
         return spot[0] in self.needs.gradients or spot == last_residual or spot in self._trace_spots
 
     def _collect_ablations(self) -> None:
-        mask = self.decoder.mask(max(row.n_tokens for row in self.rows)) if self.rows else None
+        mask = self.decoder.mask(self.n_tokens)
         for row_index, row in enumerate(self.rows):
             for spec in row.inference.ablations:
                 index = spec.index

@@ -65,20 +65,27 @@ def act_times_grad(run: RowRun, layer_index: int) -> DenseScalars:
 
 def direct_effect(run: RowRun, layer_index: int) -> DenseScalars:
     """Attention × what the value writes, projected onto the direction of interest."""
-    tokens, direction = run.seen_direction(attention_depth(layer_index))
-    projected = project_writes(run, layer_index, direction)
+    weight = run.decoder.weights.layers[layer_index].attn_out_weight
+    tokens, onto = run.project_direction(attention_depth(layer_index), weight)
+    projected = _project_values(run, layer_index, onto)
     probs = run.value(Place.ATTN_QK_PROBS, layer_index)[:, tokens]
     return _of_pairs(run, probs, projected, tokens=tokens)
 
 
 def project_writes(run: RowRun, layer_index: int, directions: Tensor) -> Tensor:
     """`v(k, h) W_O[h] · direction` for n directions [n, d]: [H, n, T]."""
-    out = out_weights(run, layer_index)
-    onto = (directions @ out.flatten(1)).view(-1, *out.shape[1:]).transpose(0, 1)  # [H, n, e]
+    weight = run.decoder.weights.layers[layer_index].attn_out_weight
+    return _project_values(run, layer_index, directions @ weight)
+
+
+def _project_values(run: RowRun, layer_index: int, onto: Tensor) -> Tensor:
+    """`v(k, h) · onto(h)` for n vectors of all heads' channels [n, H * e]: [H, n, T]."""
     values = run.value(Place.ATTN_V, layer_index)  # [G, T, e]
-    n_heads, n, d_head = onto.shape
-    by_group = onto.reshape(len(values), n_heads // len(values) * n, d_head)
-    return (by_group @ values.transpose(1, 2)).view(n_heads, n, values.shape[1])
+    n_groups, n_tokens, d_head = values.shape
+    n_heads = run.decoder.config.n_heads
+    by_head = onto.view(len(onto), n_heads, d_head).transpose(0, 1)  # [H, n, e]
+    by_group = by_head.reshape(n_groups, n_heads // n_groups * len(onto), d_head)
+    return (by_group @ values.transpose(1, 2)).view(n_heads, len(onto), n_tokens)
 
 
 def write_norm_per_token(run: RowRun, layer_index: int) -> DenseScalars:

@@ -31,8 +31,8 @@ def act_times_grad(run: RowRun, layer_index: int) -> DenseScalars:
 
 def direct_effect(run: RowRun, layer_index: int) -> DenseScalars:
     """Activation × the output weights projected onto the direction of interest."""
-    tokens, direction = run.seen_direction(mlp_depth(layer_index))
-    projected = direction @ run.decoder.weights.layers[layer_index].mlp_out_weight  # [n, F]
+    weight = run.decoder.weights.layers[layer_index].mlp_out_weight
+    tokens, projected = run.project_direction(mlp_depth(layer_index), weight)  # [n], [n, F]
     return _scalars(run, run.value(Place.MLP_POST_ACT, layer_index)[tokens], projected, tokens=tokens)
 
 

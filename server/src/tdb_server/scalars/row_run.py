@@ -103,20 +103,10 @@ class RowRun:
 
     # The direction of interest
 
-    @cached_property
+    @property
     def direction(self) -> Tensor:
         """Gradient of the objective at the last residual stream it can see [T, d]."""
-        spot = (Place.RESID_POST_MLP, self.n_layers - 1) if self.trace is None else trace_place(self.trace)
-        return self.gradient(*spot)
-
-    @cached_property
-    def direction_tokens(self) -> Tensor:
-        """The tokens at which the direction of interest is not zero."""
-        return self.direction.abs().amax(dim=-1).nonzero()[:, 0]
-
-    @cached_property
-    def _direction_at_tokens(self) -> Tensor:
-        return self.direction[self.direction_tokens]
+        return self._batch.directions.rows[self._row_index]
 
     @cached_property
     def direction_depth(self) -> int:
@@ -130,8 +120,19 @@ class RowRun:
 
     def seen_direction(self, depth: int) -> tuple[Tensor, Tensor]:
         """Direction of interest of a write at `depth`: its tokens [n], and it at them [n, d]."""
-        tokens, direction = self.direction_tokens, self._direction_at_tokens
-        return (tokens, direction) if depth <= self.direction_depth else (tokens[:0], direction[:0])
+        tokens = self._batch.directions.tokens[self._row_index]
+        direction = self._batch.directions.at_tokens[self._row_index]
+        return (tokens, direction) if self._is_seen(depth) else (tokens[:0], direction[:0])
+
+    def project_direction(self, depth: int, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, projected onto what a layer's weights [d, m] write: its tokens [n], and [n, m]."""
+        tokens, direction = self.seen_direction(depth)
+        if not self._is_seen(depth):
+            return tokens, direction @ weight
+        return tokens, self._batch.directions.times(self._row_index, weight)
+
+    def _is_seen(self, depth: int) -> bool:
+        return depth <= self.direction_depth
 
     # Logits
 

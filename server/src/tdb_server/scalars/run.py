@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from time import perf_counter
 from typing import TypeVar
 
@@ -27,6 +28,7 @@ from tdb_server.scalars.cells import (
     batch_cells,
     override_gradient,
 )
+from tdb_server.scalars.directions_of_interest import DirectionsOfInterest
 from tdb_server.scalars.latents import (
     LatentAblation,
     autoencoder_of,
@@ -174,9 +176,23 @@ class BatchRun:
         self.site_gradients = _present(self._site_outputs, found)
         self.logit_gradients = _present(logits, found)
 
+    @cached_property
+    def directions(self) -> DirectionsOfInterest:
+        """Gradient of each row's objective at the last residual stream that it can see, once it is known."""
+        found = []
+        for index, (row, trace) in enumerate(zip(self.rows, self.traces, strict=True)):
+            spot = self._last_residual if trace is None else trace_place(trace)
+            gradient = self.gradients.get(spot)
+            of_batch = torch.zeros_like(self.values[spot]) if gradient is None else gradient
+            found.append(of_batch[index, : row.n_tokens])
+        return DirectionsOfInterest(found)
+
+    @property
+    def _last_residual(self) -> Spot:
+        return Place.RESID_POST_MLP, self.decoder.config.n_layers - 1
+
     def _wants_gradient(self, spot: Spot) -> bool:
-        last_residual = (Place.RESID_POST_MLP, self.decoder.config.n_layers - 1)
-        return spot[0] in self.needs.gradients or spot == last_residual or spot in self._trace_spots
+        return spot[0] in self.needs.gradients or spot == self._last_residual or spot in self._trace_spots
 
     def _collect_ablations(self) -> None:
         mask = self.decoder.mask(self.n_tokens)
@@ -207,11 +223,10 @@ class BatchRun:
                 x.register_hook(lambda _: check_cancelled())  # type: ignore[no-untyped-call]
         spot = (place, layer_index)
         x = ablate(x, self._forward_cells.get(spot, ()))
-        is_last = spot == (Place.RESID_POST_MLP, self.decoder.config.n_layers - 1)
         if (
             place in self.needs.values
             or place in self.needs.gradients
-            or is_last
+            or spot == self._last_residual
             or spot in self._trace_spots
         ):
             self.values[spot] = x

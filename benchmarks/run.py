@@ -77,7 +77,7 @@ class Plan:
             return Effort(max_turns=7, min_turns=3, max_seconds=QUICK_SECONDS, n_warm_ups=1)
         if n_tokens >= LONGEST:
             return Effort(max_turns=3, min_turns=3, max_seconds=ROW_SECONDS, n_warm_ups=1)
-        return Effort(max_turns=25, min_turns=5, max_seconds=ROW_SECONDS, n_warm_ups=2)
+        return Effort(max_turns=25, min_turns=9, max_seconds=ROW_SECONDS, n_warm_ups=2)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -81,7 +81,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     """Fails when it takes longer than this."""
     deadline = time.monotonic() + seconds
     while not condition():

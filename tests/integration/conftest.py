@@ -12,6 +12,7 @@ from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest, DebugSubRequest
 
+from tests.integration.tokens import TOKENS, write_tokens
 from tests.running_server import TINY_MODEL, RunningServer, StartServer, start, stop
 
 
@@ -21,6 +22,23 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     shared = start(tmp_path_factory.mktemp("server"), "--cache-bytes", "0")
     yield shared
     stop(shared)
+
+
+@pytest.fixture(scope="session")
+def token_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with everybody's token."""
+    path = tmp_path_factory.mktemp("tokens") / "tokens.toml"
+    write_tokens(path, *TOKENS)
+    return path
+
+
+@pytest.fixture(scope="session")
+def guarded(tmp_path_factory: pytest.TempPathFactory, token_file: Path) -> Iterator[RunningServer]:
+    """A server that asks for tokens, and keeps no results."""
+    flags = ("--token-file", str(token_file), "--http-port", "0", "--cache-bytes", "0")
+    server = start(tmp_path_factory.mktemp("guarded"), *flags)
+    yield server
+    stop(server)
 
 
 @pytest.fixture

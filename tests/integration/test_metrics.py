@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from transformer_debugger.v1.model_service_pb2 import TokenizeRequest
 from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest
 
+from tests.chaos.vitals import wait_until
 from tests.running_server import RunningServer, start, stop
 
 SERVICE = "transformer_debugger.v1.TransformerDebuggerService"
@@ -53,13 +54,6 @@ class Page:
             if all(f'{key}="{value}"' in said for key, value in labels.items())
         ]
         return sum(found) if found else float("nan")
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_grpcs_standard_metrics(measured, debug_request):

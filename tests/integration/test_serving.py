@@ -16,6 +16,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from transformer_debugger.v1.model_service_pb2 import GetModelInfoRequest
 
+from tests.chaos.vitals import is_running, wait_until
+
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICES = ("transformer_debugger.v1.TransformerDebuggerService", "transformer_debugger.v1.ModelService")
@@ -150,7 +152,7 @@ def test_worker_ends_with_a_killed_front(start_server):
     (worker,) = server.worker_pids()
     server.process.kill()
     server.process.wait()
-    _wait_until(lambda: not _is_running(worker))
+    wait_until(lambda: not is_running(worker))
 
 
 def test_killed_worker_is_replaced(start_server, debug_request, refusal):
@@ -161,8 +163,8 @@ def test_killed_worker_is_replaced(start_server, debug_request, refusal):
     health = health_pb2_grpc.HealthStub(server.channel)
     statuses = health.Watch(health_pb2.HealthCheckRequest(), timeout=60)
     assert next(status for status in statuses if status.status == SERVING)
-    _wait_until(lambda: server.worker_pids() not in ([worker], []))
-    _wait_until(lambda: health.Check(health_pb2.HealthCheckRequest()).status == SERVING)
+    wait_until(lambda: server.worker_pids() not in ([worker], []))
+    wait_until(lambda: health.Check(health_pb2.HealthCheckRequest()).status == SERVING)
     after = server.debugger.Debug(debug_request(), wait_for_ready=True)
     assert after.sub_responses == before.sub_responses
 
@@ -173,7 +175,7 @@ def test_model_info_is_there_while_workers_are_not(start_server, debug_request, 
     os.kill(worker, signal.SIGSTOP)  # hangs, so that it is not replaced before we look
     os.kill(worker, signal.SIGKILL)
     health = health_pb2_grpc.HealthStub(server.channel)
-    _wait_until(lambda: health.Check(health_pb2.HealthCheckRequest()).status == NOT_SERVING)
+    wait_until(lambda: health.Check(health_pb2.HealthCheckRequest()).status == NOT_SERVING)
     failed = refusal(lambda: server.debugger.Debug(debug_request()))
     assert (failed.code, failed.info.reason) == (grpc.StatusCode.UNAVAILABLE, "NO_WORKER_READY")
     assert failed.retry_seconds is not None
@@ -201,17 +203,3 @@ def test_port_in_use(server):
     )  # fmt: skip
     assert ended.returncode == 1
     assert len(ended.stderr.splitlines()) == 1
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def _wait_until(condition, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

@@ -82,7 +82,7 @@ def test_top_without_any_token_is_empty() -> None:
     )
     assert nothing.top(3, True, None)[0].shape == (0,)
     assert torch.equal(nothing.at(torch.tensor([[1, 0, 0]])), torch.zeros(1, dtype=torch.float64))
-    assert torch.equal(nothing.sum([QUERIES]), torch.zeros(N_TOKENS, dtype=torch.float64))
+    assert torch.equal(nothing.add_sum([QUERIES]), torch.zeros(N_TOKENS, dtype=torch.float64))
 
 
 def test_masked_entries_are_never_on_top_but_can_be_looked_up() -> None:
@@ -120,16 +120,28 @@ def test_sum(make: object, keep: tuple[Dimension, ...]) -> None:
     scalars, whole = make()  # type: ignore[operator]
     summed_away = [axis for axis, one in enumerate(ORDER) if one not in keep]
     expected = whole.sum(dim=summed_away) if summed_away else whole
-    torch.testing.assert_close(scalars.sum(keep), expected)
-    torch.testing.assert_close(scalars.sum(tuple(reversed(keep))), expected)
+    torch.testing.assert_close(scalars.add_sum(keep), expected)
+    torch.testing.assert_close(scalars.add_sum(tuple(reversed(keep))), expected)
+
+
+@pytest.mark.parametrize("keep", SUBSETS)
+@pytest.mark.parametrize("make", [some_tokens, every_token])
+def test_a_total_grows_and_the_numbers_stay(make: object, keep: tuple[Dimension, ...]) -> None:
+    scalars, _ = make()  # type: ignore[operator]
+    before = [factor.clone() for factor in scalars.factors]
+    once = scalars.add_sum(keep).clone()
+    total = scalars.add_sum(keep)
+    assert scalars.add_sum(keep, total) is total
+    torch.testing.assert_close(total, 2 * once)
+    assert all(torch.equal(*pair) for pair in zip(scalars.factors, before, strict=True))
 
 
 def test_a_known_sum_is_used_for_tokens_alone() -> None:
     numbers, known = noise(2, 4), torch.tensor([5.0, 6.0, 7.0])
     axes = (QUERIES, Dimension.VOCAB_SIZE)
     scalars = DenseScalars((numbers,), axes, axes, 3, torch.tensor([0, 2]), known_sum=known)
-    assert torch.equal(scalars.sum([QUERIES]), known)
-    assert scalars.sum(axes).shape == (3, 4)
+    assert torch.equal(scalars.add_sum([QUERIES]), known)
+    assert scalars.add_sum(axes).shape == (3, 4)
 
 
 def test_numbers_are_the_same_after_a_release() -> None:

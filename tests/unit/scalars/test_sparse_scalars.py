@@ -55,4 +55,4 @@ def test_at(share_active: float) -> None:
 def test_sum(share_active: float, keep: tuple[Dimension, ...], summed_away: tuple[int, ...] | None) -> None:
     scalars, dense = example(share_active)
     expected = dense if summed_away is None else dense.sum(dim=summed_away)
-    torch.testing.assert_close(scalars.sum(keep), expected)
+    torch.testing.assert_close(scalars.add_sum(keep), expected)

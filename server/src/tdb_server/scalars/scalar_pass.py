@@ -14,6 +14,7 @@ from tdb_server.scalars.derived import scalar_values
 from tdb_server.scalars.layer_stacks import LayerStack, stack_layers
 from tdb_server.scalars.node_ranking import NodeRanking
 from tdb_server.scalars.row_run import RowRun
+from tdb_server.scalars.token_parts import token_parts
 
 TOKEN_DIMENSIONS = (Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS)
 LayerNodes = Mapping[int | None, Sequence[tuple[int, NodeIndex]]]
@@ -59,13 +60,13 @@ class ScalarPass:
         first_layers = [spec.first_layer_index for spec in self._specs if spec.first_layer_index is not None]
         self._stacks[pass_type] = []
         for stack in stack_layers(layers, first_layers):
-            self._run.check_cancelled()
-            for keep in {_kept(spec) for spec in self._specs}:
-                total = stack.values.sum(keep)
-                self._sums[keep] = self._sums[keep] + total if keep in self._sums else total
-            if is_ranked:
-                self._rank(stack)
-            stack.values.release()
+            for part in token_parts(stack.values):
+                self._run.check_cancelled()
+                for keep in {_kept(spec) for spec in self._specs}:
+                    self._sums[keep] = part.add_sum(keep, self._sums.get(keep))
+                if is_ranked:
+                    self._rank(LayerStack(stack.layers, part))
+                part.release()
             self._stacks[pass_type].append(stack)
 
     def _rank(self, stack: LayerStack) -> None:

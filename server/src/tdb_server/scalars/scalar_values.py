@@ -120,18 +120,18 @@ class DenseScalars:
     def _ranked(self, token_index: int | None) -> tuple[Tensor, int]:
         """What is ranked, at one token or at all, and the first place on the token axis that is."""
         values = self.product if self.not_nodes is None else self.product.masked_fill(self.not_nodes, 0)
-        if token_index is None or self._token_axis is None:
+        if token_index is None or self.token_axis is None:
             return values, 0
         covered = self._covered_tokens
         place = int(covered.searchsorted(token_index))
         is_covered = place < len(covered) and covered[place] == token_index
-        return values.narrow(self._token_axis, place, int(is_covered)), place
+        return values.narrow(self.token_axis, place, int(is_covered)), place
 
     def _index(self, flat: IntArray, shape: torch.Size, first: int) -> tuple[Tensor, ...]:
         """Where entries of what is ranked stand in the product, axis by axis."""
         places = np.stack(np.unravel_index(flat, shape))  # small steps cost least on the host
-        if first and self._token_axis is not None:
-            places[self._token_axis] += first
+        if first and self.token_axis is not None:
+            places[self.token_axis] += first
         return torch.from_numpy(places).to(self.device).unbind()
 
     def _nodes(self, flat: IntArray, shape: torch.Size, first: int) -> IntArray:
@@ -149,38 +149,52 @@ class DenseScalars:
         """The numbers of some nodes: indices [m, n_axes] to [m]."""
         coordinates = [nodes[:, self.order.index(one)] for one in self.axes]
         outside = None
-        if self.tokens is not None and self._token_axis is not None:
-            position = self._position(coordinates[self._token_axis])
+        if self.tokens is not None and self.token_axis is not None:
+            position = self._position(coordinates[self.token_axis])
             outside = position < 0
             if len(self.tokens) == 0:
                 return nodes.new_zeros(len(nodes), dtype=self.factors[0].dtype)
-            coordinates[self._token_axis] = position.clamp(min=0)
+            coordinates[self.token_axis] = position.clamp(min=0)
         result = self._product_at(tuple(coordinates))
         return result if outside is None else result.masked_fill(outside, 0)
 
-    def sum(self, keep: Sequence[Dimension]) -> Tensor:
-        """The sum over all axes but those of `keep`, in node order."""
+    def add_sum(self, keep: Sequence[Dimension], total: Tensor | None = None) -> Tensor:
+        """Adds the sum over all axes but those of `keep`, in node order, to a total, or begins one."""
         kept = [one for one in self.order if one in keep]
         if self.known_sum is not None and kept == [_TOKENS]:
-            return self.known_sum
+            return _added(self.known_sum, total)
         reduced = [axis for axis, one in enumerate(self.axes) if one not in kept]
-        total = self.product.sum(dim=reduced) if reduced else self.product
-        left = [one for one in self.axes if one in kept]
-        if self.tokens is not None and _TOKENS in left:
-            axis = left.index(_TOKENS)
-            shape = [*total.shape]
-            shape[axis] = self.n_tokens
-            total = total.new_zeros(shape).index_copy(axis, self.tokens, total)
-        return total.permute([left.index(one) for one in kept]) if kept else total
+        found = self.product.sum(dim=reduced) if reduced else self.product
+        if kept:
+            left = [one for one in self.axes if one in kept]
+            found = found.permute([left.index(one) for one in kept])
+        if self.tokens is None or _TOKENS not in kept:
+            return _added(found, total)
+        axis = kept.index(_TOKENS)
+        if total is None:
+            total = found.new_zeros([*found.shape[:axis], self.n_tokens, *found.shape[axis + 1 :]])
+        if self._are_neighbours:
+            total.narrow(axis, int(self._covered_tokens[0]), len(self.tokens)).add_(found)
+            return total
+        return total.index_add_(axis, self.tokens, found)
 
     @property
-    def _token_axis(self) -> int | None:
+    def token_axis(self) -> int | None:
+        """Which axis the tokens run along, if any."""
         return self.axes.index(_TOKENS) if _TOKENS in self.axes else None
 
     @cached_property
     def _covered_tokens(self) -> IntArray:
         """The tokens the token axis covers, in order."""
         return np.arange(self.n_tokens) if self.tokens is None else as_indices(self.tokens)
+
+    @cached_property
+    def _are_neighbours(self) -> bool:
+        """Whether the covered tokens are known to follow each other; a GPU is not waited for to know."""
+        if self.tokens is None or self.tokens.is_cuda or len(self.tokens) == 0:
+            return False
+        covered = self._covered_tokens
+        return bool(covered[-1] - covered[0] + 1 == len(covered))
 
     def _position(self, tokens: Tensor) -> Tensor:
         """Where tokens stand on the token axis, -1 for those it does not cover."""
@@ -246,14 +260,20 @@ class SparseScalars:
         position = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
         return self.values[position].masked_fill(keys[position] != wanted, 0)
 
-    def sum(self, keep: Sequence[Dimension]) -> Tensor:
-        """The sum over all axes but those of `keep`."""
+    def add_sum(self, keep: Sequence[Dimension], total: Tensor | None = None) -> Tensor:
+        """Adds the sum over all axes but those of `keep` to a total, or begins one."""
         axes = [axis for axis, one in enumerate(_LATENT_AXES, start=-len(_LATENT_AXES)) if one in keep]
         if not axes:
-            return self.values.sum()
+            return _added(self.values.sum(), total)
         indices = tuple(self.active.coordinates[:, axis] for axis in axes)
-        shape = [self.active.shape[axis] for axis in axes]
-        return self.values.new_zeros(shape).index_put(indices, self.values, accumulate=True)
+        if total is None:
+            total = self.values.new_zeros([self.active.shape[axis] for axis in axes])
+        return total.index_put_(indices, self.values, accumulate=True)
+
+
+def _added(found: Tensor, total: Tensor | None) -> Tensor:
+    """A total with something added to it; one that begins is a tensor of its own."""
+    return found.clone() if total is None else total.add_(found)
 
 
 ScalarValues = DenseScalars | SparseScalars

@@ -1,6 +1,6 @@
 """Measures everything, prints the tables and writes them as JSON: `python -m benchmarks.run --help`.
 
-A run takes about a quarter of an hour on two quiet cores, `--quick` four minutes. Nothing is downloaded. The
+A run takes about twenty minutes on two quiet cores, `--quick` four minutes. Nothing is downloaded. The
 first time, a random model and random autoencoders are made and kept in the user's cache, 1.8 GB.
 """
 

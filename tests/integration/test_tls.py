@@ -11,13 +11,7 @@ import grpc
 import httpx
 import pytest
 import trustme
-from tdb_client import (
-    AsyncClient,
-    Client,
-    Tls,
-    UnauthenticatedError,
-    UnreachableError,
-)
+from tdb_client import AsyncClient, Client, Tls, UnauthenticatedError, UnreachableError
 
 from tests.chaos.vitals import wait_until
 from tests.integration.failing_starts import serve_and_fail

@@ -8,9 +8,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
-from tdb_client import (
-    ResourceExhaustedError,
-)
+from tdb_client import ResourceExhaustedError
 
 from tests.integration.tokens import bearer, client_of
 

@@ -9,12 +9,7 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from tdb_client import (
-    AsyncClient,
-    CallError,
-    DebugSubRequest,
-    UnauthenticatedError,
-)
+from tdb_client import AsyncClient, CallError, DebugSubRequest, UnauthenticatedError
 from tdb_client.cli import main
 from transformer_debugger.v1.model_service_pb2 import TokenizeRequest
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tdb_client import (
-    Client,
-)
+from tdb_client import Client
 from tdb_server.domain.caller import CallerLimits
 from tdb_server.service.access.token import new_token, token_entry
 

@@ -13,10 +13,7 @@ from transformer_debugger.v1.activation_pb2 import TensorIndex
 from transformer_debugger.v1.processing_pb2 import NamedProcessingSpec
 from transformer_debugger.v1.transformer_debugger_service_pb2 import InferenceSubRequest
 
-from tests.unit.service.tiny_requests import (
-    Change,
-    model,
-)
+from tests.unit.service.tiny_requests import Change, model
 
 HEAD, NEURON = 1, 4
 BACKWARD = 2

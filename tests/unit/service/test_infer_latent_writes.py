@@ -6,9 +6,7 @@ import pytest
 from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.place import Place
-from tdb_server.domain.requests import (
-    ActivationIndex,
-)
+from tdb_server.domain.requests import ActivationIndex
 from transformer_debugger.v1.activation_pb2 import ActivationIndex as ActivationIndexMessage
 
 from tests.unit.service.infer_changes import (
@@ -20,12 +18,7 @@ from tests.unit.service.infer_changes import (
     latent,
     pairs,
 )
-from tests.unit.service.tiny_requests import (
-    infer,
-    model,
-    parse,
-    violations,
-)
+from tests.unit.service.tiny_requests import infer, model, parse, violations
 
 SPEC = "processing_specs[0]"
 PAIRS = f"{SPEC}.derived_attention_scalars"

@@ -20,13 +20,7 @@ from tests.unit.service.infer_changes import (
     wanted,
     without_loss,
 )
-from tests.unit.service.tiny_requests import (
-    Change,
-    infer,
-    names,
-    parse,
-    violations,
-)
+from tests.unit.service.tiny_requests import Change, infer, names, parse, violations
 
 SPEC = "processing_specs[0]"
 MTK = f"{SPEC}.multiple_top_k"

@@ -36,15 +36,7 @@ from tests.unit.service.infer_changes import (
     wanted,
     without_loss,
 )
-from tests.unit.service.tiny_requests import (
-    LIMITS,
-    N_TOKENS,
-    infer,
-    model,
-    node,
-    parse,
-    violations,
-)
+from tests.unit.service.tiny_requests import LIMITS, N_TOKENS, infer, model, node, parse, violations
 
 
 def test_how_it_is_run() -> None:

@@ -22,14 +22,7 @@ from tests.unit.service.infer_changes import (
     traced,
     without_loss,
 )
-from tests.unit.service.tiny_requests import (
-    Change,
-    infer,
-    names,
-    node,
-    parse,
-    violations,
-)
+from tests.unit.service.tiny_requests import Change, infer, names, node, parse, violations
 
 INDEX = "inference_spec.ablation_specs[0].index"
 TRACE = "inference_spec.trace_config"

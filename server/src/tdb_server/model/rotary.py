@@ -68,6 +68,17 @@ def rotate(x: Tensor, cosine: Tensor | float, sine: Tensor | None) -> Tensor:
     return turned if sine is None else torch.addcmul(turned, x.roll(x.shape[-1] // 2, dims=-1), sine)
 
 
+def write_rotated(
+    x: Tensor, cosine: Tensor | float, sine: Tensor | None, into: Tensor, *, is_back: bool = False
+) -> None:
+    """Writes what `rotate` returns; or its gradient, which is turned back by the same tables."""
+    torch.mul(x, cosine, out=into)
+    if sine is not None:
+        half, sign = x.shape[-1] // 2, -1 if is_back else 1
+        into[..., :half].addcmul_(x[..., half:], sine[:, :half], value=sign)
+        into[..., half:].addcmul_(x[..., :half], sine[:, half:], value=sign)
+
+
 def _slow_down_long_waves(frequencies: Tensor, scaling: dict[str, object]) -> Tensor:
     """Llama 3.1's scaling: waves that fit often into the old context stay, long ones slow down by `factor`.
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tdb_server.model.rotary import write_rotated
+
 
 class _SplitHeads(torch.autograd.Function):
     @staticmethod
@@ -22,7 +24,7 @@ class _SplitHeads(torch.autograd.Function):
         heads = qkv.transpose(1, 2)  # [B, H + 2G, T, e]
         n_rows, _, n_tokens, d_head = heads.shape
         turned = heads.new_empty(n_rows, n_queries + n_keys, n_tokens, d_head)
-        _turn(heads[:, : n_queries + n_keys], cosine, sine, turned, 1)
+        write_rotated(heads[:, : n_queries + n_keys], cosine, sine, turned)
         q, k = torch.split(turned, [n_queries, n_keys], dim=1)
         return q, k, heads[:, n_queries + n_keys :]
 
@@ -32,19 +34,10 @@ class _SplitHeads(torch.autograd.Function):
         found = at_q.new_empty(ctx.shape)
         sizes = [one.shape[1] for one in gradients]
         of_q, of_k, of_v = torch.split(found.transpose(1, 2), sizes, dim=1)
-        _turn(at_q, ctx.cosine, ctx.sine, of_q, -1)
-        _turn(at_k, ctx.cosine, ctx.sine, of_k, -1)
+        write_rotated(at_q, ctx.cosine, ctx.sine, of_q, is_back=True)
+        write_rotated(at_k, ctx.cosine, ctx.sine, of_k, is_back=True)
         of_v.copy_(at_v)
         return found, None, None, None, None
-
-
-def _turn(x: Tensor, cosine: Tensor | float, sine: Tensor | None, into: Tensor, sign: int) -> None:
-    """Writes [B, heads, T, e], turned by tables [T, e] (`rotary_frequencies`), forth or back."""
-    torch.mul(x, cosine, out=into)
-    if sine is not None:
-        half = x.shape[-1] // 2
-        into[..., :half].addcmul_(x[..., half:], sine[:, :half], value=sign)
-        into[..., half:].addcmul_(x[..., :half], sine[:, half:], value=sign)
 
 
 def split_heads(

@@ -72,22 +72,20 @@ class RowRun:
 
     def value(self, place: Place, layer_index: int | None) -> Tensor:
         """A place's value after ablation; pairs are laid out [H, q, k], heads [H, T, e]."""
-        return self._own(place, self._batch.values[place, layer_index])
+        return self._own(place, self._batch.values[place, layer_index][self._row_index])
 
     def gradient(self, place: Place, layer_index: int | None) -> Tensor:
         """Gradient of the objective at a place; zero where the objective cannot see it."""
-        found = self._batch.gradients.get((place, layer_index))
-        if found is None:
-            return torch.zeros_like(self.value(place, layer_index))
-        return self._own(place, found)
+        return self._own(place, self._batch.row_gradient((place, layer_index), self._row_index))
 
     def _own(self, place: Place, x: Tensor) -> Tensor:
-        n_tokens, own = self.n_tokens, x[self._row_index]
+        """A row's tensor without its padding."""
+        n_tokens = self.n_tokens
         if n_tokens == self._batch.n_tokens:
-            return own
+            return x
         if place in PAIR_PLACES:
-            return own[:, :n_tokens, :n_tokens]
-        return own[:, :n_tokens] if place in HEAD_PLACES else own[:n_tokens]
+            return x[:, :n_tokens, :n_tokens]
+        return x[:, :n_tokens] if place in HEAD_PLACES else x[:n_tokens]
 
     @cached_property
     def loss(self) -> float | None:

@@ -176,15 +176,18 @@ class BatchRun:
         self.site_gradients = _present(self._site_outputs, found)
         self.logit_gradients = _present(logits, found)
 
+    def row_gradient(self, spot: Spot, row_index: int) -> Tensor:
+        """A row's gradient at a place, padding included; zero where the objective cannot see it."""
+        found = self.gradients.get(spot)
+        return torch.zeros_like(self.values[spot][row_index]) if found is None else found[row_index]
+
     @cached_property
     def directions(self) -> DirectionsOfInterest:
         """Gradient of each row's objective at the last residual stream that it can see, once it is known."""
         found = []
         for index, (row, trace) in enumerate(zip(self.rows, self.traces, strict=True)):
             spot = self._last_residual if trace is None else trace_place(trace)
-            gradient = self.gradients.get(spot)
-            of_batch = torch.zeros_like(self.values[spot]) if gradient is None else gradient
-            found.append(of_batch[index, : row.n_tokens])
+            found.append(self.row_gradient(spot, index)[: row.n_tokens])
         return DirectionsOfInterest(found)
 
     @property

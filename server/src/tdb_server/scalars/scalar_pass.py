@@ -58,11 +58,12 @@ class ScalarPass:
             for layer_index in layers_of(self._run, self._scalar)
         )
         first_layers = [spec.first_layer_index for spec in self._specs if spec.first_layer_index is not None]
+        kept = {_kept(spec) for spec in self._specs}
         self._stacks[pass_type] = []
         for stack in stack_layers(layers, first_layers):
             for part in token_parts(stack.values):
                 self._run.check_cancelled()
-                for keep in {_kept(spec) for spec in self._specs}:
+                for keep in kept:
                     self._sums[keep] = part.add_sum(keep, self._sums.get(keep))
                 if is_ranked:
                     self._rank(LayerStack(stack.layers, part))

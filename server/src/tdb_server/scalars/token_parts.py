@@ -20,19 +20,20 @@ MAX_ENTRIES = 2**20
 
 def token_parts(values: ScalarValues) -> list[ScalarValues]:
     """A layer's numbers, at some of their tokens each, in order. On a GPU, and of few numbers, one part."""
-    if not isinstance(values, DenseScalars) or values.token_axis is None or values.known_sum is not None:
+    if not isinstance(values, DenseScalars) or values.known_sum is not None:
         return [values]
+    axis = values.token_axis
     n_parts = math.ceil(values.n_entries / MAX_ENTRIES)
-    if n_parts <= 1 or values.device.type != "cpu":
+    if axis is None or n_parts <= 1 or values.device.type != "cpu":
         return [values]
-    n_tokens = values.shape[values.token_axis]
+    n_tokens = values.shape[axis]
     step = math.ceil(n_tokens / n_parts)
-    return [_at(values, start, min(step, n_tokens - start)) for start in range(0, n_tokens, step)]
+    return [_cut(values, axis, start, min(step, n_tokens - start)) for start in range(0, n_tokens, step)]
 
 
-def _at(values: DenseScalars, start: int, length: int) -> DenseScalars:
+def _cut(values: DenseScalars, axis: int, start: int, length: int) -> DenseScalars:
     """The numbers at some places of the token axis."""
-    axis_from_end = (values.token_axis or 0) - len(values.shape)
+    axis_from_end = axis - len(values.shape)  # masks have fewer axes
     tokens = torch.arange(values.n_tokens) if values.tokens is None else values.tokens
 
     def cut(x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ LONG_SECONDS = 2.0
 def test_a_cancelled_call_stops_its_replica(start_on_ray, replicas):
     server = start_on_ray()
     (replica,) = replicas()
-    request, whole_seconds = _long_request(server)
+    request, whole_seconds = _long_request(server, replica)
 
     for hang_up in (_cancel, _run_out_of_time):
         before = cpu_seconds(replica)
@@ -53,44 +53,45 @@ def test_a_call_that_waits_is_never_begun(start_on_ray, replicas):
     server.debugger.Debug(debug_request(), timeout=STOP_SECONDS)
 
 
-def test_others_of_the_batch_go_on_without_it(start_on_ray):
+def test_others_of_the_batch_go_on_without_it(start_on_ray, replicas):
     server = start_on_ray("--max-wait-milliseconds", "200")
+    (replica,) = replicas()
     request = debug_request(LONG_PROMPT, k=20)
     expected = answer_of_response(server.debugger.Debug(request))
 
-    def answer_seconds(*, is_cancelled: bool) -> float:
-        """How long a small call takes behind a heavy one of its batch."""
+    def seconds_until_answered(*, is_cancelled: bool) -> float:
+        """How much the replica computes before a small call is answered, behind a long one of its batch."""
         blocker = server.debugger.Debug.future(debug_request(LONG_PROMPT, n_sub_requests=2, k=200))
         time.sleep(0.1)  # until it runs, so that the next two wait and run together
         heavy = server.debugger.StreamDebug(long_request)
         time.sleep(0.02)
         small = server.debugger.Debug.future(request)
         assert next(heavy).HasField("started")
-        begun_at = time.monotonic()
         blocker.result()
+        before = cpu_seconds(replica)
         if is_cancelled:
             heavy.cancel()
         reader = threading.Thread(target=_read, args=(heavy,))
         reader.start()
         assert difference(answer_of_response(small.result()), expected) is None
-        seconds = time.monotonic() - begun_at
+        seconds = cpu_seconds(replica) - before
         reader.join()
         return seconds
 
-    long_request, long_seconds = _long_request(server)
-    whole_seconds = answer_seconds(is_cancelled=False)
+    long_request, long_seconds = _long_request(server, replica)
+    whole_seconds = seconds_until_answered(is_cancelled=False)
     assert whole_seconds > 0.5 * long_seconds, "the long call does not come first in the batch"
-    assert answer_seconds(is_cancelled=True) < 0.7 * whole_seconds
+    assert seconds_until_answered(is_cancelled=True) < 0.7 * whole_seconds
 
 
-def _long_request(server) -> tuple[DebugRequest, float]:
-    """A request that keeps this machine busy for some seconds, and how long that was."""
+def _long_request(server, replica: int) -> tuple[DebugRequest, float]:
+    """A request that takes this machine some seconds, and how many of a processor's."""
     n_sub_requests = 4
     while True:
         request = debug_request(LONG_PROMPT, n_sub_requests=n_sub_requests, k=1000)
-        begun_at = time.monotonic()
+        before = cpu_seconds(replica)
         list(server.debugger.StreamDebug(request))
-        if (seconds := time.monotonic() - begun_at) > LONG_SECONDS:
+        if (seconds := cpu_seconds(replica) - before) > LONG_SECONDS:
             return request, seconds
         n_sub_requests *= 2
 

@@ -141,3 +141,19 @@ def test_a_server_that_answers_nothing_can_do_nothing() -> None:
     before = capacity(load)
     run(load, clock, seconds=0.1, worker_seconds=0.05, n_calls=1000, status="INTERNAL")
     assert capacity(load) < before / 100
+
+
+def test_calls_over_http_count_and_pages_do_not() -> None:
+    clock = Clock()
+    load = meter(clock)
+    for _ in range(200):
+        asked, page = (CallRecord(method, is_http=True) for method in ("POST /batched_tdb", "GET /"))
+        load.call_started(asked)
+        asked.submitted()
+        clock.seconds += 0.1
+        load.batch_ended(BatchMeasure("cpu", 1, 1, 0.1))
+        load.call_finished(asked)
+        load.call_started(page)
+        load.call_finished(page)
+    assert load.load().calls_per_second == pytest.approx(10.0, rel=0.2)
+    assert capacity(load) == pytest.approx(10.0, rel=0.01)

@@ -52,7 +52,7 @@ class LoadReport(_message.Message):
     NAMED_METRICS_FIELD_NUMBER: _builtins.int
     APPLICATION_UTILIZATION_FIELD_NUMBER: _builtins.int
     rps_fractional: _builtins.float
-    """Calls of our own services that ended, per second."""
+    """Calls of our own services that ended, per second; those of the JSON API that went to a worker too."""
     eps: _builtins.float
     """Those of them that ended otherwise than OK, per second."""
     application_utilization: _builtins.float

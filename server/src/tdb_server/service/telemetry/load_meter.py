@@ -23,7 +23,7 @@ class Load:
     Attributes:
         utilization: share of the workers' time that was spent on batches, or of one core's time that the
             front took for calls, whichever is more; 0 to 1.
-        calls_per_second: calls of our own services that ended.
+        calls_per_second: calls of our own services that ended, and of the JSON API, where a worker was asked.
         failures_per_second: those of them that ended otherwise than OK.
         queue_length: calls that wait for a worker.
         capacity: calls per second, of the kind and mix of late, that would be answered OK if the server were
@@ -64,17 +64,18 @@ class LoadMeter:
 
     def call_started(self, record: CallRecord) -> None:
         """See `CallListener`."""
-        if record.method.startswith(OUR_METHODS):
+        if _is_ours(record):
             if not self._n_open:
                 self._front_read_at = self._front_clock()
             self._n_open += 1
 
     def call_finished(self, record: CallRecord) -> None:
         """See `CallListener`."""
-        if record.method.startswith(OUR_METHODS):
+        if _is_ours(record):
             self._n_open -= 1
-            ended = self._answered if record.status == "OK" else self._failed
-            ended.add(1 / MEMORY_SECONDS)
+            if not record.is_http or record.submitted_seconds is not None:  # over HTTP pages are read, too
+                ended = self._answered if record.status == "OK" else self._failed
+                ended.add(1 / MEMORY_SECONDS)
             before, self._front_read_at = self._front_read_at, self._front_clock()
             self._front_worked.add((self._front_read_at - before) / MEMORY_SECONDS)
 
@@ -97,6 +98,10 @@ class LoadMeter:
             self._readings.queue_length(),
             answered / used if answered > 0 and used > 0 else None,
         )
+
+
+def _is_ours(record: CallRecord) -> bool:
+    return record.is_http or record.method.startswith(OUR_METHODS)
 
 
 class _Decaying:

@@ -11,12 +11,20 @@ import torch
 from safetensors.numpy import load_file
 from tdb_server.errors import ModelBroken, ModelError, UnsupportedModel
 from tdb_server.model.gguf import convert_gguf
+from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.model.weights import load_decoder
 
 from tests.gguf_models import Array, Kind, setting, write_gguf
-from tests.random_models import reference_model, write_random_model
+from tests.random_models import FAMILIES, reference_model, write_random_model
 
 IDS = torch.arange(20)[None] * 11
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One model of each family, with the family's usual options."""
+    root = tmp_path_factory.mktemp("originals")
+    return {family: write_random_model(root / family, family) for family in FAMILIES}
 
 
 def convert(path: Path) -> Path:
@@ -97,6 +105,14 @@ def test_a_bias_that_is_not_stored_is_zero(tmp_path: Path, part: str, name: str)
     torch.testing.assert_close(logits(target), reference(IDS).logits, atol=1e-4, rtol=1e-4)
 
 
+def test_the_tokenizer_comes_along(originals: dict[str, Path], tmp_path: Path) -> None:
+    original = originals["llama"]
+    ours, theirs = Tokenizer(convert(write_gguf(original, tmp_path / "m.gguf"))), Tokenizer(original)
+    for text in ("When Mary and John went to the store", "naïve 我 🎉 1234\n\n  x<|endoftext|>"):
+        assert ours.encode(text) == theirs.encode(text)
+    assert ours.token_strings(range(1000)) == theirs.token_strings(range(1000))
+
+
 @pytest.mark.parametrize(
     ("tensor", "shape"),
     [
@@ -113,8 +129,10 @@ def test_a_bias_that_is_not_stored_is_zero(tmp_path: Path, part: str, name: str)
         ("rope_factors_short.weight", (4,)),
     ],
 )
-def test_a_tensor_without_a_place(tmp_path: Path, tensor: str, shape: tuple[int, ...]) -> None:
-    original = write_random_model(tmp_path / "original", "llama")
+def test_a_tensor_without_a_place(
+    originals: dict[str, Path], tmp_path: Path, tensor: str, shape: tuple[int, ...]
+) -> None:
+    original = originals["llama"]
     values = np.ones(shape, np.float32)
     path = write_gguf(original, tmp_path / "m.gguf", edit=lambda w: w.add_tensor(tensor, values))
     with pytest.raises(UnsupportedModel, match=rf"m\.gguf: tensor {tensor} has no place in a llama model"):
@@ -122,8 +140,10 @@ def test_a_tensor_without_a_place(tmp_path: Path, tensor: str, shape: tuple[int,
 
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen2", "qwen3"])
-def test_factors_of_frequencies_belong_to_llama_alone(tmp_path: Path, family: str) -> None:
-    original = write_random_model(tmp_path / "original", family)
+def test_factors_of_frequencies_belong_to_llama_alone(
+    originals: dict[str, Path], tmp_path: Path, family: str
+) -> None:
+    original = originals[family]
     values = np.ones(4, np.float32)
     path = write_gguf(original, tmp_path / "m.gguf", edit=lambda w: w.add_tensor("rope_freqs.weight", values))
     with pytest.raises(UnsupportedModel, match=r"tensor rope_freqs\.weight has no place"):
@@ -141,8 +161,8 @@ def test_factors_of_frequencies_belong_to_llama_alone(tmp_path: Path, family: st
         ("gpt2", "position_embd.weight"),
     ],
 )
-def test_a_missing_tensor(tmp_path: Path, family: str, tensor: str) -> None:
-    original = write_random_model(tmp_path / "original", family)
+def test_a_missing_tensor(originals: dict[str, Path], tmp_path: Path, family: str, tensor: str) -> None:
+    original = originals[family]
     path = write_gguf(
         original, tmp_path / "m.gguf", change=lambda name, values: None if name == tensor else values
     )
@@ -158,8 +178,10 @@ def test_a_missing_tensor(tmp_path: Path, family: str, tensor: str) -> None:
         ("qwen2", "blk.0.attn_q.bias", r"\[40\]; .* \[32\]"),
     ],
 )
-def test_a_misshapen_tensor(tmp_path: Path, family: str, tensor: str, shape: str) -> None:
-    original = write_random_model(tmp_path / "original", family)
+def test_a_misshapen_tensor(
+    originals: dict[str, Path], tmp_path: Path, family: str, tensor: str, shape: str
+) -> None:
+    original = originals[family]
     path = write_gguf(
         original,
         tmp_path / "m.gguf",
@@ -169,8 +191,8 @@ def test_a_misshapen_tensor(tmp_path: Path, family: str, tensor: str, shape: str
         convert(path)
 
 
-def test_numbers_that_are_none(tmp_path: Path) -> None:
-    original = write_random_model(tmp_path / "original", "llama")
+def test_numbers_that_are_none(originals: dict[str, Path], tmp_path: Path) -> None:
+    original = originals["llama"]
 
     def spoil(name: str, values: Array) -> Array:
         if name == "blk.1.ffn_down.weight":
@@ -183,8 +205,8 @@ def test_numbers_that_are_none(tmp_path: Path) -> None:
         convert(write_gguf(original, tmp_path / "m.gguf", change=spoil))
 
 
-def test_a_kind_that_cannot_be_dequantized_is_named_first(tmp_path: Path) -> None:
-    original = write_random_model(tmp_path / "original", "llama")
+def test_a_kind_that_cannot_be_dequantized_is_named_first(originals: dict[str, Path], tmp_path: Path) -> None:
+    original = originals["llama"]
 
     def whole_numbers(name: str, values: Array) -> Array:
         return values.astype(np.int32) if name == "blk.2.attn_v.weight" else values
@@ -201,11 +223,14 @@ def test_a_kind_that_cannot_be_dequantized_is_named_first(tmp_path: Path) -> Non
     [
         ({"odd.key": 1}, None),
         ({"attention.head_count": 5}, None),
+        ({"attention.key_length": 7, "rope.dimension_count": 7}, None),
         ({}, lambda name, values: None if name == "blk.2.ffn_up.weight" else values),
     ],
 )
-def test_nothing_is_written_of_what_is_refused(tmp_path: Path, keys: dict[str, object], change: Any) -> None:
-    original = write_random_model(tmp_path / "original", "llama")
+def test_nothing_is_written_of_what_is_refused(
+    originals: dict[str, Path], tmp_path: Path, keys: dict[str, object], change: Any
+) -> None:
+    original = originals["llama"]
     path = write_gguf(original, tmp_path / "m.gguf", edit=setting(**keys), change=change)
     target = tmp_path / "converted"
     target.mkdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gguf
@@ -78,6 +79,12 @@ def test_no_key_is_ignored_of_gpt2(config: Any) -> None:
     for key in sorted((known_keys() - USED - set(HARMLESS) | rotary) - {"attention.layer_norm_epsilon"}):
         with pytest.raises(ModelError, match=re.escape(f"gpt2.gguf: gpt2.{key} ")):
             config("gpt2", **{key: 3.5})
+
+
+def test_the_documentation_has_every_key() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "gguf.md").read_text()
+    for key in (*USED, *NEUTRAL, *HARMLESS):
+        assert f"`{key}`" in text, key
 
 
 def test_a_key_that_nobody_knows(config: Any) -> None:

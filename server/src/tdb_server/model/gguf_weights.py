@@ -98,7 +98,8 @@ def checkpoint_values(file: GgufFile, target: Target) -> NDArray[np.float32]:
 def _dequantized(tensor: GgufTensor) -> NDArray[np.float32]:
     from gguf.quants import dequantize
 
-    values: NDArray[np.float32] = dequantize(tensor.data, tensor.kind)
+    with np.errstate(all="ignore"):  # what is not finite is refused by whoever asked
+        values: NDArray[np.float32] = dequantize(tensor.data, tensor.kind)
     return values.reshape(tensor.shape)
 
 

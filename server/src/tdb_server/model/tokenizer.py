@@ -7,16 +7,18 @@ Mistral) write a space as "▁" and single bytes as "<0x0A>".
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
 
 from tdb_server.errors import ModelBroken
-from tdb_server.model.model_files import TOKENIZER_FILE
+from tdb_server.model.model_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, read_json_object
 
 _NO_STAND_IN = 0xFFFF
 """Not a byte: what code points become that stand for none."""
@@ -38,10 +40,17 @@ class Tokenizer:
     """The tokenizer of one model.
 
     Args:
-        folder: holds `tokenizer.json`.
+        folder: holds `tokenizer.json`, which says how text is cut, and, where there is a token for the
+            beginning of text, `tokenizer_config.json`, which names it. Model folders say some of this
+            elsewhere; `tdb_server.model.sources` makes such a folder of them.
+
+    Attributes:
+        bos_token_id: the token for the beginning of text, which the model's own tokenizer puts in front of a
+            text or can be asked to; None where there is none.
+        adds_bos: whether it puts that token in front unasked.
 
     Raises:
-        ModelBroken: the file is missing or is no tokenizer.
+        ModelBroken: a file is missing or broken.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -59,6 +68,9 @@ class Tokenizer:
             token_id: token.content for token_id, token in self._tokenizer.get_added_tokens_decoder().items()
         }
         largest_id = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        leading = _leading_token(json.loads(self._tokenizer.to_str())["post_processor"])
+        self.adds_bos = leading is not None
+        self.bos_token_id: int | None = self._named_bos(folder) if leading is None else leading
         self._strings = np.array([self._spell(token_id) for token_id in range(largest_id + 1)], object)
 
     @property
@@ -91,6 +103,15 @@ class Tokenizer:
             return rows
         return [self.token_strings(row) for row in ids.tolist()]
 
+    def _named_bos(self, folder: Path) -> int | None:
+        """The token that the configuration names for the beginning of text."""
+        path = folder / TOKENIZER_CONFIG_FILE
+        named = read_json_object(path).get("bos_token") if path.is_file() else None
+        if isinstance(named, dict):  # with its flags
+            named = named.get("content")
+        token_id: int | None = self._tokenizer.token_to_id(named) if isinstance(named, str) else None
+        return token_id
+
     def _spell(self, token_id: int) -> str:
         if token_id in self._added:
             return self._added[token_id]
@@ -110,3 +131,16 @@ class Tokenizer:
         """Whether the decoder, which undoes the spelling, is a byte-level one or has one among its steps."""
         decoder = self._tokenizer.decoder
         return decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
+
+
+def _leading_token(processor: dict[str, Any] | None) -> int | None:
+    """The token that a post-processor of the `tokenizers` library puts in front of a single text."""
+    match processor:
+        case {"type": "Sequence", "processors": inner}:
+            leading = [_leading_token(one) for one in reversed(inner)]  # the last one ends up outermost
+            return next((token_id for token_id in leading if token_id is not None), None)
+        case {"single": [{"SpecialToken": {"id": name}}, *_], "special_tokens": tokens}:  # TemplateProcessing
+            return int(tokens[name]["ids"][0])
+        case {"cls": [_, token_id]}:  # BertProcessing and RobertaProcessing
+            return int(token_id)
+    return None

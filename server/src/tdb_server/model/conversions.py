@@ -8,6 +8,7 @@ version made is not used again. What nobody has used for some time is removed.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -19,9 +20,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from tdb_server.errors import ModelError
+from tdb_server.model.model_files import WARNINGS_FILE
 
-CONVERTERS = (*sorted(Path(__file__).parent.glob("gguf*.py")), Path(__file__).with_name("weight_names.py"))
-"""The code that decides what a GGUF file becomes."""
+_log = logging.getLogger(__name__)
+
+CONVERTERS = (
+    *sorted(Path(__file__).parent.glob("gguf*.py")),
+    Path(__file__).with_name("tokenizer_conversion.py"),
+    Path(__file__).with_name("weight_names.py"),
+)
+"""The code that decides what a GGUF file and a folder's tokenizer become."""
 
 PACKAGES = ("gguf", "tokenizers", "transformers")
 """The packages that decide it with us."""
@@ -54,6 +62,8 @@ def converters_digest() -> bytes:
 def kept_folder(name: str, content: bytes, build: Callable[[Path], None]) -> Path:
     """The folder of a conversion, built where it is missing.
 
+    Warnings that were kept with it are logged, this time as on the first.
+
     Args:
         name: for people who look into the cache.
         content: a digest of what is converted.
@@ -71,6 +81,9 @@ def kept_folder(name: str, content: bytes, build: Callable[[Path], None]) -> Pat
     else:
         _build(root, final, build)
     _remove_unused(root)
+    warnings = final / WARNINGS_FILE
+    for line in warnings.read_text(encoding="utf-8").splitlines() if warnings.is_file() else ():
+        _log.warning("%s", line)
     return final
 
 

@@ -11,20 +11,20 @@ import math
 from pathlib import Path
 from typing import IO
 
-from tdb_server.errors import ModelBroken, ModelError
+from tdb_server.errors import ModelError
 from tdb_server.model.config import DecoderConfig
 from tdb_server.model.families import decoder_config_from_hugging_face
 from tdb_server.model.gguf_config import config_from_gguf
 from tdb_server.model.gguf_file import GgufFile, read_gguf
-from tdb_server.model.gguf_tokenizer import tokenizer_from_gguf
+from tdb_server.model.gguf_tokenizer import write_tokenizer
 from tdb_server.model.gguf_weights import Target, checkpoint_targets, checkpoint_values
-from tdb_server.model.model_files import CONFIG_FILE, SINGLE_FILE, TOKENIZER_FILE
+from tdb_server.model.model_files import CONFIG_FILE, SINGLE_FILE
 from tdb_server.model.progress import Progress, no_progress
 from tdb_server.model.rotary import inverse_frequencies
 
 
 def convert_gguf(path: Path, folder: Path, progress: Progress = no_progress) -> None:
-    """Writes `config.json`, `model.safetensors` (float32) and `tokenizer.json` into an existing folder.
+    """Writes `config.json`, `model.safetensors` (float32) and the tokenizer's files into an existing folder.
 
     Args:
         path: the GGUF file; the first part of a split one.
@@ -41,11 +41,7 @@ def convert_gguf(path: Path, folder: Path, progress: Progress = no_progress) -> 
     file = read_gguf(path)
     config = config_from_gguf(file)
     targets = checkpoint_targets(file, _decoder_config(path, config))
-    try:
-        tokenizer = tokenizer_from_gguf(file.metadata)
-    except KeyError as error:
-        raise ModelBroken(f"{path}: {error.args[0]} is missing") from error
-    tokenizer.save(str(folder / TOKENIZER_FILE))
+    write_tokenizer(path, file.metadata, folder)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1), encoding="utf-8")
     with (folder / SINGLE_FILE).open("wb") as output:
         _write_safetensors(output, file, targets, progress)

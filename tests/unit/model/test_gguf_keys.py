@@ -138,6 +138,7 @@ def test_a_width_that_is_not_stored_follows_from_the_heads(config: Any) -> None:
         ("attention.key_length", [8, 8, 8], UnsupportedModel, r"is a list, where one value is expected"),
         ("block_count", [3], UnsupportedModel, r"is a list"),
         ("rope.freq_base", [1.0, 1.0, 1.0], UnsupportedModel, r"is a list"),
+        ("block_count", 2**31, ModelBroken, r"is 2147483648, but there are tensors of 3 layers"),
         ("attention.head_count_kv", 0, ModelBroken, r"must be a whole number above 0, not 0"),
         ("context_length", 64.5, ModelBroken, r"must be a whole number above 0, not 64\.5"),
         ("context_length", True, ModelBroken, r"must be a whole number above 0, not True"),

@@ -20,7 +20,6 @@ from tdb_server.model.gguf_tokenizer import write_tokenizer
 from tdb_server.model.gguf_weights import Target, checkpoint_targets, checkpoint_values
 from tdb_server.model.model_files import CONFIG_FILE, SINGLE_FILE
 from tdb_server.model.progress import Progress, no_progress
-from tdb_server.model.rotary import inverse_frequencies
 
 
 def convert_gguf(path: Path, folder: Path, progress: Progress = no_progress) -> None:
@@ -50,12 +49,9 @@ def convert_gguf(path: Path, folder: Path, progress: Progress = no_progress) -> 
 def _decoder_config(path: Path, config: dict[str, object]) -> DecoderConfig:
     """What loading will make of the configuration; what it would refuse then is refused now."""
     try:
-        decoder_config = decoder_config_from_hugging_face(config)
-        if decoder_config.rotary_theta is not None:
-            inverse_frequencies(decoder_config)
+        return decoder_config_from_hugging_face(config)
     except ModelError as error:
         raise type(error)(f"{path}: {error.message}") from error
-    return decoder_config
 
 
 def _write_safetensors(output: IO[bytes], file: GgufFile, targets: list[Target], progress: Progress) -> None:

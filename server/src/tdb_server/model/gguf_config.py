@@ -94,8 +94,12 @@ class _ArchitectureKeys:
             if key.startswith(self._prefix)
         }
         self._unread = set(self._values)
-        self.n_layers = 1
         self.n_layers = self.count("block_count")
+        n_stored = len({name.split(".")[1] for name in file.tensors if name.startswith("blk.")})
+        if self.n_layers > n_stored:
+            raise self.broken(
+                "block_count", f"is {self.n_layers}, but there are tensors of {n_stored} layers"
+            )
 
     def take(self, key: str) -> Any:
         """A value as it is; None where the key is missing."""

@@ -205,6 +205,10 @@ def test_values_that_make_no_sense(tmp_path: Path, metadata: Metadata, message: 
         (bytes_alone(model="t5"), "'t5' is not supported"),
         (sentence_pieces(remove_extra_whitespaces=True), "remove_extra_whitespaces"),
         (sentence_pieces(precompiled_charsmap=[1, 2]), "precompiled_charsmap"),
+        (
+            bytes_alone() | {"tokenizer.ggml.normalizer.lowercase": True},
+            r"normalizer\.lowercase changes texts",
+        ),
     ],
 )
 def test_what_is_not_known(tmp_path: Path, metadata: Metadata, message: str) -> None:

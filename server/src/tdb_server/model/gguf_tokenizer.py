@@ -112,6 +112,8 @@ def tokenizer_from_gguf(metadata: dict[str, Any]) -> tuple[Tokenizer, list[str]]
         ModelBroken: a value makes no sense.
         UnsupportedModel: another kind of tokenizer, or rules that are not known.
     """
+    if changing := [key for key in metadata if key.startswith(f"{_KEYS}normalizer.")]:
+        raise UnsupportedModel(f"{changing[0]} changes texts before they are cut, which is not known here")
     tokens = _tokens(metadata)
     named = _named_special(metadata, len(tokens))
     kind = metadata[f"{_KEYS}model"]

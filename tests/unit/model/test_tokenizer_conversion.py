@@ -205,6 +205,16 @@ def test_code_of_the_folder_is_not_run(folder: Path) -> None:
     assert not (folder / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    "configuration",
+    [{"bos_token": 5}, {"added_tokens_decoder": [1]}, {"bos_token": "\ud83d"}, {"tokenizer_class": 3}],
+)
+def test_what_transformers_cannot_read(folder: Path, configuration: dict[str, object]) -> None:
+    write(folder, "tokenizer_config.json", configuration)
+    with pytest.raises(ModelBroken, match=r"tokenizer of tokenizer\.json, tokenizer_config\.json: "):
+        resolve_model(str(folder))
+
+
 @pytest.mark.parametrize("says", [True, False])
 def test_the_post_processor_says_whether_a_token_is_put_in_front(
     folder: Path, says: bool, caplog: pytest.LogCaptureFixture

@@ -33,6 +33,7 @@ VOCABULARY_FILES = (TOKENIZER_FILE, "vocab.json", "tokenizer.model", "tekken.jso
 
 _CONVERTERS = ("transformers", "tokenizers", "sentencepiece", "protobuf", "tiktoken", "mistral-common")
 """Packages whose versions decide what comes out."""
+_OTHER_FILES = (TOKENIZER_CONFIG_FILE, ADDED_TOKENS_FILE, SPECIAL_TOKENS_FILE)
 _READ_SUFFIXES = (".json", ".txt", ".model", ".tiktoken")
 _READ_PREFIXES = ("tokenizer", "vocab", "merges", "tekken", "tiktoken")
 
@@ -104,7 +105,7 @@ def _read(folder: Path) -> Any:
     except Exception as error:  # the library raises nothing more precise
         raise ModelBroken(f"{path}: not a tokenizer: {error}") from error
     # Read first, so that a broken one is called by its name.
-    for name in (TOKENIZER_CONFIG_FILE, ADDED_TOKENS_FILE, SPECIAL_TOKENS_FILE):
+    for name in _OTHER_FILES:
         _object(folder / name)
     options: Any = {"local_files_only": True, "trust_remote_code": False}
     try:
@@ -120,7 +121,10 @@ def _read(folder: Path) -> Any:
         if lacks_reader and (folder / "tokenizer.model").is_file():
             hint = "it needs the package sentencepiece (pip install sentencepiece), or Llama 3's tiktoken"
             raise ModelBroken(f"{folder / 'tokenizer.model'}: {hint}: {error}") from error
-        raise ModelBroken(f"{folder}: transformers cannot read the tokenizer: {error}") from error
+        read = [name for name in (*VOCABULARY_FILES, *_OTHER_FILES) if (folder / name).is_file()]
+        raise ModelBroken(
+            f"{folder}: transformers cannot read the tokenizer of {', '.join(read)}: {error}"
+        ) from error
     if len(backend.get_vocab(with_added_tokens=False)) <= len(backend.get_added_tokens_decoder()):
         raise ModelBroken(
             f"{folder}: transformers finds no vocabulary for its {type(tokenizer).__name__}; "

@@ -127,8 +127,9 @@ class MultipleTopKSpec:
         top_and_bottom_k: k.
         token_index: None for nodes at every token, else only those at this (absolute) one.
         pass_type: backward adds the gradients beside the activations.
-        dimensions_to_keep: axes that the sums keep; None for the tokens (and attended-to tokens where
-        present). first_layer_index: nodes of layers before it are left out; None for no bound.
+        dimensions_to_keep: axes that the sums keep; None for the tokens (and attended-to tokens where present).
+        first_layer_index: nodes of layers before it are left out, in all sub-requests of the call; None for no
+            bound.
     """
 
     groups: tuple[tuple[GroupId, tuple[DerivedScalar, ...]], ...]

@@ -1,4 +1,4 @@
-"""`hide_early_layers_when_ablating` leaves out nodes of layers before the first ablated one, in a whole call."""
+"""`hide_early_layers_when_ablating` leaves out nodes of layers before the first ablated, in a whole call."""
 
 from __future__ import annotations
 

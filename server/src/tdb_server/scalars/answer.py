@@ -62,7 +62,7 @@ class CallAnswer:
     def _specs(self, *, only_logits: bool) -> list[Specs]:
         """The multiple-top-k specs of each sub-request that do (not) rank logits alone.
 
-        Layers that one sub-request leaves out, all leave out under that name, so that all list the same nodes.
+        Layers that one sub-request leaves out, all leave out, so that all list the same nodes under a name.
         """
         first_layers: dict[str, int] = {}
         for one in self.call.sub_requests:

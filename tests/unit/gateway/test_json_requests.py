@@ -351,12 +351,6 @@ MALFORMED: list[tuple[str, Any, str, str]] = [
         f"{SPEC}.dimensionsToKeepForIntermediateSum",
         "MALFORMED_REQUEST",
     ),
-    (
-        "batched",
-        processing_body(dst="logits", normalizeActivationsUsingNeuronRecord={}),
-        f"{SPEC}.normalizeActivationsUsingNeuronRecord",
-        "FIELD_NOT_ALLOWED",
-    ),
     ("batched", processing_body(), f"{SPEC}.specType", "FIELD_REQUIRED"),
     ("batched", processing_body(specType="tdb_request_spec"), f"{SPEC}.specType", "UNKNOWN_ENUM_VALUE"),
     ("derived_scalars", {"derivedScalarsRequestSpec": []}, "derivedScalarsRequestSpec", "MALFORMED_REQUEST"),

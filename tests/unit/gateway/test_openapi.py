@@ -79,6 +79,7 @@ def test_names_are_the_references() -> None:
     assert "mlp.post_act" in SCHEMAS["ActivationLocationType"]["enum"]
     assert SCHEMAS["ComponentTypeForMlp"]["enum"] == ["neuron", "autoencoder_latent"]
     assert not {"Place", "DerivedScalar", "MlpComponent"} & set(SCHEMAS)
+    assert all(schema["title"] == name for name, schema in SCHEMAS.items())
     assert "topAndBottomKForNodeTable" in SCHEMAS["TdbRequestSpec"]["properties"]
 
 
@@ -95,6 +96,15 @@ def test_golden_answers_are_as_described(path: Path) -> None:
     of_answer(golden["endpoint"]).validate(with_machine(golden["response"]))
 
 
+DATA_TYPES = {
+    "activationsByGroupId": "multiple_top_k_derived_scalars_response_data",
+    "activations": "derived_scalars_response_data",
+    "tokenAndAttentionScalarsList": "derived_attention_scalars_response_data",
+    "topTokensList": "scored_tokens_response_data",
+    "topTokensAttendedToList": "token_pair_attribution_response_data",
+}
+
+
 def with_machine(value: Any) -> Any:
     if isinstance(value, list):
         return [with_machine(one) for one in value]
@@ -104,7 +114,7 @@ def with_machine(value: Any) -> Any:
     if "tokensAsInts" in value:
         added = {"inferenceTime": 0.1, "memoryUsedBefore": None, "memoryUsedAfter": None, "log": None}
     elif "nodeIndices" in value or "tokenAndAttentionScalarsList" in value:
-        added = {"responseDataType": "x"}
+        added = {"responseDataType": next(name for key, name in DATA_TYPES.items() if key in value)}
     if "activationsByGroupId" in value:
         added["vocabTokenStringsForIndices"] = None
     return {**added, **{key: with_machine(one) for key, one in value.items()}}

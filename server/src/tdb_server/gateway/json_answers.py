@@ -6,7 +6,7 @@ They describe what `json_responses` writes. Lists of numbers have -999 for what 
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
 from tdb_server.gateway.json_bodies import Body, MirroredNodeIndex
@@ -73,7 +73,7 @@ class Tensor(Body):
 class MultipleTopKDerivedScalarsResponseData(Body):
     """The most important nodes: each group's numbers of them, in their order, and sums over all nodes."""
 
-    response_data_type: str
+    response_data_type: Literal["multiple_top_k_derived_scalars_response_data"]
     activations_by_group_id: dict[GroupId, list[float]]
     node_indices: list[MirroredNodeIndex]
     vocab_token_strings_for_indices: list[str] | None
@@ -83,7 +83,7 @@ class MultipleTopKDerivedScalarsResponseData(Body):
 class DerivedScalarsResponseData(Body):
     """One component at every token."""
 
-    response_data_type: str
+    response_data_type: Literal["derived_scalars_response_data"]
     activations: list[float]
     normalized_activations: list[float] | None
     node_indices: list[MirroredNodeIndex]
@@ -109,14 +109,14 @@ class TokenAndAttentionScalars(Body):
 class DerivedAttentionScalarsResponseData(Body):
     """One attention component for every pair of tokens."""
 
-    response_data_type: str
+    response_data_type: Literal["derived_attention_scalars_response_data"]
     token_and_attention_scalars_list: list[TokenAndAttentionScalars]
 
 
 class ScoredTokensResponseData(Body):
     """Tokens of each node of a ranking; null for nodes that have none of the kind."""
 
-    response_data_type: str
+    response_data_type: Literal["scored_tokens_response_data"]
     node_indices: list[MirroredNodeIndex]
     top_tokens_list: list[TopTokens | None]
 
@@ -131,7 +131,7 @@ class TopTokensAttendedTo(Body):
 class TokenPairAttributionResponseData(Body):
     """Attended-to tokens of each node of a ranking; null for all but active attention latents."""
 
-    response_data_type: str
+    response_data_type: Literal["token_pair_attribution_response_data"]
     node_indices: list[MirroredNodeIndex]
     top_tokens_attended_to_list: list[TopTokensAttendedTo | None]
 

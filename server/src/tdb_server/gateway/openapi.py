@@ -160,13 +160,11 @@ def _reference(model: type[bodies.Body]) -> dict[str, Any]:
 
 
 def _with_reference_names(document: dict[str, Any]) -> dict[str, Any]:
-    schemas = document["components"]["schemas"]
     text = json.dumps(document)
     for own, theirs in _REFERENCE_NAMES.items():
         text = text.replace(f'"{_SCHEMAS}{own}"', f'"{_SCHEMAS}{theirs}"')
     renamed: dict[str, Any] = json.loads(text)
-    renamed["components"]["schemas"] = {
-        _REFERENCE_NAMES.get(name, name): schema
-        for name, schema in zip(schemas, renamed["components"]["schemas"].values(), strict=True)
-    }
+    described = renamed["components"]["schemas"]
+    for own, theirs in _REFERENCE_NAMES.items():
+        described[theirs] = {**described.pop(own), "title": theirs}
     return renamed

@@ -127,7 +127,9 @@ def test_what_is_refused_for_its_meaning_is_as_described(refused: dict[str, Any]
 
 
 def leaves(value: Any) -> Iterator[Any]:
+    """All values and keys."""
     if isinstance(value, dict | list):
+        yield from value if isinstance(value, dict) else ()
         for one in value.values() if isinstance(value, dict) else value:
             yield from leaves(one)
     else:

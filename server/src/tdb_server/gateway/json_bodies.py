@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -34,7 +34,7 @@ from tdb_server.domain.requests import (
     MlpComponent,
     TokenScoringType,
 )
-from tdb_server.gateway.json_faults import fault
+from tdb_server.gateway.json_faults import NO_TEXT, fault, shortened
 
 ALL = "All"
 _NEEDED = "needed"
@@ -46,7 +46,7 @@ def _encodable(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise fault("holds half of a surrogate pair, which is no text") from error
+        raise fault(NO_TEXT) from error
     return text
 
 
@@ -60,6 +60,10 @@ Integer = Annotated[int, Field(strict=True, ge=-(2**31), le=2**31 - 1), BeforeVa
 Number = Annotated[float, Field(strict=True)]
 """NaN and the infinities, which Python's JSON has, are left for the service to refuse."""
 Boolean = Annotated[bool, Field(strict=True)]
+FIRST_FAULT: Any = Field(fail_fast=True)
+"""Of many entries the first fault alone is told: a body of megabytes may hold a million."""
+ItemT = TypeVar("ItemT")
+Listed = Annotated[list[ItemT], FIRST_FAULT]
 _INTEGER: TypeAdapter[int] = TypeAdapter(Integer)
 
 
@@ -110,7 +114,7 @@ class MirroredNodeIndex(Body):
     """One node."""
 
     node_type: NodeType | None = needed()
-    tensor_indices: list[Integer] | None = needed()
+    tensor_indices: Listed[Integer] | None = needed()
     layer_index: Integer | None = None
     pass_type: PassType | None = None
 
@@ -119,7 +123,7 @@ class MirroredActivationIndex(Body):
     """Cells of a place."""
 
     activation_location_type: Place | None = needed()
-    tensor_indices: list[CellIndex] | None = None
+    tensor_indices: Listed[CellIndex] | None = None
     """An index for each axis; those that are left out at the end are "All"."""
     layer_index: Integer | None = None
     pass_type: PassType | None = None
@@ -185,8 +189,8 @@ class LossFnConfig(Body):
     """A loss of the last token's logits."""
 
     name: LossName | None = needed()
-    target_tokens: list[Text] | None = None
-    distractor_tokens: list[Text] | None = None
+    target_tokens: Listed[Text] | None = None
+    distractor_tokens: Listed[Text] | None = None
 
 
 class InferenceRequestSpec(Body):
@@ -195,7 +199,7 @@ class InferenceRequestSpec(Body):
     prompt: Text | None = needed()
     loss_fn_config: LossFnConfig | None = None
     trace_config: Annotated[MirroredTraceConfig | None, BeforeValidator(_not_too_deep)] = None
-    ablation_specs: list[AblationSpec] | None = None
+    ablation_specs: Listed[AblationSpec] | None = None
     activation_index_for_within_layer_grad: MirroredActivationIndex | None = None
     """The latent that attn_write_to_latent_summed_over_heads is about."""
 
@@ -206,18 +210,18 @@ class NodeIdAndDatasets(Body):
     dst: Text | None = needed()
     layer_index: Integer | None = needed()
     activation_index: Integer | None = needed()
-    datasets: list[Text] | None = needed()
+    datasets: Listed[Text] | None = needed()
 
 
 class MultipleTopKDerivedScalarsRequestSpec(Body):
     """Asks for the most important nodes."""
 
     spec_type: Literal["multiple_top_k_derived_scalars_request_spec"] | None = None
-    dst_list_by_group_id: dict[GroupId, list[DerivedScalar]] | None = needed()
+    dst_list_by_group_id: Annotated[dict[GroupId, Listed[DerivedScalar]], FIRST_FAULT] | None = needed()
     token_index: Integer | None = None
     top_and_bottom_k: Integer | None = needed()
     pass_type: PassType | None = None
-    dimensions_to_keep_for_intermediate_sum: Annotated[list[Dimension], Field(min_length=1)] | None = None
+    dimensions_to_keep_for_intermediate_sum: Annotated[Listed[Dimension], Field(min_length=1)] | None = None
     """Left out: the tokens."""
 
 
@@ -291,7 +295,7 @@ def _specific(value: Any) -> Any:
         model = _SPEC_MODELS.get(said) if isinstance(said, str) else None
         if model is None:
             known = ", ".join(_SPEC_MODELS)
-            raise fault(f"{said!r} is not one of {known}", Reason.UNKNOWN_ENUM_VALUE, ["specType"])
+            raise fault(f"{shortened(said)} is not one of {known}", Reason.UNKNOWN_ENUM_VALUE, ["specType"])
         return model.model_validate(value)
     for key, model in _TELLING_KEYS.items():
         if value.get(key) is not None:
@@ -318,7 +322,8 @@ class InferenceSubRequest(Body):
 
     inference_request_spec: InferenceRequestSpec | None = needed()
     processing_request_spec_by_name: (
-        dict[Text, Annotated[ProcessingRequestSpec, BeforeValidator(_specific)]] | None
+        Annotated[dict[Text, Annotated[ProcessingRequestSpec, BeforeValidator(_specific)]], FIRST_FAULT]
+        | None
     ) = None
     """What a spec asks for is told by its `specType`, or without one by its keys."""
 
@@ -326,7 +331,7 @@ class InferenceSubRequest(Body):
 class BatchedRequest(Body):
     """General requests that share their nodes."""
 
-    inference_sub_requests: list[InferenceSubRequest] | None = needed()
+    inference_sub_requests: Listed[InferenceSubRequest] | None = needed()
 
 
 class DerivedScalarsRequest(Body):
@@ -354,14 +359,14 @@ class TdbRequestSpec(Body):
     """What the viewer's main page asks of one prompt."""
 
     prompt: Text | None = needed()
-    target_tokens: list[Text] | None = None
-    distractor_tokens: list[Text] | None = None
+    target_tokens: Listed[Text] | None = None
+    distractor_tokens: Listed[Text] | None = None
     component_type_for_mlp: MlpComponent | None = None
     component_type_for_attention: AttentionComponent | None = None
     top_and_bottom_k_for_node_table: Integer | None = needed()
     hide_early_layers_when_ablating: Boolean | None = None
     """Leaves nodes before the first ablated layer out of the answers to all of the batch's sub-requests."""
-    node_ablations: list[NodeAblation] | None = None
+    node_ablations: Listed[NodeAblation] | None = None
     upstream_node_to_trace: NodeToTrace | None = None
     downstream_node_to_trace: NodeToTrace | None = None
 
@@ -369,7 +374,7 @@ class TdbRequestSpec(Body):
 class BatchedTdbRequest(Body):
     """Prompts to explain, which share their nodes."""
 
-    sub_requests: list[TdbRequestSpec] | None = needed()
+    sub_requests: Listed[TdbRequestSpec] | None = needed()
 
 
 class ExistingExplanationsRequest(Body):
@@ -378,7 +383,7 @@ class ExistingExplanationsRequest(Body):
     dst: Text | None = needed()
     layer_index: Integer | None = needed()
     activation_index: Integer | None = needed()
-    explanation_datasets: list[Text] | None = None
+    explanation_datasets: Listed[Text] | None = None
     neuron_dataset: Text | None = None
 
 

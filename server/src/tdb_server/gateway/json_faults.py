@@ -15,6 +15,8 @@ from tdb_server.domain.reason import Reason
 from tdb_server.errors import FieldViolation, InvalidRequest
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+NO_TEXT = "holds half of a surrogate pair, which is no text"
+_SHOWN_CHARACTERS = 100
 _WANTED = {
     "bool_type": "true or false",
     "dict_type": "an object",
@@ -58,7 +60,7 @@ def read_body(model: type[ModelT], body: Any) -> ModelT:
     """A parsed body as its model.
 
     Raises:
-        InvalidRequest: values are not of the type they should be; every one is named.
+        InvalidRequest: values are not of the type they should be. All are named, but of each list the first.
     """
     try:
         return model.model_validate(body)
@@ -85,17 +87,25 @@ def _what_is_wrong(error: ErrorDetails) -> tuple[str, Reason]:
             return f"must be a string, not {_kind(value)}", Reason.MALFORMED_REQUEST
         case "enum" | "literal_error":
             known = context["expected"].replace("'", "").replace(" or ", ", ")
-            return f"{value!r} is not one of {known}", Reason.UNKNOWN_ENUM_VALUE
+            return f"{shortened(value)} is not one of {known}", Reason.UNKNOWN_ENUM_VALUE
         case "greater_than_equal" | "less_than_equal":
-            return f"{value} is out of range", Reason.OUT_OF_RANGE
+            return f"{shortened(value)} is out of range", Reason.OUT_OF_RANGE
         case "float_type" if isinstance(value, int) and not isinstance(value, bool):
             return "is too large", Reason.OUT_OF_RANGE
         case "too_short":
             return "must not be empty; leave it out for the tokens", Reason.MALFORMED_REQUEST
+        case "string_unicode":
+            return NO_TEXT, Reason.MALFORMED_REQUEST
         case _ if kind in _WANTED:
             return f"must be {_WANTED[kind]}, not {_kind(value)}", Reason.MALFORMED_REQUEST
         case _:
             return error["msg"], Reason.MALFORMED_REQUEST
+
+
+def shortened(value: Any) -> str:
+    """A value as a message can hold it."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 
 def _kind(value: Any) -> str:

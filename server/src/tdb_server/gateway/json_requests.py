@@ -104,6 +104,9 @@ def _debug_sub_request(body: JsonObject) -> DebugSubRequest:
         node_ablations=[_node_ablation(one) for one in body.objects("nodeAblations")],
         upstream_node_to_trace=None if upstream is None else _node_to_trace(upstream),
         downstream_node_to_trace=None if downstream is None else _node_to_trace(downstream),
+        target_token_ids=body.integers("targetTokenIds"),
+        distractor_token_ids=body.integers("distractorTokenIds"),
+        add_bos=body.boolean("addBos"),
     )
 
 
@@ -133,6 +136,7 @@ def _inference_spec(body: JsonObject) -> InferenceSpec:
         trace_config=None if trace is None else _trace_config(trace, _MAX_DOWNSTREAM_NODES),
         ablation_specs=[_ablation_spec(one) for one in body.objects("ablationSpecs")],
         activation_index_for_within_layer_grad=None if latent is None else _activation_index(latent),
+        add_bos=body.boolean("addBos"),
     )
 
 
@@ -141,6 +145,8 @@ def _loss(body: JsonObject) -> LossFnConfig:
         name=body.number_of("name", LOSS_NAMES),
         target_tokens=body.strings("targetTokens"),
         distractor_tokens=body.strings("distractorTokens"),
+        target_token_ids=body.integers("targetTokenIds"),
+        distractor_token_ids=body.integers("distractorTokenIds"),
     )
 
 

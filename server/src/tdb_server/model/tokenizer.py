@@ -18,6 +18,7 @@ import numpy.typing as npt
 import tokenizers
 
 from tdb_server.errors import ModelBroken
+from tdb_server.model.continuations import continuing
 from tdb_server.model.model_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, read_json_object
 
 _NO_STAND_IN = 0xFFFF
@@ -63,6 +64,7 @@ class Tokenizer:
             raise ModelBroken(f"{path}: not a tokenizer: {error}") from error
         self._tokenizer.no_truncation()  # a file may ask to cut prompts or fill them up
         self._tokenizer.no_padding()
+        self._continuing = continuing(self._tokenizer)
         self._bytes = _byte_stand_ins() if self._is_byte_level() else None
         self._added = {
             token_id: token.content for token_id, token in self._tokenizer.get_added_tokens_decoder().items()
@@ -81,6 +83,11 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of a text. No token is added to it; special tokens written out in it are recognized."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """Token ids of a text where other text stands before it; else as `encode`."""
+        ids: list[int] = self._continuing.encode(text, add_special_tokens=False).ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -60,6 +60,7 @@ def _request(request: DebugSubRequest) -> Json:
         "mlp": request.mlp,
         "attention": request.attention,
         "hide_early_layers": request.hide_early_layers,
+        "add_bos": request.add_bos,
     }
 
 
@@ -67,6 +68,7 @@ def _result(result: DebugResult) -> Json:
     logits = result.logits
     return {
         **tokens(result.prompt),
+        "bos_added": result.prompt.bos_added,
         "loss": _number(result.loss),
         "traced_value": _number(result.traced_value),
         "nodes": [_node(result.nodes, row) for row in range(len(result.nodes))],

@@ -14,7 +14,6 @@ import torch
 from safetensors.numpy import load_file
 from tdb_server.errors import ModelBroken, UnsupportedModel
 from tdb_server.model.gguf import convert_gguf
-from tdb_server.model.gguf_tokenizer import tokenizer_from_gguf
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.model.weights import load_decoder
 
@@ -197,7 +196,7 @@ def test_linear_scaling_comes_along(tmp_path: Path) -> None:
         (lambda w: w.add_tensor("blk.0.odd.weight", np.ones(4, np.float32)), r"blk\.0\.odd\.weight"),
         (lambda w: w.add_expert_count(8), "experts"),
         (lambda w: w.kv_data[0]["llama.rope.dimension_count"].__setattr__("value", 4), "part of each head"),
-        (lambda w: w.kv_data[0]["tokenizer.ggml.pre"].__setattr__("value", "tekken"), "'tekken'"),
+        (lambda w: w.kv_data[0]["tokenizer.ggml.pre"].__setattr__("value", "viking"), r"m\.gguf: .*'viking'"),
         (lambda w: w.kv_data[0]["tokenizer.ggml.model"].__setattr__("value", "t5"), "'t5'"),
         (lambda w: w.kv_data[0]["general.architecture"].__setattr__("value", "mamba"), "'mamba'"),
     ],
@@ -223,39 +222,3 @@ def test_cut_off_files(tmp_path: Path, n_bytes: int) -> None:
     path.write_bytes(whole[:n_bytes])
     with pytest.raises(ModelBroken, match=r"cut\.gguf"):
         convert_gguf(path, tmp_path)
-
-
-def test_sentence_piece_merges_better_pieces_first() -> None:
-    tokens = ["<unk>", "<s>", "<0x0A>", "▁", "a", "b", "c", "ab", "bc", "▁a", "▁ab"]
-    scores = [0.0, 0.0, 0.0, -9.0, -9.0, -9.0, -9.0, -5.0, -1.0, -3.0, -7.0]
-    metadata: dict[str, Any] = {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.scores": scores,
-        "tokenizer.ggml.token_type": [2, 3, 6, 1, 1, 1, 1, 1, 1, 1, 1],
-    }
-    encoded = tokenizer_from_gguf(metadata).encode("abc ab\n<s>", add_special_tokens=False)
-    assert encoded.tokens == ["▁a", "bc", "▁ab", "<0x0A>", "<s>"]
-    without_prefix = tokenizer_from_gguf(metadata | {"tokenizer.ggml.add_space_prefix": False})
-    assert without_prefix.encode("ab").tokens == ["ab"]
-    assert without_prefix.decode([9, 5]) == " ab"
-
-
-@pytest.mark.parametrize(
-    ("rules", "pieces"),
-    [
-        ("default", ["Year", "Ġ1234", "'s"]),
-        ("smollm", ["Year", "Ġ", "1", "2", "3", "4", "'s"]),
-        ("llama-bpe", ["Year", "Ġ", "123", "4", "'s"]),
-        ("qwen2", ["Year", "Ġ", "1", "2", "3", "4", "'s"]),
-    ],
-)
-def test_rules_for_cutting_text(rules: str, pieces: list[str]) -> None:
-    metadata: dict[str, Any] = {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": rules,
-        "tokenizer.ggml.tokens": ["x"],
-        "tokenizer.ggml.merges": [],
-    }
-    tokenizer = tokenizer_from_gguf(metadata)
-    assert [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str("Year 1234's")] == pieces

@@ -26,7 +26,9 @@ def continuing(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
         return tokenizer
     whole = json.loads(tokenizer.to_str())
     whole["normalizer"], whole["pre_tokenizer"] = changed
-    return tokenizers.Tokenizer.from_str(json.dumps(whole))
+    made = tokenizers.Tokenizer.from_str(json.dumps(whole))
+    made.encode_special_tokens = tokenizer.encode_special_tokens
+    return made
 
 
 def _without_ends(step: Any) -> Any:

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdb_server.errors import ModelBroken, ModelError, UnsupportedModel
-from tdb_server.model.gguf_tokenizer import tokenizer_from_gguf
-from tdb_server.model.model_files import CONFIG_FILE, SINGLE_FILE, TOKENIZER_FILE
+from tdb_server.model.gguf_tokenizer import write_tokenizer
+from tdb_server.model.model_files import CONFIG_FILE, SINGLE_FILE
 from tdb_server.model.progress import Progress, no_progress
 from tdb_server.model.weight_names import WeightNames, weight_names
 
@@ -27,7 +27,7 @@ Metadata = dict[str, Any]
 
 
 def convert_gguf(path: Path, folder: Path, progress: Progress = no_progress) -> None:
-    """Writes `config.json`, `model.safetensors` (float32) and `tokenizer.json` into an existing folder.
+    """Writes `config.json`, `model.safetensors` (float32) and the tokenizer's files into an existing folder.
 
     Args:
         path: the GGUF file.
@@ -52,9 +52,9 @@ def convert_gguf(path: Path, folder: Path, progress: Progress = no_progress) -> 
         )
     try:
         config = _hugging_face_config(metadata, reader.tensors)
-        tokenizer_from_gguf(metadata).save(str(folder / TOKENIZER_FILE))
     except KeyError as error:
         raise ModelBroken(f"{path}: {error.args[0]} is missing") from error
+    write_tokenizer(path, metadata, folder)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1), encoding="utf-8")
     names = _hugging_face_names(weight_names(str(architecture)), len(_layers(reader.tensors)))
     unknown = sorted(tensor.name for tensor in reader.tensors if tensor.name not in names)

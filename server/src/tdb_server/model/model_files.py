@@ -13,6 +13,8 @@ from tdb_server.errors import ModelBroken, ModelNotFound
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+WARNINGS_FILE = "warnings.txt"
+"""Beside converted files: what should be said whenever they are used, a line each."""
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")

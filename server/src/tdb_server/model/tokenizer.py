@@ -42,8 +42,8 @@ class Tokenizer:
 
     Args:
         folder: holds `tokenizer.json`, which says how text is cut, and, where there is a token for the
-            beginning of text, `tokenizer_config.json`, which names it. Model folders say some of this
-            elsewhere; `tdb_server.model.sources` makes such a folder of them.
+            beginning of text, `tokenizer_config.json`, which names it. Models say some of this elsewhere;
+            `tdb_server.model.sources` makes such a folder of what they say.
 
     Attributes:
         bos_token_id: the token for the beginning of text, which the model's own tokenizer puts in front of a
@@ -64,15 +64,17 @@ class Tokenizer:
             raise ModelBroken(f"{path}: not a tokenizer: {error}") from error
         self._tokenizer.no_truncation()  # a file may ask to cut prompts or fill them up
         self._tokenizer.no_padding()
-        self._continuing = continuing(self._tokenizer)
-        self._bytes = _byte_stand_ins() if self._is_byte_level() else None
+        self._bytes = _byte_stand_ins() if is_byte_level(self._tokenizer) else None
         self._added = {
             token_id: token.content for token_id, token in self._tokenizer.get_added_tokens_decoder().items()
         }
         largest_id = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-        leading = _leading_token(json.loads(self._tokenizer.to_str())["post_processor"])
+        leading = leading_token(self._tokenizer)
+        configuration = _configuration(folder)
         self.adds_bos = leading is not None
-        self.bos_token_id: int | None = self._named_bos(folder) if leading is None else leading
+        self.bos_token_id = self._named(configuration.get("bos_token")) if leading is None else leading
+        self._tokenizer.encode_special_tokens = configuration.get("split_special_tokens") is True
+        self._continuing = continuing(self._tokenizer)
         self._strings = np.array([self._spell(token_id) for token_id in range(largest_id + 1)], object)
 
     @property
@@ -110,13 +112,10 @@ class Tokenizer:
             return rows
         return [self.token_strings(row) for row in ids.tolist()]
 
-    def _named_bos(self, folder: Path) -> int | None:
-        """The token that the configuration names for the beginning of text."""
-        path = folder / TOKENIZER_CONFIG_FILE
-        named = read_json_object(path).get("bos_token") if path.is_file() else None
-        if isinstance(named, dict):  # with its flags
-            named = named.get("content")
-        token_id: int | None = self._tokenizer.token_to_id(named) if isinstance(named, str) else None
+    def _named(self, token: Any) -> int | None:
+        """The id of a token that a configuration names, alone or with its flags."""
+        content = token.get("content") if isinstance(token, dict) else token
+        token_id: int | None = self._tokenizer.token_to_id(content) if isinstance(content, str) else None
         return token_id
 
     def _spell(self, token_id: int) -> str:
@@ -134,10 +133,16 @@ class Tokenizer:
             return bytes([int(match[1], 16)]).decode("utf-8", errors="replace")
         return str(piece).replace("▁", " ")
 
-    def _is_byte_level(self) -> bool:
-        """Whether the decoder, which undoes the spelling, is a byte-level one or has one among its steps."""
-        decoder = self._tokenizer.decoder
-        return decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
+
+def is_byte_level(tokenizer: tokenizers.Tokenizer) -> bool:
+    """Whether the decoder, which undoes the spelling, is a byte-level one or has one among its steps."""
+    decoder = tokenizer.decoder
+    return decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
+
+
+def leading_token(tokenizer: tokenizers.Tokenizer) -> int | None:
+    """The id of the token that the post-processor puts in front of a text; None where it puts none."""
+    return _leading_token(json.loads(tokenizer.to_str())["post_processor"])
 
 
 def _leading_token(processor: dict[str, Any] | None) -> int | None:
@@ -151,3 +156,8 @@ def _leading_token(processor: dict[str, Any] | None) -> int | None:
         case {"cls": [_, token_id]}:  # BertProcessing and RobertaProcessing
             return int(token_id)
     return None
+
+
+def _configuration(folder: Path) -> dict[str, object]:
+    path = folder / TOKENIZER_CONFIG_FILE
+    return read_json_object(path) if path.is_file() else {}

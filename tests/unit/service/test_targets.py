@@ -125,6 +125,16 @@ def test_errors_say_when_the_space_in_front_is_missing() -> None:
     assert said(TOKENIZER, "people").startswith("must be one token, as ' people' is, and 'people' is ")
 
 
+def test_errors_know_the_spelling_of_the_vocabulary(tmp_path: Path) -> None:
+    newline = VOCABULARY["<0x0A>"]
+    said_so = (
+        f"must be one token (the vocabulary spells token {newline} so: ask for it by index), and '<0x0A>' is "
+    )
+    assert said(sentence_pieces(tmp_path), "<0x0A>").startswith(said_so)
+    (the,) = TOKENIZER.encode(" the")
+    assert f"spells token {the} so" in said(TOKENIZER, "Ġthe")
+
+
 @pytest.mark.parametrize("text", ["word " * 1000, "\x1b[31m\x00\u202e" * 500, "🎉" * 2000, "\n" * 900])
 def test_errors_about_long_and_strange_texts(text: str) -> None:
     words = said(TOKENIZER, text)

@@ -112,11 +112,15 @@ class Tokenizer:
             return rows
         return [self.token_strings(row) for row in ids.tolist()]
 
+    def spelled(self, piece: str) -> int | None:
+        """The id of the token that the vocabulary spells so, such as "Ġto", "▁to" or "<0x0A>"."""
+        token_id: int | None = self._tokenizer.token_to_id(piece)
+        return token_id
+
     def _named(self, token: Any) -> int | None:
         """The id of a token that a configuration names, alone or with its flags."""
         content = token.get("content") if isinstance(token, dict) else token
-        token_id: int | None = self._tokenizer.token_to_id(content) if isinstance(content, str) else None
-        return token_id
+        return self.spelled(content) if isinstance(content, str) else None
 
     def _spell(self, token_id: int) -> str:
         if token_id in self._added:

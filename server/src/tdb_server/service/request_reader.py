@@ -36,6 +36,10 @@ class Encoder(BosTokenizer, Protocol):
         """Token ids of a text where other text stands before it."""
         ...
 
+    def spelled(self, piece: str) -> int | None:
+        """The id of the token that the vocabulary spells so."""
+        ...
+
     def token_strings(self, ids: Iterable[int]) -> list[str]:
         """What each token says by itself."""
         ...
@@ -168,8 +172,10 @@ class RequestReader:
         """What is wrong with a target, the most important first: long messages are cut."""
         if not token_ids:
             return "must be one token, and is no text"
-        spaced = f" {text}"
+        spaced, spelled = f" {text}", self.tokenizer.spelled(text)
         hint = f", as {shortened(spaced)} is" if len(self.tokenizer.encode_continuation(spaced)) == 1 else ""
+        if spelled is not None:
+            hint = f" (the vocabulary spells token {spelled} so: ask for it by index)"
         words = tokens_in_words(token_ids, self.tokenizer.token_strings(token_ids))
         return f"must be one token{hint}, and {shortened(text)} is {len(token_ids)}: {words}"
 

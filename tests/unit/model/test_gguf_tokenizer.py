@@ -132,6 +132,16 @@ def test_rules_for_cutting_text(name: str, expected: list[str]) -> None:
     assert [piece for piece, _ in found] == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"), [("llama-bpe", ["yx"]), ("tekken", ["yx"]), ("qwen2", ["y", "x"])]
+)
+def test_words_that_are_tokens_without_a_merge(name: str, expected: list[str]) -> None:
+    tokenizer, _ = tokenizer_from_gguf(
+        bytes_alone(pre=name, tokens=["x", "y", "xy", "<|end|>", "yx"], token_type=None)
+    )
+    assert pieces(tokenizer, "yx") == expected
+
+
 @pytest.mark.parametrize("pre", [None, "", "default"])
 def test_rules_that_nobody_named(pre: str | None) -> None:
     with pytest.raises(UnsupportedModel, match=r"tokenizer\.ggml\.pre .*--pre-tokenizer NAME .*llama-bpe"):

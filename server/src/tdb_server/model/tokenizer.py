@@ -65,9 +65,7 @@ class Tokenizer:
         self._tokenizer.no_truncation()  # a file may ask to cut prompts or fill them up
         self._tokenizer.no_padding()
         self._bytes = _byte_stand_ins() if is_byte_level(self._tokenizer) else None
-        self._added = {
-            token_id: token.content for token_id, token in self._tokenizer.get_added_tokens_decoder().items()
-        }
+        self._added = self._tokenizer.get_added_tokens_decoder()
         largest_id = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         leading = leading_token(self._tokenizer)
         configuration = _configuration(folder)
@@ -123,8 +121,10 @@ class Tokenizer:
         return self.spelled(content) if isinstance(content, str) else None
 
     def _spell(self, token_id: int) -> str:
-        if token_id in self._added:
-            return self._added[token_id]
+        if added := self._added.get(token_id):
+            # A special token is no text; what else was added may be a piece, in which "▁" stands for a space.
+            is_piece = not added.special and self._bytes is None
+            return str(added.content.replace("▁", " ") if is_piece else added.content)
         piece = self._tokenizer.id_to_token(token_id)
         if piece is None:
             return f"<unused {token_id}>"

@@ -9,6 +9,7 @@ is refused.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from importlib import metadata
 from pathlib import Path
@@ -115,6 +116,10 @@ def _read(folder: Path) -> Any:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, **options)
             backend = tokenizer.backend_tokenizer
     except Exception as error:  # whatever the many tokenizer classes raise
+        lacks_reader = stored is None and importlib.util.find_spec("sentencepiece") is None
+        if lacks_reader and (folder / "tokenizer.model").is_file():
+            hint = "it needs the package sentencepiece (pip install sentencepiece), or Llama 3's tiktoken"
+            raise ModelBroken(f"{folder / 'tokenizer.model'}: {hint}: {error}") from error
         raise ModelBroken(f"{folder}: transformers cannot read the tokenizer: {error}") from error
     if len(backend.get_vocab(with_added_tokens=False)) <= len(backend.get_added_tokens_decoder()):
         raise ModelBroken(

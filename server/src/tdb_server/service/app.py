@@ -25,7 +25,7 @@ from tdb_server.service.listening import listen, server_tls
 from tdb_server.service.loading_report import LoadingReport
 from tdb_server.service.model_service import ModelService
 from tdb_server.service.ready_file import ready_file
-from tdb_server.service.served_model import ModelSlot, ServedModel
+from tdb_server.service.served_model import ModelSlot, ServedModel, read_tokenizer
 from tdb_server.service.telemetry.call_record import CallListener
 from tdb_server.service.telemetry.reporting import Reporting
 from tdb_server.settings import Settings
@@ -197,10 +197,7 @@ class App:
             await self._http.start()
 
     async def _fill_slot(self, ready: Ready) -> None:
-        # Imported only now: health is answered first.
-        from tdb_server.model.tokenizer import Tokenizer
-
-        tokenizer = await asyncio.to_thread(Tokenizer, ready.tokenizer_folder)
+        tokenizer = await asyncio.to_thread(read_tokenizer, ready)
         self._slot.fill(ServedModel(ready.info, tokenizer, self._settings.limits))
         await self._set_health(_SERVING if self._pool.n_ready else _NOT_SERVING)
 
@@ -270,6 +267,7 @@ def worker_configurations(settings: Settings) -> list[Configuration]:
             index,
             settings.dtype,
             n_threads,
+            settings.ranking,
             log_format,
             log_level,
         )

@@ -212,5 +212,8 @@ def test_the_command(adding: Fake, capsys: Output, monkeypatch: pytest.MonkeyPat
     assert "is @ 0, and each of these one further" in capsys.readouterr().out
     assert main(["tokenize", "p", "--add-bos"]) == 0
     assert "one further" not in capsys.readouterr().out
+    assert main(["tokenize", "p", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["bos_added"], printed["prompt_adds_bos"]) == (False, True)
     assert main(["info"]) == 0
     assert "'<s>' (1), in front of prompts" in capsys.readouterr().out

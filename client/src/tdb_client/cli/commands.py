@@ -37,7 +37,7 @@ def tokenize(options: argparse.Namespace) -> ExitCode:
     with client(options) as one, shown_waiting("asking for the tokens"):
         tokens = one.tokenize(options.text, add_bos=options.add_bos)
     if options.json:
-        _print_json(json_output.tokens(tokens))
+        _print_json(json_output.tokens(tokens) | {"prompt_adds_bos": tokens.prompt_adds_bos})
     else:
         _console().print(model_page.token_table(tokens))
     return ExitCode.DONE

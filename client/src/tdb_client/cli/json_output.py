@@ -25,8 +25,12 @@ def model(info: ModelInfo) -> Json:
 
 
 def tokens(prompt: PromptTokens) -> Json:
-    """Tokens as parallel lists."""
-    return {"token_ids": list(prompt.token_ids), "tokens": list(prompt.tokens)}
+    """Tokens as parallel lists, and whether the first one was put in front of the text."""
+    return {
+        "token_ids": list(prompt.token_ids),
+        "tokens": list(prompt.tokens),
+        "bos_added": prompt.bos_added,
+    }
 
 
 def diagnosis(checks: Sequence[Check]) -> Json:
@@ -68,7 +72,6 @@ def _result(result: DebugResult) -> Json:
     logits = result.logits
     return {
         **tokens(result.prompt),
-        "bos_added": result.prompt.bos_added,
         "loss": _number(result.loss),
         "traced_value": _number(result.traced_value),
         "nodes": [_node(result.nodes, row) for row in range(len(result.nodes))],

@@ -116,7 +116,7 @@ def test_errors_say_what_the_tokens_are(tmp_path: Path) -> None:
     assert said(tokenizer, " xx") == f"must be one token, and ' xx' is 2: ' x' ({xx}), 'x' ({x})"
     first, second = (VOCABULARY[one] for one in ("<0xC3>", "<0xA9>"))
     assert said(tokenizer, "é") == f"must be one token, and 'é' is 2: '\ufffd' ({first}), '\ufffd' ({second})"
-    assert said(tokenizer, "") == "must be one token, and is no text"
+    assert said(tokenizer, "") == "must be one token, and is none"
 
 
 def test_errors_say_when_the_space_in_front_is_missing() -> None:

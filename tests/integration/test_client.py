@@ -280,7 +280,8 @@ def test_the_command_says_in_one_line_what_is_wrong(server, capsys):
     assert code == 1
     assert (
         capsys.readouterr().err
-        == "tdb: sub_requests[0].target_tokens[0]: ' Mary' is 2 tokens; it must be one\n"
+        == "tdb: sub_requests[0].target_tokens[0]: must be one token, and ' Mary' is 2:"
+        " ' M' (337), 'ary' (560)\n"
     )
 
 

@@ -57,6 +57,7 @@ from tdb_client.results import (
     GroupResult,
     InferenceResult,
     LabelledArray,
+    LossTokens,
     MultipleTopKResult,
     PromptTokens,
     RankedTokens,
@@ -65,6 +66,7 @@ from tdb_client.results import (
     TokenPairAttributionResult,
     TopTokens,
 )
+from tdb_client.token_counting import TokenCountWarning
 
 __all__ = [
     "Ablation",
@@ -102,6 +104,7 @@ __all__ = [
     "Limits",
     "LogitTable",
     "Loss",
+    "LossTokens",
     "ModelInfo",
     "MultipleTopKResult",
     "MultipleTopKSpec",
@@ -121,6 +124,7 @@ __all__ = [
     "TdbError",
     "Timings",
     "Tls",
+    "TokenCountWarning",
     "TokenPairAttributionResult",
     "TokenPairAttributionSpec",
     "TopTokens",

@@ -14,6 +14,7 @@ from tdb_client.results import (
     CallInfo,
     EstimatedCost,
     InferenceResult,
+    LossTokens,
     ProcessingResult,
     PromptTokens,
     Timings,
@@ -30,6 +31,7 @@ class Started:
         prompts: every sub-request's tokens.
         estimated_cost: what it would cost; None unless only that was asked for.
         cached: whether the results come from the server's cache.
+        losses: every sub-request's loss tokens; None where it has no loss, or the server is older.
     """
 
     call: CallInfo
@@ -37,6 +39,7 @@ class Started:
     prompts: tuple[PromptTokens, ...]
     estimated_cost: EstimatedCost | None = None
     cached: bool = False
+    losses: tuple[LossTokens | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,7 @@ def inference_results(events: Sequence[Event]) -> list[InferenceResult]:
             timings=finished.timings,
             peak_memory_bytes=finished.peak_memory_bytes,
             cached=started.cached,
+            loss_tokens=started.losses[index] if started.losses else None,
         )
         for index, prompt in enumerate(started.prompts)
     ]

@@ -15,14 +15,17 @@ from tdb_client.interventions import Trace
 PassType = Literal["forward", "backward"]
 LossName = Literal["logit_diff", "logit_minus_mean", "probs", "zero"]
 
+Token = str | int
+"""A token of the vocabulary: its text, or its vocabulary index where no text stands for it alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class Loss:
     """The objective of a run that traces no node; tokens as in DebugSubRequest."""
 
     name: LossName
-    target: tuple[str, ...] = ()
-    distractor: tuple[str, ...] = ()
+    target: tuple[Token, ...] = ()
+    distractor: tuple[Token, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +135,7 @@ class InferenceSubRequest:
         ablate: activations and gradients to set.
         within_layer_gradient: a latent whose gradient within its own layer is wanted, token axis None.
         results: what is wanted, under names of your choice.
+        add_bos: whether the beginning-of-text token stands in front of the prompt; see DebugSubRequest.
     """
 
     prompt: str
@@ -141,3 +145,4 @@ class InferenceSubRequest:
     ablate: tuple[AblationSpec, ...] = ()
     within_layer_gradient: ActivationIndex | None = None
     results: Mapping[str, ProcessingSpec] = field(default_factory=dict)
+    add_bos: bool | None = None

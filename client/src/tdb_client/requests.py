@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from tdb_client.inference import InferenceSubRequest
+import numpy as np
+
+from tdb_client.inference import InferenceSubRequest, MultipleTopKSpec, Token
 from tdb_client.interventions import Ablation, Trace
 from tdb_client.nodes import Node
+from tdb_client.results import PromptTokens
 
 MlpComponent = Literal["neuron", "autoencoder_latent"]
 """What MLPs are taken apart into."""
@@ -18,6 +21,9 @@ AttentionComponent = Literal["attention_head", "autoencoder_latent"]
 
 AblationWords = Ablation | Node | str
 """An ablation in plain words: itself, a node to set to 0, or the spelling of either."""
+
+TokenWords = Token | np.integer[Any]
+"""A token: its text, or its vocabulary index, also as numpy has it."""
 
 TraceWords = Trace | Node | str
 """A trace in plain words: itself, a node that is no head, or the spelling of either."""
@@ -29,8 +35,9 @@ class DebugSubRequest:
 
     Attributes:
         prompt: the prompt.
-        target: tokens whose logits at the last position count for the objective; each exactly one token.
-            May be empty where a traced node takes the loss's place.
+        target: tokens whose logits at the last position count for the objective. A text is exactly one token,
+            as it is cut where other text stands before it; a number is a vocabulary index. May be empty where
+            a traced node takes the loss's place.
         distractor: tokens whose logits count against it.
         k: how many nodes to take from each end of each ranking.
         ablate: nodes to set.
@@ -40,11 +47,13 @@ class DebugSubRequest:
         attention: what attention is taken apart into.
         hide_early_layers: with ablations, leave out nodes of layers before the first ablated layer, here and
             in the other requests of the same call.
+        add_bos: whether the beginning-of-text token stands in front of the prompt, as token 0; never twice.
+            None means as the model's own tokenizer does (ModelInfo.adds_bos).
     """
 
     prompt: str
-    target: tuple[str, ...] = ()
-    distractor: tuple[str, ...] = ()
+    target: tuple[Token, ...] = ()
+    distractor: tuple[Token, ...] = ()
     k: int = 10
     ablate: tuple[Ablation, ...] = ()
     trace: Trace | None = None
@@ -52,13 +61,14 @@ class DebugSubRequest:
     mlp: MlpComponent = "neuron"
     attention: AttentionComponent = "attention_head"
     hide_early_layers: bool = False
+    add_bos: bool | None = None
 
     @classmethod
     def of(
         cls,
         prompt: str,
-        target: str | Sequence[str] = (),
-        distractor: str | Sequence[str] = (),
+        target: TokenWords | Sequence[TokenWords] = (),
+        distractor: TokenWords | Sequence[TokenWords] = (),
         *,
         k: int = 10,
         ablate: AblationWords | Sequence[AblationWords] = (),
@@ -67,6 +77,7 @@ class DebugSubRequest:
         mlp: MlpComponent = "neuron",
         attention: AttentionComponent = "attention_head",
         hide_early_layers: bool = False,
+        add_bos: bool | None = None,
     ) -> DebugSubRequest:
         """Makes a sub-request: one token or ablation may stand for a list of them, nodes may be spelled.
 
@@ -78,8 +89,8 @@ class DebugSubRequest:
         """
         return cls(
             prompt=prompt,
-            target=(target,) if isinstance(target, str) else tuple(target),
-            distractor=(distractor,) if isinstance(distractor, str) else tuple(distractor),
+            target=_tokens(target),
+            distractor=_tokens(distractor),
             k=k,
             ablate=tuple(
                 _ablation(one) for one in ([ablate] if isinstance(ablate, Ablation | Node | str) else ablate)
@@ -89,6 +100,7 @@ class DebugSubRequest:
             mlp=mlp,
             attention=attention,
             hide_early_layers=hide_early_layers,
+            add_bos=add_bos,
         )
 
 
@@ -96,20 +108,28 @@ SubRequest = DebugSubRequest | InferenceSubRequest
 SubRequestT = TypeVar("SubRequestT", bound=SubRequest)
 
 
-def prompts_to_tokenize(sub_requests: Sequence[SubRequest]) -> list[str]:
+PromptKey = tuple[str, bool | None]
+"""What a prompt's number of tokens depends on: its text, and `add_bos`."""
+
+
+def prompts_to_tokenize(sub_requests: Sequence[SubRequest]) -> list[PromptKey]:
     """The prompts whose number of tokens must be known, because a node counts from their end."""
-    return list(
-        {one.prompt: None for one in sub_requests if any(node.counts_from_end for node in _nodes(one))}
-    )
+    from_end = [one for one in sub_requests if any(node.counts_from_end for node in _nodes(one))]
+    return list({(one.prompt, one.add_bos): None for one in from_end})
 
 
-def resolve(sub_request: SubRequestT, n_tokens: Mapping[str, int]) -> SubRequestT:
+def prompt_length(tokens: PromptTokens, add_bos: bool | None) -> int:
+    """How many tokens a prompt has, by its text's tokens as they were asked for with `add_bos`."""
+    return len(tokens) + (add_bos is None and tokens.prompt_adds_bos)
+
+
+def resolve(sub_request: SubRequestT, n_tokens: Mapping[PromptKey, int]) -> SubRequestT:
     """The sub-request with every node's tokens counted from the start; `n_tokens` by prompt.
 
     Raises:
         NodeError: a token lies before the start of the prompt.
     """
-    count = n_tokens.get(sub_request.prompt)
+    count = n_tokens.get((sub_request.prompt, sub_request.add_bos))
     if count is None:
         return sub_request
     resolved = replace(
@@ -131,6 +151,22 @@ def _resolve_trace(trace: Trace | None, n_tokens: int) -> Trace | None:
 def _nodes(sub_request: SubRequest) -> list[Node]:
     ablated = [one.node for one in sub_request.ablate] if isinstance(sub_request, DebugSubRequest) else []
     return ablated + [one.node for one in (sub_request.trace, sub_request.downstream) if one is not None]
+
+
+def tokens_from_start(sub_request: SubRequest) -> Iterator[int]:
+    """The tokens that a sub-request names by their number from the start of the prompt."""
+    named: list[int | None] = []
+    for node in _nodes(sub_request):
+        named += [node.token, node.attended_to]
+    if isinstance(sub_request, InferenceSubRequest):
+        named += [one.index.indices[0] for one in sub_request.ablate if one.index.indices]
+        named += [one.token for one in sub_request.results.values() if isinstance(one, MultipleTopKSpec)]
+    return (one for one in named if one is not None and one >= 0)
+
+
+def _tokens(tokens: TokenWords | Sequence[TokenWords]) -> tuple[Token, ...]:
+    several = (tokens,) if isinstance(tokens, str | int | np.integer) else tokens
+    return tuple(int(one) if isinstance(one, np.integer) else one for one in several)
 
 
 def _ablation(ablation: AblationWords) -> Ablation:

@@ -82,8 +82,8 @@ def test_tokens_are_counted_only_where_needed() -> None:
     inference = InferenceSubRequest(
         "three", trace=Trace(neuron(5, 1, token=0)), downstream=Trace(neuron(5, 1, token=-4))
     )
-    assert prompts_to_tokenize([plain, from_end, from_end, inference]) == ["two", "three"]
-    lengths = {"two": 7, "three": 4}
+    assert prompts_to_tokenize([plain, from_end, from_end, inference]) == [("two", None), ("three", None)]
+    lengths: dict[tuple[str, bool | None], int] = {("two", None): 7, ("three", None): 4}
     assert resolve(plain, lengths) is plain
     resolved = resolve(from_end, lengths)
     assert [str(one) for one in resolved.ablate] == ["L9 head 6 @ 6"]

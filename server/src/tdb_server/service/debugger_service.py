@@ -112,7 +112,13 @@ class _CollectedAnswer:
             response.estimated_cost.CopyFrom(started.estimated_cost)
             return
         for tokens in started.sub_requests:
-            response.sub_responses.add(token_ids=tokens.token_ids, token_strings=tokens.token_strings)
+            response.sub_responses.add(
+                token_ids=tokens.token_ids,
+                token_strings=tokens.token_strings,
+                bos_added=tokens.bos_added,
+                targets=tokens.targets if tokens.HasField("targets") else None,
+                distractors=tokens.distractors if tokens.HasField("distractors") else None,
+            )
 
     def _add_part(self, part: call_pb2.ResultPart) -> None:
         key = (part.sub_request_index, part.result.name)

@@ -93,7 +93,7 @@ def test_the_references_state_dicts(decoder: Decoder, tmp_path: Path, top_k: int
     state["activation"] = "ReLU" if top_k is None else "TopK"
     state["activation_state_dict"] = {} if top_k is None else {"k": top_k, "postact_fn": "ReLU"}
     torch.save(state, tmp_path / "0.pt")
-    write_config(tmp_path, site="resid_delta_mlp")
+    write_config(tmp_path, site="resid_delta_mlp", normalize_activations="none")
     (found,) = load_autoencoders([tmp_path], decoder)
     assert found.layers[0].top_k == top_k
     assert torch.equal(found.layers[0].encoder_weight, expected["encoder.weight"])
@@ -224,7 +224,7 @@ def test_saelens(decoder: Decoder, tmp_path: Path, hook: str, site: Site, subtra
     layer = found.layers[1]
     torch.testing.assert_close(layer.encode(x), latents, atol=1e-4, rtol=1e-4)
     expected = latents @ weights["W_dec"] + weights["b_dec"]
-    torch.testing.assert_close(layer.reconstruct(latents), expected)
+    torch.testing.assert_close(layer.reconstruct(latents, x), expected)
 
 
 def test_saelens_of_a_model_with_centred_writes(decoder: Decoder, tmp_path: Path) -> None:

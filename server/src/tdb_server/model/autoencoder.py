@@ -8,8 +8,9 @@ or, where inputs are layer normed, with their mean and their standard deviation 
     latents = act(W_enc ((x - mean) / (s + 1e-5) - pre_bias) + latent_bias)
     reconstruction = s (W_dec latents + pre_bias) + mean
 
-so that a latent writes s times its direction. The decoder is stored by rows, one direction per latent, because almost every use picks the directions of
-the few latents that are active (Bricken et al. 2023, "Towards Monosemanticity"; Gao et al. 2024 for TopK).
+so that a latent writes s times its direction. The decoder is stored by rows, one direction per latent, as
+almost every use picks the directions of the few latents that are active (Bricken et al. 2023, "Towards
+Monosemanticity"; Gao et al. 2024 for TopK and for layer norm).
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class AutoencoderLayer:
         return (rows - rows.mean(dim=-1, keepdim=True)) / scale
 
     def times_write_scale(self, vectors: Tensor, x: Tensor) -> Tensor:
-        """What latents write with their directions, or along them, at site values x: [..., m] and [..., s] to [..., m]."""
+        """What latents write, or what is along it, at site values: [..., m] and [..., s] to [..., m]."""
         return vectors * x.std(dim=-1, keepdim=True) if self.norms_inputs else vectors
 
     @property

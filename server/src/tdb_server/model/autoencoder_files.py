@@ -76,8 +76,8 @@ def input_scaling(path: Path, config: Mapping[str, object]) -> tuple[bool, float
     if kind == "expected_average_only_in":
         if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < math.inf:
             raise AutoencoderBroken(
-                f"{path}: {NORMALIZE} {kind!r}: inputs are multiplied with a factor that is not in the file. Give "
-                f'it as "{NORM_SCALING_FACTOR}": NUMBER there (1 where it is folded into the weights already)'
+                f"{path}: {NORMALIZE} {kind!r}: inputs are multiplied with a factor that is not told. "
+                f'Give it there as "{NORM_SCALING_FACTOR}": NUMBER, or 1 where the weights have it in them'
             )
         return False, float(factor)
     if factor is not None:
@@ -87,7 +87,7 @@ def input_scaling(path: Path, config: Mapping[str, object]) -> tuple[bool, float
         )
     if kind not in (None, "none", "layer_norm"):
         raise AutoencoderBroken(
-            f"{path}: {NORMALIZE} {kind!r} is not supported; none, layer_norm and expected_average_only_in are"
+            f"{path}: {NORMALIZE} {kind!r} is none of none, layer_norm and expected_average_only_in"
         )
     return kind == "layer_norm", 1.0
 

@@ -7,9 +7,9 @@
 or, for one layer, `cfg.json` and `sae_weights.safetensors` of SAELens (see `tdb_server.model.saelens`).
 Several folders of one site make one autoencoder, as long as their layers differ.
 
-Whether inputs are layer normed is for `"normalize_activations"` in `config.json` to say, "layer_norm" or "none". The
-reference's TopK files do not tell: those of its second generation (`v5_32k`, `v5_128k`) were trained on normed inputs, but
-Transformer Debugger itself never norms. So they are refused until the setting is there.
+Whether inputs are layer normed is for `"normalize_activations"` in `config.json` to say, "layer_norm" or
+"none". The reference's TopK files do not tell: those of its second generation (`v5_32k`, `v5_128k`) were
+trained on normed inputs, but Transformer Debugger itself never norms. They are refused without the setting.
 """
 
 from __future__ import annotations
@@ -93,9 +93,7 @@ def _load_folder(folder: Path, decoder: Decoder) -> Iterable[_Layer]:
     config = read_json_object(folder / CONFIG) if has_config else {}
     if (folder / SAELENS_CONFIG).is_file():
         if "site" in config:
-            raise AutoencoderBroken(
-                f"{folder}: {CONFIG} names a site beside {SAELENS_CONFIG}; which one is meant?"
-            )
+            raise AutoencoderBroken(f"{folder}: {CONFIG} with a site beside {SAELENS_CONFIG}; remove one")
         can_be_centered = decoder.config.norm == "layer_norm"
         site, layer_index, weights = load_saelens_layer(folder, can_be_centered=can_be_centered)
         return [_Layer(site, layer_index, folder, weights)]
@@ -126,7 +124,7 @@ def _load_layer(path: Path, site: Site, config: Mapping[str, object]) -> _Layer:
     top_k = _top_k(path, state, config)
     if path.suffix == ".pt" and top_k is not None and config.get(NORMALIZE) is None:
         raise AutoencoderBroken(
-            f"{path}: a TopK file of the reference does not tell whether its inputs are layer normed. Say so in "
+            f"{path}: a TopK file of the reference does not tell whether inputs are layer normed. Say so in "
             f'{path.parent / CONFIG}: "{NORMALIZE}": "layer_norm" where sparse_autoencoder\'s own loader is '
             'meant, as for v5_32k and v5_128k; "none" for what Transformer Debugger computes'
         )
@@ -149,9 +147,9 @@ def _load_layer(path: Path, site: Site, config: Mapping[str, object]) -> _Layer:
 
 
 def _untied(path: Path, state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The reference's tied autoencoders: the decoder is the encoder, transposed, and stored under its own name again."""
+    """Of the reference's tied autoencoders the decoder is the encoder, transposed, which is stored twice."""
     tied, encoder = state.get("decoder.linear.weight"), state.get("encoder.weight")
-    if tied is None:
+    if tied is None or "decoder.weight" in state:
         return state
     if not isinstance(tied, Tensor) or not isinstance(encoder, Tensor) or not torch.equal(tied, encoder):
         raise AutoencoderBroken(

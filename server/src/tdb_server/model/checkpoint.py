@@ -1,7 +1,7 @@
 """The weight files of a model folder, as one table of tensors.
 
-A tensor may be stored more than once, under one name in two files or under two names, as long as all copies are
-equal. Otherwise nobody can tell which one is meant, and the folder is refused.
+A tensor may be stored more than once, under one name in two files or under two names, as long as all copies
+are equal. Otherwise nobody can tell which one is meant, and the folder is refused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tdb_server.model.model_files import INDEX_FILE, WeightFiles, weight_files
 _log = logging.getLogger(__name__)
 
 WRAPPERS = frozenset(("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
-"""What torch.compile, data parallel training and checkpointing put into the names of a wrapped model's tensors."""
+"""What torch.compile, data parallel training and checkpointing put into the names of a model's tensors."""
 
 _COMPARED_ELEMENTS = 1 << 22
 """Numbers that are compared at a time, so that a comparison needs no second copy of a large tensor."""
@@ -163,13 +163,13 @@ class Checkpoint:
                 raise ModelBroken(f"{self.folder}: {known} and {stored} are one tensor with different values")
 
     def _tell_of_contradictions(self, files: WeightFiles) -> None:
-        """Says in the log what the folder says twice and how that was settled, which is as transformers does."""
+        """Says in the log what the folder says twice, and how that was settled: as transformers does."""
         read = ", ".join(path.name for path in files.paths)
         if files.ignored:
             _log.warning("%s: %s is read, not %s", self.folder, read, ", ".join(files.ignored))
-        wrapped = next((one.name for one in self._stored.values() if _unwrapped(one.name) != one.name), None)
+        wrapped = [one.name for one in self._stored.values() if _unwrapped(one.name) != one.name]
         if wrapped:
-            _log.warning("%s: %s is read as %s", self.folder, wrapped, _unwrapped(wrapped))
+            _log.warning("%s: %s is read as %s", self.folder, wrapped[0], _unwrapped(wrapped[0]))
         places: dict[str, set[str]] = {}
         for path, handle in {one.path: one.handle for one in self._stored.values()}.items():
             for name in handle.keys():  # noqa: SIM118

@@ -1,8 +1,8 @@
 """Model families: from a Hugging Face `config.json` to the decoder's own configuration.
 
 What the decoder cannot compute is refused here, before any weight is read: a setting that is silently ignored
-would give silently wrong answers. Where a file says one thing in two places, transformers' choice is ours, and the
-log says which it was.
+would give silently wrong answers. Where a file says one thing in two places, transformers' choice is ours,
+and the log says which it was.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GPT2_NAMES_OF_OTHERS = {
     "num_attention_heads": "n_head",
     "num_hidden_layers": "n_layer",
 }
-"""What other families call entries of GPT-2's configuration; transformers takes either, and these before its own."""
+"""What other families call entries of GPT-2's configuration; transformers takes these before GPT-2's own."""
 
 ROTARY_KEYS = {
     "default": frozenset[str](),
@@ -199,10 +199,10 @@ def _rotary_family(
 
 
 def _rotary_block(config: Block) -> dict[str, object]:
-    """Type, theta and scaling from `rope_parameters` of transformers 5, `rope_scaling` of those before, or both.
+    """Type, theta and scaling from `rope_parameters` of transformers 5 or `rope_scaling` of those before.
 
-    As transformers has it: where both stand, `rope_scaling` is all that counts; a theta inside goes before one
-    outside; `original_max_position_embeddings` outside goes before one inside.
+    As transformers has it: where both stand, `rope_scaling` is all that counts; a theta inside goes before
+    one outside; `original_max_position_embeddings` outside goes before one inside.
     """
     blocks = {key: _block(config, key) for key in ("rope_scaling", "rope_parameters")}
     key = "rope_scaling" if blocks["rope_scaling"] else "rope_parameters"

@@ -16,7 +16,7 @@ def read_json_object(path: Path) -> dict[str, object]:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AutoencoderBroken(f"{path}: not readable as JSON: {error}") from error
     if not isinstance(found, dict):
         raise AutoencoderBroken(f"{path}: not a JSON object")

@@ -5,8 +5,8 @@
 
 The pre-activations are `E x + c` in either case, so they come out the same as ours with
 `latent_bias = c + E pre_bias`. Models run with centred writing weights feed an autoencoder `x` less its mean
-over channels; then the encoder's rows are centred instead. A factor for all inputs, and the norms of directions that
-TopK may multiply latents with, go into the weights. Layer norm of inputs is ours as well.
+over channels; then the encoder's rows are centred instead. A factor for all inputs, and the norms of
+directions that TopK may multiply latents with, go into the weights. Layer norm of inputs is ours as well.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def load_saelens_layer(folder: Path, *, can_be_centered: bool) -> tuple[Site, in
         can_be_centered: whether the model's writing weights can be centred, which takes layer norms.
 
     Raises:
-        AutoencoderBroken: a file is missing or damaged, says two things at once, or it is of a kind that is not
+        AutoencoderBroken: a file is missing or damaged, says two things at once, or is of a kind that is not
             supported.
     """
     path = folder / SAELENS_CONFIG
@@ -117,7 +117,8 @@ def _place(config: Settings, path: Path) -> tuple[Site, int]:
         raise AutoencoderBroken(f"{path}: hook_name {hook!r} beside hook_layer {layer_index!r}")
     if config.get("hook_name_out") not in (None, hook):
         raise AutoencoderBroken(
-            f"{path}: transcoders are not supported: hook_name {hook!r}, hook_name_out {config['hook_name_out']!r}"
+            f"{path}: transcoders are not supported: hook_name {hook!r}, hook_name_out "
+            f"{config['hook_name_out']!r}"
         )
     return _SITES[match[2]], int(match[1])
 

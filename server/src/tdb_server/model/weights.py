@@ -95,8 +95,8 @@ def _settle_tied_embeddings(
 ) -> tuple[DecoderConfig, WeightNames]:
     """What a configuration that ties embedding and unembedding means for what is stored, as in transformers.
 
-    Where one of them is stored, it is both. Where both are stored and equal, one is left alone. Where they differ, the
-    file is believed, and they are not tied.
+    Where one of them is stored, it is both. Where both are stored and equal, one is left alone. Where they
+    differ, the file is believed, and they are not tied.
     """
     if not config.tied_embeddings:
         return config, names

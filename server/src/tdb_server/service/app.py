@@ -270,6 +270,7 @@ def worker_configurations(settings: Settings) -> list[Configuration]:
             index,
             settings.dtype,
             n_threads,
+            settings.ranking,
             log_format,
             log_level,
         )

@@ -21,7 +21,7 @@ from transformer_debugger.v1 import (
 )
 
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
-from tdb_server.domain.model_info import Site
+from tdb_server.domain.model_info import KernelOutcome, Site
 from tdb_server.domain.node import Dimension, NodeType, PassType
 from tdb_server.domain.place import Place
 from tdb_server.domain.requests import (
@@ -77,3 +77,4 @@ ATTENTION_COMPONENTS = EnumNames(
     AttentionComponent,
 )
 SITES = EnumNames(model_service_pb2.AutoencoderSite.items(), "AUTOENCODER_SITE", Site)
+KERNEL_OUTCOMES = EnumNames(model_service_pb2.KernelOutcome.items(), "KERNEL_OUTCOME", KernelOutcome)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file, save_model
 from tdb_server.errors import ModelBroken, UnsupportedModel
+from tdb_server.model import checkpoint
 from tdb_server.model.weights import load_decoder
 from torch import Tensor
 
@@ -85,7 +86,11 @@ def test_tied_embeddings_that_are_stored_with_different_values(
     assert "lm_head.weight in model.safetensors differ: they are not tied" in caplog.text
 
 
-def test_tied_embeddings_that_differ_in_one_number_of_the_last_row(tmp_path: Path) -> None:
+@pytest.mark.parametrize("n_compared_at_a_time", [100, 1 << 22])
+def test_tied_embeddings_that_differ_in_one_number_of_the_last_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_compared_at_a_time: int
+) -> None:
+    monkeypatch.setattr(checkpoint, "_COMPARED_ELEMENTS", n_compared_at_a_time)
     folder = write_random_model(tmp_path, "llama", tie_word_embeddings=True)
     tied = logits(folder)
 
@@ -301,3 +306,10 @@ def test_entries_that_a_family_takes_or_leaves(
     assert_as_transformers(folder)
     messages = [one.getMessage() for one in caplog.records if one.name.startswith("tdb_server")]
     assert re.search(said, "\n".join(messages)) if said else not messages
+
+
+def test_an_entry_that_stands_twice(llama: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = llama / "config.json"
+    path.write_text('{"rms_norm_eps": 0.5,' + path.read_text().lstrip()[1:])
+    assert_as_transformers(llama)
+    assert "rms_norm_eps stands twice: 1e-06 is used, not 0.5" in caplog.text

@@ -6,11 +6,14 @@ Only safetensors are read: they hold numbers and nothing else. Pickled weights c
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tdb_server.errors import ModelBroken, ModelNotFound, UnsupportedModel
+
+_log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -83,7 +86,7 @@ def read_config(folder: Path) -> dict[str, object]:
         )
     path = folder / CONFIG_FILE
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_last_of_each)
     except FileNotFoundError:
         raise ModelBroken(f"{folder}: no {CONFIG_FILE}, so this is no Hugging Face model folder") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -91,6 +94,15 @@ def read_config(folder: Path) -> dict[str, object]:
     if not isinstance(config, dict):
         raise ModelBroken(f"{path}: not a JSON object")
     return config
+
+
+def _last_of_each(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of which the last entry of a name counts, as in transformers."""
+    found = dict(pairs)
+    for key, value in pairs:
+        if value != found[key]:
+            _log.warning("%s: %s stands twice: %s is used, not %s", CONFIG_FILE, key, found[key], value)
+    return found
 
 
 def _read_index(index: Path) -> dict[str, str]:

@@ -400,6 +400,7 @@ def test_saelens_top_k(decoder: Decoder, tmp_path: Path, config: dict[str, Any])
             {"architecture": "topk", "k": 4, "activation_fn_kwargs": {"k": 5}},
             r"k 4 beside activation_fn_kwargs\.k 5",
         ),
+        ("blocks.1.hook_mlp_out", {"k": 4}, "k 4 beside architecture 'standard'"),
         ("blocks.1.hook_mlp_out", {"d_sae": 21}, r"d_sae 21, but .*sae_weights\.safetensors has 20"),
         ("blocks.1.hook_mlp_out", {"finetuning_scaling_factor": True}, "finetuning_scaling_factor"),
     ],

@@ -132,11 +132,13 @@ def _top_k(config: Settings, path: Path) -> int | None:
             f"{path}: architecture {architecture!r} with activation {activation!r} is not "
             "standard or topk, with ReLU"
         )
-    if architecture == "standard" and activation == "relu":
-        return None
     kwargs = config.get("activation_fn_kwargs")
     given = [config.get("k"), kwargs.get("k") if isinstance(kwargs, dict) else None]
     values = [one for one in given if one is not None]
+    if architecture == "standard" and activation == "relu":
+        if values:
+            raise AutoencoderBroken(f"{path}: k {values[0]!r} beside architecture {architecture!r} with relu")
+        return None
     if not values:
         raise AutoencoderBroken(f"{path}: topk without a k")
     if values[0] != values[-1]:

@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tdb_server.errors import ModelBroken, ModelNotFound, UnsupportedModel
@@ -17,6 +18,9 @@ _log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+WARNINGS_FILE = "warnings.txt"
+"""Beside converted files: what should be said whenever they are used, a line each."""
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
@@ -85,23 +89,32 @@ def read_config(folder: Path) -> dict[str, object]:
             ".save_pretrained(new_folder)"
         )
     path = folder / CONFIG_FILE
+    if not path.exists():
+        raise ModelBroken(f"{folder}: no {CONFIG_FILE}, so this is no Hugging Face model folder")
+    return read_json_object(path)
+
+
+def read_json_object(path: Path) -> dict[str, object]:
+    """The object in one of a model folder's JSON files.
+
+    Raises:
+        ModelBroken: there is none.
+    """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_last_of_each)
-    except FileNotFoundError:
-        raise ModelBroken(f"{folder}: no {CONFIG_FILE}, so this is no Hugging Face model folder") from None
+        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=partial(_last_of_each, path))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelBroken(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(config, dict):
+    if not isinstance(found, dict):
         raise ModelBroken(f"{path}: not a JSON object")
-    return config
+    return found
 
 
-def _last_of_each(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _last_of_each(path: Path, pairs: list[tuple[str, object]]) -> dict[str, object]:
     """An object of which the last entry of a name counts, as in transformers."""
     found = dict(pairs)
     for key, value in pairs:
         if value != found[key]:
-            _log.warning("%s: %s stands twice: %s is used, not %s", CONFIG_FILE, key, found[key], value)
+            _log.warning("%s: %s stands twice: %s is used, not %s", path, key, found[key], value)
     return found
 
 

@@ -70,14 +70,16 @@ class Ready:
     """The model is loaded.
 
     Attributes:
-        tokenizer_folder: where the model's tokenizer lies.
+        tokenizer_folder: where the model's tokenizer lies, on the worker's machine.
         info: the model.
         device: where it computes, as torch names it.
+        tokenizer_files: what lies there, by name; None where the front is on the same machine.
     """
 
     tokenizer_folder: Path
     info: ModelInfo
     device: str
+    tokenizer_files: dict[str, bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,10 @@ class EnumNames(Generic[MemberT, NumberT]):
         self.numbers: dict[MemberT, NumberT] = {one: by_name[f"{prefix}_{one.name}"] for one in members}
         self.members: dict[int, MemberT] = {number: member for member, number in self.numbers.items()}
 
+    def number(self, member: MemberT | None) -> NumberT:
+        """The wire's number of a member; UNSPECIFIED for None."""
+        return self.unspecified if member is None else self.numbers[member]
+
 
 NODE_TYPES = EnumNames(node_pb2.NodeType.items(), "NODE_TYPE", NodeType)
 PASS_TYPES = EnumNames(node_pb2.PassType.items(), "PASS_TYPE", PassType)

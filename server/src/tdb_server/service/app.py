@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,15 +18,15 @@ from tdb_server.service.access.access import Access
 from tdb_server.service.access.tls import ServerTls
 from tdb_server.service.access.token_file import TokenFile
 from tdb_server.service.call_events import CallEvents
+from tdb_server.service.call_guard import CallGuard
 from tdb_server.service.debugger_service import DebuggerService
-from tdb_server.service.grpc_server import OUR_SERVICES, grpc_server, interceptors
-from tdb_server.service.interceptors import OpenCalls
+from tdb_server.service.grpc_server import OUR_SERVICES, grpc_server
 from tdb_server.service.listening import listen, server_tls
 from tdb_server.service.loading_report import LoadingReport
 from tdb_server.service.model_service import ModelService
+from tdb_server.service.open_calls import OpenCalls
 from tdb_server.service.ready_file import ready_file
 from tdb_server.service.served_model import ModelSlot, ServedModel, read_tokenizer
-from tdb_server.service.telemetry.call_record import CallListener
 from tdb_server.service.telemetry.reporting import Reporting
 from tdb_server.settings import Settings
 from tdb_server.telemetry_settings import LOG_LEVELS
@@ -52,9 +52,7 @@ class Parts:
 
     calls: CallEvents
     model: ModelService
-    access: Access
-    open_calls: OpenCalls
-    listeners: Sequence[CallListener]
+    guard: CallGuard
     tls: ServerTls | None
     settings: Settings
     version: str
@@ -119,22 +117,27 @@ class App:
         readings = Readings(
             lambda: self._scheduler.n_waiting, lambda: self._pool.n_ready, lambda: self._pool.n_restarts
         )
-        self._reporting = Reporting(settings.telemetry, version, readings)
+        self._reporting = Reporting(settings, version, readings)
         self._scheduler = scheduler(settings, self._reporting.on_batch)
         self._pool = pool(settings, self._scheduler, self._on_readiness, self._report.show)
         parts = Parts(
             CallEvents(self._slot, self._scheduler),
             ModelService(self._slot, version),
-            access(settings),
-            self._calls,
-            self._reporting.listeners,
+            CallGuard(
+                settings.limits,
+                self._calls,
+                access(settings),
+                self._reporting.listeners,
+                settings.telemetry.log_prompts,
+            ),
             self._tls,
             settings,
             version,
         )
         self._server = grpc_server(
             settings,
-            interceptors(settings, parts.access, self._calls, parts.listeners, self._reporting.load_reports),
+            parts.guard,
+            self._reporting.report_load,
             DebuggerService(parts.calls, settings.limits.max_response_bytes),
             parts.model,
             self._health,
@@ -154,7 +157,7 @@ class App:
         Raises:
             OSError: a port cannot be had.
         """
-        self._reporting.start()
+        await self._reporting.start()
         await self._set_health(_NOT_SERVING)
         if not self._settings.listens_when_ready:
             await self._listen()

@@ -9,7 +9,8 @@ from tdb_server.domain.caller import Caller
 from tdb_server.errors import Unauthenticated
 from tdb_server.service.access.caller_ledger import CallerLedger
 from tdb_server.service.access.token_file import TokenFile
-from tdb_server.service.caller import answer_to
+from tdb_server.service.caller import ANONYMOUS, answer_to
+from tdb_server.service.telemetry.call_record import CallRecord
 
 _SCHEME = "bearer "
 
@@ -49,22 +50,25 @@ class Access:
             raise Unauthenticated("the call's token is not known here")
         return owner
 
-    def check_certificate(self, names: Sequence[str]) -> None:
-        """Looks at the names in a client's certificate.
-
-        Raises:
-            Unauthenticated: none of them may call.
-        """
-        if self._certificate_names and self._certificate_names.isdisjoint(names):
-            raise Unauthenticated("the client's certificate has none of the names that may call here")
-
     @contextmanager
-    def one_call(self, caller: Caller) -> Iterator[None]:
-        """Around the answering of one call, which runs for this caller.
+    def admitted(
+        self, record: CallRecord, owner: Caller | None, certificate_names: Sequence[str] = ()
+    ) -> Iterator[None]:
+        """Around the answering of one call, which runs for its caller.
+
+        Args:
+            record: of the call; learns the caller's name.
+            owner: of the call's token, as `token_owner` tells.
+            certificate_names: those in the client's certificate, the best known first.
 
         Raises:
+            Unauthenticated: no name of the certificate may call.
             OverLimit: the caller is at a limit.
         """
+        caller = owner or Caller(next(iter(certificate_names), record.peer) or ANONYMOUS.name)
+        record.caller = caller.name
+        if self._certificate_names and self._certificate_names.isdisjoint(certificate_names):
+            raise Unauthenticated("the client's certificate has none of the names that may call here")
         with self._ledger.one_call(caller):
             answer_to(caller)
             yield

@@ -7,19 +7,18 @@ and adds units: `grpc_server_call_duration_seconds`. Imported only where metrics
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.metrics import CallbackOptions, CallbackT, Meter, Observation
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
-from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector, make_asgi_app
 
+from tdb_server.service.http.host_check import AllowedHosts, HostCheck
+from tdb_server.service.http.listener import HttpListener
 from tdb_server.service.telemetry.call_record import CallRecord
+from tdb_server.settings import Settings
 from tdb_server.workers.measures import BatchMeasure, Readings
-
-if TYPE_CHECKING:
-    from wsgiref.simple_server import WSGIServer
 
 SECONDS = (
     0, 0.00001, 0.00005, 0.0001, 0.0003, 0.0006, 0.0008, 0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.008,
@@ -45,32 +44,20 @@ class Metrics:
         self._provider = MeterProvider(
             [PrometheusMetricReader(scope_info_enabled=False, registry=self._registry)], resource
         )
-        self._page: WSGIServer | None = None
         meter = self._provider.get_meter("tdb_server", version)
         self.calls = CallMetrics(meter)
         self.batches = BatchMetrics(meter)
         _observe(meter, readings)
 
-    def start(self, host: str, port: int) -> int:
-        """Serves the page, from a thread.
-
-        Returns:
-            The port, also when it was 0.
-
-        Raises:
-            OSError: the port cannot be had.
-        """
-        try:
-            self._page, _ = start_http_server(port, host, self._registry)
-        except OSError as error:
-            raise OSError(f"cannot serve metrics on {host}:{port}: {error}") from error
-        return self._page.server_port
+    def page(self, settings: Settings) -> HttpListener:
+        """The page, to be served on the settings' port for it."""
+        host, port = settings.telemetry.metrics_host, settings.telemetry.metrics_port or 0
+        hosts = AllowedHosts(host, settings.security.allowed_hosts)
+        page = HostCheck(make_asgi_app(self._registry), hosts)
+        return HttpListener(page, host, port, settings.security, serves="metrics")
 
     def stop(self) -> None:
-        """Closes the page."""
-        if self._page is not None:
-            self._page.shutdown()
-            self._page.server_close()
+        """Measures no more."""
         self._provider.shutdown()
 
 

@@ -1,23 +1,21 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
 from tdb_server.domain.caller import CallerLimits
 from tdb_server.domain.limits import Limits
-from tdb_server.gateway.http_guard import HttpGuard
+from tdb_server.gateway.http_calls import Endpoint, HttpCalls
 from tdb_server.service.access.access import Access
 from tdb_server.service.access.token import new_token, token_entry
 from tdb_server.service.access.token_file import TokenFile
+from tdb_server.service.call_guard import CallGuard
 from tdb_server.service.caller import current_caller
-from tdb_server.service.interceptors import OpenCalls
+from tdb_server.service.open_calls import OpenCalls
 from tdb_server.service.telemetry.call_record import CallRecord
 
 TOKEN = new_token()
@@ -45,15 +43,12 @@ def client(tmp_path: Path, listener: Listener) -> httpx.AsyncClient:
     """Of an endpoint that answers with its caller's name, for a caller with one call a minute."""
     path = tmp_path / "tokens.toml"
     path.write_text(token_entry("alice", TOKEN, CallerLimits(calls_per_minute=1)))
-    guard = HttpGuard(Limits(), OpenCalls(), Access(TokenFile(path)), (listener,))
+    guard = CallGuard(Limits(), OpenCalls(), Access(TokenFile(path)), (listener,))
 
-    async def endpoint(request: Request) -> Response:
-        async def answer(body: Any) -> Callable[[], dict[str, Any]]:
-            name = current_caller().name
-            return lambda: {"caller": name, "body": body}
+    async def answer(body: Any) -> dict[str, Any]:
+        return {"caller": current_caller().name, "body": body}
 
-        return await guard.answer(request, answer=answer)
-
+    endpoint = HttpCalls(guard, max_body_seconds=5.0).at(Endpoint(lambda body: body, answer))
     application = Starlette(routes=[Route("/who", endpoint, methods=["POST"])])
     return httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://test")
 

@@ -44,8 +44,10 @@ examples:
 """
 _LIMIT_HELP = {
     "max_prompt_tokens": "tokens of a prompt (default: the model's context)",
+    "max_prompt_bytes": "bytes of a prompt (default: as many as its tokens can have)",
     "max_sub_requests": "sub-requests of a call",
     "max_node_ablations": "ablations of a sub-request",
+    "max_target_tokens": "entries of each list of target or distractor tokens",
     "max_top_and_bottom_k": "nodes from each end of a ranking",
     "max_processing_specs": "processing specs of a sub-request",
     "max_request_bytes": "bytes of a request",

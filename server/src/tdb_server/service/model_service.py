@@ -40,6 +40,9 @@ class ModelService(ModelServiceServicer):
         limits = current_caller().limits.within(model.limits)
         message = model_info_message(model.info, limits, self._server_version)
         put_bos(message, model.tokenizer)
+        message.limits.max_prompt_bytes = limits.prompt_bytes(
+            model.info.context_length, model.tokenizer.longest_token_bytes
+        )
         return GetModelInfoResponse(model_info=message)
 
     async def Tokenize(self, request: TokenizeRequest, context: Any) -> TokenizeResponse:  # noqa: N802

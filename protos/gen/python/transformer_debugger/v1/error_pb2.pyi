@@ -39,7 +39,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_EMPTY_PROMPT: _ErrorReason.ValueType  # 7
     """The prompt has no tokens. [INVALID_ARGUMENT]"""
     ERROR_REASON_PROMPT_TOO_LONG: _ErrorReason.ValueType  # 8
-    """The prompt has more tokens than the model's context or the limit. [INVALID_ARGUMENT]"""
+    """The prompt has more tokens than the model's context or the limit, or more bytes than the limit. [INVALID_ARGUMENT]"""
     ERROR_REASON_UNEQUAL_PROMPT_LENGTHS: _ErrorReason.ValueType  # 9
     """Prompts of one call differ in their number of tokens. [INVALID_ARGUMENT]"""
     ERROR_REASON_NOT_ONE_TOKEN: _ErrorReason.ValueType  # 10
@@ -98,6 +98,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """More sub-requests than the limit. [RESOURCE_EXHAUSTED]"""
     ERROR_REASON_TOO_MANY_ABLATIONS: _ErrorReason.ValueType  # 36
     """More ablations in a sub-request than the limit. [RESOURCE_EXHAUSTED]"""
+    ERROR_REASON_TOO_MANY_TARGET_TOKENS: _ErrorReason.ValueType  # 57
+    """More target or distractor tokens in a list than the limit. [RESOURCE_EXHAUSTED]"""
     ERROR_REASON_TOO_MANY_PROCESSING_SPECS: _ErrorReason.ValueType  # 37
     """More processing specs in a sub-request than the limit. [RESOURCE_EXHAUSTED]"""
     ERROR_REASON_K_TOO_LARGE: _ErrorReason.ValueType  # 38
@@ -164,7 +166,7 @@ ERROR_REASON_MALFORMED_REQUEST: ErrorReason.ValueType  # 6
 ERROR_REASON_EMPTY_PROMPT: ErrorReason.ValueType  # 7
 """The prompt has no tokens. [INVALID_ARGUMENT]"""
 ERROR_REASON_PROMPT_TOO_LONG: ErrorReason.ValueType  # 8
-"""The prompt has more tokens than the model's context or the limit. [INVALID_ARGUMENT]"""
+"""The prompt has more tokens than the model's context or the limit, or more bytes than the limit. [INVALID_ARGUMENT]"""
 ERROR_REASON_UNEQUAL_PROMPT_LENGTHS: ErrorReason.ValueType  # 9
 """Prompts of one call differ in their number of tokens. [INVALID_ARGUMENT]"""
 ERROR_REASON_NOT_ONE_TOKEN: ErrorReason.ValueType  # 10
@@ -223,6 +225,8 @@ ERROR_REASON_TOO_MANY_SUB_REQUESTS: ErrorReason.ValueType  # 35
 """More sub-requests than the limit. [RESOURCE_EXHAUSTED]"""
 ERROR_REASON_TOO_MANY_ABLATIONS: ErrorReason.ValueType  # 36
 """More ablations in a sub-request than the limit. [RESOURCE_EXHAUSTED]"""
+ERROR_REASON_TOO_MANY_TARGET_TOKENS: ErrorReason.ValueType  # 57
+"""More target or distractor tokens in a list than the limit. [RESOURCE_EXHAUSTED]"""
 ERROR_REASON_TOO_MANY_PROCESSING_SPECS: ErrorReason.ValueType  # 37
 """More processing specs in a sub-request than the limit. [RESOURCE_EXHAUSTED]"""
 ERROR_REASON_K_TOO_LARGE: ErrorReason.ValueType  # 38

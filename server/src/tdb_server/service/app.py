@@ -14,6 +14,7 @@ from typing import Protocol
 from grpc_health.v1 import health, health_pb2  # type: ignore[import-untyped]
 
 from tdb_server.errors import ConfigurationBroken
+from tdb_server.model.load_failures import load_failures
 from tdb_server.service.access.access import Access
 from tdb_server.service.access.tls import ServerTls
 from tdb_server.service.access.token_file import TokenFile
@@ -200,7 +201,11 @@ class App:
         # Imported only now: health is answered first.
         from tdb_server.model.tokenizer import Tokenizer
 
-        tokenizer = await asyncio.to_thread(Tokenizer, ready.tokenizer_folder)
+        def load() -> Tokenizer:
+            with load_failures(ready.tokenizer_folder):
+                return Tokenizer(ready.tokenizer_folder)
+
+        tokenizer = await asyncio.to_thread(load)
         self._slot.fill(ServedModel(ready.info, tokenizer, self._settings.limits))
         await self._set_health(_SERVING if self._pool.n_ready else _NOT_SERVING)
 

@@ -114,7 +114,7 @@ def describe(handle: Any, configuration: Configuration) -> Ready:
     same = ("model", "autoencoders", "dtype")
     if any(getattr(loaded, name) != getattr(configuration, name) for name in same):
         raise ConfigurationBroken(
-            f"the cluster's application of this name serves {loaded.model or 'the default model'}, and not "
+            f"the cluster's application of this name serves {loaded.model_name}, and not "
             "what this server was told to; give another --ray-application"
         )
     return ready

@@ -22,19 +22,19 @@ from tdb_client.errors import call_errors
 from tdb_client.events import Event, collected, inference_results
 from tdb_client.health import HealthStatus, health_check, health_request, health_status
 from tdb_client.inference import InferenceSubRequest
+from tdb_client.interventions import AblationWords, TraceWords
 from tdb_client.model_info import ModelInfo, model_info
 from tdb_client.requests import (
-    AblationWords,
     AttentionComponent,
     DebugSubRequest,
     MlpComponent,
     SubRequestT,
-    TraceWords,
     prompts_to_tokenize,
     resolve,
 )
 from tdb_client.results import EstimatedCost, InferenceResult, PromptTokens
 from tdb_client.streams import EventReader
+from tdb_client.value_check import check_text, check_values
 
 Request = TypeVar("Request", service_pb2.DebugRequest, service_pb2.InferRequest)
 Response = TypeVar("Response", service_pb2.StreamDebugResponse, service_pb2.StreamInferResponse)
@@ -272,6 +272,7 @@ class Client:
 
     def tokenize(self, text: str, *, timeout: float | None = None) -> PromptTokens:
         """Splits text into the model's tokens, as prompts are split."""
+        check_text(text, "text")
         request = model_pb2.TokenizeRequest(text=text)
         seconds, metadata = self._connection.seconds(timeout), self._connection.metadata()
         with call_errors(self._connection.server):
@@ -280,6 +281,7 @@ class Client:
 
     def detokenize(self, token_ids: Sequence[int], *, timeout: float | None = None) -> str:
         """Joins tokens into text; bytes that are not UTF-8 become U+FFFD."""
+        check_values(list(token_ids), "token_ids")
         request = model_pb2.DetokenizeRequest(token_ids=token_ids)
         seconds, metadata = self._connection.seconds(timeout), self._connection.metadata()
         with call_errors(self._connection.server):
@@ -287,6 +289,7 @@ class Client:
 
     def health(self, service: str = "", *, timeout: float | None = None) -> HealthStatus:
         """Says whether the server, or one service by full name, is ready: `SERVING` when it is."""
+        check_text(service, "service")
         request = health_request(service)
         seconds, metadata = self._connection.seconds(timeout), self._connection.metadata()
         with call_errors(self._connection.server):
@@ -295,6 +298,7 @@ class Client:
 
     def _resolved(self, sub_requests: Sequence[SubRequestT], timeout: float | None) -> list[SubRequestT]:
         """The sub-requests with tokens counted from the start; asks for the prompts' lengths where needed."""
+        check_values(list(sub_requests), "sub_requests")
         prompts = prompts_to_tokenize(sub_requests)
         n_tokens = {prompt: len(self.tokenize(prompt, timeout=timeout)) for prompt in prompts}
         return [resolve(one, n_tokens) for one in sub_requests]

@@ -9,6 +9,7 @@ from contextlib import aclosing, closing
 from dataclasses import dataclass
 
 from tdb_client.errors import CallError, IncompleteResponseError
+from tdb_client.inference import AblationSpec
 from tdb_client.repeating import Repeats
 from tdb_client.results import (
     CallInfo,
@@ -30,6 +31,7 @@ class Started:
         prompts: every sub-request's tokens.
         estimated_cost: what it would cost; None unless only that was asked for.
         cached: whether the results come from the server's cache.
+        ablations: what is set in every sub-request's run, as in InferenceResult.
     """
 
     call: CallInfo
@@ -37,6 +39,7 @@ class Started:
     prompts: tuple[PromptTokens, ...]
     estimated_cost: EstimatedCost | None = None
     cached: bool = False
+    ablations: tuple[tuple[AblationSpec, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,7 @@ def inference_results(events: Sequence[Event]) -> list[InferenceResult]:
             timings=finished.timings,
             peak_memory_bytes=finished.peak_memory_bytes,
             cached=started.cached,
+            ablations=started.ablations[index],
         )
         for index, prompt in enumerate(started.prompts)
     ]

@@ -72,6 +72,7 @@ class ModelInfo:
         ablatable_places: places that an AblationSpec may name.
         api_version: version of the interface, such as `v1`.
         server_version: version of the server's software.
+        default_k: nodes from each end of a ranking where a message does not say; this library always does.
     """
 
     name: str
@@ -92,6 +93,7 @@ class ModelInfo:
     ablatable_places: tuple[str, ...]
     api_version: str
     server_version: str
+    default_k: int = 0
 
 
 def model_info(message: model_service_pb2.ModelInfo) -> ModelInfo:
@@ -117,6 +119,7 @@ def model_info(message: model_service_pb2.ModelInfo) -> ModelInfo:
         ),
         api_version=message.api_version,
         server_version=message.server_version,
+        default_k=message.default_top_and_bottom_k,
     )
 
 

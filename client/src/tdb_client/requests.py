@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
+from tdb_client.errors import NodeError
 from tdb_client.inference import InferenceSubRequest
-from tdb_client.interventions import Ablation, Trace
+from tdb_client.interventions import (
+    Ablation,
+    AblationWords,
+    Trace,
+    TraceWords,
+    ablations,
+    as_trace,
+    read_words,
+)
 from tdb_client.nodes import Node
 
 MlpComponent = Literal["neuron", "autoencoder_latent"]
@@ -15,12 +24,6 @@ MlpComponent = Literal["neuron", "autoencoder_latent"]
 
 AttentionComponent = Literal["attention_head", "autoencoder_latent"]
 """What attention is taken apart into."""
-
-AblationWords = Ablation | Node | str
-"""An ablation in plain words: itself, a node to set to 0, or the spelling of either."""
-
-TraceWords = Trace | Node | str
-"""A trace in plain words: itself, a node that is no head, or the spelling of either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,9 @@ class DebugSubRequest:
     attention: AttentionComponent = "attention_head"
     hide_early_layers: bool = False
 
+    def __post_init__(self) -> None:
+        read_words(self)
+
     @classmethod
     def of(
         cls,
@@ -80,11 +86,9 @@ class DebugSubRequest:
             target=(target,) if isinstance(target, str) else tuple(target),
             distractor=(distractor,) if isinstance(distractor, str) else tuple(distractor),
             k=k,
-            ablate=tuple(
-                _ablation(one) for one in ([ablate] if isinstance(ablate, Ablation | Node | str) else ablate)
-            ),
-            trace=_trace(trace),
-            downstream=_trace(downstream),
+            ablate=ablations(ablate),
+            trace=as_trace(trace),
+            downstream=as_trace(downstream),
             mlp=mlp,
             attention=attention,
             hide_early_layers=hide_early_layers,
@@ -111,34 +115,29 @@ def resolve(sub_request: SubRequestT, n_tokens: Mapping[str, int]) -> SubRequest
     count = n_tokens.get(sub_request.prompt)
     if count is None:
         return sub_request
-    resolved = replace(
-        sub_request,
-        trace=_resolve_trace(sub_request.trace, count),
-        downstream=_resolve_trace(sub_request.downstream, count),
-    )
-    if isinstance(resolved, InferenceSubRequest):
-        return resolved
+    ablate: list[Any] = [
+        replace(one, node=_resolve(one.node, count, f"ablate[{i}]")) if isinstance(one, Ablation) else one
+        for i, one in enumerate(sub_request.ablate)
+    ]
     return replace(
-        resolved, ablate=tuple(replace(one, node=one.node.resolve(count)) for one in resolved.ablate)
+        sub_request,
+        trace=_resolve_trace(sub_request.trace, count, "trace"),
+        downstream=_resolve_trace(sub_request.downstream, count, "downstream"),
+        ablate=tuple(ablate),
     )
 
 
-def _resolve_trace(trace: Trace | None, n_tokens: int) -> Trace | None:
-    return None if trace is None else replace(trace, node=trace.node.resolve(n_tokens))
+def _resolve_trace(trace: Trace | None, n_tokens: int, path: str) -> Trace | None:
+    return None if trace is None else replace(trace, node=_resolve(trace.node, n_tokens, path))
+
+
+def _resolve(node: Node, n_tokens: int, path: str) -> Node:
+    try:
+        return node.resolve(n_tokens)
+    except NodeError as error:
+        raise NodeError(str(error), path) from None
 
 
 def _nodes(sub_request: SubRequest) -> list[Node]:
-    ablated = [one.node for one in sub_request.ablate] if isinstance(sub_request, DebugSubRequest) else []
+    ablated = [one.node for one in sub_request.ablate if isinstance(one, Ablation)]
     return ablated + [one.node for one in (sub_request.trace, sub_request.downstream) if one is not None]
-
-
-def _ablation(ablation: AblationWords) -> Ablation:
-    if isinstance(ablation, str):
-        return Ablation.parse(ablation)
-    return Ablation(ablation) if isinstance(ablation, Node) else ablation
-
-
-def _trace(trace: TraceWords | None) -> Trace | None:
-    if isinstance(trace, str):
-        return Trace.parse(trace)
-    return Trace(trace) if isinstance(trace, Node) else trace

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from tdb_client.inference import AblationSpec, held_norm_scales
 from tdb_client.nodes import Node
 
 FloatArray = npt.NDArray[np.floating]
@@ -190,6 +191,7 @@ class InferenceResult:
         timings: where the time of the whole call went.
         peak_memory_bytes: the most memory in use on the worker's device; 0 when not known.
         cached: whether the results come from the server's cache.
+        ablations: what was set in the run: nodes as the cells they stand for, and gradients.
     """
 
     call: CallInfo
@@ -200,3 +202,9 @@ class InferenceResult:
     timings: Timings
     peak_memory_bytes: int = 0
     cached: bool = False
+    ablations: tuple[AblationSpec, ...] = ()
+
+    @property
+    def held_norm_scales(self) -> tuple[str, ...]:
+        """The norms whose scales were held constant on the way back: none, unless `ablate` asks for it."""
+        return held_norm_scales(self.ablations)

@@ -134,6 +134,9 @@ def _started(message: call_pb2.Started) -> Started:
         if message.HasField("estimated_cost")
         else None,
         cached=message.cached,
+        ablations=tuple(
+            tuple(map(decoding.ablation_spec, one.ablation_specs)) for one in message.sub_requests
+        ),
     )
 
 

@@ -113,7 +113,7 @@ def _multiple_top_k(body: JsonObject) -> MultipleTopKSpec:
     return MultipleTopKSpec(
         groups=[] if groups is None else [_group(groups, key) for key, _ in groups.items()],
         token_index=body.integer("tokenIndex"),
-        top_and_bottom_k=body.integer("topAndBottomK") or 0,
+        top_and_bottom_k=body.integer("topAndBottomK"),
         pass_type=body.number_of("passType", PASS_TYPES),
         dimensions_to_keep_for_sum=body.numbers_of(kept_key, DIMENSIONS),
     )

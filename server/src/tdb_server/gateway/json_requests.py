@@ -99,7 +99,7 @@ def _debug_sub_request(body: JsonObject) -> DebugSubRequest:
         distractor_tokens=body.strings("distractorTokens"),
         component_type_for_mlp=body.number_of("componentTypeForMlp", MLP_COMPONENTS),
         component_type_for_attention=body.number_of("componentTypeForAttention", ATTENTION_COMPONENTS),
-        top_and_bottom_k=body.integer("topAndBottomKForNodeTable") or 0,
+        top_and_bottom_k=body.integer("topAndBottomKForNodeTable"),
         hide_early_layers_when_ablating=body.boolean("hideEarlyLayersWhenAblating") or False,
         node_ablations=[_node_ablation(one) for one in body.objects("nodeAblations")],
         upstream_node_to_trace=None if upstream is None else _node_to_trace(upstream),

@@ -21,6 +21,7 @@ from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.requests import InferenceSubRequest
 from tdb_server.domain.results import Finished, NamedResult, ObjectiveValues
 from tdb_server.model.tokenizer import Tokenizer
+from tdb_server.service.ablation_messages import ablation_message
 from tdb_server.service.caller import current_caller
 from tdb_server.service.error_status import ResponseTooLarge
 from tdb_server.service.served_model import ModelSlot, ServedModel
@@ -159,4 +160,8 @@ def _put_started(
     started.info.model_digest = model.info.digest
     for one in sub_requests:
         token_ids = one.inference.token_ids
-        started.sub_requests.add(token_ids=token_ids, token_strings=model.tokenizer.token_strings(token_ids))
+        started.sub_requests.add(
+            token_ids=token_ids,
+            token_strings=model.tokenizer.token_strings(token_ids),
+            ablation_specs=map(ablation_message, one.inference.ablations),
+        )

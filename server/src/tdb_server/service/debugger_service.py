@@ -111,8 +111,10 @@ class _CollectedAnswer:
         if started.HasField("estimated_cost"):
             response.estimated_cost.CopyFrom(started.estimated_cost)
             return
-        for tokens in started.sub_requests:
-            response.sub_responses.add(token_ids=tokens.token_ids, token_strings=tokens.token_strings)
+        for one in started.sub_requests:
+            response.sub_responses.add(
+                token_ids=one.token_ids, token_strings=one.token_strings, ablation_specs=one.ablation_specs
+            )
 
     def _add_part(self, part: call_pb2.ResultPart) -> None:
         key = (part.sub_request_index, part.result.name)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from transformer_debugger.v1 import ablation_pb2 as _ablation_pb2
 from transformer_debugger.v1 import result_pb2 as _result_pb2
 import builtins as _builtins
 import sys
@@ -127,6 +128,7 @@ class SubRequestTokens(_message.Message):
 
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     TOKEN_STRINGS_FIELD_NUMBER: _builtins.int
+    ABLATION_SPECS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Vocabulary indices."""
@@ -135,15 +137,22 @@ class SubRequestTokens(_message.Message):
     def token_strings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The tokens as text, as many as token_ids."""
 
+    @_builtins.property
+    def ablation_specs(self) -> _containers.RepeatedCompositeFieldContainer[_ablation_pb2.AblationSpec]:
+        """What was set in the run, in the order of the request: node ablations as the cells they stand for. For Debug also, last, what
+        holds the final norm's scale constant: its gradient, set to 0. Norm scales that are not named here are not held constant.
+        """
+
     def __init__(
         self,
         *,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         token_strings: _abc.Iterable[_builtins.str] | None = ...,
+        ablation_specs: _abc.Iterable[_ablation_pb2.AblationSpec] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["token_ids", b"token_ids", "token_strings", b"token_strings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ablation_specs", b"ablation_specs", "token_ids", b"token_ids", "token_strings", b"token_strings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

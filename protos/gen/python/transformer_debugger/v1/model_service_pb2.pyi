@@ -206,6 +206,7 @@ class ModelInfo(_message.Message):
     ABLATABLE_LOCATION_TYPES_FIELD_NUMBER: _builtins.int
     API_VERSION_FIELD_NUMBER: _builtins.int
     SERVER_VERSION_FIELD_NUMBER: _builtins.int
+    DEFAULT_TOP_AND_BOTTOM_K_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, as the server was told to load it."""
     digest: _builtins.str
@@ -234,6 +235,10 @@ class ModelInfo(_message.Message):
     """Version of this interface, such as "v1"."""
     server_version: _builtins.str
     """Version of the server's software, such as "1.2.3"."""
+    default_top_and_bottom_k: _builtins.int
+    """How many nodes are taken from each end of a ranking where a request does not say: 10, or Limits.max_top_and_bottom_k where
+    that is less.
+    """
     @_builtins.property
     def autoencoders(self) -> _containers.RepeatedCompositeFieldContainer[Global___AutoencoderInfo]:
         """Autoencoders loaded. Empty when none."""
@@ -271,10 +276,11 @@ class ModelInfo(_message.Message):
         ablatable_location_types: _abc.Iterable[_activation_pb2.ActivationLocationType.ValueType] | None = ...,
         api_version: _builtins.str = ...,
         server_version: _builtins.str = ...,
+        default_top_and_bottom_k: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ablatable_location_types", b"ablatable_location_types", "api_version", b"api_version", "autoencoders", b"autoencoders", "context_length", b"context_length", "d_head", b"d_head", "d_model", b"d_model", "derived_scalar_types", b"derived_scalar_types", "digest", b"digest", "dtype", b"dtype", "family", b"family", "limits", b"limits", "n_heads", b"n_heads", "n_key_value_heads", b"n_key_value_heads", "n_layers", b"n_layers", "n_mlp_neurons", b"n_mlp_neurons", "name", b"name", "server_version", b"server_version", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ablatable_location_types", b"ablatable_location_types", "api_version", b"api_version", "autoencoders", b"autoencoders", "context_length", b"context_length", "d_head", b"d_head", "d_model", b"d_model", "default_top_and_bottom_k", b"default_top_and_bottom_k", "derived_scalar_types", b"derived_scalar_types", "digest", b"digest", "dtype", b"dtype", "family", b"family", "limits", b"limits", "n_heads", b"n_heads", "n_key_value_heads", b"n_key_value_heads", "n_layers", b"n_layers", "n_mlp_neurons", b"n_mlp_neurons", "name", b"name", "server_version", b"server_version", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

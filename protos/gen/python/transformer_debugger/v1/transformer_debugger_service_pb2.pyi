@@ -98,7 +98,9 @@ class DebugSubRequest(_message.Message):
     component_type_for_attention: Global___ComponentTypeForAttention.ValueType
     """What attention is taken apart into. Default heads."""
     top_and_bottom_k: _builtins.int
-    """How many nodes to take from each end of each ranking. 1 to Limits.max_top_and_bottom_k."""
+    """How many nodes to take from each end of each ranking. 1 to Limits.max_top_and_bottom_k. Absent:
+    ModelInfo.default_top_and_bottom_k.
+    """
     hide_early_layers_when_ablating: _builtins.bool
     """True: with ablations, leave out nodes of layers before the first ablated layer. Default false."""
     @_builtins.property
@@ -131,17 +133,19 @@ class DebugSubRequest(_message.Message):
         distractor_tokens: _abc.Iterable[_builtins.str] | None = ...,
         component_type_for_mlp: Global___ComponentTypeForMlp.ValueType = ...,
         component_type_for_attention: Global___ComponentTypeForAttention.ValueType = ...,
-        top_and_bottom_k: _builtins.int = ...,
+        top_and_bottom_k: _builtins.int | None = ...,
         hide_early_layers_when_ablating: _builtins.bool = ...,
         node_ablations: _abc.Iterable[_ablation_pb2.NodeAblation] | None = ...,
         upstream_node_to_trace: _trace_pb2.NodeToTrace | None = ...,
         downstream_node_to_trace: _trace_pb2.NodeToTrace | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["downstream_node_to_trace", b"downstream_node_to_trace", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_and_bottom_k", b"_top_and_bottom_k", "downstream_node_to_trace", b"downstream_node_to_trace", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["component_type_for_attention", b"component_type_for_attention", "component_type_for_mlp", b"component_type_for_mlp", "distractor_tokens", b"distractor_tokens", "downstream_node_to_trace", b"downstream_node_to_trace", "hide_early_layers_when_ablating", b"hide_early_layers_when_ablating", "node_ablations", b"node_ablations", "prompt", b"prompt", "target_tokens", b"target_tokens", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_and_bottom_k", b"_top_and_bottom_k", "component_type_for_attention", b"component_type_for_attention", "component_type_for_mlp", b"component_type_for_mlp", "distractor_tokens", b"distractor_tokens", "downstream_node_to_trace", b"downstream_node_to_trace", "hide_early_layers_when_ablating", b"hide_early_layers_when_ablating", "node_ablations", b"node_ablations", "prompt", b"prompt", "target_tokens", b"target_tokens", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__top_and_bottom_k: _TypeAlias = _typing.Literal["top_and_bottom_k"]  # noqa: Y015
+    _WhichOneofArgType__top_and_bottom_k: _TypeAlias = _typing.Literal["_top_and_bottom_k", b"_top_and_bottom_k"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_and_bottom_k) -> _WhichOneofReturnType__top_and_bottom_k | None: ...
 
 Global___DebugSubRequest: _TypeAlias = DebugSubRequest  # noqa: Y015
 

@@ -162,7 +162,11 @@ class AsyncClient:
         request_id: str = "",
         on_event: Callable[[Event], object] | None = None,
     ) -> list[InferenceResult]:
-        """Runs general sub-requests in one call and returns their results by name."""
+        """Runs general sub-requests in one call and returns their results by name.
+
+        No norm's scale is held constant on the way back unless a sub-request says so; `debug` holds the final
+        one.
+        """
 
         def stream(seconds: float | None) -> AsyncGenerator[Event]:
             return self.stream_infer(sub_requests, timeout=seconds, request_id=request_id)

@@ -215,6 +215,9 @@ class Client:
     ) -> list[InferenceResult]:
         """Runs general sub-requests in one call and returns their results by name.
 
+        No norm's scale is held constant on the way back unless a sub-request says so; `debug` holds the final
+        one.
+
         Example:
             wanted = {"pairs": DerivedAttentionScalarsSpec("attn_qk_probs", layer=23, head=3)}
             client.infer([InferenceSubRequest(prompt, results=wanted)])[0].results["pairs"].scalars

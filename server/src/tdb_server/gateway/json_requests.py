@@ -172,7 +172,7 @@ def _trace_config(body: JsonObject, n_downstream: int) -> TraceConfig:
     if body.boolean("detachLayerNormScale") is False:
         raise malformed(
             body.path("detachLayerNormScale"),
-            "norm scales are always held constant",
+            "a trace always holds the scale of the norm it reads through constant",
             Reason.FIELD_NOT_ALLOWED,
         )
     node, downstream = body.object("nodeIndex"), body.object("downstreamTraceConfig")

@@ -77,7 +77,9 @@ Global___ComponentTypeForAttention: _TypeAlias = ComponentTypeForAttention  # no
 
 @_typing.final
 class DebugSubRequest(_message.Message):
-    """One prompt to explain."""
+    """One prompt to explain. Of the norms' scales the final one alone is held constant on the way back; a traced node also holds that of
+    the norm it reads through.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -285,7 +287,9 @@ Global___StreamDebugResponse: _TypeAlias = StreamDebugResponse  # noqa: Y015
 
 @_typing.final
 class InferenceSpec(_message.Message):
-    """How one prompt is run."""
+    """How one prompt is run. By default no norm's scale is held constant on the way back, but for that of the norm through which a traced
+    node reads; to hold one, set its gradient to 0, for instance with the location ACTIVATION_LOCATION_TYPE_RESID_LN_F_SCALE.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -22,7 +22,8 @@ import torch
 import transformers
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tdb_server.model.sources import cache_folder, resolve_model
+from tdb_server.model.conversions import cache_folder
+from tdb_server.model.sources import resolve_model
 
 VERSION = "1"
 """Part of the folders' names; a change makes everybody make them anew."""

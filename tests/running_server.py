@@ -20,7 +20,7 @@ from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import Transf
 from tests.chaos.vitals import title
 
 TINY_MODEL = Path(__file__).parent / "fixtures" / "tiny-a"
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 
 
 @dataclass

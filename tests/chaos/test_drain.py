@@ -7,8 +7,8 @@ import threading
 import time
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tests.chaos.draining import draining
 from tests.chaos.metrics_page import reading
 from tests.chaos.refused import refused
 from tests.chaos.requests import LONG_PROMPT, debug_request, heavy_request
@@ -23,26 +23,22 @@ EXIT_SECONDS = 5.0
 def test_running_and_waiting_calls_are_finished(start_watched, extent):
     server = start_watched("--workers", "2", "--grace-seconds", "60", "--max-batch-tokens", "1")
     workers = server.worker_pids()
-    health = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
-    assert next(health).status == health_pb2.HealthCheckResponse.SERVING
     n_before = reading(server, "grpc_server_call_started_total")
     request = debug_request(LONG_PROMPT, k=100)
     streams = [server.debugger.StreamDebug(request) for _ in range(N_CALLS)]
     unary = [server.debugger.Debug.future(debug_request(LONG_PROMPT, k=50)) for _ in range(N_CALLS)]
-    assert next(streams[0]).HasField("started")
     wait_until(lambda: reading(server, "grpc_server_call_started_total") >= n_before + 2 * N_CALLS, 20)
 
-    server.process.send_signal(signal.SIGTERM)
-    assert next(health).status == health_pb2.HealthCheckResponse.NOT_SERVING
-    late = server.debugger.Debug.future(debug_request())
-    readers = [threading.Thread(target=_read, args=(one,)) for one in streams]
-    for one in readers:
-        one.start()
-    assert {len(one.result().sub_responses) for one in unary} == {1}
-    for one in readers:
-        one.join()
+    with draining(server):
+        late = server.debugger.Debug.future(debug_request())
+        readers = [threading.Thread(target=_read, args=(one,)) for one in streams]
+        for one in readers:
+            one.start()
+        assert {len(one.result().sub_responses) for one in unary} == {1}
+        for one in readers:
+            one.join()
+        why = refused(late.exception())
     assert {one.code() for one in streams} == {grpc.StatusCode.OK}
-    why = refused(late.exception())
     assert (why.code, why.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
     assert why.retry_seconds is not None
     _assert_gone(server, workers, seconds=extent.stop_seconds + EXIT_SECONDS)

@@ -37,6 +37,13 @@ class Envoy:
     def n_healthy(self, cluster: str = "fronts") -> int:
         return self.statistic(f"cluster.{cluster}.membership_healthy")
 
+    def weight(self, front: Front) -> int:
+        """What calls to this front count, beside those of the other fronts."""
+        page = httpx.get(f"http://127.0.0.1:{self.admin_port}/clusters").text
+        key = f"fronts::127.0.0.1:{front.port}::weight::"
+        (weight,) = [line.removeprefix(key) for line in page.splitlines() if line.startswith(key)]
+        return int(weight)
+
 
 @contextmanager
 def running_envoy(

@@ -21,7 +21,6 @@ from tdb_server.model.weights import load_decoder
 from tdb_server.scalars.engine import Engine
 from tdb_server.service.request_parsing import parse_debug_request, parse_infer_request
 from tdb_server.service.result_messages import put_named_result
-from tdb_server.workers.engine_loading import model_info
 from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest, InferResponse
 
 from tests.golden.compare import differences
@@ -37,8 +36,7 @@ def engine(fixture: str, sites: tuple[str, ...], device: str, dtype: str = "floa
     folder = FIXTURES / fixture
     decoder = load_decoder(folder, device, getattr(torch, dtype))
     autoencoders = load_autoencoders([folder / "autoencoders" / site for site in sites], decoder)
-    info = model_info(fixture, "", dtype, decoder, autoencoders)
-    return Engine(decoder, autoencoders, info)
+    return Engine(decoder, autoencoders)
 
 
 @cache

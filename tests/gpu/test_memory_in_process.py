@@ -60,7 +60,7 @@ def small_share(device: str) -> Iterator[None]:
 
 @pytest.mark.usefixtures("small_share")
 def test_a_call_that_does_not_fit_leaves_nothing_behind(device: str, tmp_path: Path) -> None:
-    running = Engine(load_decoder(write_wide_model(tmp_path), device, torch.float32), [], info=None)  # type: ignore[arg-type]
+    running = Engine(load_decoder(write_wide_model(tmp_path), device, torch.float32), [])
     fits = [inference_sub_request(question(N_TOKENS, k=5))]
     ((expected,),) = answers_of_calls(running, [fits])
     before = held_bytes()

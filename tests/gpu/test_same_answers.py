@@ -52,7 +52,7 @@ def test_a_long_prompt_and_a_large_vocabulary(device: str, tmp_path: Path) -> No
     )
     on_gpu, on_cpu = (
         answers_of_calls(
-            Engine(load_decoder(model, where, torch.float64), [], info=None),  # type: ignore[arg-type]
+            Engine(load_decoder(model, where, torch.float64), []),
             [[inference_sub_request(question(300, k=300))]],
         )
         for where in (device, "cpu")

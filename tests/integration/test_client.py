@@ -210,6 +210,7 @@ def test_the_command_explains(server, capsys, monkeypatch, columns):
     assert main(debug) == 0
     assert "logit ' the' - ' of' = -7.702" in capsys.readouterr().out
     assert main([*debug, "--ablate", "L1 head 1 @ -1"]) == 0
+    assert main([*debug, "--ablate", "L1 head 1 @ -1", "--hide-early-layers"]) == 0
     assert "-7.702 plain, -3.5" in capsys.readouterr().out
     assert main(["trace", "L1 head 1 @ -1 -> 2", "--type", "QK", "--prompt", PROMPT]) == 0
     assert "L1 head 1, ' to' → ' M', through QK = " in capsys.readouterr().out

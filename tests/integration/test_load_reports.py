@@ -32,7 +32,11 @@ def test_every_answer_says_how_loaded_the_server_is(start_server: Any, debug_req
     unary = report(answer)
     assert 0 < unary.application_utilization <= 1
     assert 0 < unary.rps_fractional <= 0.5  # five calls at most, spread over ten seconds
-    assert dict(unary.named_metrics) == {"queue_length": 0.0}
+    named = dict(unary.named_metrics)
+    assert named.keys() == {"queue_length", "utilization_for_weight"}
+    assert named["queue_length"] == 0.0
+    # Envoy's weight: 10,000 times what the server can do, one call after the other.
+    assert 10_000 / 60 < unary.rps_fractional / named["utilization_for_weight"] < 10_000 * 1000
 
     streamed = call(server.port, f"{SERVICE}/StreamDebug", debug_request())
     assert streamed.trailers["grpc-status"] == b"0"

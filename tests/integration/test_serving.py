@@ -16,7 +16,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from transformer_debugger.v1.model_service_pb2 import GetModelInfoRequest
 
+from tests.chaos.draining import draining
 from tests.chaos.vitals import is_running, wait_until
+from tests.running_server import TINY_MODEL
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -36,44 +38,29 @@ def test_importing_the_front_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_health_is_answered_within_a_second_and_follows_the_workers(tmp_path):
-    """The best of three starts, as other tests may be running beside this one."""
-    first_answers = []
-    for _ in range(3):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        begun_at = time.monotonic()
-        arguments = [
-            "serve",
-            "--model",
-            str(Path(__file__).parents[1] / "fixtures/tiny-a"),
-            "--port",
-            str(port),
-        ]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tdb_server", *arguments], stderr=subprocess.DEVNULL
-        )
-        try:
-            status = None
-            while status is None:
-                status = _health(port)
-            first_answers.append(time.monotonic() - begun_at)
-            assert status == NOT_SERVING
-            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-                watched = health_pb2_grpc.HealthStub(channel).Watch(
-                    health_pb2.HealthCheckRequest(service=SERVICES[0]), timeout=60
-                )
-                assert [next(watched).status, next(watched).status] == [NOT_SERVING, SERVING]
-                process.terminate()
-                assert next(watched).status == NOT_SERVING
-            assert process.wait(timeout=20) == 0
-        finally:
-            process.kill()
-            process.wait()
-        if first_answers[-1] < 1.0:
-            break
-    assert min(first_answers) < 1.0
+def test_health_is_answered_while_the_model_loads_and_follows_the_workers():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = ["serve", "--model", str(TINY_MODEL), "--port", str(port)]
+    process = subprocess.Popen([sys.executable, "-m", "tdb_server", *arguments], stderr=subprocess.DEVNULL)
+    try:
+        status = None
+        while status is None:
+            assert process.poll() is None
+            status = _health(port)
+        assert status == NOT_SERVING
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            watched = health_pb2_grpc.HealthStub(channel).Watch(
+                health_pb2.HealthCheckRequest(service=SERVICES[0]), timeout=60
+            )
+            assert [next(watched).status, next(watched).status] == [NOT_SERVING, SERVING]
+            process.terminate()
+            assert next(watched).status == NOT_SERVING
+        assert process.wait(timeout=20) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _health(port: int) -> int | None:
@@ -135,14 +122,11 @@ def test_sigterm_drains(start_server, debug_request):
 
 def test_calls_are_refused_while_draining(start_server, debug_request, refusal):
     server = start_server("--grace-seconds", "60")
-    server.debugger.Debug(debug_request())
-    slow = server.debugger.StreamDebug(debug_request(prompt=" the" * 60, n_sub_requests=8, k=1000))
-    assert next(slow).HasField("started")
-    server.process.send_signal(signal.SIGTERM)
-    time.sleep(0.1)
-    failed = refusal(lambda: server.debugger.Debug(debug_request()))
-    assert (failed.code, failed.info.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
-    assert failed.retry_seconds is not None
+    with draining(server):
+        failed = refusal(lambda: server.debugger.Debug(debug_request()))
+        assert (failed.code, failed.info.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+        assert failed.retry_seconds is not None
+    assert server.process.wait(timeout=70) == 0
 
 
 def test_worker_ends_with_a_killed_front(start_server):

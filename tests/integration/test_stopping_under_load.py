@@ -1,4 +1,7 @@
-"""A server that stops while callers never pause: none of their calls fails, as another server is there."""
+"""A server that stops while callers never pause.
+
+With another server there, none of their calls fails. With none, every one is answered or told UNAVAILABLE.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from tdb_client.connection import Connection
 from transformer_debugger.v1.model_service_pb2 import TokenizeRequest
 from transformer_debugger.v1.model_service_pb2_grpc import ModelServiceStub
 
+from tests.chaos.refused import refused
 from tests.running_server import start, stop
 
 N_CALLERS = 16
@@ -55,3 +59,35 @@ def test_no_call_fails(tmp_path: Path) -> None:
             stop(server)
     assert set(outcomes) == {"answered"}
     assert outcomes["answered"] > N_CALLERS
+
+
+def test_whoever_goes_on_calling_is_told_unavailable(tmp_path: Path) -> None:
+    """Callers who watch nothing and repeat nothing: first the server says why, then its port is closed."""
+    server = start(tmp_path)
+    outcomes: Counter[tuple[str, str]] = Counter()
+
+    def call_until_it_is_gone() -> None:
+        with grpc.insecure_channel(f"127.0.0.1:{server.port}", [("grpc.enable_retries", 0)]) as channel:
+            model = ModelServiceStub(channel)
+            while True:
+                has_ended = server.process.poll() is not None
+                try:
+                    model.Tokenize(TokenizeRequest(text="the cat"), timeout=30)
+                except grpc.RpcError as error:
+                    why = refused(error)
+                    outcomes[why.code.name, why.reason] += 1
+                    if has_ended:
+                        return
+                else:
+                    outcomes["OK", ""] += 1
+
+    try:
+        with ThreadPoolExecutor(N_CALLERS) as callers:
+            running = [callers.submit(call_until_it_is_gone) for _ in range(N_CALLERS)]
+            time.sleep(LOAD_SECONDS)
+            assert server.terminate() == 0
+            for one in running:
+                one.result()
+    finally:
+        stop(server)
+    assert set(outcomes) == {("OK", ""), ("UNAVAILABLE", "SHUTTING_DOWN"), ("UNAVAILABLE", "")}

@@ -80,7 +80,7 @@ class SmallModel:
         return self.decoder.config
 
     def engine(self, *autoencoders: Autoencoder, excluded_tokens: Sequence[int] = ()) -> Engine:
-        return Engine(self.decoder, autoencoders, info=None, excluded_tokens=excluded_tokens)  # type: ignore[arg-type]
+        return Engine(self.decoder, autoencoders, excluded_tokens)
 
 
 @cache

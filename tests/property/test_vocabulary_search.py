@@ -1,4 +1,7 @@
-"""Searching the vocabulary in 8 bits finds what scoring every token finds."""
+"""Searching the vocabulary in 8 bits finds what scoring every token finds.
+
+Products of 8-bit integers are oneDNN's where they are right, and the plain ones, which are right everywhere.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tdb_server.scalars.quantized_scores import Int8Product, plain_int8_product
 from tdb_server.scalars.vocabulary_search import VocabularySearch
 from torch import Tensor
 
+from tests.int8_products import RIGHT_PRODUCTS
 from tests.property.requests import examples
 
-pytestmark = pytest.mark.skipif(
-    not torch.cpu._is_vnni_supported(), reason="this processor's products of 8-bit integers overflow"
-)
 D_MODEL = 24
 
 
@@ -40,6 +42,7 @@ KINDS = ["plain", "loud channel", "loud token", "common mean", "few distinct", "
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("product", RIGHT_PRODUCTS)
 @examples(20)
 @given(
     n_tokens=st.sampled_from([4096, 4097, 5000, 8192, 8193, 20_011]),
@@ -50,17 +53,25 @@ KINDS = ["plain", "loud channel", "loud token", "common mean", "few distinct", "
     seed=st.integers(0, 1000),
 )
 def test_search(
-    kind: str, n_tokens: int, k: int, n_directions: int, n_excluded: int, has_zero: bool, seed: int
+    product: Int8Product,
+    kind: str,
+    n_tokens: int,
+    k: int,
+    n_directions: int,
+    n_excluded: int,
+    has_zero: bool,
+    seed: int,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     vocabulary = vocabulary_of(kind, n_tokens, generator)
     excluded = torch.randperm(n_tokens, generator=generator)[:n_excluded]
     directions = torch.randn(n_directions, D_MODEL, generator=generator)
-    search = VocabularySearch(vocabulary, excluded if n_excluded else None)
+    search = VocabularySearch(vocabulary, excluded if n_excluded else None, product)
+    quantized = search.quantized
     exact_in_8_bits = torch.randint(0, 2, (D_MODEL,), generator=generator) * 2.0 - 1
     directions[-1] = (
-        exact_in_8_bits / search.rough.steps
-    ) @ search.rough.rotation.T  # all error is the vocabulary's
+        exact_in_8_bits / quantized.steps
+    ) @ quantized.rotation.T  # all error is the vocabulary's
     directions[0] *= 0 if has_zero else 1e-6
     found = search.rank(directions, k)
 
@@ -78,7 +89,7 @@ def test_a_direction_of_no_numbers_spoils_no_other() -> None:
     generator = torch.Generator().manual_seed(0)
     vocabulary = torch.randn(8192, D_MODEL, generator=generator)
     directions = torch.randn(5, D_MODEL, generator=generator)
-    search = VocabularySearch(vocabulary)
+    search = VocabularySearch(vocabulary, product=plain_int8_product)
     alone = search.rank(directions[[0, 2, 4]], 10)
     directions[1], directions[3, 0] = torch.nan, torch.inf
     found = search.rank(directions, 10)

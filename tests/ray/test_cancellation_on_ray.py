@@ -6,6 +6,7 @@ import threading
 import time
 
 import grpc
+from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest
 
 from tests.chaos.requests import LONG_PROMPT, debug_request, heavy_request
 from tests.chaos.vitals import cpu_seconds, cpu_share, wait_until
@@ -14,19 +15,17 @@ from tests.chaos.wire_answers import answer_of_response, difference
 IDLE_SHARE = 0.3
 """Of one processor; a replica that computes takes nearly all of it, Ray's own threads a few per cent."""
 STOP_SECONDS = 2.0
+LONG_SECONDS = 2.0
 
 
 def test_a_cancelled_call_stops_its_replica(start_on_ray, replicas):
     server = start_on_ray()
     (replica,) = replicas()
-    begun_at = time.monotonic()
-    list(server.debugger.StreamDebug(heavy_request()))
-    whole_seconds = time.monotonic() - begun_at
-    assert whole_seconds > STOP_SECONDS, "the call must be long enough to be cancelled in its middle"
+    request, whole_seconds = _long_request(server, replica)
 
     for hang_up in (_cancel, _run_out_of_time):
         before = cpu_seconds(replica)
-        hang_up(server)
+        hang_up(server, request, whole_seconds / 4)
         time.sleep(0.5)
         wait_until(lambda: cpu_share(replica, 0.5) < IDLE_SHARE, STOP_SECONDS)
         used = cpu_seconds(replica) - before
@@ -54,45 +53,59 @@ def test_a_call_that_waits_is_never_begun(start_on_ray, replicas):
     server.debugger.Debug(debug_request(), timeout=STOP_SECONDS)
 
 
-def test_others_of_the_batch_go_on_without_it(start_on_ray):
+def test_others_of_the_batch_go_on_without_it(start_on_ray, replicas):
     server = start_on_ray("--max-wait-milliseconds", "200")
+    (replica,) = replicas()
     request = debug_request(LONG_PROMPT, k=20)
     expected = answer_of_response(server.debugger.Debug(request))
 
-    def answer_seconds(*, is_cancelled: bool) -> float:
-        """How long a small call takes behind a heavy one of its batch."""
+    def seconds_until_answered(*, is_cancelled: bool) -> float:
+        """How much the replica computes before a small call is answered, behind a long one of its batch."""
         blocker = server.debugger.Debug.future(debug_request(LONG_PROMPT, n_sub_requests=2, k=200))
         time.sleep(0.1)  # until it runs, so that the next two wait and run together
-        heavy = server.debugger.StreamDebug(heavy_request())
+        heavy = server.debugger.StreamDebug(long_request)
         time.sleep(0.02)
         small = server.debugger.Debug.future(request)
         assert next(heavy).HasField("started")
-        begun_at = time.monotonic()
         blocker.result()
+        before = cpu_seconds(replica)
         if is_cancelled:
             heavy.cancel()
         reader = threading.Thread(target=_read, args=(heavy,))
         reader.start()
         assert difference(answer_of_response(small.result()), expected) is None
-        seconds = time.monotonic() - begun_at
+        seconds = cpu_seconds(replica) - before
         reader.join()
         return seconds
 
-    whole_seconds = answer_seconds(is_cancelled=False)
-    assert whole_seconds > 1.0, "the heavy call does not come first in the batch"
-    assert answer_seconds(is_cancelled=True) < 0.7 * whole_seconds
+    long_request, long_seconds = _long_request(server, replica)
+    whole_seconds = seconds_until_answered(is_cancelled=False)
+    assert whole_seconds > 0.5 * long_seconds, "the long call does not come first in the batch"
+    assert seconds_until_answered(is_cancelled=True) < 0.7 * whole_seconds
 
 
-def _cancel(server) -> None:
-    stream = server.debugger.StreamDebug(heavy_request())
+def _long_request(server, replica: int) -> tuple[DebugRequest, float]:
+    """A request that takes this machine some seconds, and how many of a processor's."""
+    n_sub_requests = 4
+    while True:
+        request = debug_request(LONG_PROMPT, n_sub_requests=n_sub_requests, k=1000)
+        before = cpu_seconds(replica)
+        list(server.debugger.StreamDebug(request))
+        if (seconds := cpu_seconds(replica) - before) > LONG_SECONDS:
+            return request, seconds
+        n_sub_requests *= 2
+
+
+def _cancel(server, request: DebugRequest, _: float) -> None:
+    stream = server.debugger.StreamDebug(request)
     for event in stream:
         if event.WhichOneof("event") == "result":
             stream.cancel()
             return
 
 
-def _run_out_of_time(server) -> None:
-    stream = server.debugger.StreamDebug(heavy_request(), timeout=1.0)
+def _run_out_of_time(server, request: DebugRequest, seconds: float) -> None:
+    stream = server.debugger.StreamDebug(request, timeout=seconds)
     _read(stream)
     assert stream.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import signal
-import time
-
 import grpc
 
+from tests.chaos.draining import draining
+from tests.chaos.metrics_page import reading
 from tests.chaos.refused import refused
 from tests.chaos.requests import LONG_PROMPT, debug_request
 from tests.chaos.vitals import is_running, title, wait_until
@@ -19,15 +18,14 @@ STOP_SECONDS = 15.0
 def test_running_and_waiting_calls_are_finished(start_with_own_ray):
     server = start_with_own_ray("--grace-seconds", "60", "--max-batch-tokens", "1")
     below = descendants(server.process.pid)
+    n_before = reading(server, "grpc_server_call_started_total")
     streams = [server.debugger.StreamDebug(debug_request(LONG_PROMPT, k=100)) for _ in range(N_CALLS)]
     unary = [server.debugger.Debug.future(debug_request(LONG_PROMPT, k=50)) for _ in range(N_CALLS)]
-    assert next(streams[0]).HasField("started")
-    time.sleep(0.2)  # until all have come
+    wait_until(lambda: reading(server, "grpc_server_call_started_total") >= n_before + 2 * N_CALLS)
 
-    server.process.send_signal(signal.SIGTERM)
-    time.sleep(0.2)
-    late = server.debugger.Debug.future(debug_request())
-    why = refused(late.exception())
+    with draining(server):
+        late = server.debugger.Debug.future(debug_request())
+        why = refused(late.exception())
     assert (why.code, why.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
     for stream in streams:
         events = [event.WhichOneof("event") for event in stream]

@@ -225,6 +225,7 @@ def _processing_spec(name: str, spec: ProcessingSpec) -> processing_pb2.NamedPro
                     pass_type=enum_value(node_pb2.PassType, spec.pass_type),
                     normalizer=spec.normalizer,
                     num_top_tokens=spec.n_top_tokens,
+                    normalize_by_prompt_maximum=spec.normalize_by_prompt_maximum,
                 )
             )
         case DerivedAttentionScalarsSpec():

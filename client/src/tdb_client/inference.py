@@ -88,7 +88,11 @@ class MultipleTopKSpec:
 
 @dataclass(frozen=True, slots=True)
 class DerivedScalarsSpec:
-    """Asks for one component's derived scalar at every token; `n_top_tokens` adds tokens from each end."""
+    """Asks for one component's derived scalar at every token; `n_top_tokens` adds tokens from each end.
+
+    Activations are also given relative to `normalizer`, or to the largest of the prompt with
+    `normalize_by_prompt_maximum`.
+    """
 
     derived_scalar: str
     layer: int | None = None
@@ -96,6 +100,7 @@ class DerivedScalarsSpec:
     pass_type: PassType = "forward"
     normalizer: float | None = None
     n_top_tokens: int | None = None
+    normalize_by_prompt_maximum: bool = False
 
 
 @dataclass(frozen=True, slots=True)

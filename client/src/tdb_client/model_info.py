@@ -72,6 +72,7 @@ class ModelInfo:
         ablatable_places: places that an AblationSpec may name.
         api_version: version of the interface, such as `v1`.
         server_version: version of the server's software.
+        kernels: how a worker computes what can be computed in several ways: `{"rank_tokens": "int8"}`.
         default_k: nodes from each end of a ranking where a message does not say; this library always does.
     """
 
@@ -93,6 +94,7 @@ class ModelInfo:
     ablatable_places: tuple[str, ...]
     api_version: str
     server_version: str
+    kernels: dict[str, str]
     default_k: int = 0
 
 
@@ -119,6 +121,7 @@ def model_info(message: model_service_pb2.ModelInfo) -> ModelInfo:
         ),
         api_version=message.api_version,
         server_version=message.server_version,
+        kernels={one.operation: one.chosen for one in message.kernels},
         default_k=message.default_top_and_bottom_k,
     )
 

@@ -41,7 +41,8 @@ class DebugSubRequest:
         downstream: for a V trace, the node that gives it its direction; None means the loss.
         mlp: what MLPs are taken apart into.
         attention: what attention is taken apart into.
-        hide_early_layers: with ablations, leave out nodes of layers before the first ablated layer.
+        hide_early_layers: with ablations, leave out nodes of layers before the first ablated layer, here and
+            in the other requests of the same call.
     """
 
     prompt: str

@@ -73,7 +73,7 @@ class MultipleTopKResult:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DerivedScalarsResult:
-    """One component's derived scalar at every token [T], also over the normalizer where one was given."""
+    """One component's derived scalar at every token [T], also normalized where that was asked for."""
 
     nodes: tuple[Node, ...]
     activations: FloatArray

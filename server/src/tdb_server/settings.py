@@ -69,6 +69,7 @@ class Settings:
         ray: the workers' place on Ray; None for processes of this machine.
         dtype: type the model computes in.
         n_threads: CPU threads per worker; None shares the cores out among the workers.
+        ranking: how vocabularies are ranked; None for the fastest way on each worker's machine.
         host: address to listen on.
         port: 0 picks a free one.
         http_port: of the JSON API; None for no such API.
@@ -89,6 +90,7 @@ class Settings:
     ray: RayPoolSettings | None = None
     dtype: str = "float32"
     n_threads: int | None = None
+    ranking: str | None = None
     host: str = "127.0.0.1"
     port: int = 50051
     http_port: int | None = None
@@ -154,6 +156,13 @@ def _parser(environment: Mapping[str, str], version: str) -> argparse.ArgumentPa
         "worker processes, dealt out over the devices (default: one each)",
     )
     flags.add("--threads", at_least(1), None, "N", "CPU threads per worker (default: the cores shared out)")
+    flags.add(
+        "--ranking",
+        one_of("auto", "exact", "int8"),
+        "auto",
+        "WAY",
+        "how tokens are ranked: exact scores all, int8 searches in 8 bits first, auto tries which is faster",
+    )
     add_pool_flags(flags)
     flags.group("where to listen")
     flags.add("--host", str, "127.0.0.1", "ADDRESS", "address to listen on")
@@ -188,6 +197,7 @@ def _settings(told: argparse.Namespace, environment: Mapping[str, str]) -> Setti
         ray=read_pool(told, n_workers),
         dtype=told.dtype,
         n_threads=told.threads,
+        ranking=None if told.ranking == "auto" else told.ranking,
         host=told.host,
         port=told.port,
         http_port=told.http_port,

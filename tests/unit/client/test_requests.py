@@ -104,6 +104,7 @@ def test_general_requests_on_the_wire() -> None:
                 {"act_times_grad": ["mlp_act_times_grad"]}, 3, token=-1, keep=["sequence_tokens"]
             ),
             "one": DerivedScalarsSpec("mlp_post_act", 2, 7, "backward", normalizer=2.0),
+            "own": DerivedScalarsSpec("mlp_post_act", 2, 7, normalize_by_prompt_maximum=True),
             "pairs": DerivedAttentionScalarsSpec("attn_qk_probs", 2, 7, max_scalar=0.5),
             "words": ScoredTokensSpec("top", n_tokens=4),
             "reads": TokenPairAttributionSpec("top"),
@@ -122,11 +123,14 @@ def test_general_requests_on_the_wire() -> None:
     ]
     assert ablation.index.pass_type == 2
     assert spec.activation_index_for_within_layer_grad.tensor_indices[1].index == 9
-    top, one, pairs, words, reads = message.processing_specs
+    top, one, own, pairs, words, reads = message.processing_specs
     assert top.multiple_top_k.groups[0].group_id == GroupId.GROUP_ID_ACT_TIMES_GRAD
     assert top.multiple_top_k.token_index == -1
     assert one.derived_scalars.derived_scalar_type == DerivedScalarType.DERIVED_SCALAR_TYPE_MLP_POST_ACT
     assert not one.derived_scalars.HasField("num_top_tokens")
+    assert not one.derived_scalars.normalize_by_prompt_maximum
+    assert own.derived_scalars.normalize_by_prompt_maximum
+    assert not own.derived_scalars.HasField("normalizer")
     assert pairs.derived_attention_scalars.max_scalar == 0.5
     assert words.scored_tokens.num_tokens == 4
     assert reads.token_pair_attribution.num_tokens_attended_to == 3

@@ -268,6 +268,12 @@ MALFORMED: list[tuple[str, Any, str, str]] = [
     ),
     (
         "batched_tdb",
+        debug_body(componentTypeForMlp="\ud800"),
+        f"{SUB}.componentTypeForMlp",
+        "MALFORMED_REQUEST",
+    ),
+    (
+        "batched_tdb",
         debug_body(topAndBottomKForNodeTable=2.5),
         f"{SUB}.topAndBottomKForNodeTable",
         "MALFORMED_REQUEST",
@@ -353,14 +359,52 @@ MALFORMED: list[tuple[str, Any, str, str]] = [
     ),
     (
         "batched",
-        processing_body(dst="logits", normalizeActivationsUsingNeuronRecord={}),
-        f"{SPEC}.normalizeActivationsUsingNeuronRecord",
-        "FIELD_NOT_ALLOWED",
+        {"inferenceSubRequests": [{"processingRequestSpecByName": {"\ud800": {"dst": "logits"}}}]},
+        "inferenceSubRequests[0].processingRequestSpecByName.\ufffd\ufffd\ufffd",
+        "MALFORMED_REQUEST",
     ),
     ("batched", processing_body(), f"{SPEC}.specType", "FIELD_REQUIRED"),
     ("batched", processing_body(specType="tdb_request_spec"), f"{SPEC}.specType", "UNKNOWN_ENUM_VALUE"),
     ("derived_scalars", {"derivedScalarsRequestSpec": []}, "derivedScalarsRequestSpec", "MALFORMED_REQUEST"),
 ]
+
+
+def test_several_faults_are_told_at_once() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        debug_request(debug_body(prompt=3, nodeAblations=[{"value": "1", "nodeIndex": []}]))
+    assert [one.field for one in caught.value.violations] == [
+        f"{SUB}.prompt",
+        f"{SUB}.nodeAblations[0].nodeIndex",
+        f"{SUB}.nodeAblations[0].value",
+    ]
+
+
+MANY = 20_000
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body"),
+    [
+        ("batched_tdb", {"subRequests": [0] * MANY}),
+        ("batched_tdb", debug_body(targetTokens=[0] * MANY)),
+        ("batched_tdb", debug_body(nodeAblations=[{"nodeIndex": {"tensorIndices": ["x"] * MANY}}] * 3)),
+        ("batched", inference_body(ablationSpecs=[{"index": {"tensorIndices": ["x"] * MANY}}] * 3)),
+        ("batched", processing_body(dstListByGroupId={str(one): [] for one in range(MANY)})),
+        ("batched", processing_body(dstListByGroupId={"logits": ["x"] * MANY})),
+        ("batched", processing_body(specType="x" * MANY)),
+        ("batched", processing_body(dst="x" * MANY)),
+        (
+            "batched",
+            {"inferenceSubRequests": [{"processingRequestSpecByName": {str(one): 0 for one in range(MANY)}}]},
+        ),
+    ],
+)
+def test_of_many_faults_the_first_is_told(endpoint: str, body: Any) -> None:
+    """A body of megabytes does not end in a message of megabytes."""
+    with pytest.raises(InvalidRequest) as caught:
+        translated(endpoint, body)
+    assert len(caught.value.violations) == 1
+    assert len(caught.value.message) < 3000
 
 
 @pytest.mark.parametrize(("endpoint", "body", "field", "reason"), MALFORMED)

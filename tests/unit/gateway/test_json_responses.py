@@ -236,6 +236,21 @@ def test_normalized_activations() -> None:
     assert body["topTokens"] is None
 
 
+def test_lists_about_nodes_leave_out_what_their_ranking_leaves_out() -> None:
+    """`(token, head)` with a head beyond the token looks like a masked cell to clients."""
+    nodes = tuple(NodeIndex(NodeType.ATTENTION_HEAD, 0, indices) for indices in ((0, 0), (0, 1), (1, 1)))
+    ranked = MultipleTopKResult(nodes, {GroupId.SINGLETON: GroupResult(np.array([3.0, 2.0, 1.0]), {})})
+    columns = [np.array([[7], [8], [9]]), np.array([[0.5], [0.6], [0.7]]), np.array([[1.0], [1.0], [1.0]])]
+    scored = ScoredTokensResult(nodes, np.arange(3), TopTokens(*columns, *columns))
+    pairs = TokenPairAttributionResult(nodes, np.arange(3), np.array([[4], [5], [6]]), np.ones((3, 1)))
+    of_ranking, of_tokens, of_pairs = (one_result(one) for one in (ranked, scored, pairs))
+    assert [one["tensorIndices"] for one in of_ranking["nodeIndices"]] == [[0, 0], [1, 1]]
+    assert of_ranking["activationsByGroupId"] == {"singleton": [3.0, 1.0]}
+    assert of_tokens["nodeIndices"] == of_pairs["nodeIndices"] == of_ranking["nodeIndices"]
+    assert [one["top"][0]["scalar"] for one in of_tokens["topTokensList"]] == pytest.approx([0.5, 0.7])
+    assert [one["tokenIndices"] for one in of_pairs["topTokensAttendedToList"]] == [[4], [6]]
+
+
 def test_model_info() -> None:
     info = ModelInfo(name="tiny", n_layers=3)
     assert model_info_response(info) == {
@@ -248,5 +263,5 @@ def test_model_info() -> None:
     }
     info.autoencoders.extend([AutoencoderInfo(site=1), AutoencoderInfo(site=3)])
     body = model_info_response(info)
-    assert (body["hasMlpAutoencoder"], body["mlpAutoencoderName"]) == (True, "mlp_post_act")
-    assert (body["hasAttentionAutoencoder"], body["attentionAutoencoderName"]) == (True, "resid_delta_attn")
+    assert (body["hasMlpAutoencoder"], body["mlpAutoencoderName"]) == (True, "mlp-post-act")
+    assert (body["hasAttentionAutoencoder"], body["attentionAutoencoderName"]) == (True, "resid-delta-attn")

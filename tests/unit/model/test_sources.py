@@ -45,12 +45,9 @@ def fake_gguf(tmp_path: Path, content: bytes = b"gguf") -> Path:
 
 def test_a_folder_is_itself(cache: Path) -> None:
     model = resolve_model(str(FIXTURES / "tiny-a"))
-    assert (model.path, model.name, model.tokenizer_path) == (
-        FIXTURES / "tiny-a",
-        "tiny-a",
-        FIXTURES / "tiny-a",
-    )
-    assert not cache.exists()
+    assert (model.path, model.name) == (FIXTURES / "tiny-a", "tiny-a")
+    assert model.tokenizer_path.parent == cache
+    assert Tokenizer(model.tokenizer_path).encode(PROMPT) == Tokenizer(FIXTURES / "tiny-a").encode(PROMPT)
 
 
 @pytest.mark.parametrize(
@@ -68,57 +65,37 @@ def test_a_file_that_is_no_model(tmp_path: Path, cache: Path) -> None:
         resolve_model(str(path))
 
 
-def test_conversions_are_cached_whole_or_not_at_all(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gguf_file_is_converted_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Path] = []
 
     def convert(path: Path, folder: Path, progress: Any) -> None:
-        calls.append(folder)
+        calls.append(path)
         (folder / "config.json").write_text("{}")
-        if len(calls) == 1:
-            raise ModelBroken("half done")
 
     monkeypatch.setattr(sources, "convert_gguf", convert)
     path = fake_gguf(tmp_path)
-    with pytest.raises(ModelBroken, match="half done"):
-        resolve_model(str(path))
-    assert list(cache.iterdir()) == []
     first, second = resolve_model(str(path)), resolve_model(str(path))
     assert first == second
-    assert first.path.parent == cache
     assert first.path.name.startswith("small-")
-    assert len(calls) == 2
-    assert [folder.name for folder in cache.iterdir()] == [first.path.name]
+    assert calls == [path]
     fake_gguf(tmp_path, b"other content")
     assert resolve_model(str(path)).path != first.path
 
 
-def test_two_processes_that_convert_at_once(
+def test_all_parts_of_a_split_file_decide_and_links_keep_their_names(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def convert(path: Path, folder: Path, progress: Any) -> None:
-        (folder / "config.json").write_text("ours")
-        digest = sources.hashlib.sha256(path.read_bytes() + sources.CONVERSION).hexdigest()[:16]
-        (cache / f"small-{digest}").mkdir()
-        (cache / f"small-{digest}" / "config.json").write_text("theirs")
-
-    monkeypatch.setattr(sources, "convert_gguf", convert)
-    model = resolve_model(str(fake_gguf(tmp_path)))
-    assert (model.path / "config.json").read_text() == "theirs"
-    assert len(list(cache.iterdir())) == 1
-
-
-def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(ModelError, match="set XDG_CACHE_HOME"):
-        resolve_model(str(fake_gguf(tmp_path)))
-
-
-def test_the_cache_is_in_the_home_folder_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert sources.cache_folder() == Path.home() / ".cache" / "transformer-debugger"
+    calls: list[Path] = []
+    monkeypatch.setattr(sources, "convert_gguf", lambda path, folder, progress: calls.append(path))
+    for number in (1, 2):
+        (tmp_path / f"blob{number}").write_bytes(b"%d" % number)
+        (tmp_path / f"big-0000{number}-of-00002.gguf").symlink_to(tmp_path / f"blob{number}")
+    path = tmp_path / "big-00001-of-00002.gguf"
+    first = resolve_model(str(path))
+    assert first.name == "big"
+    (tmp_path / "blob2").write_bytes(b"other")
+    assert resolve_model(str(path)).path != first.path
+    assert calls == [path, path]
 
 
 def test_a_tokenizer_is_converted_where_there_is_none(tmp_path: Path, cache: Path) -> None:
@@ -136,7 +113,7 @@ def test_a_tokenizer_is_converted_where_there_is_none(tmp_path: Path, cache: Pat
     assert resolve_model(str(folder)) == model
 
     (folder / "vocab.json").write_text("broken")
-    with pytest.raises(ModelBroken, match=r"none could be converted"):
+    with pytest.raises(ModelBroken, match=r"transformers cannot read"):
         resolve_model(str(folder))
 
 
@@ -159,7 +136,11 @@ def test_hub_models_are_downloaded_without_pickles(
     seen: list[tuple[str, float]] = []
     model = resolve_model("someone/small", lambda *progress: seen.append(progress))
     assert (model.path, model.name) == (FIXTURES / "tiny-a", "someone/small")
-    assert seen == [("downloading someone/small", 0.5), ("downloading someone/small", 1.0)]
+    assert seen == [
+        ("downloading someone/small", 0.5),
+        ("downloading someone/small", 1.0),
+        ("converting tokenizer", 0.0),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -203,7 +184,12 @@ def test_the_default_model_says_mary(default_cache: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("XDG_CACHE_HOME", str(default_cache))
     model = resolve_model(None)
     assert model.name == "SmolLM2-135M-Instruct"
-    assert sorted(os.listdir(model.path)) == ["config.json", "model.safetensors", "tokenizer.json"]  # noqa: PTH208
+    assert sorted(os.listdir(model.path)) == [  # noqa: PTH208
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     tokenizer = Tokenizer(model.tokenizer_path)
     ids = tokenizer.encode(PROMPT)
     assert tokenizer.token_strings(ids)[:4] == ["When", " Mary", " and", " John"]

@@ -97,9 +97,11 @@ def test_sentence_piece_spelling(tmp_path: Path) -> None:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     raw.add_special_tokens([AddedToken("<s▁>", special=True)])
+    raw.add_tokens(["▁▁"])
     raw.save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer(tmp_path)
-    assert tokenizer.token_strings(range(9)) == ["<unk>", "\n", "\ufffd", " ", "a", "b", " a", "a b", "<s▁>"]
+    assert tokenizer.token_strings(range(8)) == ["<unk>", "\n", "\ufffd", " ", "a", "b", " a", "a b"]
+    assert tokenizer.token_strings([8, 9]) == ["<s▁>", "  "]
     assert tokenizer.token_strings(tokenizer.encode("a\n a")) == [" a", "\n", " a"]
     assert tokenizer.decode(tokenizer.encode("a\n a")) == "a\n a"
 

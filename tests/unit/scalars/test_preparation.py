@@ -10,14 +10,12 @@ from tdb_server.model.decoder import Decoder
 from tdb_server.model.weights import load_decoder
 from tdb_server.scalars import neurons
 from tdb_server.scalars.preparation import preparation
+from tdb_server.scalars.ranking_trial import MANY_TOKENS, RANKINGS
 from tdb_server.scalars.token_scores import Scoring, TokenScorer
 
 from tests.random_models import write_random_model
 
-pytestmark = pytest.mark.skipif(
-    not torch.cpu._is_vnni_supported(), reason="this processor's products of 8-bit integers overflow"
-)
-VOCABULARY_SIZE = 8192  # from here on rankings are searched for
+VOCABULARY_SIZE = MANY_TOKENS
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -42,7 +40,8 @@ def test_prepared_lists_are_the_lists(decoder: Decoder, monkeypatch: pytest.Monk
     scorer = TokenScorer(decoder)
     n_steps = sum(1 for _ in preparation(decoder, scorer))
     assert n_steps > 0
-    monkeypatch.setattr("tdb_server.scalars.vocabulary_search.VocabularySearch.rank", None)  # none is ranked
+    for ranking in RANKINGS.values():
+        monkeypatch.setattr(ranking, "rank", None)  # none is ranked
     for prepared, expected in zip(scorer.score(neuron_scorings(decoder)), fresh, strict=True):
         np.testing.assert_array_equal(prepared.top_ids, expected.top_ids)
         np.testing.assert_array_equal(prepared.bottom_scalars, expected.bottom_scalars)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tdb_server.domain.derived_scalar import DerivedScalar
-from tdb_server.domain.model_info import ModelInfo
+from tdb_server.domain.model_info import ModelInfo, Site
 from tdb_server.domain.place import Place
 from tdb_server.domain.requests import ActivationIndex
 from transformer_debugger.v1.activation_pb2 import ActivationIndex as ActivationIndexMessage
@@ -29,6 +29,20 @@ GENERIC, MLP_LATENT = Place.ONLINE_AUTOENCODER_LATENT, Place.ONLINE_MLP_AUTOENCO
 
 def test_attention_writes_to_a_latent() -> None:
     (found,) = parse(infer(latent(at(GENERIC, 2, ALL, 69)), TO_LATENT), ATTENTION_AUTOENCODER)
+    assert found.inference.within_layer_gradient == ActivationIndex(GENERIC, 2, (None, 69))
+
+
+def test_with_both_autoencoders_the_plain_place_is_attentions() -> None:
+    both = model(Site.RESID_DELTA_MLP, Site.RESID_DELTA_ATTN)
+    (found,) = parse(infer(latent(at(GENERIC, 2, ALL, 69)), TO_LATENT), both)
+    specific = Place.ONLINE_ATTENTION_AUTOENCODER_LATENT
+    assert found.inference.within_layer_gradient == ActivationIndex(specific, 2, (None, 69))
+
+
+def test_the_components_index_is_not_looked_at() -> None:
+    """The latent is that of the within-layer gradient; clients send it as the index again, or anything."""
+    wanted = pairs(DerivedScalar.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS, 2, activation_index=5000)
+    (found,) = parse(infer(latent(at(GENERIC, 2, ALL, 69)), wanted), ATTENTION_AUTOENCODER)
     assert found.inference.within_layer_gradient == ActivationIndex(GENERIC, 2, (None, 69))
 
 

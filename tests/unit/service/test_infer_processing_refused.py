@@ -10,7 +10,9 @@ from tdb_server.domain.place import Place
 
 from tests.unit.service.infer_changes import (
     ALL,
+    ATTENTION_AUTOENCODER,
     BACKWARD,
+    MLP_AUTOENCODER,
     ablated,
     at,
     one,
@@ -128,6 +130,10 @@ WHAT_IS_WANTED: list[tuple[list[Change], list[tuple[str, str]]]] = [
     ),
     ([one(D.MLP_POST_ACT, normalizer=math.nan)], [(f"{ONE}.normalizer", "NOT_FINITE")]),
     ([one(D.MLP_POST_ACT, normalizer=0.0)], [(f"{ONE}.normalizer", "OUT_OF_RANGE")]),
+    (
+        [one(D.MLP_POST_ACT, normalizer=1.0, normalize_by_prompt_maximum=True)],
+        [(f"{ONE}.normalizer", "FIELD_NOT_ALLOWED")],
+    ),
     ([one(D.MLP_POST_ACT, num_top_tokens=0)], [(f"{ONE}.num_top_tokens", "OUT_OF_RANGE")]),
     ([one(D.ONLINE_MLP_AUTOENCODER_LATENT)], [(f"{ONE}.derived_scalar_type", "AUTOENCODER_NOT_LOADED")]),
     ([pairs(D.MLP_POST_ACT)], [(f"{PAIRS}.derived_scalar_type", "DERIVED_SCALAR_DOES_NOT_FIT")]),
@@ -175,7 +181,7 @@ def test_what_is_wanted_is_refused(changes: list[Change], expected: list[tuple[s
     assert violations(infer(*changes)) == [(f"sub_requests[0].{field}", reason) for field, reason in expected]
 
 
-def test_a_read_direction_needs_the_neuron_that_reads() -> None:
+def test_a_read_direction_needs_the_neuron_or_latent_that_reads() -> None:
     read = one(D.VOCAB_TOKEN_WRITE_TO_INPUT_DIRECTION, None)
     field = f"sub_requests[0].{ONE}.derived_scalar_type"
     refused = [(field, "DERIVED_SCALAR_DOES_NOT_FIT")]
@@ -183,3 +189,9 @@ def test_a_read_direction_needs_the_neuron_that_reads() -> None:
     assert violations(infer(ablated(at(Place.MLP_POST_ACT, 1, ALL, 5)), read)) == refused
     assert violations(infer(ablated(at(Place.MLP_POST_ACT, 1, 2, ALL, pass_type=BACKWARD)), read)) == refused
     assert parse(infer(ablated(at(Place.MLP_POST_ACT, 1, ALL, 5, pass_type=BACKWARD), 1.0), read))
+    for place in (Place.ONLINE_AUTOENCODER_LATENT, Place.ONLINE_MLP_AUTOENCODER_LATENT):
+        latent, latents = (ablated(at(place, 1, 2, one, pass_type=BACKWARD), 1.0) for one in (5, ALL))
+        assert parse(infer(latent, read), MLP_AUTOENCODER)
+        assert violations(infer(latents, read), MLP_AUTOENCODER) == refused
+    of_attention = ablated(at(Place.ONLINE_AUTOENCODER_LATENT, 1, 2, 5, pass_type=BACKWARD), 1.0)
+    assert violations(infer(of_attention, read), ATTENTION_AUTOENCODER) == refused

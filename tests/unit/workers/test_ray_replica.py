@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import pickle
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tdb_server.domain.call import Call
 from tdb_server.domain.debug import inference_sub_request
 from tdb_server.domain.requests import AttentionComponent, DebugSubRequest, MlpComponent
 from tdb_server.domain.results import Finished
+from tdb_server.service.served_model import read_tokenizer
 from tdb_server.workers import ray_replica
 from tdb_server.workers.messages import BatchEnded, CallProgress, Configuration, RunBatch
 from tdb_server.workers.ray_replica import Replica, ReplicaBroken
@@ -94,3 +96,12 @@ async def test_calls_for_another_model_are_refused():
         await anext(replica.run("front", "another digest", batch("1")))
     with pytest.raises(ReplicaBroken):
         replica.check_health()
+
+
+def test_a_front_on_another_machine_gets_the_tokenizer(replica):
+    _, ready = replica.describe()
+    elsewhere = dataclasses.replace(ready, tokenizer_folder=Path("/no/such/folder"))
+    here = dataclasses.replace(ready, tokenizer_files=None)
+    text = "When Mary<|endoftext|>"
+    assert read_tokenizer(elsewhere).encode(text) == read_tokenizer(here).encode(text)
+    assert read_tokenizer(elsewhere).bos_token_id == 999

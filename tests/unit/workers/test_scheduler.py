@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import aclosing
 
 import pytest
@@ -45,6 +46,13 @@ async def start(*runs) -> list[asyncio.Task]:
     tasks = [asyncio.ensure_future(one) for one in runs]
     await settle()
     return tasks
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Fails when it takes absurdly long."""
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
 
 async def settle() -> None:
@@ -105,16 +113,15 @@ async def test_a_worker_that_was_busy_waits_for_the_callers_that_come_back(make_
 
 
 async def test_the_wait_is_over_when_nobody_comes(make_worker):
-    scheduler = make_scheduler(wait=0.02)
+    scheduler = make_scheduler(wait=0.3)
     worker = make_worker(scheduler)
     tasks = await start(*(run(scheduler) for _ in range(4)))
     worker.answer()
-    await asyncio.sleep(0.03)
+    await until(lambda: worker.n_calls == [1, 3])
     worker.answer()
     tasks += await start(run(scheduler))
     assert worker.n_calls == [1, 3]
-    await asyncio.sleep(0.04)
-    assert worker.n_calls == [1, 3, 1]
+    await until(lambda: worker.n_calls == [1, 3, 1])
     worker.answer()
     await asyncio.gather(*tasks)
 
@@ -244,8 +251,7 @@ async def test_a_worker_that_does_not_stop_is_killed(make_worker, monkeypatch):
     worker = make_worker(scheduler)
     (task,) = await start(run(scheduler))
     task.cancel()
-    await asyncio.sleep(0.03)
-    assert worker.is_killed
+    await until(lambda: worker.is_killed)
 
 
 async def test_after_a_death_calls_run_again_each_alone(make_worker):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from tdb_server.domain.node import NodeType
@@ -53,9 +53,62 @@ class AutoencoderInfo:
     activation: str
 
 
+class KernelOutcome(Enum):
+    """What the trial of one way to compute something showed."""
+
+    CHOSEN = "is used"
+    SLOWER = "is slower than another way"
+    STOPPED = "was stopped because a part took longer than the plain way takes for all"
+    WRONG = "gives wrong numbers"
+    FAILED = "fails"
+
+
+@dataclass(frozen=True, slots=True)
+class KernelTrial:
+    """One way to compute something, and what it took when it was tried.
+
+    Attributes:
+        name: of the way.
+        seconds: what the trial took; None where it was not timed to the end.
+        outcome: what it showed.
+    """
+
+    name: str
+    seconds: float | None
+    outcome: KernelOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class KernelChoice:
+    """Which of several ways to compute the same a worker uses.
+
+    Attributes:
+        operation: what is computed.
+        chosen: the way that is used.
+        is_configured: whether a setting named it; else it was the fastest right one.
+        trials: what was tried, the plain way first.
+    """
+
+    operation: str
+    chosen: str
+    is_configured: bool
+    trials: tuple[KernelTrial, ...]
+
+    def __str__(self) -> str:
+        tried = "; ".join(
+            f"{one.name} {one.outcome.value}" + (f", {one.seconds * 1000:.1f} ms" if one.seconds else "")
+            for one in self.trials
+        )
+        return f"{self.operation}: {self.chosen}{' as configured' if self.is_configured else ''} ({tried})"
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """Name, weights and dimensions of the model that is served."""
+    """Name, weights and dimensions of the model that is served.
+
+    Attributes:
+        kernels: how the first worker computes; others may differ, on another processor, and serve the same.
+    """
 
     name: str
     digest: str
@@ -70,6 +123,7 @@ class ModelInfo:
     context_length: int
     dtype: str
     autoencoders: tuple[AutoencoderInfo, ...] = ()
+    kernels: tuple[KernelChoice, ...] = field(default=(), compare=False)
 
     def autoencoder(self, *, is_mlp: bool) -> AutoencoderInfo | None:
         """The one loaded for the MLP, or the one loaded for attention."""

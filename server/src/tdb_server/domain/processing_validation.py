@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tdb_server.domain.axes import place_of_scalar, scalar_axes
+from tdb_server.domain.axes import place_of_scalar, scalar_axes, specific_place
 from tdb_server.domain.derived_scalar import DERIVED_SCALAR_SHAPES, DerivedScalar
 from tdb_server.domain.index_validation import autoencoder_violations, layer_violations, range_violations
 from tdb_server.domain.limits import Limits
@@ -30,6 +30,7 @@ from tdb_server.errors import FieldViolation
 _TO_LATENT = DerivedScalar.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS
 _PAIRS_AND_HEAD = (Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS, Dimension.ATTN_HEADS)
 _READ = DerivedScalar.VOCAB_TOKEN_WRITE_TO_INPUT_DIRECTION
+_READ_PLACES = (Place.MLP_POST_ACT, Place.ONLINE_MLP_AUTOENCODER_LATENT)
 
 
 def needs_objective(scalar: DerivedScalar, pass_type: PassType) -> bool:
@@ -110,6 +111,12 @@ class ProcessingCheck:
         yield from refused
         yield from self._component(scalar, spec.activation_index, refused, path)
         yield from self._normalizer(spec.normalizing_value, f"{path}.normalizer")
+        if spec.normalizes_by_prompt_maximum and spec.normalizing_value is not None:
+            yield FieldViolation(
+                f"{path}.normalizer",
+                "the prompt's own maximum is asked for, by normalize_by_prompt_maximum",
+                Reason.FIELD_NOT_ALLOWED,
+            )
         if spec.n_top_tokens is not None:
             yield from self._count(spec.n_top_tokens, f"{path}.num_top_tokens")
 
@@ -123,7 +130,8 @@ class ProcessingCheck:
             return
         yield from layer_violations(spec.layer_index, True, self.info, layer_path)
         yield from self._scalar(scalar, None, PassType.FORWARD, scalar_path, layer_path)
-        yield from self._component(scalar, spec.activation_index, [], path)
+        if scalar is not _TO_LATENT:
+            yield from self._component(scalar, spec.activation_index, [], path)
         yield from self._normalizer(spec.max_scalar, f"{path}.max_scalar")
         yield from self._normalizer(spec.max_total_in, f"{path}.max_total_scalar_in")
         yield from self._normalizer(spec.max_total_out, f"{path}.max_total_scalar_out")
@@ -169,32 +177,30 @@ class ProcessingCheck:
                 f"{scalar.value} needs gradients; give a loss or a trace",
                 Reason.OBJECTIVE_REQUIRED,
             )
-        if scalar is _READ and not self._names_neurons_read():
+        if scalar is _READ and not self._names_what_is_read():
             yield self._does_not_fit(
                 scalar,
                 scalar_path,
-                "what is read is named by ablations of the gradient at mlp.post_act, each of one neuron",
+                "what is read is named by ablations of the gradient at mlp.post_act or at MLP latents, each "
+                "of one neuron or latent",
             )
 
-    def _names_neurons_read(self) -> bool:
-        """Whether the gradient is set at neurons, one by one."""
-        neurons = [
+    def _names_what_is_read(self) -> bool:
+        """Whether the gradient is set at neurons or MLP latents, one by one."""
+        components = [
             one.index.tensor_indices[-1]
             for one in self.ablations
-            if one.index.place is Place.MLP_POST_ACT and one.index.pass_type is PassType.BACKWARD
+            if specific_place(one.index.place, self.info) in _READ_PLACES
+            and one.index.pass_type is PassType.BACKWARD
         ]
-        return bool(neurons) and None not in neurons
+        return bool(components) and None not in components
 
     def _component(
         self, scalar: DerivedScalar, index: int, refused: list[FieldViolation], path: str
     ) -> Iterator[FieldViolation]:
         """The component of a scalar whose autoencoder may be among what was refused."""
         has_no_autoencoder = any(one.field == f"{path}.derived_scalar_type" for one in refused)
-        size = None
-        if scalar is _TO_LATENT:
-            size = 1
-        elif not has_no_autoencoder:
-            size = scalar_axes(scalar, self.info, 0)[-1]
+        size = None if has_no_autoencoder else scalar_axes(scalar, self.info, 0)[-1]
         yield from range_violations(index, size, "component", f"{path}.activation_index")
 
     def _count(self, count: int, path: str) -> Iterator[FieldViolation]:

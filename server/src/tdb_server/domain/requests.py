@@ -129,7 +129,9 @@ class MultipleTopKSpec:
         token_index: None for nodes at every token, else only those at this (absolute) one.
         pass_type: backward adds the gradients beside the activations.
         dimensions_to_keep: axes that the sums keep; None for the tokens (and attended-to tokens where
-        present). first_layer_index: nodes of layers before it are left out; None for no bound.
+            present).
+        first_layer_index: nodes of layers before it are left out, in all sub-requests of the call; None
+            for no bound.
     """
 
     groups: tuple[tuple[GroupId, tuple[DerivedScalar, ...]], ...]
@@ -142,7 +144,10 @@ class MultipleTopKSpec:
 
 @dataclass(frozen=True, slots=True)
 class DerivedScalarsSpec:
-    """One component's derived scalar at every token; top tokens of its write or of the read direction."""
+    """One component's derived scalar at every token; top tokens of its write or of the read direction.
+
+    Activations are also given relative to `normalizing_value`, or to the largest of the prompt, where asked.
+    """
 
     derived_scalar: DerivedScalar
     layer_index: int | None
@@ -150,6 +155,7 @@ class DerivedScalarsSpec:
     pass_type: PassType = PassType.FORWARD
     normalizing_value: float | None = None
     n_top_tokens: int | None = None
+    normalizes_by_prompt_maximum: bool = False
 
 
 @dataclass(frozen=True, slots=True)

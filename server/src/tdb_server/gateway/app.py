@@ -30,7 +30,8 @@ from tdb_server.gateway.http_guard import Answer, Body, HttpGuard
 from tdb_server.gateway.json_processing import SINGLE_SPECS
 from tdb_server.gateway.json_requests import debug_request, infer_request, single_infer_request
 from tdb_server.gateway.json_responses import batched_response, model_info_response, single_response
-from tdb_server.gateway.openapi import openapi_document
+from tdb_server.gateway.openapi import WITHOUT_BODY, openapi_document
+from tdb_server.gateway.records import RECORD_ANSWERS
 
 LOCAL_ORIGINS = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 """Web pages of this machine, as the reference's viewer is one."""
@@ -72,16 +73,25 @@ def create_gateway(
     async def model_info(_: Any) -> Callable[[], Body]:
         return partial(model_info_response, await backend.model_info())
 
-    answers: dict[str, Answer] = {"batched_tdb": batched_tdb, "batched": batched}
+    def of_records(endpoint: str) -> Answer:
+        async def answer(body: Any) -> Callable[[], Body]:
+            return partial(RECORD_ANSWERS[endpoint], body)
+
+        return answer
+
+    answers: dict[str, Answer] = {"batched_tdb": batched_tdb, "batched": batched, "model_info": model_info}
     answers |= {endpoint: single(endpoint) for endpoint in SINGLE_SPECS}
+    answers |= {endpoint: of_records(endpoint) for endpoint in RECORD_ANSWERS}
     routes = [
-        Route(f"/{name}", partial(guard.answer, answer=answer), methods=["POST"])
+        Route(
+            f"/{name}",
+            partial(guard.answer, answer=answer, has_body=name not in WITHOUT_BODY),
+            methods=["POST"],
+        )
         for name, answer in answers.items()
     ]
-    reads_no_body = partial(guard.answer, answer=model_info, has_body=False)
     document = openapi_document(server_version)
     routes += [
-        Route("/model_info", reads_no_body, methods=["POST"]),
         Route("/", _constant({"name": "transformer-debugger", "documentation": "/openapi.json"})),
         Route("/openapi.json", _constant(document)),
     ]

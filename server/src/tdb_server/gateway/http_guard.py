@@ -17,7 +17,7 @@ from tdb_server.domain.caller import Caller
 from tdb_server.domain.limits import Limits
 from tdb_server.errors import Cancelled, DeadlineExceeded, Internal, OverLimit, TdbError
 from tdb_server.gateway.http_errors import error_response
-from tdb_server.gateway.json_reader import malformed
+from tdb_server.gateway.json_faults import malformed
 from tdb_server.service.access.access import Access
 from tdb_server.service.error_status import status_code
 from tdb_server.service.interceptors import OpenCalls
@@ -25,7 +25,7 @@ from tdb_server.service.telemetry.call_record import CallListener, CallRecord, r
 
 _log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
-Body = dict[str, Any]
+Body = dict[str, Any] | list[Any]
 Answer = Callable[[Any], Awaitable[Callable[[], Body]]]
 """From a parsed body to what makes the answer's body, which is done beside the event loop."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
 from transformer_debugger.v1.processing_pb2 import (
     DerivedAttentionScalarsSpec,
@@ -15,10 +14,7 @@ from transformer_debugger.v1.processing_pb2 import (
     TokenPairAttributionSpec,
 )
 
-from tdb_server.domain.derived_scalar import DERIVED_SCALAR_SHAPES, DerivedScalar, GroupId
-from tdb_server.domain.node import Dimension
-from tdb_server.domain.reason import Reason
-from tdb_server.gateway.json_reader import JsonObject, as_list, as_member, malformed
+from tdb_server.gateway import json_bodies as bodies
 from tdb_server.service.enum_names import (
     DERIVED_SCALARS,
     DIMENSIONS,
@@ -27,147 +23,110 @@ from tdb_server.service.enum_names import (
     TOKEN_SCORING_TYPES,
 )
 
-
-class SpecType(Enum):
-    """What a spec says it is, where it does."""
-
-    MULTIPLE_TOP_K = "multiple_top_k_derived_scalars_request_spec"
-    DERIVED_SCALARS = "derived_scalars_request_spec"
-    DERIVED_ATTENTION_SCALARS = "derived_attention_scalars_request_spec"
-    SCORED_TOKENS = "scored_tokens_request_spec"
-    TOKEN_PAIR_ATTRIBUTION = "token_pair_attribution_request_spec"
+SingleBody = (
+    bodies.DerivedScalarsRequest
+    | bodies.DerivedAttentionScalarsRequest
+    | bodies.MultipleTopKDerivedScalarsRequest
+)
 
 
 @dataclass(frozen=True, slots=True)
 class SingleSpec:
-    """An endpoint that answers one spec: its type, and the keys of it and of its answer in the bodies."""
+    """An endpoint that answers one spec: its body, and the key of the answer in the response's body."""
 
-    spec_type: SpecType
-    request_key: str
+    body: type[SingleBody]
     response_key: str
+
+    @property
+    def request_key(self) -> str:
+        """The spec's key in the body."""
+        return self.response_key.replace("ResponseData", "RequestSpec")
+
+    def spec(self, body: SingleBody) -> bodies.ProcessingRequestSpec | None:
+        """The body's spec."""
+        match body:
+            case bodies.DerivedScalarsRequest():
+                return body.derived_scalars_request_spec
+            case bodies.DerivedAttentionScalarsRequest():
+                return body.derived_attention_scalars_request_spec
+            case bodies.MultipleTopKDerivedScalarsRequest():
+                return body.multiple_top_k_derived_scalars_request_spec
 
 
 SINGLE_SPECS = {
-    "derived_scalars": SingleSpec(
-        SpecType.DERIVED_SCALARS, "derivedScalarsRequestSpec", "derivedScalarsResponseData"
-    ),
+    "derived_scalars": SingleSpec(bodies.DerivedScalarsRequest, "derivedScalarsResponseData"),
     "derived_attention_scalars": SingleSpec(
-        SpecType.DERIVED_ATTENTION_SCALARS,
-        "derivedAttentionScalarsRequestSpec",
-        "derivedAttentionScalarsResponseData",
+        bodies.DerivedAttentionScalarsRequest, "derivedAttentionScalarsResponseData"
     ),
     "multiple_top_k_derived_scalars": SingleSpec(
-        SpecType.MULTIPLE_TOP_K,
-        "multipleTopKDerivedScalarsRequestSpec",
-        "multipleTopKDerivedScalarsResponseData",
+        bodies.MultipleTopKDerivedScalarsRequest, "multipleTopKDerivedScalarsResponseData"
     ),
 }
 
 
-def named_spec(name: str, body: JsonObject, spec_type: SpecType | None = None) -> NamedProcessingSpec:
-    """A processing spec under its name.
-
-    Args:
-        name: the name.
-        body: the spec.
-        spec_type: what it is; None to go by what it says, or else by its keys.
-
-    Raises:
-        InvalidRequest: it cannot be told what it is, or a value is not of the type it should be.
-    """
-    match spec_type or _spec_type(body):
-        case SpecType.MULTIPLE_TOP_K:
+def named_spec(name: str, body: bodies.ProcessingRequestSpec) -> NamedProcessingSpec:
+    """A processing spec under its name."""
+    match body:
+        case bodies.MultipleTopKDerivedScalarsRequestSpec():
             return NamedProcessingSpec(name=name, multiple_top_k=_multiple_top_k(body))
-        case SpecType.DERIVED_SCALARS:
+        case bodies.DerivedScalarsRequestSpec():
             return NamedProcessingSpec(name=name, derived_scalars=_derived_scalars(body))
-        case SpecType.DERIVED_ATTENTION_SCALARS:
+        case bodies.DerivedAttentionScalarsRequestSpec():
             return NamedProcessingSpec(name=name, derived_attention_scalars=_derived_attention_scalars(body))
-        case SpecType.SCORED_TOKENS:
+        case bodies.ScoredTokensRequestSpec():
             return NamedProcessingSpec(name=name, scored_tokens=_scored_tokens(body))
-        case SpecType.TOKEN_PAIR_ATTRIBUTION:
+        case bodies.TokenPairAttributionRequestSpec():
             return NamedProcessingSpec(name=name, token_pair_attribution=_token_pair_attribution(body))
 
 
-def _spec_type(body: JsonObject) -> SpecType:
-    said = body.member("specType", SpecType)
-    if said is not None:
-        return said
-    if body.value("dstListByGroupId") is not None:
-        return SpecType.MULTIPLE_TOP_K
-    if body.value("tokenScoringType") is not None:
-        return SpecType.SCORED_TOKENS
-    if body.value("numTokensAttendedTo") is not None:
-        return SpecType.TOKEN_PAIR_ATTRIBUTION
-    scalar = body.member("dst", DerivedScalar)
-    if scalar is None:
-        raise malformed(body.path("specType"), "is needed to tell what is wanted", Reason.FIELD_REQUIRED)
-    is_of_pairs = Dimension.ATTENDED_TO_SEQUENCE_TOKENS in DERIVED_SCALAR_SHAPES[scalar].dimensions[1:]
-    return SpecType.DERIVED_ATTENTION_SCALARS if is_of_pairs else SpecType.DERIVED_SCALARS
-
-
-def _multiple_top_k(body: JsonObject) -> MultipleTopKSpec:
-    groups = body.object("dstListByGroupId")
-    kept_key = "dimensionsToKeepForIntermediateSum"
-    if body.value(kept_key) == []:
-        raise malformed(body.path(kept_key), "must not be empty; leave it out for the tokens")
+def _multiple_top_k(body: bodies.MultipleTopKDerivedScalarsRequestSpec) -> MultipleTopKSpec:
     return MultipleTopKSpec(
-        groups=[] if groups is None else [_group(groups, key) for key, _ in groups.items()],
-        token_index=body.integer("tokenIndex"),
-        top_and_bottom_k=body.integer("topAndBottomK"),
-        pass_type=body.number_of("passType", PASS_TYPES),
-        dimensions_to_keep_for_sum=body.numbers_of(kept_key, DIMENSIONS),
-    )
-
-
-def _group(groups: JsonObject, key: str) -> DerivedScalarGroup:
-    path = groups.path(key)
-    scalars = as_list(groups.value(key), path)
-    return DerivedScalarGroup(
-        group_id=GROUP_IDS.numbers[as_member(key, GroupId, path)],
-        derived_scalar_types=[
-            DERIVED_SCALARS.numbers[as_member(one, DerivedScalar, f"{path}[{i}]")]
-            for i, one in enumerate(scalars)
+        groups=[
+            DerivedScalarGroup(
+                group_id=GROUP_IDS.numbers[group],
+                derived_scalar_types=[DERIVED_SCALARS.numbers[one] for one in scalars],
+            )
+            for group, scalars in (body.dst_list_by_group_id or {}).items()
+        ],
+        token_index=body.token_index,
+        top_and_bottom_k=body.top_and_bottom_k,
+        pass_type=PASS_TYPES.number(body.pass_type),
+        dimensions_to_keep_for_sum=[
+            DIMENSIONS.numbers[one] for one in body.dimensions_to_keep_for_intermediate_sum or ()
         ],
     )
 
 
-def _derived_scalars(body: JsonObject) -> DerivedScalarsSpec:
-    _refuse_neuron_record(body)
+def _derived_scalars(body: bodies.DerivedScalarsRequestSpec) -> DerivedScalarsSpec:
     return DerivedScalarsSpec(
-        derived_scalar_type=body.number_of("dst", DERIVED_SCALARS),
-        layer_index=body.integer("layerIndex"),
-        activation_index=body.integer("activationIndex") or 0,
-        pass_type=body.number_of("passType", PASS_TYPES),
-        num_top_tokens=body.integer("numTopTokens"),
+        derived_scalar_type=DERIVED_SCALARS.number(body.dst),
+        layer_index=body.layer_index,
+        activation_index=body.activation_index or 0,
+        pass_type=PASS_TYPES.number(body.pass_type),
+        num_top_tokens=body.num_top_tokens,
+        normalize_by_prompt_maximum=body.normalize_activations_using_neuron_record is not None,
     )
 
 
-def _derived_attention_scalars(body: JsonObject) -> DerivedAttentionScalarsSpec:
-    _refuse_neuron_record(body)
+def _derived_attention_scalars(
+    body: bodies.DerivedAttentionScalarsRequestSpec,
+) -> DerivedAttentionScalarsSpec:
     return DerivedAttentionScalarsSpec(
-        derived_scalar_type=body.number_of("dst", DERIVED_SCALARS),
-        layer_index=body.integer("layerIndex"),
-        activation_index=body.integer("activationIndex") or 0,
+        derived_scalar_type=DERIVED_SCALARS.number(body.dst),
+        layer_index=body.layer_index,
+        activation_index=body.activation_index or 0,
     )
 
 
-def _scored_tokens(body: JsonObject) -> ScoredTokensSpec:
+def _scored_tokens(body: bodies.ScoredTokensRequestSpec) -> ScoredTokensSpec:
     return ScoredTokensSpec(
-        depends_on=body.string("dependsOnSpecName"),
-        token_scoring_type=body.number_of("tokenScoringType", TOKEN_SCORING_TYPES),
-        num_tokens=body.integer("numTokens") or 0,
+        depends_on=body.depends_on_spec_name or "",
+        token_scoring_type=TOKEN_SCORING_TYPES.number(body.token_scoring_type),
+        num_tokens=body.num_tokens or 0,
     )
 
 
-def _token_pair_attribution(body: JsonObject) -> TokenPairAttributionSpec:
+def _token_pair_attribution(body: bodies.TokenPairAttributionRequestSpec) -> TokenPairAttributionSpec:
     return TokenPairAttributionSpec(
-        depends_on=body.string("dependsOnSpecName"),
-        num_tokens_attended_to=body.integer("numTokensAttendedTo") or 0,
+        depends_on=body.depends_on_spec_name or "", num_tokens_attended_to=body.num_tokens_attended_to or 0
     )
-
-
-def _refuse_neuron_record(body: JsonObject) -> None:
-    """The reference reads maxima from files of neuron records, which this service does not have."""
-    key = "normalizeActivationsUsingNeuronRecord"
-    if body.value(key) is not None:
-        raise malformed(body.path(key), "this server has no neuron records", Reason.FIELD_NOT_ALLOWED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from transformer_debugger.v1 import result_pb2
@@ -45,9 +46,11 @@ def single_response(response: InferResponse) -> Body:
 
 def model_info_response(info: ModelInfo) -> Body:
     """The body that `/model_info` answers with."""
-    names: dict[bool, str] = {}
-    for one in info.autoencoders:
-        names[one.site == AUTOENCODER_SITE_RESID_DELTA_ATTN] = SITES.members[one.site].value
+    # The viewer looks for these names, with hyphens, among the parts of its address, cut at underscores.
+    names = {
+        one.site == AUTOENCODER_SITE_RESID_DELTA_ATTN: SITES.members[one.site].value.replace("_", "-")
+        for one in info.autoencoders
+    }
     return {
         "modelName": info.name,
         "hasMlpAutoencoder": False in names,
@@ -89,7 +92,7 @@ def _data(result: result_pb2.NamedResult) -> Body:
 
 
 def _multiple_top_k(result: result_pb2.MultipleTopKResult) -> Body:
-    shown = [row for row, node in enumerate(result.node_indices) if not _looks_masked(node)]
+    shown = _shown(result.node_indices)
     activations = {_group_id(one): _numbers(one.activations) for one in result.groups}
     return {
         "responseDataType": "multiple_top_k_derived_scalars_response_data",
@@ -103,6 +106,11 @@ def _multiple_top_k(result: result_pb2.MultipleTopKResult) -> Body:
             for group in result.groups
         },
     }
+
+
+def _shown(nodes: Sequence[NodeIndex]) -> list[int]:
+    """The rows of a ranking's nodes, or of lists about them, that clients get to see."""
+    return [row for row, node in enumerate(nodes) if not _looks_masked(node)]
 
 
 def _looks_masked(node: NodeIndex) -> bool:
@@ -154,20 +162,23 @@ def _derived_attention_scalars(result: result_pb2.DerivedAttentionScalarsResult)
 
 
 def _scored_tokens(result: result_pb2.ScoredTokensResult) -> Body:
+    shown = _shown(result.node_indices)
+    lists = [result.node_top_tokens[row] for row in shown]
     return {
         "responseDataType": "scored_tokens_response_data",
-        "nodeIndices": [_node(node) for node in result.node_indices],
+        "nodeIndices": [_node(result.node_indices[row]) for row in shown],
         "topTokensList": [
-            _top_tokens(one.top_tokens) if one.HasField("top_tokens") else None
-            for one in result.node_top_tokens
+            _top_tokens(one.top_tokens) if one.HasField("top_tokens") else None for one in lists
         ],
     }
 
 
 def _token_pair_attribution(result: result_pb2.TokenPairAttributionResult) -> Body:
+    shown = _shown(result.node_indices)
+    lists = [result.node_attended_to_tokens[row] for row in shown]
     return {
         "responseDataType": "token_pair_attribution_response_data",
-        "nodeIndices": [_node(node) for node in result.node_indices],
+        "nodeIndices": [_node(result.node_indices[row]) for row in shown],
         "topTokensAttendedToList": [
             {
                 "tokenIndices": list(one.attended_to_tokens.token_indices),
@@ -175,7 +186,7 @@ def _token_pair_attribution(result: result_pb2.TokenPairAttributionResult) -> Bo
             }
             if one.HasField("attended_to_tokens")
             else None
-            for one in result.node_attended_to_tokens
+            for one in lists
         ],
     }
 

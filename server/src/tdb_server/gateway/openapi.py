@@ -1,32 +1,108 @@
-"""What `/openapi.json` says: the endpoints and their bodies, as far as clients need it to find their way."""
+"""What `/openapi.json` says: every endpoint with the models of its body and its answer."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from typing import Any
 
+from pydantic.json_schema import models_json_schema
+
+from tdb_server.gateway import json_answers as answers
+from tdb_server.gateway import json_bodies as bodies
+
+_SCHEMAS = "#/components/schemas/"
+_REFERENCE_NAMES = {
+    "AttentionComponent": "ComponentTypeForAttention",
+    "DerivedScalar": "DerivedScalarType",
+    "LossName": "LossFnName",
+    "MlpComponent": "ComponentTypeForMlp",
+    "Place": "ActivationLocationType",
+}
+"""Enums that are called otherwise in this program."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Endpoint:
+    """An endpoint's group, what it is for, its body where it has one, and its answer or a list of such."""
+
+    tag: str
+    summary: str
+    body: type[bodies.Body] | None
+    answer: type[bodies.Body]
+    answers_list: bool = False
+
+
 _ENDPOINTS = {
-    "batched_tdb": ("Explain prompts: a batch of debug requests.", "subRequests"),
-    "batched": (
+    "batched_tdb": _Endpoint(
+        "inference",
+        "Explain prompts: a batch of debug requests.",
+        bodies.BatchedTdbRequest,
+        answers.BatchedResponse,
+    ),
+    "batched": _Endpoint(
+        "inference",
         "Run prompts and process what is found: a batch of general requests.",
-        "inferenceSubRequests",
+        bodies.BatchedRequest,
+        answers.BatchedResponse,
     ),
-    "derived_scalars": ("One component at every token.", "derivedScalarsRequestSpec"),
-    "derived_attention_scalars": (
+    "derived_scalars": _Endpoint(
+        "inference",
+        "One component at every token.",
+        bodies.DerivedScalarsRequest,
+        answers.DerivedScalarsResponse,
+    ),
+    "derived_attention_scalars": _Endpoint(
+        "inference",
         "One attention component for every pair of tokens.",
-        "derivedAttentionScalarsRequestSpec",
+        bodies.DerivedAttentionScalarsRequest,
+        answers.DerivedAttentionScalarsResponse,
     ),
-    "multiple_top_k_derived_scalars": (
+    "multiple_top_k_derived_scalars": _Endpoint(
+        "inference",
         "The most important nodes.",
-        "multipleTopKDerivedScalarsRequestSpec",
+        bodies.MultipleTopKDerivedScalarsRequest,
+        answers.MultipleTopKDerivedScalarsResponse,
+    ),
+    "model_info": _Endpoint("inference", "The model and its autoencoders.", None, answers.ModelInfoResponse),
+    "neuron_datasets_metadata": _Endpoint(
+        "read", "Data sets of records: none.", None, answers.NeuronDatasetMetadata, answers_list=True
+    ),
+    "neuron_record": _Endpoint(
+        "read",
+        "Texts that activate a neuron or a latent: none.",
+        bodies.NodeIdAndDatasets,
+        answers.NeuronRecordResponse,
+    ),
+    "attention_head_record": _Endpoint(
+        "read",
+        "Texts that activate a head: none.",
+        bodies.NodeIdAndDatasets,
+        answers.AttentionHeadRecordResponse,
+    ),
+    "existing_explanations": _Endpoint(
+        "read",
+        "Explanations that were made before: none.",
+        bodies.ExistingExplanationsRequest,
+        answers.AttributedScoredExplanation,
+        answers_list=True,
+    ),
+    "explain": _Endpoint(
+        "explainer",
+        "Explain a component from its records: refused, as there are none.",
+        bodies.NodeIdAndDatasets,
+        answers.ExplanationResult,
+    ),
+    "score": _Endpoint(
+        "explainer",
+        "Score an explanation against records: refused, as there are none.",
+        bodies.ScoreRequest,
+        answers.ScoreResult,
     ),
 }
-_LISTS = ("batched_tdb", "batched")
-_OBJECT: dict[str, Any] = {"type": "object"}
-_MESSAGE: dict[str, Any] = {"type": "object", "properties": {"message": {"type": "string"}}}
-_ANSWERS: dict[str, Any] = {
-    "200": {"description": "The answer.", "content": {"application/json": {"schema": _OBJECT}}},
-    "default": {"description": "What went wrong.", "content": {"application/json": {"schema": _MESSAGE}}},
-}
+
+WITHOUT_BODY = frozenset(name for name, one in _ENDPOINTS.items() if one.body is None)
+"""Endpoints that read no body."""
 
 
 def openapi_document(server_version: str) -> dict[str, Any]:
@@ -35,37 +111,60 @@ def openapi_document(server_version: str) -> dict[str, Any]:
     Args:
         server_version: version of this software.
     """
-    paths: dict[str, Any] = {
-        f"/{endpoint}": {"post": _operation(endpoint, summary, key)}
-        for endpoint, (summary, key) in _ENDPOINTS.items()
-    }
-    paths["/model_info"] = {
-        "post": {
-            "operationId": "model_info",
-            "summary": "The model and its autoencoders.",
-            "responses": _ANSWERS,
-        }
-    }
-    return {
+    models = [
+        model for one in _ENDPOINTS.values() for model in (one.body, one.answer) if model is not None
+    ] + [answers.ErrorMessage]
+    _, schemas = models_json_schema(
+        [(model, "validation") for model in models], ref_template=_SCHEMAS + "{model}"
+    )
+    document = {
         "openapi": "3.1.0",
         "info": {
             "title": "Transformer Debugger",
             "version": server_version,
             "description": "The activation server's JSON API, in front of the gRPC service.",
         },
-        "paths": paths,
+        "paths": {f"/{name}": {"post": _operation(name, one)} for name, one in _ENDPOINTS.items()},
+        "components": {"schemas": schemas["$defs"]},
     }
+    return _with_reference_names(document)
 
 
-def _operation(endpoint: str, summary: str, key: str) -> dict[str, Any]:
-    is_list = endpoint in _LISTS
-    properties: dict[str, Any] = {key: {"type": "array", "items": _OBJECT} if is_list else _OBJECT}
-    if not is_list:
-        properties["inferenceRequestSpec"] = _OBJECT
-    schema = {"type": "object", "properties": properties, "required": sorted(properties)}
-    return {
-        "operationId": endpoint,
-        "summary": summary,
-        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
-        "responses": _ANSWERS,
+def _operation(name: str, endpoint: _Endpoint) -> dict[str, Any]:
+    answer = _reference(endpoint.answer)
+    if endpoint.answers_list:
+        answer = {"type": "array", "items": answer}
+    operation: dict[str, Any] = {
+        "operationId": f"{endpoint.tag}-{name}",
+        "tags": [endpoint.tag],
+        "summary": endpoint.summary,
+        "responses": {
+            "200": {"description": "The answer.", "content": _json(answer)},
+            "default": {
+                "description": "What went wrong.",
+                "content": _json(_reference(answers.ErrorMessage)),
+            },
+        },
     }
+    if endpoint.body is not None:
+        operation["requestBody"] = {"required": True, "content": _json(_reference(endpoint.body))}
+    return operation
+
+
+def _json(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}
+
+
+def _reference(model: type[bodies.Body]) -> dict[str, Any]:
+    return {"$ref": _SCHEMAS + model.__name__}
+
+
+def _with_reference_names(document: dict[str, Any]) -> dict[str, Any]:
+    text = json.dumps(document)
+    for own, theirs in _REFERENCE_NAMES.items():
+        text = text.replace(f'"{_SCHEMAS}{own}"', f'"{_SCHEMAS}{theirs}"')
+    renamed: dict[str, Any] = json.loads(text)
+    described = renamed["components"]["schemas"]
+    for own, theirs in _REFERENCE_NAMES.items():
+        described[theirs] = {**described.pop(own), "title": theirs}
+    return renamed

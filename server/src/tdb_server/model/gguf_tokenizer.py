@@ -1,102 +1,272 @@
 """The tokenizer inside a GGUF file, as a tokenizer of the `tokenizers` library.
 
 A GGUF file holds the vocabulary, and names rather than holds the rules by which text is cut before merging
-(`tokenizer.ggml.pre`). Those rules are known here for the families that the decoder computes.
+(`tokenizer.ggml.pre`). Those rules are known here for the families that the decoder computes. Where a file
+does not name them, only the architecture GPT-2 leaves no doubt.
 """
 
 from __future__ import annotations
 
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from tdb_server.errors import UnsupportedModel
+from tdb_server.errors import ModelBroken, TdbError, UnsupportedModel
+from tdb_server.model.model_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, WARNINGS_FILE
 
-CONTROL, USER_DEFINED = 3, 4
+UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
 """Token types that stand outside the merges: special tokens, and added text."""
+
+_KEYS = "tokenizer.ggml."
+_NAMED_SPECIAL = ("bos_token_id", "eos_token_id", "unknown_token_id")
 
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 """How Llama 3 and Qwen cut text; they differ in how many digits stay together."""
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_WORDS_BY_CASE = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How Mistral's Tekken cuts text: also where a small letter is followed by a capital one."""
 
 
-def tokenizer_from_gguf(metadata: dict[str, Any]) -> Tokenizer:
+@dataclass(frozen=True)
+class _Rules:
+    """How text is cut.
+
+    Attributes:
+        words: pattern of the pieces; None for GPT-2's.
+        digits: GPT-2's pieces, and every digit by itself.
+        composes: accents are joined with their letters first (NFC).
+        takes_whole_words: a piece that is a token is not merged step by step.
+    """
+
+    words: str | None = None
+    digits: bool = False
+    composes: bool = False
+    takes_whole_words: bool = False
+
+
+_LLAMA_3 = _Rules(_WORDS % r"\p{N}{1,3}", takes_whole_words=True)
+RULES = {
+    "gpt-2": _Rules(),
+    "smollm": _Rules(digits=True),
+    "llama-bpe": _LLAMA_3,
+    "llama3": _LLAMA_3,
+    "llama-v3": _LLAMA_3,
+    "qwen2": _Rules(_WORDS % r"\p{N}", composes=True),
+    "tekken": _Rules(_WORDS_BY_CASE, takes_whole_words=True),
+}
+"""By the name that `tokenizer.ggml.pre` gives them."""
+
+
+def write_tokenizer(path: Path, metadata: dict[str, Any], folder: Path) -> None:
+    """Writes what `Tokenizer` reads, and warnings where there are any.
+
+    Args:
+        path: the GGUF file, for messages.
+        metadata: its keys and values.
+        folder: an existing folder to write into.
+
+    Raises:
+        ModelBroken: something is missing or makes no sense.
+        UnsupportedModel: another kind of tokenizer, or rules that are not known.
+    """
+    try:
+        tokenizer, warnings = tokenizer_from_gguf(metadata)
+    except KeyError as error:
+        raise ModelBroken(f"{path}: {error.args[0]} is missing") from error
+    except TdbError as error:
+        raise type(error)(f"{path}: {error.message}") from error
+    except Exception as error:  # the library raises nothing more precise
+        raise ModelBroken(f"{path}: not a tokenizer: {error}") from error
+    tokenizer.save(str(folder / TOKENIZER_FILE))
+    bos_token_id = metadata.get(f"{_KEYS}bos_token_id")
+    bos_token = None if bos_token_id is None else tokenizer.id_to_token(bos_token_id)
+    (folder / TOKENIZER_CONFIG_FILE).write_text(json.dumps({"bos_token": bos_token}), encoding="utf-8")
+    if warnings:
+        (folder / WARNINGS_FILE).write_text(
+            "".join(f"{path}: {line}\n" for line in warnings), encoding="utf-8"
+        )
+
+
+def tokenizer_from_gguf(metadata: dict[str, Any]) -> tuple[Tokenizer, list[str]]:
     """Builds the tokenizer.
 
     Args:
         metadata: a GGUF file's keys and values.
 
+    Returns:
+        The tokenizer, and warnings about what the file does not say.
+
     Raises:
-        KeyError: the vocabulary or the merges are missing.
-        UnsupportedModel: another kind of tokenizer.
+        KeyError: the vocabulary, its scores or the merges are missing.
+        ModelBroken: a value makes no sense.
+        UnsupportedModel: another kind of tokenizer, or rules that are not known.
     """
-    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
-    kind = metadata["tokenizer.ggml.model"]
+    if changing := [key for key in metadata if key.startswith(f"{_KEYS}normalizer.")]:
+        raise UnsupportedModel(f"{changing[0]} changes texts before they are cut, which is not known here")
+    tokens = _tokens(metadata)
+    named = _named_special(metadata, len(tokens))
+    kind = metadata[f"{_KEYS}model"]
+    warnings: list[str] = []
     if kind == "gpt2":
-        tokenizer = _byte_level(metadata, tokens)
+        rules, warnings = _rules(metadata)
+        tokenizer = _byte_level(tokens, _merges(metadata), rules)
     elif kind == "llama":
-        tokenizer = _sentence_piece(metadata, tokens)
+        tokenizer = _sentence_piece(metadata, tokens, named.get("unknown_token_id"))
     else:
         raise UnsupportedModel(f"GGUF tokenizer {kind!r} is not supported; gpt2 and llama are")
-    types = metadata.get("tokenizer.ggml.token_type", [])
-    for token, token_type in zip(tokens, types, strict=False):
-        if token_type in (CONTROL, USER_DEFINED):
-            special = token_type == CONTROL
-            tokenizer.add_tokens([AddedToken(token, special=special, normalized=False)])
-    return tokenizer
+    types = _list(metadata, "token_type", int, len(tokens)) if f"{_KEYS}token_type" in metadata else []
+    added = [AddedToken(tokens[token_id], special=True, normalized=False) for token_id in named.values()]
+    added += [
+        AddedToken(token, special=token_type != USER_DEFINED, normalized=False)
+        for token, token_type in zip(tokens, types, strict=False)
+        if token_type in (UNKNOWN, CONTROL, USER_DEFINED)
+    ]
+    tokenizer.add_tokens(added)
+    bos = named.get("bos_token_id")
+    if _flag(metadata, "add_bos_token", default=False):
+        if bos is None:
+            raise ModelBroken(f"{_KEYS}add_bos_token is true, and {_KEYS}bos_token_id is missing")
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[tokens[bos], "$A"], special_tokens=[(tokens[bos], bos)]
+        )
+    elif bos is not None and f"{_KEYS}add_bos_token" not in metadata:
+        warnings.append(
+            f"{_KEYS}add_bos_token is missing: {tokens[bos]!r} is put in front of a prompt only where a call "
+            "asks for it"
+        )
+    return tokenizer, warnings
 
 
-def _byte_level(metadata: dict[str, Any], tokens: list[str]) -> Tokenizer:
-    rules = metadata.get("tokenizer.ggml.pre", "default")
-    by_words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    bytes_alone = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    normalizer = None
-    steps: list[Any]
-    match rules:
-        case "default" | "gpt-2":
-            steps = [by_words]
-        case "smollm":
-            steps = [pre_tokenizers.Digits(individual_digits=True), by_words]
-        case "llama-bpe" | "qwen2":
-            digits = r"\p{N}{1,3}" if rules == "llama-bpe" else r"\p{N}"
-            steps = [pre_tokenizers.Split(Regex(_WORDS % digits), "isolated"), bytes_alone]
-            normalizer = normalizers.NFC() if rules == "qwen2" else None
-        case _:
-            raise UnsupportedModel(
-                f"GGUF tokenizer rules {rules!r} are not known; use the model's Hugging Face folder instead"
-            )
-    merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
+def _tokens(metadata: dict[str, Any]) -> list[str]:
+    """The vocabulary; a token without text gets a name, as llama.cpp gives it one."""
+    tokens = _list(metadata, "tokens", str)
+    tokens = [token or f"[EMPTY_{token_id}]" for token_id, token in enumerate(tokens)]
+    counts = Counter(tokens)
+    if len(counts) < len(tokens):
+        raise ModelBroken(f"{_KEYS}tokens holds {counts.most_common(1)[0][0]!r} more than once")
+    return tokens
+
+
+def _named_special(metadata: dict[str, Any], n_tokens: int) -> dict[str, int]:
+    """The special tokens that keys point at."""
+    named = {}
+    for name in _NAMED_SPECIAL:
+        token_id = metadata.get(_KEYS + name)
+        if token_id is None:
+            continue
+        if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < n_tokens:
+            raise ModelBroken(f"{_KEYS}{name} is {token_id!r}, which is none of {n_tokens} tokens")
+        named[name] = token_id
+    return named
+
+
+def _flag(metadata: dict[str, Any], name: str, default: bool) -> bool:
+    value = metadata.get(_KEYS + name, default)
+    if not isinstance(value, bool):
+        raise ModelBroken(f"{_KEYS}{name} is {value!r}, neither true nor false")
+    return value
+
+
+def _list(
+    metadata: dict[str, Any], name: str, kind: type | tuple[type, ...], n: int | None = None
+) -> list[Any]:
+    """An array of the metadata, of `n` values where that is known."""
+    values = metadata[_KEYS + name]
+    if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+        raise ModelBroken(f"{_KEYS}{name} is no array, or holds something else than it should")
+    if n is not None and len(values) != n:
+        raise ModelBroken(f"{_KEYS}{name} has {len(values)} values for {n} tokens")
+    return values
+
+
+def _merges(metadata: dict[str, Any]) -> list[tuple[str, str]]:
+    merges = []
+    for merge in _list(metadata, "merges", str):
+        left, _, right = merge.partition(" ")
+        if not left or not right:
+            raise ModelBroken(f"{_KEYS}merges holds {merge!r}, which is no pair")
+        merges.append((left, right))
+    return merges
+
+
+def _rules(metadata: dict[str, Any]) -> tuple[_Rules, list[str]]:
+    """How text is cut, and a warning where the file does not say it."""
+    name = metadata.get(f"{_KEYS}pre")
+    if name in RULES:
+        return RULES[name], []
+    if name not in (None, "", "default"):
+        raise UnsupportedModel(
+            f"{_KEYS}pre is {name!r}, and these rules for cutting text are not known; "
+            f"{', '.join(RULES)} are. Use the model's Hugging Face folder instead"
+        )
+    fault = f"{_KEYS}pre is {name!r}" if name else f"{_KEYS}pre is missing"
+    if metadata.get("general.architecture") == "gpt2":
+        return RULES["gpt-2"], [f"{fault}: text is cut as GPT-2 cuts it"]
+    raise UnsupportedModel(
+        f"{fault}, so that nobody knows how this vocabulary cuts text. Name its rules: gguf-new-metadata "
+        f"--pre-tokenizer NAME old.gguf new.gguf, with one of {', '.join(RULES)}; or use the model's Hugging "
+        "Face folder"
+    )
+
+
+def _byte_level(tokens: list[str], merges: list[tuple[str, str]], rules: _Rules) -> Tokenizer:
     vocabulary = {token: token_id for token_id, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=rules == "llama-bpe"))
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=rules.takes_whole_words))
+    steps: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rules.words is None)]
+    if rules.digits:
+        steps.insert(0, pre_tokenizers.Digits(individual_digits=True))
+    if rules.words is not None:
+        steps.insert(0, pre_tokenizers.Split(Regex(rules.words), "isolated"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
-    if normalizer is not None:
-        tokenizer.normalizer = normalizer
+    if rules.composes:
+        tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
-def _sentence_piece(metadata: dict[str, Any], tokens: list[str]) -> Tokenizer:
+def _sentence_piece(metadata: dict[str, Any], tokens: list[str], unknown: int | None) -> Tokenizer:
     """Llama 2's kind: no merges are stored, but every piece has a score, and better pieces are made first."""
+    for name in ("remove_extra_whitespaces", "precompiled_charsmap"):
+        if metadata.get(_KEYS + name):
+            raise UnsupportedModel(
+                f"{_KEYS}{name} changes texts before they are cut, which is not known here"
+            )
     vocabulary = {token: token_id for token_id, token in enumerate(tokens)}
-    scores: list[float] = metadata["tokenizer.ggml.scores"]
+    scores = _list(metadata, "scores", (float, int), len(tokens))
+    if not all(map(math.isfinite, scores)):
+        raise ModelBroken(f"{_KEYS}scores holds values that are not finite")
     merges = []
     for token_id, token in enumerate(tokens):
         halves = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
         known = [pair for pair in halves if pair[0] in vocabulary and pair[1] in vocabulary]
         known.sort(key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
         merges += [(scores[token_id], pair) for pair in known]
-    merges.sort(key=lambda scored: -scored[0])  # stable: equal scores keep the vocabulary's order
-    unknown = tokens[metadata.get("tokenizer.ggml.unknown_token_id", 0)]
+    # Pieces of one score: the longer left half first. The sort is stable: else the vocabulary's order.
+    merges.sort(key=lambda scored: (-scored[0], -len(scored[1][0]), -len(scored[1][1])))
     tokenizer = Tokenizer(
         models.BPE(
-            vocabulary, [pair for _, pair in merges], unk_token=unknown, fuse_unk=True, byte_fallback=True
+            vocabulary,
+            [pair for _, pair in merges],
+            unk_token=None if unknown is None else tokens[unknown],
+            fuse_unk=True,
+            byte_fallback=True,
         )
     )
-    has_prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
-    spaces = normalizers.Replace(" ", "▁")
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if has_prefix else spaces
+    has_prefix = _flag(metadata, "add_space_prefix", default=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
+        prepend_scheme="first" if has_prefix else "never", split=False
+    )
     steps: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if has_prefix else steps)
     return tokenizer

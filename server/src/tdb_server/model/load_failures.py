@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ def load_failures(what: object) -> Iterator[None]:
     """
     try:
         yield
-    except (TdbError, KeyboardInterrupt):
+    except (TdbError, KeyboardInterrupt, asyncio.CancelledError):
         raise
     except BaseException as error:
         _log.debug("%s cannot be loaded", what, exc_info=True)

@@ -12,6 +12,9 @@ from tdb_server.errors import ModelBroken, ModelNotFound
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+WARNINGS_FILE = "warnings.txt"
+"""Beside converted files: what should be said whenever they are used, a line each."""
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -53,15 +56,24 @@ def read_config(folder: Path) -> dict[str, object]:
     if not folder.is_dir():
         raise ModelNotFound(f"{folder}: no such folder")
     path = folder / CONFIG_FILE
+    if not path.exists():
+        raise ModelBroken(f"{folder}: no {CONFIG_FILE}, so this is no Hugging Face model folder")
+    return read_json_object(path)
+
+
+def read_json_object(path: Path) -> dict[str, object]:
+    """The object in one of a model folder's JSON files.
+
+    Raises:
+        ModelBroken: there is none.
+    """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelBroken(f"{folder}: no {CONFIG_FILE}, so this is no Hugging Face model folder") from None
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelBroken(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(config, dict):
+    if not isinstance(found, dict):
         raise ModelBroken(f"{path}: not a JSON object")
-    return config
+    return found
 
 
 def _files_of_index(index: Path) -> list[str]:

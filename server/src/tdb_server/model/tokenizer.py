@@ -7,16 +7,18 @@ Mistral) write a space as "▁" and single bytes as "<0x0A>".
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
 
 from tdb_server.errors import ModelBroken
-from tdb_server.model.model_files import TOKENIZER_FILE
+from tdb_server.model.model_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, read_json_object
 
 _NO_STAND_IN = 0xFFFF
 """Not a byte: what code points become that stand for none."""
@@ -38,10 +40,17 @@ class Tokenizer:
     """The tokenizer of one model.
 
     Args:
-        folder: holds `tokenizer.json`.
+        folder: holds `tokenizer.json`, which says how text is cut, and, where there is a token for the
+            beginning of text, `tokenizer_config.json`, which names it. Models say some of this elsewhere;
+            `tdb_server.model.sources` makes such a folder of what they say.
+
+    Attributes:
+        bos_token_id: the token for the beginning of text, which the model's own tokenizer puts in front of a
+            text or can be asked to; None where there is none.
+        adds_bos: whether it puts that token in front unasked.
 
     Raises:
-        ModelBroken: the file is missing or is no tokenizer.
+        ModelBroken: a file is missing or broken.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -54,11 +63,14 @@ class Tokenizer:
             raise ModelBroken(f"{path}: not a tokenizer: {error}") from error
         self._tokenizer.no_truncation()  # a file may ask to cut prompts or fill them up
         self._tokenizer.no_padding()
-        self._bytes = _byte_stand_ins() if self._is_byte_level() else None
-        self._added = {
-            token_id: token.content for token_id, token in self._tokenizer.get_added_tokens_decoder().items()
-        }
+        self._bytes = _byte_stand_ins() if is_byte_level(self._tokenizer) else None
+        self._added = self._tokenizer.get_added_tokens_decoder()
         largest_id = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        leading = leading_token(self._tokenizer)
+        configuration = _configuration(folder)
+        self.adds_bos = leading is not None
+        self.bos_token_id = self._named(configuration.get("bos_token")) if leading is None else leading
+        self._tokenizer.encode_special_tokens = configuration.get("split_special_tokens") is True
         self._strings = np.array([self._spell(token_id) for token_id in range(largest_id + 1)], object)
 
     @property
@@ -91,9 +103,17 @@ class Tokenizer:
             return rows
         return [self.token_strings(row) for row in ids.tolist()]
 
+    def _named(self, token: Any) -> int | None:
+        """The id of a token that a configuration names, alone or with its flags."""
+        content = token.get("content") if isinstance(token, dict) else token
+        token_id: int | None = self._tokenizer.token_to_id(content) if isinstance(content, str) else None
+        return token_id
+
     def _spell(self, token_id: int) -> str:
-        if token_id in self._added:
-            return self._added[token_id]
+        if added := self._added.get(token_id):
+            # A special token is no text; what else was added may be a piece, in which "▁" stands for a space.
+            is_piece = not added.special and self._bytes is None
+            return str(added.content.replace("▁", " ") if is_piece else added.content)
         piece = self._tokenizer.id_to_token(token_id)
         if piece is None:
             return f"<unused {token_id}>"
@@ -106,7 +126,31 @@ class Tokenizer:
             return bytes([int(match[1], 16)]).decode("utf-8", errors="replace")
         return str(piece).replace("▁", " ")
 
-    def _is_byte_level(self) -> bool:
-        """Whether the decoder, which undoes the spelling, is a byte-level one or has one among its steps."""
-        decoder = self._tokenizer.decoder
-        return decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
+
+def is_byte_level(tokenizer: tokenizers.Tokenizer) -> bool:
+    """Whether the decoder, which undoes the spelling, is a byte-level one or has one among its steps."""
+    decoder = tokenizer.decoder
+    return decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
+
+
+def leading_token(tokenizer: tokenizers.Tokenizer) -> int | None:
+    """The id of the token that the post-processor puts in front of a text; None where it puts none."""
+    return _leading_token(json.loads(tokenizer.to_str())["post_processor"])
+
+
+def _leading_token(processor: dict[str, Any] | None) -> int | None:
+    """The token that a post-processor of the `tokenizers` library puts in front of a single text."""
+    match processor:
+        case {"type": "Sequence", "processors": inner}:
+            leading = [_leading_token(one) for one in reversed(inner)]  # the last one ends up outermost
+            return next((token_id for token_id in leading if token_id is not None), None)
+        case {"single": [{"SpecialToken": {"id": name}}, *_], "special_tokens": tokens}:  # TemplateProcessing
+            return int(tokens[name]["ids"][0])
+        case {"cls": [_, token_id]}:  # BertProcessing and RobertaProcessing
+            return int(token_id)
+    return None
+
+
+def _configuration(folder: Path) -> dict[str, object]:
+    path = folder / TOKENIZER_CONFIG_FILE
+    return read_json_object(path) if path.is_file() else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from time import perf_counter
 
 import numpy as np
@@ -59,10 +60,18 @@ class CallAnswer:
         yield from self._dependents()
 
     def _specs(self, *, only_logits: bool) -> list[Specs]:
-        """The multiple-top-k specs of each sub-request that do (not) rank logits alone."""
+        """The multiple-top-k specs of each sub-request that do (not) rank logits alone.
+
+        Layers that one sub-request leaves out, all leave out, so that all list the same nodes under a name.
+        """
+        first_layers: dict[str, int] = {}
+        for one in self.call.sub_requests:
+            for name, spec in one.processing.items():
+                if isinstance(spec, MultipleTopKSpec) and spec.first_layer_index is not None:
+                    first_layers[name] = max(first_layers.get(name, 0), spec.first_layer_index)
         return [
             {
-                name: spec
+                name: replace(spec, first_layer_index=first_layers.get(name))
                 for name, spec in one.processing.items()
                 if isinstance(spec, MultipleTopKSpec) and _ranks_only_logits(spec) == only_logits
             }

@@ -23,14 +23,18 @@ from torch import Tensor
 from tdb_server.domain.derived_scalar import DERIVED_SCALAR_SHAPES, DerivedScalar
 from tdb_server.domain.node import PassType
 from tdb_server.domain.place import Place
+from tdb_server.domain.requests import ActivationIndex
 from tdb_server.model.autoencoder import Autoencoder
 from tdb_server.scalars import heads, latent_scalars, neurons
 from tdb_server.scalars.cells import PAIR_PLACES
 from tdb_server.scalars.latents import autoencoder_of, is_autoencoder_place
-from tdb_server.scalars.objectives import neuron_objectives
+from tdb_server.scalars.objectives import latent_pre_activations, mlp_site, neuron_objectives
 from tdb_server.scalars.row_run import EMBEDDING_DEPTH, RowRun, attention_depth, axes_of, mlp_depth
 from tdb_server.scalars.run import Needs
 from tdb_server.scalars.scalar_values import DenseScalars, ScalarValues
+
+_N_EMBEDDINGS = 4096
+"""How many embeddings go through an MLP at once: their neurons take tens of megabytes, not a gigabyte."""
 
 
 @dataclass(frozen=True)
@@ -190,23 +194,43 @@ def _previous_residual(run: RowRun, layer_index: int, pass_type: PassType) -> Sc
 
 
 def _vocabulary_reads(run: RowRun, layer_index: int | None) -> ScalarValues:
-    """What each vocabulary token's embedding alone gives the neurons whose gradient the request sets [T, V].
+    """What each vocabulary token's embedding alone gives the neurons and MLP latents that a run names [T, V].
 
-    A backward ablation of `mlp.post_act` names a neuron and a weight; the embedding stands for the whole
-    residual stream before the neuron's MLP.
+    A backward ablation of `mlp.post_act` or of an MLP autoencoder's latents names one and a weight; the
+    embedding stands for the whole residual stream before its MLP.
     """
     embedding = run.decoder.weights.token_embedding
     reads = embedding.new_zeros(run.n_tokens, len(embedding))
     for one in run.row.inference.ablations:
-        index = one.index
-        if index.place is Place.MLP_POST_ACT and index.pass_type is PassType.BACKWARD:
-            token, neuron = index.tensor_indices
-            assert index.layer_index is not None
-            assert neuron is not None
-            every = torch.full((len(embedding),), neuron, device=embedding.device)
-            objective = neuron_objectives(run.decoder, index.layer_index, embedding, every)
-            reads[slice(None) if token is None else token] += one.value * objective
+        if one.index.pass_type is PassType.BACKWARD and _has_reads(run, one.index.place):
+            token = one.index.tensor_indices[0]
+            reads[slice(None) if token is None else token] += one.value * _embedding_reads(run, one.index)
     return DenseScalars((reads,), _LOGIT_AXES, _LOGIT_AXES, run.n_tokens)
+
+
+def _has_reads(run: RowRun, place: Place) -> bool:
+    """Whether a place's cells are neurons or latents of the MLP's autoencoder."""
+    if place is Place.ONLINE_AUTOENCODER_LATENT:
+        return autoencoder_of(place, run.autoencoders).site.is_mlp
+    return place in (Place.MLP_POST_ACT, Place.ONLINE_MLP_AUTOENCODER_LATENT)
+
+
+def _embedding_reads(run: RowRun, index: ActivationIndex) -> Tensor:
+    """What embeddings, some at a time, give one neuron or latent before its nonlinearity [V]."""
+    layer_index, component = index.layer_index, index.tensor_indices[1]
+    assert layer_index is not None
+    assert component is not None
+    found = []
+    for embedding in torch.split(run.decoder.weights.token_embedding, _N_EMBEDDINGS):
+        run.check_cancelled()
+        which = torch.full((len(embedding),), component, device=embedding.device)
+        if index.place is Place.MLP_POST_ACT:
+            found.append(neuron_objectives(run.decoder, layer_index, embedding, which))
+        else:
+            autoencoder = autoencoder_of(index.place, run.autoencoders)
+            site = mlp_site(run.decoder, autoencoder, layer_index, embedding)
+            found.append(latent_pre_activations(autoencoder.layers[layer_index], site, which))
+    return torch.cat(found)
 
 
 def _needs_within_layer_gradient(*_: Any) -> ScalarValues:

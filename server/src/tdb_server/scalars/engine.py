@@ -12,7 +12,7 @@ import torch
 
 from tdb_server.domain.call import Call
 from tdb_server.domain.derived_scalar import DerivedScalar
-from tdb_server.domain.model_info import ModelInfo
+from tdb_server.domain.model_info import KernelChoice
 from tdb_server.domain.requests import (
     DerivedScalarsSpec,
     MultipleTopKSpec,
@@ -44,20 +44,28 @@ class Engine:
         self,
         decoder: Decoder,
         autoencoders: Sequence[Autoencoder],
-        info: ModelInfo,
         excluded_tokens: Sequence[int] = (),
+        ranking: str | None = None,
     ) -> None:
-        """Computes what follows from the weights alone.
+        """Computes what follows from the weights alone, and tries which ways to compute are fast here.
 
         Args:
-            excluded_tokens: token ids that never stand in token lists (SEMANTICS section 7, item 7).
+            excluded_tokens: token ids that never stand in token lists.
+            ranking: how vocabularies are ranked; None for the fastest way on this machine.
+
+        Raises:
+            ModelError: that ranking cannot be had here.
         """
         self.decoder = decoder
         self.autoencoders = tuple(autoencoders)
-        self.info = info
         self._facts = weight_facts(decoder)
-        self._scorer = TokenScorer(decoder, excluded_tokens)
+        self._scorer = TokenScorer(decoder, excluded_tokens, ranking=ranking)
         self._preparation = preparation(decoder, self._scorer)
+
+    @property
+    def kernels(self) -> tuple[KernelChoice, ...]:
+        """What was tried, and which ways are used."""
+        return (self._scorer.kernel,)
 
     def prepare(self) -> bool:
         """Makes later calls faster, a little at a time; to be called while there is nothing else to do.

@@ -27,11 +27,11 @@ def preparation(decoder: Decoder, scorer: TokenScorer) -> Iterator[None]:
     What was prepared stays. So the garbage collector is told to leave it alone: to look through a hundred
     thousand objects again and again would hold up a call in twenty for a tenth of a second.
 
-    Where every token is scored, because that is fast or there are few, to remember gains nothing.
+    Where ranking is fast, on a GPU or of few tokens, to remember gains nothing.
     """
     config = decoder.config
     kinds = [(neurons.unit_writes, True)] + ([] if config.gated else [(neurons.plain_reads, False)])
-    if not scorer.is_search or 2 * len(kinds) * config.n_layers * config.n_neurons > scorer.max_remembered:
+    if not scorer.is_slow or 2 * len(kinds) * config.n_layers * config.n_neurons > scorer.max_remembered:
         return
     for layer_index in range(config.n_layers):
         for which in torch.split(torch.arange(config.n_neurons), _NEURONS_PER_STEP):

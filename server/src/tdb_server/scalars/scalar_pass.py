@@ -75,7 +75,7 @@ class ScalarPass:
         orders = {
             (largest, spec.token_index, spec.first_layer_index)
             for spec in self._specs
-            if not is_hidden(spec, stack.layers[0])
+            if not _is_hidden(spec, stack.layers[0])
             for largest in ((True, False) if self._has_bottom(spec) else (True,))
         }
         for order in orders:
@@ -118,7 +118,7 @@ def _kept(spec: MultipleTopKSpec) -> tuple[Dimension, ...]:
     return spec.dimensions_to_keep or TOKEN_DIMENSIONS
 
 
-def is_hidden(spec: MultipleTopKSpec, layer_index: int | None) -> bool:
+def _is_hidden(spec: MultipleTopKSpec, layer_index: int | None) -> bool:
     """Whether a spec leaves the nodes of this layer out."""
     first = spec.first_layer_index
     return first is not None and layer_index is not None and layer_index < first

@@ -34,9 +34,8 @@ def derived_scalars(run: RowRun, spec: DerivedScalarsSpec, scorer: TokenScorer) 
     make_node = partial(
         NodeIndex, shape.node_type, spec.layer_index, pass_type=shown_pass(scalar, spec.pass_type)
     )
-    normalized = (
-        None if spec.normalizing_value is None else normalized_by(activations, spec.normalizing_value)
-    )
+    maximum = activations.max() if spec.normalizes_by_prompt_maximum else spec.normalizing_value
+    normalized = None if maximum is None else normalized_by(activations, maximum)
     return DerivedScalarsResult(
         nodes=Nodes(make_node((token, spec.activation_index)) for token in range(run.n_tokens)),
         activations=as_array(activations),
@@ -122,5 +121,5 @@ def _scalar(value: float, like: Tensor) -> Tensor:
 
 
 def normalized_by(x: Tensor, maximum: Tensor | float) -> Tensor:
-    """`x` over its maximum (as it is when that is zero), negative numbers as zero, as for a colour scale."""
-    return x.clamp(min=0) / (maximum if maximum != 0 else 1.0)
+    """`x` over its maximum, negative numbers as zero, as for a colour scale; zeros where none is positive."""
+    return x.clamp(min=0) / (maximum if maximum > 0 else 1.0)

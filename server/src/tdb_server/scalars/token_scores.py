@@ -19,8 +19,9 @@ from torch import Tensor
 
 from tdb_server.domain.results import FloatArray, IntArray, TopTokens
 from tdb_server.model.decoder import Decoder
-from tdb_server.scalars.token_ranking import ExactRanking, RankedTokens, Ranking, rank_scores
-from tdb_server.scalars.vocabulary_search import VocabularySearch, is_search_worthwhile
+from tdb_server.scalars.neurons import unit_writes
+from tdb_server.scalars.ranking_trial import MANY_TOKENS, N_DIRECTIONS, RANKINGS, choose_ranking
+from tdb_server.scalars.token_ranking import RankedTokens, Ranking, rank_scores
 
 
 @dataclass(frozen=True)
@@ -65,34 +66,44 @@ class TokenScorer:
     """Ranks a model's vocabulary along directions, and remembers what it ranked."""
 
     def __init__(
-        self, decoder: Decoder, excluded: Sequence[int] = (), max_remembered: int = MAX_REMEMBERED
+        self,
+        decoder: Decoder,
+        excluded: Sequence[int] = (),
+        max_remembered: int = MAX_REMEMBERED,
+        ranking: str | None = None,
     ) -> None:
         """Starts with nothing remembered.
 
         Args:
             excluded: token ids that are never listed.
             max_remembered: directions whose rankings are kept, least recently used dropped first.
+            ranking: how vocabularies are ranked, one of `RANKINGS`; None for the fastest way on this machine.
+
+        Raises:
+            ModelError: that ranking cannot be had here.
         """
+        self._decoder = decoder
         weights = decoder.weights
         self._gain = weights.final_norm.gain
         self._mean = weights.unembedding.mean(dim=0)
         self._excluded = torch.tensor(list(excluded), device=decoder.device) if excluded else None
-        self._rank_inputs = self._ranking(weights.token_embedding)
+        some_neurons = torch.arange(min(N_DIRECTIONS, decoder.config.n_neurons), device=decoder.device)
+        writes = unit_writes(decoder, decoder.config.n_layers // 2, some_neurons) * self._gain
+        self._rank_outputs, self.kernel = choose_ranking(weights.unembedding, self._excluded, writes, ranking)
         is_tied = weights.unembedding is weights.token_embedding
-        self._rank_outputs = self._rank_inputs if is_tied else self._ranking(weights.unembedding)
+        self._rank_inputs = (
+            self._rank_outputs
+            if is_tied
+            else RANKINGS[self.kernel.chosen](weights.token_embedding, self._excluded)
+        )
         self._remembered: OrderedDict[Key, RankedRow] = OrderedDict()
         self.max_remembered = max_remembered
 
     @property
-    def is_search(self) -> bool:
-        """Whether rankings are searched for, which takes long enough to remember them."""
-        return isinstance(self._rank_outputs, VocabularySearch)
-
-    def _ranking(self, vocabulary: Tensor) -> Ranking:
-        """How a vocabulary [V, d] is ranked: the same either way, the search being the faster."""
-        if is_search_worthwhile(vocabulary):
-            return VocabularySearch(vocabulary, self._excluded)
-        return ExactRanking(vocabulary, self._excluded)
+    def is_slow(self) -> bool:
+        """Whether ranking takes so long that it is worth doing ahead of calls: many tokens, on a CPU."""
+        vocabulary = self._decoder.weights.unembedding
+        return vocabulary.device.type == "cpu" and len(vocabulary) >= MANY_TOKENS
 
     def score(self, scorings: Sequence[Scoring]) -> Iterator[TopTokens]:
         """The token lists of every direction of each scoring, one scoring after the other.

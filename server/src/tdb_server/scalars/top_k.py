@@ -17,7 +17,7 @@ from tdb_server.domain.requests import MultipleTopKSpec
 from tdb_server.domain.results import FloatArray, GroupResult, LabelledArray, MultipleTopKResult
 from tdb_server.scalars.host_arrays import as_array, as_arrays
 from tdb_server.scalars.row_run import RowRun
-from tdb_server.scalars.scalar_pass import LayerNodes, ScalarPass, is_hidden
+from tdb_server.scalars.scalar_pass import LayerNodes, ScalarPass
 
 
 class TopKPass:
@@ -50,13 +50,12 @@ class TopKPass:
         """Every group's value at the nodes, and the sums."""
         self.run.check_cancelled()
         spec = self.specs[index]
-        shown = Nodes(node for node in nodes if not is_hidden(spec, node.layer_index))
-        values, sums = self._node_values(spec, shown), self._sums(spec)
+        values, sums = self._node_values(spec, nodes), self._sums(spec)
         groups = {
             group: GroupResult(of_group, {scalar: sums[scalar] for scalar in scalars})
             for (group, scalars), of_group in zip(spec.groups, values, strict=True)
         }
-        return MultipleTopKResult(shown, groups)
+        return MultipleTopKResult(nodes, groups)
 
     def _sums(self, spec: MultipleTopKSpec) -> dict[DerivedScalar, LabelledArray]:
         found = {

@@ -26,7 +26,7 @@ from tdb_server.service.listening import listen, server_tls
 from tdb_server.service.loading_report import LoadingReport
 from tdb_server.service.model_service import ModelService
 from tdb_server.service.ready_file import ready_file
-from tdb_server.service.served_model import ModelSlot, ServedModel
+from tdb_server.service.served_model import ModelSlot, ServedModel, read_tokenizer
 from tdb_server.service.telemetry.call_record import CallListener
 from tdb_server.service.telemetry.reporting import Reporting
 from tdb_server.settings import Settings
@@ -41,6 +41,8 @@ from tdb_server.workers.scheduler import Scheduler
 
 _log = logging.getLogger(__name__)
 LAST_BYTES_SECONDS = 1.0
+GOODBYE_SECONDS = 0.02
+"""Until connections know that the server ends, before the last callers are told and may call again."""
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -184,10 +186,13 @@ class App:
         await self._health.enter_graceful_shutdown()
         await self._calls.drain(self._settings.grace_seconds)
         await self._calls.silence()
+        # What is left: the last bytes of answers, calls out of time or held, and watchers of health.
+        server_stops = asyncio.ensure_future(self._server.stop(LAST_BYTES_SECONDS))
+        await asyncio.sleep(GOODBYE_SECONDS)
+        self._calls.let_go()
         if self._http is not None:
             await self._http.stop()
-        # What is left: the last bytes of answers, calls out of time, and watchers of health.
-        await self._server.stop(LAST_BYTES_SECONDS)
+        await server_stops
         await self._pool.stop()
         await self._reporting.stop()
 
@@ -198,14 +203,8 @@ class App:
             await self._http.start()
 
     async def _fill_slot(self, ready: Ready) -> None:
-        # Imported only now: health is answered first.
-        from tdb_server.model.tokenizer import Tokenizer
-
-        def load() -> Tokenizer:
-            with load_failures(ready.tokenizer_folder):
-                return Tokenizer(ready.tokenizer_folder)
-
-        tokenizer = await asyncio.to_thread(load)
+        with load_failures(ready.tokenizer_folder):
+            tokenizer = await asyncio.to_thread(read_tokenizer, ready)
         self._slot.fill(ServedModel(ready.info, tokenizer, self._settings.limits))
         await self._set_health(_SERVING if self._pool.n_ready else _NOT_SERVING)
 
@@ -275,6 +274,7 @@ def worker_configurations(settings: Settings) -> list[Configuration]:
             index,
             settings.dtype,
             n_threads,
+            settings.ranking,
             log_format,
             log_level,
         )

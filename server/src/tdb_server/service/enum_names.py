@@ -21,7 +21,7 @@ from transformer_debugger.v1 import (
 )
 
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
-from tdb_server.domain.model_info import Site
+from tdb_server.domain.model_info import KernelOutcome, Site
 from tdb_server.domain.node import Dimension, NodeType, PassType
 from tdb_server.domain.place import Place
 from tdb_server.domain.requests import (
@@ -52,6 +52,10 @@ class EnumNames(Generic[MemberT, NumberT]):
         self.numbers: dict[MemberT, NumberT] = {one: by_name[f"{prefix}_{one.name}"] for one in members}
         self.members: dict[int, MemberT] = {number: member for member, number in self.numbers.items()}
 
+    def number(self, member: MemberT | None) -> NumberT:
+        """The wire's number of a member; UNSPECIFIED for None."""
+        return self.unspecified if member is None else self.numbers[member]
+
 
 NODE_TYPES = EnumNames(node_pb2.NodeType.items(), "NODE_TYPE", NodeType)
 PASS_TYPES = EnumNames(node_pb2.PassType.items(), "PASS_TYPE", PassType)
@@ -77,3 +81,4 @@ ATTENTION_COMPONENTS = EnumNames(
     AttentionComponent,
 )
 SITES = EnumNames(model_service_pb2.AutoencoderSite.items(), "AUTOENCODER_SITE", Site)
+KERNEL_OUTCOMES = EnumNames(model_service_pb2.KernelOutcome.items(), "KERNEL_OUTCOME", KernelOutcome)

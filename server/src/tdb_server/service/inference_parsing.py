@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from transformer_debugger.v1.loss_pb2 import LossFnConfig
 from transformer_debugger.v1.transformer_debugger_service_pb2 import InferenceSpec as InferenceSpecMessage
 from transformer_debugger.v1.transformer_debugger_service_pb2 import (
@@ -9,6 +11,7 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import (
 )
 
 from tdb_server.domain.ablation_validation import ablation_violations, conflict_violations
+from tdb_server.domain.place import Place
 from tdb_server.domain.processing_validation import ProcessingCheck
 from tdb_server.domain.reason import Reason
 from tdb_server.domain.requests import (
@@ -71,6 +74,9 @@ def _parse_inference(reader: RequestReader, message: InferenceSpecMessage, path:
         index_path = f"{path}.activation_index_for_within_layer_grad"
         index = parse_activation_index(reader, message.activation_index_for_within_layer_grad, index_path)
         if index is not None:
+            if index.place is Place.ONLINE_AUTOENCODER_LATENT and len(reader.info.autoencoders) > 1:
+                # No other autoencoder than attention's can be meant.
+                index = replace(index, place=Place.ONLINE_ATTENTION_AUTOENCODER_LATENT)
             reader.note(within_layer_gradient_violations(index, reader.info, n_tokens, index_path))
         within_layer_gradient = index
     if token_ids is None:

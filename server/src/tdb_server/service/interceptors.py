@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # generic for the type checker alone
 
 OUR_METHODS = "/transformer_debugger."
 SILENCE_SECONDS, LONGEST_TALK_SECONDS = 0.25, 3.0
+LONGEST_HOLD_SECONDS = 1.0
 
 
 class OpenCalls:
@@ -48,6 +49,8 @@ class OpenCalls:
         self._active_at = -math.inf
         self._none_open = asyncio.Event()
         self._none_open.set()
+        self._goes_on = asyncio.Event()
+        self._goes_on.set()
 
     @contextlib.contextmanager
     def one(self) -> Any:
@@ -72,17 +75,31 @@ class OpenCalls:
     async def drain(self, grace_seconds: float) -> None:
         """Refuses new calls from now on, and waits until the open ones are done, at most this long."""
         self._is_draining = True
+        self._active_at = time.monotonic()  # whoever watches health has to hear of it first
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._none_open.wait(), grace_seconds)
 
     async def silence(self) -> None:
         """Waits for a moment in which nobody calls, until callers have noticed that they should not.
 
-        A call that comes while gRPC's server ends is CANCELLED, which callers do not repeat.
+        A call that comes while gRPC's server ends is CANCELLED, which callers do not repeat. So those that
+        come now are held until `let_go`: who waits for an answer does not call again meanwhile.
         """
+        self._goes_on.clear()
         latest = time.monotonic() + LONGEST_TALK_SECONDS
         while (seconds := min(latest, self._active_at + SILENCE_SECONDS) - time.monotonic()) > 0:  # noqa: ASYNC110
             await asyncio.sleep(seconds)  # what is awaited is that nothing happens
+
+    async def held(self) -> None:
+        """Before a call: comes back when it may be refused."""
+        if not self._goes_on.is_set():
+            self._active_at = time.monotonic()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._goes_on.wait(), LONGEST_HOLD_SECONDS)
+
+    def let_go(self) -> None:
+        """Calls that are held are refused."""
+        self._goes_on.set()
 
 
 class CallGuard(grpc.aio.ServerInterceptor):
@@ -136,6 +153,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
         try:
             if isinstance(request, TdbError):
                 raise request
+            await self._calls.held()
             with self._calls.one():
                 return await self._in_time(answer)
         except grpc.aio.AbortError:

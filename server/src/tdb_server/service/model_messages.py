@@ -9,9 +9,9 @@ from transformer_debugger.v1 import model_service_pb2
 from tdb_server.domain.axes import autoencoders_of_place, is_autoencoder_place, place_of_scalar
 from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.limits import Limits
-from tdb_server.domain.model_info import AutoencoderInfo, ModelInfo
+from tdb_server.domain.model_info import AutoencoderInfo, KernelChoice, ModelInfo
 from tdb_server.domain.place import Place
-from tdb_server.service.enum_names import DERIVED_SCALARS, PLACES, SITES
+from tdb_server.service.enum_names import DERIVED_SCALARS, KERNEL_OUTCOMES, PLACES, SITES
 from tdb_server.service.tensor_messages import D_TYPES_BY_NAME
 
 API_VERSION = "v1"
@@ -46,6 +46,7 @@ def model_info_message(info: ModelInfo, limits: Limits, server_version: str) -> 
         api_version=API_VERSION,
         server_version=server_version,
         default_top_and_bottom_k=limits.default_top_and_bottom_k,
+        kernels=[_kernel(one) for one in info.kernels],
     )
 
 
@@ -80,6 +81,20 @@ def _autoencoder(info: AutoencoderInfo) -> model_service_pb2.AutoencoderInfo:
         ),
         k=int(top_k[1]) if top_k else None,
         layer_indices=info.layers,
+    )
+
+
+def _kernel(choice: KernelChoice) -> model_service_pb2.KernelChoice:
+    return model_service_pb2.KernelChoice(
+        operation=choice.operation,
+        chosen=choice.chosen,
+        is_configured=choice.is_configured,
+        trials=[
+            model_service_pb2.KernelTrial(
+                name=one.name, seconds=one.seconds, outcome=KERNEL_OUTCOMES.numbers[one.outcome]
+            )
+            for one in choice.trials
+        ],
     )
 
 

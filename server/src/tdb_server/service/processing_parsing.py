@@ -152,6 +152,7 @@ def _derived_scalars(
         pass_type,
         message.normalizer if message.HasField("normalizer") else None,
         message.num_top_tokens if message.HasField("num_top_tokens") else None,
+        message.normalize_by_prompt_maximum,
     )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.errors import Unavailable
 from tdb_server.model.tokenizer import Tokenizer
+from tdb_server.workers.messages import Ready
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +20,20 @@ class ServedModel:
     info: ModelInfo
     tokenizer: Tokenizer
     limits: Limits
+
+
+def read_tokenizer(ready: Ready) -> Tokenizer:
+    """The tokenizer of a worker that is ready.
+
+    Raises:
+        ModelBroken: its files are missing or broken.
+    """
+    if ready.tokenizer_files is None:
+        return Tokenizer(ready.tokenizer_folder)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in ready.tokenizer_files.items():
+            (Path(folder) / name).write_bytes(content)
+        return Tokenizer(Path(folder))
 
 
 class ModelSlot:

@@ -6,13 +6,14 @@ import contextlib
 import ctypes
 import gc
 import hashlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tdb_server.domain.call import Call
 from tdb_server.domain.debug import inference_sub_request
-from tdb_server.domain.model_info import ModelInfo
+from tdb_server.domain.model_info import KernelChoice, ModelInfo
 from tdb_server.domain.requests import AttentionComponent, DebugSubRequest, MlpComponent
 from tdb_server.errors import ModelError
 from tdb_server.model.load_failures import load_failures
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from tdb_server.model.decoder import Decoder
     from tdb_server.model.progress import Progress
     from tdb_server.scalars.engine import Engine
+
+_log = logging.getLogger(__name__)
 
 
 def load_engine(
@@ -68,8 +71,10 @@ def _load_engine(
         with load_failures(", ".join(map(str, configuration.autoencoders))):
             autoencoders = load_autoencoders(configuration.autoencoders, decoder)
     digest = _digest(model.path, configuration.autoencoders)
-    info = model_info(model.name, digest, configuration.dtype, decoder, autoencoders)
-    engine = Engine(decoder, autoencoders, info)
+    engine = Engine(decoder, autoencoders, ranking=configuration.ranking)
+    for kernel in engine.kernels:
+        _log.info("%s", kernel)
+    info = model_info(model.name, digest, configuration.dtype, decoder, autoencoders, engine.kernels)
     _warm_up(engine, progress)
     _return_free_memory()
     return engine, Ready(model.tokenizer_path, info, device)
@@ -131,7 +136,12 @@ def _digest(folder: Path, autoencoders: Sequence[Path]) -> str:
 
 
 def model_info(
-    name: str, digest: str, dtype: str, decoder: Decoder, autoencoders: Sequence[Autoencoder]
+    name: str,
+    digest: str,
+    dtype: str,
+    decoder: Decoder,
+    autoencoders: Sequence[Autoencoder],
+    kernels: tuple[KernelChoice, ...],
 ) -> ModelInfo:
     """What the front and its callers are told of a model."""
     config = decoder.config
@@ -149,4 +159,5 @@ def model_info(
         context_length=config.context_length,
         dtype=dtype,
         autoencoders=tuple(one.info for one in autoencoders),
+        kernels=kernels,
     )

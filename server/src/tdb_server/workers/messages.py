@@ -23,6 +23,7 @@ class Configuration:
         worker_index: which of the devices "auto" finds.
         dtype: type to compute in.
         n_threads: CPU threads to compute with.
+        ranking: how vocabularies are ranked, "exact" or "int8"; None for the faster on the worker's machine.
         log_format: "text" or "json".
         log_level: of the least important lines to log, as `logging` numbers them.
     """
@@ -33,6 +34,7 @@ class Configuration:
     worker_index: int
     dtype: str
     n_threads: int
+    ranking: str | None = None
     log_format: str = "text"
     log_level: int = logging.INFO
 
@@ -73,14 +75,16 @@ class Ready:
     """The model is loaded.
 
     Attributes:
-        tokenizer_folder: where the model's tokenizer lies.
+        tokenizer_folder: where the model's tokenizer lies, on the worker's machine.
         info: the model.
         device: where it computes, as torch names it.
+        tokenizer_files: what lies there, by name; None where the front is on the same machine.
     """
 
     tokenizer_folder: Path
     info: ModelInfo
     device: str
+    tokenizer_files: dict[str, bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True)

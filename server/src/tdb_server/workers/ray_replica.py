@@ -12,8 +12,9 @@ import pickle
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from tdb_server.model.model_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 from tdb_server.workers.batch_run import DeviceLost, run_batch
 from tdb_server.workers.engine_loading import load_engine
 from tdb_server.workers.messages import (
@@ -65,8 +66,10 @@ class Replica:
         self._serves_another_model = False
 
     def describe(self) -> tuple[Configuration, Ready]:
-        """What was to be loaded, and what was."""
-        return self._configuration, self._ready
+        """What was to be loaded, and what was, with the tokenizer: the front may be on another machine."""
+        files = (self._ready.tokenizer_folder / name for name in (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE))
+        contents = {path.name: path.read_bytes() for path in files if path.is_file()}
+        return self._configuration, replace(self._ready, tokenizer_files=contents)
 
     def check_health(self) -> None:
         """Asked by Ray Serve now and then; a replica that fails several times in a row is replaced.

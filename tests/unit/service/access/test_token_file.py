@@ -100,7 +100,7 @@ def test_nobody_is_let_in_when_the_file_says_so(path, clock):
     assert tokens.caller_of(ALICE) is None
 
 
-DIGEST = token_digest(ALICE).hex()
+DIGEST = "5f" * 32  # not by chance: names of tests must be the same in every process
 
 
 @pytest.mark.parametrize(

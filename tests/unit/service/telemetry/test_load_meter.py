@@ -15,8 +15,20 @@ class Clock:
         return self.seconds
 
 
-def meter(clock: Clock, n_workers: int = 1) -> LoadMeter:
-    return LoadMeter(Readings(lambda: 3, lambda: n_workers, lambda: 0), clock)
+def meter(clock: Clock, n_workers: int = 1, front: Clock | None = None) -> LoadMeter:
+    return LoadMeter(Readings(lambda: 3, lambda: n_workers, lambda: 0), clock, front or Clock())
+
+
+def run(
+    load: LoadMeter, clock: Clock, *, seconds: float, worker_seconds: float, n_calls: int, status: str = "OK"
+) -> None:
+    """Calls that take `seconds`, one after the other; `worker_seconds` of each are a worker's."""
+    for _ in range(n_calls):
+        load.call_started(CallRecord(METHOD))
+        clock.seconds += seconds
+        if worker_seconds:
+            load.batch_ended(BatchMeasure("cpu", 1, 1, worker_seconds))
+        load.call_finished(finished(status=status))
 
 
 def finished(method: str = METHOD, status: str = "OK") -> CallRecord:
@@ -67,3 +79,81 @@ def test_what_was_long_ago_is_forgotten() -> None:
 
 def test_a_server_without_workers_has_a_load_too() -> None:
     assert meter(Clock(), n_workers=0).load().utilization == 0.0
+
+
+def capacity(load: LoadMeter) -> float:
+    found = load.load().capacity
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("call_seconds", [0.001, 0.05, 2.0, 60.0])
+@pytest.mark.parametrize("idle_share", [0.0, 0.9, 0.999])
+@pytest.mark.parametrize("n_workers", [1, 2, 16])
+def test_capacity_follows_from_workers_and_calls_not_from_how_much_there_is_to_do(
+    call_seconds: float, idle_share: float, n_workers: int
+) -> None:
+    clock = Clock()
+    load = meter(clock, n_workers)
+    run(load, clock, seconds=call_seconds / (1 - idle_share), worker_seconds=call_seconds, n_calls=200)
+    assert capacity(load) == pytest.approx(n_workers / call_seconds, rel=0.01)
+    clock.seconds += 10 * MEMORY_SECONDS  # a pause says nothing about it
+    assert capacity(load) == pytest.approx(n_workers / call_seconds, rel=0.01)
+
+
+def test_a_lost_worker_shows_at_once() -> None:
+    clock, n_ready = Clock(), [2]
+    load = LoadMeter(Readings(lambda: 0, lambda: n_ready[0], lambda: 0), clock, Clock())
+    run(load, clock, seconds=1.0, worker_seconds=0.5, n_calls=20)
+    before = capacity(load)
+    n_ready[0] = 1
+    assert capacity(load) == pytest.approx(before / 2)
+
+
+def test_where_the_front_has_more_to_do_than_its_workers_it_sets_the_limit() -> None:
+    clock, front = Clock(), Clock()
+    load = meter(clock, n_workers=8, front=front)
+    for _ in range(1000):
+        load.call_started(CallRecord(METHOD))
+        clock.seconds += 0.04
+        front.seconds += 0.02
+        load.batch_ended(BatchMeasure("cpu", 1, 1, 0.04))
+        load.call_finished(finished())
+        front.seconds += 5.0  # nobody's call
+    assert load.load().utilization == pytest.approx(0.5, rel=0.03)
+    assert capacity(load) == pytest.approx(50.0, rel=0.01)
+
+
+def test_requests_that_make_no_sense_do_not_change_what_a_server_can_do() -> None:
+    clock = Clock()
+    load = meter(clock)
+    for _ in range(200):
+        run(load, clock, seconds=0.1, worker_seconds=0.05, n_calls=1)
+        run(load, clock, seconds=0.0, worker_seconds=0.0, n_calls=3, status="INVALID_ARGUMENT")
+    assert capacity(load) == pytest.approx(20.0, rel=0.02)
+
+
+def test_a_server_that_answers_nothing_can_do_nothing() -> None:
+    clock = Clock()
+    load = meter(clock)
+    assert load.load().capacity is None
+    run(load, clock, seconds=0.1, worker_seconds=0.05, n_calls=100)
+    before = capacity(load)
+    run(load, clock, seconds=0.1, worker_seconds=0.05, n_calls=1000, status="INTERNAL")
+    assert capacity(load) < before / 100
+
+
+def test_calls_over_http_count_and_pages_do_not() -> None:
+    clock = Clock()
+    load = meter(clock)
+    for _ in range(200):
+        asked, page = (CallRecord(method, is_http=True) for method in ("POST /batched_tdb", "GET /"))
+        load.call_started(asked)
+        asked.submitted()
+        clock.seconds += 0.1
+        load.batch_ended(BatchMeasure("cpu", 1, 1, 0.1))
+        load.call_finished(asked)
+        load.call_started(page)
+        load.call_finished(page)
+    assert load.load().calls_per_second == pytest.approx(10.0, rel=0.2)
+    assert capacity(load) == pytest.approx(10.0, rel=0.01)

@@ -109,7 +109,10 @@ class _DerivedScalarTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Der
     DERIVED_SCALAR_TYPE_RESID_POST_MLP_PROJ_TO_FINAL_RESIDUAL_GRAD: _DerivedScalarType.ValueType  # 41
     """Residual stream after the MLP, projected onto the direction of interest, [T, 1]."""
     DERIVED_SCALAR_TYPE_VOCAB_TOKEN_WRITE_TO_INPUT_DIRECTION: _DerivedScalarType.ValueType  # 42
-    """Embeddings of the vocabulary, projected onto the gradient at the embedding, [T, V], without layers."""
+    """What each vocabulary token's embedding, in place of the residual stream before an MLP, gives the neurons and MLP latents
+    that the run's backward ablations name, times the ablation's value at its token, [T, V], without layers. That is a
+    pre-activation, or the activation of a gated neuron.
+    """
     DERIVED_SCALAR_TYPE_ONLINE_AUTOENCODER_LATENT: _DerivedScalarType.ValueType  # 43
     """Latents of the one loaded autoencoder, [T, N]."""
     DERIVED_SCALAR_TYPE_ONLINE_AUTOENCODER_ACT_TIMES_GRAD: _DerivedScalarType.ValueType  # 44
@@ -235,7 +238,10 @@ DERIVED_SCALAR_TYPE_RESID_POST_MLP_NORM: DerivedScalarType.ValueType  # 40
 DERIVED_SCALAR_TYPE_RESID_POST_MLP_PROJ_TO_FINAL_RESIDUAL_GRAD: DerivedScalarType.ValueType  # 41
 """Residual stream after the MLP, projected onto the direction of interest, [T, 1]."""
 DERIVED_SCALAR_TYPE_VOCAB_TOKEN_WRITE_TO_INPUT_DIRECTION: DerivedScalarType.ValueType  # 42
-"""Embeddings of the vocabulary, projected onto the gradient at the embedding, [T, V], without layers."""
+"""What each vocabulary token's embedding, in place of the residual stream before an MLP, gives the neurons and MLP latents
+that the run's backward ablations name, times the ablation's value at its token, [T, V], without layers. That is a
+pre-activation, or the activation of a gated neuron.
+"""
 DERIVED_SCALAR_TYPE_ONLINE_AUTOENCODER_LATENT: DerivedScalarType.ValueType  # 43
 """Latents of the one loaded autoencoder, [T, N]."""
 DERIVED_SCALAR_TYPE_ONLINE_AUTOENCODER_ACT_TIMES_GRAD: DerivedScalarType.ValueType  # 44

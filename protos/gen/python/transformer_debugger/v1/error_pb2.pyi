@@ -121,7 +121,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_WORKER_DIED: _ErrorReason.ValueType  # 46
     """The worker died while it ran the call; retry. [UNAVAILABLE]"""
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 47
-    """The server is shutting down; retry elsewhere. [UNAVAILABLE]"""
+    """The server is shutting down, and nothing of the call has run; retry elsewhere. When the server's port is closed, callers are
+    told UNAVAILABLE by their own transport, without a reason. [UNAVAILABLE]
+    """
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 48
     """The call carries no credentials, or wrong ones. [UNAUTHENTICATED]"""
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 49
@@ -242,7 +244,9 @@ ERROR_REASON_NO_WORKER_READY: ErrorReason.ValueType  # 45
 ERROR_REASON_WORKER_DIED: ErrorReason.ValueType  # 46
 """The worker died while it ran the call; retry. [UNAVAILABLE]"""
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 47
-"""The server is shutting down; retry elsewhere. [UNAVAILABLE]"""
+"""The server is shutting down, and nothing of the call has run; retry elsewhere. When the server's port is closed, callers are
+told UNAVAILABLE by their own transport, without a reason. [UNAVAILABLE]
+"""
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 48
 """The call carries no credentials, or wrong ones. [UNAUTHENTICATED]"""
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 49

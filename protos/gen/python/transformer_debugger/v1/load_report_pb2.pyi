@@ -52,14 +52,19 @@ class LoadReport(_message.Message):
     NAMED_METRICS_FIELD_NUMBER: _builtins.int
     APPLICATION_UTILIZATION_FIELD_NUMBER: _builtins.int
     rps_fractional: _builtins.float
-    """Calls of our own services that ended, per second."""
+    """Calls of our own services that ended, per second; those of the JSON API that went to a worker too."""
     eps: _builtins.float
     """Those of them that ended otherwise than OK, per second."""
     application_utilization: _builtins.float
-    """Share of the workers' time that was spent on batches, 0 to 1."""
+    """Share of the workers' time that was spent on batches, or of one processor core's time that the front process took,
+    whichever is more, 0 to 1.
+    """
     @_builtins.property
     def named_metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """By name: `queue_length`, the calls that wait for a worker."""
+        """By name: `queue_length`, the calls that wait for a worker. `utilization_for_weight`, made so that `rps_fractional` divided by
+        it is 10,000 times the calls per second that the server would answer OK if it were fully used: the weight of a server for
+        balancers that know whole numbers only, as Envoy does. It is left out while no call was answered.
+        """
 
     def __init__(
         self,

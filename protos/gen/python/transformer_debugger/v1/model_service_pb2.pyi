@@ -74,6 +74,42 @@ AUTOENCODER_ACTIVATION_TOPK: AutoencoderActivation.ValueType  # 2
 """All but the k largest pre-activations of a token become 0."""
 Global___AutoencoderActivation: _TypeAlias = AutoencoderActivation  # noqa: Y015
 
+class _KernelOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _KernelOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KernelOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    KERNEL_OUTCOME_UNSPECIFIED: _KernelOutcome.ValueType  # 0
+    """Not set. Never sent."""
+    KERNEL_OUTCOME_CHOSEN: _KernelOutcome.ValueType  # 1
+    """It is used."""
+    KERNEL_OUTCOME_SLOWER: _KernelOutcome.ValueType  # 2
+    """It is right, and another way is faster."""
+    KERNEL_OUTCOME_STOPPED: _KernelOutcome.ValueType  # 3
+    """A part of it took longer than the plain way takes for all."""
+    KERNEL_OUTCOME_WRONG: _KernelOutcome.ValueType  # 4
+    """It gives wrong numbers on this processor."""
+    KERNEL_OUTCOME_FAILED: _KernelOutcome.ValueType  # 5
+    """It fails on this processor."""
+
+class KernelOutcome(_KernelOutcome, metaclass=_KernelOutcomeEnumTypeWrapper):
+    """What the trial of one way to compute something showed."""
+
+KERNEL_OUTCOME_UNSPECIFIED: KernelOutcome.ValueType  # 0
+"""Not set. Never sent."""
+KERNEL_OUTCOME_CHOSEN: KernelOutcome.ValueType  # 1
+"""It is used."""
+KERNEL_OUTCOME_SLOWER: KernelOutcome.ValueType  # 2
+"""It is right, and another way is faster."""
+KERNEL_OUTCOME_STOPPED: KernelOutcome.ValueType  # 3
+"""A part of it took longer than the plain way takes for all."""
+KERNEL_OUTCOME_WRONG: KernelOutcome.ValueType  # 4
+"""It gives wrong numbers on this processor."""
+KERNEL_OUTCOME_FAILED: KernelOutcome.ValueType  # 5
+"""It fails on this processor."""
+Global___KernelOutcome: _TypeAlias = KernelOutcome  # noqa: Y015
+
 @_typing.final
 class AutoencoderInfo(_message.Message):
     """Autoencoders of one site and size. Sizes that differ between layers have an entry each."""
@@ -183,6 +219,76 @@ class Limits(_message.Message):
 Global___Limits: _TypeAlias = Limits  # noqa: Y015
 
 @_typing.final
+class KernelTrial(_message.Message):
+    """One way to compute something, and what it took when it was tried."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the way."""
+    seconds: _builtins.float
+    """What the trial took. Absent where it was not run to the end, or nothing else was there to compare with."""
+    outcome: Global___KernelOutcome.ValueType
+    """What it showed."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        seconds: _builtins.float | None = ...,
+        outcome: Global___KernelOutcome.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seconds", b"_seconds", "seconds", b"seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seconds", b"_seconds", "name", b"name", "outcome", b"outcome", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__seconds: _TypeAlias = _typing.Literal["seconds"]  # noqa: Y015
+    _WhichOneofArgType__seconds: _TypeAlias = _typing.Literal["_seconds", b"_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seconds) -> _WhichOneofReturnType__seconds | None: ...
+
+Global___KernelTrial: _TypeAlias = KernelTrial  # noqa: Y015
+
+@_typing.final
+class KernelChoice(_message.Message):
+    """Which of several ways to compute the same is used. They are tried when a worker starts; answers are the same
+    up to rounding.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    IS_CONFIGURED_FIELD_NUMBER: _builtins.int
+    TRIALS_FIELD_NUMBER: _builtins.int
+    operation: _builtins.str
+    """What is computed: "rank_tokens", the ranking of the vocabulary along directions."""
+    chosen: _builtins.str
+    """Name of the way that is used."""
+    is_configured: _builtins.bool
+    """Whether a setting named it. Else it was the fastest right one."""
+    @_builtins.property
+    def trials(self) -> _containers.RepeatedCompositeFieldContainer[Global___KernelTrial]:
+        """What was tried, the plain way first."""
+
+    def __init__(
+        self,
+        *,
+        operation: _builtins.str = ...,
+        chosen: _builtins.str = ...,
+        is_configured: _builtins.bool = ...,
+        trials: _abc.Iterable[Global___KernelTrial] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "is_configured", b"is_configured", "operation", b"operation", "trials", b"trials"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KernelChoice: _TypeAlias = KernelChoice  # noqa: Y015
+
+@_typing.final
 class ModelInfo(_message.Message):
     """The model that is loaded and what can be asked of it."""
 
@@ -207,6 +313,7 @@ class ModelInfo(_message.Message):
     API_VERSION_FIELD_NUMBER: _builtins.int
     SERVER_VERSION_FIELD_NUMBER: _builtins.int
     DEFAULT_TOP_AND_BOTTOM_K_FIELD_NUMBER: _builtins.int
+    KERNELS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, as the server was told to load it."""
     digest: _builtins.str
@@ -255,6 +362,10 @@ class ModelInfo(_message.Message):
     def ablatable_location_types(self) -> _containers.RepeatedScalarFieldContainer[_activation_pb2.ActivationLocationType.ValueType]:
         """Places that ablation specs may name with what is loaded."""
 
+    @_builtins.property
+    def kernels(self) -> _containers.RepeatedCompositeFieldContainer[Global___KernelChoice]:
+        """How the first worker computes what can be computed in several ways."""
+
     def __init__(
         self,
         *,
@@ -277,10 +388,11 @@ class ModelInfo(_message.Message):
         api_version: _builtins.str = ...,
         server_version: _builtins.str = ...,
         default_top_and_bottom_k: _builtins.int = ...,
+        kernels: _abc.Iterable[Global___KernelChoice] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ablatable_location_types", b"ablatable_location_types", "api_version", b"api_version", "autoencoders", b"autoencoders", "context_length", b"context_length", "d_head", b"d_head", "d_model", b"d_model", "default_top_and_bottom_k", b"default_top_and_bottom_k", "derived_scalar_types", b"derived_scalar_types", "digest", b"digest", "dtype", b"dtype", "family", b"family", "limits", b"limits", "n_heads", b"n_heads", "n_key_value_heads", b"n_key_value_heads", "n_layers", b"n_layers", "n_mlp_neurons", b"n_mlp_neurons", "name", b"name", "server_version", b"server_version", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ablatable_location_types", b"ablatable_location_types", "api_version", b"api_version", "autoencoders", b"autoencoders", "context_length", b"context_length", "d_head", b"d_head", "d_model", b"d_model", "default_top_and_bottom_k", b"default_top_and_bottom_k", "derived_scalar_types", b"derived_scalar_types", "digest", b"digest", "dtype", b"dtype", "family", b"family", "kernels", b"kernels", "limits", b"limits", "n_heads", b"n_heads", "n_key_value_heads", b"n_key_value_heads", "n_layers", b"n_layers", "n_mlp_neurons", b"n_mlp_neurons", "name", b"name", "server_version", b"server_version", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

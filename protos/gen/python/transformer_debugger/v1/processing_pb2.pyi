@@ -147,6 +147,7 @@ class DerivedScalarsSpec(_message.Message):
     PASS_TYPE_FIELD_NUMBER: _builtins.int
     NORMALIZER_FIELD_NUMBER: _builtins.int
     NUM_TOP_TOKENS_FIELD_NUMBER: _builtins.int
+    NORMALIZE_BY_PROMPT_MAXIMUM_FIELD_NUMBER: _builtins.int
     derived_scalar_type: _derived_scalar_pb2.DerivedScalarType.ValueType
     """The derived scalar. One with a token axis and a component axis."""
     layer_index: _builtins.int
@@ -156,10 +157,16 @@ class DerivedScalarsSpec(_message.Message):
     pass_type: _node_pb2.PassType.ValueType
     """Values (forward, default) or gradients (backward)."""
     normalizer: _builtins.float
-    """The maximum that normalized activations are relative to. Above 0. Absent: no normalized activations."""
+    """The maximum that normalized activations are relative to; negative activations become 0. Above 0. Absent: no normalized
+    activations, unless normalize_by_prompt_maximum is true.
+    """
     num_top_tokens: _builtins.int
     """How many tokens to name from each end: those that the component's write upvotes, or for
     vocab_token_write_to_input_direction those with the largest scalars. 1 or more. Absent: none.
+    """
+    normalize_by_prompt_maximum: _builtins.bool
+    """True: normalized activations are relative to the largest activation of this prompt; all are 0 where none is above 0.
+    Excludes normalizer. Default false.
     """
     def __init__(
         self,
@@ -170,10 +177,11 @@ class DerivedScalarsSpec(_message.Message):
         pass_type: _node_pb2.PassType.ValueType = ...,
         normalizer: _builtins.float | None = ...,
         num_top_tokens: _builtins.int | None = ...,
+        normalize_by_prompt_maximum: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_layer_index", b"_layer_index", "_normalizer", b"_normalizer", "_num_top_tokens", b"_num_top_tokens", "layer_index", b"layer_index", "normalizer", b"normalizer", "num_top_tokens", b"num_top_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_layer_index", b"_layer_index", "_normalizer", b"_normalizer", "_num_top_tokens", b"_num_top_tokens", "activation_index", b"activation_index", "derived_scalar_type", b"derived_scalar_type", "layer_index", b"layer_index", "normalizer", b"normalizer", "num_top_tokens", b"num_top_tokens", "pass_type", b"pass_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_layer_index", b"_layer_index", "_normalizer", b"_normalizer", "_num_top_tokens", b"_num_top_tokens", "activation_index", b"activation_index", "derived_scalar_type", b"derived_scalar_type", "layer_index", b"layer_index", "normalize_by_prompt_maximum", b"normalize_by_prompt_maximum", "normalizer", b"normalizer", "num_top_tokens", b"num_top_tokens", "pass_type", b"pass_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__layer_index: _TypeAlias = _typing.Literal["layer_index"]  # noqa: Y015
     _WhichOneofArgType__layer_index: _TypeAlias = _typing.Literal["_layer_index", b"_layer_index"]  # noqa: Y015
@@ -207,7 +215,9 @@ class DerivedAttentionScalarsSpec(_message.Message):
     layer_index: _builtins.int
     """The layer, 0 to n_layers - 1. Required."""
     activation_index: _builtins.int
-    """The head; 0 for scalars summed over heads. Default 0."""
+    """The head. Not looked at for attn_write_to_latent_summed_over_heads, whose latent is that of
+    InferenceSpec.activation_index_for_within_layer_grad. Default 0.
+    """
     max_scalar: _builtins.float
     """What scalars of token pairs, and maxima of them, are normalized by. Above 0. Absent: the largest of this prompt."""
     max_total_scalar_in: _builtins.float

@@ -214,7 +214,7 @@ class DerivedScalarsResult(_message.Message):
 
     @_builtins.property
     def normalized_activations(self) -> _tensor_pb2.Tensor:
-        """The scalars relative to the normalizer asked for, shape [tokens]. Absent when none was."""
+        """The scalars relative to the maximum asked for, 0 where they are negative, shape [tokens]. Absent when none was."""
 
     @_builtins.property
     def top_tokens(self) -> Global___TopTokens:

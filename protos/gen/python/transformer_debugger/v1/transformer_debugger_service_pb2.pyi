@@ -104,7 +104,9 @@ class DebugSubRequest(_message.Message):
     ModelInfo.default_top_and_bottom_k.
     """
     hide_early_layers_when_ablating: _builtins.bool
-    """True: with ablations, leave out nodes of layers before the first ablated layer. Default false."""
+    """True: with ablations, leave out nodes of layers before the first ablated layer. What one sub-request of a call leaves
+    out, all of them leave out, so that their nodes stay the same. Default false.
+    """
     @_builtins.property
     def target_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tokens whose logits at the last position count for the objective; each exactly one token. At least one, unless the

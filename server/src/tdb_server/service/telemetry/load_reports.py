@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # generic for the type checker alone
     from tdb_server.service.handlers import Context, Handler
 
 LOAD_REPORT_KEY = "endpoint-load-metrics-bin"
+WEIGHT_SCALE = 10_000
+"""Envoy's weights are whole numbers: a server that answers less than one call per second would have none."""
 
 
 class LoadReports(grpc.aio.ServerInterceptor):
@@ -55,10 +57,13 @@ class LoadReports(grpc.aio.ServerInterceptor):
 
     def _report(self, context: Context) -> None:
         load = self._meter.load()
+        named_metrics: dict[str, float] = {"queue_length": load.queue_length}
+        if load.capacity is not None:
+            named_metrics["utilization_for_weight"] = load.calls_per_second / (load.capacity * WEIGHT_SCALE)
         report = LoadReport(
             application_utilization=load.utilization,
             rps_fractional=load.calls_per_second,
             eps=load.failures_per_second,
-            named_metrics={"queue_length": load.queue_length},
+            named_metrics=named_metrics,
         )
         context.set_trailing_metadata(((LOAD_REPORT_KEY, report.SerializeToString()),))

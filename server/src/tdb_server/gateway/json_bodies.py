@@ -1,0 +1,394 @@
+"""The bodies of requests in the reference's HTTP API: they are read by these models and described by them.
+
+Only shapes and types are checked here; whether values make sense, and what is missing, is for the service to
+say, which tells everything at once. Keys that are not known are ignored, as the reference does, and a key
+with null is as good as none. Class names are the reference's, as clients made from `/openapi.json` use them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    TypeAdapter,
+)
+from pydantic.alias_generators import to_camel
+from pydantic_core import CoreSchema
+
+from tdb_server.domain.derived_scalar import DERIVED_SCALAR_SHAPES, DerivedScalar, GroupId
+from tdb_server.domain.node import Dimension, NodeType, PassType
+from tdb_server.domain.place import Place
+from tdb_server.domain.reason import Reason
+from tdb_server.domain.requests import (
+    AttentionComponent,
+    AttentionTraceType,
+    LossName,
+    MlpComponent,
+    TokenScoringType,
+)
+from tdb_server.gateway.json_faults import NO_TEXT, fault, shortened
+
+ALL = "All"
+_NEEDED = "needed"
+_MAX_DOWNSTREAM_NODES = 2
+"""One makes sense; a second is passed on, so that the service can say why it does not."""
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise fault(NO_TEXT) from error
+    return text
+
+
+def _whole(value: Any) -> Any:
+    """2.0 as 2: some languages write every number with a point."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+Integer = Annotated[int, Field(strict=True, ge=-(2**31), le=2**31 - 1), BeforeValidator(_whole)]
+Number = Annotated[float, Field(strict=True)]
+"""NaN and the infinities, which Python's JSON has, are left for the service to refuse."""
+Boolean = Annotated[bool, Field(strict=True)]
+FIRST_FAULT: Any = Field(fail_fast=True)
+"""Of many entries the first fault alone is told: a body of megabytes may hold a million."""
+ItemT = TypeVar("ItemT")
+Listed = Annotated[list[ItemT], FIRST_FAULT]
+_INTEGER: TypeAdapter[int] = TypeAdapter(Integer)
+
+
+def _one_cell(value: Any) -> Any:
+    if isinstance(value, str) and value != ALL:
+        raise fault(f'must be a whole number or "{ALL}"')
+    return value if value == ALL else _INTEGER.validate_python(value)
+
+
+CellIndex = Annotated[Literal["All"] | Integer, BeforeValidator(_one_cell)]
+"""A place on an axis, or all of it."""
+
+
+class Body(BaseModel):
+    """An object of a request's body; its keys are the fields' names in camelCase."""
+
+    model_config = ConfigDict(alias_generator=to_camel, use_attribute_docstrings=True)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Describes needed keys as required and without null, though they are read without."""
+        schema = handler(core_schema)
+        described = handler.resolve_ref_schema(schema)
+        for name, value in described["properties"].items():
+            value.pop("title", None)
+            value.pop("default", None)
+            if value.pop(_NEEDED, False):
+                described.setdefault("required", []).append(name)
+                value |= value.pop("anyOf")[0]
+        return schema
+
+
+def needed() -> Any:
+    """A key that no request can do without."""
+    return Field(default=None, json_schema_extra={_NEEDED: True})
+
+
+class PreOrPostAct(Enum):
+    """Whether a trace starts before or after the node's nonlinearity."""
+
+    PRE = "pre"
+    POST = "post"
+
+
+class MirroredNodeIndex(Body):
+    """One node."""
+
+    node_type: NodeType | None = needed()
+    tensor_indices: Listed[Integer] | None = needed()
+    layer_index: Integer | None = None
+    pass_type: PassType | None = None
+
+
+class MirroredActivationIndex(Body):
+    """Cells of a place."""
+
+    activation_location_type: Place | None = needed()
+    tensor_indices: Listed[CellIndex] | None = None
+    """An index for each axis; those that are left out at the end are "All"."""
+    layer_index: Integer | None = None
+    pass_type: PassType | None = None
+
+
+class NodeAblation(Body):
+    """Sets a node's activation."""
+
+    node_index: MirroredNodeIndex | None = needed()
+    value: Number | None = None
+
+
+class AblationSpec(Body):
+    """Sets activations, or with the backward pass type gradients."""
+
+    index: MirroredActivationIndex | None = needed()
+    value: Number | None = None
+
+
+def _not_here(value: Any) -> None:
+    if value is not None:
+        hint = "must be null; give the downstream node as downstreamNodeToTrace"
+        raise fault(hint, Reason.FIELD_NOT_ALLOWED)
+
+
+class NodeToTrace(Body):
+    """A node to trace."""
+
+    node_index: MirroredNodeIndex | None = needed()
+    attention_trace_type: AttentionTraceType | None = None
+    downstream_trace_config: Annotated[None, BeforeValidator(_not_here)] = None
+
+
+def _held_constant(value: bool) -> bool:
+    if not value:
+        raise fault("a trace holds the scale of the norm it reads through", Reason.FIELD_NOT_ALLOWED)
+    return value
+
+
+def _not_too_deep(value: Any) -> Any:
+    key, path, inner = "downstreamTraceConfig", [], value
+    while isinstance(inner, Mapping) and inner.get(key) is not None:
+        path.append(key)
+        if len(path) > _MAX_DOWNSTREAM_NODES:
+            raise fault("is nested too deeply", path=path)
+        inner = inner[key]
+    return value
+
+
+class MirroredTraceConfig(Body):
+    """A node taken as the objective."""
+
+    node_index: MirroredNodeIndex | None = needed()
+    attention_trace_type: AttentionTraceType | None = None
+    pre_or_post_act: PreOrPostAct | None = None
+    detach_layer_norm_scale: (
+        Annotated[Boolean, Field(json_schema_extra={"const": True}), AfterValidator(_held_constant)] | None
+    ) = None
+    downstream_trace_config: MirroredTraceConfig | None = None
+
+
+class LossFnConfig(Body):
+    """A loss of the last token's logits."""
+
+    name: LossName | None = needed()
+    target_tokens: Listed[Text] | None = None
+    distractor_tokens: Listed[Text] | None = None
+
+
+class InferenceRequestSpec(Body):
+    """How to run a prompt."""
+
+    prompt: Text | None = needed()
+    loss_fn_config: LossFnConfig | None = None
+    trace_config: Annotated[MirroredTraceConfig | None, BeforeValidator(_not_too_deep)] = None
+    ablation_specs: Listed[AblationSpec] | None = None
+    activation_index_for_within_layer_grad: MirroredActivationIndex | None = None
+    """The latent that attn_write_to_latent_summed_over_heads is about."""
+
+
+class NodeIdAndDatasets(Body):
+    """A component, and the data sets whose records about it are wanted. This server has none."""
+
+    dst: Text | None = needed()
+    layer_index: Integer | None = needed()
+    activation_index: Integer | None = needed()
+    datasets: Listed[Text] | None = needed()
+
+
+class MultipleTopKDerivedScalarsRequestSpec(Body):
+    """Asks for the most important nodes."""
+
+    spec_type: Literal["multiple_top_k_derived_scalars_request_spec"] | None = None
+    dst_list_by_group_id: Annotated[dict[GroupId, Listed[DerivedScalar]], FIRST_FAULT] | None = needed()
+    token_index: Integer | None = None
+    top_and_bottom_k: Integer | None = needed()
+    pass_type: PassType | None = None
+    dimensions_to_keep_for_intermediate_sum: Annotated[Listed[Dimension], Field(min_length=1)] | None = None
+    """Left out: the tokens."""
+
+
+class DerivedScalarsRequestSpec(Body):
+    """Asks for one component at every token."""
+
+    spec_type: Literal["derived_scalars_request_spec"] | None = None
+    dst: DerivedScalar | None = needed()
+    layer_index: Integer | None = None
+    activation_index: Integer | None = None
+    normalize_activations_using_neuron_record: NodeIdAndDatasets | None = None
+    """Given: activations are also normalized, by their maximum in the prompt, as there are no records."""
+    pass_type: PassType | None = None
+    num_top_tokens: Integer | None = None
+
+
+class DerivedAttentionScalarsRequestSpec(Body):
+    """Asks for one attention component for every pair of tokens."""
+
+    spec_type: Literal["derived_attention_scalars_request_spec"] | None = None
+    dst: DerivedScalar | None = needed()
+    layer_index: Integer | None = needed()
+    activation_index: Integer | None = None
+    """The head. Not looked at for attn_write_to_latent_summed_over_heads."""
+    normalize_activations_using_neuron_record: NodeIdAndDatasets | None = None
+    """Changes nothing: scalars are always normalized by their maximum in the prompt."""
+
+
+class ScoredTokensRequestSpec(Body):
+    """Asks for tokens scored against nodes."""
+
+    spec_type: Literal["scored_tokens_request_spec"] | None = None
+    token_scoring_type: TokenScoringType | None = needed()
+    num_tokens: Integer | None = needed()
+    depends_on_spec_name: Text | None = needed()
+
+
+class TokenPairAttributionRequestSpec(Body):
+    """Asks which attended-to tokens excite attention latents."""
+
+    spec_type: Literal["token_pair_attribution_request_spec"] | None = None
+    num_tokens_attended_to: Integer | None = needed()
+    depends_on_spec_name: Text | None = needed()
+
+
+_SPEC_MODELS: dict[str, type[Body]] = {
+    "multiple_top_k_derived_scalars_request_spec": MultipleTopKDerivedScalarsRequestSpec,
+    "derived_scalars_request_spec": DerivedScalarsRequestSpec,
+    "derived_attention_scalars_request_spec": DerivedAttentionScalarsRequestSpec,
+    "scored_tokens_request_spec": ScoredTokensRequestSpec,
+    "token_pair_attribution_request_spec": TokenPairAttributionRequestSpec,
+}
+_TELLING_KEYS: dict[str, type[Body]] = {
+    "dstListByGroupId": MultipleTopKDerivedScalarsRequestSpec,
+    "tokenScoringType": ScoredTokensRequestSpec,
+    "numTokensAttendedTo": TokenPairAttributionRequestSpec,
+}
+_SCALARS_OF_PAIRS = {
+    scalar.value
+    for scalar, shape in DERIVED_SCALAR_SHAPES.items()
+    if Dimension.ATTENDED_TO_SEQUENCE_TOKENS in shape.dimensions[1:]
+}
+
+
+def _specific(value: Any) -> Any:
+    """A processing spec read as what it says it is, or else as what its keys tell."""
+    if not isinstance(value, Mapping):
+        return DerivedScalarsRequestSpec.model_validate(value)
+    said = value.get("specType")
+    if said is not None:
+        model = _SPEC_MODELS.get(said) if isinstance(said, str) else None
+        if model is None:
+            known = ", ".join(_SPEC_MODELS)
+            raise fault(f"{shortened(said)} is not one of {known}", Reason.UNKNOWN_ENUM_VALUE, ["specType"])
+        return model.model_validate(value)
+    for key, model in _TELLING_KEYS.items():
+        if value.get(key) is not None:
+            return model.model_validate(value)
+    scalar = value.get("dst")
+    if scalar is None:
+        raise fault("is needed to tell what is wanted", Reason.FIELD_REQUIRED, ["specType"])
+    is_of_pairs = isinstance(scalar, str) and scalar in _SCALARS_OF_PAIRS
+    chosen = DerivedAttentionScalarsRequestSpec if is_of_pairs else DerivedScalarsRequestSpec
+    return chosen.model_validate(value)
+
+
+ProcessingRequestSpec = (
+    MultipleTopKDerivedScalarsRequestSpec
+    | DerivedScalarsRequestSpec
+    | DerivedAttentionScalarsRequestSpec
+    | ScoredTokensRequestSpec
+    | TokenPairAttributionRequestSpec
+)
+
+
+class InferenceSubRequest(Body):
+    """A run, and what is wanted from it, by name."""
+
+    inference_request_spec: InferenceRequestSpec | None = needed()
+    processing_request_spec_by_name: (
+        Annotated[dict[Text, Annotated[ProcessingRequestSpec, BeforeValidator(_specific)]], FIRST_FAULT]
+        | None
+    ) = None
+    """What a spec asks for is told by its `specType`, or without one by its keys."""
+
+
+class BatchedRequest(Body):
+    """General requests that share their nodes."""
+
+    inference_sub_requests: Listed[InferenceSubRequest] | None = needed()
+
+
+class DerivedScalarsRequest(Body):
+    """One component at every token."""
+
+    inference_request_spec: InferenceRequestSpec | None = needed()
+    derived_scalars_request_spec: DerivedScalarsRequestSpec | None = needed()
+
+
+class DerivedAttentionScalarsRequest(Body):
+    """One attention component for every pair of tokens."""
+
+    inference_request_spec: InferenceRequestSpec | None = needed()
+    derived_attention_scalars_request_spec: DerivedAttentionScalarsRequestSpec | None = needed()
+
+
+class MultipleTopKDerivedScalarsRequest(Body):
+    """The most important nodes."""
+
+    inference_request_spec: InferenceRequestSpec | None = needed()
+    multiple_top_k_derived_scalars_request_spec: MultipleTopKDerivedScalarsRequestSpec | None = needed()
+
+
+class TdbRequestSpec(Body):
+    """What the viewer's main page asks of one prompt."""
+
+    prompt: Text | None = needed()
+    target_tokens: Listed[Text] | None = None
+    distractor_tokens: Listed[Text] | None = None
+    component_type_for_mlp: MlpComponent | None = None
+    component_type_for_attention: AttentionComponent | None = None
+    top_and_bottom_k_for_node_table: Integer | None = needed()
+    hide_early_layers_when_ablating: Boolean | None = None
+    """Leaves nodes before the first ablated layer out of the answers to all of the batch's sub-requests."""
+    node_ablations: Listed[NodeAblation] | None = None
+    upstream_node_to_trace: NodeToTrace | None = None
+    downstream_node_to_trace: NodeToTrace | None = None
+
+
+class BatchedTdbRequest(Body):
+    """Prompts to explain, which share their nodes."""
+
+    sub_requests: Listed[TdbRequestSpec] | None = needed()
+
+
+class ExistingExplanationsRequest(Body):
+    """A component whose explanations are wanted, and where to look for them."""
+
+    dst: Text | None = needed()
+    layer_index: Integer | None = needed()
+    activation_index: Integer | None = needed()
+    explanation_datasets: Listed[Text] | None = None
+    neuron_dataset: Text | None = None
+
+
+class ScoreRequest(NodeIdAndDatasets):
+    """An explanation to be scored."""
+
+    explanation: Text | None = needed()
+    max_sequences: Integer | None = None

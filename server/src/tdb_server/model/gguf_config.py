@@ -1,0 +1,333 @@
+"""From a GGUF file's metadata to the `config.json` that says the same.
+
+Every key of the architecture is read, or known to change nothing, or the file is refused with its name: a key
+that is silently ignored would give silently wrong answers. What a key means is what llama.cpp makes of it
+(github.com/ggml-org/llama.cpp, src/llama-model.cpp).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tdb_server.errors import ModelBroken, UnsupportedModel
+from tdb_server.model.gguf_file import GgufFile, GgufTensor
+
+ARCHITECTURES = ("gpt2", "llama", "qwen2", "qwen3")
+"""Those read here, by `general.architecture`; Mistral's files call themselves llama."""
+
+ROTARY_FACTORS = "rope_freqs.weight"
+"""The tensor by which llama.cpp divides each pair's frequency: how Llama 3.1 and later are scaled."""
+
+FLOAT32_PRECISION = 1e-6
+"""How much a number in the file may differ from the one that it stands for."""
+
+PER_LAYER = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
+"""Keys that may be lists with an entry for each layer."""
+
+NEUTRAL: dict[str, tuple[object, ...]] = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "attn_logit_softcapping": (0.0,),
+    "embedding_scale": (0.0, 1.0),
+    "expert_count": (0,),
+    "expert_group_count": (0,),
+    "expert_group_used_count": (0,),
+    "expert_shared_count": (0,),
+    "expert_used_count": (0,),
+    "final_logit_softcapping": (0.0,),
+    "leading_dense_block_count": (0,),
+    "logit_scale": (0.0, 1.0),
+    "nextn_predict_layers": (0,),
+    "pooling_type": (0,),
+    "residual_scale": (0.0, 1.0),
+    "rope.scaling.alpha": (0.0,),
+    "rope.scaling.attn_factor": (1.0,),
+    "rope.scaling.yarn_attn_factor": (1.0,),
+    "rope.scaling.yarn_ext_factor": (0.0,),
+    "rope.scaling.yarn_log_multiplier": (0.0,),
+    "router_logit_softcapping": (0.0,),
+    "tensor_data_layout": ("reference", "Meta AI original pth"),
+    "use_parallel_residual": (False,),
+}
+"""Keys with the values that switch off what they stand for; with others the file is refused."""
+
+HARMLESS = (
+    "rope.scaling.finetuned",
+    "rope.scaling.original_context_length",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+)
+"""Keys that steer nothing but scalings that are refused."""
+
+
+def config_from_gguf(file: GgufFile) -> dict[str, object]:
+    """The `config.json` that says the same as the metadata.
+
+    Raises:
+        ModelBroken: something is missing, makes no sense, or contradicts the tensors.
+        UnsupportedModel: an architecture, key or value that asks for what the decoder does not compute.
+    """
+    architecture = file.metadata.get("general.architecture")
+    if architecture not in ARCHITECTURES:
+        raise UnsupportedModel(
+            f"{file.path}: architecture {architecture!r} is not supported; {', '.join(ARCHITECTURES)} are"
+        )
+    _refuse_other_architectures(file, architecture)
+    keys = _ArchitectureKeys(file, architecture)
+    config = _common(file, keys) | (_gpt2(keys) if architecture == "gpt2" else _rotary_family(file, keys))
+    keys.refuse_unread()
+    return config
+
+
+class _ArchitectureKeys:
+    """The `{architecture}.*` keys of a file. It knows which were read, so that the others can be refused."""
+
+    def __init__(self, file: GgufFile, architecture: str) -> None:
+        self.architecture = architecture
+        self._file = file
+        self._prefix = f"{architecture}."
+        self._values = {
+            key.removeprefix(self._prefix): value
+            for key, value in file.metadata.items()
+            if key.startswith(self._prefix)
+        }
+        self._unread = set(self._values)
+        self.n_layers = self.count("block_count")
+        n_stored = len({name.split(".")[1] for name in file.tensors if name.startswith("blk.")})
+        if self.n_layers > n_stored:
+            raise self.broken(
+                "block_count", f"is {self.n_layers}, but there are tensors of {n_stored} layers"
+            )
+
+    def take(self, key: str) -> Any:
+        """A value as it is; None where the key is missing."""
+        self._unread.discard(key)
+        return self._values.get(key)
+
+    def scalar(self, key: str) -> Any:
+        """A value that all layers share; None where the key is missing.
+
+        Raises:
+            UnsupportedModel: it differs between layers, or is a list where none may be.
+            ModelBroken: the list is not as long as there are layers.
+        """
+        value = self.take(key)
+        if not isinstance(value, list):
+            return value
+        if key not in PER_LAYER:
+            raise self.unsupported(key, "is a list, where one value is expected")
+        if len(value) != self.n_layers:
+            raise self.broken(key, f"has {len(value)} entries for {self.n_layers} layers")
+        if len(set(value)) > 1:
+            raise self.unsupported(
+                key, f"differs between layers, which is not supported: {sorted(set(value))}"
+            )
+        return value[0]
+
+    def count(self, key: str, default: int | None = None) -> int:
+        """A whole number above 0."""
+        value = self.scalar(key)
+        if value is None:
+            value = default
+        if value is None:
+            raise self.broken(key, "is missing")
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise self.broken(key, f"must be a whole number above 0, not {value!r}")
+        return value
+
+    def number(self, key: str, default: float | None = None, *, may_be_zero: bool = False) -> float:
+        """A number above 0, or from 0."""
+        value = self.scalar(key)
+        if value is None:
+            value = default
+        if value is None:
+            raise self.broken(key, "is missing")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not is_number or value < 0 or (value == 0 and not may_be_zero):
+            raise self.broken(key, f"must be a number above 0, not {value!r}")
+        return float(value)
+
+    def expect(self, key: str, *expected: float) -> None:
+        """Refuses a key of another value than those expected; it may be missing."""
+        value = self.scalar(key)
+        is_expected = isinstance(value, int | float) and any(
+            math.isclose(value, one, rel_tol=FLOAT32_PRECISION) for one in expected
+        )
+        if value is not None and not is_expected:
+            raise self.unsupported(key, f"is {value!r}; only {expected[0]} is supported for this model")
+
+    def broken(self, key: str, what: str) -> ModelBroken:
+        """An error about a key."""
+        return ModelBroken(f"{self._file.path}: {self._prefix}{key} {what}")
+
+    def unsupported(self, key: str, what: str) -> UnsupportedModel:
+        """An error about a key."""
+        return UnsupportedModel(f"{self._file.path}: {self._prefix}{key} {what}")
+
+    def refuse_unread(self) -> None:
+        """Refuses a key that nothing has read and that is not known to change nothing."""
+        for key in sorted(self._unread.difference(HARMLESS)):
+            if key not in NEUTRAL:
+                raise self.unsupported(key, "is a key that is not known here")
+            value = self._values[key]
+            if not isinstance(value, bool | int | float | str) or value not in NEUTRAL[key]:
+                raise self.unsupported(key, f"is {value!r}; only {NEUTRAL[key][-1]!r} is supported")
+
+
+def _refuse_other_architectures(file: GgufFile, architecture: str) -> None:
+    """Two architectures in one file contradict each other. Other words before a dot are people's notes."""
+    import gguf
+
+    for key in sorted(file.metadata):
+        other = key.split(".", 1)[0]
+        if other != architecture and other in gguf.MODEL_ARCH_NAMES.values():
+            raise ModelBroken(f"{file.path}: {key} belongs to another architecture than {architecture!r}")
+
+
+def _common(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is None:
+        raise ModelBroken(f"{file.path}: tensor token_embd.weight is missing")
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list):
+        raise ModelBroken(f"{file.path}: tokenizer.ggml.tokens is missing")
+    n_rows = embedding.shape[0]
+    n_said = keys.count("vocab_size", n_rows)
+    if len(tokens) != n_rows or n_said != n_rows:
+        raise ModelBroken(
+            f"{file.path}: token_embd.weight has {n_rows} rows for {len(tokens)} tokens in "
+            f"tokenizer.ggml.tokens and a {keys.architecture}.vocab_size of {n_said}"
+        )
+    for key in ("embedding_length_out", "features_length"):
+        keys.expect(key, keys.count("embedding_length"))
+    return {
+        "vocab_size": n_rows,
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+        "bos_token_id": file.metadata.get("tokenizer.ggml.bos_token_id"),
+    }
+
+
+def _gpt2(keys: _ArchitectureKeys) -> dict[str, object]:
+    d_model, n_heads = keys.count("embedding_length"), keys.count("attention.head_count")
+    keys.expect("attention.head_count_kv", n_heads)
+    _expect_head_width(keys, d_model // n_heads)
+    return {
+        "model_type": "gpt2",
+        "n_layer": keys.n_layers,
+        "n_embd": d_model,
+        "n_head": n_heads,
+        "n_inner": keys.count("feed_forward_length"),
+        "n_positions": keys.count("context_length"),
+        "layer_norm_epsilon": keys.number("attention.layer_norm_epsilon"),
+    }
+
+
+def _rotary_family(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
+    """What Llama and those after it share."""
+    n_heads = keys.count("attention.head_count")
+    d_head = keys.count("attention.key_length", keys.count("embedding_length") // n_heads)
+    _expect_head_width(keys, d_head)
+    keys.expect("rope.dimension_count", d_head)  # fewer: a part of each head turns
+    context_length = keys.count("context_length")
+    window = _sliding_window(keys, context_length)
+    return {
+        "model_type": "mistral" if keys.architecture == "llama" and window else keys.architecture,
+        "num_hidden_layers": keys.n_layers,
+        "hidden_size": keys.count("embedding_length"),
+        "num_attention_heads": n_heads,
+        "num_key_value_heads": keys.count("attention.head_count_kv", n_heads),
+        "head_dim": d_head,
+        "intermediate_size": keys.count("feed_forward_length"),
+        "max_position_embeddings": context_length,
+        "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
+        "rope_parameters": _rotary_parameters(file, keys, d_head, context_length),
+        "sliding_window": window,
+        "use_sliding_window": bool(window),
+        "max_window_layers": 0,
+        "attention_bias": _has_bias(file, "attn_q", "attn_k", "attn_v", "attn_output"),
+        "mlp_bias": _has_bias(file, "ffn_gate", "ffn_up", "ffn_down"),
+    }
+
+
+def _expect_head_width(keys: _ArchitectureKeys, d_head: int) -> None:
+    keys.expect("attention.key_length", d_head)
+    keys.expect("attention.value_length", d_head)
+    keys.expect("attention.scale", d_head**-0.5, 0.0)
+
+
+def _sliding_window(keys: _ArchitectureKeys, context_length: int) -> int | None:
+    """The window that all layers share; None where no layer has one or it is never left."""
+    window = keys.number("attention.sliding_window", 0, may_be_zero=True)
+    key = "attention.sliding_window_pattern"
+    pattern = keys.take(key)
+    if pattern is None:
+        slides = {True}
+    elif isinstance(pattern, list):
+        if len(pattern) != keys.n_layers:
+            raise keys.broken(key, f"has {len(pattern)} entries for {keys.n_layers} layers")
+        slides = {bool(one) for one in pattern}
+    elif isinstance(pattern, int):  # every so many layers one sees everything; 0: none does
+        slides = {pattern == 0 or index % pattern < pattern - 1 for index in range(keys.n_layers)}
+    else:
+        raise keys.broken(key, f"must be a list or a number, not {pattern!r}")
+    if not window or window >= context_length or slides == {False}:
+        return None
+    if slides != {True}:
+        raise keys.unsupported(key, "gives a window to some of the layers only")
+    if window != int(window):
+        raise keys.broken("attention.sliding_window", f"must be a whole number, not {window!r}")
+    return int(window)
+
+
+def _rotary_parameters(
+    file: GgufFile, keys: _ArchitectureKeys, d_head: int, context_length: int
+) -> dict[str, object]:
+    """The block that has the same frequencies in Hugging Face's terms."""
+    base: dict[str, object] = {"rope_theta": keys.number("rope.freq_base", 10000.0)}
+    factor = _linear_factor(keys)
+    factors = file.tensors.get(ROTARY_FACTORS)
+    if factors is None or keys.architecture != "llama":  # for others the tensor is refused as unknown
+        return base if factor == 1.0 else base | {"rope_type": "linear", "factor": factor}
+    divisors = [factor * one for one in _rotary_factors(file, factors, d_head)]
+    return base | {
+        "rope_type": "longrope",  # which divides each frequency by a number of its own, at all lengths alike
+        "short_factor": divisors,
+        "long_factor": divisors,
+        "factor": 1.0,
+        "attention_factor": 1.0,
+        "original_max_position_embeddings": context_length,
+    }
+
+
+def _linear_factor(keys: _ArchitectureKeys) -> float:
+    """By how much all frequencies are divided. A factor without a type is linear."""
+    kind = keys.take("rope.scaling.type")
+    new = keys.number("rope.scaling.factor", 0, may_be_zero=True)  # 0 says that nothing is scaled
+    old = keys.number("rope.scale_linear", new, may_be_zero=True)
+    if kind not in (None, "none", "linear"):
+        raise keys.unsupported("rope.scaling.type", f"is {kind!r}; none and linear are supported")
+    if keys.take("rope.scaling.factor") is not None and old != new:
+        raise keys.broken("rope.scale_linear", f"is {old}, but rope.scaling.factor is {new}")
+    return 1.0 if kind == "none" else old or 1.0
+
+
+def _rotary_factors(file: GgufFile, tensor: GgufTensor, d_head: int) -> list[float]:
+    from gguf.quants import dequantize
+
+    if tensor.shape != (d_head // 2,):
+        raise ModelBroken(
+            f"{file.path}: {ROTARY_FACTORS} has shape {list(tensor.shape)}; half a head is {d_head // 2}"
+        )
+    values: list[float] = dequantize(tensor.data, tensor.kind).ravel().tolist()
+    if not all(math.isfinite(value) and value > 0 for value in values):
+        raise ModelBroken(f"{file.path}: {ROTARY_FACTORS} holds values that are not finite or not above 0")
+    return values
+
+
+def _has_bias(file: GgufFile, *parts: str) -> bool:
+    return any(
+        name.startswith("blk.") and name.endswith(tuple(f".{part}.bias" for part in parts))
+        for name in file.tensors
+    )

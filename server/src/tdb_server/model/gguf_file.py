@@ -1,0 +1,271 @@
+"""Reading GGUF files, llama.cpp's format: what a file, or the parts of a split one, say and hold.
+
+The format holds weights, configuration and tokenizer in one file (github.com/ggml-org/ggml, docs/gguf.md).
+Here it is read whole or refused: nothing is computed from it yet.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import reprlib
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tdb_server.errors import ModelBroken, ModelError, ModelNotFound, UnsupportedModel
+
+VERSIONS = (2, 3)
+QUANTIZATION_VERSION = 2
+SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
+PART = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+"""How llama.cpp calls the parts of a split file, counted from 1."""
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """One tensor, not dequantized.
+
+    Attributes:
+        name: as in the file, `blk.0.attn_q.weight`.
+        shape: rows first, in numbers, not in blocks.
+        kind: a `gguf.GGMLQuantizationType`.
+        data: its bytes [..., bytes of a row], read from the disk when they are looked at.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: Any
+    data: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """A whole model.
+
+    Attributes:
+        path: the file; the first part of a split one.
+        metadata: keys and values.
+        tensors: of all parts, by name.
+    """
+
+    path: Path
+    metadata: dict[str, Any]
+    tensors: dict[str, GgufTensor]
+
+
+def read_gguf(path: Path) -> GgufFile:
+    """Reads what a file says, with all parts of a split one, and finds where its tensors are.
+
+    Raises:
+        ModelBroken: the file is damaged or cut off, or its parts contradict each other.
+        ModelNotFound: a part of a split file is missing.
+        UnsupportedModel: a version, byte order, quantization or kind of file that is not read here.
+        ModelError: the package `gguf` is not installed.
+    """
+    first = _read_one(path)
+    kind = first.metadata.get("general.type", "model")
+    if kind != "model":
+        raise UnsupportedModel(f"{path}: general.type is {kind!r}; only whole models are served")
+    paths = _part_paths(first)
+    parts = [first, *(_read_one(part) for part in paths[1:])]
+    tensors: dict[str, GgufTensor] = {}
+    for index, part in enumerate(parts):
+        _refuse_contradiction(first, part, index, len(parts))
+        for name, tensor in part.tensors.items():
+            if name in tensors:
+                raise ModelBroken(f"{part.path}: tensor {name} is in an earlier part as well")
+            tensors[name] = tensor
+    n_tensors = first.metadata.get("split.tensors.count", len(tensors))
+    if n_tensors != len(tensors):
+        raise ModelBroken(f"{path}: split.tensors.count is {n_tensors}, but {len(tensors)} tensors are there")
+    return GgufFile(path, first.metadata, tensors)
+
+
+def part_paths(path: Path) -> list[Path]:
+    """The files that a model is in, by their names alone: with a part, all parts that are there.
+
+    Args:
+        path: any GGUF file.
+    """
+    match = PART.fullmatch(path.name)
+    if match is None:
+        return [path]
+    numbers = range(1, int(match["count"]) + 1)
+    return [part for part in (_part_path(path, number) for number in numbers) if part.is_file()]
+
+
+def model_name(path: Path) -> str:
+    """What a file calls its model, without the number of a part."""
+    match = PART.fullmatch(path.name)
+    return match["name"] if match else path.stem
+
+
+def _part_path(path: Path, number: int) -> Path:
+    match = PART.fullmatch(path.name)
+    if match is None:
+        raise ValueError(f"{path.name} is not called as a part is")
+    return path.with_name(f"{match['name']}-{number:05}-of-{match['count']}.gguf")
+
+
+def _part_paths(first: GgufFile) -> list[Path]:
+    """The paths of all parts, in order; the first one is the file itself.
+
+    As llama.cpp does, a split model is opened by its first part.
+    """
+    path, metadata = first.path, first.metadata
+    unknown = sorted(key for key in metadata if key.startswith("split.") and key not in SPLIT_KEYS)
+    if unknown:
+        raise UnsupportedModel(f"{path}: key {unknown[0]} is not known")
+    for key in SPLIT_KEYS:
+        value = metadata.get(key, 0)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ModelBroken(f"{path}: {key} must be a whole number, not {value!r}")
+    n_parts, index = metadata.get("split.count", 1), metadata.get("split.no", 0)
+    if n_parts < 2:
+        if index:
+            raise ModelBroken(f"{path}: split.no is {index}, but split.count is {n_parts}")
+        return [path]
+    match = PART.fullmatch(path.name)
+    if match is None or (int(match["number"]), int(match["count"])) != (index + 1, n_parts):
+        expected = f"NAME-{index + 1:05}-of-{n_parts:05}.gguf"
+        raise ModelBroken(
+            f"{path}: by split.no and split.count this is part {index + 1} of {n_parts}, so it must be "
+            f"called {expected} for the other parts to be found"
+        )
+    if index:
+        raise UnsupportedModel(
+            f"{path}: this is part {index + 1} of {n_parts}; name the first one, {_part_path(path, 1)}, "
+            "and the others are read with it"
+        )
+    paths = [_part_path(path, number) for number in range(1, n_parts + 1)]
+    for part in paths:
+        if not part.is_file():
+            raise ModelNotFound(f"{path}: {part.name} is missing; all {n_parts} parts must lie side by side")
+    return paths
+
+
+def _refuse_contradiction(first: GgufFile, part: GgufFile, index: int, n_parts: int) -> None:
+    """Later parts say of themselves which they are, and nothing that the first one does not say."""
+    expected = first.metadata | {"split.no": index}
+    for key, value in part.metadata.items():
+        if n_parts > 1 and key != "general.alignment" and expected.get(key) != value:
+            raise ModelBroken(
+                f"{part.path}: {key} is {reprlib.repr(value)}, but by the first part "
+                f"({first.path.name}) it is {reprlib.repr(expected.get(key))}"
+            )
+    if n_parts > 1 and "split.no" not in part.metadata:
+        raise ModelBroken(f"{part.path}: split.no is missing, so this is not part {index + 1} of {n_parts}")
+
+
+def _read_one(path: Path) -> GgufFile:
+    _refuse_other_formats(path)
+    reader_class = _reader_class(path)
+    try:
+        reader = reader_class(path)
+        metadata = {
+            key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")
+        }
+    except (ValueError, IndexError, KeyError, OSError, OverflowError, RecursionError) as error:
+        raise ModelBroken(f"{path}: not a readable GGUF file: {error}") from error
+    is_quantized = any(tensor.kind.name.startswith(("Q", "IQ")) for tensor in reader.found)
+    version = metadata.get("general.quantization_version", QUANTIZATION_VERSION)
+    if is_quantized and version != QUANTIZATION_VERSION:
+        raise UnsupportedModel(
+            f"{path}: general.quantization_version is {version!r}; only {QUANTIZATION_VERSION} is read"
+        )
+    return GgufFile(path, metadata, {tensor.name: tensor for tensor in reader.found})
+
+
+def _refuse_other_formats(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        raise ModelBroken(f"{path}: cannot be read: {error}") from error
+    if start[:4] != b"GGUF" or len(start) < 8:
+        raise ModelBroken(f"{path}: not a GGUF file: it does not start with GGUF and a version")
+    version, swapped = int.from_bytes(start[4:], "little"), int.from_bytes(start[4:], "big")
+    if version not in VERSIONS:
+        if swapped in (1, *VERSIONS):
+            raise UnsupportedModel(f"{path}: a big-endian GGUF file, of which the numbers are not read here")
+        raise UnsupportedModel(f"{path}: version {version} of GGUF is not read; 2 and 3 are")
+
+
+def _reader_class(path: Path) -> Any:
+    """The package's reader, which minds the end of the file and the kinds of tensors that can be dequantized.
+
+    The package's own goes on reading nothing behind the end of a damaged file, for as many elements as an
+    array claims to have.
+    """
+    try:
+        import gguf
+    except ImportError:
+        raise ModelError(
+            f"{path}: GGUF files need the package gguf: pip install transformer-debugger-server[demo]"
+        ) from None
+
+    class Reader(gguf.GGUFReader):
+        found: list[GgufTensor]
+
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+            end = int(offset) + np.dtype(dtype).itemsize * int(count)
+            if end > len(self.data):
+                raise IndexError(f"cut off: it ends after {len(self.data)} bytes, but {end} are needed")
+            return super()._get(offset, dtype, count, override_order)
+
+        def _build_tensors(self, start_offs: int, fields: list[Any]) -> None:
+            self.found = [_tensor(path, self.data, start_offs, *field.parts[1:]) for field in fields]
+            _refuse_overlap(path, fields, self.found)
+
+    return Reader
+
+
+def _tensor(
+    path: Path, file: Any, start: int, name: Any, n_dimensions: Any, dimensions: Any, kind: Any, offset: Any
+) -> GgufTensor:
+    import gguf
+
+    decoded = str(bytes(name), "utf-8")
+    shape = tuple(int(n) for n in reversed(dimensions))  # GGUF lists the fastest axis first
+    try:
+        quantization = gguf.GGMLQuantizationType(int(kind[0]))
+        block_size, block_bytes = gguf.GGML_QUANT_SIZES[quantization]
+        gguf.quants.dequantize(np.zeros((1, block_bytes), np.uint8), quantization)
+    except (ValueError, KeyError, NotImplementedError):
+        stored_as = getattr(_known_kind(int(kind[0])), "name", f"type {int(kind[0])}")
+        raise UnsupportedModel(f"{path}: {decoded} is stored as {stored_as}, not read here") from None
+    if not shape or min(shape) < 1 or shape[-1] % block_size:
+        raise ModelBroken(f"{path}: {decoded} has shape {list(shape)} in blocks of {block_size}")
+    begin = start + int(offset[0])
+    row_bytes = shape[-1] // block_size * block_bytes
+    end = begin + math.prod(shape[:-1]) * row_bytes
+    if end > len(file):
+        raise ModelBroken(
+            f"{path}: ends after {len(file)} bytes, but {decoded} ends at {end}: the file was cut off"
+        )
+    return GgufTensor(decoded, shape, quantization, file[begin:end].reshape(*shape[:-1], row_bytes))
+
+
+def _known_kind(kind: int) -> Any:
+    import gguf
+
+    return next((known for known in gguf.GGMLQuantizationType if known == kind), None)
+
+
+def _refuse_overlap(path: Path, fields: list[Any], tensors: list[GgufTensor]) -> None:
+    places = sorted(
+        (int(field.parts[-1][0]), tensor.data.nbytes, tensor.name)
+        for field, tensor in zip(fields, tensors, strict=True)
+    )
+    for (begin, n_bytes, name), (next_begin, _, next_name) in pairwise(places):
+        if begin + n_bytes > next_begin:
+            raise ModelBroken(f"{path}: tensors {name} and {next_name} lie in the same place")
+    names = [tensor.name for tensor in tensors]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ModelBroken(f"{path}: tensor {twice} is there twice")

@@ -1,0 +1,222 @@
+"""The tokenizer of a model folder, as `transformers` reads it, written as one `tokenizer.json`.
+
+A folder says what its tokenizer is in up to six files, and which of them counts where they differ depends on
+the tokenizer's class and on the model's family. `transformers.AutoTokenizer` knows; so it reads the folder,
+once, and what it has made of the folder is kept. Its silence is not: a token to which two files give two ids
+is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tdb_server.errors import ModelBroken
+from tdb_server.model.model_files import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    WARNINGS_FILE,
+    read_json_object,
+)
+from tdb_server.model.tokenizer import is_byte_level, leading_token
+
+ADDED_TOKENS_FILE = "added_tokens.json"
+SPECIAL_TOKENS_FILE = "special_tokens_map.json"
+VOCABULARY_FILES = (TOKENIZER_FILE, "vocab.json", "tokenizer.model", "tekken.json", "tiktoken.model")
+"""A folder without any of these has no tokenizer."""
+
+_CONVERTERS = ("transformers", "tokenizers", "sentencepiece", "protobuf", "tiktoken", "mistral-common")
+"""Packages whose versions decide what comes out."""
+_OTHER_FILES = (TOKENIZER_CONFIG_FILE, ADDED_TOKENS_FILE, SPECIAL_TOKENS_FILE)
+_READ_SUFFIXES = (".json", ".txt", ".model", ".tiktoken")
+_READ_PREFIXES = ("tokenizer", "vocab", "merges", "tekken", "tiktoken")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether there is anything to read a tokenizer from."""
+    return any((folder / name).is_file() for name in VOCABULARY_FILES)
+
+
+def tokenizer_digest(folder: Path) -> bytes:
+    """Of everything that decides what `convert_tokenizer` makes: file contents, and versions of packages.
+
+    Raises:
+        ModelBroken: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for package in _CONVERTERS:
+        digest.update(f"{package} {_version(package)}\n".encode())
+    for path in sorted(folder.iterdir()):
+        is_read = path.suffix in _READ_SUFFIXES or path.name.startswith(_READ_PREFIXES)
+        if is_read and path.name != INDEX_FILE and path.is_file():
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                raise ModelBroken(f"{path}: cannot be read: {error}") from error
+            digest.update(f"{path.name} {len(content)}\n".encode() + content)
+    return digest.digest()
+
+
+def convert_tokenizer(folder: Path, target: Path) -> None:
+    """Writes what `Tokenizer` reads, and warnings where there are any.
+
+    Args:
+        folder: the model's.
+        target: an existing folder to write into.
+
+    Raises:
+        ModelBroken: the tokenizer cannot be read, or its files contradict each other.
+    """
+    tokenizer = _read(folder)
+    backend = tokenizer.backend_tokenizer
+    warnings = _check_ids(folder, backend)
+    bos_token, more_warnings = _beginning_of_text(folder, tokenizer.bos_token, backend)
+    warnings += more_warnings
+    backend.save(str(target / TOKENIZER_FILE))
+    configuration: dict[str, object] = {"bos_token": bos_token}
+    if tokenizer.split_special_tokens:
+        configuration["split_special_tokens"] = True
+    (target / TOKENIZER_CONFIG_FILE).write_text(json.dumps(configuration), encoding="utf-8")
+    if warnings:
+        (target / WARNINGS_FILE).write_text("".join(f"{line}\n" for line in warnings), encoding="utf-8")
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def _read(folder: Path) -> Any:
+    """A tokenizer of `transformers`, with a backend of the `tokenizers` library."""
+    from tokenizers import Tokenizer as RawTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    path = folder / TOKENIZER_FILE
+    try:
+        stored = RawTokenizer.from_file(str(path)) if path.is_file() else None
+    except Exception as error:  # the library raises nothing more precise
+        raise ModelBroken(f"{path}: not a tokenizer: {error}") from error
+    # Read first, so that a broken one is called by its name.
+    for name in _OTHER_FILES:
+        _object(folder / name)
+    options: Any = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        backend = tokenizer.backend_tokenizer
+        if stored is not None and is_byte_level(stored) != is_byte_level(backend):
+            # A class that spells text in another way than the file's vocabulary. `transformers` itself
+            # ignores such a class where it is Llama's.
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, **options)
+            backend = tokenizer.backend_tokenizer
+    except Exception as error:  # whatever the many tokenizer classes raise
+        lacks_reader = stored is None and importlib.util.find_spec("sentencepiece") is None
+        if lacks_reader and (folder / "tokenizer.model").is_file():
+            hint = "it needs the package sentencepiece (pip install sentencepiece), or Llama 3's tiktoken"
+            raise ModelBroken(f"{folder / 'tokenizer.model'}: {hint}: {error}") from error
+        read = [name for name in (*VOCABULARY_FILES, *_OTHER_FILES) if (folder / name).is_file()]
+        raise ModelBroken(
+            f"{folder}: transformers cannot read the tokenizer of {', '.join(read)}: {error}"
+        ) from error
+    if len(backend.get_vocab(with_added_tokens=False)) <= len(backend.get_added_tokens_decoder()):
+        raise ModelBroken(
+            f"{folder}: transformers finds no vocabulary for its {type(tokenizer).__name__}; "
+            f"save it as {TOKENIZER_FILE}"
+        )
+    return tokenizer
+
+
+def _check_ids(folder: Path, backend: Any) -> list[str]:
+    """Compares the ids that files give to tokens with those that came out.
+
+    Returns:
+        Warnings about tokens that a file names and that are not known.
+
+    Raises:
+        ModelBroken: a token has two ids, or an id has two tokens.
+    """
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    tokens = {token_id: token for token, token_id in vocabulary.items()}
+    stated = _stated_ids(folder)
+    unread = ["vocab.json"] if TOKENIZER_FILE in stated else []
+    if "added_tokens_decoder" in _object(folder / TOKENIZER_CONFIG_FILE):
+        unread.append(ADDED_TOKENS_FILE)
+    warnings: list[str] = []
+    for name, ids in stated.items():
+        others = ", ".join(other for other in stated if other != name) or "the tokens of transformers' class"
+        for token, token_id in ids:
+            found = vocabulary.get(token)
+            if found == token_id:
+                continue
+            if token_id in tokens:
+                fault = f"token {token_id} is {token!r} there, and {tokens[token_id]!r} with {others}"
+            elif found is not None:
+                fault = f"token {token!r} is {token_id} there, and becomes {found} with {others}"
+            else:
+                fault = f"token {token_id}, {token!r}, is named there and gets lost with {others}"
+            if name not in unread:
+                raise ModelBroken(f"{folder / name}: {fault}")
+            warnings.append(f"{folder / name}: {fault}; transformers does not read this file here")
+            break  # one token of a file is enough
+    return warnings
+
+
+def _stated_ids(folder: Path) -> dict[str, list[tuple[str, int]]]:
+    """By file: the ids that it gives to tokens."""
+    stated: dict[str, list[tuple[str, int]]] = {}
+    content: Any = _object(folder / TOKENIZER_FILE)
+    if content:
+        vocabulary = content["model"]["vocab"]
+        stated[TOKENIZER_FILE] = list(vocabulary.items()) if isinstance(vocabulary, dict) else []
+        stated[TOKENIZER_FILE] += [
+            (token["content"], token["id"]) for token in content.get("added_tokens", [])
+        ]
+    added: Any = _object(folder / TOKENIZER_CONFIG_FILE).get("added_tokens_decoder") or {}
+    stated[TOKENIZER_CONFIG_FILE] = [(token["content"], int(token_id)) for token_id, token in added.items()]
+    for name in ("vocab.json", ADDED_TOKENS_FILE):
+        content = _object(folder / name)
+        stated[name] = list(content.items())
+    return {name: ids for name, ids in stated.items() if ids}
+
+
+def _beginning_of_text(folder: Path, named: str | None, backend: Any) -> tuple[str | None, list[str]]:
+    """The token that the model has for the beginning of text, and warnings about files that say otherwise.
+
+    Raises:
+        ModelBroken: the token that is put in front is none of the model's.
+    """
+    warnings = []
+    for name in (TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_FILE):
+        other: Any = _object(folder / name).get("bos_token")
+        other = other.get("content") if isinstance(other, dict) else other
+        if other is not None and other != named:
+            warnings.append(f"{folder / name}: bos_token is {other!r}, and transformers takes {named!r}")
+    leading = leading_token(backend)
+    says = _object(folder / TOKENIZER_CONFIG_FILE).get("add_bos_token")
+    if isinstance(says, bool) and says != (leading is not None):
+        warnings.append(
+            f"{folder / TOKENIZER_CONFIG_FILE}: add_bos_token is {says}, and transformers goes by the "
+            f"post-processor of {TOKENIZER_FILE}, which says {not says}"
+        )
+    n_tokens = _object(folder / CONFIG_FILE).get("vocab_size")
+    if not isinstance(n_tokens, int):
+        return named, warnings
+    if leading is not None and leading >= n_tokens:
+        raise ModelBroken(
+            f"{folder}: the tokenizer puts token {leading} in front of texts, and {CONFIG_FILE} says "
+            f"vocab_size {n_tokens}"
+        )
+    token_id = None if named is None else backend.token_to_id(named)
+    return (named if token_id is not None and token_id < n_tokens else None), warnings
+
+
+def _object(path: Path) -> dict[str, object]:
+    """The object in a file; an empty one where there is no file."""
+    return read_json_object(path) if path.is_file() else {}

@@ -1,0 +1,171 @@
+"""GGUF files of small models, written with the gguf package in llama.cpp's own order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from safetensors.numpy import load_file
+
+from tests.random_models import FIXTURES
+
+LAYER_NAMES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "ln_1": "attn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "ln_2": "ffn_norm",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+}
+OUTER_NAMES = {
+    "embed_tokens": "token_embd",
+    "norm": "output_norm",
+    "lm_head": "output",
+    "wte": "token_embd",
+    "wpe": "position_embd",
+    "ln_f": "output_norm",
+}
+Array = np.ndarray[Any, Any]
+Edit = Callable[[gguf.GGUFWriter], object]
+Kind = gguf.GGMLQuantizationType
+
+
+def write_gguf(
+    folder: Path,
+    path: Path,
+    *,
+    kind: Kind = Kind.F32,
+    edit: Edit | None = None,
+    change: Callable[[str, Array], Array | None] | None = None,
+    **options: Any,
+) -> Path:
+    """A Hugging Face folder as llama.cpp would convert it.
+
+    Args:
+        folder: as `write_random_model` makes them.
+        path: the file to write.
+        kind: how matrices are stored whose rows fit into its blocks.
+        edit: adds to the file, or alters its keys, before it is written.
+        change: from a tensor's name in the file and its values to others; None leaves it out.
+        options: of the writer.
+
+    Returns:
+        The file.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    family = config["model_type"]
+    architecture = "llama" if family == "mistral" else family
+    writer = gguf.GGUFWriter(path, architecture, **options)
+    add_sizes(writer, config)
+    add_vocabulary(writer)
+    for name, values in load_file(folder / "model.safetensors").items():
+        target, ordered = as_in_gguf(name, values, config, architecture)
+        changed = ordered if change is None else change(target, ordered)
+        if changed is None:
+            continue
+        block_size = gguf.GGML_QUANT_SIZES[kind][0]
+        if kind != Kind.F32 and changed.ndim == 2 and changed.shape[1] % block_size == 0:
+            writer.add_tensor(target, gguf.quants.quantize(changed, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(target, changed)
+    if edit is not None:
+        edit(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def as_in_gguf(name: str, values: Array, config: dict[str, Any], architecture: str) -> tuple[str, Array]:
+    """A checkpoint's tensor under llama.cpp's name and in its order."""
+    short, end = name.removeprefix("model.").removeprefix("transformer.").rsplit(".", 1)
+    if not short.startswith(("layers.", "h.")):
+        return f"{OUTER_NAMES[short]}.{end}", values
+    _, layer_index, inner = short.split(".", 2)
+    if inner.startswith(("attn.c", "mlp.c_")):
+        values = np.ascontiguousarray(values.T)
+    if architecture == "llama" and inner in ("self_attn.q_proj", "self_attn.k_proj"):
+        values = interleave(values, config["head_dim"])
+    return f"blk.{layer_index}.{LAYER_NAMES[inner]}.{end}", values
+
+
+def interleave(values: Array, d_head: int) -> Array:
+    """Rows 0, e/2, 1, e/2 + 1, ... of every head."""
+    order = np.arange(d_head).reshape(2, -1).T.ravel()
+    rows = np.concatenate([start + order for start in range(0, len(values), d_head)])
+    return np.ascontiguousarray(values[rows])
+
+
+def add_sizes(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+    """The keys that llama.cpp's converter writes for every model."""
+    if config["model_type"] == "gpt2":
+        writer.add_block_count(config["n_layer"])
+        writer.add_embedding_length(config["n_embd"])
+        writer.add_head_count(config["n_head"])
+        writer.add_feed_forward_length(config["n_inner"] or 4 * config["n_embd"])
+        writer.add_context_length(config["n_positions"])
+        writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+        return
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(8)
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    writer.add_rope_dimension_count(8)
+
+
+def add_vocabulary(writer: gguf.GGUFWriter) -> None:
+    """The fixtures' tokenizer of 1000 tokens."""
+    model = json.loads((FIXTURES / "tiny-a" / "tokenizer.json").read_text())["model"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([*sorted(model["vocab"], key=model["vocab"].get), "<|endoftext|>"])
+    writer.add_token_types([1] * 999 + [3])
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in model["merges"]])
+    writer.add_bos_token_id(999)
+
+
+def setting(**keys: object) -> Edit:
+    """An edit that sets keys of the architecture, `**{"rope.scaling.factor": 2.0}`; None removes one."""
+
+    def edit(writer: gguf.GGUFWriter) -> None:
+        for key, value in keys.items():
+            full = f"{writer.arch}.{key}"
+            writer.kv_data[0].pop(full, None)
+            match value:
+                case bool():
+                    writer.add_bool(full, value)
+                case int():
+                    writer.add_uint32(full, value)
+                case float():
+                    writer.add_float32(full, value)
+                case str():
+                    writer.add_string(full, value)
+                case list():
+                    writer.add_array(full, value)
+                case None:
+                    pass  # only removed
+                case _:
+                    raise TypeError(f"{key}: {value!r}")
+
+    return edit

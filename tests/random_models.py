@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer, processors
 from transformers import PreTrainedModel
 
 auto: Any = transformers  # its Auto classes have no types
@@ -60,6 +61,17 @@ def write_random_model(folder: Path, family: str, seed: int = 0, **overrides: An
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     shutil.copyfile(FIXTURES / "tiny-a" / "tokenizer.json", folder / "tokenizer.json")
+    return folder
+
+
+def begin_texts(folder: Path, token: str = "<|endoftext|>") -> Path:
+    """Makes the tokenizer in a folder put a token in front of every text; returns the folder."""
+    path = folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{token} $A", special_tokens=[(token, tokenizer.token_to_id(token))]
+    )
+    tokenizer.save(str(path))
     return folder
 
 

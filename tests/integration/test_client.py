@@ -278,7 +278,10 @@ def test_the_doctor_finds_a_server_well(server, capsys):
 def test_the_command_says_in_one_line_what_is_wrong(server, capsys):
     code = main(["debug", "--server", f"127.0.0.1:{server.port}", "--prompt", PROMPT, "--target", " Mary"])
     assert code == 1
-    assert capsys.readouterr().err == "tdb: --target ' Mary': ' Mary' is 2 tokens; it must be one\n"
+    assert (
+        capsys.readouterr().err == "tdb: --target ' Mary': must be one token, and ' Mary' is 2:"
+        " ' M' (337), 'ary' (560)\n"
+    )
 
 
 def test_the_library_example_runs(server, monkeypatch, capsys):

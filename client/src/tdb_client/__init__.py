@@ -58,6 +58,7 @@ from tdb_client.results import (
     GroupResult,
     InferenceResult,
     LabelledArray,
+    LossTokens,
     MultipleTopKResult,
     PromptTokens,
     RankedTokens,
@@ -66,6 +67,7 @@ from tdb_client.results import (
     TokenPairAttributionResult,
     TopTokens,
 )
+from tdb_client.token_counting import TokenCountWarning
 
 __all__ = [
     "Ablation",
@@ -104,6 +106,7 @@ __all__ = [
     "Limits",
     "LogitTable",
     "Loss",
+    "LossTokens",
     "ModelInfo",
     "MultipleTopKResult",
     "MultipleTopKSpec",
@@ -123,6 +126,7 @@ __all__ = [
     "TdbError",
     "Timings",
     "Tls",
+    "TokenCountWarning",
     "TokenPairAttributionResult",
     "TokenPairAttributionSpec",
     "TopTokens",

@@ -30,12 +30,16 @@ from tdb_client.requests import (
     AttentionComponent,
     DebugSubRequest,
     MlpComponent,
+    SubRequest,
     SubRequestT,
+    TokenWords,
+    prompt_length,
     prompts_to_tokenize,
     resolve,
 )
 from tdb_client.results import EstimatedCost, InferenceResult, PromptTokens
 from tdb_client.streams import EventReader
+from tdb_client.token_counting import TokenCounting
 from tdb_client.value_check import check_text, check_values
 
 if TYPE_CHECKING:  # generic for the type checker alone
@@ -80,6 +84,7 @@ class AsyncClient:
         self._debugger = TransformerDebuggerServiceStub(self._channel)
         self._models = ModelServiceStub(self._channel)
         self._versions = VersionCheck(self._connection.server)
+        self._counting = TokenCounting()
 
     async def __aenter__(self) -> Self:
         return self
@@ -96,8 +101,8 @@ class AsyncClient:
     async def debug(
         self,
         prompt: str,
-        target: str | Sequence[str] = (),
-        distractor: str | Sequence[str] = (),
+        target: TokenWords | Sequence[TokenWords] = (),
+        distractor: TokenWords | Sequence[TokenWords] = (),
         *,
         k: int = 10,
         ablate: AblationWords | Sequence[AblationWords] = (),
@@ -106,6 +111,7 @@ class AsyncClient:
         mlp: MlpComponent = "neuron",
         attention: AttentionComponent = "attention_head",
         hide_early_layers: bool = False,
+        add_bos: bool | None = None,
         timeout: float | None = None,
         request_id: str = "",
         on_event: Callable[[Event], object] | None = None,
@@ -122,6 +128,7 @@ class AsyncClient:
             mlp=mlp,
             attention=attention,
             hide_early_layers=hide_early_layers,
+            add_bos=add_bos,
         )
         results = await self.debug_many(
             [sub_request], timeout=timeout, request_id=request_id, on_event=on_event
@@ -182,7 +189,9 @@ class AsyncClient:
         Closing the iterator cancels the call.
         """
         request = encoding.debug_request(await self._resolved(sub_requests, timeout), request_id=request_id)
-        async with aclosing(self._events(self._debugger.StreamDebug, request, timeout)) as events:
+        async with aclosing(
+            self._events(self._debugger.StreamDebug, request, sub_requests, timeout)
+        ) as events:
             async for event in events:
                 yield event
 
@@ -195,7 +204,9 @@ class AsyncClient:
     ) -> AsyncGenerator[Event]:
         """Yields the events of general sub-requests as they arrive; as stream_debug."""
         request = encoding.infer_request(await self._resolved(sub_requests, timeout), request_id=request_id)
-        async with aclosing(self._events(self._debugger.StreamInfer, request, timeout)) as events:
+        async with aclosing(
+            self._events(self._debugger.StreamInfer, request, sub_requests, timeout)
+        ) as events:
             async for event in events:
                 yield event
 
@@ -222,19 +233,28 @@ class AsyncClient:
             self._versions.compare(response.model_info.api_version)
         return model_info(response.model_info)
 
-    async def tokenize(self, text: str, *, timeout: float | None = None) -> PromptTokens:
-        """Splits text into the model's tokens, as prompts are split."""
+    async def tokenize(
+        self, text: str, *, add_bos: bool | None = None, timeout: float | None = None
+    ) -> PromptTokens:
+        """Splits text into the model's tokens, as prompts are split; see Client.tokenize."""
+        tokens = await self._tokens(text, add_bos, timeout)
+        self._counting.showed(text, tokens)
+        return tokens
+
+    async def _tokens(self, text: str, add_bos: bool | None, timeout: float | None) -> PromptTokens:
         check_text(text, "text")
-        request = model_pb2.TokenizeRequest(text=text)
+        request = model_pb2.TokenizeRequest(text=text, add_bos=add_bos)
         seconds, metadata = self._connection.seconds(timeout), self._connection.metadata()
         with call_errors(self._connection.server):
             response = await self._models.Tokenize(request, timeout=seconds, metadata=metadata)
-        return PromptTokens(tuple(response.token_ids), tuple(response.token_strings))
+        return decoding.prompt_tokens(response)
 
-    async def detokenize(self, token_ids: Sequence[int], *, timeout: float | None = None) -> str:
-        """Joins tokens into text; bytes that are not UTF-8 become U+FFFD."""
+    async def detokenize(
+        self, token_ids: Sequence[int], *, add_bos: bool | None = None, timeout: float | None = None
+    ) -> str:
+        """Joins tokens into text; bytes that are not UTF-8 become U+FFFD. `add_bos` as in `tokenize`."""
         check_values(list(token_ids), "token_ids")
-        request = model_pb2.DetokenizeRequest(token_ids=token_ids)
+        request = model_pb2.DetokenizeRequest(token_ids=token_ids, add_bos=add_bos)
         seconds, metadata = self._connection.seconds(timeout), self._connection.metadata()
         with call_errors(self._connection.server):
             return (await self._models.Detokenize(request, timeout=seconds, metadata=metadata)).text
@@ -254,13 +274,17 @@ class AsyncClient:
         """The sub-requests with tokens counted from the start; asks for the prompts' lengths where needed."""
         check_values(list(sub_requests), "sub_requests")
         prompts = prompts_to_tokenize(sub_requests)
-        n_tokens = {prompt: len(await self.tokenize(prompt, timeout=timeout)) for prompt in prompts}
+        n_tokens = {
+            (text, add_bos): prompt_length(await self._tokens(text, add_bos, timeout), add_bos)
+            for text, add_bos in prompts
+        }
         return [resolve(one, n_tokens) for one in sub_requests]
 
     async def _events(
         self,
         method: grpc.aio.UnaryStreamMultiCallable[Request, Response],
         request: Request,
+        sub_requests: Sequence[SubRequest],
         timeout: float | None,
     ) -> AsyncGenerator[Event]:
         reader = EventReader(len(request.sub_requests))
@@ -273,6 +297,7 @@ class AsyncClient:
                 async for message in call:
                     asked = asked or self._ask_for_version()
                     for event in reader.read(message):
+                        self._counting.look_at(event, sub_requests)
                         yield event
             finally:
                 call.cancel()

@@ -57,6 +57,7 @@ def attention_requests(results: Sequence[DebugResult], n_heads: int) -> list[Inf
             one.request.prompt,
             ablate=tuple(_ablation_spec(ablation, len(one.prompt)) for ablation in one.request.ablate),
             results=wanted,
+            add_bos=one.request.add_bos,
         )
         for one in results
     ]

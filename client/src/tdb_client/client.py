@@ -28,12 +28,16 @@ from tdb_client.requests import (
     AttentionComponent,
     DebugSubRequest,
     MlpComponent,
+    SubRequest,
     SubRequestT,
+    TokenWords,
+    prompt_length,
     prompts_to_tokenize,
     resolve,
 )
 from tdb_client.results import EstimatedCost, InferenceResult, PromptTokens
 from tdb_client.streams import EventReader
+from tdb_client.token_counting import TokenCounting
 from tdb_client.value_check import check_text, check_values
 
 Request = TypeVar("Request", service_pb2.DebugRequest, service_pb2.InferRequest)
@@ -77,6 +81,7 @@ class Client:
         self._debugger = TransformerDebuggerServiceStub(self._channel)
         self._models = ModelServiceStub(self._channel)
         self._versions = VersionCheck(self._connection.server)
+        self._counting = TokenCounting()
 
     def __enter__(self) -> Self:
         return self
@@ -93,8 +98,8 @@ class Client:
     def debug(
         self,
         prompt: str,
-        target: str | Sequence[str] = (),
-        distractor: str | Sequence[str] = (),
+        target: TokenWords | Sequence[TokenWords] = (),
+        distractor: TokenWords | Sequence[TokenWords] = (),
         *,
         k: int = 10,
         ablate: AblationWords | Sequence[AblationWords] = (),
@@ -103,6 +108,7 @@ class Client:
         mlp: MlpComponent = "neuron",
         attention: AttentionComponent = "attention_head",
         hide_early_layers: bool = False,
+        add_bos: bool | None = None,
         timeout: float | None = None,
         request_id: str = "",
         on_event: Callable[[Event], object] | None = None,
@@ -125,8 +131,9 @@ class Client:
 
         Args:
             prompt: the prompt.
-            target: a token, or tokens, whose logits after the prompt count for the objective. The space in
-                front belongs to it. A trace needs none, unless it is through V without `downstream`.
+            target: a token, or tokens, whose logits after the prompt count for the objective: as text, where
+                the space in front belongs to it, or as vocabulary indices, such as 198 for a line's end. A
+                trace needs none, unless it is through V without `downstream`.
             distractor: tokens whose logits count against it.
             k: how many nodes to take from each end of each ranking.
             ablate: nodes to set to 0, or Ablations to other values, or their spelling: `"L9 head 6 @ -1"`.
@@ -135,6 +142,8 @@ class Client:
             mlp: what MLPs are taken apart into; latents need an autoencoder.
             attention: what attention is taken apart into; latents need an autoencoder.
             hide_early_layers: with ablations, leave out nodes of layers before the first ablated layer.
+            add_bos: whether the beginning-of-text token stands in front of the prompt; then it is token 0,
+                and all others are one further. None means as the model's own tokenizer does.
             timeout: seconds the call may take; None for the client's.
             request_id: an id for the server's logs.
             on_event: called with every event as it arrives, to show progress.
@@ -156,6 +165,7 @@ class Client:
             mlp=mlp,
             attention=attention,
             hide_early_layers=hide_early_layers,
+            add_bos=add_bos,
         )
         results = self.debug_many([sub_request], timeout=timeout, request_id=request_id, on_event=on_event)
         return results[0]
@@ -237,7 +247,7 @@ class Client:
         Closing the iterator cancels the call.
         """
         request = encoding.debug_request(self._resolved(sub_requests, timeout), request_id=request_id)
-        yield from self._events(self._debugger.StreamDebug, request, timeout)
+        yield from self._events(self._debugger.StreamDebug, request, sub_requests, timeout)
 
     def stream_infer(
         self,
@@ -248,7 +258,7 @@ class Client:
     ) -> Generator[Event]:
         """Yields the events of general sub-requests as they arrive; as stream_debug."""
         request = encoding.infer_request(self._resolved(sub_requests, timeout), request_id=request_id)
-        yield from self._events(self._debugger.StreamInfer, request, timeout)
+        yield from self._events(self._debugger.StreamInfer, request, sub_requests, timeout)
 
     def estimate(
         self, sub_requests: Sequence[DebugSubRequest | InferenceSubRequest], *, timeout: float | None = None
@@ -273,19 +283,34 @@ class Client:
             self._versions.compare(response.model_info.api_version)
         return model_info(response.model_info)
 
-    def tokenize(self, text: str, *, timeout: float | None = None) -> PromptTokens:
-        """Splits text into the model's tokens, as prompts are split."""
+    def tokenize(
+        self, text: str, *, add_bos: bool | None = None, timeout: float | None = None
+    ) -> PromptTokens:
+        """Splits text into the model's tokens, as prompts are split; without the beginning-of-text token.
+
+        Args:
+            text: the text.
+            add_bos: True puts that token in front, as prompts of some models have it.
+            timeout: as in `debug`.
+        """
+        tokens = self._tokens(text, add_bos, timeout)
+        self._counting.showed(text, tokens)
+        return tokens
+
+    def _tokens(self, text: str, add_bos: bool | None, timeout: float | None) -> PromptTokens:
         check_text(text, "text")
-        request = model_pb2.TokenizeRequest(text=text)
+        request = model_pb2.TokenizeRequest(text=text, add_bos=add_bos)
         seconds, metadata = self._connection.seconds(timeout), self._connection.metadata()
         with call_errors(self._connection.server):
             response = self._models.Tokenize(request, timeout=seconds, metadata=metadata)
-        return PromptTokens(tuple(response.token_ids), tuple(response.token_strings))
+        return decoding.prompt_tokens(response)
 
-    def detokenize(self, token_ids: Sequence[int], *, timeout: float | None = None) -> str:
-        """Joins tokens into text; bytes that are not UTF-8 become U+FFFD."""
+    def detokenize(
+        self, token_ids: Sequence[int], *, add_bos: bool | None = None, timeout: float | None = None
+    ) -> str:
+        """Joins tokens into text; bytes that are not UTF-8 become U+FFFD. `add_bos` as in `tokenize`."""
         check_values(list(token_ids), "token_ids")
-        request = model_pb2.DetokenizeRequest(token_ids=token_ids)
+        request = model_pb2.DetokenizeRequest(token_ids=token_ids, add_bos=add_bos)
         seconds, metadata = self._connection.seconds(timeout), self._connection.metadata()
         with call_errors(self._connection.server):
             return (self._models.Detokenize(request, timeout=seconds, metadata=metadata)).text
@@ -303,13 +328,17 @@ class Client:
         """The sub-requests with tokens counted from the start; asks for the prompts' lengths where needed."""
         check_values(list(sub_requests), "sub_requests")
         prompts = prompts_to_tokenize(sub_requests)
-        n_tokens = {prompt: len(self.tokenize(prompt, timeout=timeout)) for prompt in prompts}
+        n_tokens = {
+            (text, add_bos): prompt_length(self._tokens(text, add_bos, timeout), add_bos)
+            for text, add_bos in prompts
+        }
         return [resolve(one, n_tokens) for one in sub_requests]
 
     def _events(
         self,
         method: grpc.UnaryStreamMultiCallable[Request, Response],
         request: Request,
+        sub_requests: Sequence[SubRequest],
         timeout: float | None,
     ) -> Generator[Event]:
         reader = EventReader(len(request.sub_requests))
@@ -321,7 +350,9 @@ class Client:
             try:
                 for message in call:
                     asked = asked or self._ask_for_version()
-                    yield from reader.read(message)
+                    for event in reader.read(message):
+                        self._counting.look_at(event, sub_requests)
+                        yield event
             finally:
                 call.cancel()
         reader.end()

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
 from tdb_client.errors import IncompleteResponseError
-from tdb_client.inference import AblationSpec, held_norm_scales
+from tdb_client.inference import AblationSpec, Token, held_norm_scales
 from tdb_client.node_table import LogitTable, NodeTable
 from tdb_client.requests import DebugSubRequest
 from tdb_client.results import (
     CallInfo,
     FloatArray,
     InferenceResult,
+    LossTokens,
     MultipleTopKResult,
     ProcessingResult,
     PromptTokens,
@@ -24,7 +25,7 @@ from tdb_client.results import (
     TokenPairAttributionResult,
     TopTokens,
 )
-from tdb_client.token_text import objective_words
+from tdb_client.token_text import objective_words, quoted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,6 +63,7 @@ class DebugResult:
         timings: where the time of the whole call went.
         peak_memory_bytes: the most memory in use on the worker's device; 0 when not known.
         cached: whether the results come from the server's cache.
+        loss_tokens: the loss's targets and distractors; None without a loss, or from an older server.
         ablations: what was set in the run: nodes as the cells they stand for, and gradients.
         attention: by head (`L9 head 6`), what each token pays to each [T, T], attended-from token first.
             Empty unless Client.with_attention has asked for it.
@@ -79,6 +81,7 @@ class DebugResult:
     timings: Timings
     peak_memory_bytes: int
     cached: bool
+    loss_tokens: LossTokens | None = None
     ablations: tuple[AblationSpec, ...] = ()
     attention: Mapping[str, FloatArray] = field(default_factory=dict)
 
@@ -102,9 +105,32 @@ class DebugResult:
         """What is explained, in words: `logit ' Mary' - ' John'`, or the traced node."""
         trace, downstream = self.request.trace, self.request.downstream
         if trace is None:
-            return objective_words(self.request.target, self.request.distractor)
+            return objective_words(self.target_words, self.distractor_words)
         read_by = "" if downstream is None else f", read by {downstream.words(self.prompt.tokens)}"
         return trace.words(self.prompt.tokens) + read_by
+
+    @property
+    def target_words(self) -> list[str]:
+        """Each target in quotes; those asked for by number with that: `' Mary' (token 5335)`."""
+        loss = self.loss_tokens or _NO_LOSS_TOKENS
+        return _words(self.request.target, loss.target_ids, loss.targets)
+
+    @property
+    def distractor_words(self) -> list[str]:
+        """The same of the distractors."""
+        loss = self.loss_tokens or _NO_LOSS_TOKENS
+        return _words(self.request.distractor, loss.distractor_ids, loss.distractors)
+
+    def role(self, token_id: int, text: str) -> Literal["target", "distractor"] | None:
+        """Whether a token of the vocabulary is a target or a distractor."""
+        request, loss = self.request, self.loss_tokens
+        if loss is None:  # the texts must do
+            targets, distractors = request.target, request.distractor
+        else:
+            targets, distractors = loss.target_ids, loss.distractor_ids
+        if token_id in targets or text in targets:
+            return "target"
+        return "distractor" if token_id in distractors or text in distractors else None
 
     @property
     def objective_value(self) -> float | None:
@@ -160,6 +186,21 @@ class DebugResult:
         show(self.to_html(before=before))
 
 
+_NO_LOSS_TOKENS = LossTokens((), ())
+
+
+def _words(tokens: Sequence[Token], answered_ids: Sequence[int], answered: Sequence[str]) -> list[str]:
+    texts = dict(zip(answered_ids, answered, strict=True))
+    return [
+        quoted(one)
+        if isinstance(one, str)
+        else f"{quoted(texts[one])} (token {one})"
+        if one in texts
+        else f"token {one}"
+        for one in tokens
+    ]
+
+
 def debug_result(request: DebugSubRequest, result: InferenceResult) -> DebugResult:
     """Reads the named results of a debug sub-request.
 
@@ -183,6 +224,7 @@ def debug_result(request: DebugSubRequest, result: InferenceResult) -> DebugResu
         timings=result.timings,
         peak_memory_bytes=result.peak_memory_bytes,
         cached=result.cached,
+        loss_tokens=result.loss_tokens,
         ablations=result.ablations,
     )
 

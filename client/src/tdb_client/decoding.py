@@ -10,6 +10,7 @@ import numpy as np
 from transformer_debugger.v1 import ablation_pb2, call_pb2, node_pb2, result_pb2
 from transformer_debugger.v1.activation_pb2 import ActivationLocationType, Dimension
 from transformer_debugger.v1.derived_scalar_pb2 import DerivedScalarType, GroupId
+from transformer_debugger.v1.model_service_pb2 import TokenizeResponse
 from transformer_debugger.v1.tensor_pb2 import Tensor
 
 from tdb_client import results
@@ -72,6 +73,13 @@ def processing_result(named: result_pb2.NamedResult) -> results.ProcessingResult
         case "token_pair_attribution":
             return _token_pair_attribution(named.token_pair_attribution)
     raise ResponseError(f"result {named.name!r} is of a kind that this client does not know")
+
+
+def prompt_tokens(message: TokenizeResponse) -> results.PromptTokens:
+    """A text's tokens."""
+    return results.PromptTokens(
+        tuple(message.token_ids), tuple(message.token_strings), message.bos_added, message.prompt_adds_bos
+    )
 
 
 def call_info(info: call_pb2.CallInfo) -> results.CallInfo:

@@ -26,6 +26,7 @@ from tdb_client.inference import (
     MultipleTopKSpec,
     ProcessingSpec,
     ScoredTokensSpec,
+    Token,
     TokenPairAttributionSpec,
 )
 from tdb_client.interventions import Ablation, Trace
@@ -92,8 +93,8 @@ def estimate_request(
 def _debug_sub_request(request: DebugSubRequest) -> service_pb2.DebugSubRequest:
     return service_pb2.DebugSubRequest(
         prompt=request.prompt,
-        target_tokens=request.target,
-        distractor_tokens=request.distractor,
+        target_tokens=_texts(request.target),
+        distractor_tokens=_texts(request.distractor),
         component_type_for_mlp=enum_value(service_pb2.ComponentTypeForMlp, request.mlp),
         component_type_for_attention=enum_value(service_pb2.ComponentTypeForAttention, request.attention),
         top_and_bottom_k=request.k,
@@ -101,6 +102,9 @@ def _debug_sub_request(request: DebugSubRequest) -> service_pb2.DebugSubRequest:
         node_ablations=[_node_ablation(one) for one in request.ablate],
         upstream_node_to_trace=_node_to_trace(request.trace),
         downstream_node_to_trace=_node_to_trace(request.downstream),
+        target_token_ids=_ids(request.target),
+        distractor_token_ids=_ids(request.distractor),
+        add_bos=request.add_bos,
     )
 
 
@@ -158,7 +162,21 @@ def _loss(loss: Loss | None) -> loss_pb2.LossFnConfig | None:
     if loss is None:
         return None
     name = enum_value(loss_pb2.LossFnName, loss.name)
-    return loss_pb2.LossFnConfig(name=name, target_tokens=loss.target, distractor_tokens=loss.distractor)
+    return loss_pb2.LossFnConfig(
+        name=name,
+        target_tokens=_texts(loss.target),
+        distractor_tokens=_texts(loss.distractor),
+        target_token_ids=_ids(loss.target),
+        distractor_token_ids=_ids(loss.distractor),
+    )
+
+
+def _texts(tokens: Sequence[Token]) -> list[str]:
+    return [one for one in tokens if isinstance(one, str)]
+
+
+def _ids(tokens: Sequence[Token]) -> list[int]:
+    return [one for one in tokens if not isinstance(one, str)]
 
 
 def _activation_index(index: ActivationIndex) -> activation_pb2.ActivationIndex:
@@ -206,6 +224,7 @@ def _inference_sub_request(request: InferenceSubRequest) -> service_pb2.Inferenc
             trace_config=_trace_config(request.trace, request.downstream),
             ablation_specs=[_ablation_spec(one) for one in request.ablate],
             activation_index_for_within_layer_grad=None if gradient is None else _activation_index(gradient),
+            add_bos=request.add_bos,
         ),
         processing_specs=[_processing_spec(name, spec) for name, spec in request.results.items()],
     )

@@ -15,6 +15,7 @@ from tdb_client.results import (
     CallInfo,
     EstimatedCost,
     InferenceResult,
+    LossTokens,
     ProcessingResult,
     PromptTokens,
     Timings,
@@ -31,6 +32,7 @@ class Started:
         prompts: every sub-request's tokens.
         estimated_cost: what it would cost; None unless only that was asked for.
         cached: whether the results come from the server's cache.
+        losses: every sub-request's loss tokens; None where it has no loss, or the server is older.
         ablations: what is set in every sub-request's run, as in InferenceResult.
     """
 
@@ -39,6 +41,7 @@ class Started:
     prompts: tuple[PromptTokens, ...]
     estimated_cost: EstimatedCost | None = None
     cached: bool = False
+    losses: tuple[LossTokens | None, ...] = ()
     ablations: tuple[tuple[AblationSpec, ...], ...] = ()
 
 
@@ -147,6 +150,7 @@ def inference_results(events: Sequence[Event]) -> list[InferenceResult]:
             timings=finished.timings,
             peak_memory_bytes=finished.peak_memory_bytes,
             cached=started.cached,
+            loss_tokens=started.losses[index] if started.losses else None,
             ablations=started.ablations[index],
         )
         for index, prompt in enumerate(started.prompts)

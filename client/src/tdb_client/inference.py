@@ -23,14 +23,17 @@ from tdb_client.interventions import (
 PassType = Literal["forward", "backward"]
 LossName = Literal["logit_diff", "logit_minus_mean", "probs", "zero"]
 
+Token = str | int
+"""A token of the vocabulary: its text, or its vocabulary index where no text stands for it alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class Loss:
     """The objective of a run that traces no node; tokens as in DebugSubRequest."""
 
     name: LossName
-    target: tuple[str, ...] = ()
-    distractor: tuple[str, ...] = ()
+    target: tuple[Token, ...] = ()
+    distractor: tuple[Token, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +159,7 @@ class InferenceSubRequest:
         ablate: activations and gradients to set, or nodes.
         within_layer_gradient: a latent whose gradient within its own layer is wanted, token axis None.
         results: what is wanted, under names of your choice.
+        add_bos: whether the beginning-of-text token stands in front of the prompt; see DebugSubRequest.
     """
 
     prompt: str
@@ -165,6 +169,7 @@ class InferenceSubRequest:
     ablate: tuple[AblationSpec | Ablation, ...] = ()
     within_layer_gradient: ActivationIndex | None = None
     results: Mapping[str, ProcessingSpec] = field(default_factory=dict)
+    add_bos: bool | None = None
 
     def __post_init__(self) -> None:
         read_words(self)
@@ -180,6 +185,7 @@ class InferenceSubRequest:
         downstream: TraceWords | None = None,
         within_layer_gradient: ActivationIndex | None = None,
         results: Mapping[str, ProcessingSpec] | None = None,
+        add_bos: bool | None = None,
     ) -> InferenceSubRequest:
         """Makes a sub-request: nodes may be spelled, and one ablation may stand for a list of them.
 
@@ -197,4 +203,5 @@ class InferenceSubRequest:
             ablations(ablate),
             within_layer_gradient,
             results or {},
+            add_bos,
         )

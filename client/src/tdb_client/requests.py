@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+
 from tdb_client.errors import NodeError
-from tdb_client.inference import InferenceSubRequest
+from tdb_client.inference import AblationSpec, InferenceSubRequest, MultipleTopKSpec, Token
 from tdb_client.interventions import (
     Ablation,
     AblationWords,
@@ -18,12 +20,16 @@ from tdb_client.interventions import (
     read_words,
 )
 from tdb_client.nodes import Node
+from tdb_client.results import PromptTokens
 
 MlpComponent = Literal["neuron", "autoencoder_latent"]
 """What MLPs are taken apart into."""
 
 AttentionComponent = Literal["attention_head", "autoencoder_latent"]
 """What attention is taken apart into."""
+
+TokenWords = Token | np.integer[Any]
+"""A token: its text, or its vocabulary index, also as numpy has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +38,9 @@ class DebugSubRequest:
 
     Attributes:
         prompt: the prompt.
-        target: tokens whose logits at the last position count for the objective; each exactly one token.
-            May be empty where a traced node takes the loss's place.
+        target: tokens whose logits at the last position count for the objective. A text is exactly one token,
+            as it is cut where other text stands before it; a number is a vocabulary index. May be empty where
+            a traced node takes the loss's place.
         distractor: tokens whose logits count against it.
         k: how many nodes to take from each end of each ranking.
         ablate: nodes to set.
@@ -43,11 +50,13 @@ class DebugSubRequest:
         attention: what attention is taken apart into.
         hide_early_layers: with ablations, leave out nodes of layers before the first ablated layer, here and
             in the other requests of the same call.
+        add_bos: whether the beginning-of-text token stands in front of the prompt, as token 0; never twice.
+            None means as the model's own tokenizer does (ModelInfo.adds_bos).
     """
 
     prompt: str
-    target: tuple[str, ...] = ()
-    distractor: tuple[str, ...] = ()
+    target: tuple[Token, ...] = ()
+    distractor: tuple[Token, ...] = ()
     k: int = 10
     ablate: tuple[Ablation, ...] = ()
     trace: Trace | None = None
@@ -55,6 +64,7 @@ class DebugSubRequest:
     mlp: MlpComponent = "neuron"
     attention: AttentionComponent = "attention_head"
     hide_early_layers: bool = False
+    add_bos: bool | None = None
 
     def __post_init__(self) -> None:
         read_words(self)
@@ -63,8 +73,8 @@ class DebugSubRequest:
     def of(
         cls,
         prompt: str,
-        target: str | Sequence[str] = (),
-        distractor: str | Sequence[str] = (),
+        target: TokenWords | Sequence[TokenWords] = (),
+        distractor: TokenWords | Sequence[TokenWords] = (),
         *,
         k: int = 10,
         ablate: AblationWords | Sequence[AblationWords] = (),
@@ -73,6 +83,7 @@ class DebugSubRequest:
         mlp: MlpComponent = "neuron",
         attention: AttentionComponent = "attention_head",
         hide_early_layers: bool = False,
+        add_bos: bool | None = None,
     ) -> DebugSubRequest:
         """Makes a sub-request: one token or ablation may stand for a list of them, nodes may be spelled.
 
@@ -84,8 +95,8 @@ class DebugSubRequest:
         """
         return cls(
             prompt=prompt,
-            target=(target,) if isinstance(target, str) else tuple(target),
-            distractor=(distractor,) if isinstance(distractor, str) else tuple(distractor),
+            target=_tokens(target),
+            distractor=_tokens(distractor),
             k=k,
             ablate=ablations(ablate),
             trace=as_trace(trace),
@@ -93,6 +104,7 @@ class DebugSubRequest:
             mlp=mlp,
             attention=attention,
             hide_early_layers=hide_early_layers,
+            add_bos=add_bos,
         )
 
 
@@ -100,20 +112,28 @@ SubRequest = DebugSubRequest | InferenceSubRequest
 SubRequestT = TypeVar("SubRequestT", bound=SubRequest)
 
 
-def prompts_to_tokenize(sub_requests: Sequence[SubRequest]) -> list[str]:
+PromptKey = tuple[str, bool | None]
+"""What a prompt's number of tokens depends on: its text, and `add_bos`."""
+
+
+def prompts_to_tokenize(sub_requests: Sequence[SubRequest]) -> list[PromptKey]:
     """The prompts whose number of tokens must be known, because a node counts from their end."""
-    return list(
-        {one.prompt: None for one in sub_requests if any(node.counts_from_end for node in _nodes(one))}
-    )
+    from_end = [one for one in sub_requests if any(node.counts_from_end for node in _nodes(one))]
+    return list({(one.prompt, one.add_bos): None for one in from_end})
 
 
-def resolve(sub_request: SubRequestT, n_tokens: Mapping[str, int]) -> SubRequestT:
+def prompt_length(tokens: PromptTokens, add_bos: bool | None) -> int:
+    """How many tokens a prompt has, by its text's tokens as they were asked for with `add_bos`."""
+    return len(tokens) + (add_bos is None and tokens.prompt_adds_bos)
+
+
+def resolve(sub_request: SubRequestT, n_tokens: Mapping[PromptKey, int]) -> SubRequestT:
     """The sub-request with every node's tokens counted from the start; `n_tokens` by prompt.
 
     Raises:
         NodeError: a token lies before the start of the prompt.
     """
-    count = n_tokens.get(sub_request.prompt)
+    count = n_tokens.get((sub_request.prompt, sub_request.add_bos))
     if count is None:
         return sub_request
     ablate: list[Any] = [
@@ -142,3 +162,23 @@ def _resolve(node: Node, n_tokens: int, path: str) -> Node:
 def _nodes(sub_request: SubRequest) -> list[Node]:
     ablated = [one.node for one in sub_request.ablate if isinstance(one, Ablation)]
     return ablated + [one.node for one in (sub_request.trace, sub_request.downstream) if one is not None]
+
+
+def tokens_from_start(sub_request: SubRequest) -> Iterator[int]:
+    """The tokens that a sub-request names by their number from the start of the prompt."""
+    named: list[int | None] = []
+    for node in _nodes(sub_request):
+        named += [node.token, node.attended_to]
+    if isinstance(sub_request, InferenceSubRequest):
+        named += [
+            one.index.indices[0]
+            for one in sub_request.ablate
+            if isinstance(one, AblationSpec) and one.index.indices
+        ]
+        named += [one.token for one in sub_request.results.values() if isinstance(one, MultipleTopKSpec)]
+    return (one for one in named if one is not None and one >= 0)
+
+
+def _tokens(tokens: TokenWords | Sequence[TokenWords]) -> tuple[Token, ...]:
+    several = (tokens,) if isinstance(tokens, str | int | np.integer) else tokens
+    return tuple(int(one) if isinstance(one, np.integer) else one for one in several)

@@ -169,13 +169,40 @@ class EstimatedCost:
 
 @dataclass(frozen=True, slots=True)
 class PromptTokens:
-    """A prompt's tokens, as vocabulary indices and as text."""
+    """A prompt's tokens, as vocabulary indices and as text.
+
+    Attributes:
+        token_ids: vocabulary indices.
+        tokens: the tokens as text.
+        bos_added: whether the first is the beginning-of-text token and was put in front of the text.
+        prompt_adds_bos: of Client.tokenize, whether the text has that token in front of it as a prompt that
+            does not say `add_bos`; then each token of the prompt is one further.
+    """
 
     token_ids: tuple[int, ...]
     tokens: tuple[str, ...]
+    bos_added: bool = False
+    prompt_adds_bos: bool = False
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class LossTokens:
+    """The tokens of a loss: those asked for as text, then those asked for by vocabulary index.
+
+    Attributes:
+        target_ids: vocabulary indices of the targets.
+        targets: the targets as text.
+        distractor_ids: vocabulary indices of the distractors.
+        distractors: the distractors as text.
+    """
+
+    target_ids: tuple[int, ...]
+    targets: tuple[str, ...]
+    distractor_ids: tuple[int, ...] = ()
+    distractors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -191,6 +218,7 @@ class InferenceResult:
         timings: where the time of the whole call went.
         peak_memory_bytes: the most memory in use on the worker's device; 0 when not known.
         cached: whether the results come from the server's cache.
+        loss_tokens: the loss's targets and distractors; None without a loss, or from an older server.
         ablations: what was set in the run: nodes as the cells they stand for, and gradients.
     """
 
@@ -202,6 +230,7 @@ class InferenceResult:
     timings: Timings
     peak_memory_bytes: int = 0
     cached: bool = False
+    loss_tokens: LossTokens | None = None
     ablations: tuple[AblationSpec, ...] = ()
 
     @property

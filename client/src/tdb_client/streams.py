@@ -19,7 +19,7 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import StreamDebug
 from tdb_client import decoding
 from tdb_client.errors import IncompleteResponseError, ResponseError
 from tdb_client.events import Event, Finished, ResultReady, Started, Values
-from tdb_client.results import PromptTokens
+from tdb_client.results import LossTokens, PromptTokens
 from tdb_client.tensors import ChunkedTensor
 
 
@@ -128,7 +128,8 @@ def _started(message: call_pb2.Started) -> Started:
         call=decoding.call_info(message.info),
         queue_seconds=message.queue_seconds,
         prompts=tuple(
-            PromptTokens(tuple(one.token_ids), tuple(one.token_strings)) for one in message.sub_requests
+            PromptTokens(tuple(one.token_ids), tuple(one.token_strings), one.bos_added)
+            for one in message.sub_requests
         ),
         estimated_cost=decoding.estimated_cost(message.estimated_cost)
         if message.HasField("estimated_cost")
@@ -137,6 +138,19 @@ def _started(message: call_pb2.Started) -> Started:
         ablations=tuple(
             tuple(map(decoding.ablation_spec, one.ablation_specs)) for one in message.sub_requests
         ),
+        losses=tuple(map(_loss_tokens, message.sub_requests)),
+    )
+
+
+def _loss_tokens(message: call_pb2.SubRequestTokens) -> LossTokens | None:
+    if not message.HasField("targets"):
+        return None
+    targets, distractors = message.targets, message.distractors
+    return LossTokens(
+        tuple(targets.token_ids),
+        tuple(targets.token_strings),
+        tuple(distractors.token_ids),
+        tuple(distractors.token_strings),
     )
 
 

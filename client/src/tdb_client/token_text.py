@@ -16,8 +16,6 @@ def printable(token: str) -> str:
 
 
 def objective_words(target: Sequence[str], distractor: Sequence[str]) -> str:
-    """The loss in words: `logit ' Mary' - ' John'`."""
-    targets = ", ".join(map(quoted, target))
-    if not distractor:
-        return f"logit {targets}"
-    return f"logit {targets} - {', '.join(map(quoted, distractor))}"
+    """The loss in words, of its tokens in words: `logit ' Mary' - ' John'`."""
+    targets = ", ".join(target)
+    return f"logit {targets} - {', '.join(distractor)}" if distractor else f"logit {targets}"

@@ -180,9 +180,30 @@ def started(n_sub_requests: int, request_id: str = "") -> call_pb2.Started:
     )
 
 
-def debug_stream(request: service_pb2.DebugRequest) -> Iterator[service_pb2.StreamDebugResponse]:
-    """The events of a debug stream; ablations change numbers, the attention sum comes in chunks."""
-    yield service_pb2.StreamDebugResponse(started=started(len(request.sub_requests), request.request_id))
+def token_list(texts: Sequence[str], token_ids: Sequence[int]) -> result_pb2.TokenList:
+    """Targets or distractors: those asked for as text, then those asked for by number."""
+    spelled = {token_id: text for text, token_id in VOCABULARY.items()}
+    return result_pb2.TokenList(
+        token_ids=[*(VOCABULARY.get(one, 0) for one in texts), *token_ids],
+        token_strings=[*texts, *(spelled[one] for one in token_ids)],
+    )
+
+
+def debug_stream(
+    request: service_pb2.DebugRequest, *, adds_bos: bool = False
+) -> Iterator[service_pb2.StreamDebugResponse]:
+    """The events of a debug stream; ablations change numbers, the attention sum comes in chunks.
+
+    The first token of the prompt passes for the beginning-of-text token.
+    """
+    first = started(len(request.sub_requests), request.request_id)
+    for tokens, sub_request in zip(first.sub_requests, request.sub_requests, strict=True):
+        tokens.bos_added = sub_request.add_bos if sub_request.HasField("add_bos") else adds_bos
+        tokens.targets.CopyFrom(token_list(sub_request.target_tokens, sub_request.target_token_ids))
+        tokens.distractors.CopyFrom(
+            token_list(sub_request.distractor_tokens, sub_request.distractor_token_ids)
+        )
+    yield service_pb2.StreamDebugResponse(started=first)
     for index, sub_request in enumerate(request.sub_requests):
         change = -0.5 * len(sub_request.node_ablations)
         for result in named_results(change):
@@ -205,7 +226,7 @@ def debug_stream(request: service_pb2.DebugRequest) -> Iterator[service_pb2.Stre
 
 def debug_results(*requests: DebugSubRequest) -> list[DebugResult]:
     """What the fake service answers, without a server between."""
-    message = debug_request([resolve(one, {one.prompt: len(TOKENS)}) for one in requests])
+    message = debug_request([resolve(one, {(one.prompt, one.add_bos): len(TOKENS)}) for one in requests])
     reader = EventReader(len(requests))
     events = [event for part in debug_stream(message) for event in reader.read(part)]
     return [debug_result(*one) for one in zip(requests, inference_results(events), strict=True)]
@@ -263,6 +284,7 @@ class FakeService(
     n_model_infos: int = 0
     api_version: str = "v1"
     metadata: list[dict[str, str | bytes]] = field(default_factory=list)
+    adds_bos: bool = False
     n_unavailable: int = 0
     n_broken_off: int = 0
     streams_were_whole: list[bool] = field(default_factory=list)
@@ -283,9 +305,9 @@ class FakeService(
         try:
             if self.n_broken_off > 0:
                 self.n_broken_off -= 1
-                yield from islice(debug_stream(request), 3)
+                yield from islice(debug_stream(request, adds_bos=self.adds_bos), 3)
                 context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
-            yield from debug_stream(request)
+            yield from debug_stream(request, adds_bos=self.adds_bos)
             is_whole = True
         finally:  # gRPC drops the generator of a call that was cancelled
             self.streams_were_whole.append(is_whole)
@@ -349,6 +371,9 @@ class FakeService(
             dtype=tensor_pb2.D_TYPE_FLOAT32,
             api_version=self.api_version,
             server_version="0.1.0",
+            adds_bos=self.adds_bos,
+            bos_token_id=1 if self.adds_bos else None,
+            bos_token="<s>" if self.adds_bos else "",
             derived_scalar_types=[DerivedScalarType.DERIVED_SCALAR_TYPE_LOGITS, 9999],
             ablatable_location_types=[activation_pb2.ACTIVATION_LOCATION_TYPE_MLP_POST_ACT],
         )
@@ -364,7 +389,12 @@ class FakeService(
 
     def Tokenize(self, request: Any, context: grpc.ServicerContext) -> model_service_pb2.TokenizeResponse:
         self._take(request, context)
-        return model_service_pb2.TokenizeResponse(token_ids=range(len(TOKENS)), token_strings=TOKENS)
+        return model_service_pb2.TokenizeResponse(
+            token_ids=range(len(TOKENS)),
+            token_strings=TOKENS,
+            bos_added=request.add_bos,
+            prompt_adds_bos=self.adds_bos,
+        )
 
     def Detokenize(self, request: Any, context: grpc.ServicerContext) -> model_service_pb2.DetokenizeResponse:
         self._take(request, context)

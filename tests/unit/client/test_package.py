@@ -59,7 +59,7 @@ def test_a_users_script_is_typed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_users_mistakes_are_found(tmp_path: Path) -> None:
-    mistakes = ["from tdb_client import Client", "client = Client()", 'client.debug("p", 5)']
+    mistakes = ["from tdb_client import Client", "client = Client()", 'client.debug("p", 5.5)']
     script = tmp_path / "script.py"
     script.write_text("\n".join([*mistakes, 'client.debug("p", mlp="neurons")']))
     done = subprocess.run([*MYPY, script], cwd=tmp_path, capture_output=True, text=True, check=False)

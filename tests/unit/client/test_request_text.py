@@ -16,7 +16,10 @@ from tdb_client.report import request_text
 from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
-token_lists = st.lists(texts, min_size=1, max_size=3).map(tuple)
+token_ids = st.integers(0, 2**31 - 1)
+token_lists = st.tuples(st.lists(texts, max_size=2), st.lists(token_ids, max_size=2)).map(
+    lambda pair: (*pair[0], *pair[1])
+)
 nodes = st.builds(neuron, st.integers(0, 40), st.integers(0, 9), token=st.integers(-9, 9)) | st.builds(
     head, st.integers(0, 40), st.integers(0, 9), token=st.integers(5, 9), attended_to=st.integers(0, 5)
 )
@@ -31,13 +34,14 @@ requests = st.builds(
     DebugSubRequest,
     texts,
     token_lists,
-    st.just(()) | token_lists,
+    token_lists,
     k=st.integers(1, 50),
     ablate=st.lists(ablations, max_size=2).map(tuple),
     trace=st.none() | nodes.map(traces),
     mlp=st.sampled_from(["neuron", "autoencoder_latent"]),
     attention=st.sampled_from(["attention_head", "autoencoder_latent"]),
     hide_early_layers=st.booleans(),
+    add_bos=st.none() | st.booleans(),
 )
 
 

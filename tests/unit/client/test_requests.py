@@ -82,8 +82,8 @@ def test_tokens_are_counted_only_where_needed() -> None:
     inference = InferenceSubRequest(
         "three", trace=Trace(neuron(5, 1, token=0)), downstream=Trace(neuron(5, 1, token=-4))
     )
-    assert prompts_to_tokenize([plain, from_end, from_end, inference]) == ["two", "three"]
-    lengths = {"two": 7, "three": 4}
+    assert prompts_to_tokenize([plain, from_end, from_end, inference]) == [("two", None), ("three", None)]
+    lengths: dict[tuple[str, bool | None], int] = {("two", None): 7, ("three", None): 4}
     assert resolve(plain, lengths) is plain
     resolved = resolve(from_end, lengths)
     assert [str(one) for one in resolved.ablate] == ["L9 head 6 @ 6"]
@@ -194,7 +194,7 @@ def test_nodes_of_general_requests_are_cells_of_places() -> None:
     asked = InferenceSubRequest.of(
         "p", ablate=["L1 head 2 @ -1", "L1 head 2 @ -1 -> 0 = 0.5", "L0 mlp latent 5 @ 3 = 2", spec]
     )
-    (request,) = infer_request([resolve(asked, {"p": 4})]).sub_requests
+    (request,) = infer_request([resolve(asked, {("p", None): 4})]).sub_requests
     cells = [
         ([one.index if one.HasField("index") else None for one in spec.index.tensor_indices], spec.value)
         for spec in request.inference_spec.ablation_specs

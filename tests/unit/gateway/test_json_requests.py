@@ -234,6 +234,26 @@ def test_unknown_keys_are_ignored() -> None:
     )
 
 
+@pytest.mark.parametrize("add_bos", [None, True, False])
+def test_the_token_that_begins_a_text(add_bos: bool | None) -> None:
+    debug = debug_request(debug_body(addBos=add_bos)).sub_requests[0]
+    infer = infer_request(inference_body(addBos=add_bos)).sub_requests[0].inference_spec
+    single = single_infer_request(
+        "derived_scalars", {"inferenceRequestSpec": {"prompt": "a", "addBos": add_bos}}
+    )
+    for message in (debug, infer, single.sub_requests[0].inference_spec):
+        assert message.HasField("add_bos") == (add_bos is not None)
+        assert message.add_bos == bool(add_bos)
+
+
+def test_targets_by_index() -> None:
+    ids = {"targetTokenIds": [198, 5], "distractorTokenIds": [0]}
+    debug = debug_request(debug_body(**ids)).sub_requests[0]
+    loss = infer_request(inference_body(lossFnConfig={"name": "logit_diff", **ids})).sub_requests[0]
+    for message in (debug, loss.inference_spec.loss_fn_config):
+        assert (message.target_token_ids, message.distractor_token_ids) == ([198, 5], [0])
+
+
 def debug_body(**fields: Any) -> dict[str, Any]:
     return {"subRequests": [{"prompt": "a", **fields}]}
 
@@ -260,6 +280,10 @@ MALFORMED: list[tuple[str, Any, str, str]] = [
     ("batched_tdb", debug_body(prompt="\ud800"), f"{SUB}.prompt", "MALFORMED_REQUEST"),
     ("batched_tdb", debug_body(targetTokens=" a"), f"{SUB}.targetTokens", "MALFORMED_REQUEST"),
     ("batched_tdb", debug_body(targetTokens=[None]), f"{SUB}.targetTokens[0]", "MALFORMED_REQUEST"),
+    ("batched_tdb", debug_body(targetTokenIds=[" a"]), f"{SUB}.targetTokenIds[0]", "MALFORMED_REQUEST"),
+    ("batched_tdb", debug_body(distractorTokenIds=[2**31]), f"{SUB}.distractorTokenIds[0]", "OUT_OF_RANGE"),
+    ("batched_tdb", debug_body(addBos="yes"), f"{SUB}.addBos", "MALFORMED_REQUEST"),
+    ("batched", inference_body(addBos=1), f"{INFERENCE}.addBos", "MALFORMED_REQUEST"),
     (
         "batched_tdb",
         debug_body(componentTypeForMlp="layer"),

@@ -73,22 +73,37 @@ def node(node_type: int, layer: int | None, *indices: int, pass_type: int = 0) -
 
 
 def parse(
-    request: DebugRequest | InferRequest, info: ModelInfo | None = None, limits: Limits = LIMITS
+    request: DebugRequest | InferRequest,
+    info: ModelInfo | None = None,
+    limits: Limits = LIMITS,
+    tokenizer: Tokenizer = TOKENIZER,
 ) -> Any:
     info = info or model()
     if isinstance(request, DebugRequest):
-        return parse_debug_request(request, info, limits, TOKENIZER)
-    return parse_infer_request(request, info, limits, TOKENIZER)
+        return parse_debug_request(request, info, limits, tokenizer)
+    return parse_infer_request(request, info, limits, tokenizer)
 
 
 def violations(
-    request: DebugRequest | InferRequest, info: ModelInfo | None = None, limits: Limits = LIMITS
+    request: DebugRequest | InferRequest,
+    info: ModelInfo | None = None,
+    limits: Limits = LIMITS,
+    tokenizer: Tokenizer = TOKENIZER,
 ) -> list[tuple[str, str]]:
     """`(field, reason)` of everything that is wrong."""
+    return [(one.field, one.reason) for one in refused(request, info, limits, tokenizer)]
+
+
+def refused(
+    request: DebugRequest | InferRequest,
+    info: ModelInfo | None = None,
+    limits: Limits = LIMITS,
+    tokenizer: Tokenizer = TOKENIZER,
+) -> tuple[FieldViolation, ...]:
+    """Everything that is wrong."""
     with pytest.raises((InvalidRequest, FailedPrecondition)) as caught:
-        parse(request, info, limits)
-    found: tuple[FieldViolation, ...] = caught.value.violations
-    return [(one.field, one.reason) for one in found]
+        parse(request, info, limits, tokenizer)
+    return caught.value.violations
 
 
 def names(cases: list[tuple[list[Change], list[tuple[str, str]]]]) -> list[str]:

@@ -54,7 +54,7 @@ def command_parser() -> argparse.ArgumentParser:
         commands.debug,
         "explain why the model predicts the target",
     )
-    _add_run(debug, needs_target=True)
+    _add_run(debug)
     trace = command("trace", ["NODE", "--prompt TEXT"], commands.trace, "explain why a node is active")
     trace.add_argument("node", metavar="NODE", type=typed(Trace.parse), help="the node to explain")
     trace.add_argument(
@@ -66,9 +66,10 @@ def command_parser() -> argparse.ArgumentParser:
         type=typed(Trace.parse),
         help="for V, the node that reads what is written",
     )
-    _add_run(trace, needs_target=False)
+    _add_run(trace)
     tokenize = command("tokenize", ["TEXT"], commands.tokenize, "split text into the model's tokens")
     tokenize.add_argument("text", metavar="TEXT", help="the text")
+    _add_bos(tokenize, "default: no")
     info = command("info", (), commands.info, "describe the model and the server's limits")
     doctor = command("doctor", (), commands.doctor, "say whether the server can be used, and if not, why")
     for sub in (info, tokenize, doctor):
@@ -80,17 +81,34 @@ def command_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_run(parser: argparse.ArgumentParser, *, needs_target: bool) -> None:
+def _add_bos(parser: argparse.ArgumentParser | argparse._ArgumentGroup, default: str) -> None:
+    parser.add_argument(
+        "--add-bos",
+        action=argparse.BooleanOptionalAction,
+        help=f"put the beginning-of-text token in front, as token 0 ({default})",
+    )
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("what to run")
     run.add_argument("--prompt", required=True, metavar="TEXT", help="the prompt")
+    _add_bos(run, "default: as the model's own tokenizer does")
     run.add_argument(
         "--target",
-        required=needs_target,
         default=[],
         nargs="+",
         action="extend",
         metavar="TOKEN",
         help='token that counts for the objective, such as " Mary"',
+    )
+    run.add_argument(
+        "--target-id",
+        default=[],
+        nargs="+",
+        action="extend",
+        type=_token_id,
+        metavar="ID",
+        help="the same by vocabulary index, such as 198",
     )
     run.add_argument(
         "--distractor",
@@ -99,6 +117,15 @@ def _add_run(parser: argparse.ArgumentParser, *, needs_target: bool) -> None:
         action="extend",
         metavar="TOKEN",
         help="token that counts against it",
+    )
+    run.add_argument(
+        "--distractor-id",
+        default=[],
+        nargs="+",
+        action="extend",
+        type=_token_id,
+        metavar="ID",
+        help="the same by vocabulary index, such as 198",
     )
     run.add_argument(
         "--ablate",
@@ -158,6 +185,13 @@ def _whole_number(text: str) -> int:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def _token_id(text: str) -> int:
+    token_id = int(text)
+    if not 0 <= token_id < 2**31:
+        raise argparse.ArgumentTypeError(f"{text} is no vocabulary index")
+    return token_id
 
 
 def _count(text: str) -> int:

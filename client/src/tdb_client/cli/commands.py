@@ -39,9 +39,9 @@ def info(options: argparse.Namespace) -> ExitCode:
 def tokenize(options: argparse.Namespace) -> ExitCode:
     """Splits text into tokens."""
     with client(options) as one, shown_waiting("asking for the tokens"):
-        tokens = one.tokenize(options.text)
+        tokens = one.tokenize(options.text, add_bos=options.add_bos)
     if options.json:
-        _print_json(json_output.tokens(tokens))
+        _print_json(json_output.tokens(tokens) | {"prompt_adds_bos": tokens.prompt_adds_bos})
     else:
         _console().print(model_page.token_table(tokens))
     return ExitCode.DONE
@@ -49,6 +49,8 @@ def tokenize(options: argparse.Namespace) -> ExitCode:
 
 def debug(options: argparse.Namespace) -> ExitCode:
     """Explains the loss, also with ablations side by side."""
+    if not (options.target or options.target_id):
+        options.parser.error("the following arguments are required: --target or --target-id")
     return _explain(options, _sub_request(options))
 
 
@@ -56,7 +58,7 @@ def trace(options: argparse.Namespace) -> ExitCode:
     """Explains a node, also with ablations side by side."""
     traced = _traced(options)
     needs_loss = traced.through == "V" and options.downstream is None
-    if needs_loss and not options.target:
+    if needs_loss and not (options.target or options.target_id):
         options.parser.error(
             "a trace through V needs --downstream, or --target for the loss to give the direction"
         )
@@ -122,7 +124,9 @@ def _warn_of_missing_spaces(result: DebugResult) -> None:
     for option, tokens in (("--target", request.target), ("--distractor", request.distractor)):
         for token in tokens:
             spaced = f" {token}"
-            if spaced in logits and spaced not in tokens and logits[spaced] > logits.get(token, -math.inf):
+            if not isinstance(token, str) or spaced not in logits or spaced in tokens:
+                continue
+            if logits[spaced] > logits.get(token, -math.inf):
                 rank = "the likeliest" if spaced == result.logits.tokens[0] else "likelier"
                 warnings.warn(
                     f"{option} {quoted(token)}: with a space in front, {quoted(spaced)} is another token,"
@@ -160,13 +164,14 @@ def _write(file: Path, page: str) -> None:
 def _sub_request(options: argparse.Namespace) -> DebugSubRequest:
     return DebugSubRequest(
         prompt=options.prompt,
-        target=tuple(options.target),
-        distractor=tuple(options.distractor),
+        target=(*options.target, *options.target_id),
+        distractor=(*options.distractor, *options.distractor_id),
         k=options.k,
         ablate=tuple(one.read for one in options.ablate),
         mlp=options.mlp,
         attention=options.attention,
         hide_early_layers=options.hide_early_layers,
+        add_bos=options.add_bos,
     )
 
 

@@ -17,8 +17,10 @@ _OPTIONS = {
     "prompt": "--prompt",
     "target": "--target",
     "target_tokens": "--target",
+    "target_token_ids": "--target-id",
     "distractor": "--distractor",
     "distractor_tokens": "--distractor",
+    "distractor_token_ids": "--distractor-id",
     "ablate": "--ablate",
     "node_ablations": "--ablate",
     "trace": "node",
@@ -32,6 +34,7 @@ _OPTIONS = {
     "attention": "--attention",
     "component_type_for_attention": "--attention",
     "hide_early_layers_when_ablating": "--hide-early-layers",
+    "add_bos": "--add-bos",
     "server": "--server",
     "token": "--token-file",
     "timeout": "--timeout",
@@ -88,13 +91,15 @@ def _in_words(text: str, options: argparse.Namespace) -> str:
         name, index = _OPTIONS.get(match[1]), match[2]
         if name is None:
             return match[0]
-        values: object = getattr(options, name.lstrip("-"), None)
+        values: object = getattr(options, name.lstrip("-").replace("-", "_"), None)
         if isinstance(values, Sequence) and not isinstance(values, str) and index is not None:
             values = values[int(index)] if int(index) < len(values) else None
         elif name not in ("node", "--downstream"):
             values = None  # there is but one
         shown = values.text if isinstance(values, Typed) else values
         words = "" if name == "node" else name
+        if isinstance(shown, int):
+            return f"{words} {shown}"
         return f"{words} {quoted(shown)}".strip() if isinstance(shown, str) else name
 
     return _FIELD.sub(option, text)

@@ -30,6 +30,7 @@ nodes, the same here, in Python and in what is printed:
   L5 neuron 123 @ 7 = 2.5  to ablate to another value than 0; of a row, each token gets it
   ... through V            to trace a head, what lets the gradient through: Q, K, QK or V
   Layers and tokens count from 0, negative tokens from the end of the prompt; `tdb tokenize` numbers them.
+  Where the model begins texts with a token of its own (`tdb info` says so), that is token 0: see --add-bos.
 """
 
 EXAMPLES = {
@@ -41,6 +42,7 @@ examples:
     "tokenize": """\
 examples:
   tdb tokenize "When Mary and John"      which token is number 1?
+  tdb tokenize --add-bos "When Mary"     the same with the token that begins a text, as in prompts
   tdb tokenize " Mary"                   is it one token? Mostly the space in front matters
 """,
     "debug": f"""\

@@ -25,8 +25,12 @@ def model(info: ModelInfo) -> Json:
 
 
 def tokens(prompt: PromptTokens) -> Json:
-    """Tokens as parallel lists."""
-    return {"token_ids": list(prompt.token_ids), "tokens": list(prompt.tokens)}
+    """Tokens as parallel lists, and whether the first one was put in front of the text."""
+    return {
+        "token_ids": list(prompt.token_ids),
+        "tokens": list(prompt.tokens),
+        "bos_added": prompt.bos_added,
+    }
 
 
 def diagnosis(checks: Sequence[Check]) -> Json:
@@ -60,6 +64,7 @@ def _request(request: DebugSubRequest) -> Json:
         "mlp": request.mlp,
         "attention": request.attention,
         "hide_early_layers": request.hide_early_layers,
+        "add_bos": request.add_bos,
     }
 
 

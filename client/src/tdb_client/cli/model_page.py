@@ -28,6 +28,7 @@ def model_page(model: ModelInfo) -> Group:
         "attention heads": heads,
         "MLP neurons": f"{model.n_mlp_neurons} per layer",
         "vocabulary": f"{model.vocab_size} tokens",
+        "beginning of text": _beginning(model),
         "context": f"{model.context_length} tokens",
         "autoencoders": "\n".join(map(_autoencoder, model.autoencoders)) or "none",
         "derived scalars": f"{len(model.derived_scalars)} (--json lists them)",
@@ -41,15 +42,25 @@ def model_page(model: ModelInfo) -> Group:
     return Group(_facts(facts), Text("\nlimits", "dim"), _facts(limits))
 
 
-def token_table(tokens: PromptTokens) -> Table:
-    """Position, text and vocabulary index of every token."""
+def token_table(tokens: PromptTokens) -> Group:
+    """Position, text and vocabulary index of every token; a note where prompts count otherwise."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("@", justify="right", style="dim")
     table.add_column("token")
     table.add_column("id", justify="right")
     for position, (token, token_id) in enumerate(zip(tokens.tokens, tokens.token_ids, strict=True)):
         table.add_row(str(position), Text(quoted(token)), str(token_id))
-    return table
+    if tokens.bos_added or not tokens.prompt_adds_bos:
+        return Group(table)
+    note = "in a prompt the beginning-of-text token is @ 0, and each of these one further: see --add-bos"
+    return Group(table, Text(f"\n{note}", "dim"))
+
+
+def _beginning(model: ModelInfo) -> str:
+    if model.bos_token_id is None:
+        return "no token"
+    usual = "in front of prompts" if model.adds_bos else "not added to prompts unless asked for"
+    return f"{quoted(model.bos_token)} ({model.bos_token_id}), {usual}"
 
 
 def _facts(facts: dict[str, str]) -> Table:

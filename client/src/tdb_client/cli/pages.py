@@ -108,12 +108,12 @@ def _logit_table(results: list[DebugResult], n_logits: int) -> Table:
     table.add_column("top logits", no_wrap=True)
     for title in ["logit"] if len(results) == 1 else ["plain", "ablated", "difference"]:
         table.add_column(title, justify="right", no_wrap=True)
-    request, first = results[0].request, results[0].logits
+    first = results[0].logits
     others = [dict(zip(one.logits.token_ids, one.logits.logits, strict=True)) for one in results[1:]]
     for token, token_id, logit in list(zip(first.tokens, first.token_ids, first.logits, strict=True))[
         :n_logits
     ]:
-        style = RAISES if token in request.target else LOWERS if token in request.distractor else ""
+        style = {"target": RAISES, "distractor": LOWERS, None: ""}[results[0].role(int(token_id), token)]
         cells = [plain(float(logit))]
         for other in others:
             cells += [plain(float(other[token_id])), difference(float(other[token_id] - logit))]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -38,6 +39,7 @@ def report_data(results: Sequence[DebugResult]) -> Json:
     nodes = list(dict.fromkeys(node for one in results for node in one.nodes.nodes))
     token_ids = shown_logits(results)
     pair_tokens = shown_pair_tokens(results)
+    asked = [replace(one.request, add_bos=one.prompt.bos_added or one.request.add_bos) for one in results]
     return {
         "objective": last.objective,
         "ablations": [f"{one} (whole row)" if one.is_row else str(one) for one in last.request.ablate],
@@ -48,9 +50,9 @@ def report_data(results: Sequence[DebugResult]) -> Json:
         "pair_tokens": pair_tokens,
         "runs": [_run(one, nodes, token_ids, pair_tokens) for one in results],
         "request": {
-            "command": request_text.command(last.request),
-            "program": request_text.program(last.request),
-            "message": request_text.message([one.request for one in results], len(first.prompt)),
+            "command": request_text.command(asked[-1]),
+            "program": request_text.program(asked[-1]),
+            "message": request_text.message(asked, len(first.prompt)),
             "method": f"{request_text.SERVICE}/Debug",
         },
     }
@@ -58,12 +60,11 @@ def report_data(results: Sequence[DebugResult]) -> Json:
 
 def shown_logits(results: Sequence[DebugResult]) -> list[int]:
     """Vocabulary indices: the likeliest of each result, targets and distractors, by the first's logit."""
-    asked = {token for one in results for token in (*one.request.target, *one.request.distractor)}
     chosen: dict[int, float] = {}
     for one in results:
         rows = zip(one.logits.tokens, one.logits.token_ids, one.logits.logits, strict=True)
         for rank, (token, token_id, logit) in enumerate(rows):
-            if rank < N_LOGITS or token in asked:
+            if rank < N_LOGITS or any(other.role(int(token_id), token) for other in results):
                 chosen.setdefault(int(token_id), float(logit))
     return sorted(chosen, key=lambda token_id: -chosen[token_id])
 
@@ -144,9 +145,7 @@ def _logit_tokens(results: Sequence[DebugResult], token_ids: list[int]) -> list[
     texts: dict[int, str] = {}
     for one in results:
         texts |= {int(id_): text for id_, text in zip(one.logits.token_ids, one.logits.tokens, strict=True)}
-    request = results[-1].request
-    roles = dict.fromkeys(request.distractor, "distractor") | dict.fromkeys(request.target, "target")
-    return [{"token": quoted(texts[one]), "role": roles.get(texts[one])} for one in token_ids]
+    return [{"token": quoted(texts[one]), "role": results[-1].role(one, texts[one])} for one in token_ids]
 
 
 def _ends(scored: TopTokens | None) -> list[list[list[object]]] | None:

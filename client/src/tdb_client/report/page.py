@@ -17,7 +17,7 @@ from string import Template
 
 from tdb_client.debug_result import DebugResult
 from tdb_client.report.data import report_data
-from tdb_client.token_text import printable, quoted
+from tdb_client.token_text import printable
 
 SCRIPTS = (
     "numbers",
@@ -60,9 +60,8 @@ def _question(result: DebugResult) -> str:
     request = result.request
     if request.trace is not None:
         return f"Why {result.objective}?"
-    target = " or ".join(map(quoted, request.target))
-    rather = f" rather than {' or '.join(map(quoted, request.distractor))}" if request.distractor else ""
-    return f"Why {target}{rather}?"
+    rather = f" rather than {' or '.join(result.distractor_words)}" if request.distractor else ""
+    return f"Why {' or '.join(result.target_words)}{rather}?"
 
 
 def _json(data: object) -> str:

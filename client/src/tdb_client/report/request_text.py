@@ -10,6 +10,7 @@ from dataclasses import fields
 from google.protobuf.json_format import MessageToDict
 
 from tdb_client.encoding import debug_request
+from tdb_client.inference import Token
 from tdb_client.requests import DebugSubRequest, resolve
 
 SERVICE = "transformer_debugger.v1.TransformerDebuggerService"
@@ -21,14 +22,17 @@ def command(request: DebugSubRequest) -> str:
     words = ["tdb", "debug"] if request.trace is None else ["tdb", "trace", str(request.trace)]
     words += _option("--downstream", *([] if request.downstream is None else [str(request.downstream)]))
     words += _option("--prompt", request.prompt)
-    words += _option("--target", *request.target)
-    words += _option("--distractor", *request.distractor)
+    for option, tokens in (("--target", request.target), ("--distractor", request.distractor)):
+        words += _option(option, *(one for one in tokens if isinstance(one, str)))
+        words += _option(f"{option}-id", *(str(one) for one in tokens if not isinstance(one, str)))
     words += _option("--ablate", *map(str, request.ablate))
     for name, option in (("k", "-k"), ("mlp", "--mlp"), ("attention", "--attention")):
         if getattr(request, name) != _DEFAULTS[name]:
             words += _option(option, str(getattr(request, name)))
     if request.hide_early_layers:
         words.append("--hide-early-layers")
+    if request.add_bos is not None:
+        words.append("--add-bos" if request.add_bos else "--no-add-bos")
     return shlex.join(words)
 
 
@@ -49,7 +53,7 @@ def message(requests: Sequence[DebugSubRequest], n_tokens: int) -> str:
         requests: the sub-requests of the call.
         n_tokens: length of the prompts, from whose end nodes may count.
     """
-    lengths = {one.prompt: n_tokens for one in requests}
+    lengths = {(one.prompt, one.add_bos): n_tokens for one in requests}
     body = MessageToDict(debug_request([resolve(one, lengths) for one in requests]))
     return json.dumps(body, indent=2, ensure_ascii=False)
 
@@ -73,10 +77,10 @@ def _arguments(request: DebugSubRequest) -> Iterator[str]:
     for name in ("trace", "downstream"):
         if (trace := getattr(request, name)) is not None:
             yield f"{name}={str(trace)!r}"
-    for name in ("k", "mlp", "attention", "hide_early_layers"):
+    for name in ("k", "mlp", "attention", "hide_early_layers", "add_bos"):
         if (value := getattr(request, name)) != _DEFAULTS[name]:
             yield f"{name}={value!r}"
 
 
-def _one_or_list(texts: Sequence[str]) -> str:
-    return repr(texts[0] if len(texts) == 1 else list(texts))
+def _one_or_list(words: Sequence[Token]) -> str:
+    return repr(words[0] if len(words) == 1 else list(words))

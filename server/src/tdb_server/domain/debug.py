@@ -87,6 +87,7 @@ def _inference(request: DebugSubRequest) -> InferenceSpec:
         loss=loss if trace is None or traces_towards_loss(trace) else None,
         trace=trace,
         ablations=(*ablations, HOLD_FINAL_NORM_SCALE),
+        bos_added=request.bos_added,
     )
 
 

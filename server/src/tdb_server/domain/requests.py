@@ -110,13 +110,17 @@ class NodeAblation:
 
 @dataclass(frozen=True, slots=True)
 class InferenceSpec:
-    """How to run one prompt: forward, objective, and what is altered on the way."""
+    """How to run one prompt: forward, objective, and what is altered on the way.
+
+    `bos_added` says whether the first token is the beginning-of-text token, put in front of the text.
+    """
 
     token_ids: tuple[int, ...]
     loss: LossConfig | None = None
     trace: Trace | None = None
     ablations: tuple[AblationSpec, ...] = ()
     within_layer_gradient: ActivationIndex | None = None
+    bos_added: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +217,7 @@ class InferenceSubRequest:
 
 @dataclass(frozen=True, slots=True)
 class DebugSubRequest:
-    """One TDB sub-request."""
+    """One TDB sub-request; `bos_added` as in `InferenceSpec`."""
 
     token_ids: tuple[int, ...]
     target_tokens: tuple[int, ...]
@@ -224,3 +228,4 @@ class DebugSubRequest:
     hide_early_layers_when_ablating: bool = False
     node_ablations: tuple[NodeAblation, ...] = ()
     upstream_trace: Trace | None = None
+    bos_added: bool = False

@@ -191,6 +191,10 @@ class LossFnConfig(Body):
     name: LossName | None = needed()
     target_tokens: Listed[Text] | None = None
     distractor_tokens: Listed[Text] | None = None
+    target_token_ids: Listed[Integer] | None = None
+    """Targets that text does not name, by their vocabulary indices, after those given as text."""
+    distractor_token_ids: Listed[Integer] | None = None
+    """The same for distractors."""
 
 
 class InferenceRequestSpec(Body):
@@ -202,6 +206,8 @@ class InferenceRequestSpec(Body):
     ablation_specs: Listed[AblationSpec] | None = None
     activation_index_for_within_layer_grad: MirroredActivationIndex | None = None
     """The latent that attn_write_to_latent_summed_over_heads is about."""
+    add_bos: Boolean | None = None
+    """Whether the beginning-of-text token stands in front of the prompt; left out, as the tokenizer does."""
 
 
 class NodeIdAndDatasets(Body):
@@ -369,6 +375,12 @@ class TdbRequestSpec(Body):
     node_ablations: Listed[NodeAblation] | None = None
     upstream_node_to_trace: NodeToTrace | None = None
     downstream_node_to_trace: NodeToTrace | None = None
+    target_token_ids: Listed[Integer] | None = None
+    """Targets that text does not name, by their vocabulary indices, after those given as text."""
+    distractor_token_ids: Listed[Integer] | None = None
+    """The same for distractors."""
+    add_bos: Boolean | None = None
+    """Whether the beginning-of-text token stands in front of the prompt; left out, as the tokenizer does."""
 
 
 class BatchedTdbRequest(Body):

@@ -106,6 +106,9 @@ def _debug_sub_request(body: bodies.TdbRequestSpec) -> DebugSubRequest:
         ],
         upstream_node_to_trace=_node_to_trace(body.upstream_node_to_trace),
         downstream_node_to_trace=_node_to_trace(body.downstream_node_to_trace),
+        target_token_ids=body.target_token_ids,
+        distractor_token_ids=body.distractor_token_ids,
+        add_bos=body.add_bos,
     )
 
 
@@ -121,6 +124,7 @@ def _inference_spec(body: bodies.InferenceRequestSpec | None) -> InferenceSpec |
             for one in body.ablation_specs or ()
         ],
         activation_index_for_within_layer_grad=_activation_index(body.activation_index_for_within_layer_grad),
+        add_bos=body.add_bos,
     )
 
 
@@ -131,6 +135,8 @@ def _loss(body: bodies.LossFnConfig | None) -> LossFnConfig | None:
         name=LOSS_NAMES.number(body.name),
         target_tokens=body.target_tokens,
         distractor_tokens=body.distractor_tokens,
+        target_token_ids=body.target_token_ids,
+        distractor_token_ids=body.distractor_token_ids,
     )
 
 

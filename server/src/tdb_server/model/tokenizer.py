@@ -18,6 +18,7 @@ import numpy.typing as npt
 import tokenizers
 
 from tdb_server.errors import ModelBroken
+from tdb_server.model.continuations import continuing
 from tdb_server.model.model_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, read_json_object
 
 _NO_STAND_IN = 0xFFFF
@@ -71,6 +72,7 @@ class Tokenizer:
         self.adds_bos = leading is not None
         self.bos_token_id = self._named(configuration.get("bos_token")) if leading is None else leading
         self._tokenizer.encode_special_tokens = configuration.get("split_special_tokens") is True
+        self._continuing = continuing(self._tokenizer)
         self._strings = np.array([self._spell(token_id) for token_id in range(largest_id + 1)], object)
 
     @property
@@ -81,6 +83,11 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of a text. No token is added to it; special tokens written out in it are recognized."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """Token ids of a text where other text stands before it; else as `encode`."""
+        ids: list[int] = self._continuing.encode(text, add_special_tokens=False).ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -103,11 +110,15 @@ class Tokenizer:
             return rows
         return [self.token_strings(row) for row in ids.tolist()]
 
+    def spelled(self, piece: str) -> int | None:
+        """The id of the token that the vocabulary spells so, such as "Ġto", "▁to" or "<0x0A>"."""
+        token_id: int | None = self._tokenizer.token_to_id(piece)
+        return token_id
+
     def _named(self, token: Any) -> int | None:
         """The id of a token that a configuration names, alone or with its flags."""
         content = token.get("content") if isinstance(token, dict) else token
-        token_id: int | None = self._tokenizer.token_to_id(content) if isinstance(content, str) else None
-        return token_id
+        return self.spelled(content) if isinstance(content, str) else None
 
     def _spell(self, token_id: int) -> str:
         if added := self._added.get(token_id):

@@ -158,10 +158,20 @@ def _put_started(
     started.info.request_id = request_id
     started.info.model_name = model.info.name
     started.info.model_digest = model.info.digest
+    token_strings = model.tokenizer.token_strings
     for one in sub_requests:
-        token_ids = one.inference.token_ids
-        started.sub_requests.add(
-            token_ids=token_ids,
-            token_strings=model.tokenizer.token_strings(token_ids),
-            ablation_specs=map(ablation_message, one.inference.ablations),
+        inference = one.inference
+        tokens = started.sub_requests.add(
+            token_ids=inference.token_ids,
+            token_strings=token_strings(inference.token_ids),
+            bos_added=inference.bos_added,
+            ablation_specs=map(ablation_message, inference.ablations),
         )
+        if inference.loss is not None:
+            for message, token_ids in (
+                (tokens.targets, inference.loss.target_tokens),
+                (tokens.distractors, inference.loss.distractor_tokens),
+            ):
+                message.SetInParent()  # no tokens are something else than no loss
+                message.token_ids.extend(token_ids)
+                message.token_strings.extend(token_strings(token_ids))

@@ -111,9 +111,14 @@ class _CollectedAnswer:
         if started.HasField("estimated_cost"):
             response.estimated_cost.CopyFrom(started.estimated_cost)
             return
-        for one in started.sub_requests:
+        for tokens in started.sub_requests:
             response.sub_responses.add(
-                token_ids=one.token_ids, token_strings=one.token_strings, ablation_specs=one.ablation_specs
+                token_ids=tokens.token_ids,
+                token_strings=tokens.token_strings,
+                bos_added=tokens.bos_added,
+                targets=tokens.targets if tokens.HasField("targets") else None,
+                distractors=tokens.distractors if tokens.HasField("distractors") else None,
+                ablation_specs=tokens.ablation_specs,
             )
 
     def _add_part(self, part: call_pb2.ResultPart) -> None:

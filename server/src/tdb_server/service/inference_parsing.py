@@ -60,8 +60,8 @@ def parse_inference_sub_request(
 
 def _parse_inference(reader: RequestReader, message: InferenceSpecMessage, path: str) -> InferenceSpec | None:
     """How a prompt is run; None where the prompt is refused. Parts that cannot be read are left out."""
-    token_ids = reader.prompt(message.prompt, f"{path}.prompt")
-    n_tokens = None if token_ids is None else len(token_ids)
+    prompt = reader.prompt(message, path)
+    n_tokens = None if prompt is None else len(prompt.token_ids)
     loss = (
         _parse_loss(reader, message.loss_fn_config, f"{path}.loss_fn_config") if _has_loss(message) else None
     )
@@ -79,9 +79,11 @@ def _parse_inference(reader: RequestReader, message: InferenceSpecMessage, path:
                 index = replace(index, place=Place.ONLINE_ATTENTION_AUTOENCODER_LATENT)
             reader.note(within_layer_gradient_violations(index, reader.info, n_tokens, index_path))
         within_layer_gradient = index
-    if token_ids is None:
+    if prompt is None:
         return None
-    return InferenceSpec(token_ids, loss, trace, ablations, within_layer_gradient)
+    return InferenceSpec(
+        prompt.token_ids, loss, trace, ablations, within_layer_gradient, bos_added=prompt.bos_added
+    )
 
 
 def _parse_trace(
@@ -115,16 +117,18 @@ def _check_loss_beside_trace(reader: RequestReader, trace: Trace, has_loss: bool
 
 def _parse_loss(reader: RequestReader, message: LossFnConfig, path: str) -> LossConfig | None:
     name = reader.member(message.name, LOSS_NAMES, f"{path}.name")
-    targets = reader.single_tokens(message.target_tokens, f"{path}.target_tokens")
-    distractors = reader.single_tokens(message.distractor_tokens, f"{path}.distractor_tokens")
-    if name is not None and name is not LossName.ZERO and not message.target_tokens:
+    targets = reader.single_tokens(message.target_tokens, message.target_token_ids, f"{path}.target_token")
+    distractors = reader.single_tokens(
+        message.distractor_tokens, message.distractor_token_ids, f"{path}.distractor_token"
+    )
+    if name is not None and name is not LossName.ZERO and targets == ():
         reader.refuse(
             f"{path}.target_tokens", f"{name.value} needs at least one target token", Reason.FIELD_REQUIRED
         )
-    if name is not None and name is not LossName.LOGIT_DIFF and message.distractor_tokens:
-        reader.refuse(
-            f"{path}.distractor_tokens", f"{name.value} has no distractors", Reason.FIELD_NOT_ALLOWED
-        )
+    if name is not None and name is not LossName.LOGIT_DIFF:
+        for field in ("distractor_tokens", "distractor_token_ids"):
+            if getattr(message, field):
+                reader.refuse(f"{path}.{field}", f"{name.value} has no distractors", Reason.FIELD_NOT_ALLOWED)
     if name is None or targets is None or distractors is None:
         return None
     return LossConfig(name, targets, distractors)

@@ -11,6 +11,7 @@ from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import AutoencoderInfo, KernelChoice, ModelInfo
 from tdb_server.domain.place import Place
+from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.service.enum_names import DERIVED_SCALARS, KERNEL_OUTCOMES, PLACES, SITES
 from tdb_server.service.tensor_messages import D_TYPES_BY_NAME
 
@@ -48,6 +49,14 @@ def model_info_message(info: ModelInfo, limits: Limits, server_version: str) -> 
         default_top_and_bottom_k=limits.default_top_and_bottom_k,
         kernels=[_kernel(one) for one in info.kernels],
     )
+
+
+def put_bos(message: model_service_pb2.ModelInfo, tokenizer: Tokenizer) -> None:
+    """Says which token begins a text, and whether prompts get it."""
+    message.adds_bos = tokenizer.adds_bos
+    if tokenizer.bos_token_id is not None:
+        message.bos_token_id = tokenizer.bos_token_id
+        (message.bos_token,) = tokenizer.token_strings([tokenizer.bos_token_id])
 
 
 def offered_derived_scalars(info: ModelInfo) -> list[DerivedScalar]:

@@ -152,20 +152,22 @@ def _parse_debug_sub_request(
 ) -> DebugSubRequest | None:
     """A debug sub-request; None where it is refused. What is wrong is noted in the reader."""
     n_violations = len(reader.violations)
-    token_ids = reader.prompt(message.prompt, f"{path}.prompt")
-    n_tokens = None if token_ids is None else len(token_ids)
-    targets = reader.single_tokens(message.target_tokens, f"{path}.target_tokens")
-    distractors = reader.single_tokens(message.distractor_tokens, f"{path}.distractor_tokens")
+    prompt = reader.prompt(message, path)
+    n_tokens = None if prompt is None else len(prompt.token_ids)
+    targets = reader.single_tokens(message.target_tokens, message.target_token_ids, f"{path}.target_token")
+    distractors = reader.single_tokens(
+        message.distractor_tokens, message.distractor_token_ids, f"{path}.distractor_token"
+    )
     mlp, attention = _parse_components(reader, message, path)
     k = _parse_k(reader, message, f"{path}.top_and_bottom_k")
     ablations = _parse_node_ablations(reader, message, n_tokens, path)
     trace = _parse_nodes_to_trace(reader, message, n_tokens, path)
-    if not message.target_tokens and (trace is None or traces_towards_loss(trace)):
+    if targets == () and (trace is None or traces_towards_loss(trace)):
         reader.refuse(f"{path}.target_tokens", "at least one is required", Reason.FIELD_REQUIRED)
-    if len(reader.violations) > n_violations or token_ids is None or targets is None or distractors is None:
+    if len(reader.violations) > n_violations or prompt is None or targets is None or distractors is None:
         return None
     return DebugSubRequest(
-        token_ids,
+        prompt.token_ids,
         targets,
         distractors,
         mlp or MlpComponent.NEURON,
@@ -174,6 +176,7 @@ def _parse_debug_sub_request(
         message.hide_early_layers_when_ablating,
         ablations,
         trace,
+        prompt.bos_added,
     )
 
 

@@ -7,29 +7,50 @@ cannot be read is None, and what depends on it is not checked further.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, TypeVar
+
+from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugSubRequest, InferenceSpec
 
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.reason import LIMIT_REASONS, PRECONDITION_REASONS, Reason
 from tdb_server.errors import FailedPrecondition, FieldViolation, InvalidRequest, OverLimit
+from tdb_server.service.beginning_of_text import BosTokenizer, bos_violations, with_bos
 from tdb_server.service.enum_names import EnumNames
+from tdb_server.service.token_words import shortened, tokens_in_words
 
 MemberT = TypeVar("MemberT", bound=Enum)
 NumberT = TypeVar("NumberT", bound=int)
 
 
-class Encoder(Protocol):
+class Encoder(BosTokenizer, Protocol):
     """What turns text into tokens. The tokenizer does."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text."""
         ...
 
+    def encode_continuation(self, text: str) -> list[int]:
+        """Token ids of a text where other text stands before it."""
+        ...
+
+    def spelled(self, piece: str) -> int | None:
+        """The id of the token that the vocabulary spells so."""
+        ...
+
     def token_strings(self, ids: Iterable[int]) -> list[str]:
         """What each token says by itself."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt's tokens, and whether the first one was put in front of its text."""
+
+    token_ids: tuple[int, ...]
+    bos_added: bool
 
 
 class RequestReader:
@@ -103,38 +124,68 @@ class RequestReader:
         self.refuse(path, f"{len(items)} are over the limit of {limit}", reason)
         return False
 
-    def prompt(self, text: str, path: str) -> tuple[int, ...] | None:
-        """The token ids of a prompt."""
-        token_ids = tuple(self.tokenizer.encode(text))
-        limit = self.limits.prompt_tokens(self.info.context_length)
-        if not token_ids:
-            self.refuse(path, "the prompt has no tokens", Reason.EMPTY_PROMPT)
+    def prompt(self, message: DebugSubRequest | InferenceSpec, path: str) -> Prompt | None:
+        """The tokens of a message's prompt."""
+        add_bos = message.add_bos if message.HasField("add_bos") else None
+        if not self.note(bos_violations(add_bos, self.tokenizer, f"{path}.add_bos")):
             return None
+        prompt_path = f"{path}.prompt"
+        encoded = self.tokenizer.encode(message.prompt)
+        if not encoded and not add_bos:
+            self.refuse(prompt_path, "the prompt has no tokens", Reason.EMPTY_PROMPT)
+            return None
+        token_ids = tuple(with_bos(encoded, add_bos, self.tokenizer))
+        limit = self.limits.prompt_tokens(self.info.context_length)
         if len(token_ids) > limit:
             self.refuse(
-                path, f"the prompt has {len(token_ids)} tokens; at most {limit} fit", Reason.PROMPT_TOO_LONG
+                prompt_path,
+                f"the prompt has {len(token_ids)} tokens; at most {limit} fit",
+                Reason.PROMPT_TOO_LONG,
             )
             return None
-        return token_ids if self._are_in_vocabulary(token_ids, path) else None
+        if not self._are_in_vocabulary(token_ids, prompt_path):
+            return None
+        return Prompt(token_ids, bos_added=len(token_ids) > len(encoded))
 
-    def single_tokens(self, texts: Sequence[str], path: str) -> tuple[int, ...] | None:
-        """The token ids of texts that must be one token each."""
+    def single_tokens(self, texts: Sequence[str], ids: Sequence[int], path: str) -> tuple[int, ...] | None:
+        """The token ids of texts that must be one token each, then those given as such.
+
+        Args:
+            texts: each is cut as where other text stands before it.
+            ids: vocabulary indices.
+            path: of both fields, which end in `s` and in `_ids`.
+        """
+        n_violations = len(self.violations)
         token_ids: list[int] = []
         for i, text in enumerate(texts):
-            found = self.tokenizer.encode(text)
-            if len(found) != 1:
-                self.refuse(
-                    f"{path}[{i}]", f"{text!r} is {len(found)} tokens; it must be one", Reason.NOT_ONE_TOKEN
-                )
-            elif self._are_in_vocabulary(found, f"{path}[{i}]"):
-                token_ids += found
-        return tuple(token_ids) if len(token_ids) == len(texts) else None
+            found = self.tokenizer.encode_continuation(text)
+            if len(found) == 1:
+                self._are_in_vocabulary(found, f"{path}s[{i}]")
+            else:
+                self.refuse(f"{path}s[{i}]", self._not_one_token(text, found), Reason.NOT_ONE_TOKEN)
+            token_ids += found
+        for i, token_id in enumerate(ids):
+            self._are_in_vocabulary([token_id], f"{path}_ids[{i}]")
+        return (*token_ids, *ids) if len(self.violations) == n_violations else None
+
+    def _not_one_token(self, text: str, token_ids: Sequence[int]) -> str:
+        """What is wrong with a target, the most important first: long messages are cut."""
+        if not token_ids:
+            return "must be one token, and is none"
+        spaced, spelled = f" {text}", self.tokenizer.spelled(text)
+        hint = f", as {shortened(spaced)} is" if len(self.tokenizer.encode_continuation(spaced)) == 1 else ""
+        if spelled is not None:
+            hint = f" (the vocabulary spells token {spelled} so: ask for it by index)"
+        words = tokens_in_words(token_ids, self.tokenizer.token_strings(token_ids))
+        return f"must be one token{hint}, and {shortened(text)} is {len(token_ids)}: {words}"
 
     def _are_in_vocabulary(self, token_ids: Sequence[int], path: str) -> bool:
         size = self.info.vocabulary_size
-        unknown = next((one for one in token_ids if one >= size), None)
+        unknown = next((one for one in token_ids if not 0 <= one < size), None)
         if unknown is not None:
             self.refuse(
-                path, f"token {unknown} is outside the model's {size} tokens", Reason.UNKNOWN_TOKEN_ID
+                path,
+                f"token {unknown} is outside the model's {size} tokens, 0 to {size - 1}",
+                Reason.UNKNOWN_TOKEN_ID,
             )
         return unknown is None

@@ -122,13 +122,18 @@ Global___EstimatedCost: _TypeAlias = EstimatedCost  # noqa: Y015
 
 @_typing.final
 class SubRequestTokens(_message.Message):
-    """Tokens of one sub-request's prompt."""
+    """Tokens of one sub-request's prompt, and of its loss."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     TOKEN_STRINGS_FIELD_NUMBER: _builtins.int
+    BOS_ADDED_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    DISTRACTORS_FIELD_NUMBER: _builtins.int
     ABLATION_SPECS_FIELD_NUMBER: _builtins.int
+    bos_added: _builtins.bool
+    """True when the first of the prompt's tokens is the beginning-of-text token and was put in front of the text."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Vocabulary indices."""
@@ -136,6 +141,14 @@ class SubRequestTokens(_message.Message):
     @_builtins.property
     def token_strings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The tokens as text, as many as token_ids."""
+
+    @_builtins.property
+    def targets(self) -> _result_pb2.TokenList:
+        """The loss's targets: those given as text in their order, then those given as vocabulary indices. Absent without a loss."""
+
+    @_builtins.property
+    def distractors(self) -> _result_pb2.TokenList:
+        """The loss's distractors, in the same order. Absent without a loss."""
 
     @_builtins.property
     def ablation_specs(self) -> _containers.RepeatedCompositeFieldContainer[_ablation_pb2.AblationSpec]:
@@ -148,13 +161,23 @@ class SubRequestTokens(_message.Message):
         *,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         token_strings: _abc.Iterable[_builtins.str] | None = ...,
+        bos_added: _builtins.bool = ...,
+        targets: _result_pb2.TokenList | None = ...,
+        distractors: _result_pb2.TokenList | None = ...,
         ablation_specs: _abc.Iterable[_ablation_pb2.AblationSpec] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_distractors", b"_distractors", "_targets", b"_targets", "distractors", b"distractors", "targets", b"targets"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ablation_specs", b"ablation_specs", "token_ids", b"token_ids", "token_strings", b"token_strings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_distractors", b"_distractors", "_targets", b"_targets", "ablation_specs", b"ablation_specs", "bos_added", b"bos_added", "distractors", b"distractors", "targets", b"targets", "token_ids", b"token_ids", "token_strings", b"token_strings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__distractors: _TypeAlias = _typing.Literal["distractors"]  # noqa: Y015
+    _WhichOneofArgType__distractors: _TypeAlias = _typing.Literal["_distractors", b"_distractors"]  # noqa: Y015
+    _WhichOneofReturnType__targets: _TypeAlias = _typing.Literal["targets"]  # noqa: Y015
+    _WhichOneofArgType__targets: _TypeAlias = _typing.Literal["_targets", b"_targets"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__distractors) -> _WhichOneofReturnType__distractors | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__targets) -> _WhichOneofReturnType__targets | None: ...
 
 Global___SubRequestTokens: _TypeAlias = SubRequestTokens  # noqa: Y015
 

@@ -92,6 +92,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Latents are asked for but no autoencoder of that site and layer is loaded. [FAILED_PRECONDITION]"""
     ERROR_REASON_AUTOENCODER_AMBIGUOUS: _ErrorReason.ValueType  # 34
     """A plain autoencoder latent is asked for but several autoencoders are loaded. [FAILED_PRECONDITION]"""
+    ERROR_REASON_NO_BOS_TOKEN: _ErrorReason.ValueType  # 56
+    """The beginning-of-text token is asked for but the model has none. [FAILED_PRECONDITION]"""
     ERROR_REASON_TOO_MANY_SUB_REQUESTS: _ErrorReason.ValueType  # 35
     """More sub-requests than the limit. [RESOURCE_EXHAUSTED]"""
     ERROR_REASON_TOO_MANY_ABLATIONS: _ErrorReason.ValueType  # 36
@@ -215,6 +217,8 @@ ERROR_REASON_AUTOENCODER_NOT_LOADED: ErrorReason.ValueType  # 33
 """Latents are asked for but no autoencoder of that site and layer is loaded. [FAILED_PRECONDITION]"""
 ERROR_REASON_AUTOENCODER_AMBIGUOUS: ErrorReason.ValueType  # 34
 """A plain autoencoder latent is asked for but several autoencoders are loaded. [FAILED_PRECONDITION]"""
+ERROR_REASON_NO_BOS_TOKEN: ErrorReason.ValueType  # 56
+"""The beginning-of-text token is asked for but the model has none. [FAILED_PRECONDITION]"""
 ERROR_REASON_TOO_MANY_SUB_REQUESTS: ErrorReason.ValueType  # 35
 """More sub-requests than the limit. [RESOURCE_EXHAUSTED]"""
 ERROR_REASON_TOO_MANY_ABLATIONS: ErrorReason.ValueType  # 36

@@ -60,15 +60,33 @@ class LossFnConfig(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     TARGET_TOKENS_FIELD_NUMBER: _builtins.int
     DISTRACTOR_TOKENS_FIELD_NUMBER: _builtins.int
+    TARGET_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    DISTRACTOR_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     name: Global___LossFnName.ValueType
     """Which loss. Required."""
     @_builtins.property
     def target_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Tokens that raise the loss. At least one unless the loss is zero; each must be exactly one token of the model."""
+        """Tokens that raise the loss. At least one, here or in target_token_ids, unless the loss is zero; each must be exactly
+        one token of the model, as it is cut where other text stands before it.
+        """
 
     @_builtins.property
     def distractor_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Tokens that lower the loss. Only for logit_diff; each must be exactly one token of the model. Default none."""
+        """Tokens that lower the loss. Only for logit_diff; each must be exactly one token of the model, cut as target_tokens.
+        Default none.
+        """
+
+    @_builtins.property
+    def target_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """More tokens that raise the loss, as vocabulary indices, 0 to ModelInfo.vocab_size - 1. They follow target_tokens.
+        Default none.
+        """
+
+    @_builtins.property
+    def distractor_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """More tokens that lower the loss, as vocabulary indices. Only for logit_diff. They follow distractor_tokens. Default
+        none.
+        """
 
     def __init__(
         self,
@@ -76,10 +94,12 @@ class LossFnConfig(_message.Message):
         name: Global___LossFnName.ValueType = ...,
         target_tokens: _abc.Iterable[_builtins.str] | None = ...,
         distractor_tokens: _abc.Iterable[_builtins.str] | None = ...,
+        target_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        distractor_token_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["distractor_tokens", b"distractor_tokens", "name", b"name", "target_tokens", b"target_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["distractor_token_ids", b"distractor_token_ids", "distractor_tokens", b"distractor_tokens", "name", b"name", "target_token_ids", b"target_token_ids", "target_tokens", b"target_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

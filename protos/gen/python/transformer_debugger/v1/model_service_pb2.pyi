@@ -312,6 +312,9 @@ class ModelInfo(_message.Message):
     ABLATABLE_LOCATION_TYPES_FIELD_NUMBER: _builtins.int
     API_VERSION_FIELD_NUMBER: _builtins.int
     SERVER_VERSION_FIELD_NUMBER: _builtins.int
+    ADDS_BOS_FIELD_NUMBER: _builtins.int
+    BOS_TOKEN_ID_FIELD_NUMBER: _builtins.int
+    BOS_TOKEN_FIELD_NUMBER: _builtins.int
     DEFAULT_TOP_AND_BOTTOM_K_FIELD_NUMBER: _builtins.int
     KERNELS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
@@ -342,6 +345,14 @@ class ModelInfo(_message.Message):
     """Version of this interface, such as "v1"."""
     server_version: _builtins.str
     """Version of the server's software, such as "1.2.3"."""
+    adds_bos: _builtins.bool
+    """Whether the model's own tokenizer begins every text with the beginning-of-text token: what a prompt gets whose request
+    does not set add_bos.
+    """
+    bos_token_id: _builtins.int
+    """The beginning-of-text token. Absent when the model has none."""
+    bos_token: _builtins.str
+    """The same as text. Empty when the model has none."""
     default_top_and_bottom_k: _builtins.int
     """How many nodes are taken from each end of a ranking where a request does not say: 10, or Limits.max_top_and_bottom_k where
     that is less.
@@ -387,14 +398,19 @@ class ModelInfo(_message.Message):
         ablatable_location_types: _abc.Iterable[_activation_pb2.ActivationLocationType.ValueType] | None = ...,
         api_version: _builtins.str = ...,
         server_version: _builtins.str = ...,
+        adds_bos: _builtins.bool = ...,
+        bos_token_id: _builtins.int | None = ...,
+        bos_token: _builtins.str = ...,
         default_top_and_bottom_k: _builtins.int = ...,
         kernels: _abc.Iterable[Global___KernelChoice] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "bos_token_id", b"bos_token_id", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ablatable_location_types", b"ablatable_location_types", "api_version", b"api_version", "autoencoders", b"autoencoders", "context_length", b"context_length", "d_head", b"d_head", "d_model", b"d_model", "default_top_and_bottom_k", b"default_top_and_bottom_k", "derived_scalar_types", b"derived_scalar_types", "digest", b"digest", "dtype", b"dtype", "family", b"family", "kernels", b"kernels", "limits", b"limits", "n_heads", b"n_heads", "n_key_value_heads", b"n_key_value_heads", "n_layers", b"n_layers", "n_mlp_neurons", b"n_mlp_neurons", "name", b"name", "server_version", b"server_version", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "ablatable_location_types", b"ablatable_location_types", "adds_bos", b"adds_bos", "api_version", b"api_version", "autoencoders", b"autoencoders", "bos_token", b"bos_token", "bos_token_id", b"bos_token_id", "context_length", b"context_length", "d_head", b"d_head", "d_model", b"d_model", "default_top_and_bottom_k", b"default_top_and_bottom_k", "derived_scalar_types", b"derived_scalar_types", "digest", b"digest", "dtype", b"dtype", "family", b"family", "kernels", b"kernels", "limits", b"limits", "n_heads", b"n_heads", "n_key_value_heads", b"n_key_value_heads", "n_layers", b"n_layers", "n_mlp_neurons", b"n_mlp_neurons", "name", b"name", "server_version", b"server_version", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__bos_token_id: _TypeAlias = _typing.Literal["bos_token_id"]  # noqa: Y015
+    _WhichOneofArgType__bos_token_id: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bos_token_id) -> _WhichOneofReturnType__bos_token_id | None: ...
 
 Global___ModelInfo: _TypeAlias = ModelInfo  # noqa: Y015
 
@@ -446,18 +462,26 @@ class TokenizeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TEXT_FIELD_NUMBER: _builtins.int
+    ADD_BOS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The text. May be empty."""
+    add_bos: _builtins.bool
+    """Whether the beginning-of-text token is put in front, unless the text begins with it. Absent: no, also where prompts get
+    one. True where the model has no such token fails with NO_BOS_TOKEN.
+    """
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
+        add_bos: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "add_bos", b"add_bos"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "add_bos", b"add_bos", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__add_bos: _TypeAlias = _typing.Literal["add_bos"]  # noqa: Y015
+    _WhichOneofArgType__add_bos: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__add_bos) -> _WhichOneofReturnType__add_bos | None: ...
 
 Global___TokenizeRequest: _TypeAlias = TokenizeRequest  # noqa: Y015
 
@@ -469,6 +493,12 @@ class TokenizeResponse(_message.Message):
 
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     TOKEN_STRINGS_FIELD_NUMBER: _builtins.int
+    BOS_ADDED_FIELD_NUMBER: _builtins.int
+    PROMPT_ADDS_BOS_FIELD_NUMBER: _builtins.int
+    bos_added: _builtins.bool
+    """True when the first token is the beginning-of-text token and was put in front of the text."""
+    prompt_adds_bos: _builtins.bool
+    """True when this text, as a prompt whose request does not set add_bos, has the beginning-of-text token in front of it."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Vocabulary indices."""
@@ -482,10 +512,12 @@ class TokenizeResponse(_message.Message):
         *,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         token_strings: _abc.Iterable[_builtins.str] | None = ...,
+        bos_added: _builtins.bool = ...,
+        prompt_adds_bos: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["token_ids", b"token_ids", "token_strings", b"token_strings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bos_added", b"bos_added", "prompt_adds_bos", b"prompt_adds_bos", "token_ids", b"token_ids", "token_strings", b"token_strings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -498,6 +530,11 @@ class DetokenizeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    ADD_BOS_FIELD_NUMBER: _builtins.int
+    add_bos: _builtins.bool
+    """Whether the beginning-of-text token is put in front, unless the tokens begin with it. Absent: no. True where the model
+    has no such token fails with NO_BOS_TOKEN.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Vocabulary indices, 0 to vocab_size - 1."""
@@ -506,12 +543,15 @@ class DetokenizeRequest(_message.Message):
         self,
         *,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        add_bos: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "add_bos", b"add_bos"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "add_bos", b"add_bos", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__add_bos: _TypeAlias = _typing.Literal["add_bos"]  # noqa: Y015
+    _WhichOneofArgType__add_bos: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__add_bos) -> _WhichOneofReturnType__add_bos | None: ...
 
 Global___DetokenizeRequest: _TypeAlias = DetokenizeRequest  # noqa: Y015
 
@@ -527,7 +567,7 @@ class DetokenizeResponse(_message.Message):
     """The tokens joined. Bytes that are not UTF-8 are given as U+FFFD."""
     @_builtins.property
     def token_strings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Each token as text, as many as were asked for."""
+        """Each token as text, as many as were asked for, and one more where add_bos puts one in front."""
 
     def __init__(
         self,

@@ -529,6 +529,36 @@ class NamedResult(_message.Message):
 Global___NamedResult: _TypeAlias = NamedResult  # noqa: Y015
 
 @_typing.final
+class TokenList(_message.Message):
+    """Tokens of the vocabulary, as parallel lists."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TOKEN_STRINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Vocabulary indices."""
+
+    @_builtins.property
+    def token_strings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The tokens as text, as many as token_ids. Bytes that are not UTF-8 by themselves are given as U+FFFD."""
+
+    def __init__(
+        self,
+        *,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        token_strings: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token_ids", b"token_ids", "token_strings", b"token_strings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenList: _TypeAlias = TokenList  # noqa: Y015
+
+@_typing.final
 class SubResponse(_message.Message):
     """Everything about one sub-request."""
 
@@ -539,11 +569,16 @@ class SubResponse(_message.Message):
     LOSS_FIELD_NUMBER: _builtins.int
     ACTIVATION_VALUE_FOR_BACKWARD_PASS_FIELD_NUMBER: _builtins.int
     RESULTS_FIELD_NUMBER: _builtins.int
+    BOS_ADDED_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    DISTRACTORS_FIELD_NUMBER: _builtins.int
     ABLATION_SPECS_FIELD_NUMBER: _builtins.int
     loss: _builtins.float
     """The loss. Absent when none was computed."""
     activation_value_for_backward_pass: _builtins.float
     """Value of the traced objective. Absent when no node was traced."""
+    bos_added: _builtins.bool
+    """True when the first of the prompt's tokens is the beginning-of-text token and was put in front of the text."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt's tokens as vocabulary indices."""
@@ -555,6 +590,14 @@ class SubResponse(_message.Message):
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedResult]:
         """The results, in the order of the request; for Debug in the order named at NamedResult.name."""
+
+    @_builtins.property
+    def targets(self) -> Global___TokenList:
+        """The loss's targets: those given as text in their order, then those given as vocabulary indices. Absent without a loss."""
+
+    @_builtins.property
+    def distractors(self) -> Global___TokenList:
+        """The loss's distractors, in the same order. Absent without a loss."""
 
     @_builtins.property
     def ablation_specs(self) -> _containers.RepeatedCompositeFieldContainer[_ablation_pb2.AblationSpec]:
@@ -570,19 +613,30 @@ class SubResponse(_message.Message):
         loss: _builtins.float | None = ...,
         activation_value_for_backward_pass: _builtins.float | None = ...,
         results: _abc.Iterable[Global___NamedResult] | None = ...,
+        bos_added: _builtins.bool = ...,
+        targets: Global___TokenList | None = ...,
+        distractors: Global___TokenList | None = ...,
         ablation_specs: _abc.Iterable[_ablation_pb2.AblationSpec] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_activation_value_for_backward_pass", b"_activation_value_for_backward_pass", "_loss", b"_loss", "activation_value_for_backward_pass", b"activation_value_for_backward_pass", "loss", b"loss"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_activation_value_for_backward_pass", b"_activation_value_for_backward_pass", "_distractors", b"_distractors", "_loss", b"_loss", "_targets", b"_targets", "activation_value_for_backward_pass", b"activation_value_for_backward_pass", "distractors", b"distractors", "loss", b"loss", "targets", b"targets"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_activation_value_for_backward_pass", b"_activation_value_for_backward_pass", "_loss", b"_loss", "ablation_specs", b"ablation_specs", "activation_value_for_backward_pass", b"activation_value_for_backward_pass", "loss", b"loss", "results", b"results", "token_ids", b"token_ids", "token_strings", b"token_strings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_activation_value_for_backward_pass", b"_activation_value_for_backward_pass", "_distractors", b"_distractors", "_loss", b"_loss", "_targets", b"_targets", "ablation_specs", b"ablation_specs", "activation_value_for_backward_pass", b"activation_value_for_backward_pass", "bos_added", b"bos_added", "distractors", b"distractors", "loss", b"loss", "results", b"results", "targets", b"targets", "token_ids", b"token_ids", "token_strings", b"token_strings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__activation_value_for_backward_pass: _TypeAlias = _typing.Literal["activation_value_for_backward_pass"]  # noqa: Y015
     _WhichOneofArgType__activation_value_for_backward_pass: _TypeAlias = _typing.Literal["_activation_value_for_backward_pass", b"_activation_value_for_backward_pass"]  # noqa: Y015
+    _WhichOneofReturnType__distractors: _TypeAlias = _typing.Literal["distractors"]  # noqa: Y015
+    _WhichOneofArgType__distractors: _TypeAlias = _typing.Literal["_distractors", b"_distractors"]  # noqa: Y015
     _WhichOneofReturnType__loss: _TypeAlias = _typing.Literal["loss"]  # noqa: Y015
     _WhichOneofArgType__loss: _TypeAlias = _typing.Literal["_loss", b"_loss"]  # noqa: Y015
+    _WhichOneofReturnType__targets: _TypeAlias = _typing.Literal["targets"]  # noqa: Y015
+    _WhichOneofArgType__targets: _TypeAlias = _typing.Literal["_targets", b"_targets"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__activation_value_for_backward_pass) -> _WhichOneofReturnType__activation_value_for_backward_pass | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__distractors) -> _WhichOneofReturnType__distractors | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__loss) -> _WhichOneofReturnType__loss | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__targets) -> _WhichOneofReturnType__targets | None: ...
 
 Global___SubResponse: _TypeAlias = SubResponse  # noqa: Y015

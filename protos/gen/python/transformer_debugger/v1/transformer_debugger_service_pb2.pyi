@@ -93,6 +93,9 @@ class DebugSubRequest(_message.Message):
     NODE_ABLATIONS_FIELD_NUMBER: _builtins.int
     UPSTREAM_NODE_TO_TRACE_FIELD_NUMBER: _builtins.int
     DOWNSTREAM_NODE_TO_TRACE_FIELD_NUMBER: _builtins.int
+    TARGET_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    DISTRACTOR_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    ADD_BOS_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """The prompt. At least one token, at most Limits.max_prompt_tokens."""
     component_type_for_mlp: Global___ComponentTypeForMlp.ValueType
@@ -107,15 +110,21 @@ class DebugSubRequest(_message.Message):
     """True: with ablations, leave out nodes of layers before the first ablated layer. What one sub-request of a call leaves
     out, all of them leave out, so that their nodes stay the same. Default false.
     """
+    add_bos: _builtins.bool
+    """Whether the beginning-of-text token is put in front of the prompt's tokens: then it is token 0, and counts as one.
+    Never twice: not where the prompt's text begins with it. Absent: as the model's own tokenizer does
+    (ModelInfo.adds_bos). True where the model has no such token fails with NO_BOS_TOKEN. An empty prompt needs true.
+    """
     @_builtins.property
     def target_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Tokens whose logits at the last position count for the objective; each exactly one token. At least one, unless the
-        traced node takes the place of the loss: any but a head traced through V without a downstream node.
+        """Tokens whose logits at the last position count for the objective; each exactly one token, as it is cut where other
+        text stands before it. At least one, here or in target_token_ids, unless the traced node takes the place of the loss:
+        any but a head traced through V without a downstream node.
         """
 
     @_builtins.property
     def distractor_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Tokens whose logits count against it; each exactly one token. Default none."""
+        """Tokens whose logits count against it; each exactly one token, cut as target_tokens. Default none."""
 
     @_builtins.property
     def node_ablations(self) -> _containers.RepeatedCompositeFieldContainer[_ablation_pb2.NodeAblation]:
@@ -128,6 +137,16 @@ class DebugSubRequest(_message.Message):
     @_builtins.property
     def downstream_node_to_trace(self) -> _trace_pb2.NodeToTrace:
         """The node that gives a V trace of upstream_node_to_trace its direction. Only with V. Absent: the loss does."""
+
+    @_builtins.property
+    def target_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """More tokens that count for the objective, as vocabulary indices, 0 to ModelInfo.vocab_size - 1. For tokens that no
+        text stands for, such as a part of a character. They follow target_tokens. Default none.
+        """
+
+    @_builtins.property
+    def distractor_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """More tokens that count against it, as vocabulary indices. They follow distractor_tokens. Default none."""
 
     def __init__(
         self,
@@ -142,13 +161,21 @@ class DebugSubRequest(_message.Message):
         node_ablations: _abc.Iterable[_ablation_pb2.NodeAblation] | None = ...,
         upstream_node_to_trace: _trace_pb2.NodeToTrace | None = ...,
         downstream_node_to_trace: _trace_pb2.NodeToTrace | None = ...,
+        target_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        distractor_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        add_bos: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_and_bottom_k", b"_top_and_bottom_k", "downstream_node_to_trace", b"downstream_node_to_trace", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "_top_and_bottom_k", b"_top_and_bottom_k", "add_bos", b"add_bos", "downstream_node_to_trace", b"downstream_node_to_trace", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_and_bottom_k", b"_top_and_bottom_k", "component_type_for_attention", b"component_type_for_attention", "component_type_for_mlp", b"component_type_for_mlp", "distractor_tokens", b"distractor_tokens", "downstream_node_to_trace", b"downstream_node_to_trace", "hide_early_layers_when_ablating", b"hide_early_layers_when_ablating", "node_ablations", b"node_ablations", "prompt", b"prompt", "target_tokens", b"target_tokens", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "_top_and_bottom_k", b"_top_and_bottom_k", "add_bos", b"add_bos", "component_type_for_attention", b"component_type_for_attention", "component_type_for_mlp", b"component_type_for_mlp", "distractor_token_ids", b"distractor_token_ids", "distractor_tokens", b"distractor_tokens", "downstream_node_to_trace", b"downstream_node_to_trace", "hide_early_layers_when_ablating", b"hide_early_layers_when_ablating", "node_ablations", b"node_ablations", "prompt", b"prompt", "target_token_ids", b"target_token_ids", "target_tokens", b"target_tokens", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__add_bos: _TypeAlias = _typing.Literal["add_bos"]  # noqa: Y015
+    _WhichOneofArgType__add_bos: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos"]  # noqa: Y015
     _WhichOneofReturnType__top_and_bottom_k: _TypeAlias = _typing.Literal["top_and_bottom_k"]  # noqa: Y015
     _WhichOneofArgType__top_and_bottom_k: _TypeAlias = _typing.Literal["_top_and_bottom_k", b"_top_and_bottom_k"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__add_bos) -> _WhichOneofReturnType__add_bos | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_and_bottom_k) -> _WhichOneofReturnType__top_and_bottom_k | None: ...
 
 Global___DebugSubRequest: _TypeAlias = DebugSubRequest  # noqa: Y015
@@ -300,8 +327,13 @@ class InferenceSpec(_message.Message):
     TRACE_CONFIG_FIELD_NUMBER: _builtins.int
     ABLATION_SPECS_FIELD_NUMBER: _builtins.int
     ACTIVATION_INDEX_FOR_WITHIN_LAYER_GRAD_FIELD_NUMBER: _builtins.int
+    ADD_BOS_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """The prompt. At least one token, at most Limits.max_prompt_tokens."""
+    add_bos: _builtins.bool
+    """Whether the beginning-of-text token is put in front of the prompt's tokens, as in DebugSubRequest.add_bos. Absent: as
+    the model's own tokenizer does.
+    """
     @_builtins.property
     def loss_fn_config(self) -> _loss_pb2.LossFnConfig:
         """The loss. Give a loss or a trace; both only for a V trace without a downstream node."""
@@ -328,12 +360,15 @@ class InferenceSpec(_message.Message):
         trace_config: _trace_pb2.TraceConfig | None = ...,
         ablation_specs: _abc.Iterable[_ablation_pb2.AblationSpec] | None = ...,
         activation_index_for_within_layer_grad: _activation_pb2.ActivationIndex | None = ...,
+        add_bos: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["activation_index_for_within_layer_grad", b"activation_index_for_within_layer_grad", "loss_fn_config", b"loss_fn_config", "trace_config", b"trace_config"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "activation_index_for_within_layer_grad", b"activation_index_for_within_layer_grad", "add_bos", b"add_bos", "loss_fn_config", b"loss_fn_config", "trace_config", b"trace_config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ablation_specs", b"ablation_specs", "activation_index_for_within_layer_grad", b"activation_index_for_within_layer_grad", "loss_fn_config", b"loss_fn_config", "prompt", b"prompt", "trace_config", b"trace_config"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "ablation_specs", b"ablation_specs", "activation_index_for_within_layer_grad", b"activation_index_for_within_layer_grad", "add_bos", b"add_bos", "loss_fn_config", b"loss_fn_config", "prompt", b"prompt", "trace_config", b"trace_config"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__add_bos: _TypeAlias = _typing.Literal["add_bos"]  # noqa: Y015
+    _WhichOneofArgType__add_bos: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__add_bos) -> _WhichOneofReturnType__add_bos | None: ...
 
 Global___InferenceSpec: _TypeAlias = InferenceSpec  # noqa: Y015
 

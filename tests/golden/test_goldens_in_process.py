@@ -12,6 +12,7 @@ import pytest
 import torch
 from tdb_server.domain.call import Call
 from tdb_server.domain.limits import Limits
+from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.results import NamedResult, ObjectiveValues
 from tdb_server.gateway.json_requests import debug_request, infer_request, single_infer_request
 from tdb_server.gateway.json_responses import batched_response, single_response
@@ -21,6 +22,7 @@ from tdb_server.model.weights import load_decoder
 from tdb_server.scalars.engine import Engine
 from tdb_server.service.request_parsing import parse_debug_request, parse_infer_request
 from tdb_server.service.result_messages import put_named_result
+from tdb_server.workers.engine_loading import model_info
 from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest, InferResponse
 
 from tests.golden.compare import differences
@@ -37,6 +39,10 @@ def engine(fixture: str, sites: tuple[str, ...], device: str, dtype: str = "floa
     decoder = load_decoder(folder, device, getattr(torch, dtype))
     autoencoders = load_autoencoders([folder / "autoencoders" / site for site in sites], decoder)
     return Engine(decoder, autoencoders)
+
+
+def served(fixture: str, running: Engine) -> ModelInfo:
+    return model_info(fixture, "", "float32", running.decoder, running.autoencoders, running.kernels)
 
 
 @cache
@@ -56,8 +62,9 @@ def answer(golden: dict[str, Any], device: str) -> dict[str, Any]:
             request = single_infer_request(endpoint, body)
     parse: Any = parse_debug_request if isinstance(request, DebugRequest) else parse_infer_request
     running = engine(golden["fixture"], tuple(golden["sites"]), device)
+    info = served(golden["fixture"], running)
     tokens = tokenizer(golden["fixture"])
-    sub_requests = parse(request, running.info, Limits(), tokens)
+    sub_requests = parse(request, info, Limits(), tokens)
     response = InferResponse()
     for one in sub_requests:
         token_ids = one.inference.token_ids

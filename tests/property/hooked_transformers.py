@@ -20,7 +20,7 @@ from tdb_server.model.autoencoder import Autoencoder
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tests.property.plain_edits import latents_of
+from tests.property.plain_edits import latents_of, written_by
 
 
 @torch.no_grad()
@@ -132,6 +132,6 @@ def _set_latents(
         for one in ablations:
             token, latent = one.node.tensor_indices
             altered[:, token, latent] = one.value
-        return site + ((altered - latents) @ layer.directions).to(site.dtype)
+        return site + written_by(layer, altered - latents, site.double()).to(site.dtype)
 
     return alter

@@ -38,10 +38,29 @@ def loss_value(loss: LossConfig, logits: Tensor) -> Tensor:
             raise ValueError(other)
 
 
-def latents_of(layer: AutoencoderLayer, site: Tensor) -> Tensor:
+def deviation_of(site: Tensor) -> Tensor:
+    """Standard deviation over the channels of site values [..., s], by the definition: [..., 1]."""
+    from_mean = site - site.mean(dim=-1, keepdim=True)
+    return ((from_mean**2).sum(dim=-1, keepdim=True) / (site.shape[-1] - 1)).sqrt()
+
+
+def pre_activations_of(layer: AutoencoderLayer, site: Tensor, deviation: Tensor | None = None) -> Tensor:
+    """What stands before latents' nonlinearity [..., n]; the deviation may be one that is held constant."""
+    if layer.norms_inputs:
+        deviation = deviation_of(site) if deviation is None else deviation
+        site = (site - site.mean(dim=-1, keepdim=True)) / (deviation + 1e-5)
+    return (site - layer.pre_bias) @ layer.encoder_weight.T + layer.latent_bias
+
+
+def written_by(layer: AutoencoderLayer, latents: Tensor, site: Tensor) -> Tensor:
+    """What latents [..., n] stand for at the site, where it has these values [..., s], without any bias."""
+    written = latents @ layer.directions
+    return written * deviation_of(site) if layer.norms_inputs else written
+
+
+def latents_of(layer: AutoencoderLayer, site: Tensor, deviation: Tensor | None = None) -> Tensor:
     """Latents [..., n] of site values [..., s], by the definition."""
-    pre = (site - layer.pre_bias) @ layer.encoder_weight.T + layer.latent_bias
-    latents = pre.clamp(min=0)
+    latents = pre_activations_of(layer, site, deviation).clamp(min=0)
     if layer.top_k is None or layer.top_k >= latents.shape[-1]:
         return latents
     smallest_kept = latents.sort(dim=-1, descending=True).values[..., layer.top_k - 1, None]
@@ -101,7 +120,7 @@ def _set_latents(layer: AutoencoderLayer, specs: Sequence[AblationSpec]) -> Edit
     def edit(site: Tensor) -> Tensor:
         latents = latents_of(layer, site)
         altered = ablated_latents(latents, specs)
-        return site + (altered - latents) @ layer.directions
+        return site + written_by(layer, altered - latents, site)
 
     return edit
 

@@ -65,6 +65,8 @@ MODELS = tuple(_VARIANTS)
 MAIN_MODELS = ("gpt2", "llama", "qwen2")
 N_LATENTS = 24
 TOP_K = 5
+AUTOENCODER_KINDS = ((None, False), (TOP_K, False), (TOP_K, True))
+"""Latents kept per token, and whether inputs are layer normed."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ def small_autoencoder(
     top_k: int | None = None,
     layers: tuple[int, ...] | None = None,
     dtype: torch.dtype = torch.float64,
+    norms_inputs: bool = False,
 ) -> Autoencoder:
     """A random autoencoder for a model: about half of its latents are active, or `top_k` where given."""
     decoder = small_model(name, dtype).decoder
@@ -119,6 +122,7 @@ def small_autoencoder(
                 latent_bias=0.3 * noise(N_LATENTS),
                 directions=0.3 * noise(N_LATENTS, width),
                 top_k=top_k,
+                norms_inputs=norms_inputs,
             )
             for layer_index in layers or range(config.n_layers)
         },

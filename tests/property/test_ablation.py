@@ -20,10 +20,10 @@ from tests.property.hooked_transformers import ablated_logits
 from tests.property.plain_edits import loss_value
 from tests.property.requests import answer, examples, inference, losses, numbers_of_layer
 from tests.property.small_models import (
+    AUTOENCODER_KINDS,
     MAIN_MODELS,
     MODELS,
     N_LATENTS,
-    TOP_K,
     VOCABULARY_SIZE,
     small_autoencoder,
     small_model,
@@ -83,16 +83,21 @@ def test_heads_and_neurons(name: str, data: st.DataObject, loss: LossConfig) -> 
     assert_ablation_agrees(name, ablations, loss)
 
 
-@pytest.mark.parametrize("top_k", [None, TOP_K])
+@pytest.mark.parametrize(("top_k", "norms_inputs"), AUTOENCODER_KINDS)
 @pytest.mark.parametrize("sites", SITES)
 @pytest.mark.parametrize("name", MAIN_MODELS)
 @examples(5)
 @given(data=st.data(), loss=losses())
 def test_latents_among_heads_and_neurons(
-    name: str, sites: Sequence[Site], top_k: int | None, data: st.DataObject, loss: LossConfig
+    name: str,
+    sites: Sequence[Site],
+    top_k: int | None,
+    norms_inputs: bool,
+    data: st.DataObject,
+    loss: LossConfig,
 ) -> None:
     config = small_model(name).config
-    autoencoders = [small_autoencoder(name, site, top_k) for site in sites]
+    autoencoders = [small_autoencoder(name, site, top_k, norms_inputs=norms_inputs) for site in sites]
     latents = [site.node_type for site in sites]
     others = [NodeType.ATTENTION_HEAD, NodeType.MLP_NEURON]
     ablations = data.draw(ablations_of([*latents, *others], config))

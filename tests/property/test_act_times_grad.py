@@ -26,6 +26,7 @@ from tests.property.plain_edits import (
     latents_of,
     loss_value,
     with_edit,
+    written_by,
 )
 from tests.property.plain_model import Edits, PlainModel
 from tests.property.requests import (
@@ -37,7 +38,7 @@ from tests.property.requests import (
     numbers_of_layer,
     prompts,
 )
-from tests.property.small_models import MAIN_MODELS, MODELS, TOP_K, small_autoencoder, small_model
+from tests.property.small_models import AUTOENCODER_KINDS, MAIN_MODELS, MODELS, small_autoencoder, small_model
 from tests.property.trace_definitions import definition, residual_before
 
 FINAL_SCALE = (Place.RESID_LN_F_SCALE, None)
@@ -97,7 +98,7 @@ def test_embeddings_neurons_and_heads(
         assert_same(of_heads, numbers_of_layer(found.top_k("heads"), layer, of_heads.shape))
 
 
-@pytest.mark.parametrize("top_k", [None, TOP_K])
+@pytest.mark.parametrize(("top_k", "norms_inputs"), AUTOENCODER_KINDS)
 @pytest.mark.parametrize("site", Site)
 @pytest.mark.parametrize("name", MAIN_MODELS)
 @examples(4)
@@ -106,13 +107,18 @@ def test_latents(
     name: str,
     site: Site,
     top_k: int | None,
+    norms_inputs: bool,
     token_ids: tuple[int, ...],
     loss: LossConfig,
     is_traced: bool,
     is_ablated: bool,
 ) -> None:
     """Towards a loss or a neuron. Gradients reach the embedding through latents that were set, too."""
-    model, autoencoder, last = small_model(name), small_autoencoder(name, site, top_k), len(token_ids) - 1
+    model, autoencoder, last = (
+        small_model(name),
+        small_autoencoder(name, site, top_k, norms_inputs=norms_inputs),
+        len(token_ids) - 1,
+    )
     ablations = [
         ablate(site.latent_place, 0, (0, 3), 0.0),
         ablate(site.latent_place, 0, (last, 9), 0.8),
@@ -136,10 +142,12 @@ def test_latents(
         earlier = [one for one in ablations if (one.index.layer_index or 0) < layer]
         own = [one for one in ablations if one.index.layer_index == layer]
         before = model.plain.run(token_ids, ablation_edits(model.plain, earlier, [autoencoder]))
-        latents = ablated_latents(latents_of(weights, before[site.place, layer][0]), own)
+        site_values = before[site.place, layer][0]
+        latents = ablated_latents(latents_of(weights, site_values), own)
         token, latent = latents.nonzero(as_tuple=True)
-        writes = torch.zeros(len(token), len(token_ids), weights.directions.shape[1], dtype=latents.dtype)
-        writes[torch.arange(len(token)), token] = latents[token, latent, None] * weights.directions[latent]
+        each = torch.zeros(len(token), *latents.shape, dtype=latents.dtype)
+        each[torch.arange(len(token)), token, latent] = latents[token, latent]
+        writes = written_by(weights, each, site_values)
         slopes = torch.zeros_like(latents)
         slopes[token, latent] = slopes_of_adding(
             model.plain, token_ids, objective, (site.place, layer), edits, writes

@@ -23,7 +23,7 @@ from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
 from torch import Tensor
 
 from tests.property.finite_differences import STEP, assert_same
-from tests.property.plain_edits import PAIR_PLACES, latents_of, loss_value
+from tests.property.plain_edits import PAIR_PLACES, deviation_of, latents_of, loss_value, written_by
 from tests.property.plain_model import Edit, PlainModel, Spot
 from tests.property.requests import answer, every_node, examples, numbers_of_layer
 from tests.property.small_models import MAIN_MODELS, SmallModel, small_autoencoder, small_model
@@ -56,13 +56,19 @@ class Target:
             return x
         layer = self._layer(autoencoders)
         latents = latents_of(layer, x)
-        return latents if self.place in LATENTS else x - latents @ layer.directions - layer.pre_bias
+        return latents if self.place in LATENTS else x - self._reconstruct(latents, x, layer)
 
     def put(self, x: Tensor, altered: Tensor, autoencoders: list[Autoencoder]) -> Tensor:
         if self.site is None:
             return altered
         change = altered - self.read(x, autoencoders)
-        return x + (change @ self._layer(autoencoders).directions if self.place in LATENTS else change)
+        return x + (written_by(self._layer(autoencoders), change, x) if self.place in LATENTS else change)
+
+    def _reconstruct(self, latents: Tensor, x: Tensor, layer: AutoencoderLayer) -> Tensor:
+        found = written_by(layer, latents, x)
+        if not layer.norms_inputs:
+            return found + layer.pre_bias
+        return found + layer.pre_bias * deviation_of(x) + x.mean(dim=-1, keepdim=True)
 
     def _layer(self, autoencoders: list[Autoencoder]) -> AutoencoderLayer:
         return next(one for one in autoencoders if one.site is self.site).layers[self.layer_index or 0]
@@ -95,7 +101,8 @@ def layers_of(place: Place, model: SmallModel) -> st.SearchStrategy[int | None]:
 @given(data=st.data())
 def test_values(name: str, place: Place, data: st.DataObject) -> None:
     model = small_model(name)
-    autoencoders = [small_autoencoder(name, site) for site in LATENTS.values()]
+    is_normed = data.draw(st.booleans())
+    autoencoders = [small_autoencoder(name, site, norms_inputs=is_normed) for site in LATENTS.values()]
     target = Target(model, place, data.draw(layers_of(place, model)))
     site = model.plain.run(PROMPT)[target.spot]
     index = draw_index(data, target, target.read(site, autoencoders)[0], PassType.FORWARD)
@@ -120,7 +127,8 @@ def test_values(name: str, place: Place, data: st.DataObject) -> None:
 def test_gradients(name: str, place: Place, data: st.DataObject) -> None:
     """With its gradient set to g, a cell is a constant to the objective, which has g times the cell added."""
     model = small_model(name)
-    autoencoders = [small_autoencoder(name, site) for site in LATENTS.values()]
+    is_normed = data.draw(st.booleans())
+    autoencoders = [small_autoencoder(name, site, norms_inputs=is_normed) for site in LATENTS.values()]
     target = Target(model, place, data.draw(layers_of(place, model)))
     before = target.read(model.plain.run(PROMPT)[target.spot], autoencoders)
     index = draw_index(data, target, before[0], PassType.BACKWARD)

@@ -10,16 +10,17 @@ from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import NodeIndex, NodeType
 from tdb_server.domain.requests import AblationSpec, ActivationIndex, LossConfig, Trace
+from tdb_server.model.autoencoder import AutoencoderLayer
 from torch import Tensor
 
 from tests.property.finite_differences import assert_same, gradient
-from tests.property.plain_edits import ablated_latents, latents_of
+from tests.property.plain_edits import ablated_latents, latents_of, written_by
 from tests.property.plain_model import PlainModel
 from tests.property.requests import answer, every_node, examples, inference, losses, numbers_of_layer, prompts
 from tests.property.small_models import (
+    AUTOENCODER_KINDS,
     MAIN_MODELS,
     N_LATENTS,
-    TOP_K,
     small_autoencoder,
     small_model,
 )
@@ -41,12 +42,16 @@ def scalars_of(site: Site) -> dict[str, DerivedScalar]:
     return MLP_SCALARS if site.is_mlp else ATTENTION_SCALARS
 
 
-def unit_writes(model: PlainModel, site: Site, layer: int, directions: Tensor) -> Tensor:
-    """What each latent adds to the residual stream per unit [n, d]."""
-    return directions @ model.mlp_out_weight(layer) if site is Site.MLP_POST_ACT else directions
+def unit_writes(
+    model: PlainModel, site: Site, layer: int, weights: AutoencoderLayer, site_values: Tensor
+) -> Tensor:
+    """What each latent adds to the residual stream per unit, at each token [T, n, d]."""
+    every_unit = torch.eye(N_LATENTS, dtype=site_values.dtype).expand(len(site_values), -1, -1)
+    writes = written_by(weights, every_unit, site_values[:, None])
+    return writes @ model.mlp_out_weight(layer) if site is Site.MLP_POST_ACT else writes
 
 
-@pytest.mark.parametrize("top_k", [None, 1, TOP_K, N_LATENTS + 1])
+@pytest.mark.parametrize(("top_k", "norms_inputs"), [*AUTOENCODER_KINDS, (1, False), (N_LATENTS + 1, True)])
 @pytest.mark.parametrize("site", Site)
 @pytest.mark.parametrize("name", MAIN_MODELS)
 @examples(2)
@@ -55,12 +60,13 @@ def test_activations_norms_and_direct_effects(
     name: str,
     site: Site,
     top_k: int | None,
+    norms_inputs: bool,
     token_ids: tuple[int, ...],
     loss: LossConfig,
     layers: tuple[int, ...],
 ) -> None:
     model = small_model(name)
-    autoencoder = small_autoencoder(name, site, top_k, layers)
+    autoencoder = small_autoencoder(name, site, top_k, layers, norms_inputs=norms_inputs)
     processing = {kind: every_node(scalar) for kind, scalar in scalars_of(site).items()}
     found = answer(model.engine(autoencoder), inference(token_ids, loss), **processing)
     seen = model.plain.run(token_ids)
@@ -70,13 +76,14 @@ def test_activations_norms_and_direct_effects(
     assert {node.layer_index for node in listed["latents"].nodes} <= set(layers)
     for layer in layers:
         weights = autoencoder.layers[layer]
-        latents = latents_of(weights, seen[site.place, layer][0])
-        writes = unit_writes(model.plain, site, layer, weights.directions)
+        site_values = seen[site.place, layer][0]
+        latents = latents_of(weights, site_values)
+        writes = unit_writes(model.plain, site, layer, weights, site_values)
         assert ((latents > 0).sum(dim=1) <= (top_k or N_LATENTS)).all()
         expected = {
             "latents": latents,
-            "norms": latents * writes.norm(dim=1),
-            "effects": latents * (direction @ writes.T),
+            "norms": latents * writes.norm(dim=-1),
+            "effects": latents * torch.einsum("td,tnd->tn", direction, writes),
         }
         for kind, dense in expected.items():
             assert_same(dense, numbers_of_layer(listed[kind], layer, latents.shape))
@@ -88,21 +95,29 @@ def test_activations_norms_and_direct_effects(
         assert_same(by_token, torch.from_numpy(group.sums[scalar].array))
 
 
-@pytest.mark.parametrize("top_k", [None, TOP_K])
+@pytest.mark.parametrize(("top_k", "norms_inputs"), AUTOENCODER_KINDS)
 @pytest.mark.parametrize("site", Site)
 @examples(3)
 @given(token_ids=prompts(2, 5), loss=losses(), value=st.sampled_from([0.0, 0.6, -0.5]))
 def test_ablated_latents_count_at_their_new_value(
-    site: Site, top_k: int | None, token_ids: tuple[int, ...], loss: LossConfig, value: float
+    site: Site,
+    top_k: int | None,
+    norms_inputs: bool,
+    token_ids: tuple[int, ...],
+    loss: LossConfig,
+    value: float,
 ) -> None:
     """Whether they were active before or not."""
-    model, autoencoder = small_model("llama"), small_autoencoder("llama", site, top_k)
+    model, autoencoder = (
+        small_model("llama"),
+        small_autoencoder("llama", site, top_k, norms_inputs=norms_inputs),
+    )
     ablation = AblationSpec(ActivationIndex(site.latent_place, 1, (1, None)), value)
     processing = {kind: every_node(scalar) for kind, scalar in scalars_of(site).items()}
     found = answer(model.engine(autoencoder), inference(token_ids, loss, ablations=[ablation]), **processing)
     site_values = model.plain.run(token_ids)[site.place, 1][0]
     latents = ablated_latents(latents_of(autoencoder.layers[1], site_values), [ablation])
-    norms = unit_writes(model.plain, site, 1, autoencoder.layers[1].directions).norm(dim=1)
+    norms = unit_writes(model.plain, site, 1, autoencoder.layers[1], site_values).norm(dim=-1)
     assert_same(latents, numbers_of_layer(found.top_k("latents"), 1, latents.shape))
     assert_same(latents * norms, numbers_of_layer(found.top_k("norms"), 1, latents.shape))
 
@@ -110,12 +125,12 @@ def test_ablated_latents_count_at_their_new_value(
 @pytest.mark.parametrize("site", Site)
 @pytest.mark.parametrize("name", MAIN_MODELS)
 @examples(3)
-@given(data=st.data(), token_ids=prompts(2, 5))
+@given(data=st.data(), token_ids=prompts(2, 5), norms_inputs=st.booleans())
 def test_direct_effects_on_a_traced_neuron(
-    name: str, site: Site, data: st.DataObject, token_ids: tuple[int, ...]
+    name: str, site: Site, data: st.DataObject, token_ids: tuple[int, ...], norms_inputs: bool
 ) -> None:
     """Latents that write before it have one, later latents have none."""
-    model, autoencoder = small_model(name), small_autoencoder(name, site)
+    model, autoencoder = small_model(name), small_autoencoder(name, site, norms_inputs=norms_inputs)
     neuron = data.draw(st.integers(0, model.config.n_neurons - 1))
     trace = Trace(NodeIndex(NodeType.MLP_NEURON, 1, (len(token_ids) - 1, neuron)))
     scalar = scalars_of(site)["effects"]
@@ -125,22 +140,23 @@ def test_direct_effects_on_a_traced_neuron(
     direction = gradient(of_residual, seen[residual_before(trace)][0])
     for layer in (0, 1):
         weights = autoencoder.layers[layer]
-        latents = latents_of(weights, seen[site.place, layer][0])
-        writes = unit_writes(model.plain, site, layer, weights.directions)
+        site_values = seen[site.place, layer][0]
+        latents = latents_of(weights, site_values)
+        writes = unit_writes(model.plain, site, layer, weights, site_values)
         is_before = layer == 0 or site is Site.RESID_DELTA_ATTN
-        expected = latents * (direction @ writes.T) * is_before
+        expected = latents * torch.einsum("td,tnd->tn", direction, writes) * is_before
         assert_same(expected, numbers_of_layer(found.top_k("effects"), layer, latents.shape))
 
 
 @pytest.mark.parametrize("site", Site)
 @pytest.mark.parametrize("name", MAIN_MODELS)
 @examples(3)
-@given(token_ids=prompts(1, 5), loss=losses())
+@given(token_ids=prompts(1, 5), loss=losses(), norms_inputs=st.booleans())
 def test_setting_a_latent_to_what_it_is_changes_nothing(
-    name: str, site: Site, token_ids: tuple[int, ...], loss: LossConfig
+    name: str, site: Site, token_ids: tuple[int, ...], loss: LossConfig, norms_inputs: bool
 ) -> None:
     """Spliced in with its error, an autoencoder leaves the forward pass as it was."""
-    model, autoencoder = small_model(name), small_autoencoder(name, site)
+    model, autoencoder = small_model(name), small_autoencoder(name, site, norms_inputs=norms_inputs)
     seen = model.plain.run(token_ids)
     latents = latents_of(autoencoder.layers[0], seen[site.place, 0][0])[-1]
     ablations = [

@@ -24,10 +24,10 @@ from tdb_server.domain.results import DerivedAttentionScalarsResult, TokenPairAt
 from tdb_server.model.autoencoder import Autoencoder
 from torch import Tensor
 
-from tests.property.plain_edits import latents_of
+from tests.property.plain_edits import deviation_of, latents_of
 from tests.property.plain_model import PlainModel, Seen
 from tests.property.requests import answer, examples, inference, prompts
-from tests.property.small_models import MODELS, N_LATENTS, TOP_K, small_autoencoder, small_model
+from tests.property.small_models import AUTOENCODER_KINDS, MODELS, N_LATENTS, small_autoencoder, small_model
 
 LOSS = LossConfig(LossName.LOGIT_DIFF, (1,), (2,))
 LATENTS = MultipleTopKSpec(
@@ -42,17 +42,26 @@ def writes_to_latents(model: PlainModel, seen: Seen, autoencoder: Autoencoder, l
         "khe,hed->khd", model.for_heads(seen[Place.ATTN_V, layer])[0], model.out_weights(layer)
     )
     writes = torch.einsum("qkh,khd->qkd", seen[Place.ATTN_QK_PROBS, layer][0], values)
-    is_active = latents_of(weights, seen[Place.RESID_DELTA_ATTN, layer][0]) > 0
-    return (writes @ weights.encoder_weight.T) * is_active[:, None]
+    site = seen[Place.RESID_DELTA_ATTN, layer][0]
+    reads = weights.encoder_weight.expand(len(site), -1, -1)
+    if weights.norms_inputs:  # the scale is held constant
+        reads = (reads - reads.mean(dim=-1, keepdim=True)) / (deviation_of(site)[:, None] + 1e-5)
+    is_active = latents_of(weights, site) > 0
+    return torch.einsum("qkd,qnd->qkn", writes, reads) * is_active[:, None]
 
 
-@pytest.mark.parametrize("top_k", [None, TOP_K])
+@pytest.mark.parametrize(("top_k", "norms_inputs"), AUTOENCODER_KINDS)
 @pytest.mark.parametrize("name", MODELS)
 @examples(4)
 @given(token_ids=prompts(1, 6))
-def test_token_pair_attribution(name: str, top_k: int | None, token_ids: tuple[int, ...]) -> None:
+def test_token_pair_attribution(
+    name: str, top_k: int | None, norms_inputs: bool, token_ids: tuple[int, ...]
+) -> None:
     """Three tokens for each latent, or as many as there are."""
-    model, autoencoder = small_model(name), small_autoencoder(name, Site.RESID_DELTA_ATTN, top_k)
+    model, autoencoder = (
+        small_model(name),
+        small_autoencoder(name, Site.RESID_DELTA_ATTN, top_k, norms_inputs=norms_inputs),
+    )
     found = answer(
         model.engine(autoencoder),
         inference(token_ids, LOSS),
@@ -97,7 +106,7 @@ def test_only_latents_that_were_active_have_token_pairs() -> None:
     assert min(row_of.values()) >= 0
 
 
-@pytest.mark.parametrize("top_k", [None, TOP_K])
+@pytest.mark.parametrize(("top_k", "norms_inputs"), AUTOENCODER_KINDS)
 @pytest.mark.parametrize("name", MODELS)
 @examples(4)
 @given(
@@ -107,10 +116,19 @@ def test_only_latents_that_were_active_have_token_pairs() -> None:
     latent=st.integers(0, N_LATENTS - 1),
 )
 def test_writes_to_one_latent(
-    name: str, top_k: int | None, token_ids: tuple[int, ...], is_one_token: bool, layer: int, latent: int
+    name: str,
+    top_k: int | None,
+    norms_inputs: bool,
+    token_ids: tuple[int, ...],
+    is_one_token: bool,
+    layer: int,
+    latent: int,
 ) -> None:
     """Zero where the latent is inactive, which with TopK it may be in spite of its sign."""
-    model, autoencoder = small_model(name), small_autoencoder(name, Site.RESID_DELTA_ATTN, top_k)
+    model, autoencoder = (
+        small_model(name),
+        small_autoencoder(name, Site.RESID_DELTA_ATTN, top_k, norms_inputs=norms_inputs),
+    )
     token = len(token_ids) - 1 if is_one_token else None
     wanted = ActivationIndex(Place.ONLINE_ATTENTION_AUTOENCODER_LATENT, layer, (token, latent))
     scalar = DerivedScalar.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS

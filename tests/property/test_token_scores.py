@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
@@ -26,13 +27,13 @@ from tdb_server.model.autoencoder import Autoencoder
 from torch import Tensor
 
 from tests.property.finite_differences import gradient
-from tests.property.plain_edits import latents_of
+from tests.property.plain_edits import latents_of, written_by
 from tests.property.plain_model import PlainModel, Seen
 from tests.property.requests import answer, examples, inference, prompts
 from tests.property.small_models import (
+    AUTOENCODER_KINDS,
     MAIN_MODELS,
     MODELS,
-    TOP_K,
     VOCABULARY_SIZE,
     small_autoencoder,
     small_model,
@@ -76,8 +77,10 @@ def write_vector(
         case node_type:
             autoencoder = next(one for one in autoencoders if one.site.node_type is node_type)
             weights = autoencoder.layers[layer]
-            activation = latents_of(weights, seen[autoencoder.site.place, layer][0])[indices]
-            write = activation * weights.directions[indices[1]]
+            site = seen[autoencoder.site.place, layer][0]
+            latents = torch.zeros_like(latents_of(weights, site))
+            latents[indices] = latents_of(weights, site)[indices]
+            write = written_by(weights, latents, site)[indices[0]]
             return write @ model.mlp_out_weight(layer) if autoencoder.site is Site.MLP_POST_ACT else write
 
 
@@ -140,12 +143,14 @@ def test_output_tokens_of_neurons_and_heads(
 @pytest.mark.parametrize("site", [Site.MLP_POST_ACT, Site.RESID_DELTA_MLP])
 @pytest.mark.parametrize("name", MAIN_MODELS)
 @examples(3)
-@given(token_ids=prompts(), top_k=st.sampled_from([None, TOP_K]))
+@given(token_ids=prompts(), kind=st.sampled_from(AUTOENCODER_KINDS))
 def test_output_tokens_of_latents(
-    name: str, site: Site, token_ids: tuple[int, ...], top_k: int | None
+    name: str, site: Site, token_ids: tuple[int, ...], kind: tuple[int | None, bool]
 ) -> None:
     model = small_model(name)
-    autoencoders = [small_autoencoder(name, one, top_k) for one in (site, Site.RESID_DELTA_ATTN)]
+    autoencoders = [
+        small_autoencoder(name, one, kind[0], norms_inputs=kind[1]) for one in (site, Site.RESID_DELTA_ATTN)
+    ]
     found = answer(
         model.engine(*autoencoders),
         inference(token_ids, LOSS),
@@ -193,13 +198,15 @@ def test_input_tokens_of_neurons_and_heads(name: str, token_ids: tuple[int, ...]
 @pytest.mark.parametrize("site", [Site.MLP_POST_ACT, Site.RESID_DELTA_MLP])
 @pytest.mark.parametrize("name", MAIN_MODELS)
 @examples(2)
-@given(token_ids=prompts(), top_k=st.sampled_from([None, TOP_K]))
+@given(token_ids=prompts(), kind=st.sampled_from(AUTOENCODER_KINDS))
 def test_input_tokens_of_latents(
-    name: str, site: Site, token_ids: tuple[int, ...], top_k: int | None
+    name: str, site: Site, token_ids: tuple[int, ...], kind: tuple[int | None, bool]
 ) -> None:
     """Latents of attention have none."""
     model = small_model(name)
-    autoencoders = [small_autoencoder(name, one, top_k) for one in (site, Site.RESID_DELTA_ATTN)]
+    autoencoders = [
+        small_autoencoder(name, one, kind[0], norms_inputs=kind[1]) for one in (site, Site.RESID_DELTA_ATTN)
+    ]
     found = answer(
         model.engine(*autoencoders),
         inference(token_ids, LOSS),

@@ -18,10 +18,17 @@ from tdb_server.model.autoencoder import Autoencoder
 from torch import Tensor
 
 from tests.property.finite_differences import assert_same, slopes_of_scaling, slopes_of_scaling_tokens
-from tests.property.plain_edits import ablation_edits
+from tests.property.plain_edits import ablation_edits, pre_activations_of
 from tests.property.plain_model import Seen
 from tests.property.requests import Answer, answer, every_node, examples, inference, numbers_of_layer
-from tests.property.small_models import MAIN_MODELS, MODELS, TOP_K, SmallModel, small_autoencoder, small_model
+from tests.property.small_models import (
+    AUTOENCODER_KINDS,
+    MAIN_MODELS,
+    MODELS,
+    SmallModel,
+    small_autoencoder,
+    small_model,
+)
 from tests.property.trace_definitions import definition, residual_before
 from tests.property.traces import QK, K, Q, sites_for, traces_of, value_traces
 
@@ -89,8 +96,10 @@ def assert_follows_definition(
 @given(data=st.data(), mlp_site=st.sampled_from([Site.MLP_POST_ACT, Site.RESID_DELTA_MLP]))
 def test_traces(name: str, kind: str, data: st.DataObject, mlp_site: Site) -> None:
     model = small_model(name)
-    top_k = data.draw(st.sampled_from([None, TOP_K]))
-    autoencoders = [small_autoencoder(name, site, top_k) for site in sites_for(kind, mlp_site)]
+    top_k, norms_inputs = data.draw(st.sampled_from(AUTOENCODER_KINDS))
+    autoencoders = [
+        small_autoencoder(name, site, top_k, norms_inputs=norms_inputs) for site in sites_for(kind, mlp_site)
+    ]
     trace = data.draw(traces_of(kind, model.config, len(PROMPT)))
     assert_follows_definition(model, trace, data.draw(st.booleans()), autoencoders)
 
@@ -103,7 +112,9 @@ def test_traces_through_values(
     name: str, downstream: str | None, data: st.DataObject, mlp_site: Site
 ) -> None:
     model = small_model(name)
-    autoencoders = [small_autoencoder(name, site) for site in sites_for(downstream, mlp_site)]
+    norms_inputs = data.draw(st.booleans())
+    sites = sites_for(downstream, mlp_site)
+    autoencoders = [small_autoencoder(name, site, norms_inputs=norms_inputs) for site in sites]
     trace = data.draw(value_traces(downstream, model.config, len(PROMPT)))
     assert_follows_definition(model, trace, data.draw(st.booleans()), autoencoders)
 
@@ -116,14 +127,16 @@ def test_the_value_is_what_the_forward_pass_computes(
     name: str, kind: str, data: st.DataObject, mlp_site: Site
 ) -> None:
     model = small_model(name)
-    autoencoders = [small_autoencoder(name, site) for site in sites_for(kind, mlp_site)]
+    norms_inputs = data.draw(st.booleans())
+    sites = sites_for(kind, mlp_site)
+    autoencoders = [small_autoencoder(name, site, norms_inputs=norms_inputs) for site in sites]
     trace = replace(data.draw(traces_of(kind, model.config, len(PROMPT))), post_act=False)
     layer, indices = trace.node.layer_index, trace.node.tensor_indices
     seen = model.plain.run(PROMPT)
     if autoencoders:
         weights = autoencoders[0].layers[layer]
         site = seen[autoencoders[0].site.place, layer][0]
-        of_node = ((site - weights.pre_bias) @ weights.encoder_weight.T + weights.latent_bias)[indices]
+        of_node = pre_activations_of(weights, site)[indices]
     else:
         gated = Place.MLP_POST_ACT if model.config.gated else Place.MLP_PRE_ACT
         place = gated if kind == "neuron" else Place.ATTN_QK_LOGITS

@@ -12,7 +12,7 @@ from tdb_server.model.autoencoder import Autoencoder
 from torch import Tensor
 
 from tests.property.finite_differences import gradient
-from tests.property.plain_edits import latents_of, loss_value
+from tests.property.plain_edits import deviation_of, latents_of, loss_value, pre_activations_of
 from tests.property.plain_model import PlainModel, Seen, Spot
 
 Definition = Callable[[Tensor], Tensor]
@@ -123,7 +123,7 @@ def _latent(model: PlainModel, trace: Trace, base: Seen, autoencoders: Sequence[
     weights = autoencoder.layers[layer]
     block = model.mlp if autoencoder.site.is_mlp else model.attention
 
-    def of_residual(x: Tensor) -> Tensor:
+    def site_of(x: Tensor) -> Tensor:
         site: list[Tensor] = []
 
         def tap(place: Place, at_layer: int | None, x: Tensor) -> Tensor:
@@ -132,9 +132,12 @@ def _latent(model: PlainModel, trace: Trace, base: Seen, autoencoders: Sequence[
             return base[place, at_layer] if place in _SCALES else x
 
         block(layer, x, tap)
-        if trace.post_act:
-            return latents_of(weights, site[0])[:, token, latent]
-        centred = site[0][:, token] - weights.pre_bias
-        return centred @ weights.encoder_weight[latent] + weights.latent_bias[latent]
+        return site[0]
+
+    deviation = deviation_of(site_of(base[residual_before(trace)]))  # of normed inputs, a scale like others
+
+    def of_residual(x: Tensor) -> Tensor:
+        encode = latents_of if trace.post_act else pre_activations_of
+        return encode(weights, site_of(x), deviation)[:, token, latent]
 
     return of_residual

@@ -93,10 +93,92 @@ def test_the_references_state_dicts(decoder: Decoder, tmp_path: Path, top_k: int
     state["activation"] = "ReLU" if top_k is None else "TopK"
     state["activation_state_dict"] = {} if top_k is None else {"k": top_k, "postact_fn": "ReLU"}
     torch.save(state, tmp_path / "0.pt")
-    write_config(tmp_path, site="resid_delta_mlp")
+    write_config(tmp_path, site="resid_delta_mlp", normalize_activations="none")
     (found,) = load_autoencoders([tmp_path], decoder)
     assert found.layers[0].top_k == top_k
     assert torch.equal(found.layers[0].encoder_weight, expected["encoder.weight"])
+
+
+def write_state(folder: Path, **entries: Any) -> dict[str, Any]:
+    """A TopK state dict of the reference's second generation for layer 0."""
+    state = dict(load_file(AUTOENCODERS / "resid_delta_mlp" / "0.safetensors"))
+    state |= {
+        "stats_last_nonzero": torch.zeros(N_LATENTS, dtype=torch.long),
+        "latents_activation_frequency": torch.ones(N_LATENTS, dtype=torch.long),
+        "latents_mean_square": torch.zeros(N_LATENTS),
+        "activation": "TopK",
+        "activation_state_dict": {"k": 4, "postact_fn": "ReLU"},
+    }
+    state |= entries
+    torch.save(state, folder / "0.pt")
+    return state
+
+
+def test_a_top_k_state_dict_needs_to_be_told_whether_inputs_are_normed(
+    decoder: Decoder, tmp_path: Path
+) -> None:
+    state = write_state(tmp_path)
+    write_config(tmp_path, site="resid_delta_mlp")
+    with pytest.raises(
+        AutoencoderBroken, match=r'0\.pt: .*/config\.json: "normalize_activations": "layer_norm"'
+    ):
+        load_autoencoders([tmp_path], decoder)
+    x = torch.randn(5, D_MODEL, generator=torch.Generator().manual_seed(1))
+    mean, deviation = x.mean(dim=-1, keepdim=True), x.std(dim=-1, keepdim=True)
+    for kind, inputs in (("layer_norm", (x - mean) / (deviation + 1e-5)), ("none", x)):
+        write_config(tmp_path, site="resid_delta_mlp", normalize_activations=kind)
+        (found,) = load_autoencoders([tmp_path], decoder)
+        pre = (inputs - state["pre_bias"]) @ state["encoder.weight"].T + state["latent_bias"]
+        values, places = pre.topk(4, dim=-1)
+        latents = torch.zeros_like(pre).scatter(-1, places, values.relu())
+        torch.testing.assert_close(found.layers[0].encode(x), latents)
+        reconstruction = latents @ state["decoder.weight"].T + state["pre_bias"]
+        if kind == "layer_norm":
+            reconstruction = reconstruction * deviation + mean
+        torch.testing.assert_close(found.layers[0].reconstruct(latents, x), reconstruction)
+
+
+@pytest.mark.parametrize(
+    ("entries", "config", "message"),
+    [
+        ({"threshold": torch.ones(N_LATENTS)}, {}, r"0\.pt: threshold would not be read"),
+        ({"normalize": True}, {}, "normalize would not be read"),
+        ({}, {"activation": "relu"}, r"its activation is top 4, but .*config\.json says activation 'relu'"),
+        ({}, {"activation": "topk", "k": 5}, "its activation is top 4, but .* k 5"),
+        ({}, {"k": 5}, "its activation is top 4, but .* k 5"),
+        ({"decoder.linear.weight": torch.ones(N_LATENTS, D_MODEL)}, {}, r"decoder\.linear\.weight would not"),
+    ],
+)
+def test_state_dicts_that_are_refused(
+    decoder: Decoder, tmp_path: Path, entries: dict[str, Any], config: dict[str, Any], message: str
+) -> None:
+    write_state(tmp_path, **entries)
+    write_config(tmp_path, site="resid_delta_mlp", normalize_activations="none", **config)
+    with pytest.raises(AutoencoderBroken, match=message):
+        load_autoencoders([tmp_path], decoder)
+
+
+def test_a_factor_for_inputs(decoder: Decoder, folder: Path) -> None:
+    state = load_file(folder / "1.safetensors")
+    setting = {"normalize_activations": "expected_average_only_in"}
+    write_config(folder, site="resid_delta_mlp", **setting)
+    with pytest.raises(AutoencoderBroken, match='"norm_scaling_factor": NUMBER'):
+        load_autoencoders([folder], decoder)
+    write_config(folder, site="resid_delta_mlp", **setting, norm_scaling_factor=2.5)
+    (found,) = load_autoencoders([folder], decoder)
+    x = torch.randn(5, D_MODEL)
+    latents = torch.relu((2.5 * x - state["pre_bias"]) @ state["encoder.weight"].T + state["latent_bias"])
+    torch.testing.assert_close(found.layers[1].encode(x), latents, atol=1e-4, rtol=1e-4)
+    reconstruction = (latents @ state["decoder.weight"].T + state["pre_bias"]) / 2.5
+    torch.testing.assert_close(found.layers[1].reconstruct(latents, x), reconstruction)
+
+
+def test_settings_that_are_not_read_are_told(
+    decoder: Decoder, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_config(folder, site="resid_delta_mlp", normalise_activations="layer_norm", source="a paper")
+    load_autoencoders([folder], decoder)
+    assert "config.json: normalise_activations, source are not read" in caplog.text
 
 
 def test_a_tied_state_dict(decoder: Decoder, tmp_path: Path) -> None:
@@ -106,6 +188,9 @@ def test_a_tied_state_dict(decoder: Decoder, tmp_path: Path) -> None:
     write_config(tmp_path, site="resid_delta_mlp")
     (found,) = load_autoencoders([tmp_path], decoder)
     assert torch.equal(found.layers[0].directions, state["encoder.weight"])
+    torch.save({**state, "decoder.linear.weight": state["encoder.weight"] + 1}, tmp_path / "0.pt")
+    with pytest.raises(AutoencoderBroken, match=r"decoder\.linear\.weight is not encoder\.weight"):
+        load_autoencoders([tmp_path], decoder)
 
 
 def test_a_pickled_file_runs_no_code(decoder: Decoder, tmp_path: Path) -> None:
@@ -149,12 +234,22 @@ def fewer_latents(folder: Path) -> None:
         "decoder.weight": state["decoder.weight"][:, :10].contiguous(),
     }
     save_file(cut, folder / "1.safetensors")
+    write_config(folder, site="resid_delta_mlp")
+
+
+def add_tensor(name: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        state = load_file(folder / "1.safetensors")
+        save_file({**state, name: torch.ones(N_LATENTS)}, folder / "1.safetensors")
+
+    return spoil
 
 
 SPOILT: list[tuple[Callable[[Path], object], str]] = [
     (lambda one: (one / "config.json").unlink(), "no autoencoder here"),
     (lambda one: (one / "config.json").write_text("{"), "not readable as JSON"),
     (lambda one: (one / "config.json").write_text("[]"), "not a JSON object"),
+    (lambda one: (one / "config.json").write_text('{"k": 1, "k": 2}'), "k is 1 and 2"),
     (lambda one: write_config(one, site="resid_pre"), "mlp_post_act, resid_delta_mlp, resid_delta_attn"),
     (lambda one: write_config(one, site="mlp_post_act"), r"has shape \[48\].*has \[192\]"),
     (lambda one: write_config(one, site="resid_delta_mlp", activation="jumprelu"), "jumprelu"),
@@ -170,6 +265,15 @@ SPOILT: list[tuple[Callable[[Path], object], str]] = [
     (change_tensor("decoder.weight", lambda x: x.T), "decoder, transposed, has shape"),
     (change_tensor("decoder.weight", lambda x: x[0]), "must be a matrix"),
     (change_tensor("latent_bias", lambda x: x * torch.nan), "not finite"),
+    (change_tensor("latent_bias", lambda x: x.to(torch.int32)), r"latent_bias is stored as torch\.int32"),
+    (add_tensor("threshold"), r"1\.safetensors: threshold would not be read"),
+    (add_tensor("encoder.bias"), r"encoder\.bias would not be read"),
+    (lambda one: write_config(one, site="resid_delta_mlp", n_latents=95), r"n_latents 95, but .* has 96"),
+    (lambda one: write_config(one, site="resid_delta_mlp", n_inputs=192), r"n_inputs 192, but .* has 48"),
+    (lambda one: write_config(one, site="resid_delta_mlp", k=4), "activation 'relu' with k 4"),
+    (lambda one: write_config(one, site="resid_delta_mlp", normalize_activations="rms"), "'rms' is none of"),
+    (lambda one: write_config(one, site="resid_delta_mlp", norm_scaling_factor=2.0), "belongs to"),
+    (lambda one: (one / "cfg.json").write_text("{}"), r"config\.json with a site beside cfg\.json"),
 ]
 
 
@@ -224,7 +328,7 @@ def test_saelens(decoder: Decoder, tmp_path: Path, hook: str, site: Site, subtra
     layer = found.layers[1]
     torch.testing.assert_close(layer.encode(x), latents, atol=1e-4, rtol=1e-4)
     expected = latents @ weights["W_dec"] + weights["b_dec"]
-    torch.testing.assert_close(layer.reconstruct(latents), expected)
+    torch.testing.assert_close(layer.reconstruct(latents, x), expected)
 
 
 def test_saelens_of_a_model_with_centred_writes(decoder: Decoder, tmp_path: Path) -> None:
@@ -267,7 +371,37 @@ def test_saelens_top_k(decoder: Decoder, tmp_path: Path, config: dict[str, Any])
         ("blocks.1.hook_mlp_out", {"architecture": "gated"}, "gated"),
         ("blocks.1.hook_mlp_out", {"activation_fn_str": "tanh-relu"}, "tanh-relu"),
         ("blocks.1.hook_mlp_out", {"architecture": "topk"}, "without a k"),
-        ("blocks.1.hook_mlp_out", {"normalize_activations": "layer_norm"}, "normalize_activations"),
+        (
+            "blocks.1.hook_mlp_out",
+            {"normalize_activations": "constant_norm_rescale"},
+            "normalize_activations 'constant_norm_rescale' is none of",
+        ),
+        (
+            "blocks.1.hook_mlp_out",
+            {"normalize_activations": "expected_average_only_in"},
+            '"norm_scaling_factor": NUMBER',
+        ),
+        ("blocks.1.hook_mlp_out", {"normalize_activations": True}, '"norm_scaling_factor": NUMBER'),
+        ("blocks.1.hook_mlp_out", {"apply_b_dec_to_input": None}, "apply_b_dec_to_input must be true or"),
+        ("blocks.1.hook_mlp_out", {"rescale_acts_by_decoder_norm": True}, "topk alone"),
+        ("blocks.1.hook_mlp_out", {"hook_layer": 0}, r"hook_name 'blocks\.1\..*' beside hook_layer 0"),
+        ("blocks.{layer}.hook_mlp_out", {}, r"hook_name 'blocks\.\{layer\}\.hook_mlp_out'"),
+        ("blocks.1.hook_mlp_out", {"hook_point": "blocks.0.hook_mlp_out"}, "hook_point .* for hook_name"),
+        (
+            "blocks.1.hook_mlp_out",
+            {"metadata": {"hook_name": "blocks.0.hook_mlp_out"}},
+            r"metadata\.hook_name .* for hook_name",
+        ),
+        ("blocks.1.hook_mlp_out", {"hook_name_out": "blocks.2.hook_mlp_out"}, "transcoders"),
+        ("blocks.1.hook_mlp_out", {"hook_head_index": 3}, "hook_head_index 3"),
+        ("blocks.1.hook_mlp_out", {"architecture": "topk", "k": 4.0}, "whole number above 0, not 4.0"),
+        (
+            "blocks.1.hook_mlp_out",
+            {"architecture": "topk", "k": 4, "activation_fn_kwargs": {"k": 5}},
+            r"k 4 beside activation_fn_kwargs\.k 5",
+        ),
+        ("blocks.1.hook_mlp_out", {"k": 4}, "k 4 beside architecture 'standard'"),
+        ("blocks.1.hook_mlp_out", {"d_sae": 21}, r"d_sae 21, but .*sae_weights\.safetensors has 20"),
         ("blocks.1.hook_mlp_out", {"finetuning_scaling_factor": True}, "finetuning_scaling_factor"),
     ],
 )
@@ -286,3 +420,85 @@ def test_saelens_without_a_tensor(decoder: Decoder, tmp_path: Path, missing: str
     save_file(weights, tmp_path / "sae_weights.safetensors")
     with pytest.raises(AutoencoderBroken, match=missing):
         load_autoencoders([tmp_path], decoder)
+
+
+@pytest.mark.parametrize("extra", ["threshold", "r_mag", "W_skip", "scaling_factor"])
+def test_saelens_with_a_tensor_that_would_not_be_read(decoder: Decoder, tmp_path: Path, extra: str) -> None:
+    weights = write_saelens(tmp_path, "blocks.1.hook_mlp_out")
+    save_file({**weights, extra: torch.full((20,), 2.0)}, tmp_path / "sae_weights.safetensors")
+    with pytest.raises(AutoencoderBroken, match=rf"sae_weights\.safetensors: {extra} would not be read"):
+        load_autoencoders([tmp_path], decoder)
+
+
+def test_saelens_as_it_is_met(decoder: Decoder, tmp_path: Path) -> None:
+    """Biases of shape [1, n], factors of 1, a template for the layer, settings in `metadata`, old words."""
+    weights = write_saelens(
+        tmp_path,
+        "blocks.{layer}.hook_mlp_out",
+        hook_layer=1,
+        activation_fn_str="relu",
+        metadata={"hook_point_head_index": None, "hook_name": "blocks.{layer}.hook_mlp_out"},
+    )
+    odd = {"b_dec": weights["b_dec"][None], "b_enc": weights["b_enc"][None], "scaling_factor": torch.ones(20)}
+    save_file(weights | odd, tmp_path / "sae_weights.safetensors")
+    (found,) = load_autoencoders([tmp_path], decoder)
+    x = torch.randn(6, D_MODEL)
+    latents = torch.relu((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"])
+    torch.testing.assert_close(found.layers[1].encode(x), latents, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("subtracts_bias", [True, False])
+def test_saelens_with_layer_normed_inputs(decoder: Decoder, tmp_path: Path, subtracts_bias: bool) -> None:
+    weights = write_saelens(
+        tmp_path,
+        "blocks.1.hook_mlp_out",
+        normalize_activations="layer_norm",
+        apply_b_dec_to_input=subtracts_bias,
+    )
+    (found,) = load_autoencoders([tmp_path], decoder)
+    x = 3 * torch.randn(6, D_MODEL) + 1
+    mean, deviation = x.mean(dim=-1, keepdim=True), x.std(dim=-1, keepdim=True)
+    inputs = (x - mean) / (deviation + 1e-5) - weights["b_dec"] * subtracts_bias
+    latents = torch.relu(inputs @ weights["W_enc"] + weights["b_enc"])
+    torch.testing.assert_close(found.layers[1].encode(x), latents, atol=1e-4, rtol=1e-4)
+    reconstruction = (latents @ weights["W_dec"] + weights["b_dec"]) * deviation + mean
+    found_again = found.layers[1].reconstruct(latents, x)
+    torch.testing.assert_close(found_again, reconstruction, atol=1e-4, rtol=1e-4)
+
+
+def test_saelens_with_a_factor_and_latents_scaled_by_their_directions(
+    decoder: Decoder, tmp_path: Path
+) -> None:
+    weights = write_saelens(
+        tmp_path,
+        "blocks.1.hook_mlp_out",
+        architecture="topk",
+        k=5,
+        rescale_acts_by_decoder_norm=True,
+        normalize_activations="expected_average_only_in",
+        norm_scaling_factor=0.5,
+    )
+    (found,) = load_autoencoders([tmp_path], decoder)
+    x = torch.randn(6, D_MODEL)
+    norms = (weights["W_dec"] / 0.5).norm(dim=1)
+    pre = ((0.5 * x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]) * norms
+    values, places = pre.topk(5, dim=-1)
+    latents = torch.zeros_like(pre).scatter(-1, places, values.relu())
+    torch.testing.assert_close(found.layers[1].encode(x), latents, atol=1e-3, rtol=1e-4)
+    reconstruction = (latents / norms) @ (weights["W_dec"] / 0.5) + weights["b_dec"] / 0.5
+    found_again = found.layers[1].reconstruct(latents, x)
+    torch.testing.assert_close(found_again, reconstruction, atol=1e-3, rtol=1e-4)
+
+
+def test_writes_of_a_model_without_layer_norms_are_never_centred(tmp_path: Path) -> None:
+    """TransformerLens leaves them alone, whatever it is asked for."""
+    llama = load_decoder(FIXTURE.parent / "tiny-llama-c", "cpu", torch.float32)
+    kwargs = {"center_writing_weights": True}
+    d_model = llama.config.d_model
+    weights = {"W_enc": torch.randn(d_model, 20), "b_enc": torch.zeros(20)}
+    weights |= {"W_dec": torch.randn(20, d_model), "b_dec": torch.zeros(d_model)}
+    save_file(weights, tmp_path / "sae_weights.safetensors")
+    config = {"hook_name": "blocks.1.hook_mlp_out", "model_from_pretrained_kwargs": kwargs}
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    (found,) = load_autoencoders([tmp_path], llama)
+    assert torch.equal(found.layers[1].encoder_weight, weights["W_enc"].T)

@@ -122,9 +122,13 @@ def test_learned_positions_have_no_frequencies() -> None:
             "in some of the layers",
         ),
         (
-            LLAMA | {"model_type": "mistral", "layer_types": ["full_attention", "sliding_attention"]},
-            "layer_types",
+            LLAMA
+            | {"model_type": "qwen2", "use_sliding_window": True}
+            | {"layer_types": ["full_attention", "sliding_attention"]},
+            "in some of the layers",
         ),
+        (LLAMA | {"model_type": "mistral", "layer_types": ["chunked_attention"] * 2}, "layer_types"),
+        (LLAMA | {"transformers_weights": "other.safetensors"}, r"transformers_weights 'other\.safetensors'"),
     ],
 )
 def test_unsupported(config: dict[str, Any], message: str) -> None:
@@ -145,11 +149,20 @@ def test_unsupported(config: dict[str, Any], message: str) -> None:
         ({"rope_theta": -1}, "rope_theta"),
         ({"rope_parameters": [1]}, "must be an object"),
         ({"model_type": "mistral", "sliding_window": 0}, "sliding_window"),
+        ({"model_type": "qwen2", "layer_types": ["sliding_attention"] * 2}, "no sliding_window is in force"),
+        (
+            {"model_type": "mistral", "sliding_window": None, "layer_types": ["sliding_attention"] * 2},
+            "no sliding_window is in force",
+        ),
+        ({"model_type": "qwen3", "layer_types": ["full_attention"] * 3}, "one kind for each"),
+        ({"tie_word_embeddings": None}, "tie_word_embeddings must be true or false"),
+        ({"attention_bias": "false"}, "attention_bias must be true or false"),
+        ({"rope_parameters": LLAMA3, "original_max_position_embeddings": None}, "original_max_position"),
     ],
 )
 def test_broken(entries: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelBroken, match=message):
-        decoder_config_from_hugging_face(LLAMA | entries)
+        inverse_frequencies(decoder_config_from_hugging_face(LLAMA | entries))
 
 
 @pytest.mark.parametrize(

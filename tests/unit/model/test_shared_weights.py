@@ -14,6 +14,8 @@ from tdb_server.errors import ModelBroken
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.weights import load_decoder
 
+from tests.random_models import write_random_model
+
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 FILLED_BYTES = 4096
 
@@ -46,6 +48,23 @@ def test_the_second_reads_what_the_first_has_filled_in(fixture: str, file: int) 
     assert torch.equal(*residuals)
     first.weights.final_norm.gain += 1  # the one that filled them in can still write
     assert_same_weights(second, first)
+
+
+@pytest.mark.parametrize("head", ["equal", "other", "alone"])
+def test_halves_of_a_tied_pair(head: str, file: int, tmp_path: Path) -> None:
+    """Whoever reads after the first decides as it did whether there are one or two of them."""
+    folder = write_random_model(tmp_path, "llama", tie_word_embeddings=True)
+    tensors = load_file(folder / "model.safetensors")
+    embedding = tensors["model.embed_tokens.weight"]
+    tensors["lm_head.weight"] = embedding + 1 if head == "other" else embedding.clone()
+    if head == "alone":
+        del tensors["model.embed_tokens.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    first, second = loaded(folder, file), loaded(folder, file)
+    assert_same_weights(first, loaded(folder, None))
+    assert_same_weights(second, first)
+    assert torch.equal(second.weights.unembedding, tensors["lm_head.weight"])
+    assert (second.weights.unembedding is second.weights.token_embedding) == (head != "other")
 
 
 def test_others_on_disk_are_not_mistaken_for_them(file: int, tmp_path: Path) -> None:

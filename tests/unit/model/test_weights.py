@@ -106,11 +106,21 @@ def test_progress_ends_at_one(llama: Path) -> None:
     assert seen[-1] == ("loading weights", 1.0)
 
 
-def test_buffers_of_old_gpt2_files_are_left_alone(gpt2: Path) -> None:
-    expected = logits(gpt2)
-    extra = {"transformer.h.0.attn.bias": torch.ones(1, 1, 64, 64), "lm_head.weight": torch.zeros(1000, 32)}
-    edit_tensors(gpt2, lambda tensors: tensors.update(extra))
-    assert torch.equal(logits(gpt2), expected)
+def test_buffers_of_old_files_are_left_alone(gpt2: Path, llama: Path) -> None:
+    buffers = {
+        gpt2: {
+            "transformer.h.0.attn.bias": torch.ones(1, 1, 64, 64),
+            "transformer.h.0.attn.masked_bias": torch.tensor(-1e4),
+        },
+        llama: {
+            "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+            "model.rotary_emb.inv_freq": torch.ones(4),
+        },
+    }
+    for folder, extra in buffers.items():
+        expected = logits(folder)
+        edit_tensors(folder, lambda tensors, extra=extra: tensors.update(extra))
+        assert torch.equal(logits(folder), expected)
 
 
 def test_missing_folder(tmp_path: Path) -> None:

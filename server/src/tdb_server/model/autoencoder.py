@@ -3,8 +3,14 @@
     latents = act(W_enc (x - pre_bias) + latent_bias)
     reconstruction = W_dec latents + pre_bias
 
-The decoder is stored by rows, one direction per latent, because almost every use picks the directions of
-the few latents that are active (Bricken et al. 2023, "Towards Monosemanticity"; Gao et al. 2024 for TopK).
+or, where inputs are layer normed, with their mean and their standard deviation s over channels
+
+    latents = act(W_enc ((x - mean) / (s + 1e-5) - pre_bias) + latent_bias)
+    reconstruction = s (W_dec latents + pre_bias) + mean
+
+so that a latent writes s times its direction. The decoder is stored by rows, one direction per latent, as
+almost every use picks the directions of the few latents that are active (Bricken et al. 2023, "Towards
+Monosemanticity"; Gao et al. 2024 for TopK and for layer norm).
 """
 
 from __future__ import annotations
@@ -18,6 +24,9 @@ from torch import Tensor
 from tdb_server.domain.model_info import AutoencoderInfo, Site
 from tdb_server.model.decoder import Decoder
 
+INPUT_NORM_EPSILON = 1e-5
+"""Added to the standard deviation, not under its root: so do the reference's autoencoders, and SAELens's."""
+
 
 @dataclass
 class AutoencoderLayer:
@@ -28,11 +37,36 @@ class AutoencoderLayer:
     latent_bias: Tensor  # [n]
     directions: Tensor  # [n, s], rows of W_dec transposed
     top_k: int | None = None  # latents kept per token; None for plain ReLU
+    norms_inputs: bool = False  # whether inputs are layer normed
     write_norms: Tensor | None = None  # [n], norm of what latent value 1 adds to the residual stream
 
-    def pre_activations(self, x: Tensor) -> Tensor:
-        """Site values [..., s] to what stands before the nonlinearity [..., n]."""
-        return F.linear(x - self.pre_bias, self.encoder_weight, self.latent_bias)
+    def pre_activations(self, x: Tensor, *, holds_scale: bool = False) -> Tensor:
+        """Site values [..., s] to what stands before the nonlinearity [..., n].
+
+        Args:
+            holds_scale: whether the scale of normed inputs is a constant in the gradient.
+        """
+        normed = self.normed(x, holds_scale=holds_scale)
+        return F.linear(normed - self.pre_bias, self.encoder_weight, self.latent_bias)
+
+    def normed(self, x: Tensor, *, holds_scale: bool = False) -> Tensor:
+        """What the encoder sees of site values [..., s]."""
+        if not self.norms_inputs:
+            return x
+        scale = x.std(dim=-1, keepdim=True) + INPUT_NORM_EPSILON
+        return (x - x.mean(dim=-1, keepdim=True)) / (scale.detach() if holds_scale else scale)
+
+    def read_directions(self, latents: Tensor, x: Tensor) -> Tensor:
+        """Gradient of pre-activations, each at its own site values, scale held: [m] and [m, s] to [m, s]."""
+        rows = self.encoder_weight[latents]
+        if not self.norms_inputs:
+            return rows
+        scale = x.std(dim=-1, keepdim=True) + INPUT_NORM_EPSILON
+        return (rows - rows.mean(dim=-1, keepdim=True)) / scale
+
+    def times_write_scale(self, vectors: Tensor, x: Tensor) -> Tensor:
+        """What latents write, or what is along it, at site values: [..., m] and [..., s] to [..., m]."""
+        return vectors * x.std(dim=-1, keepdim=True) if self.norms_inputs else vectors
 
     @property
     def keeps_few(self) -> bool:
@@ -59,9 +93,10 @@ class AutoencoderLayer:
         """Site values [..., s] to latents [..., n]."""
         return self.activate(self.pre_activations(x))
 
-    def reconstruct(self, latents: Tensor) -> Tensor:
-        """Latents [..., n] to the site values they stand for [..., s]."""
-        return latents @ self.directions + self.pre_bias
+    def reconstruct(self, latents: Tensor, x: Tensor) -> Tensor:
+        """Latents [..., n] to the site values they stand for [..., s]; x is what they were encoded from."""
+        found = self.times_write_scale(latents @ self.directions + self.pre_bias, x)
+        return found + x.mean(dim=-1, keepdim=True) if self.norms_inputs else found
 
 
 @dataclass

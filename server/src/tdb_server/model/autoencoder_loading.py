@@ -6,10 +6,15 @@
 
 or, for one layer, `cfg.json` and `sae_weights.safetensors` of SAELens (see `tdb_server.model.saelens`).
 Several folders of one site make one autoencoder, as long as their layers differ.
+
+Whether inputs are layer normed is for `"normalize_activations"` in `config.json` to say, "layer_norm" or
+"none". The reference's TopK files do not tell: those of its second generation (`v5_32k`, `v5_128k`) were
+trained on normed inputs, but Transformer Debugger itself never norms. They are refused without the setting.
 """
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,19 +22,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tdb_server.domain.model_info import Site
 from tdb_server.errors import AutoencoderBroken
 from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
+from tdb_server.model.autoencoder_files import (
+    NORM_SCALING_FACTOR,
+    NORMALIZE,
+    as_vector,
+    input_scaling,
+    pick_tensors,
+    read_safetensors,
+    refuse_other_sizes,
+)
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.json_file import read_json_object
 from tdb_server.model.saelens import SAELENS_CONFIG, load_saelens_layer
 
+_log = logging.getLogger(__name__)
+
 CONFIG = "config.json"
 _TENSORS = ("pre_bias", "encoder.weight", "latent_bias", "decoder.weight")
+_STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
+"""What training has counted and stored beside the weights."""
+
+_SETTINGS = ("site", "activation", "k", "n_inputs", "n_latents", NORMALIZE, NORM_SCALING_FACTOR)
 
 
 @dataclass(frozen=True)
@@ -56,7 +74,7 @@ def load_autoencoders(folders: Sequence[Path], decoder: Decoder) -> list[Autoenc
         AutoencoderBroken: a folder or file is missing or damaged, does not fit the model, or there are two
             for one site and layer, or for two sites of the MLP.
     """
-    layers = [layer for folder in folders for layer in _load_folder(folder)]
+    layers = [layer for folder in folders for layer in _load_folder(folder, decoder)]
     by_site: dict[Site, list[_Layer]] = {}
     for layer in layers:
         by_site.setdefault(layer.site, []).append(layer)
@@ -70,14 +88,21 @@ def load_autoencoders(folders: Sequence[Path], decoder: Decoder) -> list[Autoenc
     return autoencoders
 
 
-def _load_folder(folder: Path) -> Iterable[_Layer]:
+def _load_folder(folder: Path, decoder: Decoder) -> Iterable[_Layer]:
+    has_config = (folder / CONFIG).is_file()
+    config = read_json_object(folder / CONFIG) if has_config else {}
     if (folder / SAELENS_CONFIG).is_file():
-        site, layer_index, weights = load_saelens_layer(folder)
+        if "site" in config:
+            raise AutoencoderBroken(f"{folder}: {CONFIG} with a site beside {SAELENS_CONFIG}; remove one")
+        can_be_centered = decoder.config.norm == "layer_norm"
+        site, layer_index, weights = load_saelens_layer(folder, can_be_centered=can_be_centered)
         return [_Layer(site, layer_index, folder, weights)]
-    if not (folder / CONFIG).is_file():
+    if not has_config:
         raise AutoencoderBroken(f"{folder}: no autoencoder here: neither {CONFIG} nor {SAELENS_CONFIG}")
-    config = read_json_object(folder / CONFIG)
     site = _site(config.get("site"), folder)
+    unread = sorted(config.keys() - set(_SETTINGS))
+    if unread:
+        _log.warning("%s: %s are not read", folder / CONFIG, ", ".join(unread))
     paths = sorted(path for suffix in ("safetensors", "pt") for path in folder.glob(f"*.{suffix}"))
     if not paths:
         raise AutoencoderBroken(f"{folder}: no <layer>.safetensors and no <layer>.pt")
@@ -95,28 +120,44 @@ def _site(name: object, folder: Path) -> Site:
 def _load_layer(path: Path, site: Site, config: Mapping[str, object]) -> _Layer:
     if not path.stem.isdecimal():
         raise AutoencoderBroken(f"{path}: the name must be the layer's number, like 0{path.suffix}")
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_state_dict(path)
-    top_k = _top_k_of_state(path, state) if "activation" in state else _top_k_of_config(path, config)
-    if "decoder.weight" not in state and "decoder.linear.weight" in state:
-        # The reference's tied autoencoders: the decoder is the encoder, transposed.
-        state = {**state, "decoder.weight": state["encoder.weight"].T}
-    missing = [name for name in _TENSORS if not isinstance(state.get(name), Tensor)]
-    if missing:
-        raise AutoencoderBroken(f"{path}: no tensor called {', '.join(missing)}")
-    pre_bias, encoder, latent_bias, decoder = (state[name] for name in _TENSORS)
+    state = read_safetensors(path) if path.suffix == ".safetensors" else _read_state_dict(path)
+    top_k = _top_k(path, state, config)
+    if path.suffix == ".pt" and top_k is not None and config.get(NORMALIZE) is None:
+        raise AutoencoderBroken(
+            f"{path}: a TopK file of the reference does not tell whether inputs are layer normed. Say so in "
+            f'{path.parent / CONFIG}: "{NORMALIZE}": "layer_norm" where sparse_autoencoder\'s own loader is '
+            'meant, as for v5_32k and v5_128k; "none" for what Transformer Debugger computes'
+        )
+    norms_inputs, factor = input_scaling(path.parent / CONFIG, config)
+    pre_bias, encoder, latent_bias, decoder = pick_tensors(
+        path, _untied(path, state), _TENSORS, ("activation", "activation_state_dict", *_STATISTICS)
+    )
     if decoder.dim() != 2:
         raise AutoencoderBroken(
             f"{path}: decoder.weight must be a matrix, not of shape {tuple(decoder.shape)}"
         )
-    weights = AutoencoderLayer(pre_bias, encoder, latent_bias, decoder.T.contiguous(), top_k)
+    if factor != 1:
+        encoder, pre_bias, decoder = encoder * factor, pre_bias / factor, decoder / factor
+    weights = AutoencoderLayer(
+        as_vector(pre_bias), encoder, as_vector(latent_bias), decoder.T.contiguous(), top_k, norms_inputs
+    )
+    sizes = {"n_inputs": weights.pre_bias.numel(), "n_latents": weights.latent_bias.numel()}
+    refuse_other_sizes(path.parent / CONFIG, config, path, sizes)
     return _Layer(site, int(path.stem), path, weights)
 
 
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError) as error:
-        raise AutoencoderBroken(f"{path}: not a safetensors file: {error}") from error
+def _untied(path: Path, state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of the reference's tied autoencoders the decoder is the encoder, transposed, which is stored twice."""
+    tied, encoder = state.get("decoder.linear.weight"), state.get("encoder.weight")
+    if tied is None or "decoder.weight" in state:
+        return state
+    if not isinstance(tied, Tensor) or not isinstance(encoder, Tensor) or not torch.equal(tied, encoder):
+        raise AutoencoderBroken(
+            f"{path}: decoder.linear.weight is not encoder.weight, so it is not tied to it"
+        )
+    return {name: one for name, one in state.items() if name != "decoder.linear.weight"} | {
+        "decoder.weight": encoder.T
+    }
 
 
 def _read_state_dict(path: Path) -> dict[str, Any]:
@@ -133,6 +174,20 @@ def _read_state_dict(path: Path) -> dict[str, Any]:
     return state
 
 
+def _top_k(path: Path, state: Mapping[str, Any], config: Mapping[str, object]) -> int | None:
+    """The k of TopK, None for ReLU: as the state dict says, else `config.json`; both must not differ."""
+    if "activation" not in state:
+        return _top_k_of_config(path, config)
+    top_k = _top_k_of_state(path, state)
+    is_other = "activation" in config and _top_k_of_config(path, config) != top_k
+    if is_other or config.get("k") not in (None, top_k):
+        raise AutoencoderBroken(
+            f"{path}: its activation is {_activation(top_k)}, but {path.parent / CONFIG} says activation "
+            f"{config.get('activation')!r}, k {config.get('k')!r}"
+        )
+    return top_k
+
+
 def _top_k_of_state(path: Path, state: Mapping[str, Any]) -> int | None:
     match state["activation"], state.get("activation_state_dict"):
         case "ReLU", _:
@@ -147,7 +202,7 @@ def _top_k_of_state(path: Path, state: Mapping[str, Any]) -> int | None:
 
 def _top_k_of_config(path: Path, config: Mapping[str, object]) -> int | None:
     match config.get("activation", "relu"), config.get("k"):
-        case "relu", _:
+        case "relu", None:
             return None
         case "topk", int(k) if k > 0:
             return k
@@ -174,8 +229,12 @@ def _autoencoder(site: Site, layers: Sequence[_Layer], decoder: Decoder) -> Auto
 
 
 def _size(layer: _Layer) -> str:
-    top_k = layer.weights.top_k
-    return f"{len(layer.weights.latent_bias)} latents, {'ReLU' if top_k is None else f'top {top_k}'}"
+    normed = ", inputs layer normed" if layer.weights.norms_inputs else ""
+    return f"{len(layer.weights.latent_bias)} latents, {_activation(layer.weights.top_k)}{normed}"
+
+
+def _activation(top_k: int | None) -> str:
+    return "ReLU" if top_k is None else f"top {top_k}"
 
 
 def _check(layer: _Layer, decoder: Decoder) -> None:
@@ -215,4 +274,5 @@ def _on(decoder: Decoder, layer: AutoencoderLayer) -> AutoencoderLayer:
         moved(layer.latent_bias),
         moved(layer.directions),
         layer.top_k,
+        layer.norms_inputs,
     )

@@ -1,9 +1,15 @@
-"""The weight files of a model folder, as one table of tensors."""
+"""The weight files of a model folder, as one table of tensors.
+
+A tensor may be stored more than once, under one name in two files or under two names, as long as all copies
+are equal. Otherwise nobody can tell which one is meant, and the folder is refused.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,7 +19,50 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tdb_server.errors import ModelBroken, UnsupportedModel
-from tdb_server.model.model_files import safetensors_paths
+from tdb_server.model.model_files import INDEX_FILE, WeightFiles, weight_files
+
+_log = logging.getLogger(__name__)
+
+WRAPPERS = frozenset(("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
+"""What torch.compile, data parallel training and checkpointing put into the names of a model's tensors."""
+
+_COMPARED_ELEMENTS = 1 << 22
+"""Numbers that are compared at a time, so that a comparison needs no second copy of a large tensor."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file that is open.
+
+    Attributes:
+        path: the file.
+        name: as the file has it.
+        handle: safetensors' own.
+    """
+
+    path: Path
+    name: str
+    handle: Any
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.path.name}"
+
+    @property
+    def shape(self) -> list[int]:
+        """As stored."""
+        return list(self.handle.get_slice(self.name).get_shape())
+
+    def equals(self, other: StoredTensor) -> bool:
+        """Whether both are the same bit for bit; reads a few rows of each at a time."""
+        one, two = self.handle.get_slice(self.name), other.handle.get_slice(other.name)
+        shape = self.shape
+        if shape != other.shape or one.get_dtype() != two.get_dtype():
+            return False
+        if not shape:
+            return _same_bytes(self.handle.get_tensor(self.name), other.handle.get_tensor(other.name))
+        n_rows = max(1, _COMPARED_ELEMENTS // max(1, math.prod(shape[1:])))
+        starts = range(0, shape[0], n_rows)
+        return all(_same_bytes(one[at : at + n_rows], two[at : at + n_rows]) for at in starts)
 
 
 class Checkpoint:
@@ -23,23 +72,27 @@ class Checkpoint:
         folder: a Hugging Face model folder.
         prefix: what may stand before the names of tensors.
 
+    Attributes:
+        unread: names of the tensors that nobody has asked for, without prefix.
+
     Raises:
-        ModelBroken: a file is missing or damaged.
+        ModelBroken: a file is missing or damaged, or a tensor is stored twice with different values.
     """
 
     def __init__(self, folder: Path, prefix: str) -> None:
         self.folder = folder
-        self.unread: set[str] = set()
         self._prefix = prefix
         self._open_files = ExitStack()
-        self._places: dict[str, tuple[Path, str, Any]] = {}  # name without prefix -> file, name, handle
+        self._stored: dict[str, StoredTensor] = {}
+        files = weight_files(folder)
         try:
-            for path in safetensors_paths(folder):
+            for path in files.paths:
                 self._add(path)
         except BaseException:
             self._open_files.close()
             raise
-        self.unread = set(self._places)
+        self._tell_of_contradictions(files)
+        self.unread = set(self._stored)
 
     def __enter__(self) -> Self:
         return self
@@ -52,13 +105,16 @@ class Checkpoint:
     @property
     def n_tensors(self) -> int:
         """How many tensors there are."""
-        return len(self._places)
+        return len(self._stored)
 
     @property
     def n_elements(self) -> int:
         """Numbers in all tensors together."""
-        shapes = (handle.get_slice(name).get_shape() for _, name, handle in self._places.values())
-        return sum(math.prod(shape) for shape in shapes)
+        return sum(math.prod(one.shape) for one in self._stored.values())
+
+    def stored(self, name: str) -> StoredTensor | None:
+        """Where a tensor is stored, by its name without prefix."""
+        return self._stored.get(name)
 
     def copy_into(self, target: Tensor, name: str, *, transposed: bool = False) -> None:
         """Fills `target` with a tensor, converted to its dtype and device.
@@ -72,13 +128,13 @@ class Checkpoint:
             ModelBroken: it is missing, has another shape or holds values that are not finite.
             UnsupportedModel: it holds something other than floating point numbers.
         """
-        path, full_name, handle = self._place(name)
+        stored = self._find(name)
+        path, full_name = stored.path, stored.name
         expected = list(reversed(target.shape)) if transposed else list(target.shape)
-        shape = list(handle.get_slice(full_name).get_shape())
-        if shape != expected:
-            raise ModelBroken(f"{path}: {full_name} has shape {shape}; config.json demands {expected}")
+        if stored.shape != expected:
+            raise ModelBroken(f"{path}: {full_name} has shape {stored.shape}; config.json demands {expected}")
         try:
-            source: Tensor = handle.get_tensor(full_name)
+            source: Tensor = stored.handle.get_tensor(full_name)
         except (SafetensorError, OSError) as error:
             raise ModelBroken(f"{path}: {full_name} cannot be read: {error}") from error
         if not source.is_floating_point() or source.element_size() < 2:
@@ -88,13 +144,12 @@ class Checkpoint:
             raise ModelBroken(f"{path}: {full_name} holds values that are not finite as {target.dtype}")
         self.unread.discard(name)
 
-    def _place(self, name: str) -> tuple[Path, str, Any]:
-        try:
-            return self._places[name]
-        except KeyError:
-            files = ", ".join(sorted({path.name for path, _, _ in self._places.values()}))
-            message = f"{self.folder} ({files}): no tensor {name}, nor {self._prefix}{name}"
-            raise ModelBroken(message) from None
+    def _find(self, name: str) -> StoredTensor:
+        found = self._stored.get(name)
+        if found is None:
+            files = ", ".join(sorted({one.path.name for one in self._stored.values()})) or "empty"
+            raise ModelBroken(f"{self.folder} ({files}): no tensor {name}, nor {self._prefix}{name}")
+        return found
 
     def _add(self, path: Path) -> None:
         try:
@@ -102,7 +157,44 @@ class Checkpoint:
         except (SafetensorError, OSError) as error:
             raise ModelBroken(f"{path}: not a readable safetensors file: {error}") from error
         for full_name in handle.keys():  # noqa: SIM118 - the handle is no dict
-            self._places[full_name.removeprefix(self._prefix)] = (path, full_name, handle)
+            stored = StoredTensor(path, full_name, handle)
+            known = self._stored.setdefault(_unwrapped(full_name).removeprefix(self._prefix), stored)
+            if known is not stored and not known.equals(stored):
+                raise ModelBroken(f"{self.folder}: {known} and {stored} are one tensor with different values")
+
+    def _tell_of_contradictions(self, files: WeightFiles) -> None:
+        """Says in the log what the folder says twice, and how that was settled: as transformers does."""
+        read = ", ".join(path.name for path in files.paths)
+        if files.ignored:
+            _log.warning("%s: %s is read, not %s", self.folder, read, ", ".join(files.ignored))
+        wrapped = [one.name for one in self._stored.values() if _unwrapped(one.name) != one.name]
+        if wrapped:
+            _log.warning("%s: %s is read as %s", self.folder, wrapped[0], _unwrapped(wrapped[0]))
+        places: dict[str, set[str]] = {}
+        for path, handle in {one.path: one.handle for one in self._stored.values()}.items():
+            for name in handle.keys():  # noqa: SIM118
+                places.setdefault(name, set()).add(path.name)
+        strays = [name for name in places if name not in files.assigned] if files.assigned else []
+        strays += [name for name, file in files.assigned.items() if file not in places.get(name, ())]
+        if strays:
+            _log.warning(
+                "%s: %s assigns %s to %s, and it is in %s (%d tensors in all are elsewhere than assigned); "
+                "the files say what is in them",
+                self.folder,
+                INDEX_FILE,
+                strays[0],
+                files.assigned.get(strays[0], "no file"),
+                " and ".join(sorted(places.get(strays[0], ()))) or "no file",
+                len(strays),
+            )
+
+
+def _unwrapped(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def _same_bytes(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.flatten().view(torch.uint8), other.flatten().view(torch.uint8))
 
 
 def _is_finite(x: Tensor) -> bool:

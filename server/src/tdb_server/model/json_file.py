@@ -12,12 +12,20 @@ def read_json_object(path: Path) -> dict[str, object]:
     """The object in a file.
 
     Raises:
-        AutoencoderBroken: there is none.
+        AutoencoderBroken: there is none, or an entry stands twice with different values.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once_each)
+    except (OSError, ValueError, RecursionError) as error:
         raise AutoencoderBroken(f"{path}: not readable as JSON: {error}") from error
     if not isinstance(found, dict):
         raise AutoencoderBroken(f"{path}: not a JSON object")
+    return found
+
+
+def _once_each(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    for key, value in pairs:
+        if value != found[key]:
+            raise ValueError(f"{key} is {value!r} and {found[key]!r}")
     return found

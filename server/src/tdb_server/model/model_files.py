@@ -6,9 +6,15 @@ Only safetensors are read: they hold numbers and nothing else. Pickled weights c
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from tdb_server.errors import ModelBroken, ModelNotFound
+from tdb_server.errors import ModelBroken, ModelNotFound, UnsupportedModel
+
+_log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -17,24 +23,43 @@ WARNINGS_FILE = "warnings.txt"
 """Beside converted files: what should be said whenever they are used, a line each."""
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
-def safetensors_paths(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights: those of the index, else the single file.
+@dataclass(frozen=True)
+class WeightFiles:
+    """Which files of a folder hold its weights.
+
+    Attributes:
+        paths: the safetensors files to read, ordered by name.
+        assigned: the index's file for each tensor; empty where no index is used.
+        ignored: names of files that look like weights too, and are not read.
+    """
+
+    paths: tuple[Path, ...]
+    assigned: Mapping[str, str] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+
+
+def weight_files(folder: Path) -> WeightFiles:
+    """Finds a folder's weights as transformers does: the single file before the index.
 
     Raises:
         ModelBroken: there are none, only pickled ones, or the index names a file that is missing.
     """
-    index = folder / INDEX_FILE
-    if index.is_file():
-        return [_existing(folder / name) for name in _files_of_index(index)]
-    if (folder / SINGLE_FILE).is_file():
-        return [folder / SINGLE_FILE]
-    others = sorted(folder.glob("*.safetensors"))
-    if len(others) == 1:
-        return others
-    if others:
+    every = {path.name for path in folder.glob("*.safetensors") if not path.name.startswith(".")}
+    if SINGLE_FILE in every:
+        index = {INDEX_FILE} if (folder / INDEX_FILE).is_file() else set()
+        return WeightFiles((folder / SINGLE_FILE,), ignored=_sorted(every - {SINGLE_FILE} | index))
+    if (folder / INDEX_FILE).is_file():
+        assigned = _read_index(folder / INDEX_FILE)
+        named = _sorted(set(assigned.values()))
+        paths = tuple(_existing(folder / name) for name in named)
+        return WeightFiles(paths, assigned, _sorted(every.difference(named)))
+    if len(every) == 1:
+        return WeightFiles((folder / every.pop(),))
+    if every:
         raise ModelBroken(f"{folder}: several safetensors files but no {INDEX_FILE} to join them")
     pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
     if pickled:
@@ -52,9 +77,17 @@ def read_config(folder: Path) -> dict[str, object]:
     Raises:
         ModelNotFound: there is no such folder.
         ModelBroken: the file is missing or is not a JSON object.
+        UnsupportedModel: there is an adapter, which would change the weights.
     """
     if not folder.is_dir():
         raise ModelNotFound(f"{folder}: no such folder")
+    adapters = [name for name in ADAPTERS if (folder / name).exists()]
+    if adapters:
+        raise UnsupportedModel(
+            f"{folder / adapters[0]}: adapters are not supported. Merge it into its model once: "
+            "peft.AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload()"
+            ".save_pretrained(new_folder)"
+        )
     path = folder / CONFIG_FILE
     if not path.exists():
         raise ModelBroken(f"{folder}: no {CONFIG_FILE}, so this is no Hugging Face model folder")
@@ -68,7 +101,7 @@ def read_json_object(path: Path) -> dict[str, object]:
         ModelBroken: there is none.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=partial(_last_of_each, path))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelBroken(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(found, dict):
@@ -76,14 +109,33 @@ def read_json_object(path: Path) -> dict[str, object]:
     return found
 
 
-def _files_of_index(index: Path) -> list[str]:
+def _last_of_each(path: Path, pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of which the last entry of a name counts, as in transformers."""
+    found = dict(pairs)
+    for key, value in pairs:
+        if value != found[key]:
+            _log.warning("%s: %s stands twice: %s is used, not %s", path, key, found[key], value)
+    return found
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    """The file of each tensor."""
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        assigned = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelBroken(f"{index}: not an index of safetensors files: {error}") from error
+    if not isinstance(assigned, dict) or not all(isinstance(name, str) for name in assigned.values()):
+        raise ModelBroken(f"{index}: not an index of safetensors files: weight_map must name files")
+    if not assigned:
+        raise ModelBroken(f"{index}: names no tensor")
+    return assigned
 
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
         raise ModelBroken(f"{path}: named in {INDEX_FILE} but missing")
     return path
+
+
+def _sorted(names: set[str]) -> tuple[str, ...]:
+    return tuple(sorted(names))

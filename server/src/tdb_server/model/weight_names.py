@@ -74,7 +74,7 @@ LLAMA_NAMES = WeightNames(
     mlp_in=("mlp.gate_proj", "mlp.up_proj"),
     mlp_out="mlp.down_proj",
     transposed=False,
-    buffers=(".rotary_emb.inv_freq",),
+    buffers=("rotary_emb.inv_freq",),
 )
 
 

@@ -7,8 +7,9 @@ copied straight into it, so that no more than the weights themselves is ever hel
 from __future__ import annotations
 
 import hashlib
+import logging
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,11 +20,13 @@ from tdb_server.model.checkpoint import Checkpoint
 from tdb_server.model.config import DecoderConfig
 from tdb_server.model.decoder import Decoder, DecoderWeights, LayerWeights, NormWeights
 from tdb_server.model.families import decoder_config_from_hugging_face
-from tdb_server.model.model_files import CONFIG_FILE, read_config, safetensors_paths
+from tdb_server.model.model_files import CONFIG_FILE, read_config, weight_files
 from tdb_server.model.progress import Progress, no_progress
 from tdb_server.model.rotary import inverse_frequencies
 from tdb_server.model.shared_weights import SharedWeights, room_for, shared_weights
 from tdb_server.model.weight_names import WeightNames, weight_names
+
+_log = logging.getLogger(__name__)
 
 
 def load_decoder(
@@ -44,8 +47,8 @@ def load_decoder(
 
     Raises:
         ModelNotFound: there is no such folder.
-        ModelBroken: a file is missing, damaged or pickled; a tensor is missing, left over, misshapen or not
-            finite.
+        ModelBroken: a file is missing, damaged or pickled; a tensor is missing, left over, misshapen, not
+            finite, or stored twice with different values.
         UnsupportedModel: the decoder cannot compute this family or one of its options.
     """
     config = decoder_config_from_hugging_face(read_config(folder))
@@ -54,6 +57,7 @@ def load_decoder(
     names = weight_names(config.family)
     with ExitStack() as stack:
         checkpoint = stack.enter_context(Checkpoint(folder, names.prefix))
+        config, names = _settle_tied_embeddings(config, names, checkpoint)
         shared = None
         if shared_file is not None and torch.device(device).type == "cpu":
             key = _files_key(folder, dtype)
@@ -73,7 +77,7 @@ def weights_digest(folder: Path) -> str:
     """
     read_config(folder)
     digest = hashlib.sha256()
-    for path in (folder / CONFIG_FILE, *safetensors_paths(folder)):
+    for path in (folder / CONFIG_FILE, *weight_files(folder).paths):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
@@ -81,9 +85,38 @@ def weights_digest(folder: Path) -> str:
 
 def _files_key(folder: Path, dtype: torch.dtype) -> bytes:
     """Tells apart what would be loaded, without reading it all: which files, how large, and of when."""
-    files = [(str(one), one.stat()) for one in (folder / CONFIG_FILE, *safetensors_paths(folder))]
+    files = [(str(one), one.stat()) for one in (folder / CONFIG_FILE, *weight_files(folder).paths)]
     facts = [(name, facts.st_ino, facts.st_size, facts.st_mtime_ns) for name, facts in files]
     return hashlib.sha256(repr((facts, dtype)).encode()).digest()
+
+
+def _settle_tied_embeddings(
+    config: DecoderConfig, names: WeightNames, checkpoint: Checkpoint
+) -> tuple[DecoderConfig, WeightNames]:
+    """What a configuration that ties embedding and unembedding means for what is stored, as in transformers.
+
+    Where one of them is stored, it is both. Where both are stored and equal, one is left alone. Where they
+    differ, the file is believed, and they are not tied.
+    """
+    if not config.tied_embeddings:
+        return config, names
+    unembedding = checkpoint.stored(f"{names.unembedding}.weight")
+    embedding = checkpoint.stored(f"{names.token_embedding}.weight")
+    if unembedding is None:
+        return config, names
+    if embedding is None:
+        return config, replace(names, token_embedding=names.unembedding)
+    if embedding.equals(unembedding):
+        checkpoint.unread.discard(f"{names.unembedding}.weight")
+        return config, names
+    _log.warning(
+        "%s: tie_word_embeddings is true in %s, but %s and %s differ: they are not tied, as in transformers",
+        checkpoint.folder,
+        CONFIG_FILE,
+        embedding,
+        unembedding,
+    )
+    return replace(config, tied_embeddings=False), names
 
 
 @dataclass
@@ -159,14 +192,14 @@ class _Loading:
         )
 
     def refuse_unread(self) -> None:
-        """A tensor inside a layer that nothing used means that the configuration does not fit the model."""
+        """A tensor that nothing used means that the configuration does not fit the model."""
         if self._is_filled:
             return
         for name in sorted(self.checkpoint.unread):
-            if name.startswith(f"{self.names.layers}.") and not name.endswith(self.names.buffers):
+            if not name.endswith(self.names.buffers):
                 raise ModelBroken(
-                    f"{self.checkpoint.folder}: tensor {name} has no place in the {self.config.family} "
-                    f"model of {self.config.n_layers} layers that config.json describes"
+                    f"{self.checkpoint.folder}: tensor {self.checkpoint.stored(name)} has no place in the "
+                    f"{self.config.family} model of {self.config.n_layers} layers that config.json describes"
                 )
 
     def _embedding(self, name: str, n_rows: int) -> Tensor:

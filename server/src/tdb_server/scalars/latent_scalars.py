@@ -20,7 +20,7 @@ def activation(run: RowRun, autoencoder: Autoencoder, layer_index: int) -> Spars
 def gradient(run: RowRun, autoencoder: Autoencoder, layer_index: int) -> SparseScalars:
     """Gradient of the objective at the active latents."""
     active = run.latents(autoencoder, layer_index)
-    at_site = run.site_gradient(autoencoder, layer_index)
+    at_site = run.times_write_scale(autoencoder, layer_index, run.site_gradient(autoencoder, layer_index))
     found = dot_directions(autoencoder.layers[layer_index], active, at_site)
     for one in run.latent_ablations(autoencoder, layer_index):
         if not one.is_forward and not one.is_error:
@@ -45,7 +45,8 @@ def write_norm(run: RowRun, autoencoder: Autoencoder, layer_index: int) -> Spars
     active, norms = run.latents(autoencoder, layer_index), autoencoder.layers[layer_index].write_norms
     if norms is None:
         raise RuntimeError("write norms are computed when an autoencoder is loaded")
-    return SparseScalars(active, active.values * norms[active.latents])
+    unit = run.times_write_scale(autoencoder, layer_index, norms[active.latents, None], active.tokens)
+    return SparseScalars(active, active.values * unit[:, 0])
 
 
 def direct_effect(run: RowRun, autoencoder: Autoencoder, layer_index: int) -> SparseScalars:
@@ -57,6 +58,7 @@ def direct_effect(run: RowRun, autoencoder: Autoencoder, layer_index: int) -> Sp
     direction = run.direction
     if autoencoder.site is Site.MLP_POST_ACT:
         direction = direction @ run.decoder.weights.layers[layer_index].mlp_out_weight  # [T, F]
+    direction = run.times_write_scale(autoencoder, layer_index, direction)
     return SparseScalars(
         active, active.values * dot_directions(autoencoder.layers[layer_index], active, direction)
     )
@@ -69,7 +71,7 @@ def error(run: RowRun, autoencoder: Autoencoder, layer_index: int, pass_type: Pa
     ablations = [one for one in run.latent_ablations(autoencoder, layer_index) if one.is_error]
     if pass_type is PassType.FORWARD:
         site = run.value(place, layer_index)
-        found = site - layer.reconstruct(layer.encode(site))
+        found = site - layer.reconstruct(layer.encode(site), site)
     else:
         found = run.site_gradient(autoencoder, layer_index).clone()
     for one in ablations:

@@ -2,8 +2,8 @@
 
 An autoencoder is spliced in "online" with its error added back, so `site = reconstruction + error` and
 nothing changes downstream. That is why the splice costs nothing unless a latent (or the error) is ablated:
-then only what differs is added, `(ablated - latent) @ directions`, where gradients flow through the latent
-as it was.
+then only what differs is added, `(ablated - latent) @ directions` (times the inputs' deviation where they are
+layer normed), where gradients flow through the latent as it was, and through the norm.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class LatentAblation:
 
 def splice(layer: AutoencoderLayer, x: Tensor, ablations: Sequence[LatentAblation]) -> Tensor:
     """The site's value after latents or errors are ablated: [B, T, s] to [B, T, s]."""
-    x = x.clone()
+    spliced = x.clone()
     for row in {one.row for one in ablations}:
         of_row = [one for one in ablations if one.row == row]
         n_tokens = of_row[0].n_tokens
@@ -88,13 +88,13 @@ def splice(layer: AutoencoderLayer, x: Tensor, ablations: Sequence[LatentAblatio
         change = torch.zeros_like(site)
         errors = [one for one in of_row if one.is_error]
         if errors:
-            error = site - layer.reconstruct(latents)
+            error = site - layer.reconstruct(latents, site)
             change = change + _altered(error, errors) - error
         if len(errors) < len(of_row):
             altered = _altered(latents, [one for one in of_row if not one.is_error])
-            change = change + (altered - latents) @ layer.directions
-        x[row, :n_tokens] = site + change
-    return x
+            change = change + layer.times_write_scale((altered - latents) @ layer.directions, site)
+        spliced[row, :n_tokens] = site + change  # not into x, whose values the way back still needs
+    return spliced
 
 
 def _altered(x: Tensor, ablations: Sequence[LatentAblation]) -> Tensor:

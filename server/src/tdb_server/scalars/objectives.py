@@ -153,15 +153,18 @@ def mlp_site(decoder: Decoder, autoencoder: Autoencoder, layer_index: int, resid
 
 def _latent_objective(layer: AutoencoderLayer, site: Tensor, latent: int, post_act: bool) -> Tensor:
     if post_act:
-        return layer.encode(site)[latent]
+        return layer.activate(layer.pre_activations(site, holds_scale=True))[latent]
     return latent_pre_activations(layer, site[None], torch.tensor([latent]))[0]
 
 
 def latent_pre_activations(layer: AutoencoderLayer, site: Tensor, latents: Tensor) -> Tensor:
-    """Pre-activations of m latents, each of its own site values: [m, s] and [m] to [m]."""
+    """Pre-activations of m latents, each of its own site values: [m, s] and [m] to [m].
+
+    The scale of normed inputs is held constant, like that of the model's own norms.
+    """
     latents = latents.to(site.device)
-    weights = layer.encoder_weight[latents]
-    return torch.einsum("ms,ms->m", site - layer.pre_bias, weights) + layer.latent_bias[latents]
+    weights, inputs = layer.encoder_weight[latents], layer.normed(site, holds_scale=True) - layer.pre_bias
+    return torch.einsum("ms,ms->m", inputs, weights) + layer.latent_bias[latents]
 
 
 def _value_write(

@@ -207,6 +207,21 @@ class RowRun:
         found = self._batch.latent_ablations.get((autoencoder.site, layer_index), [])
         return [one for one in found if one.row == self._row_index]
 
+    def times_write_scale(
+        self, autoencoder: Autoencoder, layer_index: int, vectors: Tensor, tokens: Tensor | None = None
+    ) -> Tensor:
+        """What latents write, or what is along it, times what their unit writes are multiplied by.
+
+        Args:
+            vectors: at every token [T, m], or at some [n, m].
+            tokens: these [n].
+        """
+        layer = autoencoder.layers[layer_index]
+        if not layer.norms_inputs:
+            return vectors
+        site = self.value(autoencoder.site.place, layer_index)
+        return layer.times_write_scale(vectors, site if tokens is None else site[tokens])
+
     def site_gradient(self, autoencoder: Autoencoder, layer_index: int) -> Tensor:
         """Gradient at the site's output, after the splice [T, s]."""
         found = self._batch.site_gradients.get((autoencoder.site, layer_index))

@@ -37,12 +37,12 @@ def latent_gradients(
 ) -> Tensor:
     """Gradient of latents at attention's write, each at its own token, before any ablation [m, d].
 
-    It is zero for inactive latents.
+    It is zero for inactive latents. The scale of normed inputs is held constant.
     """
     layer = autoencoder.layers[layer_index]
-    encoded = layer.encode(run.value(autoencoder.site.place, layer_index)[tokens])  # [m, n_latents]
-    is_active = encoded.gather(1, latents[:, None]) != 0
-    return layer.encoder_weight[latents] * is_active
+    site = run.value(autoencoder.site.place, layer_index)[tokens]
+    is_active = layer.encode(site).gather(1, latents[:, None]) != 0  # [m, 1]
+    return layer.read_directions(latents, site) * is_active
 
 
 def token_pair_attribution(

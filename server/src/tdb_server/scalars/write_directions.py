@@ -68,6 +68,9 @@ def _head_writes(run: RowRun, nodes: LayerNodes, layer_index: int) -> Directions
 
 def _latent_writes(run: RowRun, nodes: LayerNodes, layer_index: int) -> Directions:
     autoencoder = run.autoencoder_of_node(nodes.node_type)
-    vectors = autoencoder.write_directions(run.decoder, layer_index, nodes.indices[:, 1])
+    tokens, latents = nodes.indices.unbind(1)
+    vectors = autoencoder.write_directions(run.decoder, layer_index, latents)
     active = run.latents(autoencoder, layer_index)
-    return Directions(nodes.positions, vectors, SparseScalars(active, active.values).at(nodes.indices))
+    values = SparseScalars(active, active.values).at(nodes.indices)
+    scales = run.times_write_scale(autoencoder, layer_index, values[:, None], tokens)[:, 0]
+    return Directions(nodes.positions, vectors, scales)

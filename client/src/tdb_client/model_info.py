@@ -47,6 +47,9 @@ class Limits:
     max_activation_bytes: int
     max_call_seconds: float
     chunk_bytes: int
+    max_prompt_bytes: int
+    max_target_tokens: int
+    max_buffered_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from grpc_health.v1 import health, health_pb2  # type: ignore[import-untyped]
 
+from tdb_server.domain.budget import Budget
 from tdb_server.errors import ConfigurationBroken
 from tdb_server.model.load_failures import load_failures
 from tdb_server.service.access.access import Access
@@ -20,6 +21,7 @@ from tdb_server.service.access.tls import ServerTls
 from tdb_server.service.access.token_file import TokenFile
 from tdb_server.service.call_events import CallEvents
 from tdb_server.service.debugger_service import DebuggerService
+from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.grpc_server import OUR_SERVICES, grpc_server, interceptors
 from tdb_server.service.interceptors import OpenCalls
 from tdb_server.service.listening import listen, server_tls
@@ -123,9 +125,11 @@ class App:
         self._reporting = Reporting(settings.telemetry, version, readings)
         self._scheduler = scheduler(settings, self._reporting.on_batch)
         self._pool = pool(settings, self._scheduler, self._on_readiness, self._report.show)
+        memory = Budget(settings.limits.max_buffered_bytes, "memory for what waits", "BUFFERS_FULL")
+        self._threads = FairThreads(memory)
         parts = Parts(
-            CallEvents(self._slot, self._scheduler),
-            ModelService(self._slot, version),
+            CallEvents(self._slot, self._scheduler, self._threads),
+            ModelService(self._slot, self._scheduler, self._threads, version),
             access(settings),
             self._calls,
             self._reporting.listeners,
@@ -135,7 +139,14 @@ class App:
         )
         self._server = grpc_server(
             settings,
-            interceptors(settings, parts.access, self._calls, parts.listeners, self._reporting.load_reports),
+            interceptors(
+                settings,
+                parts.access,
+                self._calls,
+                parts.listeners,
+                self._threads,
+                self._reporting.load_reports,
+            ),
             DebuggerService(parts.calls, settings.limits.max_response_bytes),
             parts.model,
             self._health,
@@ -194,6 +205,7 @@ class App:
             await self._http.stop()
         await server_stops
         await self._pool.stop()
+        self._threads.stop()
         await self._reporting.stop()
 
     async def _listen(self) -> None:

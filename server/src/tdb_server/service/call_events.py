@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import time
 import uuid
@@ -24,6 +23,8 @@ from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.service.ablation_messages import ablation_message
 from tdb_server.service.caller import current_caller
 from tdb_server.service.error_status import ResponseTooLarge
+from tdb_server.service.fair_threads import FairThreads
+from tdb_server.service.long_requests import LONG_REQUEST_BYTES, MEMORY_FACTOR
 from tdb_server.service.served_model import ModelSlot, ServedModel
 from tdb_server.service.streaming import StreamMessage, StreamWriter
 from tdb_server.service.telemetry.call_record import CallRecord, current_record
@@ -31,7 +32,6 @@ from tdb_server.workers.result_cache import cache_key
 from tdb_server.workers.scheduler import Scheduler
 from tdb_server.workers.ticket import Event, TakenUp, Terms
 
-LONG_REQUEST_BYTES = 64 * 1024
 Request = TypeVar("Request", DebugRequest, InferRequest)
 Parse = Callable[[Request, ModelInfo, Limits, Tokenizer], Sequence[InferenceSubRequest]]
 
@@ -55,9 +55,11 @@ class CallEvents:
     Args:
         slot: where the model is.
         scheduler: who runs them.
+        threads: where long requests are read.
     """
 
-    def __init__(self, slot: ModelSlot, scheduler: Scheduler) -> None:
+    def __init__(self, slot: ModelSlot, scheduler: Scheduler, threads: FairThreads) -> None:
+        self._threads = threads
         self._slot = slot
         self._scheduler = scheduler
         self._call_ids = itertools.count(1)
@@ -87,7 +89,8 @@ class CallEvents:
         if not request.validate_only:
             self._scheduler.check_room(caller)
         record.named(request.request_id or uuid.uuid4().hex, len(request.sub_requests))
-        sub_requests = tuple(await _parsed(request, parse, model))
+        with self._scheduler.call_without_worker(caller):
+            sub_requests = tuple(await self._parsed(request, parse, model))
         cost = estimated_cost(model.info, sub_requests)
         first = new_message()
         _put_started(first.started, record.request_id, model, sub_requests)
@@ -111,6 +114,19 @@ class CallEvents:
         async with aclosing(self._scheduler.submit(call, cost, terms)) as events:
             async for message in _messages(events, first, writer, record):
                 yield message
+
+    async def _parsed(
+        self, request: Request, parse: Parse[Request], model: ServedModel
+    ) -> Sequence[InferenceSubRequest]:
+        """Parses on the event loop, or beside it when that may take long."""
+        n_bytes = request.ByteSize()
+        if n_bytes <= LONG_REQUEST_BYTES:
+            return parse(request, model.info, model.limits, model.tokenizer)
+        return await self._threads.run(
+            current_caller().name,
+            MEMORY_FACTOR * n_bytes,
+            lambda: parse(request, model.info, model.limits, model.tokenizer),
+        )
 
 
 async def _messages(
@@ -138,15 +154,6 @@ async def _messages(
             case Finished():
                 record.finished_running()
                 yield writer.finished(event, serialize_seconds)
-
-
-async def _parsed(
-    request: Request, parse: Parse[Request], model: ServedModel
-) -> Sequence[InferenceSubRequest]:
-    """Parses on the event loop, or beside it when that may take long."""
-    if request.ByteSize() < LONG_REQUEST_BYTES:
-        return parse(request, model.info, model.limits, model.tokenizer)
-    return await asyncio.to_thread(parse, request, model.info, model.limits, model.tokenizer)
 
 
 def _put_started(

@@ -16,8 +16,10 @@ from transformer_debugger.v1 import (
 from tdb_server.service.access.access import Access
 from tdb_server.service.access.access_guard import AccessGuard
 from tdb_server.service.debugger_service import DebuggerService
+from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.interceptors import CallGuard, OpenCalls
 from tdb_server.service.listening import server_options
+from tdb_server.service.long_requests import LongRequests
 from tdb_server.service.model_service import ModelService
 from tdb_server.service.self_description import REFLECTION_METHODS, add_channelz, add_reflection
 from tdb_server.service.telemetry.call_observer import CallObserver
@@ -28,6 +30,12 @@ _DESCRIPTORS = (
     transformer_debugger_service_pb2.DESCRIPTOR.services_by_name["TransformerDebuggerService"],
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
 )
+REQUESTS = {
+    f"{descriptor.full_name}/{method.name}": method.input_type
+    for descriptor in _DESCRIPTORS
+    for method in descriptor.methods
+}
+"""What each method of ours reads, by its full name."""
 OUR_SERVICES = tuple(descriptor.full_name for descriptor in _DESCRIPTORS)
 KNOWN_METHODS = REFLECTION_METHODS | {
     f"{descriptor.full_name}/{method.name}"
@@ -61,9 +69,10 @@ def interceptors(
     access: Access,
     open_calls: OpenCalls,
     listeners: Sequence[CallListener],
+    threads: FairThreads,
     load_reports: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> list[grpc.aio.ServerInterceptor]:
-    """What stands around every call, the outermost first: the record, the token, then limits and errors.
+    """What stands around every call, the outermost first: the record, the token, limits and errors, reading.
 
     Load reports, where they are wanted, are for those with a token.
     """
@@ -73,4 +82,5 @@ def interceptors(
         AccessGuard(access),
         *load_reports,
         CallGuard(settings.limits, open_calls),
+        LongRequests(REQUESTS, settings.limits, threads),
     ]

@@ -13,7 +13,8 @@ import math
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 
 from tdb_server.domain.call import Call
 from tdb_server.domain.caller import Caller
@@ -125,6 +126,9 @@ class Scheduler:
             raise Unavailable("no worker is ready", "NO_WORKER_READY", RETRY_SECONDS)
         if len(self._queue) >= self._limits.max_queue_length:
             raise OverLimit("too many calls wait for a worker", "QUEUE_FULL", RETRY_SECONDS)
+        self._check_open_calls(caller)
+
+    def _check_open_calls(self, caller: Caller) -> None:
         if self._open_calls.total() >= self._limits.max_concurrent_calls:
             raise OverLimit("too many calls at the same time", "TOO_MANY_CONCURRENT_CALLS", RETRY_SECONDS)
         own_limit = caller.limits.max_concurrent_calls
@@ -135,6 +139,22 @@ class Scheduler:
                 "TOO_MANY_CONCURRENT_CALLS",
                 RETRY_SECONDS,
             )
+
+    @contextmanager
+    def call_without_worker(self, caller: Caller) -> Iterator[None]:
+        """Around what is done for a call in the front alone, such as checking it. It counts as a call.
+
+        Raises:
+            OverLimit: too many calls at the same time.
+        """
+        self._check_open_calls(caller)
+        self._open_calls[caller.name] += 1
+        try:
+            yield
+        finally:
+            self._open_calls[caller.name] -= 1
+            if not self._open_calls[caller.name]:
+                del self._open_calls[caller.name]
 
     def worker_is_ready(self, worker: Worker) -> None:
         """See `PoolObserver`."""

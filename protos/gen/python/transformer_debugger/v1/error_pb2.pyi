@@ -118,6 +118,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The queue is full; retry later. [RESOURCE_EXHAUSTED]"""
     ERROR_REASON_TOO_MANY_CONCURRENT_CALLS: _ErrorReason.ValueType  # 44
     """Too many calls at the same time; retry later. [RESOURCE_EXHAUSTED]"""
+    ERROR_REASON_BUFFERS_FULL: _ErrorReason.ValueType  # 58
+    """No memory is left for long requests; retry later. [RESOURCE_EXHAUSTED]"""
     ERROR_REASON_TOO_MANY_CALLS_PER_MINUTE: _ErrorReason.ValueType  # 55
     """More calls within a minute than the caller may make; retry later. [RESOURCE_EXHAUSTED]"""
     ERROR_REASON_NO_WORKER_READY: _ErrorReason.ValueType  # 45
@@ -245,6 +247,8 @@ ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 43
 """The queue is full; retry later. [RESOURCE_EXHAUSTED]"""
 ERROR_REASON_TOO_MANY_CONCURRENT_CALLS: ErrorReason.ValueType  # 44
 """Too many calls at the same time; retry later. [RESOURCE_EXHAUSTED]"""
+ERROR_REASON_BUFFERS_FULL: ErrorReason.ValueType  # 58
+"""No memory is left for long requests; retry later. [RESOURCE_EXHAUSTED]"""
 ERROR_REASON_TOO_MANY_CALLS_PER_MINUTE: ErrorReason.ValueType  # 55
 """More calls within a minute than the caller may make; retry later. [RESOURCE_EXHAUSTED]"""
 ERROR_REASON_NO_WORKER_READY: ErrorReason.ValueType  # 45

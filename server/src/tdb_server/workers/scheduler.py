@@ -101,8 +101,12 @@ class Scheduler:
             self._queue.put(ticket)
             self._dispatch()
             self._count_active()
+            n_events = 0
             while not isinstance(event := await ticket.next_event(), Finished):
+                n_events += not isinstance(event, TakenUp)
                 yield event
+            if event.n_events not in (None, n_events):
+                raise self._fault(ticket, f"{n_events} of {event.n_events} results have come from the worker")
             if recording is not None:
                 self._cache.keep(recording)
             yield event

@@ -43,6 +43,7 @@ from tdb_server.workers.scheduler import Scheduler
 
 _log = logging.getLogger(__name__)
 LAST_BYTES_SECONDS = 1.0
+AGAIN_SECONDS = 1.0
 GOODBYE_SECONDS = 0.02
 """Until connections know that the server ends, before the last callers are told and may call again."""
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -224,7 +225,15 @@ class App:
         if self._slot.is_filled:
             change = asyncio.ensure_future(self._set_health(_SERVING if n_ready else _NOT_SERVING))
             self._health_changes.add(change)
-            change.add_done_callback(self._health_changes.discard)
+            change.add_done_callback(self._after_health_change)
+
+    def _after_health_change(self, change: asyncio.Task[None]) -> None:
+        self._health_changes.discard(change)
+        if not change.cancelled() and (error := change.exception()) is not None:
+            _log.error("health cannot be set, and is set again", exc_info=error)
+            asyncio.get_running_loop().call_later(
+                AGAIN_SECONDS, lambda: self._on_readiness(self._pool.n_ready)
+            )
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", *OUR_SERVICES):

@@ -32,6 +32,8 @@ from tdb_server.workers.result_cache import cache_key
 from tdb_server.workers.scheduler import Scheduler
 from tdb_server.workers.ticket import Event, TakenUp, Terms
 
+_VALUES = None
+"""In place of a result's name: the objective values of a sub-request."""
 Request = TypeVar("Request", DebugRequest, InferRequest)
 Parse = Callable[[Request, ModelInfo, Limits, Tokenizer], Sequence[InferenceSubRequest]]
 
@@ -47,6 +49,10 @@ class Unary:
 
     streaming_call: str
     max_response_bytes: int
+
+
+class IncompleteAnswer(Exception):  # noqa: N818
+    """Something is missing although all went well: a fault of the server's."""
 
 
 class CallEvents:
@@ -99,7 +105,7 @@ class CallEvents:
             first.started.estimated_cost.activation_bytes = cost.activation_bytes
             first.started.estimated_cost.response_bytes = cost.response_bytes
             last = new_message()
-            last.finished.SetInParent()
+            last.finished.message_count = 2
             yield first
             yield last
             return
@@ -112,7 +118,7 @@ class CallEvents:
         terms = Terms(caller, in_pieces=unary is None, cache_key=cache_key(model.info.digest, sub_requests))
         record.submitted()
         async with aclosing(self._scheduler.submit(call, cost, terms)) as events:
-            async for message in _messages(events, first, writer, record):
+            async for message in _messages(events, sub_requests, first, writer, record):
                 yield message
 
     async def _parsed(
@@ -131,29 +137,39 @@ class CallEvents:
 
 async def _messages(
     events: AsyncIterator[Event],
+    sub_requests: Sequence[InferenceSubRequest],
     first: StreamMessage,
     writer: StreamWriter[StreamMessage],
     record: CallRecord,
 ) -> AsyncIterator[StreamMessage]:
-    serialize_seconds = 0.0
+    serialize_seconds, n_messages = 0.0, 0
+    awaited: set[tuple[int, str | None]] = {(index, _VALUES) for index in range(len(sub_requests))}
+    awaited |= {(index, name) for index, one in enumerate(sub_requests) for name in one.processing}
     async for event in events:
         match event:
             case TakenUp(queue_seconds, is_cached):
                 first.started.queue_seconds = queue_seconds
                 first.started.cached = is_cached
                 record.taken_up(queue_seconds, is_cached=is_cached)
+                n_messages += 1
                 yield first
             case ObjectiveValues():
+                awaited.discard((event.sub_request_index, _VALUES))
+                n_messages += 1
                 yield writer.values(event)
             case NamedResult():
+                awaited.discard((event.sub_request_index, event.name))
                 begun_at = time.perf_counter()
                 for message in writer.result(event):
                     serialize_seconds += time.perf_counter() - begun_at
+                    n_messages += 1
                     yield message
                     begun_at = time.perf_counter()
             case Finished():
+                if awaited:
+                    raise IncompleteAnswer(f"the worker finished without {len(awaited)} results")
                 record.finished_running()
-                yield writer.finished(event, serialize_seconds)
+                yield writer.finished(event, serialize_seconds, n_messages + 1)
 
 
 def _put_started(

@@ -27,7 +27,7 @@ from tdb_server.errors import (
     Unavailable,
 )
 from tdb_server.service.error_status import NotImplementedHere
-from tdb_server.service.handlers import handler_that_refuses
+from tdb_server.service.handlers import handler_that_refuses, write
 from tdb_server.service.refusal import refuse
 
 _log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
             # Closed here, not by the garbage collector: closing is what cancels the work.
             async with contextlib.aclosing(responses):  # type: ignore[type-var]
                 async for response in responses:
-                    await context.write(response)
+                    await write(context, response)
 
         async def guarded(request: Any, context: Context) -> None:
             await self._guard(method, request, context, lambda: write_all(request, context))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
@@ -18,11 +19,15 @@ async def refuse(context: Context, error: TdbError) -> None:
     """Ends a call with an error.
 
     Raises:
-        AbortError: always; gRPC's way of ending a call.
+        AbortError: always, gRPC's way of ending a call; unless
+        CancelledError: the client has gone.
     """
     record = current_record()
     record.status, record.reason = status_code(error).name, error.reason
     status = error_status(error)
     details = status.SerializeToString()
     trailers = (*(context.trailing_metadata() or ()), (STATUS_DETAILS_KEY, details))
-    await context.abort(status_code(error), status.message, trailers)
+    try:
+        await context.abort(status_code(error), status.message, trailers)
+    except grpc.aio.InternalError as gone:
+        raise asyncio.CancelledError("the client has gone") from gone

@@ -80,6 +80,9 @@ class Inbox:
                         self._cancelled.add(call_id)
         except (EOFError, OSError):
             os._exit(0)  # the main thread may be deep in a computation that nobody wants
+        except BaseException:
+            _log.exception("what the front says makes no sense; this worker ends")
+            os._exit(1)  # it would never hear of anything again
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -306,8 +306,13 @@ class Finished(_message.Message):
 
     TIMINGS_FIELD_NUMBER: _builtins.int
     PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    MESSAGE_COUNT_FIELD_NUMBER: _builtins.int
     peak_memory_bytes: _builtins.int
     """The most memory in use on the worker's device during the call, in bytes, weights included. 0 when not known."""
+    message_count: _builtins.int
+    """How many messages the stream has, started and this one included. A client that has read fewer has lost some, and must
+    not take the answer for whole. 0 from servers that do not count.
+    """
     @_builtins.property
     def timings(self) -> Global___Timings:
         """Where the time went."""
@@ -317,10 +322,11 @@ class Finished(_message.Message):
         *,
         timings: Global___Timings | None = ...,
         peak_memory_bytes: _builtins.int = ...,
+        message_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["peak_memory_bytes", b"peak_memory_bytes", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_count", b"message_count", "peak_memory_bytes", b"peak_memory_bytes", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

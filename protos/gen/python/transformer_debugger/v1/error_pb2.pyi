@@ -122,6 +122,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """No memory is left for long requests; retry later. [RESOURCE_EXHAUSTED]"""
     ERROR_REASON_TOO_MANY_CALLS_PER_MINUTE: _ErrorReason.ValueType  # 55
     """More calls within a minute than the caller may make; retry later. [RESOURCE_EXHAUSTED]"""
+    ERROR_REASON_NO_ROOM_FOR_ANSWER: _ErrorReason.ValueType  # 61
+    """The server has no room, on disk mostly, for an answer that waits for its reader; retry later. [RESOURCE_EXHAUSTED]"""
     ERROR_REASON_NO_WORKER_READY: _ErrorReason.ValueType  # 45
     """No worker is ready, for one because the model is still loading; retry later. [UNAVAILABLE]"""
     ERROR_REASON_WORKER_DIED: _ErrorReason.ValueType  # 46
@@ -251,6 +253,8 @@ ERROR_REASON_BUFFERS_FULL: ErrorReason.ValueType  # 58
 """No memory is left for long requests; retry later. [RESOURCE_EXHAUSTED]"""
 ERROR_REASON_TOO_MANY_CALLS_PER_MINUTE: ErrorReason.ValueType  # 55
 """More calls within a minute than the caller may make; retry later. [RESOURCE_EXHAUSTED]"""
+ERROR_REASON_NO_ROOM_FOR_ANSWER: ErrorReason.ValueType  # 61
+"""The server has no room, on disk mostly, for an answer that waits for its reader; retry later. [RESOURCE_EXHAUSTED]"""
 ERROR_REASON_NO_WORKER_READY: ErrorReason.ValueType  # 45
 """No worker is ready, for one because the model is still loading; retry later. [UNAVAILABLE]"""
 ERROR_REASON_WORKER_DIED: ErrorReason.ValueType  # 46

@@ -64,7 +64,8 @@ class CallObserver(grpc.aio.ServerInterceptor):
                 except asyncio.CancelledError:
                     left: float | None = context.time_remaining()  # None where there is no deadline
                     is_late = left is not None and left < CALLERS_CLOCK_SECONDS
-                    record.status = "DEADLINE_EXCEEDED" if is_late else "CANCELLED"
+                    if record.status == "OK":  # else it had failed before the client left
+                        record.status = "DEADLINE_EXCEEDED" if is_late else "CANCELLED"
                     raise
                 except Exception:  # an abort, mostly: those of our own are noted already
                     if record.status == "OK":

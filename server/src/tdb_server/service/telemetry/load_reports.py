@@ -6,6 +6,7 @@ proportion to what it can do.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from tdb_server.service.telemetry.load_meter import OUR_METHODS, LoadMeter
 if TYPE_CHECKING:  # generic for the type checker alone
     from tdb_server.service.handlers import Context, Handler
 
+_log = logging.getLogger(__name__)
 LOAD_REPORT_KEY = "endpoint-load-metrics-bin"
 WEIGHT_SCALE = 10_000
 """Envoy's weights are whole numbers: a server that answers less than one call per second would have none."""
@@ -55,7 +57,7 @@ class LoadReports(grpc.aio.ServerInterceptor):
             handler, answer_and_report, handler.request_deserializer, handler.response_serializer
         )
 
-    def _report(self, context: Context) -> None:
+    def _add_report(self, context: Context) -> None:
         load = self._meter.load()
         named_metrics: dict[str, float] = {"queue_length": load.queue_length}
         if load.capacity is not None:
@@ -67,3 +69,9 @@ class LoadReports(grpc.aio.ServerInterceptor):
             named_metrics=named_metrics,
         )
         context.set_trailing_metadata(((LOAD_REPORT_KEY, report.SerializeToString()),))
+
+    def _report(self, context: Context) -> None:
+        try:
+            self._add_report(context)
+        except Exception:
+            _log.exception("the load cannot be reported")  # which is no reason for the call to fail

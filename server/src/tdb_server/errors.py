@@ -106,17 +106,24 @@ class FieldViolation:
     reason: str
 
 
+def in_words(violations: Sequence[FieldViolation], n_more: int) -> str:
+    """All fields at fault in one line, and how many more there are."""
+    words = [f"{violation.field}: {violation.description}" for violation in violations]
+    return "; ".join([*words, f"and {n_more} more"] if n_more else words)
+
+
 class ViolationError(TdbError):
     """Base of the errors that name fields. Its reason is that of the first field.
 
     Args:
-        violations: every field at fault, at least one.
+        violations: fields at fault, at least one.
+        n_more: fields at fault that were counted and not kept.
     """
 
-    def __init__(self, violations: Sequence[FieldViolation]) -> None:
+    def __init__(self, violations: Sequence[FieldViolation], n_more: int = 0) -> None:
         self.violations = tuple(violations)
-        message = "; ".join(f"{violation.field}: {violation.description}" for violation in self.violations)
-        super().__init__(message, self.violations[0].reason)
+        self.n_more = n_more
+        super().__init__(in_words(violations, n_more), self.violations[0].reason)
 
 
 class InvalidRequest(ViolationError):

@@ -44,12 +44,15 @@ examples:
 """
 _LIMIT_HELP = {
     "max_prompt_tokens": "tokens of a prompt (default: the model's context)",
+    "max_prompt_bytes": "bytes of a prompt (default: as many as its tokens can have)",
     "max_sub_requests": "sub-requests of a call",
     "max_node_ablations": "ablations of a sub-request",
+    "max_target_tokens": "entries of each list of target or distractor tokens",
     "max_top_and_bottom_k": "nodes from each end of a ranking",
     "max_processing_specs": "processing specs of a sub-request",
     "max_request_bytes": "bytes of a request",
     "max_response_bytes": "bytes of an answer that is not streamed",
+    "max_buffered_bytes": "bytes of long requests and answers that wait in memory, all calls together",
     "max_concurrent_calls": "calls taken up at the same time, waiting ones included",
     "max_queue_length": "calls that may wait for a worker",
     "max_activation_bytes": "estimated bytes of activations and gradients of a call",

@@ -7,6 +7,7 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Route
+from tdb_server.domain.budget import Budget
 from tdb_server.domain.caller import CallerLimits
 from tdb_server.domain.limits import Limits
 from tdb_server.gateway.http_calls import Endpoint, HttpCalls
@@ -15,11 +16,17 @@ from tdb_server.service.access.token import new_token, token_entry
 from tdb_server.service.access.token_file import TokenFile
 from tdb_server.service.call_guard import CallGuard
 from tdb_server.service.caller import current_caller
+from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.open_calls import OpenCalls
 from tdb_server.service.telemetry.call_record import CallRecord
 
+MEMORY = Budget(2**20, "bodies", "BUFFERS_FULL")
 TOKEN = new_token()
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
+
+
+def _as_it_is(body: Any) -> Any:
+    return body
 
 
 class Listener:
@@ -48,7 +55,9 @@ def client(tmp_path: Path, listener: Listener) -> httpx.AsyncClient:
     async def answer(body: Any) -> dict[str, Any]:
         return {"caller": current_caller().name, "body": body}
 
-    endpoint = HttpCalls(guard, max_body_seconds=5.0).at(Endpoint(lambda body: body, answer))
+    endpoint = HttpCalls(guard, FairThreads(MEMORY), MEMORY, max_body_seconds=5.0).at(
+        Endpoint(_as_it_is, answer)
+    )
     application = Starlette(routes=[Route("/who", endpoint, methods=["POST"])])
     return httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://test")
 

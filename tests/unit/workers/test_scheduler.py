@@ -72,6 +72,20 @@ async def test_a_call_runs_and_its_events_come_in_order(make_worker):
     assert finished.seconds.queue == taken_up.queue_seconds
 
 
+async def test_a_call_of_which_something_was_lost_fails(make_worker):
+    scheduler = make_scheduler(cache_bytes=10_000)
+    worker = make_worker(scheduler)
+    for terms in (Terms(ANYONE, cache_key=b"key"), WHOLE):
+        call = make_call()
+        (task,) = await start(run(scheduler, call, terms))
+        worker.say(call, ObjectiveValues(0, 1.5, None))
+        worker.say(call, Finished(n_events=2))
+        worker.end()
+        with pytest.raises(Internal):
+            await task
+    assert ResultCache(0).n_bytes == scheduler._cache.n_bytes
+
+
 async def test_calls_that_wait_share_the_next_batch(make_worker):
     scheduler = make_scheduler()
     worker = make_worker(scheduler)

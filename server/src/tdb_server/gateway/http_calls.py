@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
+from tdb_server.domain.budget import Budget
 from tdb_server.domain.reason import Reason
 from tdb_server.errors import Cancelled, DeadlineExceeded, FieldViolation, OverLimit, TdbError
 from tdb_server.gateway.http_errors import UnsupportedMediaType, error_response
 from tdb_server.gateway.json_text import PIECE_CHARACTERS, SHORT_BYTES, Body, json_pieces, read_json
 from tdb_server.service.call_guard import CallGuard
 from tdb_server.service.caller import current_caller
+from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.telemetry.call_record import CallRecord
 
 ResultT = TypeVar("ResultT")
 JSON = "application/json"
-MAX_LARGEST_BODIES, MAX_LARGEST_BODIES_OF_CALLER = 16, 4
-"""Bodies that are read at the same time have the bytes of so many of the largest that are allowed."""
-_threads = ThreadPoolExecutor(2, "tdb-json")
+MEMORY_FACTOR = 16
+"""Times a long body's bytes, what it takes while it is read."""
+_threads = ThreadPoolExecutor(2, "answers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +50,15 @@ class HttpCalls:
 
     Attributes:
         guard: what is around every call.
+        threads: where long bodies are read.
+        memory: of which bodies that come take a part.
         max_body_seconds: how long a body may take to come.
     """
 
     guard: CallGuard
+    threads: FairThreads
+    memory: Budget
     max_body_seconds: float
-    _n_bytes: Counter[str] = field(default_factory=Counter)
 
     def at(self, endpoint: Endpoint) -> GuardedEndpoint:
         """An endpoint with the guard around it."""
@@ -79,30 +83,24 @@ class HttpCalls:
                 content = await self._received(request, record, caller)
             if len(content) <= SHORT_BYTES:
                 return endpoint.read(read_json(content))
-            return await _in_thread(lambda: endpoint.read(read_json(content)))
+            return await self.threads.run(
+                caller, MEMORY_FACTOR * len(content), lambda: endpoint.read(read_json(content))
+            )
         except TimeoutError:
             message = f"the body did not come within {self.max_body_seconds:g} s"
             raise DeadlineExceeded(message, "CALL_TIME_LIMIT") from None
         except ClientDisconnect:
             raise Cancelled("the client went away") from None
         finally:
-            self._n_bytes[caller] -= record.received_bytes
-            if not self._n_bytes[caller]:
-                del self._n_bytes[caller]
+            self.memory.give_back(caller, record.received_bytes)
 
     async def _received(self, request: Request, record: CallRecord, caller: str) -> bytearray:
-        content, allowed = bytearray(), self.guard.limits.max_request_bytes
+        content = bytearray()
         async for chunk in request.stream():
+            _check_size(len(content) + len(chunk), self.guard.limits.max_request_bytes)
+            self.memory.take(caller, len(chunk))
             content += chunk
             record.received_bytes = len(content)
-            self._n_bytes[caller] += len(chunk)
-            _check_size(len(content), allowed)
-            if (
-                self._n_bytes[caller] > MAX_LARGEST_BODIES_OF_CALLER * allowed
-                or self._n_bytes.total() > MAX_LARGEST_BODIES * allowed
-            ):
-                message = "too many large bodies are being read; try again"
-                raise OverLimit(message, "TOO_MANY_CONCURRENT_CALLS", retry_after_seconds=1.0)
         return content
 
 

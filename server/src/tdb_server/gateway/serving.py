@@ -36,7 +36,7 @@ def http_server(parts: Parts) -> HttpListener:
         return (await parts.model.GetModelInfo(GetModelInfoRequest(), None)).model_info
 
     hosts = AllowedHosts(settings.host, settings.security.allowed_hosts)
-    calls = HttpCalls(parts.guard, settings.security.max_body_seconds)
+    calls = HttpCalls(parts.guard, parts.threads, parts.memory, settings.security.max_body_seconds)
     application = create_gateway(Backend(debug, infer, model_info), calls, hosts, parts.version)
     tls = None if parts.tls is None else parts.tls.context()
     return HttpListener(application, settings.host, settings.http_port or 0, settings.security, tls)

@@ -8,6 +8,7 @@ Mistral) write a space as "▁" and single bytes as "<0x0A>".
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,6 +22,9 @@ from tdb_server.errors import ModelBroken
 from tdb_server.model.continuations import continuing
 from tdb_server.model.model_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, read_json_object
 
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+"""The library cuts one text on one thread: whoever has several texts has threads of their own."""
+_PREFIX_CHARACTERS_PER_TOKEN = 4
 _NO_STAND_IN = 0xFFFF
 """Not a byte: what code points become that stand for none."""
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
@@ -49,6 +53,7 @@ class Tokenizer:
         bos_token_id: the token for the beginning of text, which the model's own tokenizer puts in front of a
             text or can be asked to; None where there is none.
         adds_bos: whether it puts that token in front unasked.
+        longest_token_bytes: UTF-8 bytes of what the longest token says.
 
     Raises:
         ModelBroken: a file is missing or broken.
@@ -74,6 +79,7 @@ class Tokenizer:
         self._tokenizer.encode_special_tokens = configuration.get("split_special_tokens") is True
         self._continuing = continuing(self._tokenizer)
         self._strings = np.array([self._spell(token_id) for token_id in range(largest_id + 1)], object)
+        self.longest_token_bytes = max((len(one.encode()) for one in self._strings), default=0)
 
     @property
     def vocabulary_size(self) -> int:
@@ -82,13 +88,23 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text. No token is added to it; special tokens written out in it are recognized."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        return _token_ids(self._tokenizer, text)
+
+    def encode_at_most(self, text: str, n_tokens: int) -> list[int] | None:
+        """As `encode`; None for a text that has more than `n_tokens` by far, which is not cut to its end.
+
+        How a text is cut depends a little on what follows, so that a beginning tells only by far.
+        """
+        n_characters = _PREFIX_CHARACTERS_PER_TOKEN * (n_tokens + 64)
+        while n_characters < len(text):
+            if len(self.encode(text[:n_characters])) > 2 * n_tokens + 64:
+                return None
+            n_characters *= 4
+        return self.encode(text)
 
     def encode_continuation(self, text: str) -> list[int]:
         """Token ids of a text where other text stands before it; else as `encode`."""
-        ids: list[int] = self._continuing.encode(text, add_special_tokens=False).ids
-        return ids
+        return _token_ids(self._continuing, text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
@@ -136,6 +152,12 @@ class Tokenizer:
         if match := _BYTE_TOKEN.fullmatch(piece):
             return bytes([int(match[1], 16)]).decode("utf-8", errors="replace")
         return str(piece).replace("▁", " ")
+
+
+def _token_ids(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
+    """Of a text. The library lets other threads run meanwhile only where it is given a list of texts."""
+    ids: list[int] = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+    return ids
 
 
 def is_byte_level(tokenizer: tokenizers.Tokenizer) -> bool:

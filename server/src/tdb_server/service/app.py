@@ -13,13 +13,16 @@ from typing import Protocol
 
 from grpc_health.v1 import health, health_pb2  # type: ignore[import-untyped]
 
+from tdb_server.domain.budget import Budget
 from tdb_server.errors import ConfigurationBroken
+from tdb_server.model.load_failures import load_failures
 from tdb_server.service.access.access import Access
 from tdb_server.service.access.tls import ServerTls
 from tdb_server.service.access.token_file import TokenFile
 from tdb_server.service.call_events import CallEvents
 from tdb_server.service.call_guard import CallGuard
 from tdb_server.service.debugger_service import DebuggerService
+from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.grpc_server import OUR_SERVICES, grpc_server
 from tdb_server.service.listening import listen, server_tls
 from tdb_server.service.loading_report import LoadingReport
@@ -40,6 +43,7 @@ from tdb_server.workers.scheduler import Scheduler
 
 _log = logging.getLogger(__name__)
 LAST_BYTES_SECONDS = 1.0
+AGAIN_SECONDS = 1.0
 GOODBYE_SECONDS = 0.02
 """Until connections know that the server ends, before the last callers are told and may call again."""
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -53,6 +57,8 @@ class Parts:
     calls: CallEvents
     model: ModelService
     guard: CallGuard
+    memory: Budget
+    threads: FairThreads
     tls: ServerTls | None
     settings: Settings
     version: str
@@ -120,9 +126,11 @@ class App:
         self._reporting = Reporting(settings, version, readings)
         self._scheduler = scheduler(settings, self._reporting.on_batch)
         self._pool = pool(settings, self._scheduler, self._on_readiness, self._report.show)
+        memory = Budget(settings.limits.max_buffered_bytes, "memory for what waits", "BUFFERS_FULL")
+        self._threads = FairThreads(memory)
         parts = Parts(
-            CallEvents(self._slot, self._scheduler),
-            ModelService(self._slot, version),
+            CallEvents(self._slot, self._scheduler, self._threads),
+            ModelService(self._slot, self._scheduler, self._threads, version),
             CallGuard(
                 settings.limits,
                 self._calls,
@@ -130,6 +138,8 @@ class App:
                 self._reporting.listeners,
                 settings.telemetry.log_prompts,
             ),
+            memory,
+            self._threads,
             self._tls,
             settings,
             version,
@@ -137,6 +147,7 @@ class App:
         self._server = grpc_server(
             settings,
             parts.guard,
+            self._threads,
             self._reporting.report_load,
             DebuggerService(parts.calls, settings.limits.max_response_bytes),
             parts.model,
@@ -196,6 +207,7 @@ class App:
             await self._http.stop()
         await server_stops
         await self._pool.stop()
+        self._threads.stop()
         await self._reporting.stop()
 
     async def _listen(self) -> None:
@@ -205,7 +217,8 @@ class App:
             await self._http.start()
 
     async def _fill_slot(self, ready: Ready) -> None:
-        tokenizer = await asyncio.to_thread(read_tokenizer, ready)
+        with load_failures(ready.tokenizer_folder):
+            tokenizer = await asyncio.to_thread(read_tokenizer, ready)
         self._slot.fill(ServedModel(ready.info, tokenizer, self._settings.limits))
         await self._set_health(_SERVING if self._pool.n_ready else _NOT_SERVING)
 
@@ -213,7 +226,15 @@ class App:
         if self._slot.is_filled:
             change = asyncio.ensure_future(self._set_health(_SERVING if n_ready else _NOT_SERVING))
             self._health_changes.add(change)
-            change.add_done_callback(self._health_changes.discard)
+            change.add_done_callback(self._after_health_change)
+
+    def _after_health_change(self, change: asyncio.Task[None]) -> None:
+        self._health_changes.discard(change)
+        if not change.cancelled() and (error := change.exception()) is not None:
+            _log.error("health cannot be set, and is set again", exc_info=error)
+            asyncio.get_running_loop().call_later(
+                AGAIN_SECONDS, lambda: self._on_readiness(self._pool.n_ready)
+            )
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", *OUR_SERVICES):

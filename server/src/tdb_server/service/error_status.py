@@ -98,8 +98,8 @@ def _bad_request(error: errors.ViolationError) -> tuple[error_details_pb2.BadReq
         )
         if n_taken and bad_request.ByteSize() > MAX_VIOLATION_BYTES:
             del bad_request.field_violations[-1]
-            return bad_request, len(error.violations) - n_taken
-    return bad_request, 0
+            return bad_request, len(error.violations) - n_taken + error.n_more
+    return bad_request, error.n_more
 
 
 def _shortened(text: str) -> str:

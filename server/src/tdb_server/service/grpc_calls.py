@@ -147,12 +147,16 @@ async def _abort(context: Context, error: TdbError) -> None:
     """Ends a call with an error.
 
     Raises:
-        AbortError: always; gRPC's way of ending a call.
+        AbortError: always, gRPC's way of ending a call; unless
+        CancelledError: the client has gone.
     """
     status = error_status(error)
     details = status.SerializeToString()
     trailers = (*(context.trailing_metadata() or ()), (STATUS_DETAILS_KEY, details))
-    await context.abort(status_code(error), status.message, trailers)
+    try:
+        await context.abort(status_code(error), status.message, trailers)
+    except grpc.aio.InternalError as gone:
+        raise asyncio.CancelledError("the client has gone") from gone
 
 
 async def _noting_deadlines(answer: Awaitable[Any], record: CallRecord, context: Context) -> Any:

@@ -16,8 +16,10 @@ from transformer_debugger.v1 import (
 
 from tdb_server.service.call_guard import CallGuard
 from tdb_server.service.debugger_service import DebuggerService
+from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.grpc_calls import GrpcCalls
 from tdb_server.service.listening import server_options
+from tdb_server.service.long_requests import LongRequests
 from tdb_server.service.model_service import ModelService
 from tdb_server.service.self_description import REFLECTION_METHODS, add_channelz, add_reflection
 from tdb_server.settings import Settings
@@ -29,6 +31,12 @@ _DESCRIPTORS = (
     transformer_debugger_service_pb2.DESCRIPTOR.services_by_name["TransformerDebuggerService"],
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
 )
+REQUESTS = {
+    f"{descriptor.full_name}/{method.name}": method.input_type
+    for descriptor in _DESCRIPTORS
+    for method in descriptor.methods
+}
+"""What each method of ours reads, by its full name."""
 OUR_SERVICES = tuple(descriptor.full_name for descriptor in _DESCRIPTORS)
 KNOWN_METHODS = REFLECTION_METHODS | {
     f"{descriptor.full_name}/{method.name}"
@@ -41,6 +49,7 @@ KNOWN_METHODS = REFLECTION_METHODS | {
 def grpc_server(
     settings: Settings,
     guard: CallGuard,
+    threads: FairThreads,
     report_load: Callable[[Context], None] | None,
     debugger: DebuggerService,
     model: ModelService,
@@ -48,7 +57,8 @@ def grpc_server(
 ) -> grpc.aio.Server:
     """The server with all its services, which does not listen yet."""
     calls = GrpcCalls(guard, KNOWN_METHODS.__contains__, report_load)
-    server = grpc.aio.server(interceptors=[calls], options=server_options(settings))
+    reading = LongRequests(REQUESTS, settings.limits, threads)
+    server = grpc.aio.server(interceptors=[calls, reading], options=server_options(settings))
     transformer_debugger_service_pb2_grpc.add_TransformerDebuggerServiceServicer_to_server(debugger, server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(model, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)

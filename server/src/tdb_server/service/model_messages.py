@@ -46,6 +46,7 @@ def model_info_message(info: ModelInfo, limits: Limits, server_version: str) -> 
         ablatable_location_types=[PLACES.numbers[one] for one in ablatable_places(info)],
         api_version=API_VERSION,
         server_version=server_version,
+        default_top_and_bottom_k=limits.default_top_and_bottom_k,
         kernels=[_kernel(one) for one in info.kernels],
     )
 
@@ -120,4 +121,6 @@ def _limits(limits: Limits, context_length: int) -> model_service_pb2.Limits:
         max_activation_bytes=limits.max_activation_bytes,
         max_call_seconds=limits.max_call_seconds,
         chunk_bytes=limits.chunk_bytes,
+        max_target_tokens=limits.max_target_tokens,
+        max_buffered_bytes=limits.max_buffered_bytes,
     )

@@ -139,8 +139,8 @@ class StreamWriter(Generic[StreamMessage]):
             message.values.activation_value_for_backward_pass = values.activation_value
         return message
 
-    def finished(self, finished: Finished, serialize_seconds: float) -> StreamMessage:
-        """Where the time went."""
+    def finished(self, finished: Finished, serialize_seconds: float, n_messages: int) -> StreamMessage:
+        """Where the time went, and how many messages the stream has with this one."""
         message = self._new_message()
         seconds, timings = finished.seconds, message.finished.timings
         timings.queue_seconds = seconds.queue
@@ -150,6 +150,7 @@ class StreamWriter(Generic[StreamMessage]):
         timings.score_seconds = seconds.score
         timings.serialize_seconds = serialize_seconds
         message.finished.peak_memory_bytes = finished.peak_memory_bytes
+        message.finished.message_count = n_messages
         return message
 
     def _take_out(self, tensors: Sequence[tensor_pb2.Tensor]) -> list[tuple[int, bytes]]:

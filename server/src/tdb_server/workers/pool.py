@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from tdb_server.errors import TdbError, Unavailable
+from tdb_server.errors import ModelError, TdbError
 from tdb_server.workers.messages import (
     BatchEnded,
     CallProgress,
@@ -25,7 +26,8 @@ from tdb_server.workers.process import WorkerProcess
 _log = logging.getLogger(__name__)
 FIRST_DELAY_SECONDS = 0.1
 LONGEST_DELAY_SECONDS = 30.0
-MAX_DEATHS_BEFORE_FIRST_READY = 5
+MAX_CRASHES_WHILE_LOADING = 3
+"""Of workers that a signal ended before any was ready. Memory may have been short for a moment only."""
 
 
 class Worker(Protocol):
@@ -50,8 +52,14 @@ class PoolObserver(Protocol):
     def worker_is_ready(self, worker: Worker) -> None:
         """A worker can take its first batch."""
 
-    def worker_said(self, worker: Worker, message: CallProgress | BatchEnded, n_bytes: int) -> None:
-        """Something of a batch has come, `n_bytes` long."""
+    def worker_said(
+        self, worker: Worker, message: CallProgress | BatchEnded, n_bytes: int
+    ) -> asyncio.Future[None] | None:
+        """Something of a batch has come, `n_bytes` long.
+
+        Returns:
+            What to wait for, in some way, before much more is told: done when this takes no memory any more.
+        """
 
     def worker_is_gone(self, worker: Worker) -> None:
         """A worker that was ready has died, with whatever it was doing."""
@@ -127,7 +135,7 @@ class LocalPool:
         """Waits for the first worker.
 
         Raises:
-            TdbError: the model cannot be loaded, or worker after worker died while loading it.
+            TdbError: the model cannot be loaded, or workers died while loading it.
         """
         return await asyncio.shield(self._first_ready)
 
@@ -148,7 +156,12 @@ class LocalPool:
         """Notes that loading failed. True when that is final: no worker has ever been ready."""
         if not self._first_ready.done():
             self._first_ready.set_exception(error)
-        return self._first_ready.exception() is not None
+        return self.has_failed
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether no worker will ever be ready."""
+        return self._first_ready.done() and self._first_ready.exception() is not None
 
     def readiness_changed(self) -> None:
         """Tells whoever wants to know."""
@@ -167,16 +180,39 @@ class _Slot:
         self._gone.set()
         self._is_stopping = False
         self._n_deaths = 0  # since it was last ready
+        self._stage = "starting"
         self.is_ready = False
         self.n_restarts = -1  # the first start is none
 
     def start(self) -> None:
-        self.n_restarts += 1
         self._restart = None
-        self._gone.clear()
-        self._process = WorkerProcess(
-            self._configuration, self._pool.weights_file, self._on_message, self._on_exit
-        )
+        self._stage = "starting"
+        self._process = None
+        try:
+            self._process = WorkerProcess(
+                self._configuration, self._pool.weights_file, self._on_message, self._on_exit
+            )
+        except Exception as error:
+            self._not_started(error)
+        else:
+            self.n_restarts += 1
+            self._gone.clear()
+
+    def _not_started(self, error: Exception) -> None:
+        """Descriptors, processes or memory are short, which may pass: it is tried for as long as it takes."""
+        self._n_deaths += 1
+        if self._n_deaths >= MAX_CRASHES_WHILE_LOADING and self._pool.give_up(
+            ModelError(f"{self._configuration.model_name}: no worker can be started: {error}")
+        ):
+            return
+        delay_seconds = self._start_later()
+        _log.error("a worker cannot be started: %s; tried again in %.1f s", error, delay_seconds)
+
+    def _start_later(self) -> float:
+        """Waits twice as long after each death, and returns how long."""
+        delay_seconds: float = min(FIRST_DELAY_SECONDS * 2 ** (self._n_deaths - 1), LONGEST_DELAY_SECONDS)
+        self._restart = asyncio.get_running_loop().call_later(delay_seconds, self.start)
+        return delay_seconds
 
     async def stop(self) -> None:
         self._is_stopping = True
@@ -190,18 +226,22 @@ class _Slot:
                 self._process.kill()
                 await self._gone.wait()
 
-    def _on_message(self, process: WorkerProcess, message: FromWorker, n_bytes: int) -> None:
+    def _on_message(
+        self, process: WorkerProcess, message: FromWorker, n_bytes: int
+    ) -> asyncio.Future[None] | None:
         match message:
             case CallProgress() | BatchEnded():
                 if self.is_ready:
-                    self._pool.observer.worker_said(process, message, n_bytes)
+                    return self._pool.observer.worker_said(process, message, n_bytes)
             case LoadingProgress(stage, fraction):
+                self._stage = stage
                 self._pool.on_loading(self._configuration.worker_index, stage, fraction)
             case Ready():
                 self._on_ready(process, message)
             case LoadingFailed(error):
                 if not self._pool.give_up(error):
                     _log.error("worker %d cannot load the model any more: %s", process.pid, error.message)
+        return None
 
     def _on_ready(self, process: WorkerProcess, ready: Ready) -> None:
         if not self._pool.accept(ready):
@@ -219,20 +259,36 @@ class _Slot:
         self._gone.set()
         if self.is_ready:
             self.is_ready = False
-            self._pool.observer.worker_is_gone(process)
-            self._pool.readiness_changed()
-        if self._is_stopping:
+            try:
+                self._pool.observer.worker_is_gone(process)
+                self._pool.readiness_changed()
+            except Exception:  # its successor is needed all the same
+                _log.exception("that worker %d is gone cannot be told", process.pid)
+        if self._is_stopping or self._pool.has_failed:
             return
         self._n_deaths += 1
-        delay_seconds = min(FIRST_DELAY_SECONDS * 2 ** (self._n_deaths - 1), LONGEST_DELAY_SECONDS)
+        if self._is_hopeless(exit_code) and self._pool.give_up(self._loading_error(exit_code)):
+            return
+        delay_seconds = self._start_later()
         _log.warning(
             "worker %d has died with exit code %d; the next starts in %.1f s",
             process.pid,
             exit_code,
             delay_seconds,
         )
-        if self._n_deaths >= MAX_DEATHS_BEFORE_FIRST_READY and self._pool.give_up(
-            Unavailable(f"{self._n_deaths} workers in a row died while loading the model", "NO_WORKER_READY")
-        ):
-            return
-        self._restart = asyncio.get_running_loop().call_later(delay_seconds, self.start)
+
+    def _is_hopeless(self, exit_code: int) -> bool:
+        """Whether another start would end the same. A process that ends by itself always does so."""
+        return exit_code >= 0 or self._n_deaths >= MAX_CRASHES_WHILE_LOADING
+
+    def _loading_error(self, exit_code: int) -> ModelError:
+        if exit_code >= 0:
+            how = f"the worker ended with exit code {exit_code}"
+        elif exit_code == -signal.SIGKILL:
+            how = (
+                f"{self._n_deaths} workers in a row were killed (SIGKILL), as systems do when memory runs "
+                "out; the last one"
+            )
+        else:
+            how = f"{self._n_deaths} workers in a row crashed ({signal.strsignal(-exit_code)}); the last one"
+        return ModelError(f"{self._configuration.model_name}: cannot be loaded: {how} while {self._stage}")

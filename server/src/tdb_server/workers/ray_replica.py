@@ -106,7 +106,7 @@ class Replica:
         self._batches[key] = current
         outbox = Outbox()
         running = self._thread.submit(self._compute, batch, current, outbox)
-        running.add_done_callback(lambda _: self._batches.pop(key))
+        running.add_done_callback(lambda _: self._batches.pop(key, None))
         try:
             async for pieces in outbox.batches():
                 yield pieces
@@ -130,8 +130,10 @@ class Replica:
         except DeviceLost:
             _log.exception("the device is lost; this replica ends")
             os._exit(1)  # only a new process can use it again
-        outbox.put(pickle.dumps(BatchEnded(batch.batch_id, failure), protocol=5))
-        outbox.end()
+        else:
+            outbox.put(pickle.dumps(BatchEnded(batch.batch_id, failure), protocol=5))
+        finally:
+            outbox.end()  # without a `BatchEnded` what is not finished counts as left undone
 
 
 def _no_progress(stage: str, fraction: float) -> None:

@@ -13,7 +13,8 @@ import math
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import contextmanager
 
 from tdb_server.domain.call import Call
 from tdb_server.domain.caller import Caller
@@ -36,7 +37,7 @@ BUFFER_CHUNKS = 2
 RETRY_SECONDS = 1.0
 MAX_DEATHS = 3
 HANG_SECONDS = 30.0
-"""How long a worker may go on with a batch that nobody wants any more."""
+"""How long a worker may go on with a batch of which nobody waits for anything any more."""
 
 
 class Scheduler:
@@ -66,6 +67,7 @@ class Scheduler:
         self._queue = FairQueue(rule)
         self._stations: dict[Worker, Station] = {}
         self._open_calls: Counter[str] = Counter()
+        self._open_tickets: set[Ticket] = set()
         self._n_batches = 0
         self._wake_up: asyncio.TimerHandle | None = None
 
@@ -97,16 +99,22 @@ class Scheduler:
         buffer: EventBuffer[Event] = EventBuffer(BUFFER_CHUNKS * self._limits.chunk_bytes)
         ticket = Ticket(call, cost, terms, buffer, recording)
         self._open_calls[terms.caller.name] += 1
+        self._open_tickets.add(ticket)
         try:
             self._queue.put(ticket)
             self._dispatch()
             self._count_active()
+            n_events = 0
             while not isinstance(event := await ticket.next_event(), Finished):
+                n_events += not isinstance(event, TakenUp)
                 yield event
+            if event.n_events not in (None, n_events):
+                raise self._fault(ticket, f"{n_events} of {event.n_events} results have come from the worker")
             if recording is not None:
                 self._cache.keep(recording)
             yield event
         finally:
+            self._open_tickets.discard(ticket)
             self._open_calls[terms.caller.name] -= 1
             if not self._open_calls[terms.caller.name]:
                 del self._open_calls[terms.caller.name]
@@ -125,6 +133,9 @@ class Scheduler:
             raise Unavailable("no worker is ready", "NO_WORKER_READY", RETRY_SECONDS)
         if len(self._queue) >= self._limits.max_queue_length:
             raise OverLimit("too many calls wait for a worker", "QUEUE_FULL", RETRY_SECONDS)
+        self._check_open_calls(caller)
+
+    def _check_open_calls(self, caller: Caller) -> None:
         if self._open_calls.total() >= self._limits.max_concurrent_calls:
             raise OverLimit("too many calls at the same time", "TOO_MANY_CONCURRENT_CALLS", RETRY_SECONDS)
         own_limit = caller.limits.max_concurrent_calls
@@ -136,36 +147,104 @@ class Scheduler:
                 RETRY_SECONDS,
             )
 
+    @contextmanager
+    def call_without_worker(self, caller: Caller) -> Iterator[None]:
+        """Around what is done for a call in the front alone, such as checking it. It counts as a call.
+
+        Raises:
+            OverLimit: too many calls at the same time.
+        """
+        self._check_open_calls(caller)
+        self._open_calls[caller.name] += 1
+        try:
+            yield
+        finally:
+            self._open_calls[caller.name] -= 1
+            if not self._open_calls[caller.name]:
+                del self._open_calls[caller.name]
+
     def worker_is_ready(self, worker: Worker) -> None:
         """See `PoolObserver`."""
         self._stations[worker] = Station(worker)
         self._dispatch()
 
-    def worker_said(self, worker: Worker, message: CallProgress | BatchEnded, n_bytes: int) -> None:
+    def worker_said(
+        self, worker: Worker, message: CallProgress | BatchEnded, n_bytes: int
+    ) -> asyncio.Future[None] | None:
         """See `PoolObserver`."""
-        station = self._stations[worker]
-        if isinstance(message, CallProgress):
-            if ticket := station.tickets.get(message.call_id):
-                ticket.add(message.event, n_bytes)
-            return
+        station = self._stations.get(worker)
+        if station is None:  # it has been given up
+            return None
+        if isinstance(message, BatchEnded):
+            batch = list(station.tickets.values())
+            try:
+                self._batch_ended(station, message)
+            except Exception as error:
+                self._break_off_all(batch, error)
+                self._give_up(station)
+            self._dispatch()
+            return None
+        ticket = station.tickets.get(message.call_id)
+        if ticket is None:
+            return None
+        stored = None
+        try:
+            stored = ticket.add(message.event, n_bytes)
+        except Exception as error:
+            self._break_off(ticket, error)
+        self._watch(station)
+        return stored
+
+    def worker_is_gone(self, worker: Worker) -> None:
+        """See `PoolObserver`."""
+        self._lose(worker)
+        self._dispatch()
+
+    def _batch_ended(self, station: Station, message: BatchEnded) -> None:
         busy_before = station.busy_seconds
         batch = station.end(message.batch_id, n_stations=len(self._stations))
         if batch:
             n_rows = sum(ticket.n_rows for ticket in batch)
             seconds = station.busy_seconds - busy_before
-            self._on_batch(BatchMeasure(worker.device, len(batch), n_rows, seconds))
+            try:
+                self._on_batch(BatchMeasure(station.worker.device, len(batch), n_rows, seconds))
+            except Exception:
+                _log.exception("a batch cannot be counted")
         unfinished = [ticket for ticket in batch if not ticket.is_over]
         for ticket in unfinished:
-            self._after_failure(ticket, message.failure, n_company=len(batch))
-        self._dispatch()
+            try:
+                self._after_failure(ticket, message.failure, n_company=len(batch))
+            except Exception as error:
+                self._break_off(ticket, error)
 
-    def worker_is_gone(self, worker: Worker) -> None:
-        """See `PoolObserver`."""
-        station = self._stations.pop(worker)
-        for ticket in station.tickets.values():
+    def _lose(self, worker: Worker) -> None:
+        """A worker will say nothing more: its calls run elsewhere, if they can."""
+        station = self._stations.pop(worker, None)
+        for ticket in () if station is None else station.tickets.values():
             if not ticket.is_over:
-                self._after_death(ticket)
-        self._dispatch()
+                try:
+                    self._after_death(ticket)
+                except Exception as error:
+                    self._break_off(ticket, error)
+
+    def _give_up(self, station: Station) -> None:
+        """Ends a worker; the pool starts another."""
+        self._lose(station.worker)
+        try:
+            station.worker.kill()
+        except Exception:
+            _log.exception("a worker cannot be ended")
+
+    def _break_off_all(self, tickets: Iterable[Ticket], error: Exception) -> None:
+        for ticket in tickets:
+            if not ticket.is_over:
+                self._queue.remove(ticket)
+                self._break_off(ticket, error)
+
+    def _break_off(self, ticket: Ticket, error: Exception) -> None:
+        """Something of a call is lost."""
+        known = isinstance(error, TdbError)
+        ticket.break_off(error if known else self._fault(ticket, "something of it is lost", error))
 
     def _check_cost(self, cost: Cost, caller: Caller) -> None:
         own_limit = caller.limits.max_activation_bytes
@@ -206,26 +285,42 @@ class Scheduler:
         ticket.start_again(max_company)
         self._queue.put_back(ticket)
 
-    def _fault(self, ticket: Ticket, what: str) -> Internal:
+    def _fault(self, ticket: Ticket, what: str, error: Exception | None = None) -> Internal:
         error_id = uuid.uuid4().hex[:12]
-        _log.error("internal error %s: %s; call %s", error_id, what, ticket.call.call_id)
+        _log.error("internal error %s: %s; call %s", error_id, what, ticket.call.call_id, exc_info=error)
         return Internal(error_id)
 
     def _dispatch(self) -> None:
-        """Gives waiting calls to free workers, the one that has worked least first."""
+        """Gives waiting calls to free workers. What goes wrong with them is not its caller's fault."""
+        try:
+            self._fill_stations()
+        except Exception as error:
+            # Those that cannot be chosen from, some of which may be out of the queue already.
+            at_stations = {ticket for one in self._stations.values() for ticket in one.tickets.values()}
+            self._break_off_all(self._open_tickets - at_stations, error)
+
+    def _fill_stations(self) -> None:
+        """The free worker that has worked least comes first."""
         free = [station for station in self._stations.values() if station.is_free]
         free.sort(key=lambda station: station.busy_seconds)
         now = time.monotonic()
         for n_before, station in enumerate(free):
             if not self._queue:
                 return
+            if not (station.is_free and self._stations.get(station.worker) is station):
+                continue  # the end of another worker has led here meanwhile
             share = math.ceil(len(self._queue) / (len(free) - n_before))
             starts_at = station.waits_until(share, self._rule.max_wait_seconds)
             if starts_at > now:
                 self._dispatch_later(starts_at - now)
                 continue
             self._n_batches += 1
-            station.start(self._n_batches, self._queue.take_batch(share))
+            batch = self._queue.take_batch(share)
+            try:
+                station.start(self._n_batches, batch)
+            except Exception:
+                _log.exception("a worker cannot be given a batch")
+                self._give_up(station)
             self._count_active()
 
     def _count_active(self) -> None:
@@ -243,19 +338,22 @@ class Scheduler:
 
     def _drop(self, ticket: Ticket) -> None:
         """The reader has gone, with all it wanted or without."""
-        was_over = ticket.is_over
         ticket.abandon()
         self._queue.remove(ticket)
-        if was_over:
-            return
         for station in self._stations.values():
             if station.tickets.get(ticket.call.call_id) is ticket:
-                station.cancel(ticket)
-                if not station.n_active:
-                    asyncio.get_running_loop().call_later(HANG_SECONDS, self._kill_if_hung, station, ticket)
+                if not ticket.has_finished:
+                    station.cancel(ticket)
+                self._watch(station)
 
-    def _kill_if_hung(self, station: Station, ticket: Ticket) -> None:
-        """A worker that is still at a batch whose calls were all cancelled long ago does not listen."""
-        if station.tickets.get(ticket.call.call_id) is ticket:
-            _log.error("a worker does not stop when told to; it is replaced")
-            station.worker.kill()
+    def _watch(self, station: Station) -> None:
+        """A worker that nobody waits for any more has to say soon that its batch has ended."""
+        if station.watch is None and not station.is_free and not station.n_active:
+            loop = asyncio.get_running_loop()
+            station.watch = loop.call_later(HANG_SECONDS, self._give_up_if_there, station)
+
+    def _give_up_if_there(self, station: Station) -> None:
+        if self._stations.get(station.worker) is station:
+            _log.error("a worker does not come to the end of a batch that nobody waits for; it is replaced")
+            self._give_up(station)
+            self._dispatch()

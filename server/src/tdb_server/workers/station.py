@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Sequence
@@ -22,12 +23,14 @@ class Station:
         busy_seconds: spent on batches so far.
         n_expected: calls that are likely to wait here soon. Callers tend to come back as soon as they have
             their answer, so it is this worker's share of the most there were during its last batch.
+        watch: goes off when the current batch should have ended long ago; None while somebody waits for it.
     """
 
     worker: Worker
     tickets: dict[str, Ticket] = field(default_factory=dict)
     busy_seconds: float = 0.0
     n_expected: int = 0
+    watch: asyncio.TimerHandle | None = None
     _most_active: int = 0
     _batch_id: int | None = None
     _changed_at: float = field(default_factory=time.monotonic)
@@ -67,6 +70,9 @@ class Station:
         """
         if batch_id != self._batch_id:
             return []
+        if self.watch is not None:
+            self.watch.cancel()
+            self.watch = None
         now = time.monotonic()
         tickets = list(self.tickets.values())
         self.busy_seconds += now - self._changed_at

@@ -63,6 +63,7 @@ class Ticket:
         n_deaths: workers that died on it.
         queue_seconds: how long it has waited in all.
         has_left: some result has left for the reader, so that the call cannot be run again.
+        has_finished: the worker has nothing more to say about it.
     """
 
     call: Call
@@ -74,6 +75,7 @@ class Ticket:
     n_deaths: int = 0
     queue_seconds: float = 0.0
     has_left: bool = False
+    has_finished: bool = False
     _queued_at: float = field(default_factory=time.monotonic)
     _has_begun: bool = False
     _over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -99,22 +101,40 @@ class Ticket:
         if not self._has_begun:
             self.buffer.put(TakenUp(self.queue_seconds), n_bytes=0)
 
-    def add(self, event: CallEvent, n_bytes: int) -> None:
-        """A worker has something."""
+    def add(self, event: CallEvent, n_bytes: int) -> asyncio.Future[None] | None:
+        """A worker has something.
+
+        Returns:
+            As from `EventBuffer.put`. The ticket breaks off by itself where an event does not get to disk.
+        """
         if self.is_over:
-            return
+            return None
         if self.recording is not None:
             self.recording.add(event, n_bytes)
         if isinstance(event, Finished):
             event = replace(event, seconds=replace(event.seconds, queue=self.queue_seconds))
+        stored = self.buffer.put(event, n_bytes)
+        if stored is not None:
+            stored.add_done_callback(self._after_storing)
+        if isinstance(event, Finished):
+            self.has_finished = True
             self._over.set()
-        self.buffer.put(event, n_bytes)
+        return stored
+
+    def _after_storing(self, stored: asyncio.Future[None]) -> None:
+        if not stored.cancelled() and (failure := stored.exception()) is not None:
+            self.break_off(failure)
 
     def fail(self, failure: Exception) -> None:
         """Nothing more will come."""
         if not self.is_over:
             self._over.set()
             self.buffer.fail(failure)
+
+    def break_off(self, failure: BaseException) -> None:
+        """Something of it is lost: the reader gets the failure, whatever else has come."""
+        self._over.set()
+        self.buffer.break_off(failure)
 
     def start_again(self, max_company: int) -> None:
         """What a worker has made of it is dropped; it waits for another, in smaller company."""

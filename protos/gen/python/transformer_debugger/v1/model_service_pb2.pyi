@@ -170,6 +170,9 @@ class Limits(_message.Message):
     MAX_ACTIVATION_BYTES_FIELD_NUMBER: _builtins.int
     MAX_CALL_SECONDS_FIELD_NUMBER: _builtins.int
     CHUNK_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_PROMPT_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_TARGET_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_BUFFERED_BYTES_FIELD_NUMBER: _builtins.int
     max_prompt_tokens: _builtins.int
     """Tokens of a prompt; at most the model's context."""
     max_sub_requests: _builtins.int
@@ -194,6 +197,14 @@ class Limits(_message.Message):
     """Seconds a call may take, waiting included."""
     chunk_bytes: _builtins.int
     """Bytes of tensor data in one message of a stream. Tensors larger than this come in chunks."""
+    max_prompt_bytes: _builtins.int
+    """Bytes of a prompt as UTF-8. Looked at before the prompt is cut into tokens."""
+    max_target_tokens: _builtins.int
+    """Entries of each list of target or distractor tokens."""
+    max_buffered_bytes: _builtins.int
+    """Bytes of long requests, and of answers that their readers have not taken, in the server's memory: of all calls together. A
+    caller may have as much of it as it leaves free. Long requests are refused above it; answers wait on disk.
+    """
     def __init__(
         self,
         *,
@@ -209,10 +220,13 @@ class Limits(_message.Message):
         max_activation_bytes: _builtins.int = ...,
         max_call_seconds: _builtins.float = ...,
         chunk_bytes: _builtins.int = ...,
+        max_prompt_bytes: _builtins.int = ...,
+        max_target_tokens: _builtins.int = ...,
+        max_buffered_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "max_activation_bytes", b"max_activation_bytes", "max_call_seconds", b"max_call_seconds", "max_concurrent_calls", b"max_concurrent_calls", "max_node_ablations", b"max_node_ablations", "max_processing_specs", b"max_processing_specs", "max_prompt_tokens", b"max_prompt_tokens", "max_queue_length", b"max_queue_length", "max_request_bytes", b"max_request_bytes", "max_response_bytes", b"max_response_bytes", "max_sub_requests", b"max_sub_requests", "max_top_and_bottom_k", b"max_top_and_bottom_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "max_activation_bytes", b"max_activation_bytes", "max_buffered_bytes", b"max_buffered_bytes", "max_call_seconds", b"max_call_seconds", "max_concurrent_calls", b"max_concurrent_calls", "max_node_ablations", b"max_node_ablations", "max_processing_specs", b"max_processing_specs", "max_prompt_bytes", b"max_prompt_bytes", "max_prompt_tokens", b"max_prompt_tokens", "max_queue_length", b"max_queue_length", "max_request_bytes", b"max_request_bytes", "max_response_bytes", b"max_response_bytes", "max_sub_requests", b"max_sub_requests", "max_target_tokens", b"max_target_tokens", "max_top_and_bottom_k", b"max_top_and_bottom_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -315,6 +329,7 @@ class ModelInfo(_message.Message):
     ADDS_BOS_FIELD_NUMBER: _builtins.int
     BOS_TOKEN_ID_FIELD_NUMBER: _builtins.int
     BOS_TOKEN_FIELD_NUMBER: _builtins.int
+    DEFAULT_TOP_AND_BOTTOM_K_FIELD_NUMBER: _builtins.int
     KERNELS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, as the server was told to load it."""
@@ -352,6 +367,10 @@ class ModelInfo(_message.Message):
     """The beginning-of-text token. Absent when the model has none."""
     bos_token: _builtins.str
     """The same as text. Empty when the model has none."""
+    default_top_and_bottom_k: _builtins.int
+    """How many nodes are taken from each end of a ranking where a request does not say: 10, or Limits.max_top_and_bottom_k where
+    that is less.
+    """
     @_builtins.property
     def autoencoders(self) -> _containers.RepeatedCompositeFieldContainer[Global___AutoencoderInfo]:
         """Autoencoders loaded. Empty when none."""
@@ -396,11 +415,12 @@ class ModelInfo(_message.Message):
         adds_bos: _builtins.bool = ...,
         bos_token_id: _builtins.int | None = ...,
         bos_token: _builtins.str = ...,
+        default_top_and_bottom_k: _builtins.int = ...,
         kernels: _abc.Iterable[Global___KernelChoice] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "bos_token_id", b"bos_token_id", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "ablatable_location_types", b"ablatable_location_types", "adds_bos", b"adds_bos", "api_version", b"api_version", "autoencoders", b"autoencoders", "bos_token", b"bos_token", "bos_token_id", b"bos_token_id", "context_length", b"context_length", "d_head", b"d_head", "d_model", b"d_model", "derived_scalar_types", b"derived_scalar_types", "digest", b"digest", "dtype", b"dtype", "family", b"family", "kernels", b"kernels", "limits", b"limits", "n_heads", b"n_heads", "n_key_value_heads", b"n_key_value_heads", "n_layers", b"n_layers", "n_mlp_neurons", b"n_mlp_neurons", "name", b"name", "server_version", b"server_version", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "ablatable_location_types", b"ablatable_location_types", "adds_bos", b"adds_bos", "api_version", b"api_version", "autoencoders", b"autoencoders", "bos_token", b"bos_token", "bos_token_id", b"bos_token_id", "context_length", b"context_length", "d_head", b"d_head", "d_model", b"d_model", "default_top_and_bottom_k", b"default_top_and_bottom_k", "derived_scalar_types", b"derived_scalar_types", "digest", b"digest", "dtype", b"dtype", "family", b"family", "kernels", b"kernels", "limits", b"limits", "n_heads", b"n_heads", "n_key_value_heads", b"n_key_value_heads", "n_layers", b"n_layers", "n_mlp_neurons", b"n_mlp_neurons", "name", b"name", "server_version", b"server_version", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bos_token_id: _TypeAlias = _typing.Literal["bos_token_id"]  # noqa: Y015
     _WhichOneofArgType__bos_token_id: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id"]  # noqa: Y015

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,9 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
+from tdb_server.domain.caller import Caller, CallerLimits
 from tdb_server.errors import FieldViolation, InvalidRequest, OverLimit, TdbError, Unauthenticated
+from tdb_server.service.access.caller_ledger import CallerLedger
 from tdb_server.service.call_guard import CallGuard
 from tdb_server.service.error_status import STATUS_DETAILS_KEY, NotImplementedHere, error_status, status_code
 from tdb_server.service.handlers import Convert, answer_of, handler_like, handler_that_refuses
@@ -20,7 +23,6 @@ from tdb_server.service.telemetry.call_record import CallRecord, recorded
 from tdb_server.service.telemetry.load_meter import OUR_METHODS
 
 if TYPE_CHECKING:  # generic for the type checker alone
-    from tdb_server.domain.caller import Caller
     from tdb_server.service.handlers import Context, Handler
 
 OPEN_METHODS = "grpc.health.v1.Health/"
@@ -38,12 +40,16 @@ class GrpcCalls(grpc.aio.ServerInterceptor):
         guard: what is around every call of our services. Health needs no token; reflection and channelz
             need one, but count against no limit of its owner.
         is_known: whether a method, by its full name, is one that this server has.
+        max_calls_per_address: calls that are open at the same time from one address, health checks and
+            others that have no caller included. gRPC for Python has no say over connections.
         report_load: puts the server's load into a call's trailers; None where that is not wanted.
     """
 
     guard: CallGuard
     is_known: Callable[[str], bool]
+    max_calls_per_address: int
     report_load: Callable[[Context], None] | None = None
+    _addresses: CallerLedger = field(default_factory=CallerLedger)
 
     async def intercept_service(
         self,
@@ -79,7 +85,8 @@ class GrpcCalls(grpc.aio.ServerInterceptor):
             record.peer, record.received_bytes = context.peer(), len(raw)
 
             async def read_and_answer() -> Any:
-                with self.guard.access.admitted(record, owner, _certificate_names(context)):
+                admitted = self.guard.access.admitted(record, owner, _certificate_names(context))
+                with self._one_of_address(context), admitted:
                     self._report(context)  # for those that are refused, which happens soon
                     request = self._read(handler.request_deserializer, raw)
                     async with self.guard.in_time():
@@ -101,8 +108,12 @@ class GrpcCalls(grpc.aio.ServerInterceptor):
             record.peer = context.peer()
             with recorded(record, self.guard.listeners):
                 try:
-                    response = await _noting_deadlines(answer(request, context), record, context)
+                    with self._one_of_address(context):
+                        response = await _noting_deadlines(answer(request, context), record, context)
                     return response if is_stream else serialize(response)
+                except OverLimit as error:
+                    record.status, record.reason = status_code(error).name, error.reason
+                    return await _abort(context, error)
                 except Exception:  # an abort, mostly
                     record.status = _code_name(context)
                     raise
@@ -137,6 +148,10 @@ class GrpcCalls(grpc.aio.ServerInterceptor):
         except DecodeError:
             description = "the bytes are not a message of the expected type"
             raise InvalidRequest([FieldViolation("", description, "MALFORMED_REQUEST")]) from None
+
+    def _one_of_address(self, context: Context) -> AbstractContextManager[None]:
+        address, _, _ = context.peer().rpartition(":")
+        return self._addresses.one_call(Caller(address, CallerLimits(self.max_calls_per_address)))
 
     def _report(self, context: Context) -> None:
         if self.report_load is not None:

@@ -56,7 +56,9 @@ def grpc_server(
     health_servicer: health.aio.HealthServicer,
 ) -> grpc.aio.Server:
     """The server with all its services, which does not listen yet."""
-    calls = GrpcCalls(guard, KNOWN_METHODS.__contains__, report_load)
+    calls = GrpcCalls(
+        guard, KNOWN_METHODS.__contains__, settings.security.max_connections_per_address, report_load
+    )
     reading = LongRequests(REQUESTS, settings.limits, threads)
     server = grpc.aio.server(interceptors=[calls, reading], options=server_options(settings))
     transformer_debugger_service_pb2_grpc.add_TransformerDebuggerServiceServicer_to_server(debugger, server)

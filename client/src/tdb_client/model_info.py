@@ -50,6 +50,7 @@ class Limits:
     max_prompt_bytes: int
     max_target_tokens: int
     max_buffered_bytes: int
+    max_spool_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,6 +152,24 @@ class OverLimit(RetryableError):
     """Too much at once, or too much for ever (then without a time to retry)."""
 
 
+class ResponseTooLarge(OverLimit):
+    """The answer does not fit a call that does not stream.
+
+    Args:
+        n_bytes: of the answer, as far as it is known.
+        max_response_bytes: the limit.
+        streaming_call: the method that can answer.
+    """
+
+    def __init__(self, n_bytes: int, max_response_bytes: int, streaming_call: str) -> None:
+        super().__init__(
+            f"the answer takes at least {n_bytes} bytes, more than the {max_response_bytes} allowed for "
+            f"a call that does not stream; use {streaming_call}",
+            "RESPONSE_TOO_LARGE",
+        )
+        self.streaming_call = streaming_call
+
+
 class Unavailable(RetryableError):
     """No worker can take the work right now."""
 

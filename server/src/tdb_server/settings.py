@@ -53,6 +53,7 @@ _LIMIT_HELP = {
     "max_request_bytes": "bytes of a request",
     "max_response_bytes": "bytes of an answer that is not streamed",
     "max_buffered_bytes": "bytes of long requests and answers that wait in memory, all calls together",
+    "max_spool_bytes": "bytes of answers that wait on disk for their readers, all calls together",
     "max_concurrent_calls": "calls taken up at the same time, waiting ones included",
     "max_queue_length": "calls that may wait for a worker",
     "max_activation_bytes": "estimated bytes of activations and gradients of a call",

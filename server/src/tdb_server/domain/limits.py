@@ -26,6 +26,7 @@ class Limits:
         max_request_bytes: bytes of a request.
         max_buffered_bytes: bytes of long requests and of answers that wait in the server's memory, all calls
             together.
+        max_spool_bytes: bytes of answers that wait on disk, all calls together.
         max_response_bytes: bytes of an answer that is not streamed.
         max_concurrent_calls: calls that are taken up at the same time, waiting ones included.
         max_queue_length: calls that may wait for a worker.
@@ -44,6 +45,7 @@ class Limits:
     max_request_bytes: int = 4 * MIB
     max_response_bytes: int = 4 * MIB
     max_buffered_bytes: int = 256 * MIB
+    max_spool_bytes: int = 2 * 1024 * MIB
     max_concurrent_calls: int = 256
     max_queue_length: int = 128
     max_activation_bytes: int = 8 * 1024 * MIB

@@ -13,7 +13,6 @@ from typing import Protocol
 
 from grpc_health.v1 import health, health_pb2  # type: ignore[import-untyped]
 
-from tdb_server.domain.budget import Budget
 from tdb_server.errors import ConfigurationBroken
 from tdb_server.model.load_failures import load_failures
 from tdb_server.service.access.access import Access
@@ -126,8 +125,7 @@ class App:
         self._reporting = Reporting(settings, version, readings)
         self._scheduler = scheduler(settings, self._reporting.on_batch)
         self._pool = pool(settings, self._scheduler, self._on_readiness, self._report.show)
-        memory = Budget(settings.limits.max_buffered_bytes, "memory for what waits", "BUFFERS_FULL")
-        self._threads = FairThreads(memory)
+        self._threads = FairThreads(self._scheduler.memory)
         parts = Parts(
             CallEvents(self._slot, self._scheduler, self._threads),
             ModelService(self._slot, self._scheduler, self._threads, version),

@@ -7,7 +7,6 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import TypeVar
 
 from transformer_debugger.v1 import call_pb2
@@ -22,7 +21,6 @@ from tdb_server.domain.results import Finished, NamedResult, ObjectiveValues
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.service.ablation_messages import ablation_message
 from tdb_server.service.caller import current_caller
-from tdb_server.service.error_status import ResponseTooLarge
 from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.long_requests import LONG_REQUEST_BYTES, MEMORY_FACTOR
 from tdb_server.service.served_model import ModelSlot, ServedModel
@@ -30,25 +28,12 @@ from tdb_server.service.streaming import StreamMessage, StreamWriter
 from tdb_server.service.telemetry.call_record import CallRecord, current_record
 from tdb_server.workers.result_cache import cache_key
 from tdb_server.workers.scheduler import Scheduler
-from tdb_server.workers.ticket import Event, TakenUp, Terms
+from tdb_server.workers.ticket import Event, TakenUp, Terms, Unary
 
 _VALUES = None
 """In place of a result's name: the objective values of a sub-request."""
 Request = TypeVar("Request", DebugRequest, InferRequest)
 Parse = Callable[[Request, ModelInfo, Limits, Tokenizer], Sequence[InferenceSubRequest]]
-
-
-@dataclass(frozen=True, slots=True)
-class Unary:
-    """The call's answer is one message.
-
-    Attributes:
-        streaming_call: the method to use when the answer is too large.
-        max_response_bytes: what is too large.
-    """
-
-    streaming_call: str
-    max_response_bytes: int
 
 
 class IncompleteAnswer(Exception):  # noqa: N818
@@ -109,13 +94,14 @@ class CallEvents:
             yield first
             yield last
             return
-        if unary is not None and cost.tensor_bytes > unary.max_response_bytes:
-            raise ResponseTooLarge(cost.tensor_bytes, unary.max_response_bytes, unary.streaming_call)
+        if unary is not None and cost.least_response_bytes > unary.max_response_bytes:
+            raise unary.too_large(cost.least_response_bytes)
         call = Call(str(next(self._call_ids)), sub_requests)
         prompts = [one.inference.token_ids for one in sub_requests]
         chunk_bytes = None if unary else model.limits.chunk_bytes
         writer = StreamWriter(new_message, model.tokenizer, prompts, chunk_bytes)
-        terms = Terms(caller, in_pieces=unary is None, cache_key=cache_key(model.info.digest, sub_requests))
+        key = cache_key(model.info.digest, sub_requests)
+        terms = Terms(caller, in_pieces=unary is None, cache_key=key, unary=unary)
         record.submitted()
         async with aclosing(self._scheduler.submit(call, cost, terms)) as events:
             async for message in _messages(events, sub_requests, first, writer, record):

@@ -18,10 +18,10 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import (
 )
 from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import TransformerDebuggerServiceServicer
 
-from tdb_server.service.call_events import CallEvents, IncompleteAnswer, Unary
-from tdb_server.service.error_status import ResponseTooLarge
+from tdb_server.service.call_events import CallEvents, IncompleteAnswer
 from tdb_server.service.request_parsing import parse_debug_request, parse_infer_request
 from tdb_server.service.streaming import StreamMessage
+from tdb_server.workers.ticket import Unary
 
 Response = TypeVar("Response", DebugResponse, InferResponse)
 
@@ -79,7 +79,7 @@ class DebuggerService(TransformerDebuggerServiceServicer):
             async for message in messages:
                 collected.add(message)
                 if collected.n_bytes > unary.max_response_bytes:
-                    raise ResponseTooLarge(collected.n_bytes, unary.max_response_bytes, unary.streaming_call)
+                    raise unary.too_large(collected.n_bytes)
                 await asyncio.sleep(0)  # other calls get their turn between the parts of a long answer
         if collected.n_messages != collected.message_count:
             raise IncompleteAnswer(f"{collected.n_messages} messages of {collected.message_count}")

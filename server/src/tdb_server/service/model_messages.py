@@ -123,4 +123,5 @@ def _limits(limits: Limits, context_length: int) -> model_service_pb2.Limits:
         chunk_bytes=limits.chunk_bytes,
         max_target_tokens=limits.max_target_tokens,
         max_buffered_bytes=limits.max_buffered_bytes,
+        max_spool_bytes=limits.max_spool_bytes,
     )

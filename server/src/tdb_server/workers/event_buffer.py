@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from tdb_server.workers.answer_room import AnswerRoom
 from tdb_server.workers.spool import Spool
 
 Event = TypeVar("Event")
@@ -23,10 +24,18 @@ class EventBuffer(Generic[Event]):
     Args:
         max_bytes: of events in memory. A single event may be larger.
         new_spool: makes what holds the events for which there is no memory.
+        room: the call's part of what the server has; None for as much as is wanted.
     """
 
-    def __init__(self, max_bytes: int, new_spool: Callable[[], Spool[Event]] = Spool) -> None:
+    def __init__(
+        self,
+        max_bytes: int,
+        new_spool: Callable[[], Spool[Event]] = Spool,
+        room: AnswerRoom | None = None,
+    ) -> None:
         self._max_bytes = max_bytes
+        self._room = room
+        self._bytes_on_disk = 0
         self._new_spool = new_spool
         self._in_memory: deque[tuple[Event, int]] = deque()
         self._bytes_in_memory = 0
@@ -45,13 +54,17 @@ class EventBuffer(Generic[Event]):
         Returns:
             For an event that goes to disk: done once it is there, with the `TdbError` for which it is not,
             and cancelled when nobody wants it any more.
+
+        Raises:
+            OverLimit: it would go to disk, and there is no room for it.
         """
         fits = self._bytes_in_memory == 0 or self._bytes_in_memory + n_bytes <= self._max_bytes
         written: asyncio.Future[None] | None = None
-        if fits and self._spool is None:
+        if fits and self._spool is None and (self._room is None or self._room.has_memory(n_bytes)):
             self._in_memory.append((event, n_bytes))
             self._bytes_in_memory += n_bytes
         else:
+            self._use_disk(self._bytes_on_disk + n_bytes)
             if self._spool is None:
                 self._spool = self._new_spool()
             written = self._spool.put(event)
@@ -77,7 +90,7 @@ class EventBuffer(Generic[Event]):
         while True:
             if self._in_memory:
                 event, n_bytes = self._in_memory.popleft()
-                self._bytes_in_memory -= n_bytes
+                self._give_memory(n_bytes)
                 return event
             if (spool := self._spool) is not None:
                 try:
@@ -90,6 +103,7 @@ class EventBuffer(Generic[Event]):
                     continue
                 if not spool:
                     self._spool = None
+                    self._use_disk(0)
                 return event
             if self._failure is not None:
                 raise self._failure
@@ -99,7 +113,18 @@ class EventBuffer(Generic[Event]):
     def clear(self) -> None:
         """Drops all events, on disk too."""
         self._in_memory.clear()
-        self._bytes_in_memory = 0
+        self._give_memory(self._bytes_in_memory)
         if self._spool is not None:
             self._spool.close()
             self._spool = None
+            self._use_disk(0)
+
+    def _give_memory(self, n_bytes: int) -> None:
+        self._bytes_in_memory -= n_bytes
+        if self._room is not None:
+            self._room.give_memory(n_bytes)
+
+    def _use_disk(self, n_bytes: int) -> None:
+        if self._room is not None:
+            self._room.use_disk(n_bytes)
+        self._bytes_on_disk = n_bytes

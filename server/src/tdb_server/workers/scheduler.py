@@ -16,12 +16,14 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import contextmanager
 
+from tdb_server.domain.budget import Budget
 from tdb_server.domain.call import Call
 from tdb_server.domain.caller import Caller
 from tdb_server.domain.cost import Cost
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.results import Finished
 from tdb_server.errors import Internal, OverLimit, TdbError, Unavailable
+from tdb_server.workers.answer_room import AnswerRoom
 from tdb_server.workers.batching import BatchRule
 from tdb_server.workers.event_buffer import EventBuffer
 from tdb_server.workers.fair_queue import FairQueue
@@ -49,6 +51,9 @@ class Scheduler:
         max_calls_per_caller: that run and wait at the same time.
         cache: results of earlier calls.
         on_batch: told about each batch that a worker is done with.
+
+    Attributes:
+        memory: for what waits for readers, or to be read.
     """
 
     def __init__(
@@ -64,6 +69,8 @@ class Scheduler:
         self._rule = rule
         self._max_calls_per_caller = max_calls_per_caller
         self._cache = cache
+        self.memory = Budget(limits.max_buffered_bytes, "requests and answers in memory", "BUFFERS_FULL")
+        self._disk = Budget(limits.max_spool_bytes, "answers that wait on disk", "NO_ROOM_FOR_ANSWER")
         self._queue = FairQueue(rule)
         self._stations: dict[Worker, Station] = {}
         self._open_calls: Counter[str] = Counter()
@@ -95,8 +102,9 @@ class Scheduler:
             return
         self._check_cost(cost, terms.caller)
         self.check_room(terms.caller)
+        room = self._room(cost, terms.caller)
         recording = self._cache.recording(terms.cache_key)
-        buffer: EventBuffer[Event] = EventBuffer(BUFFER_CHUNKS * self._limits.chunk_bytes)
+        buffer: EventBuffer[Event] = EventBuffer(self._buffer_bytes, room=room)
         ticket = Ticket(call, cost, terms, buffer, recording)
         self._open_calls[terms.caller.name] += 1
         self._open_tickets.add(ticket)
@@ -121,6 +129,21 @@ class Scheduler:
             if recording is not None:
                 recording.give_up()
             self._drop(ticket)
+            room.close()
+
+    @property
+    def _buffer_bytes(self) -> int:
+        return BUFFER_CHUNKS * self._limits.chunk_bytes
+
+    def _room(self, cost: Cost, caller: Caller) -> AnswerRoom:
+        """What the call may hold for its reader. What does not fit into memory will wait on disk.
+
+        Raises:
+            OverLimit: there is no room for what it will make at the least.
+        """
+        least = cost.least_response_bytes
+        reserved = least if least > self._buffer_bytes else 0
+        return AnswerRoom(self.memory, self._disk, caller.name, reserved)
 
     def check_room(self, caller: Caller) -> None:
         """Refuses a call for which there is no room, before any work is put into it.

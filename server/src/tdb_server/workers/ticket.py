@@ -10,9 +10,12 @@ from tdb_server.domain.call import Call
 from tdb_server.domain.caller import Caller
 from tdb_server.domain.cost import Cost
 from tdb_server.domain.results import CallEvent, Finished
+from tdb_server.errors import ResponseTooLarge
 from tdb_server.workers.event_buffer import EventBuffer
 from tdb_server.workers.result_cache import Recording
 
+EVENT_BYTES_FACTOR = 2
+"""Times the bytes of an answer on the wire, what a worker's results may take that become it."""
 NO_COMPANY = 1
 ANY_COMPANY = 1 << 30
 
@@ -34,6 +37,23 @@ Event = TakenUp | CallEvent
 
 
 @dataclass(frozen=True, slots=True)
+class Unary:
+    """The call's answer is one message.
+
+    Attributes:
+        streaming_call: the method to use when the answer is too large.
+        max_response_bytes: what is too large.
+    """
+
+    streaming_call: str
+    max_response_bytes: int
+
+    def too_large(self, n_bytes: int) -> ResponseTooLarge:
+        """The error for an answer of at least this size."""
+        return ResponseTooLarge(n_bytes, self.max_response_bytes, self.streaming_call)
+
+
+@dataclass(frozen=True, slots=True)
 class Terms:
     """How a caller wants a call to be run.
 
@@ -41,12 +61,14 @@ class Terms:
         caller: who asks.
         in_pieces: results leave as they come; otherwise none leaves before the last is there, so that
             until then the call can be run again without anybody noticing.
+        unary: what the answer may take that is one message; None where it is not.
         cache_key: what equal calls to equal weights share; None when the results are not to be kept.
     """
 
     caller: Caller
     in_pieces: bool = True
     cache_key: bytes | None = None
+    unary: Unary | None = None
 
 
 @dataclass(eq=False)
@@ -78,6 +100,7 @@ class Ticket:
     has_finished: bool = False
     _queued_at: float = field(default_factory=time.monotonic)
     _has_begun: bool = False
+    _n_bytes: int = 0
     _over: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -106,9 +129,16 @@ class Ticket:
 
         Returns:
             As from `EventBuffer.put`. The ticket breaks off by itself where an event does not get to disk.
+
+        Raises:
+            OverLimit: there is no room for the event, or the answer is too large for one message.
         """
         if self.is_over:
             return None
+        self._n_bytes += n_bytes
+        unary = self.terms.unary
+        if unary is not None and self._n_bytes > EVENT_BYTES_FACTOR * unary.max_response_bytes:
+            raise unary.too_large(self._n_bytes // EVENT_BYTES_FACTOR)
         if self.recording is not None:
             self.recording.add(event, n_bytes)
         if isinstance(event, Finished):
@@ -139,6 +169,7 @@ class Ticket:
     def start_again(self, max_company: int) -> None:
         """What a worker has made of it is dropped; it waits for another, in smaller company."""
         self.buffer.clear()
+        self._n_bytes = 0
         if self.recording is not None:
             self.recording.start_again()
         self.max_company = max_company

@@ -105,7 +105,9 @@ class EstimatedCost(_message.Message):
     activation_bytes: _builtins.int
     """Bytes of activations and gradients held at once. Compared with Limits.max_activation_bytes."""
     response_bytes: _builtins.int
-    """Bytes of the whole response. Above Limits.max_response_bytes a streaming call must be used."""
+    """Bytes of the whole response, at the most for tokens of common lengths. Only where the response is sure to have more than
+    Limits.max_response_bytes must a streaming call be used.
+    """
     def __init__(
         self,
         *,

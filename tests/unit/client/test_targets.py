@@ -98,7 +98,9 @@ def test_the_command_refuses_what_is_no_index(capsys: Output, token_id: str) -> 
     with pytest.raises(SystemExit) as ended:
         main(["debug", "--prompt", "p", f"--target-id={token_id}"])
     assert ended.value.code == 2
-    assert "argument --target-id: " in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "argument --target-id: " in err
+    assert "_token_id" not in err
 
 
 def test_a_value_traced_towards_the_loss_may_have_its_target_by_index(fake: Fake) -> None:

@@ -116,7 +116,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         metavar="TOKEN",
-        help='token that counts against the objective, such as " John"',
+        help="token that counts against the objective",
     )
     run.add_argument(
         "--distractor-id",
@@ -134,7 +134,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         action="extend",
         type=typed(Ablation.parse),
         metavar="NODE",
-        help="node to set; shown side by side with the run without",
+        help="node to set to 0, or to another value with '= 2.5'; shown beside the run without",
     )
     run.add_argument(
         "-k",

@@ -188,7 +188,7 @@ def _whole_number(text: str) -> int:
 
 
 def _token_id(text: str) -> int:
-    token_id = int(text)
+    token_id = _whole_number(text)
     if not 0 <= token_id < 2**31:
         raise argparse.ArgumentTypeError(f"{text} is no vocabulary index")
     return token_id

@@ -173,12 +173,12 @@ def test_a_factor_for_inputs(decoder: Decoder, folder: Path) -> None:
     torch.testing.assert_close(found.layers[1].reconstruct(latents, x), reconstruction)
 
 
-def test_settings_that_are_not_read_are_told(
-    decoder: Decoder, folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    write_config(folder, site="resid_delta_mlp", normalise_activations="layer_norm", source="a paper")
-    load_autoencoders([folder], decoder)
-    assert "config.json: normalise_activations, source are not read" in caplog.text
+def test_settings_that_are_not_known_are_refused(decoder: Decoder, folder: Path) -> None:
+    write_config(folder, site="resid_delta_mlp", normalise_activations="layer_norm", threshold=0.1)
+    with pytest.raises(AutoencoderBroken, match=r"config\.json: normalise_activations, threshold would not"):
+        load_autoencoders([folder], decoder)
+    write_config(folder, site="resid_delta_mlp", source="a paper", name="first try")
+    assert len(load_autoencoders([folder], decoder)) == 1
 
 
 def test_a_tied_state_dict(decoder: Decoder, tmp_path: Path) -> None:

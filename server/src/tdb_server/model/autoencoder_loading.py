@@ -39,7 +39,6 @@ from tdb_server.model.decoder import Decoder
 from tdb_server.model.json_file import read_json_object
 from tdb_server.model.saelens import SAELENS_CONFIG, load_saelens_layer
 
-
 CONFIG = "config.json"
 _TENSORS = ("pre_bias", "encoder.weight", "latent_bias", "decoder.weight")
 _STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
@@ -102,9 +101,9 @@ def _load_folder(folder: Path, decoder: Decoder) -> Iterable[_Layer]:
     site = _site(config.get("site"), folder)
     unread = sorted(config.keys() - {*_SETTINGS, *_FOR_PEOPLE})
     if unread:
+        known = ", ".join((*_SETTINGS, *_FOR_PEOPLE))
         raise AutoencoderBroken(
-            f"{folder / CONFIG}: {', '.join(unread)} would not be read, and may change the latents; known are "
-            f"{', '.join((*_SETTINGS, *_FOR_PEOPLE))}"
+            f"{folder / CONFIG}: {', '.join(unread)} would not be read, and may change the latents; {known} are"
         )
     paths = sorted(path for suffix in ("safetensors", "pt") for path in folder.glob(f"*.{suffix}"))
     if not paths:

@@ -175,7 +175,7 @@ def test_a_factor_for_inputs(decoder: Decoder, folder: Path) -> None:
 
 def test_settings_that_are_not_known_are_refused(decoder: Decoder, folder: Path) -> None:
     write_config(folder, site="resid_delta_mlp", normalise_activations="layer_norm", threshold=0.1)
-    with pytest.raises(AutoencoderBroken, match=r"config\.json: normalise_activations, threshold would not"):
+    with pytest.raises(AutoencoderBroken, match=r"config\.json: normalise_activations, threshold may change"):
         load_autoencoders([folder], decoder)
     write_config(folder, site="resid_delta_mlp", source="a paper", name="first try")
     assert len(load_autoencoders([folder], decoder)) == 1

@@ -103,7 +103,7 @@ def _load_folder(folder: Path, decoder: Decoder) -> Iterable[_Layer]:
     if unread:
         known = ", ".join((*_SETTINGS, *_FOR_PEOPLE))
         raise AutoencoderBroken(
-            f"{folder / CONFIG}: {', '.join(unread)} would not be read, and may change the latents; {known} are"
+            f"{folder / CONFIG}: {', '.join(unread)} may change the latents and are not known; {known} are"
         )
     paths = sorted(path for suffix in ("safetensors", "pt") for path in folder.glob(f"*.{suffix}"))
     if not paths:

@@ -13,6 +13,7 @@ from tdb_server.service.telemetry.call_log import CallLog
 from tdb_server.service.telemetry.call_record import CallListener
 from tdb_server.service.telemetry.load_meter import LoadMeter
 from tdb_server.service.telemetry.load_reports import LoadReports
+from tdb_server.service.telemetry.loop_lag import watch_loop
 from tdb_server.telemetry_settings import Telemetry
 from tdb_server.workers.measures import BatchMeasure, OnBatch, Readings
 
@@ -48,6 +49,7 @@ class Reporting:
         self.listeners: list[CallListener] = [CallLog()]
         self.load_reports: list[grpc.aio.ServerInterceptor] = []
         self.ports: dict[str, int] = {}
+        self._watching: asyncio.Future[None] | None = None
         self._on_batch: list[OnBatch] = []
         if self._metrics is not None:
             self.listeners.append(self._metrics.calls)
@@ -74,9 +76,12 @@ class Reporting:
         if self._metrics is not None:
             port = self._metrics.start(self._settings.metrics_host, self._settings.metrics_port or 0)
             self.ports = {"metrics_port": port}
+            self._watching = asyncio.ensure_future(watch_loop(self._metrics.loop_lag.record))
 
     async def stop(self) -> None:
         """Sends what is left of the traces, and closes the port."""
+        if self._watching is not None:
+            self._watching.cancel()
         for part in (self._traces, self._metrics):
             if part is not None:
                 await asyncio.to_thread(part.stop)

@@ -10,7 +10,7 @@ from starlette.routing import Route
 from tdb_server.domain.budget import Budget
 from tdb_server.domain.caller import CallerLimits
 from tdb_server.domain.limits import Limits
-from tdb_server.gateway.http_calls import Endpoint, HttpCalls
+from tdb_server.gateway.http_calls import Answer, Endpoint, HttpCalls
 from tdb_server.service.access.access import Access
 from tdb_server.service.access.token import new_token, token_entry
 from tdb_server.service.access.token_file import TokenFile
@@ -52,8 +52,8 @@ def client(tmp_path: Path, listener: Listener) -> httpx.AsyncClient:
     path.write_text(token_entry("alice", TOKEN, CallerLimits(calls_per_minute=1)))
     guard = CallGuard(Limits(), OpenCalls(), Access(TokenFile(path)), (listener,))
 
-    async def answer(body: Any) -> dict[str, Any]:
-        return {"caller": current_caller().name, "body": body}
+    async def answer(body: Any) -> Answer:
+        return Answer({"caller": current_caller().name, "body": body})
 
     endpoint = HttpCalls(guard, FairThreads(MEMORY), MEMORY, max_body_seconds=5.0).at(
         Endpoint(_as_it_is, answer)

@@ -26,7 +26,7 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import (
     InferResponse,
 )
 
-from tdb_server.gateway.http_calls import Endpoint, HttpCalls
+from tdb_server.gateway.http_calls import Answer, Endpoint, HttpCalls
 from tdb_server.gateway.json_processing import SINGLE_SPECS
 from tdb_server.gateway.json_requests import debug_request, infer_request, single_infer_request
 from tdb_server.gateway.json_responses import batched_response, model_info_response, single_response
@@ -55,22 +55,25 @@ def create_gateway(backend: Backend, calls: HttpCalls, hosts: AllowedHosts, serv
         server_version: version of this software.
     """
 
-    async def debug(request: DebugRequest) -> Body:
-        return batched_response(await backend.debug(request))
+    async def debug(request: DebugRequest) -> Answer:
+        response = await backend.debug(request)
+        return Answer(batched_response(response), response.ByteSize())
 
-    async def infer(request: InferRequest) -> Body:
-        return batched_response(await backend.infer(request))
+    async def infer(request: InferRequest) -> Answer:
+        response = await backend.infer(request)
+        return Answer(batched_response(response), response.ByteSize())
 
-    async def infer_single(request: InferRequest) -> Body:
-        return single_response(await backend.infer(request))
+    async def infer_single(request: InferRequest) -> Answer:
+        response = await backend.infer(request)
+        return Answer(single_response(response), response.ByteSize())
 
-    async def model_info(_: Any) -> Body:
-        return model_info_response(await backend.model_info())
+    async def model_info(_: Any) -> Answer:
+        return Answer(model_info_response(await backend.model_info()))
 
-    async def as_read(body: Body) -> Body:
-        return body
+    async def as_read(body: Body) -> Answer:
+        return Answer(body)
 
-    answers: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Awaitable[Body]]]] = {
+    answers: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Awaitable[Answer]]]] = {
         "batched_tdb": (debug_request, debug),
         "batched": (infer_request, infer),
         "model_info": (lambda _: None, model_info),

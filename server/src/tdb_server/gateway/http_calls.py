@@ -30,6 +30,19 @@ _threads = ThreadPoolExecutor(2, "answers")
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """What is sent.
+
+    Attributes:
+        body: as JSON.
+        n_bytes: what it is made of has in memory until it is sent.
+    """
+
+    body: Body
+    n_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """What answers at one path.
 
@@ -40,7 +53,7 @@ class Endpoint:
     """
 
     read: Callable[[Any], Any]
-    answer: Callable[[Any], Awaitable[Body]]
+    answer: Callable[[Any], Awaitable[Answer]]
     has_body: bool = True
 
 
@@ -51,7 +64,7 @@ class HttpCalls:
     Attributes:
         guard: what is around every call.
         threads: where long bodies are read.
-        memory: of which bodies that come take a part.
+        memory: of which bodies that come, and answers that go, take a part.
         max_body_seconds: how long a body may take to come.
     """
 
@@ -145,21 +158,31 @@ class GuardedEndpoint:
         await guard.answered(record, answer, refuse)
 
     async def _answer(self, told: Any, record: CallRecord, send: Send) -> None:
-        """Sends an answer piece by piece; no more of its text is there than one piece."""
-        pieces = json_pieces(await self.endpoint.answer(told))
-        next_piece = partial(next, pieces, None)
-        piece = await _in_thread(next_piece) or b""
-        headers = [(b"content-type", JSON.encode())]
-        if is_whole := len(piece) < PIECE_CHARACTERS:
-            headers.append((b"content-length", str(len(piece)).encode()))
-        record.http_status = 200
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        while piece is not None and not is_whole:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-            record.sent_bytes += len(piece)
-            piece = await _in_thread(next_piece)
-        await send({"type": "http.response.body", "body": piece or b""})
-        record.sent_bytes += len(piece or b"")
+        """Answers, and sends that piece by piece: no more of its text is there than one piece."""
+        answer = await self.endpoint.answer(told)
+        caller, memory = current_caller().name, self.calls.memory
+        memory.take(caller, answer.n_bytes)
+        try:
+            await _send(answer.body, record, send)
+        finally:
+            memory.give_back(caller, answer.n_bytes)
+
+
+async def _send(body: Body, record: CallRecord, send: Send) -> None:
+    pieces = json_pieces(body)
+    next_piece = partial(next, pieces, None)
+    piece = await _in_thread(next_piece) or b""
+    headers = [(b"content-type", JSON.encode())]
+    if is_whole := len(piece) < PIECE_CHARACTERS:
+        headers.append((b"content-length", str(len(piece)).encode()))
+    record.http_status = 200
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    while piece is not None and not is_whole:
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+        record.sent_bytes += len(piece)
+        piece = await _in_thread(next_piece)
+    await send({"type": "http.response.body", "body": piece or b""})
+    record.sent_bytes += len(piece or b"")
 
 
 def _check_headers(request: Request, max_request_bytes: int) -> None:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from grpc_health.v1 import health, health_pb2  # type: ignore[import-untyped]
 
+from tdb_server.domain.budget import Budget
 from tdb_server.errors import ConfigurationBroken
 from tdb_server.model.load_failures import load_failures
 from tdb_server.service.access.access import Access
@@ -136,7 +137,7 @@ class App:
                 self._reporting.listeners,
                 settings.telemetry.log_prompts,
             ),
-            memory,
+            self._scheduler.memory,
             self._threads,
             self._tls,
             settings,

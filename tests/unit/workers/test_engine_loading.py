@@ -36,7 +36,8 @@ def test_whatever_goes_wrong_names_the_model(tmp_path):
     (folder / "config.json").write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}")
     with pytest.raises(ModelError) as refused:
         load_engine(Configuration(str(folder), (), "cpu", 0, "float32", 1), lambda stage, fraction: None)
-    assert refused.value.message.startswith(f"{folder}: cannot be loaded: RecursionError: ")
+    assert refused.value.message.startswith(f"{folder}: ")
+    assert "RecursionError: " in refused.value.message
 
 
 class Panic(BaseException):

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from math import prod
 
 from tdb_server.domain.axes import scalar_axes
+from tdb_server.domain.debug import HOLD_FINAL_NORM_SCALE
 from tdb_server.domain.derived_scalar import DERIVED_SCALAR_SHAPES, DerivedScalar
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.node import Dimension, NodeType, PassType
@@ -30,19 +31,13 @@ from tdb_server.domain.requests import (
 )
 
 _FLOAT_BYTES = 4  # numbers of an answer
-_NODE_BYTES, _LEAST_NODE_BYTES = 24, 6  # a node index on the wire
+_NODE_BYTES, _LEAST_NODE_BYTES = 32, 6  # a node index on the wire, with the text of a vocabulary token
 _TOKEN_BYTES, _LEAST_TOKEN_BYTES = 24, 11  # a scored token on the wire: id, two numbers, text of ten bytes
 _ATTENDED_TO_BYTES = 8  # an attended-to token on the wire: index and number
+_RESULT_BYTES = 192  # what is around a result
+_PAIRS_AND_HEAD = ("query", "key", "head")
 _TOKEN_AXES = (Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS)
-_LATENTS = frozenset(one for one in NodeType if one.is_latent)
-_SCORED_NODES = {
-    TokenScoringType.UPVOTED_OUTPUT_TOKENS: _LATENTS
-    | {NodeType.LAYER, NodeType.MLP_NEURON, NodeType.ATTENTION_HEAD},
-    TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_MLP: _LATENTS | {NodeType.MLP_NEURON},
-    TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_ATTN_Q: {NodeType.ATTENTION_HEAD},
-    TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_ATTN_K: {NodeType.ATTENTION_HEAD},
-}
-"""Kinds of node that may have a list of each kind."""
+_LARGE_VALUE = 1e3
 _NEVER_ZERO = frozenset({NodeType.MLP_NEURON, NodeType.ATTENTION_HEAD})
 """But by chance. Latents are, mostly; and of other kinds there are few."""
 
@@ -58,11 +53,14 @@ def answer_bytes(info: ModelInfo, sub_requests: Sequence[InferenceSubRequest]) -
         for one in users:
             spec = one.processing[name]
             tensors = _tensor_bytes(spec, len(one.inference.token_ids))
-            most += tensors + _list_bytes(spec, chosen, info, _NODE_BYTES, _TOKEN_BYTES)
+            most += _RESULT_BYTES + len(name.encode()) + tensors
+            most += _list_bytes(spec, chosen, info, _NODE_BYTES, _TOKEN_BYTES)
             if isinstance(spec, DerivedScalarsSpec | DerivedAttentionScalarsSpec):
                 most += len(one.inference.token_ids) * _NODE_BYTES  # of the tokens, or of each a node
             surely = _least_nodes(one, name, info)
-            least += tensors + _list_bytes(spec, surely, info, _LEAST_NODE_BYTES, _LEAST_TOKEN_BYTES)
+            least += tensors
+            if not isinstance(spec, DerivedScalarsSpec):  # not all have a list
+                least += _list_bytes(spec, surely, info, _LEAST_NODE_BYTES, _LEAST_TOKEN_BYTES)
     return most, least
 
 
@@ -74,7 +72,9 @@ def _ranking(sub_request: InferenceSubRequest, name: str) -> MultipleTopKSpec | 
     return spec if isinstance(spec, MultipleTopKSpec) else None
 
 
-NodeCounts = dict[NodeType, tuple[int, int]]
+Kind = tuple[NodeType, int]
+"""A kind of node, and how many indices it has."""
+NodeCounts = dict[Kind, tuple[int, int]]
 """Of each kind of node, how many are chosen, and how many there are."""
 
 
@@ -83,19 +83,19 @@ def _most_nodes(sub_request: InferenceSubRequest, name: str, info: ModelInfo) ->
     if ranking is None:
         return {}
     n_tokens = len(sub_request.inference.token_ids)
-    chosen: Counter[NodeType] = Counter()
-    there: Counter[NodeType] = Counter()
+    chosen: Counter[Kind] = Counter()
+    there: Counter[Kind] = Counter()
     for group, scalars in ranking.groups:
         for scalar in scalars:
-            node_type = DERIVED_SCALAR_SHAPES[scalar].node_type
-            chosen[node_type] += ranking.top_and_bottom_k * (2 if group.has_bottom else 1)
-            there[node_type] = max(there[node_type], _n_cells(scalar, info, n_tokens))
+            kind = _kind(scalar)
+            chosen[kind] += ranking.top_and_bottom_k * (2 if group.has_bottom else 1)
+            there[kind] = max(there[kind], _n_cells(scalar, info, n_tokens))
     return {kind: (min(number, there[kind]), there[kind]) for kind, number in chosen.items()}
 
 
-def _joined(counts: Iterable[NodeCounts]) -> dict[NodeType, int]:
-    chosen: Counter[NodeType] = Counter()
-    there: Counter[NodeType] = Counter()
+def _joined(counts: Iterable[NodeCounts]) -> dict[Kind, int]:
+    chosen: Counter[Kind] = Counter()
+    there: Counter[Kind] = Counter()
     for one in counts:
         for kind, (number, in_all) in one.items():
             chosen[kind] += number
@@ -103,20 +103,36 @@ def _joined(counts: Iterable[NodeCounts]) -> dict[NodeType, int]:
     return {kind: min(number, there[kind]) for kind, number in chosen.items()}
 
 
-def _least_nodes(sub_request: InferenceSubRequest, name: str, info: ModelInfo) -> dict[NodeType, int]:
+def _least_nodes(sub_request: InferenceSubRequest, name: str, info: ModelInfo) -> dict[Kind, int]:
     ranking = _ranking(sub_request, name)
-    least: dict[NodeType, int] = {}
-    if ranking is None or ranking.first_layer_index is not None:
+    least: dict[Kind, int] = {}
+    if ranking is None or ranking.first_layer_index is not None or _sets_much(sub_request.inference):
         return least
     for group, scalars in ranking.groups:
         for scalar in scalars:
-            node_type = DERIVED_SCALAR_SHAPES[scalar].node_type
-            if node_type in _NEVER_ZERO:
+            kind = _kind(scalar)
+            if kind[0] in _NEVER_ZERO:
                 n_ends = 2 if group.has_bottom else 1
                 n_cells = _n_sure_cells(scalar, ranking, sub_request.inference, info)
                 found = min(n_ends * ranking.top_and_bottom_k, n_cells)
-                least[node_type] = max(least.get(node_type, 0), found)
+                least[kind] = max(least.get(kind, 0), found)
     return least
+
+
+def _kind(scalar: DerivedScalar) -> Kind:
+    shape = DERIVED_SCALAR_SHAPES[scalar]
+    return shape.node_type, len(shape.dimensions)
+
+
+def _sets_much(inference: InferenceSpec) -> bool:
+    """Whether ablations may make zeros, or what is no number, of more than a few cells."""
+    return any(
+        None in one.index.tensor_indices
+        or one.index.pass_type is PassType.BACKWARD
+        or abs(one.value) > _LARGE_VALUE
+        for one in inference.ablations
+        if one != HOLD_FINAL_NORM_SCALE
+    )
 
 
 def _n_cells(scalar: DerivedScalar, info: ModelInfo, n_tokens: int) -> int:
@@ -133,10 +149,11 @@ def _n_sure_cells(
     if Dimension.ATTENDED_TO_SEQUENCE_TOKENS in DERIVED_SCALAR_SHAPES[scalar].dimensions:
         n_cells //= 2  # no token attends to those after it
     if needs_objective(scalar, ranking.pass_type):
-        has_loss = inference.loss is not None and inference.loss.name is not LossName.ZERO
-        is_set = any(one.index.pass_type is PassType.BACKWARD for one in inference.ablations)
-        if not has_loss or inference.trace is not None or is_set:
+        loss = inference.loss
+        if loss is None or loss.name is LossName.ZERO or loss.target_tokens == loss.distractor_tokens:
             return 0
+        if inference.trace is not None:
+            return 0  # nothing after the traced node counts
         if "to_final_residual_grad" in scalar.value or info.n_layers == 1:
             n_cells //= n_tokens  # the loss sees the last token
         else:
@@ -171,7 +188,7 @@ def _kept_entries(scalar: DerivedScalar, kept: set[Dimension], n_tokens: int) ->
 
 
 def _list_bytes(
-    spec: ProcessingSpec, chosen: dict[NodeType, int], info: ModelInfo, node_bytes: int, token_bytes: int
+    spec: ProcessingSpec, chosen: dict[Kind, int], info: ModelInfo, node_bytes: int, token_bytes: int
 ) -> int:
     """Nodes, and the token lists of those that have one."""
     n_nodes = sum(chosen.values())
@@ -179,13 +196,25 @@ def _list_bytes(
         case MultipleTopKSpec():
             return n_nodes * (node_bytes + _FLOAT_BYTES * len(spec.groups))
         case ScoredTokensSpec():
-            n_scored = sum(number for kind, number in chosen.items() if kind in _SCORED_NODES[spec.scoring])
+            n_scored = sum(number for kind, number in chosen.items() if _has_list(kind, spec.scoring))
             n_listed = 2 * min(spec.n_tokens, info.vocabulary_size)
             return n_nodes * node_bytes + n_scored * n_listed * token_bytes
         case TokenPairAttributionSpec():
-            n_latents = sum(number for kind, number in chosen.items() if kind in _LATENTS)
+            n_latents = sum(number for (node_type, _), number in chosen.items() if node_type.is_latent)
             return n_nodes * node_bytes + n_latents * spec.n_tokens_attended_to * _ATTENDED_TO_BYTES
         case DerivedScalarsSpec():
             return 2 * min(spec.n_top_tokens or 0, info.vocabulary_size) * token_bytes
         case DerivedAttentionScalarsSpec():
             return 0
+
+
+def _has_list(kind: Kind, scoring: TokenScoringType) -> bool:
+    """Whether nodes of a kind may have a token list of a kind; neurons and heads have one if so."""
+    node_type, n_indices = kind
+    match scoring:
+        case TokenScoringType.UPVOTED_OUTPUT_TOKENS:
+            return node_type.is_latent or node_type in (NodeType.LAYER, *_NEVER_ZERO)
+        case TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_MLP:
+            return node_type.is_latent or node_type is NodeType.MLP_NEURON
+        case _:
+            return node_type is NodeType.ATTENTION_HEAD and n_indices == len(_PAIRS_AND_HEAD)

@@ -10,7 +10,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.reason import Reason
-from tdb_server.errors import OverLimit
+from tdb_server.errors import FieldViolation, InvalidRequest, OverLimit
 
 _VARINT, _FIXED64, _BYTES, _GROUP, _END_GROUP, _FIXED32 = range(6)
 _MAX_DEPTH = 100
@@ -19,15 +19,23 @@ _FEW = 64
 """Objects in a list that has no limit of its own. None is as long in a request that makes sense."""
 
 
+_FEW_NUMBERS = 1024
+"""The same for numbers."""
+MAX_TOKEN_IDS = 64 * 1024
+"""Of `Detokenize`, which says more about it."""
+_NOT_THE_LAST = bytes(range(0x80, 0x100))
+"""Bytes of a number after which it goes on."""
+
+
 class _Malformed(Exception):  # noqa: N818 - never seen outside
     """Protobuf will say so too."""
 
 
 def check_lists(raw: bytes, message: Descriptor, limits: Limits) -> None:
-    """Counts the objects in a message's lists, and its fields in all. What is malformed is left for protobuf.
+    """Counts the entries of a message's lists, and its fields in all. What is malformed is left for protobuf.
 
     Raises:
-        OverLimit: a list has too many objects, or there are too many fields.
+        OverLimit, InvalidRequest: a list has too many entries, or there are too many fields.
     """
     try:
         _Survey(raw, limits).message(message, 0, len(raw), "", {}, 0)
@@ -40,6 +48,11 @@ def _limits_of_lists(limits: Limits) -> dict[str, tuple[int, Reason]]:
         "sub_requests": (limits.max_sub_requests, Reason.TOO_MANY_SUB_REQUESTS),
         "node_ablations": (limits.max_node_ablations, Reason.TOO_MANY_ABLATIONS),
         "ablation_specs": (limits.max_node_ablations, Reason.TOO_MANY_ABLATIONS),
+        "token_ids": (2 * MAX_TOKEN_IDS, Reason.OUT_OF_RANGE),
+        "target_token_ids": (limits.max_target_tokens, Reason.TOO_MANY_TARGET_TOKENS),
+        "distractor_token_ids": (limits.max_target_tokens, Reason.TOO_MANY_TARGET_TOKENS),
+        "target_tokens": (limits.max_target_tokens, Reason.TOO_MANY_TARGET_TOKENS),
+        "distractor_tokens": (limits.max_target_tokens, Reason.TOO_MANY_TARGET_TOKENS),
         "processing_specs": (limits.max_processing_specs, Reason.TOO_MANY_PROCESSING_SPECS),
     }
 
@@ -83,8 +96,8 @@ class _Survey:
                 if position + length > end:
                     raise _Malformed
                 field = fields.get(tag >> 3)
-                if field is not None and (inner := field.message_type) is not None and not n_groups:
-                    self._object(field, inner, position, position + length, path, counts, depth)
+                if field is not None and not n_groups:
+                    self._bytes(field, position, position + length, path, counts, depth)
                 position += length
             elif kind == _VARINT:
                 while raw[position] & 0x80:
@@ -99,25 +112,30 @@ class _Survey:
             else:
                 raise _Malformed
 
-    def _object(
-        self,
-        field: FieldDescriptor,
-        message: Descriptor,
-        start: int,
-        end: int,
-        path: str,
-        counts: dict[str, int],
-        depth: int,
+    def _bytes(
+        self, field: FieldDescriptor, start: int, end: int, path: str, counts: dict[str, int], depth: int
     ) -> None:
-        inner_path, inner = f"{path}{field.name}", counts
-        if field.is_repeated:
-            number = counts.get(inner_path, 0)
-            counts[inner_path] = number + 1
-            limit, reason = self._lists.get(field.name, (_FEW, Reason.OUT_OF_RANGE))
-            if number >= limit:
-                raise OverLimit(f"{inner_path}: more than the limit of {limit}", reason)
+        """A field that is a message, a text or packed numbers."""
+        inner_path, inner, message = f"{path}{field.name}", counts, field.message_type
+        if field.is_repeated and (message is not None or field.type == field.TYPE_STRING):
+            number = self._count_entries(inner_path, field.name, counts, 1, _FEW)
             inner_path, inner = f"{inner_path}[{number}]", {}
-        self.message(message, start, end, f"{inner_path}.", inner, depth + 1)
+        elif field.is_repeated:
+            n_numbers = len(self._raw[start:end].translate(None, _NOT_THE_LAST))
+            self._count_entries(inner_path, field.name, counts, n_numbers, _FEW_NUMBERS)
+        if message is not None:
+            self.message(message, start, end, f"{inner_path}.", inner, depth + 1)
+
+    def _count_entries(self, path: str, name: str, counts: dict[str, int], n_more: int, few: int) -> int:
+        """Counts entries of a list, and returns how many there were before them."""
+        number = counts.get(path, 0)
+        counts[path] = number + n_more
+        limit, reason = self._lists.get(name, (few, Reason.OUT_OF_RANGE))
+        if number + n_more <= limit:
+            return number
+        if reason is Reason.OUT_OF_RANGE:
+            raise InvalidRequest([FieldViolation(path, f"more than {limit} entries make no sense", reason)])
+        raise OverLimit(f"{path}: more than the limit of {limit}", reason)
 
     def _count_field(self) -> None:
         self._n_fields += 1

@@ -20,13 +20,13 @@ from tdb_server.service.beginning_of_text import bos_violations, with_bos
 from tdb_server.service.caller import current_caller
 from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.long_requests import LONG_REQUEST_BYTES, MEMORY_FACTOR
+from tdb_server.service.message_survey import MAX_TOKEN_IDS
 from tdb_server.service.model_messages import model_info_message, put_bos
 from tdb_server.service.request_reader import MAX_VIOLATIONS
 from tdb_server.service.served_model import ModelSlot, ServedModel
 from tdb_server.workers.scheduler import Scheduler
 
 MAX_TEXT_BYTES = 256 * 1024
-MAX_TOKEN_IDS = 64 * 1024
 FEW_TOKEN_IDS = 1024
 
 

@@ -25,6 +25,7 @@ SECONDS = (
     0.01, 0.013, 0.016, 0.02, 0.025, 0.03, 0.04, 0.05, 0.065, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4,
     0.5, 0.65, 0.8, 1, 2, 5, 10, 20, 50, 100,
 )  # fmt: skip
+LAG_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
 BYTES = (0, *(2**power for power in (10, 11, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32)))
 CALLS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
@@ -47,6 +48,12 @@ class Metrics:
         meter = self._provider.get_meter("tdb_server", version)
         self.calls = CallMetrics(meter)
         self.batches = BatchMetrics(meter)
+        self.loop_lag = meter.create_histogram(
+            "tdb.event_loop.lag",
+            "s",
+            "How late the event loop was, twenty times a second.",
+            explicit_bucket_boundaries_advisory=LAG_SECONDS,
+        )
         _observe(meter, readings)
 
     def page(self, settings: Settings) -> HttpListener:

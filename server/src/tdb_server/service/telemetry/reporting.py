@@ -13,6 +13,7 @@ from tdb_server.service.telemetry.call_log import CallLog
 from tdb_server.service.telemetry.call_record import CallListener
 from tdb_server.service.telemetry.load_meter import LoadMeter
 from tdb_server.service.telemetry.load_reports import put_load_report
+from tdb_server.service.telemetry.loop_lag import watch_loop
 from tdb_server.settings import Settings
 from tdb_server.workers.measures import BatchMeasure, OnBatch, Readings
 
@@ -51,6 +52,7 @@ class Reporting:
         self.listeners: list[CallListener] = [CallLog()]
         self.report_load: Callable[[Context], None] | None = None
         self.ports: dict[str, int] = {}
+        self._watching: asyncio.Future[None] | None = None
         self._on_batch: list[OnBatch] = []
         if self._metrics is not None:
             self._listener = self._metrics.page(settings)
@@ -75,12 +77,15 @@ class Reporting:
         Raises:
             OSError: it cannot be had.
         """
-        if self._listener is not None:
+        if self._metrics is not None and self._listener is not None:
             await self._listener.start()
             self.ports = {"metrics_port": self._listener.port}
+            self._watching = asyncio.ensure_future(watch_loop(self._metrics.loop_lag.record))
 
     async def stop(self) -> None:
         """Sends what is left of the traces, and closes the port."""
+        if self._watching is not None:
+            self._watching.cancel()
         if self._listener is not None:
             await self._listener.stop()
         for part in (self._traces, self._metrics):

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import threading
-from collections.abc import Callable
+import weakref
+from functools import partial
 
 import pytest
 from tdb_server.domain.budget import Budget
 from tdb_server.errors import OverLimit
 from tdb_server.service.fair_threads import FairThreads
-
-Start = Callable[..., "asyncio.Task[None]"]
 
 
 async def settle() -> None:
@@ -62,3 +63,26 @@ async def test_errors_come_through():
         await threads.run("a", 1, fail)
     assert await threads.run("a", 1, lambda: 1) == 1
     threads.stop()
+
+
+class Request:
+    """Something large."""
+
+
+async def test_an_error_does_not_keep_what_was_read():
+    threads, request = FairThreads(Budget(100, "bytes", "FULL")), Request()
+    kept = weakref.ref(request)
+
+    def fail(read: Request) -> None:
+        raise OverLimit(f"no {read}", "FULL")
+
+    gc.disable()
+    try:
+        with contextlib.suppress(OverLimit):
+            await threads.run("a", 1, partial(fail, request))
+        del request
+        await settle()
+        assert kept() is None
+    finally:
+        gc.enable()
+        threads.stop()

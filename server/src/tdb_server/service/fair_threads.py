@@ -52,7 +52,10 @@ class FairThreads:
             self._next_turn()
 
         working.add_done_callback(end)
-        return await asyncio.shield(working)
+        try:
+            return await asyncio.shield(working)
+        finally:
+            del working  # else an error would keep itself, and what the work has read, until a collection
 
     def stop(self) -> None:
         """Takes no more work."""

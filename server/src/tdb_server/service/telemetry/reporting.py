@@ -77,11 +77,10 @@ class Reporting:
         Raises:
             OSError: it cannot be had.
         """
-        if self._metrics is not None:
-            self._watching = asyncio.ensure_future(watch_loop(self._metrics.loop_lag.record))
-        if self._listener is not None:
+        if self._metrics is not None and self._listener is not None:
             await self._listener.start()
             self.ports = {"metrics_port": self._listener.port}
+            self._watching = asyncio.ensure_future(watch_loop(self._metrics.loop_lag.record))
 
     async def stop(self) -> None:
         """Sends what is left of the traces, and closes the port."""

@@ -22,6 +22,7 @@ async def refuse(context: Context, error: TdbError) -> None:
         AbortError: always, gRPC's way of ending a call; unless
         CancelledError: the client has gone.
     """
+    error.__traceback__ = None  # gRPC keeps what is raised here for a while, and with it all that it leads to
     record = current_record()
     record.status, record.reason = status_code(error).name, error.reason
     status = error_status(error)

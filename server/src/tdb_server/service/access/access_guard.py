@@ -65,7 +65,8 @@ class AccessGuard(grpc.aio.ServerInterceptor):
             try:
                 self._access.check_certificate(names)
                 with self._access.one_call(caller):
-                    return await answer(deserialize(raw) if deserialize else raw, context)
+                    request, raw = (deserialize(raw) if deserialize else raw), b""
+                    return await answer(request, context)
             except (Unauthenticated, OverLimit) as error:  # those of the call have been answered further in
                 await refuse(context, error)
 

@@ -46,30 +46,36 @@ def answer_bytes(info: ModelInfo, sub_requests: Sequence[InferenceSubRequest]) -
     """Bytes of the whole answer on the wire: at the most, and at the least."""
     most = sum(len(one.inference.token_ids) * _TOKEN_BYTES for one in sub_requests)
     least = 0
+    most_nodes: dict[tuple[int, str], NodeCounts] = {}
+    least_nodes: dict[tuple[int, str], dict[Kind, int]] = {}
+    for one in sub_requests:
+        for name in one.processing:
+            if _ranking_name(one, name) == name:  # others depend on it, and need not be gone through
+                most_nodes[id(one), name] = _most_nodes(one, name, info)
+                least_nodes[id(one), name] = _least_nodes(one, name, info)
     for name in dict.fromkeys(name for one in sub_requests for name in one.processing):
         # The sub-requests' rankings of one name are joined, and each lists all of their nodes.
         users = [one for one in sub_requests if name in one.processing]
-        chosen = _joined(_most_nodes(one, name, info) for one in users)
-        for one in users:
+        rankings = [_ranking_name(one, name) for one in users]
+        chosen = _joined(most_nodes[id(one), ranked] for one, ranked in zip(users, rankings, strict=True))
+        for one, ranked in zip(users, rankings, strict=True):
             spec = one.processing[name]
             tensors = _tensor_bytes(spec, len(one.inference.token_ids))
             most += _RESULT_BYTES + len(name.encode()) + tensors
             most += _list_bytes(spec, chosen, info, _NODE_BYTES, _TOKEN_BYTES)
             if isinstance(spec, DerivedScalarsSpec | DerivedAttentionScalarsSpec):
                 most += len(one.inference.token_ids) * _NODE_BYTES  # of the tokens, or of each a node
-            surely = _least_nodes(one, name, info)
+            surely = least_nodes[id(one), ranked]
             least += tensors
             if not isinstance(spec, DerivedScalarsSpec):  # not all have a list
                 least += _list_bytes(spec, surely, info, _LEAST_NODE_BYTES, _LEAST_TOKEN_BYTES)
     return most, least
 
 
-def _ranking(sub_request: InferenceSubRequest, name: str) -> MultipleTopKSpec | None:
-    """The ranking that a spec of this name is, or depends on."""
+def _ranking_name(sub_request: InferenceSubRequest, name: str) -> str:
+    """The spec that a spec depends on, or itself."""
     spec = sub_request.processing[name]
-    if isinstance(spec, ScoredTokensSpec | TokenPairAttributionSpec):
-        spec = sub_request.processing[spec.depends_on]
-    return spec if isinstance(spec, MultipleTopKSpec) else None
+    return spec.depends_on if isinstance(spec, ScoredTokensSpec | TokenPairAttributionSpec) else name
 
 
 Kind = tuple[NodeType, int]
@@ -79,8 +85,8 @@ NodeCounts = dict[Kind, tuple[int, int]]
 
 
 def _most_nodes(sub_request: InferenceSubRequest, name: str, info: ModelInfo) -> NodeCounts:
-    ranking = _ranking(sub_request, name)
-    if ranking is None:
+    ranking = sub_request.processing[name]
+    if not isinstance(ranking, MultipleTopKSpec):
         return {}
     n_tokens = len(sub_request.inference.token_ids)
     chosen: Counter[Kind] = Counter()
@@ -104,9 +110,11 @@ def _joined(counts: Iterable[NodeCounts]) -> dict[Kind, int]:
 
 
 def _least_nodes(sub_request: InferenceSubRequest, name: str, info: ModelInfo) -> dict[Kind, int]:
-    ranking = _ranking(sub_request, name)
+    ranking = sub_request.processing[name]
     least: dict[Kind, int] = {}
-    if ranking is None or ranking.first_layer_index is not None or _sets_much(sub_request.inference):
+    if not isinstance(ranking, MultipleTopKSpec) or ranking.first_layer_index is not None:
+        return least
+    if _sets_much(sub_request.inference):
         return least
     for group, scalars in ranking.groups:
         for scalar in scalars:

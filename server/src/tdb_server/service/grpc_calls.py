@@ -83,12 +83,14 @@ class GrpcCalls(grpc.aio.ServerInterceptor):
 
         async def answer_guarded(raw: bytes, context: Context) -> Any:
             record.peer, record.received_bytes = context.peer(), len(raw)
+            unread = [raw]
+            del raw  # of megabytes, perhaps, and not needed any more once it is read
 
             async def read_and_answer() -> Any:
                 admitted = self.guard.access.admitted(record, owner, _certificate_names(context))
                 with self._one_of_address(context), admitted:
                     self._report(context)  # for those that are refused, which happens soon
-                    request = self._read(handler.request_deserializer, raw)
+                    request = self._read(handler.request_deserializer, unread.pop())
                     async with self.guard.in_time():
                         response = await _noting_deadlines(answer(request, context), record, context)
                     self._report(context)
@@ -165,6 +167,7 @@ async def _abort(context: Context, error: TdbError) -> None:
         AbortError: always, gRPC's way of ending a call; unless
         CancelledError: the client has gone.
     """
+    error.__traceback__ = None  # gRPC keeps what is raised here for a while, and with it all that it leads to
     status = error_status(error)
     details = status.SerializeToString()
     trailers = (*(context.trailing_metadata() or ()), (STATUS_DETAILS_KEY, details))

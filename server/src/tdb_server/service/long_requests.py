@@ -56,7 +56,7 @@ class LongRequests(grpc.aio.ServerInterceptor):
         answer: Any = handler.unary_stream if handler.response_streaming else handler.unary_unary
 
         def read_short(raw: bytes) -> Any:
-            return raw if len(raw) > LONG_REQUEST_BYTES else read_now(raw)
+            return [raw] if len(raw) > LONG_REQUEST_BYTES else read_now(raw)
 
         async def unary(request: Any, context: Any) -> Any:
             return await answer(await self._read(request, message), context)
@@ -76,9 +76,9 @@ class LongRequests(grpc.aio.ServerInterceptor):
             OverLimit: it holds too much, or too many others are being read.
             InvalidRequest: it is none.
         """
-        if not isinstance(request, bytes):
+        if not isinstance(request, list):
             return request
-        raw: bytes = request
+        raw: bytes = request.pop()  # whoever else has the list keeps nothing large
         caller = current_caller().name
         return await self._threads.run(
             caller, MEMORY_FACTOR * len(raw), lambda: _message(raw, message, self._limits)

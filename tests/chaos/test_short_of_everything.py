@@ -1,4 +1,4 @@
-"""No disk, no folder for files, no descriptors: calls fail by name, none ends well without all it asked for."""
+"""No folder for files, no descriptors: calls fail by name, and none ends well without its whole answer."""
 
 from __future__ import annotations
 

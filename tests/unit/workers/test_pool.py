@@ -17,6 +17,10 @@ from tdb_server.workers.pool import LocalPool
 TINY_MODEL = Path(__file__).parents[2] / "fixtures" / "tiny-a"
 
 
+def n_open_files() -> int:
+    return len([*Path("/proc/self/fd").iterdir()])
+
+
 class Observer:
     """Counts workers as they come and go."""
 
@@ -147,7 +151,7 @@ async def test_a_worker_that_cannot_be_started_is_tried_for_as_long_as_it_takes(
     pool = make_pool(observer)
     pool.start()
     await observer.until(1)
-    n_files, failures = len([*Path("/proc/self/fd").iterdir()]), []
+    n_files, failures = n_open_files(), []
 
     def failing(*_, **__):
         failures.append(OSError(errno.EMFILE, "Too many open files"))
@@ -159,7 +163,7 @@ async def test_a_worker_that_cannot_be_started_is_tried_for_as_long_as_it_takes(
         async with asyncio.timeout(30):
             while len(failures) < 8:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-        assert len([*Path("/proc/self/fd").iterdir()]) < n_files
+        assert n_open_files() < n_files
     await observer.until(1)
     assert pool.n_restarts == 1
     await pool.stop()

@@ -72,8 +72,8 @@ class EventBuffer(Generic[Event]):
         return written
 
     def fail(self, failure: BaseException) -> None:
-        """The reader gets this once it has taken everything before it."""
-        self._failure = failure
+        """The reader gets this once it has taken everything before it; of several failures the first."""
+        self._failure = self._failure or failure
         self._changed.set()
 
     def break_off(self, failure: BaseException) -> None:

@@ -341,9 +341,11 @@ class Scheduler:
             batch = self._queue.take_batch(share)
             try:
                 station.start(self._n_batches, batch)
-            except Exception:
+            except Exception as error:
                 _log.exception("a worker cannot be given a batch")
+                lost = [ticket for ticket in batch if ticket not in station.tickets.values()]
                 self._give_up(station)
+                self._break_off_all(lost, error)
             self._count_active()
 
     def _count_active(self) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from tdb_server.errors import ModelError
 from tdb_server.model.decoder import Decoder
+from tdb_server.model.load_failures import load_failures
 from tdb_server.model.progress import Progress
 from tdb_server.model.sources import ModelFolder, resolve_model
 from tdb_server.model.weights import load_decoder
@@ -29,7 +30,8 @@ def load_model(
     """
 
     def load(folder: ModelFolder) -> Decoder:
-        return load_decoder(folder.path, device, dtype, progress, shared_file, folder.weights_digest)
+        with load_failures(folder.path):
+            return load_decoder(folder.path, device, dtype, progress, shared_file, folder.weights_digest)
 
     folder = resolve_model(name, progress)
     try:

@@ -110,7 +110,7 @@ def _read(folder: Path) -> Any:
     except Exception as error:  # the library raises nothing more precise
         raise ModelBroken(f"{path}: not a tokenizer: {error}") from error
     # Read first, so that a broken one is called by its name.
-    for name in _OTHER_FILES:
+    for name in (CONFIG_FILE, *_OTHER_FILES):
         _object(folder / name)
     options: Any = {"local_files_only": True, "trust_remote_code": False}
     try:

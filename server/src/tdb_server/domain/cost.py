@@ -1,19 +1,6 @@
 """What a call would cost, estimated from its shape before anything is computed.
 
-Activations. Letters: T tokens, L layers, d channels, H heads, G key/value heads, e channels of a head, F
-neurons, N latents, V vocabulary, b bytes per element. For each sub-request, of every layer, what the
-backward pass needs and the gradients that are kept:
-
-    residual-sized    6 forward, 2 gradients             8 · T · d
-    per head          q, k, v, their rotation, outputs   T · e · (6 H + 4 G)
-    per token pair    logits, probabilities, gradients   4 · H · T²
-    per neuron        before, after, up, gradient        4 · T · F
-    per latent        before, after, gradient            4 · T · N
-
-summed over L layers; once, the derived scalars of the layer that is being ranked, 3 · (H · T² + T · F);
-and the logits, T · V. Once per call, scoring tokens: 3 · SCORED_NODES · V. All times b. Real use was seen
-at a third of this for long prompts, and near it for the shortest; the estimate is for refusing what cannot
-fit, and for not putting too much into one batch.
+Activations: see `activation_cost.py`.
 
 Answers. Sums that keep two token axes have T² entries, those that keep one T; nodes and token lists are
 counted at the most there can be. `tensor_bytes`, the sums alone, are certain; the rest is an upper bound.
@@ -24,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tdb_server.domain.activation_cost import activation_bytes, n_chosen_nodes
 from tdb_server.domain.derived_scalar import DERIVED_SCALAR_SHAPES, DerivedScalar
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.node import Dimension
@@ -37,11 +25,6 @@ from tdb_server.domain.requests import (
     TokenPairAttributionSpec,
 )
 
-SCORED_NODES = 512
-"""Nodes whose vocabularies are scored at once."""
-_DTYPE_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
-_RESIDUALS, _PAIRS, _NEURONS, _LATENTS = 8, 4, 4, 4
-_RANKED, _SCORED = 3, 3
 _FLOAT_BYTES = 4  # numbers of an answer
 _NODE_BYTES = 24  # a node index on the wire
 _TOKEN_BYTES = 20  # a scored token on the wire: id, text and two numbers
@@ -53,7 +36,7 @@ class Cost:
     """An estimate, in bytes.
 
     Attributes:
-        activation_bytes: activations and gradients held at once.
+        activation_bytes: what is held at once beside the weights, at the most.
         response_bytes: the whole answer, at the most.
         tensor_bytes: the part of the answer whose size is known beforehand.
     """
@@ -68,22 +51,7 @@ def estimated_cost(info: ModelInfo, sub_requests: Sequence[InferenceSubRequest])
     n_tokens = max((len(one.inference.token_ids) for one in sub_requests), default=0)
     tensors = sum(_tensor_bytes(spec, n_tokens) for one in sub_requests for spec in one.processing.values())
     lists = sum(_list_bytes(one, len(sub_requests), n_tokens) for one in sub_requests)
-    elements = len(sub_requests) * _elements_per_row(info, n_tokens)
-    elements += _SCORED * SCORED_NODES * info.vocabulary_size
-    return Cost(elements * _DTYPE_BYTES.get(info.dtype, 4), tensors + lists, tensors)
-
-
-def _elements_per_row(info: ModelInfo, n_tokens: int) -> int:
-    latents = sum(one.n_latents * len(one.layers) for one in info.autoencoders)
-    per_layer = (
-        _RESIDUALS * n_tokens * info.d_model
-        + n_tokens * info.d_head * (6 * info.n_heads + 4 * info.n_key_value_heads)
-        + _PAIRS * info.n_heads * n_tokens**2
-        + _NEURONS * n_tokens * info.n_neurons
-    )
-    ranked = _RANKED * (info.n_heads * n_tokens**2 + n_tokens * max(info.n_neurons, latents))
-    logits = n_tokens * info.vocabulary_size
-    return info.n_layers * per_layer + _LATENTS * n_tokens * latents + ranked + logits
+    return Cost(activation_bytes(info, sub_requests), tensors + lists, tensors)
 
 
 def _tensor_bytes(spec: ProcessingSpec, n_tokens: int) -> int:
@@ -116,13 +84,15 @@ def _list_bytes(sub_request: InferenceSubRequest, n_sub_requests: int, n_tokens:
     for spec in sub_request.processing.values():
         match spec:
             case MultipleTopKSpec():
-                n_nodes = n_sub_requests * _n_nodes(spec)
+                n_nodes = n_sub_requests * n_chosen_nodes(spec)
                 total += n_nodes * (_NODE_BYTES + _FLOAT_BYTES * len(spec.groups))
             case DerivedScalarsSpec():
                 total += n_tokens * _NODE_BYTES + 2 * (spec.n_top_tokens or 0) * _TOKEN_BYTES
             case ScoredTokensSpec() | TokenPairAttributionSpec():
                 ranking = sub_request.processing.get(spec.depends_on)
-                n_nodes = n_sub_requests * _n_nodes(ranking) if isinstance(ranking, MultipleTopKSpec) else 0
+                n_nodes = (
+                    n_sub_requests * n_chosen_nodes(ranking) if isinstance(ranking, MultipleTopKSpec) else 0
+                )
                 per_node = (
                     2 * spec.n_tokens if isinstance(spec, ScoredTokensSpec) else spec.n_tokens_attended_to
                 )
@@ -130,9 +100,3 @@ def _list_bytes(sub_request: InferenceSubRequest, n_sub_requests: int, n_tokens:
             case DerivedAttentionScalarsSpec():
                 total += n_tokens * _TOKEN_BYTES
     return total
-
-
-def _n_nodes(spec: MultipleTopKSpec) -> int:
-    """The most nodes that one sub-request can choose."""
-    ends = sum(len(scalars) * (2 if group.has_bottom else 1) for group, scalars in spec.groups)
-    return spec.top_and_bottom_k * ends

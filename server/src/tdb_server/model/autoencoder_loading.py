@@ -87,6 +87,7 @@ def load_autoencoders(folders: Sequence[Path], decoder: Decoder) -> list[Autoenc
     autoencoders = [_autoencoder(site, found, decoder) for site, found in by_site.items()]
     for autoencoder in autoencoders:
         autoencoder.compute_write_norms(decoder)
+        autoencoder.count_active(decoder)
     return autoencoders
 
 

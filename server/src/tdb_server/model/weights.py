@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tdb_server.errors import ConversionDamaged, ModelBroken
+from tdb_server.errors import ConversionDamaged, ModelBroken, ModelError
 from tdb_server.model.checkpoint import Checkpoint, Target
 from tdb_server.model.config import DecoderConfig
 from tdb_server.model.decoder import Decoder, DecoderWeights, LayerWeights, NormWeights
@@ -56,9 +56,13 @@ def load_decoder(
             finite, or stored twice with different values.
         UnsupportedModel: the decoder cannot compute this family or one of its options.
     """
-    config = decoder_config_from_hugging_face(read_config(folder))
-    if config.rotary_theta is not None:
-        inverse_frequencies(config)  # refuses a scaling it does not know before gigabytes are read
+    found = read_config(folder)
+    try:
+        config = decoder_config_from_hugging_face(found)
+        if config.rotary_theta is not None:
+            inverse_frequencies(config)  # refuses a scaling it does not know before gigabytes are read
+    except ModelError as error:
+        raise type(error)(f"{folder}: {error.message}") from error
     names = weight_names(config.family)
     with ExitStack() as stack:
         checkpoint = stack.enter_context(Checkpoint(folder, names.prefix))

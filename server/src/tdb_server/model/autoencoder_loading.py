@@ -14,7 +14,6 @@ trained on normed inputs, but Transformer Debugger itself never norms. They are 
 
 from __future__ import annotations
 
-import logging
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,14 +41,14 @@ from tdb_server.model.json_file import read_json_object
 from tdb_server.model.regular_file import is_there, refuse_unreadable
 from tdb_server.model.saelens import SAELENS_CONFIG, load_saelens_layer
 
-_log = logging.getLogger(__name__)
-
 CONFIG = "config.json"
 _TENSORS = ("pre_bias", "encoder.weight", "latent_bias", "decoder.weight")
 _STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
 """What training has counted and stored beside the weights."""
 
 _SETTINGS = ("site", "activation", "k", "n_inputs", "n_latents", NORMALIZE, NORM_SCALING_FACTOR)
+_FOR_PEOPLE = ("name", "description", "source", "license")
+"""Settings that say nothing about the numbers. Any other may: those that are not known are refused."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +102,12 @@ def _load_folder(folder: Path, decoder: Decoder) -> Iterable[_Layer]:
     if not has_config:
         raise AutoencoderBroken(f"{folder}: no autoencoder here: neither {CONFIG} nor {SAELENS_CONFIG}")
     site = _site(config.get("site"), folder)
-    unread = sorted(config.keys() - set(_SETTINGS))
+    unread = sorted(config.keys() - {*_SETTINGS, *_FOR_PEOPLE})
     if unread:
-        _log.warning("%s: %s are not read", folder / CONFIG, ", ".join(unread))
+        known = ", ".join((*_SETTINGS, *_FOR_PEOPLE))
+        raise AutoencoderBroken(
+            f"{folder / CONFIG}: {', '.join(unread)} may change the latents and are not known; {known} are"
+        )
     paths = sorted(path for suffix in ("safetensors", "pt") for path in folder.glob(f"*.{suffix}"))
     if not paths:
         raise AutoencoderBroken(f"{folder}: no <layer>.safetensors and no <layer>.pt")
@@ -210,7 +212,7 @@ def _top_k_of_state(path: Path, state: Mapping[str, Any]) -> int | None:
     match state["activation"], state.get("activation_state_dict"):
         case "ReLU", _:
             return None
-        case "TopK", {"k": int(k), "postact_fn": "ReLU"} if k > 0:
+        case "TopK", {"k": int(k), "postact_fn": "ReLU"} if k > 0 and k is not True:
             return k
         case activation, settings:
             raise AutoencoderBroken(
@@ -222,7 +224,7 @@ def _top_k_of_config(path: Path, config: Mapping[str, object]) -> int | None:
     match config.get("activation", "relu"), config.get("k"):
         case "relu", None:
             return None
-        case "topk", int(k) if k > 0:
+        case "topk", int(k) if k > 0 and k is not True:
             return k
         case activation, k:
             raise AutoencoderBroken(

@@ -5,6 +5,7 @@
     ├── ModelError                  the model cannot be served
     │   ├── ModelNotFound           no such folder, file or hub model, or no network to fetch it
     │   ├── ModelBroken             a file of it is missing, damaged or contradicts another
+    │   │   └── ConversionDamaged   what we have made of a model and kept is not what it was
     │   ├── UnsupportedModel        sound, but of a kind that the decoder cannot compute
     │   └── AutoencoderBroken       the same for the files of an autoencoder
     ├── ConfigurationBroken         a file of tokens or certificates cannot be used
@@ -71,6 +72,10 @@ class ModelBroken(ModelError):
     """A file of the model is missing, damaged, unsafe to read, or contradicts another."""
 
     default_reason = "MODEL_BROKEN"
+
+
+class ConversionDamaged(ModelBroken):
+    """What was made of a model and kept is not what it was; it can be made again."""
 
 
 class UnsupportedModel(ModelError):

@@ -72,7 +72,7 @@ def test_old_and_new_ways_to_write_rotary_parameters(entries: dict[str, Any]) ->
 
 def test_default_rotation_turns_the_first_pair_by_one_radian_a_token() -> None:
     config = decoder_config_from_hugging_face(LLAMA | {"rope_scaling": {"rope_type": "default"}})
-    cosine, sine = rotary_frequencies(config, torch.device("cpu"))
+    cosine, sine = rotary_frequencies(config, 256, torch.device("cpu"))
     assert cosine.shape == sine.shape == (256, 16)
     torch.testing.assert_close(cosine[:, 0], torch.arange(256.0).cos(), atol=1e-4, rtol=0)
     torch.testing.assert_close(sine[:, 8], torch.arange(256.0).sin(), atol=1e-4, rtol=0)
@@ -94,7 +94,7 @@ def test_default_rotation_turns_the_first_pair_by_one_radian_a_token() -> None:
 def test_rotary_scaling_that_is_refused(scaling: dict[str, Any], error: type[Exception]) -> None:
     config = decoder_config_from_hugging_face(LLAMA | {"rope_scaling": scaling})
     with pytest.raises(error):
-        rotary_frequencies(config, torch.device("cpu"))
+        rotary_frequencies(config, 256, torch.device("cpu"))
 
 
 def test_learned_positions_have_no_frequencies() -> None:

@@ -5,8 +5,8 @@ with the last of them, however they end. A worker that fills it holds a lock, wh
 process that dies. Whoever comes later, a second worker or the successor of a dead one, finds the file filled:
 it reads no weights from disk, and takes no memory for them.
 
-    0      32                    4096
-    | key  |  nothing            | tensors, in the order in which they were asked for
+    0     32       96             4096
+    | key | digest | nothing      | tensors, in the order in which they were asked for
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor
 
 _HEADER_BYTES = 4096
 _ALIGNMENT = 64
+_KEY_BYTES, _DIGEST_BYTES = 32, 64
 
 
 class SharedWeights:
@@ -31,10 +32,12 @@ class SharedWeights:
 
     Attributes:
         is_filled: the tensors hold their values, and cannot be written.
+        digest: of the files they come from, 64 characters; for whoever fills them in to set.
     """
 
-    def __init__(self, memory: mmap.mmap, *, is_filled: bool) -> None:
+    def __init__(self, memory: mmap.mmap, *, is_filled: bool, digest: str = "") -> None:
         self.is_filled = is_filled
+        self.digest = digest
         self._memory = memory
         self._offset = _HEADER_BYTES
 
@@ -69,12 +72,15 @@ def shared_weights(file: int, key: bytes, n_bytes: int) -> Iterator[SharedWeight
     try:
         held = os.pread(file, len(key), 0)
         if held == key:
-            yield SharedWeights(mmap.mmap(file, 0, prot=mmap.PROT_READ), is_filled=True)
+            digest = os.pread(file, _DIGEST_BYTES, _KEY_BYTES).decode("ascii")
+            yield SharedWeights(mmap.mmap(file, 0, prot=mmap.PROT_READ), is_filled=True, digest=digest)
         elif any(held):
             yield None
         else:
             os.ftruncate(file, _HEADER_BYTES + n_bytes)
-            yield SharedWeights(mmap.mmap(file, 0), is_filled=False)
-            os.pwrite(file, key, 0)
+            room = SharedWeights(mmap.mmap(file, 0), is_filled=False)
+            yield room
+            os.pwrite(file, room.digest.encode("ascii"), _KEY_BYTES)
+            os.pwrite(file, key, 0)  # last: it says that all is there
     finally:
         fcntl.lockf(file, fcntl.LOCK_UN)

@@ -21,12 +21,15 @@ import tokenizers
 from tdb_server.errors import ModelBroken
 from tdb_server.model.continuations import continuing
 from tdb_server.model.model_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, read_json_object
+from tdb_server.model.regular_file import MAX_TOKENIZER_BYTES, is_there, refuse_unreadable
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 """The library cuts one text on one thread: whoever has several texts has threads of their own."""
 _PREFIX_CHARACTERS_PER_TOKEN = 4
 _NO_STAND_IN = 0xFFFF
 """Not a byte: what code points become that stand for none."""
+_MAX_GAPS = 2**16
+"""Ids without a token up to which a table has a place for each id."""
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -61,8 +64,9 @@ class Tokenizer:
 
     def __init__(self, folder: Path) -> None:
         path = folder / TOKENIZER_FILE
-        if not path.is_file():
+        if not is_there(path):
             raise ModelBroken(f"{folder}: no {TOKENIZER_FILE}")
+        refuse_unreadable(path, MAX_TOKENIZER_BYTES)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing more precise
@@ -73,14 +77,16 @@ class Tokenizer:
             self._tokenizer.model.dropout = None  # for training: cuts a text in another way each time
         self._bytes = _byte_stand_ins() if is_byte_level(self._tokenizer) else None
         self._added = self._tokenizer.get_added_tokens_decoder()
-        largest_id = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
+        # An id may be anything below 2^32. Those far behind the others are spelled when they are met.
+        n_spelled = min(max(ids, default=-1) + 1, len(ids) + _MAX_GAPS)
         leading = leading_token(self._tokenizer)
         configuration = _configuration(folder)
         self.adds_bos = leading is not None
         self.bos_token_id = self._named(configuration.get("bos_token")) if leading is None else leading
         self._tokenizer.encode_special_tokens = configuration.get("split_special_tokens") is True
         self._continuing = continuing(self._tokenizer)
-        self._strings = np.array([self._spell(token_id) for token_id in range(largest_id + 1)], object)
+        self._strings = np.array([self._spell(token_id) for token_id in range(n_spelled)], object)
         self.longest_token_bytes = max((len(one.encode()) for one in self._strings), default=0)
 
     @property
@@ -118,8 +124,8 @@ class Tokenizer:
         An id that the tokenizer does not know, as in a model's padded vocabulary, is shown as its number.
         """
         strings = self._strings
-        n_known = len(strings)
-        return [strings[one] if 0 <= one < n_known else f"<unused {one}>" for one in ids]
+        n_spelled = len(strings)
+        return [strings[one] if 0 <= one < n_spelled else self._spell(one) for one in ids]
 
     def token_string_rows(self, ids: npt.NDArray[np.integer]) -> list[list[str]]:
         """As `token_strings`, of many rows of tokens [n, n_tokens]."""
@@ -143,7 +149,7 @@ class Tokenizer:
             # A special token is no text; what else was added may be a piece, in which "▁" stands for a space.
             is_piece = not added.special and self._bytes is None
             return str(added.content.replace("▁", " ") if is_piece else added.content)
-        piece = self._tokenizer.id_to_token(token_id)
+        piece = self._tokenizer.id_to_token(token_id) if 0 <= token_id < 2**32 else None
         if piece is None:
             return f"<unused {token_id}>"
         if self._bytes is not None:

@@ -18,7 +18,6 @@ from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.requests import InferenceSubRequest
 
 
-
 @dataclass(frozen=True, slots=True)
 class Cost:
     """An estimate, in bytes.

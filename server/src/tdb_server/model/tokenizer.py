@@ -87,7 +87,8 @@ class Tokenizer:
         self._tokenizer.encode_special_tokens = configuration.get("split_special_tokens") is True
         self._continuing = continuing(self._tokenizer)
         self._strings = np.array([self._spell(token_id) for token_id in range(n_spelled)], object)
-        self.longest_token_bytes = max((len(one.encode()) for one in self._strings), default=0)
+        texts = (*self._strings, *(token.content for token in self._added.values()))
+        self.longest_token_bytes = max((len(one.encode()) for one in texts), default=0)
 
     @property
     def vocabulary_size(self) -> int:

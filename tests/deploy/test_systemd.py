@@ -77,3 +77,12 @@ def test_its_variables_are_flags_and_its_patience_is_longer_than_the_servers() -
     assert settings.telemetry.log_format == "json"
     assert service["TimeoutStopSec"].endswith("s")
     assert float(service["TimeoutStopSec"][:-1]) > settings.grace_seconds
+
+
+def test_the_server_says_itself_when_it_is_ready_and_that_it_lives() -> None:
+    service = read_unit()["Service"]
+    assert service["Type"] == "notify"
+    assert service["NotifyAccess"] == "main"
+    assert service["TimeoutStartSec"] == "infinity"
+    assert float(service["WatchdogSec"].removesuffix("s")) >= 20
+    assert service["ExecReload"] == "/bin/kill -HUP $MAINPID"

@@ -15,6 +15,7 @@ from tdb_server.gateway.http_guard import HttpGuard
 from tdb_server.gateway.http_server import HttpServer
 from tdb_server.service.app import Parts
 from tdb_server.service.debugger_service import DebuggerService
+from tdb_server.service.probes import Probes
 
 MAX_RESPONSE_BYTES = 256 * 2**20
 """HTTP clients have no streaming call to turn to, and no 4 MiB limit of their own."""
@@ -37,6 +38,7 @@ def http_server(parts: Parts) -> HttpServer:
     guard = HttpGuard(
         settings.limits, parts.open_calls, parts.access, parts.listeners, settings.telemetry.log_prompts
     )
-    application = create_gateway(Backend(debug, infer, model_info), guard, parts.version)
+    gateway = create_gateway(Backend(debug, infer, model_info), guard, parts.version)
+    application = Probes(gateway, parts.is_ready)
     tls = None if parts.tls is None else parts.tls.context()
     return HttpServer(application, settings.host, settings.http_port or 0, settings.grace_seconds, tls)

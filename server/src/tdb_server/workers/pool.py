@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from tdb_server.errors import TdbError, Unavailable
+from tdb_server.workers.liveness import LOOK_SECONDS, Liveness, LivenessBounds
 from tdb_server.workers.messages import (
     BatchEnded,
     CallProgress,
@@ -26,6 +28,7 @@ _log = logging.getLogger(__name__)
 FIRST_DELAY_SECONDS = 0.1
 LONGEST_DELAY_SECONDS = 30.0
 MAX_DEATHS_BEFORE_FIRST_READY = 5
+DEFAULT_BOUNDS = LivenessBounds()
 
 
 class Worker(Protocol):
@@ -90,6 +93,7 @@ class LocalPool:
         observer: the scheduler.
         on_readiness: called with the number of ready workers whenever it changes.
         on_loading: called with a worker's index, a stage and a fraction while it loads.
+        bounds: when a worker counts as hung, and is replaced.
     """
 
     def __init__(
@@ -98,7 +102,10 @@ class LocalPool:
         observer: PoolObserver,
         on_readiness: Callable[[int], None],
         on_loading: Callable[[int, str, float], None],
+        bounds: LivenessBounds = DEFAULT_BOUNDS,
     ) -> None:
+        self.bounds = bounds
+        self._watching: asyncio.Task[None] | None = None
         self._slots = [_Slot(self, configuration) for configuration in configurations]
         self.weights_file = os.memfd_create("tdb-weights") if hasattr(os, "memfd_create") else None
         """Where workers on a CPU share weights; gone with the last process that has it open."""
@@ -122,6 +129,7 @@ class LocalPool:
         """Starts all workers and returns at once."""
         for slot in self._slots:
             slot.start()
+        self._watching = asyncio.create_task(self._watch())
 
     async def first_ready(self) -> Ready:
         """Waits for the first worker.
@@ -133,6 +141,8 @@ class LocalPool:
 
     async def stop(self) -> None:
         """Ends all workers and waits until they are gone."""
+        if self._watching is not None:
+            self._watching.cancel()
         await asyncio.gather(*(slot.stop() for slot in self._slots))
         if self.weights_file is not None:
             os.close(self.weights_file)
@@ -150,6 +160,16 @@ class LocalPool:
             self._first_ready.set_exception(error)
         return self._first_ready.exception() is not None
 
+    async def _watch(self) -> None:
+        """Looks after the workers, for as long as the pool lives."""
+        looked_at = time.monotonic()
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            now = time.monotonic()
+            for slot in self._slots:
+                slot.kill_if_hung(now - looked_at)
+            looked_at = now
+
     def readiness_changed(self) -> None:
         """Tells whoever wants to know."""
         self._on_readiness(self.n_ready)
@@ -162,6 +182,7 @@ class _Slot:
         self._pool = pool
         self._configuration = configuration
         self._process: WorkerProcess | None = None
+        self._liveness = Liveness(pool.bounds)
         self._restart: asyncio.TimerHandle | None = None
         self._gone = asyncio.Event()
         self._gone.set()
@@ -174,6 +195,7 @@ class _Slot:
         self.n_restarts += 1
         self._restart = None
         self._gone.clear()
+        self._liveness = Liveness(self._pool.bounds)
         self._process = WorkerProcess(
             self._configuration, self._pool.weights_file, self._on_message, self._on_exit
         )
@@ -189,6 +211,16 @@ class _Slot:
             except TimeoutError:
                 self._process.kill()
                 await self._gone.wait()
+
+    def kill_if_hung(self, elapsed_seconds: float) -> None:
+        """Ends a worker that does not do what it should; its exit is what has it replaced."""
+        if self._process is None or self._gone.is_set():
+            return
+        on_cpu = self._process.device == "cpu"
+        fault = self._liveness.fault(self._process.look(), elapsed_seconds, on_cpu=on_cpu)
+        if fault is not None:
+            _log.error("worker %d %s; it is replaced", self._process.pid, fault)
+            self._process.kill()
 
     def _on_message(self, process: WorkerProcess, message: FromWorker, n_bytes: int) -> None:
         match message:

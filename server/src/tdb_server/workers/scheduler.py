@@ -36,7 +36,7 @@ BUFFER_CHUNKS = 2
 RETRY_SECONDS = 1.0
 MAX_DEATHS = 3
 HANG_SECONDS = 30.0
-"""How long a worker may go on with a batch that nobody wants any more."""
+"""How long a worker may go on with a batch whose calls are all finished or cancelled."""
 
 
 class Scheduler:
@@ -147,6 +147,7 @@ class Scheduler:
         if isinstance(message, CallProgress):
             if ticket := station.tickets.get(message.call_id):
                 ticket.add(message.event, n_bytes)
+                self._expect_end(station)
             return
         busy_before = station.busy_seconds
         batch = station.end(message.batch_id, n_stations=len(self._stations))
@@ -251,11 +252,19 @@ class Scheduler:
         for station in self._stations.values():
             if station.tickets.get(ticket.call.call_id) is ticket:
                 station.cancel(ticket)
-                if not station.n_active:
-                    asyncio.get_running_loop().call_later(HANG_SECONDS, self._kill_if_hung, station, ticket)
+                self._expect_end(station)
 
-    def _kill_if_hung(self, station: Station, ticket: Ticket) -> None:
-        """A worker that is still at a batch whose calls were all cancelled long ago does not listen."""
-        if station.tickets.get(ticket.call.call_id) is ticket:
-            _log.error("a worker does not stop when told to; it is replaced")
+    def _expect_end(self, station: Station) -> None:
+        """A batch whose calls are all finished or cancelled should end soon."""
+        if not station.n_active and not station.is_free:
+            loop = asyncio.get_running_loop()
+            loop.call_later(HANG_SECONDS, self._kill_if_hung, station, station.batch_id)
+
+    def _kill_if_hung(self, station: Station, batch_id: int | None) -> None:
+        """A worker that is still at a batch of which nobody expects anything hangs, or its word was lost."""
+        is_here = self._stations.get(station.worker) is station
+        if is_here and not station.is_free and station.batch_id == batch_id:
+            _log.error(
+                "a worker does not end a batch of which nobody wants anything any more; it is replaced"
+            )
             station.worker.kill()

@@ -16,6 +16,8 @@ READY = "READY=1"
 STOPPING = "STOPPING=1"
 ALIVE = "WATCHDOG=1"
 MICROSECONDS = 1e6
+LONGEST_WAIT_SECONDS = 0.1
+"""For room in the manager's queue, which holds a few words that it has not read yet."""
 
 
 class Systemd:
@@ -43,7 +45,7 @@ class Systemd:
         if not self._address:
             return
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.setblocking(False)
+            sender.settimeout(LONGEST_WAIT_SECONDS)
             sender.sendto("\n".join(states).encode(), self._address)
 
     def stop(self) -> None:

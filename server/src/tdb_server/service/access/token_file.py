@@ -57,6 +57,7 @@ class TokenFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._n_looks_gone = 0
+        self._fault = ""
         self._watch = FileWatch((path,))
         self._tokens = read_tokens(path)
 
@@ -81,13 +82,16 @@ class TokenFile:
                 _log.error("token file %s is gone; nobody may call until there is one again", self._path)
         else:
             self._n_looks_gone = 0
-        if not self._watch.has_changed() or self._n_looks_gone:
+        if not (self._watch.has_changed() or self._fault) or self._n_looks_gone:
             return
         try:
             self._tokens = read_tokens(self._path)
-        except ConfigurationBroken as error:
-            _log.error("%s; the tokens read before stay in force", error.message)
+        except ConfigurationBroken as error:  # tried again at the next look: a disk may have been busy
+            if error.message != self._fault:
+                _log.error("%s; the tokens read before stay in force", error.message)
+            self._fault = error.message
         else:
+            self._fault = ""
             _log.info("%s: %d tokens are in force", self._path, len(self._tokens))
 
     def _is_gone(self) -> bool:

@@ -22,16 +22,15 @@ from tdb_client.errors import call_errors
 from tdb_client.events import Event, collected, inference_results
 from tdb_client.health import HealthStatus, health_check, health_request, health_status
 from tdb_client.inference import InferenceSubRequest
+from tdb_client.interventions import AblationWords, TraceWords
 from tdb_client.model_info import ModelInfo, model_info
 from tdb_client.requests import (
-    AblationWords,
     AttentionComponent,
     DebugSubRequest,
     MlpComponent,
     SubRequest,
     SubRequestT,
     TokenWords,
-    TraceWords,
     prompt_length,
     prompts_to_tokenize,
     resolve,
@@ -39,6 +38,7 @@ from tdb_client.requests import (
 from tdb_client.results import EstimatedCost, InferenceResult, PromptTokens
 from tdb_client.streams import EventReader
 from tdb_client.token_counting import TokenCounting
+from tdb_client.value_check import check_text, check_values
 
 Request = TypeVar("Request", service_pb2.DebugRequest, service_pb2.InferRequest)
 Response = TypeVar("Response", service_pb2.StreamDebugResponse, service_pb2.StreamInferResponse)
@@ -122,7 +122,7 @@ class Client:
             result.loss                                 # logit of " Mary" less that of " John"
             result.to_frame().nlargest(10, "act_times_grad")
 
-            # What changes without a head, or with a neuron held at 2.5? Tokens count from 0, or from the end.
+            # What changes without a head, or with a neuron set to 2? Tokens count from 0, or from the end.
             client.debug(prompt, " Mary", " John", ablate=[head(23, 1, token=-1), "L20 neuron 426 @ 13 = 2"])
 
             # Why is a neuron active? Why does a head look from the last token to token 9?
@@ -136,7 +136,8 @@ class Client:
                 trace needs none, unless it is through V without `downstream`.
             distractor: tokens whose logits count against it.
             k: how many nodes to take from each end of each ranking.
-            ablate: nodes to set to 0, or Ablations to other values, or their spelling: `"L9 head 6 @ -1"`.
+            ablate: nodes to set to 0, or Ablations to other values, or their spelling: `"L9 head 6 @ -1"` for
+                all that the last token attends to, `"L9 head 6 @ -1 -> 2"` for what it pays to token 2 alone.
             trace: a node to explain in place of the loss; heads need a Trace that says through what.
             downstream: for a V trace, the node that gives it its direction; None means the loss.
             mlp: what MLPs are taken apart into; latents need an autoencoder.
@@ -225,6 +226,9 @@ class Client:
     ) -> list[InferenceResult]:
         """Runs general sub-requests in one call and returns their results by name.
 
+        No norm's scale is held constant on the way back unless a sub-request says so, but for that of the
+        norm through which a traced node reads; `debug` holds the final one as well.
+
         Example:
             wanted = {"pairs": DerivedAttentionScalarsSpec("attn_qk_probs", layer=23, head=3)}
             client.infer([InferenceSubRequest(prompt, results=wanted)])[0].results["pairs"].scalars
@@ -295,6 +299,7 @@ class Client:
         return tokens
 
     def _tokens(self, text: str, add_bos: bool | None, timeout: float | None) -> PromptTokens:
+        check_text(text, "text")
         request = model_pb2.TokenizeRequest(text=text, add_bos=add_bos)
         seconds, metadata = self._connection.seconds(timeout), self._connection.metadata()
         with call_errors(self._connection.server):
@@ -305,6 +310,7 @@ class Client:
         self, token_ids: Sequence[int], *, add_bos: bool | None = None, timeout: float | None = None
     ) -> str:
         """Joins tokens into text; bytes that are not UTF-8 become U+FFFD. `add_bos` as in `tokenize`."""
+        check_values(list(token_ids), "token_ids")
         request = model_pb2.DetokenizeRequest(token_ids=token_ids, add_bos=add_bos)
         seconds, metadata = self._connection.seconds(timeout), self._connection.metadata()
         with call_errors(self._connection.server):
@@ -312,6 +318,7 @@ class Client:
 
     def health(self, service: str = "", *, timeout: float | None = None) -> HealthStatus:
         """Says whether the server, or one service by full name, is ready: `SERVING` when it is."""
+        check_text(service, "service")
         request = health_request(service)
         seconds, metadata = self._connection.seconds(timeout), self._connection.metadata()
         with call_errors(self._connection.server):
@@ -320,6 +327,7 @@ class Client:
 
     def _resolved(self, sub_requests: Sequence[SubRequestT], timeout: float | None) -> list[SubRequestT]:
         """The sub-requests with tokens counted from the start; asks for the prompts' lengths where needed."""
+        check_values(list(sub_requests), "sub_requests")
         prompts = prompts_to_tokenize(sub_requests)
         n_tokens = {
             (text, add_bos): prompt_length(self._tokens(text, add_bos, timeout), add_bos)

@@ -271,6 +271,7 @@ SPOILT: list[tuple[Callable[[Path], object], str]] = [
     (lambda one: write_config(one, site="resid_delta_mlp", n_latents=95), r"n_latents 95, but .* has 96"),
     (lambda one: write_config(one, site="resid_delta_mlp", n_inputs=192), r"n_inputs 192, but .* has 48"),
     (lambda one: write_config(one, site="resid_delta_mlp", k=4), "activation 'relu' with k 4"),
+    (lambda one: write_config(one, site="resid_delta_mlp", activation="topk", k=True), "with k True"),
     (lambda one: write_config(one, site="resid_delta_mlp", normalize_activations="rms"), "'rms' is none of"),
     (lambda one: write_config(one, site="resid_delta_mlp", norm_scaling_factor=2.0), "belongs to"),
     (lambda one: (one / "cfg.json").write_text("{}"), r"config\.json with a site beside cfg\.json"),

@@ -14,7 +14,7 @@ from tdb_server.domain.cost import Cost
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.requests import InferenceSpec, InferenceSubRequest
 from tdb_server.domain.results import Finished
-from tdb_server.errors import Unavailable
+from tdb_server.errors import ModelError
 from tdb_server.workers import pool as pool_module
 from tdb_server.workers.batching import BatchRule
 from tdb_server.workers.liveness import LivenessBounds
@@ -135,10 +135,10 @@ async def test_workers_that_hang_while_loading_are_not_started_for_ever(tmp_path
     (tmp_path / "torch.py").write_text(DEADLOCK)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.setattr(pool_module, "FIRST_DELAY_SECONDS", 0.001)
-    monkeypatch.setattr(pool_module, "MAX_DEATHS_BEFORE_FIRST_READY", 2)
+    monkeypatch.setattr(pool_module, "MAX_CRASHES_WHILE_LOADING", 2)
     pool = make_pool(make_scheduler(), LivenessBounds(silence_seconds=60, step_seconds=3))
     pool.start()
     async with asyncio.timeout(PATIENCE_SECONDS):
-        with pytest.raises(Unavailable, match="2 workers in a row"):
+        with pytest.raises(ModelError, match=r"2 workers in a row hung.*no progress"):
             await pool.first_ready()
     await pool.stop()

@@ -192,7 +192,7 @@ def _top_k_of_state(path: Path, state: Mapping[str, Any]) -> int | None:
     match state["activation"], state.get("activation_state_dict"):
         case "ReLU", _:
             return None
-        case "TopK", {"k": int(k), "postact_fn": "ReLU"} if k > 0:
+        case "TopK", {"k": int(k), "postact_fn": "ReLU"} if k > 0 and k is not True:
             return k
         case activation, settings:
             raise AutoencoderBroken(
@@ -204,7 +204,7 @@ def _top_k_of_config(path: Path, config: Mapping[str, object]) -> int | None:
     match config.get("activation", "relu"), config.get("k"):
         case "relu", None:
             return None
-        case "topk", int(k) if k > 0:
+        case "topk", int(k) if k > 0 and k is not True:
             return k
         case activation, k:
             raise AutoencoderBroken(

@@ -66,6 +66,10 @@ def decoder_config_from_hugging_face(config: Block) -> DecoderConfig:
             f"config.json: transformers_weights {config['transformers_weights']!r}: weights in a file of "
             f"another name than {SINGLE_FILE} are not supported"
         )
+    if not config.get("is_causal", True):
+        raise UnsupportedModel(
+            f"config.json: is_causal {config['is_causal']!r}: attention to later tokens is not supported"
+        )
     decoder_config = FAMILIES[family](config)
     if decoder_config.n_heads % decoder_config.n_key_value_heads:
         raise ModelBroken(

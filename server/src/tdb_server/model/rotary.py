@@ -59,7 +59,7 @@ def inverse_frequencies(config: DecoderConfig) -> Tensor:
 
 def scaling_type(scaling: dict[str, object]) -> str:
     """What a `rope_scaling` or `rope_parameters` block calls itself, under its new or its old key."""
-    return str(scaling.get("rope_type") or scaling.get("type") or "default")
+    return str(scaling.get("rope_type", scaling.get("type", "default")))
 
 
 def rotate(x: Tensor, cosine: Tensor | float, sine: Tensor | None) -> Tensor:

@@ -64,6 +64,8 @@ class Tokenizer:
             raise ModelBroken(f"{path}: not a tokenizer: {error}") from error
         self._tokenizer.no_truncation()  # a file may ask to cut prompts or fill them up
         self._tokenizer.no_padding()
+        if getattr(self._tokenizer.model, "dropout", None):
+            self._tokenizer.model.dropout = None  # for training: cuts a text in another way each time
         self._bytes = _byte_stand_ins() if is_byte_level(self._tokenizer) else None
         self._added = self._tokenizer.get_added_tokens_decoder()
         largest_id = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)

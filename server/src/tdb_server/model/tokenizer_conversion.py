@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tdb_server.errors import ModelBroken
+from tdb_server.model.load_failures import reason
 from tdb_server.model.model_files import (
     CONFIG_FILE,
     INDEX_FILE,
@@ -120,10 +121,10 @@ def _read(folder: Path) -> Any:
         lacks_reader = stored is None and importlib.util.find_spec("sentencepiece") is None
         if lacks_reader and (folder / "tokenizer.model").is_file():
             hint = "it needs the package sentencepiece (pip install sentencepiece), or Llama 3's tiktoken"
-            raise ModelBroken(f"{folder / 'tokenizer.model'}: {hint}: {error}") from error
+            raise ModelBroken(f"{folder / 'tokenizer.model'}: {hint}: {reason(error)}") from error
         read = [name for name in (*VOCABULARY_FILES, *_OTHER_FILES) if (folder / name).is_file()]
         raise ModelBroken(
-            f"{folder}: transformers cannot read the tokenizer of {', '.join(read)}: {error}"
+            f"{folder}: transformers cannot read the tokenizer of {', '.join(read)}: {reason(error)}"
         ) from error
     if len(backend.get_vocab(with_added_tokens=False)) <= len(backend.get_added_tokens_decoder()):
         raise ModelBroken(

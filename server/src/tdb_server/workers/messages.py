@@ -43,6 +43,11 @@ class Configuration:
     step_seconds: float = 120.0
     idle_memory_seconds: float | None = None
 
+    @property
+    def model_name(self) -> str:
+        """What to call the model before it is known."""
+        return self.model or "the default model"
+
 
 @dataclass(frozen=True, slots=True)
 class RunBatch:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from tdb_server.errors import TdbError, Unavailable
+from tdb_server.errors import ModelError, TdbError
 from tdb_server.workers.liveness import LOOK_SECONDS, Liveness, LivenessBounds
 from tdb_server.workers.messages import (
     BatchEnded,
@@ -27,7 +28,8 @@ from tdb_server.workers.process import WorkerProcess
 _log = logging.getLogger(__name__)
 FIRST_DELAY_SECONDS = 0.1
 LONGEST_DELAY_SECONDS = 30.0
-MAX_DEATHS_BEFORE_FIRST_READY = 5
+MAX_CRASHES_WHILE_LOADING = 3
+"""Of workers that a signal ended before any was ready. Memory may have been short for a moment only."""
 DEFAULT_BOUNDS = LivenessBounds()
 
 
@@ -135,7 +137,7 @@ class LocalPool:
         """Waits for the first worker.
 
         Raises:
-            TdbError: the model cannot be loaded, or worker after worker died while loading it.
+            TdbError: the model cannot be loaded, or workers died while loading it.
         """
         return await asyncio.shield(self._first_ready)
 
@@ -158,7 +160,12 @@ class LocalPool:
         """Notes that loading failed. True when that is final: no worker has ever been ready."""
         if not self._first_ready.done():
             self._first_ready.set_exception(error)
-        return self._first_ready.exception() is not None
+        return self.has_failed
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether no worker will ever be ready."""
+        return self._first_ready.done() and self._first_ready.exception() is not None
 
     async def _watch(self) -> None:
         """Looks after the workers, for as long as the pool lives."""
@@ -183,19 +190,22 @@ class _Slot:
         self._configuration = configuration
         self._process: WorkerProcess | None = None
         self._liveness = Liveness(pool.bounds)
+        self._fault: str | None = None  # why it was ended
         self._restart: asyncio.TimerHandle | None = None
         self._gone = asyncio.Event()
         self._gone.set()
         self._is_stopping = False
         self._n_deaths = 0  # since it was last ready
+        self._stage = "starting"
         self.is_ready = False
         self.n_restarts = -1  # the first start is none
 
     def start(self) -> None:
         self.n_restarts += 1
         self._restart = None
+        self._stage = "starting"
         self._gone.clear()
-        self._liveness = Liveness(self._pool.bounds)
+        self._liveness, self._fault = Liveness(self._pool.bounds), None
         self._process = WorkerProcess(
             self._configuration, self._pool.weights_file, self._on_message, self._on_exit
         )
@@ -220,6 +230,7 @@ class _Slot:
         fault = self._liveness.fault(self._process.look(), elapsed_seconds, on_cpu=on_cpu)
         if fault is not None:
             _log.error("worker %d %s; it is replaced", self._process.pid, fault)
+            self._fault = fault
             self._process.kill()
 
     def _on_message(self, process: WorkerProcess, message: FromWorker, n_bytes: int) -> None:
@@ -228,6 +239,7 @@ class _Slot:
                 if self.is_ready:
                     self._pool.observer.worker_said(process, message, n_bytes)
             case LoadingProgress(stage, fraction):
+                self._stage = stage
                 self._pool.on_loading(self._configuration.worker_index, stage, fraction)
             case Ready():
                 self._on_ready(process, message)
@@ -253,9 +265,11 @@ class _Slot:
             self.is_ready = False
             self._pool.observer.worker_is_gone(process)
             self._pool.readiness_changed()
-        if self._is_stopping:
+        if self._is_stopping or self._pool.has_failed:
             return
         self._n_deaths += 1
+        if self._is_hopeless(exit_code) and self._pool.give_up(self._loading_error(exit_code)):
+            return
         delay_seconds = min(FIRST_DELAY_SECONDS * 2 ** (self._n_deaths - 1), LONGEST_DELAY_SECONDS)
         _log.warning(
             "worker %d has died with exit code %d; the next starts in %.1f s",
@@ -263,8 +277,22 @@ class _Slot:
             exit_code,
             delay_seconds,
         )
-        if self._n_deaths >= MAX_DEATHS_BEFORE_FIRST_READY and self._pool.give_up(
-            Unavailable(f"{self._n_deaths} workers in a row died while loading the model", "NO_WORKER_READY")
-        ):
-            return
         self._restart = asyncio.get_running_loop().call_later(delay_seconds, self.start)
+
+    def _is_hopeless(self, exit_code: int) -> bool:
+        """Whether another start would end the same. A process that ends by itself always does so."""
+        return exit_code >= 0 or self._n_deaths >= MAX_CRASHES_WHILE_LOADING
+
+    def _loading_error(self, exit_code: int) -> ModelError:
+        if self._fault is not None:
+            how = f"{self._n_deaths} workers in a row hung or died; the last one {self._fault}"
+        elif exit_code >= 0:
+            how = f"the worker ended with exit code {exit_code}"
+        elif exit_code == -signal.SIGKILL:
+            how = (
+                f"{self._n_deaths} workers in a row were killed (SIGKILL), as systems do when memory runs "
+                "out; the last one"
+            )
+        else:
+            how = f"{self._n_deaths} workers in a row crashed ({signal.strsignal(-exit_code)}); the last one"
+        return ModelError(f"{self._configuration.model_name}: cannot be loaded: {how} while {self._stage}")

@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 
@@ -129,7 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         engine, ready = load_engine(configuration, progress, inherited.weights_fd)
     except TdbError as error:
-        send(LoadingFailed(error))
+        with suppress(OSError):  # the front may be gone, too
+            send(LoadingFailed(error))
         sys.exit(1)
     setproctitle(f"tdb-worker:{ready.device}")
     send(ready)

@@ -31,9 +31,10 @@ def read_unit() -> configparser.ConfigParser:
 
 
 def test_systemd_understands_it(tmp_path: Path) -> None:
-    (program := tmp_path / "opt/tdb/bin/tdb-server").parent.mkdir(parents=True)
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
+    for name in ("opt/tdb/bin/tdb-server", "bin/kill"):
+        (program := tmp_path / name).parent.mkdir(parents=True)
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
     (units := tmp_path / "etc/systemd/system").mkdir(parents=True)
     for name in (
         "network-online.target",

@@ -15,7 +15,13 @@ from typing import Any
 
 from tdb_server.domain.limits import Limits
 from tdb_server.flags import Flags, at_least, byte_size, name_list, one_of, port_number, positive_seconds
-from tdb_server.pool_settings import RayPoolSettings, add_pool_flags, read_pool
+from tdb_server.pool_settings import (
+    RayPoolSettings,
+    WorkerCare,
+    add_pool_flags,
+    read_care,
+    read_pool,
+)
 from tdb_server.scheduling_settings import Scheduling, add_scheduling_flags, read_scheduling
 from tdb_server.security_settings import (
     NewToken,
@@ -71,6 +77,7 @@ class Settings:
         autoencoders: folders of autoencoders to splice in.
         devices: one per worker: "auto", "cpu", "cuda:0"...
         ray: the workers' place on Ray; None for processes of this machine.
+        care: when workers are replaced, and when they give memory back.
         dtype: type the model computes in.
         n_threads: CPU threads per worker; None shares the cores out among the workers.
         ranking: how vocabularies are ranked; None for the fastest way on each worker's machine.
@@ -92,6 +99,7 @@ class Settings:
     autoencoders: tuple[Path, ...] = ()
     devices: tuple[str, ...] = ("auto",)
     ray: RayPoolSettings | None = None
+    care: WorkerCare = field(default_factory=WorkerCare)
     dtype: str = "float32"
     n_threads: int | None = None
     ranking: str | None = None
@@ -199,6 +207,7 @@ def _settings(told: argparse.Namespace, environment: Mapping[str, str]) -> Setti
         autoencoders=tuple(told.autoencoder or told.autoencoder_variable),
         devices=tuple(devices[index % len(devices)] for index in range(n_workers)),
         ray=read_pool(told, n_workers),
+        care=read_care(told),
         dtype=told.dtype,
         n_threads=told.threads,
         ranking=None if told.ranking == "auto" else told.ranking,

@@ -16,6 +16,7 @@ from tdb_server.service.app import Parts
 from tdb_server.service.debugger_service import DebuggerService
 from tdb_server.service.http.host_check import AllowedHosts
 from tdb_server.service.http.listener import HttpListener
+from tdb_server.service.probes import Probes
 
 RESPONSE_FACTOR = 8
 """Times `max_response_bytes`, as HTTP clients have no streaming call to turn to, nor a limit of their own."""
@@ -37,6 +38,7 @@ def http_server(parts: Parts) -> HttpListener:
 
     hosts = AllowedHosts(settings.host, settings.security.allowed_hosts)
     calls = HttpCalls(parts.guard, parts.threads, parts.memory, settings.security.max_body_seconds)
-    application = create_gateway(Backend(debug, infer, model_info), calls, hosts, parts.version)
+    gateway = create_gateway(Backend(debug, infer, model_info), calls, hosts, parts.version)
+    application = Probes(gateway, parts.is_ready)
     tls = None if parts.tls is None else parts.tls.context()
     return HttpListener(application, settings.host, settings.http_port or 0, settings.security, tls)

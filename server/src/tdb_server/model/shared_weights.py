@@ -15,6 +15,7 @@ import fcntl
 import math
 import mmap
 import os
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,9 +23,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from tdb_server.model.progress import Progress, no_progress
+
 _HEADER_BYTES = 4096
 _ALIGNMENT = 64
 _KEY_BYTES, _DIGEST_BYTES = 32, 64
+_WAIT_SECONDS = 0.2
 
 
 class SharedWeights:
@@ -57,18 +61,21 @@ def room_for(n_elements: int, n_tensors: int, dtype: torch.dtype) -> int:
 
 
 @contextmanager
-def shared_weights(file: int, key: bytes, n_bytes: int) -> Iterator[SharedWeights | None]:
+def shared_weights(
+    file: int, key: bytes, n_bytes: int, progress: Progress = no_progress
+) -> Iterator[SharedWeights | None]:
     """Opens the file for reading when it is filled, else for filling; then it counts as filled at the end.
 
     Args:
         file: the descriptor of the file without a name.
         key: tells weights apart, 32 bytes.
         n_bytes: room that all tensors take.
+        progress: told again and again while a sibling fills the file.
 
     Yields:
         The room; None when the file holds other weights, because those on disk have changed.
     """
-    fcntl.lockf(file, fcntl.LOCK_EX)  # waits for a sibling that is filling it
+    _wait_for_siblings(file, progress)
     try:
         held = os.pread(file, len(key), 0)
         if held == key:
@@ -84,3 +91,15 @@ def shared_weights(file: int, key: bytes, n_bytes: int) -> Iterator[SharedWeight
             os.pwrite(file, key, 0)  # last: it says that all is there
     finally:
         fcntl.lockf(file, fcntl.LOCK_UN)
+
+
+def _wait_for_siblings(file: int, progress: Progress) -> None:
+    """Takes the lock. It asks again and again, so that whoever watches sees a process that is alive."""
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress("waiting for weights", 0.0)
+            time.sleep(_WAIT_SECONDS)
+        else:
+            return

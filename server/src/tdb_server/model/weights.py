@@ -71,7 +71,8 @@ def load_decoder(
         if shared_file is not None and torch.device(device).type == "cpu":
             key = _files_key(folder, dtype)
             n_bytes = room_for(checkpoint.n_elements, checkpoint.n_tensors, dtype)
-            shared = stack.enter_context(shared_weights(shared_file, key, n_bytes))
+            waiting = shared_weights(shared_file, key, n_bytes, progress or no_progress)
+            shared = stack.enter_context(waiting)
         loading = _Loading(config, names, checkpoint, torch.device(device), dtype, shared)
         loading.check()
         weights = loading.weights()

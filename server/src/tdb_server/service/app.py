@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +14,9 @@ from grpc_health.v1 import health, health_pb2  # type: ignore[import-untyped]
 from tdb_server.domain.budget import Budget
 from tdb_server.errors import ConfigurationBroken
 from tdb_server.model.load_failures import load_failures
+from tdb_server.queued_stderr import n_dropped_lines
 from tdb_server.service.access.access import Access
+from tdb_server.service.access.file_watch import FileReader
 from tdb_server.service.access.tls import ServerTls
 from tdb_server.service.access.token_file import TokenFile
 from tdb_server.service.call_events import CallEvents
@@ -30,10 +30,13 @@ from tdb_server.service.model_service import ModelService
 from tdb_server.service.open_calls import OpenCalls
 from tdb_server.service.ready_file import ready_file
 from tdb_server.service.served_model import ModelSlot, ServedModel, read_tokenizer
+from tdb_server.service.signals import signals_handled
+from tdb_server.service.systemd import READY, STOPPING, Systemd
 from tdb_server.service.telemetry.reporting import Reporting
 from tdb_server.settings import Settings
 from tdb_server.telemetry_settings import LOG_LEVELS
 from tdb_server.workers.batching import BatchRule
+from tdb_server.workers.liveness import LivenessBounds
 from tdb_server.workers.measures import OnBatch, Readings
 from tdb_server.workers.messages import Configuration, Ready
 from tdb_server.workers.pool import LocalPool, Pool, PoolObserver
@@ -62,6 +65,7 @@ class Parts:
     tls: ServerTls | None
     settings: Settings
     version: str
+    is_ready: Callable[[], bool]
 
 
 class OtherFace(Protocol):
@@ -79,7 +83,7 @@ class OtherFace(Protocol):
 async def serve(
     settings: Settings, version: str, make_http: Callable[[Parts], OtherFace] | None = None
 ) -> None:
-    """Serves until SIGTERM or SIGINT.
+    """Serves until told to stop by a signal.
 
     Args:
         settings: what to serve, and how.
@@ -91,7 +95,7 @@ async def serve(
         OSError: the port cannot be had.
     """
     app = App(settings, version, make_http)
-    with _stop_signals() as stopped:
+    with signals_handled(app.reload) as stopped:
         await app.start()
         try:
             if await app.until_ready(stopped):
@@ -119,9 +123,16 @@ class App:
         self._calls = OpenCalls()
         self._health = health.aio.HealthServicer()
         self._health_changes: set[asyncio.Task[None]] = set()
+        self._is_stopping = False
+        self._systemd = Systemd()
         self._tls = server_tls(settings)
+        tokens = token_file(settings)
+        self._files = FileReader([one.look for one in (tokens, self._tls) if one is not None])
         readings = Readings(
-            lambda: self._scheduler.n_waiting, lambda: self._pool.n_ready, lambda: self._pool.n_restarts
+            lambda: self._scheduler.n_waiting,
+            lambda: self._pool.n_ready,
+            lambda: self._pool.n_restarts,
+            n_dropped_lines,
         )
         self._reporting = Reporting(settings, version, readings)
         self._scheduler = scheduler(settings, self._reporting.on_batch)
@@ -133,7 +144,7 @@ class App:
             CallGuard(
                 settings.limits,
                 self._calls,
-                access(settings),
+                Access(tokens, frozenset(settings.security.tls_client_names)),
                 self._reporting.listeners,
                 settings.telemetry.log_prompts,
             ),
@@ -142,6 +153,7 @@ class App:
             self._tls,
             settings,
             version,
+            lambda: self.is_ready,
         )
         self._server = grpc_server(
             settings,
@@ -161,6 +173,11 @@ class App:
         http = {} if self._http is None else {"http_port": self._http.port}
         return {"grpc_port": self.port, **http, **self._reporting.ports}
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether calls would be taken now."""
+        return self._slot.is_filled and self._pool.n_ready > 0 and not self._is_stopping
+
     async def start(self) -> None:
         """Listens, answers health, and starts the workers.
 
@@ -168,6 +185,8 @@ class App:
             OSError: a port cannot be had.
         """
         await self._reporting.start()
+        self._files.start()
+        self._systemd.start()
         await self._set_health(_NOT_SERVING)
         if not self._settings.listens_when_ready:
             await self._listen()
@@ -190,11 +209,14 @@ class App:
         await self._fill_slot(first_ready.result())
         if self._settings.listens_when_ready:
             await self._listen()
+        self._systemd.tell(READY)
         self._report.say(f"serving on {self._settings.host}:{self.port}")
         return True
 
     async def stop(self) -> None:
         """Takes no more calls, lets the open ones end, then ends the workers."""
+        self._is_stopping = True
+        self._systemd.tell(STOPPING)
         await self._health.enter_graceful_shutdown()
         await self._calls.drain(self._settings.grace_seconds)
         await self._calls.silence()
@@ -208,6 +230,13 @@ class App:
         await self._pool.stop()
         self._threads.stop()
         await self._reporting.stop()
+        self._files.stop()
+        self._systemd.stop()
+
+    def reload(self) -> None:
+        """Reads tokens and certificates again, if they have changed, without waiting for the next look."""
+        _log.info("told to read tokens and certificates again")
+        self._files.look_now()
 
     async def _listen(self) -> None:
         self.port = listen(self._server, self._settings.host, self._settings.port, self._tls)
@@ -240,15 +269,14 @@ class App:
             await self._health.set(service, status)
 
 
-def access(settings: Settings) -> Access:
-    """Who may call, as the settings say.
+def token_file(settings: Settings) -> TokenFile | None:
+    """The tokens that may call; None where everybody may.
 
     Raises:
         ConfigurationBroken: the token file cannot be read or makes no sense.
     """
-    security = settings.security
-    tokens = None if security.token_file is None else TokenFile(security.token_file)
-    return Access(tokens, frozenset(security.tls_client_names))
+    path = settings.security.token_file
+    return None if path is None else TokenFile(path)
 
 
 def scheduler(settings: Settings, on_batch: OnBatch) -> Scheduler:
@@ -272,7 +300,8 @@ def pool(
     """
     configurations = worker_configurations(settings)
     if settings.ray is None:
-        return LocalPool(configurations, observer, on_readiness, on_loading)
+        bounds = LivenessBounds(settings.care.silence_seconds, settings.care.step_seconds)
+        return LocalPool(configurations, observer, on_readiness, on_loading, bounds)
     prepare_ray(settings.ray.address)
     try:
         from tdb_server.workers.ray_pool import RayPool  # only where it is wanted
@@ -298,20 +327,8 @@ def worker_configurations(settings: Settings) -> list[Configuration]:
             settings.ranking,
             log_format,
             log_level,
+            settings.care.step_seconds,
+            settings.care.idle_memory_seconds,
         )
         for index, device in enumerate(settings.devices)
     ]
-
-
-@contextmanager
-def _stop_signals() -> Iterator[asyncio.Event]:
-    """An event that SIGTERM and SIGINT set."""
-    loop = asyncio.get_running_loop()
-    stopped = asyncio.Event()
-    for one in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(one, stopped.set)
-    try:
-        yield stopped
-    finally:
-        for one in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(one)

@@ -31,11 +31,13 @@ class Readings:
         queue_length: calls that wait for a worker.
         workers_ready: workers that can compute.
         worker_restarts: workers started in place of dead ones.
+        log_lines_dropped: lines of the log that could not be written.
     """
 
     queue_length: Callable[[], int]
     workers_ready: Callable[[], int]
     worker_restarts: Callable[[], int]
+    log_lines_dropped: Callable[[], int] = lambda: 0
 
 
 OnBatch = Callable[[BatchMeasure], None]

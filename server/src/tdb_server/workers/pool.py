@@ -6,10 +6,12 @@ import asyncio
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from tdb_server.errors import ModelError, TdbError
+from tdb_server.workers.liveness import LOOK_SECONDS, Liveness, LivenessBounds
 from tdb_server.workers.messages import (
     BatchEnded,
     CallProgress,
@@ -28,6 +30,7 @@ FIRST_DELAY_SECONDS = 0.1
 LONGEST_DELAY_SECONDS = 30.0
 MAX_CRASHES_WHILE_LOADING = 3
 """Of workers that a signal ended before any was ready. Memory may have been short for a moment only."""
+DEFAULT_BOUNDS = LivenessBounds()
 
 
 class Worker(Protocol):
@@ -98,6 +101,7 @@ class LocalPool:
         observer: the scheduler.
         on_readiness: called with the number of ready workers whenever it changes.
         on_loading: called with a worker's index, a stage and a fraction while it loads.
+        bounds: when a worker counts as hung, and is replaced.
     """
 
     def __init__(
@@ -106,7 +110,10 @@ class LocalPool:
         observer: PoolObserver,
         on_readiness: Callable[[int], None],
         on_loading: Callable[[int, str, float], None],
+        bounds: LivenessBounds = DEFAULT_BOUNDS,
     ) -> None:
+        self.bounds = bounds
+        self._watching: asyncio.Task[None] | None = None
         self._slots = [_Slot(self, configuration) for configuration in configurations]
         self.weights_file = os.memfd_create("tdb-weights") if hasattr(os, "memfd_create") else None
         """Where workers on a CPU share weights; gone with the last process that has it open."""
@@ -130,6 +137,7 @@ class LocalPool:
         """Starts all workers and returns at once."""
         for slot in self._slots:
             slot.start()
+        self._watching = asyncio.create_task(self._watch())
 
     async def first_ready(self) -> Ready:
         """Waits for the first worker.
@@ -141,6 +149,8 @@ class LocalPool:
 
     async def stop(self) -> None:
         """Ends all workers and waits until they are gone."""
+        if self._watching is not None:
+            self._watching.cancel()
         await asyncio.gather(*(slot.stop() for slot in self._slots))
         if self.weights_file is not None:
             os.close(self.weights_file)
@@ -163,6 +173,16 @@ class LocalPool:
         """Whether no worker will ever be ready."""
         return self._first_ready.done() and self._first_ready.exception() is not None
 
+    async def _watch(self) -> None:
+        """Looks after the workers, for as long as the pool lives."""
+        looked_at = time.monotonic()
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            now = time.monotonic()
+            for slot in self._slots:
+                slot.kill_if_hung(now - looked_at)
+            looked_at = now
+
     def readiness_changed(self) -> None:
         """Tells whoever wants to know."""
         self._on_readiness(self.n_ready)
@@ -175,6 +195,8 @@ class _Slot:
         self._pool = pool
         self._configuration = configuration
         self._process: WorkerProcess | None = None
+        self._liveness = Liveness(pool.bounds)
+        self._fault: str | None = None  # why it was ended
         self._restart: asyncio.TimerHandle | None = None
         self._gone = asyncio.Event()
         self._gone.set()
@@ -188,6 +210,7 @@ class _Slot:
         self._restart = None
         self._stage = "starting"
         self._process = None
+        self._liveness, self._fault = Liveness(self._pool.bounds), None
         try:
             self._process = WorkerProcess(
                 self._configuration, self._pool.weights_file, self._on_message, self._on_exit
@@ -225,6 +248,17 @@ class _Slot:
             except TimeoutError:
                 self._process.kill()
                 await self._gone.wait()
+
+    def kill_if_hung(self, elapsed_seconds: float) -> None:
+        """Ends a worker that does not do what it should; its exit is what has it replaced."""
+        if self._process is None or self._gone.is_set():
+            return
+        on_cpu = self._process.device == "cpu"
+        fault = self._liveness.fault(self._process.look(), elapsed_seconds, on_cpu=on_cpu)
+        if fault is not None:
+            _log.error("worker %d %s; it is replaced", self._process.pid, fault)
+            self._fault = fault
+            self._process.kill()
 
     def _on_message(
         self, process: WorkerProcess, message: FromWorker, n_bytes: int
@@ -282,7 +316,9 @@ class _Slot:
         return exit_code >= 0 or self._n_deaths >= MAX_CRASHES_WHILE_LOADING
 
     def _loading_error(self, exit_code: int) -> ModelError:
-        if exit_code >= 0:
+        if self._fault is not None:
+            how = f"{self._n_deaths} workers in a row hung or died; the last one {self._fault}"
+        elif exit_code >= 0:
             how = f"the worker ended with exit code {exit_code}"
         elif exit_code == -signal.SIGKILL:
             how = (

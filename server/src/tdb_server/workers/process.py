@@ -15,8 +15,18 @@ from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
 
+from tdb_server.queued_stderr import QueuedStream
 from tdb_server.workers.channel import receive_message, send_message
-from tdb_server.workers.messages import CancelCall, Configuration, FromWorker, RunBatch
+from tdb_server.workers.liveness import Look
+from tdb_server.workers.messages import (
+    BatchEnded,
+    CancelCall,
+    Configuration,
+    FromWorker,
+    Heartbeat,
+    RunBatch,
+)
+from tdb_server.workers.process_activity import process_activity
 
 _log = logging.getLogger(__name__)
 MAX_ON_THE_WAY = 8
@@ -65,6 +75,9 @@ class WorkerProcess:
         self.device = configuration.device
         self._on_message = on_message
         self._on_exit = on_exit
+        self._n_heard = 0
+        self._beat: Heartbeat | None = None
+        self._open_batch_id: int | None = None
         self._loop = asyncio.get_running_loop()
         self._outbox: queue.SimpleQueue[Configuration | RunBatch | CancelCall | None] = queue.SimpleQueue()
         self._on_the_way = threading.Semaphore(MAX_ON_THE_WAY)
@@ -86,6 +99,7 @@ class WorkerProcess:
                 [sys.executable, "-m", "tdb_server.workers.worker", *options],
                 pass_fds=tuple(inherited.values()),
                 stdin=subprocess.DEVNULL,
+                stderr=sys.stderr.fileno() if isinstance(sys.stderr, QueuedStream) else None,
                 process_group=0,  # signals to the front's group, such as Ctrl-C, are the front's to handle
                 env=_environment(self.configuration.n_threads),
             )
@@ -105,7 +119,13 @@ class WorkerProcess:
 
     def send(self, message: RunBatch | CancelCall) -> None:
         """Hands a message to the worker. To one that is gone nothing happens: its exit is reported anyway."""
+        if isinstance(message, RunBatch):
+            self._open_batch_id = message.batch_id
         self._outbox.put(message)
+
+    def look(self) -> Look:
+        """What is known of the worker at this moment."""
+        return Look(self._n_heard, self._beat, self._open_batch_id is not None, process_activity(self.pid))
 
     def end(self) -> None:
         """Asks the worker to end, which it does whatever it is at."""
@@ -120,6 +140,12 @@ class WorkerProcess:
         try:
             while True:
                 message, n_bytes = receive_message(self._connection)
+                self._n_heard += 1
+                if isinstance(message, Heartbeat):
+                    self._beat = message
+                    continue
+                if isinstance(message, BatchEnded) and message.batch_id == self._open_batch_id:
+                    self._open_batch_id = None
                 is_counted = self._on_the_way.acquire(timeout=LONGEST_PAUSE_SECONDS)
                 self._on_loop(partial(self._take, message, n_bytes, is_counted=is_counted))
         except (EOFError, OSError):

@@ -36,6 +36,11 @@ class Station:
     _changed_at: float = field(default_factory=time.monotonic)
 
     @property
+    def batch_id(self) -> int | None:
+        """Of the current batch; None between batches."""
+        return self._batch_id
+
+    @property
     def is_free(self) -> bool:
         """Between batches."""
         return self._batch_id is None

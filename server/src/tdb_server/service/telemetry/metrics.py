@@ -176,6 +176,12 @@ def _observe(meter: Meter, readings: Readings) -> None:
         "{worker}",
         "Workers started in place of dead ones.",
     )
+    meter.create_observable_counter(
+        "tdb.log.dropped",
+        [_callback(readings.log_lines_dropped)],
+        "{line}",
+        "Lines of the log that could not be written.",
+    )
 
 
 def _callback(read: Callable[[], int]) -> CallbackT:

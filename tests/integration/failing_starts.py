@@ -13,6 +13,7 @@ def serve_and_fail(*flags: str) -> subprocess.CompletedProcess[str]:
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert "Traceback" not in ended.stderr
-    ended.stderr = "\n".join(line for line in ended.stderr.splitlines() if not line.endswith("%"))
-    assert ended.stderr.count("\n") == 0
+    lines = ended.stderr.splitlines(keepends=True)
+    ended.stderr = "".join(line for line in lines if not line.endswith("%\n"))
+    assert ended.stderr.count("\n") == 1
     return ended

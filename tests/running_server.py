@@ -61,16 +61,32 @@ class RunningServer:
 StartServer = Callable[..., RunningServer]
 
 
-def start(folder: Path, *flags: str, model: Path | None = TINY_MODEL) -> RunningServer:
-    """Starts a server and waits until it is ready; without a model it takes the default one."""
+def as_it_is(command: list[str]) -> list[str]:
+    """Nothing around a command."""
+    return command
+
+
+def start(
+    folder: Path,
+    *flags: str,
+    model: Path | None = TINY_MODEL,
+    around: Callable[[list[str]], list[str]] = as_it_is,
+) -> RunningServer:
+    """Starts a server and waits until it is ready.
+
+    Args:
+        folder: for its log and its ready file.
+        flags: more flags.
+        model: None for the default one.
+        around: makes of its command one that becomes the same process.
+    """
     ready_file, log = folder / "ready.json", folder / "server.log"
     arguments = ["serve", "--port", "0", "--ready-file", str(ready_file), "--device", "cpu"]
     if model is not None:
         arguments += ["--model", str(model)]
     with log.open("wb") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tdb_server", *arguments, *flags], stderr=stderr, env=os.environ
-        )
+        command = around([sys.executable, "-m", "tdb_server", *arguments, *flags])
+        process = subprocess.Popen(command, stderr=stderr, env=os.environ)
     deadline = time.monotonic() + START_SECONDS
     while not ready_file.exists():
         if process.poll() is not None or time.monotonic() > deadline:

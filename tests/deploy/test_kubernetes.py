@@ -10,7 +10,9 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from tdb_server.service.probes import ALIVE, READY
 
+from tests.deploy.budgets import GIB, MARGIN, host_bytes, size
 from tests.deploy.known_variables import settings_of
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -106,8 +108,9 @@ def test_fronts_are_told_what_they_understand(manifests: list[Manifest]) -> None
     assert settings.telemetry.metrics_port == ports["metrics"]
     pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pod_of(front)["terminationGracePeriodSeconds"] > settings.grace_seconds + pause
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert container[probe]["grpc"]["port"] == settings.port
+    probes = {"startupProbe": READY, "readinessProbe": READY, "livenessProbe": ALIVE}
+    for probe, path in probes.items():
+        assert container[probe]["httpGet"] == {"port": "metrics", "path": path}
     mounts = {one["mountPath"] for one in container["volumeMounts"]}
     assert settings.model in mounts
     assert str(settings.security.token_file).rpartition("/")[0] in mounts
@@ -123,3 +126,37 @@ def test_nothing_runs_as_root(manifests: list[Manifest]) -> None:
         assert container["securityContext"]["allowPrivilegeEscalation"] is False
         assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
         assert container["securityContext"]["readOnlyRootFilesystem"]
+        assert not pod.keys() & {"hostNetwork", "hostPID", "hostIPC"}
+        assert pod["automountServiceAccountToken"] is False
+
+
+def test_all_that_can_be_written_is_bounded(manifests: list[Manifest]) -> None:
+    for deployment in of_kind(manifests, "Deployment").values():
+        pod, container = pod_of(deployment), container_of(deployment)
+        read_only = {one["name"] for one in container["volumeMounts"] if one.get("readOnly")}
+        limits, on_disk = container["resources"]["limits"], 0
+        for volume in pod["volumes"]:
+            if volume["name"] in read_only:
+                continue
+            folder = volume["emptyDir"]
+            if folder.get("medium") != "Memory":
+                on_disk += size(folder["sizeLimit"])
+        assert on_disk < size(limits["ephemeral-storage"]), "there are logs, too"
+        assert size(limits["memory"])
+
+
+def test_limits_leave_room_for_the_budgets(manifests: list[Manifest]) -> None:
+    front = of_kind(manifests, "Deployment")["tdb-fronts"]
+    container = container_of(front)
+    environment = {one["name"]: one["value"] for one in container["env"]}
+    settings = settings_of(environment)
+    folders = {one["name"]: one["emptyDir"] for one in pod_of(front)["volumes"] if "emptyDir" in one}
+    mounts = {one["mountPath"]: one["name"] for one in container["volumeMounts"]}
+    spool = folders[mounts[environment["TMPDIR"]]]
+    assert spool["medium"] == "Memory", "kubelet does not see files that have no names"
+    spool_bytes = size(spool["sizeLimit"])
+    assert spool_bytes >= MARGIN * settings.limits.max_spool_bytes
+    memory = size(container["resources"]["limits"]["memory"])
+    assert memory >= host_bytes(settings, spool_bytes, computes_here=False) + GIB
+    assert container["resources"]["requests"]["memory"] == container["resources"]["limits"]["memory"]
+    assert mounts[environment["HOME"]] in folders

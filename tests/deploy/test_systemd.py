@@ -6,8 +6,10 @@ import configparser
 import shlex
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
+from tests.deploy.budgets import GIB, MARGIN, host_bytes, size, tmpfs_size
 from tests.deploy.known_variables import settings_of
 
 UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "tdb-server.service"
@@ -28,6 +30,10 @@ def read_unit() -> configparser.ConfigParser:
     unit.optionxform = str  # type: ignore[assignment]
     unit.read(UNIT)
     return unit
+
+
+def variables_of(service: Mapping[str, str]) -> dict[str, str]:
+    return dict(one.split("=", 1) for one in shlex.split(service["Environment"]))
 
 
 def test_systemd_understands_it(tmp_path: Path) -> None:
@@ -73,8 +79,7 @@ def test_it_is_closed_up() -> None:
 
 def test_its_variables_are_flags_and_its_patience_is_longer_than_the_servers() -> None:
     service = read_unit()["Service"]
-    variables = dict(one.split("=", 1) for one in shlex.split(service["Environment"]))
-    settings = settings_of(variables)
+    settings = settings_of(variables_of(service))
     assert settings.telemetry.log_format == "json"
     assert service["TimeoutStopSec"].endswith("s")
     assert float(service["TimeoutStopSec"][:-1]) > settings.grace_seconds
@@ -87,3 +92,16 @@ def test_the_server_says_itself_when_it_is_ready_and_that_it_lives() -> None:
     assert service["TimeoutStartSec"] == "infinity"
     assert float(service["WatchdogSec"].removesuffix("s")) >= 20
     assert service["ExecReload"] == "/bin/kill -HUP $MAINPID"
+
+
+def test_limits_leave_room_for_the_budgets() -> None:
+    service = read_unit()["Service"]
+    variables = variables_of(service)
+    settings = settings_of(variables)
+    folder, _, options = service["TemporaryFileSystem"].partition(":")
+    assert variables["TMPDIR"] == folder
+    spool_bytes = tmpfs_size(options)
+    assert spool_bytes >= MARGIN * settings.limits.max_spool_bytes
+    assert size(service["MemoryMax"]) >= host_bytes(settings, spool_bytes, computes_here=True) + GIB
+    assert service["OOMPolicy"] == "continue", "else a worker out of memory takes the front with it"
+    assert service["LimitCORE"] == "0"

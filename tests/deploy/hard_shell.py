@@ -1,9 +1,9 @@
 """Runs a server behind the walls that the unit for systemd puts up, without systemd.
 
-Shown are: a file system of which two folders can be written, of one of them the size, no capabilities and no way to
-gain any, and the system calls that there are. It needs root or user namespaces,
-`unshare`, `mount` and `setpriv` (util-linux) and libseccomp. Not shown by it: another user, limits of memory and
-of tasks, which are control groups, and what else systemd hides of `/proc` and `/sys`.
+Shown are: a file system of which two folders can be written, of one of them the size, no capabilities and no
+way to gain any, and the system calls that there are. It needs root or user namespaces, `unshare`, `mount` and
+`setpriv` (util-linux) and libseccomp. Not shown by it: another user, limits of memory and of tasks, which are
+control groups, and what else systemd hides of `/proc` and `/sys`.
 
 Run as a program, inside the walls, it puts up the last one and becomes the command.
 """

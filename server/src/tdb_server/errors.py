@@ -165,14 +165,17 @@ class ResponseTooLarge(OverLimit):
         n_bytes: of the answer, as far as it is known.
         max_response_bytes: the limit.
         streaming_call: the method that can answer.
+
+    Attributes:
+        size: the message but for the way out, which is another over HTTP.
     """
 
     def __init__(self, n_bytes: int, max_response_bytes: int, streaming_call: str) -> None:
-        super().__init__(
+        self.size = (
             f"the answer takes at least {n_bytes} bytes, more than the {max_response_bytes} allowed for "
-            f"a call that does not stream; use {streaming_call}",
-            "RESPONSE_TOO_LARGE",
+            "a call that does not stream"
         )
+        super().__init__(f"{self.size}; use {streaming_call}", "RESPONSE_TOO_LARGE")
         self.streaming_call = streaming_call
 
 

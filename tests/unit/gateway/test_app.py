@@ -176,6 +176,16 @@ async def test_errors(client: Client, backend: StandIn, error: TdbError, status:
     )
 
 
+async def test_who_cannot_stream_is_told_what_else_there_is(client: Client, backend: StandIn) -> None:
+    backend.error = errors.ResponseTooLarge(5, 4, "StreamDebug")
+    response = await client.post("/batched_tdb", json=debug_body())
+    assert response.status_code == 413
+    assert response.json()["message"] == (
+        "the answer takes at least 5 bytes, more than the 4 allowed for a call that does not stream; "
+        "ask for fewer nodes or specs, or send fewer sub-requests at a time, or take StreamDebug over gRPC"
+    )
+
+
 async def test_faults_keep_their_insides(client: Client, backend: StandIn) -> None:
     backend.error = RuntimeError("secret")
     response = await client.post("/batched_tdb", json=debug_body())

@@ -42,4 +42,14 @@ def error_response(error: errors.TdbError) -> JSONResponse:
         headers["Retry-After"] = str(math.ceil(error.retry_after_seconds))
     if isinstance(error, errors.Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse({"message": error.message}, http_status(error), headers)
+    return JSONResponse({"message": _message(error)}, http_status(error), headers)
+
+
+def _message(error: errors.TdbError) -> str:
+    """What it says for people, with a way out that there is over HTTP."""
+    if isinstance(error, errors.ResponseTooLarge):
+        return (
+            f"{error.size}; ask for fewer nodes or specs, or send fewer sub-requests at a time, "
+            f"or take {error.streaming_call} over gRPC"
+        )
+    return error.message

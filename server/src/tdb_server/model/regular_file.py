@@ -5,10 +5,11 @@ To open a FIFO waits for ever, a device never ends, and what is parsed takes man
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
-from tdb_server.errors import ModelBroken, ModelError
+from tdb_server.errors import ModelBroken, TdbError
 
 MAX_JSON_BYTES = 16 * 2**20
 """Of a configuration. Those of real models have a few thousand."""
@@ -31,7 +32,7 @@ def is_there(path: Path) -> bool:
     return path.exists() or path.is_symlink()
 
 
-def refuse_unreadable(path: Path, max_bytes: int | None = None, kind: type[ModelError] = ModelBroken) -> None:
+def refuse_unreadable(path: Path, max_bytes: int | None = None, kind: type[TdbError] = ModelBroken) -> None:
     """Refuses what is no regular file, or a link to one, and what is too large.
 
     Args:
@@ -40,15 +41,13 @@ def refuse_unreadable(path: Path, max_bytes: int | None = None, kind: type[Model
         kind: the error.
 
     Raises:
-        ModelError: of the kind that was asked for.
+        TdbError: of the kind that was asked for.
     """
     try:
         found = path.stat()
     except OSError as error:
         raise kind(f"{path}: {_absence(path, error)}") from error
-    if not stat.S_ISREG(found.st_mode):
-        what = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
-        raise kind(f"{path}: {what}, not a regular file")
+    _refuse_others(path, found, kind)
     if max_bytes is not None and found.st_size > max_bytes:
         raise kind(f"{path}: {found.st_size} bytes long; files of this kind may have {max_bytes}")
 
@@ -59,15 +58,17 @@ def _absence(path: Path, error: OSError) -> str:
     return f"cannot be read ({error.strerror})"
 
 
-def read_regular(path: Path, max_bytes: int, kind: type[ModelError] = ModelBroken) -> bytes:
-    """The content of a regular file of at most so many bytes, even where it grows meanwhile.
+def read_regular(path: Path, max_bytes: int, kind: type[TdbError] = ModelBroken) -> bytes:
+    """The content of a regular file of at most so many bytes, even where it changes meanwhile.
 
     Raises:
-        ModelError: of the kind that was asked for, as `refuse_unreadable`.
+        TdbError: of the kind that was asked for, as `refuse_unreadable`.
     """
     refuse_unreadable(path, max_bytes, kind)
     try:
-        with path.open("rb") as file:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            _refuse_others(path, os.fstat(descriptor), kind)
             content = file.read(max_bytes + 1)
     except OSError as error:
         raise kind(f"{path}: cannot be read ({error.strerror})") from error
@@ -76,3 +77,9 @@ def read_regular(path: Path, max_bytes: int, kind: type[ModelError] = ModelBroke
             f"{path}: more than {max_bytes} bytes long, which is all that a file of this kind may have"
         )
     return content
+
+
+def _refuse_others(path: Path, found: os.stat_result, kind: type[TdbError]) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        what = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+        raise kind(f"{path}: {what}, not a regular file")

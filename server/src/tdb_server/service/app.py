@@ -134,7 +134,7 @@ class App:
             lambda: self._pool.n_restarts,
             n_dropped_lines,
         )
-        self._reporting = Reporting(settings, version, readings)
+        self._reporting = Reporting(settings, version, readings, lambda: self.is_ready)
         self._scheduler = scheduler(settings, self._reporting.on_batch)
         self._pool = pool(settings, self._scheduler, self._on_readiness, self._report.show)
         self._threads = FairThreads(self._scheduler.memory)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
-import stat
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from tdb_server.errors import ConfigurationBroken
+from tdb_server.model.regular_file import read_regular
 
 _log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -73,21 +74,12 @@ class FileReader:
 
 
 def read_regular_file(path: Path) -> bytes:
-    """The content of a file that is a plain one and of a sensible size: a pipe would be waited for for ever.
+    """The content of a file with tokens or certificates.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no plain file, or too large.
+        ConfigurationBroken: it cannot be read, is no regular file, or is too large.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as opened:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is not a regular file")
-        content = opened.read(MAX_FILE_BYTES + 1)
-    if len(content) > MAX_FILE_BYTES:
-        raise ValueError(f"it has more than {MAX_FILE_BYTES} bytes")
-    return content
+    return read_regular(path, MAX_FILE_BYTES, ConfigurationBroken)
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, make_asgi_app
 
 from tdb_server.service.http.host_check import AllowedHosts, HostCheck
 from tdb_server.service.http.listener import HttpListener
+from tdb_server.service.probes import Probes
 from tdb_server.service.telemetry.call_record import CallRecord
 from tdb_server.settings import Settings
 from tdb_server.workers.measures import BatchMeasure, Readings
@@ -56,11 +57,16 @@ class Metrics:
         )
         _observe(meter, readings)
 
-    def page(self, settings: Settings) -> HttpListener:
-        """The page, to be served on the settings' port for it."""
+    def page(self, settings: Settings, is_ready: Callable[[], bool]) -> HttpListener:
+        """The page, with the probes, to be served on the settings' port for it.
+
+        Args:
+            settings: where.
+            is_ready: whether calls would be taken now.
+        """
         host, port = settings.telemetry.metrics_host, settings.telemetry.metrics_port or 0
         hosts = AllowedHosts(host, settings.security.allowed_hosts)
-        page = HostCheck(make_asgi_app(self._registry), hosts)
+        page = Probes(HostCheck(make_asgi_app(self._registry), hosts), is_ready)
         return HttpListener(page, host, port, settings.security, serves="metrics")
 
     def stop(self) -> None:

@@ -34,6 +34,7 @@ class Reporting:
         settings: what is wanted.
         version: of the server's software.
         readings: the state of queue and workers.
+        is_ready: whether calls would be taken now.
 
     Attributes:
         listeners: to be told about calls.
@@ -44,7 +45,9 @@ class Reporting:
         TdbError: metrics are wanted but the packages for them are not installed.
     """
 
-    def __init__(self, settings: Settings, version: str, readings: Readings) -> None:
+    def __init__(
+        self, settings: Settings, version: str, readings: Readings, is_ready: Callable[[], bool]
+    ) -> None:
         telemetry = settings.telemetry
         self._metrics = None if telemetry.metrics_port is None else _metrics(version, readings)
         self._listener: HttpListener | None = None
@@ -55,7 +58,7 @@ class Reporting:
         self._watching: asyncio.Future[None] | None = None
         self._on_batch: list[OnBatch] = []
         if self._metrics is not None:
-            self._listener = self._metrics.page(settings)
+            self._listener = self._metrics.page(settings, is_ready)
             self.listeners.append(self._metrics.calls)
             self._on_batch.append(self._metrics.batches.batch_ended)
         if self._traces is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,7 @@ from tdb_server.workers.ticket import Terms
 TINY_MODEL = Path(__file__).parents[2] / "fixtures" / "tiny-a"
 PATIENCE_SECONDS = 90
 SHORT = LivenessBounds(silence_seconds=3, step_seconds=60)
+SHORT_STEP = LivenessBounds(silence_seconds=60, step_seconds=4)
 
 HANG_ONCE = """
 import pathlib
@@ -41,15 +44,21 @@ def hang_once(*arguments, **options):
 patched.{name} = hang_once
 """
 DEADLOCK = "import threading; lock = threading.Lock(); lock.acquire(); lock.acquire()"
-
-
-def make_pool(scheduler: Scheduler, bounds: LivenessBounds = SHORT) -> LocalPool:
-    configuration = Configuration(str(TINY_MODEL), (), "cpu", 0, "float32", 1)
-    return LocalPool([configuration], scheduler, lambda _: None, lambda *_: None, bounds)
+ENDLESS = "import re; re.match('(a*)*b', 'a' * 100)"
 
 
 def make_scheduler() -> Scheduler:
     return Scheduler(Limits(), BatchRule(1024, 1 << 33, 0.0), 64, ResultCache(0))
+
+
+@asynccontextmanager
+async def running_pool(scheduler: Scheduler, bounds: LivenessBounds = SHORT) -> AsyncIterator[LocalPool]:
+    """One worker, stopped at the end."""
+    configuration = Configuration(str(TINY_MODEL), (), "cpu", 0, "float32", 1)
+    pool = LocalPool([configuration], scheduler, lambda _: None, lambda *_: None, bounds)
+    pool.start()
+    yield pool
+    await pool.stop()
 
 
 async def until_ready(pool: LocalPool) -> None:
@@ -72,8 +81,10 @@ def children() -> set[int]:
 def hangs_once(tmp_path, monkeypatch):
     """Has every worker run a few lines at its start, by which the first to come there hangs."""
 
-    def arrange(module: str, name: str, hang: str = DEADLOCK) -> None:
-        code = HANG_ONCE.format(module=module, name=name, hang=hang, flag=str(tmp_path / "has-hung"))
+    def arrange(name: str, hang: str) -> None:
+        module, _, function = name.partition(".")
+        flag = str(tmp_path / "has-hung")
+        code = HANG_ONCE.format(module=f"tdb_server.workers.{module}", name=function, hang=hang, flag=flag)
         (tmp_path / "sitecustomize.py").write_text(code)
         monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
 
@@ -83,52 +94,36 @@ def hangs_once(tmp_path, monkeypatch):
 async def test_a_worker_that_is_stopped_is_replaced_whatever_it_is_at_and_its_call_is_answered():
     scheduler = make_scheduler()
     before = children()
-    pool = make_pool(scheduler)
-    pool.start()
-    (pid,) = children() - before
-    os.kill(pid, signal.SIGSTOP)  # before its first word
-    await until_ready(pool)
-    assert pool.n_restarts == 1
-    (pid,) = children() - before
-    os.kill(pid, signal.SIGSTOP)  # while it waits
-    assert isinstance(await answer(scheduler), Finished)
-    assert pool.n_restarts == 2
-    await pool.stop()
+    async with running_pool(scheduler) as pool:
+        (pid,) = children() - before
+        os.kill(pid, signal.SIGSTOP)  # before its first word
+        await until_ready(pool)
+        assert pool.n_restarts == 1
+        (pid,) = children() - before
+        os.kill(pid, signal.SIGSTOP)  # while it waits
+        assert isinstance(await answer(scheduler), Finished)
+        assert pool.n_restarts == 2
 
 
-async def test_a_deadlock_in_a_batch_costs_the_call_only_time(hangs_once):
-    hangs_once("tdb_server.workers.batch_run", "run_batch")
+@pytest.mark.parametrize(
+    ("name", "hang", "bounds"),
+    [
+        pytest.param("batch_run.run_batch", DEADLOCK, SHORT, id="a deadlock in a batch"),
+        # It computes, holds the interpreter's lock, and so sends no heartbeats either.
+        pytest.param("batch_run.run_batch", ENDLESS, SHORT_STEP, id="an endless step in native code"),
+        pytest.param(
+            "messages.BatchEnded", "return None", SHORT, id="the word that a batch has ended is lost"
+        ),
+    ],
+)
+async def test_a_worker_that_hangs_in_a_batch_costs_the_call_only_time(hangs_once, name, hang, bounds):
+    hangs_once(name, hang)
     scheduler = make_scheduler()
-    pool = make_pool(scheduler)
-    pool.start()
-    await until_ready(pool)
-    assert isinstance(await answer(scheduler), Finished)
-    assert pool.n_restarts == 1
-    await pool.stop()
-
-
-async def test_an_endless_step_in_native_code_is_ended(hangs_once):
-    """It computes, holds the interpreter's lock, and so sends no heartbeats either."""
-    hangs_once("tdb_server.workers.batch_run", "run_batch", "import re; re.match('(a*)*b', 'a' * 100)")
-    scheduler = make_scheduler()
-    pool = make_pool(scheduler, LivenessBounds(silence_seconds=60, step_seconds=4))
-    pool.start()
-    await until_ready(pool)
-    assert isinstance(await answer(scheduler), Finished)
-    assert pool.n_restarts == 1
-    await pool.stop()
-
-
-async def test_the_word_that_a_batch_has_ended_may_be_lost(hangs_once):
-    hangs_once("tdb_server.workers.messages", "BatchEnded", "return None")
-    scheduler = make_scheduler()
-    pool = make_pool(scheduler)
-    pool.start()
-    await until_ready(pool)
-    assert isinstance(await answer(scheduler), Finished)
-    assert isinstance(await answer(scheduler), Finished)
-    assert pool.n_restarts == 1
-    await pool.stop()
+    async with running_pool(scheduler, bounds) as pool:
+        await until_ready(pool)
+        assert isinstance(await answer(scheduler), Finished)
+        assert isinstance(await answer(scheduler), Finished)
+        assert pool.n_restarts == 1
 
 
 async def test_workers_that_hang_while_loading_are_not_started_for_ever(tmp_path, monkeypatch):
@@ -136,9 +131,6 @@ async def test_workers_that_hang_while_loading_are_not_started_for_ever(tmp_path
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.setattr(pool_module, "FIRST_DELAY_SECONDS", 0.001)
     monkeypatch.setattr(pool_module, "MAX_CRASHES_WHILE_LOADING", 2)
-    pool = make_pool(make_scheduler(), LivenessBounds(silence_seconds=60, step_seconds=3))
-    pool.start()
-    async with asyncio.timeout(PATIENCE_SECONDS):
+    async with running_pool(make_scheduler(), SHORT_STEP) as pool, asyncio.timeout(PATIENCE_SECONDS):
         with pytest.raises(ModelError, match=r"2 workers in a row hung.*no progress"):
             await pool.first_ready()
-    await pool.stop()

@@ -10,7 +10,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from tdb_server.service.probes import ALIVE, READY
+from tdb_server.service.http.probes import ALIVE, READY
 
 from tests.deploy.budgets import GIB, MARGIN, host_bytes, size
 from tests.deploy.known_variables import settings_of

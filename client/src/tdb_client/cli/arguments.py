@@ -93,40 +93,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("what to run")
     run.add_argument("--prompt", required=True, metavar="TEXT", help="the prompt")
     _add_bos(run, "default: as the model's own tokenizer does")
-    run.add_argument(
-        "--target",
-        default=[],
-        nargs="+",
-        action="extend",
-        metavar="TOKEN",
-        help='token that counts for the objective, such as " Mary"',
-    )
-    run.add_argument(
-        "--target-id",
-        default=[],
-        nargs="+",
-        action="extend",
-        type=_token_id,
-        metavar="ID",
-        help="the same by vocabulary index, such as 198",
-    )
-    run.add_argument(
-        "--distractor",
-        default=[],
-        nargs="+",
-        action="extend",
-        metavar="TOKEN",
-        help="token that counts against the objective",
-    )
-    run.add_argument(
-        "--distractor-id",
-        default=[],
-        nargs="+",
-        action="extend",
-        type=_token_id,
-        metavar="ID",
-        help="the same by vocabulary index, such as 198",
-    )
+    _add_tokens(run, "--target", 'token that counts for the objective, such as " Mary"')
+    _add_tokens(run, "--distractor", "token that counts against the objective")
     run.add_argument(
         "--ablate",
         default=[],
@@ -199,3 +167,17 @@ def _count(text: str) -> int:
     if count < 0:
         raise argparse.ArgumentTypeError(f"{text} is below 0")
     return count
+
+
+def _add_tokens(run: argparse._ArgumentGroup, flag: str, text: str) -> None:
+    """The flag for tokens by their text, and the one for their indices."""
+    run.add_argument(flag, default=[], nargs="+", action="extend", metavar="TOKEN", help=text)
+    run.add_argument(
+        f"{flag}-id",
+        default=[],
+        nargs="+",
+        action="extend",
+        type=_token_id,
+        metavar="ID",
+        help="the same by vocabulary index, such as 198",
+    )

@@ -16,7 +16,7 @@ from tdb_server.service.app import Parts
 from tdb_server.service.debugger_service import DebuggerService
 from tdb_server.service.http.host_check import AllowedHosts
 from tdb_server.service.http.listener import HttpListener
-from tdb_server.service.probes import Probes
+from tdb_server.service.http.probes import Probes
 
 RESPONSE_FACTOR = 8
 """Times `max_response_bytes`, as HTTP clients have no streaming call to turn to, nor a limit of their own."""

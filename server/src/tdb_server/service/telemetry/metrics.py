@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, make_asgi_app
 
 from tdb_server.service.http.host_check import AllowedHosts, HostCheck
 from tdb_server.service.http.listener import HttpListener
-from tdb_server.service.probes import Probes
+from tdb_server.service.http.probes import Probes
 from tdb_server.service.telemetry.call_record import CallRecord
 from tdb_server.settings import Settings
 from tdb_server.workers.measures import BatchMeasure, Readings

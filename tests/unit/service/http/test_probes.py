@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
-from tdb_server.service.probes import Probes
+from tdb_server.service.http.probes import Probes
 
 
 @pytest.fixture

@@ -8,13 +8,9 @@ when the server stops.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Callable
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+from tdb_server.service.http.asgi import Application, Headers, Message, Receive, Send, answer
 
 ALIVE, READY = "/livez", "/readyz"
 
@@ -31,7 +27,7 @@ class Probes:
         self._application = application
         self._is_ready = is_ready
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """See ASGI."""
         if scope["type"] != "http" or scope["path"] not in (ALIVE, READY):
             await self._application(scope, receive, send)
@@ -45,12 +41,10 @@ class Probes:
 
 
 async def _answer(
-    scope: Scope, send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]] | None = None
+    scope: Message, send: Send, status: int, body: bytes, headers: Headers | None = None
 ) -> None:
-    general = [
-        (b"content-type", b"text/plain; charset=utf-8"),
-        (b"content-length", str(len(body)).encode()),
-        (b"cache-control", b"no-store"),
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": [*general, *(headers or ())]})
-    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+    never_kept = (b"cache-control", b"no-store")
+    is_head = scope["method"] == "HEAD"
+    await answer(
+        send, status, b"text/plain; charset=utf-8", body, [never_kept, *(headers or ())], is_head=is_head
+    )

@@ -22,6 +22,8 @@ class AutoencoderInfo:
         activation: what makes the latents sparse: `relu` or `topk`.
         k: for top-k, how many latents of a token may be active; else None.
         layers: the layers that have one.
+        input_norm: what is done to inputs before they are read: `none` or `layer_norm`; `unspecified` by
+            servers that do not say.
     """
 
     site: str
@@ -29,6 +31,7 @@ class AutoencoderInfo:
     activation: str
     k: int | None
     layers: tuple[int, ...]
+    input_norm: str = "unspecified"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,7 @@ def _autoencoder(message: model_service_pb2.AutoencoderInfo) -> AutoencoderInfo:
         activation=enum_name(model_service_pb2.AutoencoderActivation, message.activation),
         k=message.k if message.HasField("k") else None,
         layers=tuple(message.layer_indices),
+        input_norm=enum_name(model_service_pb2.AutoencoderInputNorm, message.input_norm),
     )
 
 

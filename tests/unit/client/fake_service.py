@@ -383,6 +383,7 @@ class FakeService(
             activation=model_service_pb2.AUTOENCODER_ACTIVATION_TOPK,
             k=4,
             layer_indices=[0, 1],
+            input_norm=model_service_pb2.AUTOENCODER_INPUT_NORM_LAYER_NORM,
         )
         info.limits.max_prompt_tokens = 64
         return model_service_pb2.GetModelInfoResponse(model_info=info)

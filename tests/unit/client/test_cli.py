@@ -95,7 +95,9 @@ def test_info_and_tokenize(fake: Fake, capsys: Output, monkeypatch: pytest.Monke
     monkeypatch.setenv("TDB_SERVER", fake[0])
     assert main(["info"]) == 0
     out = capsys.readouterr().out
-    assert "mlp_post_act: 80 latents, topk 4, layers 0, 1" in out
+    assert "80 latents, topk 4, inputs layer normed, layers 0, 1" in " ".join(out.split()), (
+        "whatever the width"
+    )
     assert "6 of 8 channels, 2 key/value heads" in out
     assert main(["tokenize", "x"]) == 0
     assert "' Mary'" in capsys.readouterr().out

@@ -116,7 +116,7 @@ def test_the_other_methods(fake: Fake) -> None:
         assert client.health() == "SERVING"
         assert client.estimate([DebugSubRequest("p", (" Mary",))]).activation_bytes == 1234
         inferred = client.infer([InferenceSubRequest("p"), InferenceSubRequest("q")])
-    assert model.autoencoders[0].k == 4
+    assert (model.autoencoders[0].k, model.autoencoders[0].input_norm) == (4, "layer_norm")
     assert model.derived_scalars == ("logits", "9999")
     assert model.limits.max_prompt_tokens == 64
     attention, scalars = inferred[1].results.values()

@@ -128,6 +128,7 @@ def test_a_top_k_state_dict_needs_to_be_told_whether_inputs_are_normed(
     for kind, inputs in (("layer_norm", (x - mean) / (deviation + 1e-5)), ("none", x)):
         write_config(tmp_path, site="resid_delta_mlp", normalize_activations=kind)
         (found,) = load_autoencoders([tmp_path], decoder)
+        assert found.info.norms_inputs == (kind == "layer_norm")
         pre = (inputs - state["pre_bias"]) @ state["encoder.weight"].T + state["latent_bias"]
         values, places = pre.topk(4, dim=-1)
         latents = torch.zeros_like(pre).scatter(-1, places, values.relu())

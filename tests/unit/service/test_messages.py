@@ -31,6 +31,7 @@ from tdb_server.service.model_messages import model_info_message
 from tdb_server.service.result_messages import put_named_result
 from tdb_server.service.tensor_messages import put_tensor, tensor_array
 from transformer_debugger.v1 import activation_pb2, error_pb2, tensor_pb2
+from transformer_debugger.v1.model_service_pb2 import AutoencoderInputNorm
 from transformer_debugger.v1.result_pb2 import NamedResult as Message
 
 from tests.unit.service.tiny_requests import TOKENIZER, model
@@ -169,6 +170,15 @@ def test_the_k_of_an_autoencoder() -> None:
     info = replace(model(), autoencoders=(AutoencoderInfo(Site.MLP_POST_ACT, 8, (0,), "topk(5)"),))
     (autoencoder,) = model_info_message(info, Limits(), "1.2.3").autoencoders
     assert (autoencoder.activation, autoencoder.k) == (2, 5)
+
+
+def test_whether_an_autoencoders_inputs_are_normed() -> None:
+    for norms_inputs, name in ((False, "NONE"), (True, "LAYER_NORM")):
+        known = AutoencoderInfo(Site.MLP_POST_ACT, 8, (0,), "relu", norms_inputs=norms_inputs)
+        info = replace(model(), autoencoders=(known,))
+        (autoencoder,) = model_info_message(info, Limits(), "1.2.3").autoencoders
+        told = AutoencoderInputNorm.Name(autoencoder.input_norm)
+        assert told == f"AUTOENCODER_INPUT_NORM_{name}"
 
 
 def test_two_autoencoders_leave_no_single_one() -> None:

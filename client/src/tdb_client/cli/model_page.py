@@ -75,4 +75,5 @@ def _facts(facts: dict[str, str]) -> Table:
 def _autoencoder(info: AutoencoderInfo) -> str:
     activation = info.activation if info.k is None else f"{info.activation} {info.k}"
     layers = ", ".join(map(str, info.layers))
-    return f"{info.site}: {info.n_latents} latents, {activation}, layers {layers}"
+    normed = ", inputs layer normed" if info.input_norm == "layer_norm" else ""
+    return f"{info.site}: {info.n_latents} latents, {activation}{normed}, layers {layers}"

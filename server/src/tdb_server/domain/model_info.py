@@ -48,7 +48,7 @@ class AutoencoderInfo:
     """One loaded autoencoder: its site, its size and the layers it covers.
 
     `n_active` is how many latents were active at one token, at the most, when that was tried; None where it
-    was not.
+    was not. `norms_inputs` says whether inputs are layer normed.
     """
 
     site: Site
@@ -56,6 +56,7 @@ class AutoencoderInfo:
     layers: tuple[int, ...]
     activation: str
     n_active: int | None = None
+    norms_inputs: bool = False
 
 
 class KernelOutcome(Enum):

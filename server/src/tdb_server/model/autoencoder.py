@@ -115,7 +115,12 @@ class Autoencoder:
         first = next(iter(self.layers.values()))
         activation = "relu" if first.top_k is None else f"topk({first.top_k})"
         return AutoencoderInfo(
-            self.site, len(first.latent_bias), tuple(sorted(self.layers)), activation, self.n_active
+            self.site,
+            len(first.latent_bias),
+            tuple(sorted(self.layers)),
+            activation,
+            self.n_active,
+            first.norms_inputs,
         )
 
     def write_directions(self, decoder: Decoder, layer_index: int, latents: Tensor) -> Tensor:

@@ -90,6 +90,11 @@ def _autoencoder(info: AutoencoderInfo) -> model_service_pb2.AutoencoderInfo:
         ),
         k=int(top_k[1]) if top_k else None,
         layer_indices=info.layers,
+        input_norm=(
+            model_service_pb2.AUTOENCODER_INPUT_NORM_LAYER_NORM
+            if info.norms_inputs
+            else model_service_pb2.AUTOENCODER_INPUT_NORM_NONE
+        ),
     )
 
 

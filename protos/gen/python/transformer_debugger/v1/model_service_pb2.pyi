@@ -74,6 +74,34 @@ AUTOENCODER_ACTIVATION_TOPK: AutoencoderActivation.ValueType  # 2
 """All but the k largest pre-activations of a token become 0."""
 Global___AutoencoderActivation: _TypeAlias = AutoencoderActivation  # noqa: Y015
 
+class _AutoencoderInputNorm:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AutoencoderInputNormEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AutoencoderInputNorm.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    AUTOENCODER_INPUT_NORM_UNSPECIFIED: _AutoencoderInputNorm.ValueType  # 0
+    """Not set: the server is too old to say."""
+    AUTOENCODER_INPUT_NORM_NONE: _AutoencoderInputNorm.ValueType  # 1
+    """Nothing."""
+    AUTOENCODER_INPUT_NORM_LAYER_NORM: _AutoencoderInputNorm.ValueType  # 2
+    """They are layer normed: less their mean over channels, divided by their standard deviation. What the
+    autoencoder writes is scaled back, so that the decoder's directions are multiples of what latents write.
+    """
+
+class AutoencoderInputNorm(_AutoencoderInputNorm, metaclass=_AutoencoderInputNormEnumTypeWrapper):
+    """What is done to a token's inputs before an autoencoder reads them."""
+
+AUTOENCODER_INPUT_NORM_UNSPECIFIED: AutoencoderInputNorm.ValueType  # 0
+"""Not set: the server is too old to say."""
+AUTOENCODER_INPUT_NORM_NONE: AutoencoderInputNorm.ValueType  # 1
+"""Nothing."""
+AUTOENCODER_INPUT_NORM_LAYER_NORM: AutoencoderInputNorm.ValueType  # 2
+"""They are layer normed: less their mean over channels, divided by their standard deviation. What the
+autoencoder writes is scaled back, so that the decoder's directions are multiples of what latents write.
+"""
+Global___AutoencoderInputNorm: _TypeAlias = AutoencoderInputNorm  # noqa: Y015
+
 class _KernelOutcome:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -121,6 +149,7 @@ class AutoencoderInfo(_message.Message):
     ACTIVATION_FIELD_NUMBER: _builtins.int
     K_FIELD_NUMBER: _builtins.int
     LAYER_INDICES_FIELD_NUMBER: _builtins.int
+    INPUT_NORM_FIELD_NUMBER: _builtins.int
     site: Global___AutoencoderSite.ValueType
     """Where they read and write."""
     n_latents: _builtins.int
@@ -129,6 +158,8 @@ class AutoencoderInfo(_message.Message):
     """What makes the latents sparse."""
     k: _builtins.int
     """How many latents of a token may be active. Only for top-k."""
+    input_norm: Global___AutoencoderInputNorm.ValueType
+    """What is done to inputs before they are read."""
     @_builtins.property
     def layer_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The layers that have one, ascending."""
@@ -141,10 +172,11 @@ class AutoencoderInfo(_message.Message):
         activation: Global___AutoencoderActivation.ValueType = ...,
         k: _builtins.int | None = ...,
         layer_indices: _abc.Iterable[_builtins.int] | None = ...,
+        input_norm: Global___AutoencoderInputNorm.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "k", b"k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "activation", b"activation", "k", b"k", "layer_indices", b"layer_indices", "n_latents", b"n_latents", "site", b"site"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "activation", b"activation", "input_norm", b"input_norm", "k", b"k", "layer_indices", b"layer_indices", "n_latents", b"n_latents", "site", b"site"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
     _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015

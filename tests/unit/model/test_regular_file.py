@@ -81,6 +81,15 @@ def test_what_is_no_regular_file_is_called_by_its_kind(
             read(tmp_path / "one")
 
 
+def test_what_becomes_a_fifo_after_the_look_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(regular_file, "refuse_unreadable", lambda *_: None)
+    make_fifo(tmp_path / "one")
+    with pytest.raises(ModelBroken, match="one: a FIFO"):
+        read_regular(tmp_path / "one", 10)
+
+
 @pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "vocab.json"])
 def test_no_file_of_a_model_may_be_such(

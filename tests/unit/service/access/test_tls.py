@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import ssl
 from pathlib import Path
 
@@ -77,4 +78,18 @@ def test_what_does_not_fit_together(tmp_path, authority):
     write(tmp_path, authority.issue_cert("localhost"))
     (tmp_path / "ca.pem").write_text("nothing")
     with pytest.raises(ConfigurationBroken, match=r"ca\.pem"):
+        ServerTls(certificate, key, tmp_path / "ca.pem")
+
+
+@pytest.mark.parametrize("name", ["certificate.pem", "key.pem", "ca.pem"])
+def test_what_is_no_file_is_not_waited_for_and_changes_nothing(tmp_path, authority, caplog, name):
+    certificate, key = write(tmp_path, authority.issue_cert("localhost"))
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    tls = ServerTls(certificate, key, tmp_path / "ca.pem")
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    tls.look()
+    assert tls.renewed() is None
+    assert f"{name}: a FIFO, not a regular file; the certificate read before stays in use" in caplog.text
+    with pytest.raises(ConfigurationBroken, match=f"{name}: a FIFO"):
         ServerTls(certificate, key, tmp_path / "ca.pem")

@@ -50,6 +50,23 @@ def test_paths_exist(page: Path) -> None:
         assert (ROOT / path).exists(), path
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_tests_that_are_named_exist(page: Path) -> None:
+    for path, name in re.findall(r"`(tests/[\w./-]+)::(\w+)", page.read_text(encoding="utf-8")):
+        assert re.search(rf"^(?:async )?def {name}\(", (ROOT / path).read_text(), re.MULTILINE), (
+            f"{path}::{name}"
+        )
+
+
+def test_every_promise_of_security_has_its_test() -> None:
+    promised = (ROOT / "docs" / "security.md").read_text().partition("## What is promised")[2]
+    rows = [one for one in promised.partition("\n## ")[0].splitlines() if one.startswith("| ")]
+    promises = [one for one in rows if not re.match(r"\| (?:promise|---) \|", one)]
+    assert len(promises) > 20
+    for one in promises:
+        assert re.search(r"`tests/[\w./-]+::test_\w+`[^`]*\|$", one), one
+
+
 def test_the_index_lists_every_page() -> None:
     listed = {(INDEX.parent / one).resolve() for one in re.findall(r"\]\(([^)#]+)\)", INDEX.read_text())}
     missing = {page for page in (ROOT / "docs").glob("*.md") if page != INDEX} - listed

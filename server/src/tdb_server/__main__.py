@@ -35,7 +35,8 @@ def _make_token(wanted: NewToken) -> None:
     """The token for its owner to stderr, what the server keeps of it to stdout."""
     token = new_token()
     sys.stderr.write(f"the token of {wanted.name}, shown only now: {token}\n")
-    sys.stdout.write(token_entry(wanted.name, token, wanted.limits))
+    entry = token_entry(wanted.name, token, wanted.limits, wanted.weight, wanted.tenant)
+    sys.stdout.write(entry)
 
 
 def _http_maker(settings: Settings) -> Callable[[Parts], OtherFace] | None:

@@ -13,12 +13,11 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tdb_server.domain.caller import Caller
 from tdb_server.domain.limits import Limits
 from tdb_server.errors import Cancelled, DeadlineExceeded, Internal, OverLimit, TdbError
 from tdb_server.gateway.http_errors import error_response
 from tdb_server.gateway.json_faults import malformed
-from tdb_server.service.access.access import Access
+from tdb_server.service.access.access import Access, Connection
 from tdb_server.service.error_status import status_code
 from tdb_server.service.interceptors import OpenCalls
 from tdb_server.service.telemetry.call_record import CallListener, CallRecord, recorded
@@ -81,7 +80,7 @@ class HttpGuard:
         self, request: Request, record: CallRecord, answer: Answer, *, has_body: bool
     ) -> Response:
         owner = self.access.token_owner(request.headers.getlist("authorization"))
-        caller = owner or Caller(record.peer or "anonymous")
+        caller = self.access.caller(owner, None, _connection(request))
         record.caller = caller.name
         timeout = asyncio.timeout(self.limits.max_call_seconds)
         try:
@@ -116,6 +115,11 @@ class HttpGuard:
             return json.loads(content)
         except (ValueError, RecursionError) as error:
             raise malformed("", f"is not JSON: {error}") from error
+
+
+def _connection(request: Request) -> Connection:
+    host, port = request.client or ("", 0)
+    return Connection(f"{host} {port}", host, tuple(request.headers.getlist("x-forwarded-for")))
 
 
 def _refusal(error: TdbError, record: CallRecord) -> Response:

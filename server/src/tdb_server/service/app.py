@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import Protocol
 
 from grpc_health.v1 import health, health_pb2  # type: ignore[import-untyped]
@@ -117,7 +118,11 @@ class App:
         self._health_changes: set[asyncio.Task[None]] = set()
         self._tls = server_tls(settings)
         readings = Readings(
-            lambda: self._scheduler.n_waiting, lambda: self._pool.n_ready, lambda: self._pool.n_restarts
+            lambda: self._scheduler.n_waiting,
+            lambda: self._scheduler.n_callers_waiting,
+            lambda: self._scheduler.n_displaced,
+            lambda: self._pool.n_ready,
+            lambda: self._pool.n_restarts,
         )
         self._reporting = Reporting(settings.telemetry, version, readings)
         self._scheduler = scheduler(settings, self._reporting.on_batch)
@@ -225,13 +230,19 @@ def access(settings: Settings) -> Access:
     """
     security = settings.security
     tokens = None if security.token_file is None else TokenFile(security.token_file)
-    return Access(tokens, frozenset(security.tls_client_names))
+    proxies = [ip_network(one) for one in security.trusted_proxies]
+    return Access(tokens, frozenset(security.tls_client_names), proxies)
 
 
 def scheduler(settings: Settings, on_batch: OnBatch) -> Scheduler:
     """The scheduler, with the rules that the settings give."""
     sharing = settings.scheduling
-    rule = BatchRule(sharing.max_batch_tokens, settings.limits.max_activation_bytes, sharing.max_wait_seconds)
+    rule = BatchRule(
+        sharing.max_batch_tokens,
+        settings.limits.max_activation_bytes,
+        sharing.max_wait_seconds,
+        sharing.max_batch_seconds,
+    )
     cache = ResultCache(sharing.cache_bytes)
     return Scheduler(settings.limits, rule, sharing.max_calls_per_caller, cache, on_batch)
 

@@ -18,6 +18,7 @@ from tdb_server.domain.call import Call
 from tdb_server.domain.cost import estimated_cost
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import ModelInfo
+from tdb_server.domain.priority import Priority
 from tdb_server.domain.requests import InferenceSubRequest
 from tdb_server.domain.results import Finished, NamedResult, ObjectiveValues
 from tdb_server.model.tokenizer import Tokenizer
@@ -83,8 +84,9 @@ class CallEvents:
             TdbError: the request is refused, or failed.
         """
         model, caller, record = self._slot.model(), current_caller(), current_record()
+        priority = Priority.INTERACTIVE.at_most(caller.limits.max_priority)
         if not request.validate_only:
-            self._scheduler.check_room(caller)
+            self._scheduler.check_room(caller, priority)
         record.named(request.request_id or uuid.uuid4().hex, len(request.sub_requests))
         sub_requests = tuple(await _parsed(request, parse, model))
         cost = estimated_cost(model.info, sub_requests)
@@ -105,7 +107,8 @@ class CallEvents:
         prompts = [one.inference.token_ids for one in sub_requests]
         chunk_bytes = None if unary else model.limits.chunk_bytes
         writer = StreamWriter(new_message, model.tokenizer, prompts, chunk_bytes)
-        terms = Terms(caller, in_pieces=unary is None, cache_key=cache_key(model.info.digest, sub_requests))
+        key = cache_key(caller.cache_owner, model.info.digest, sub_requests)
+        terms = Terms(caller, in_pieces=unary is None, cache_key=key, priority=priority)
         record.submitted()
         async with aclosing(self._scheduler.submit(call, cost, terms)) as events:
             async for message in _messages(events, first, writer, record):

@@ -12,16 +12,19 @@ import logging
 import math
 import time
 import uuid
-from collections import Counter
-from collections.abc import AsyncGenerator
+from collections import Counter, defaultdict
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 
 from tdb_server.domain.call import Call
 from tdb_server.domain.caller import Caller
 from tdb_server.domain.cost import Cost
 from tdb_server.domain.limits import Limits
+from tdb_server.domain.priority import Priority
 from tdb_server.domain.results import Finished
 from tdb_server.errors import Internal, OverLimit, TdbError, Unavailable
 from tdb_server.workers.batching import BatchRule
+from tdb_server.workers.device_time import Pace
 from tdb_server.workers.event_buffer import EventBuffer
 from tdb_server.workers.fair_queue import FairQueue
 from tdb_server.workers.measures import BatchMeasure, OnBatch, measure_nothing
@@ -48,6 +51,9 @@ class Scheduler:
         max_calls_per_caller: that run and wait at the same time.
         cache: results of earlier calls.
         on_batch: told about each batch that a worker is done with.
+
+    Attributes:
+        n_displaced: calls that have given up their place in the queue to others so far.
     """
 
     def __init__(
@@ -64,10 +70,17 @@ class Scheduler:
         self._max_calls_per_caller = max_calls_per_caller
         self._cache = cache
         self._queue = FairQueue(rule)
+        self._pace = Pace()
+        self.n_displaced = 0
         self._stations: dict[Worker, Station] = {}
         self._open_calls: Counter[str] = Counter()
         self._n_batches = 0
         self._wake_up: asyncio.TimerHandle | None = None
+
+    @property
+    def n_callers_waiting(self) -> int:
+        """Callers that have a call waiting for a worker."""
+        return self._queue.n_callers
 
     @property
     def n_waiting(self) -> int:
@@ -85,56 +98,92 @@ class Scheduler:
             Unavailable: no worker is ready, or the worker died and something of the call had left already.
             Internal: a fault of the worker.
         """
+        self._check_cost(cost, terms.caller)
         known = self._cache.get(terms.cache_key)
         if known is not None:
-            yield TakenUp(0.0, is_cached=True)
-            for one in known:
-                yield one
+            with self._open_call(terms.caller):
+                yield TakenUp(0.0, is_cached=True)
+                for one in known:
+                    yield one
             return
-        self._check_cost(cost, terms.caller)
-        self.check_room(terms.caller)
+        self._make_room(terms.caller, terms.priority)
         recording = self._cache.recording(terms.cache_key)
         buffer: EventBuffer[Event] = EventBuffer(BUFFER_CHUNKS * self._limits.chunk_bytes)
         ticket = Ticket(call, cost, terms, buffer, recording)
-        self._open_calls[terms.caller.name] += 1
-        try:
-            self._queue.put(ticket)
-            self._dispatch()
-            self._count_active()
-            while not isinstance(event := await ticket.next_event(), Finished):
+        with self._open_call(terms.caller):
+            try:
+                self._queue.put(ticket)
+                self._dispatch()
+                self._count_active()
+                while not isinstance(event := await ticket.next_event(), Finished):
+                    yield event
+                if recording is not None:
+                    self._cache.keep(recording)
                 yield event
-            if recording is not None:
-                self._cache.keep(recording)
-            yield event
-        finally:
-            self._open_calls[terms.caller.name] -= 1
-            if not self._open_calls[terms.caller.name]:
-                del self._open_calls[terms.caller.name]
-            if recording is not None:
-                recording.give_up()
-            self._drop(ticket)
+            finally:
+                if recording is not None:
+                    recording.give_up()
+                self._drop(ticket)
 
-    def check_room(self, caller: Caller) -> None:
+    def check_room(self, caller: Caller, priority: Priority) -> None:
         """Refuses a call for which there is no room, before any work is put into it.
 
         Raises:
-            OverLimit: too many calls run and wait.
+            OverLimit: too many calls run and wait, and the caller has no claim to the place of another.
             Unavailable: no worker is ready.
         """
         if not self._stations:
             raise Unavailable("no worker is ready", "NO_WORKER_READY", RETRY_SECONDS)
-        if len(self._queue) >= self._limits.max_queue_length:
+        self._displaced(caller, priority)
+
+    def _make_room(self, caller: Caller, priority: Priority) -> None:
+        """As `check_room`; the call that has to go is refused in place of the new one."""
+        self.check_room(caller, priority)
+        displaced = self._displaced(caller, priority)
+        if displaced is not None:
+            self._queue.remove(displaced)
+            self.n_displaced += 1
+            message = "others hold fewer places in the full queue, and this call has given up its own"
+            displaced.fail(OverLimit(message, "QUEUE_FULL", RETRY_SECONDS))
+
+    def _displaced(self, caller: Caller, priority: Priority) -> Ticket | None:
+        """The call that has to go if a new one comes; None where there is room.
+
+        Raises:
+            OverLimit: there is no room, and the new one has no claim to another's.
+        """
+        n_own, own_limit = self._open_calls[caller.name], self._own_limit(caller)
+        is_queue_full = len(self._queue) >= self._limits.max_queue_length
+        if n_own < own_limit and not is_queue_full and not self._has_too_many_calls:
+            return None
+        displaced = self._queue.displaced_by(caller, priority, among_own=n_own >= own_limit)
+        if displaced is not None:
+            return displaced
+        if is_queue_full:
             raise OverLimit("too many calls wait for a worker", "QUEUE_FULL", RETRY_SECONDS)
-        if self._open_calls.total() >= self._limits.max_concurrent_calls:
-            raise OverLimit("too many calls at the same time", "TOO_MANY_CONCURRENT_CALLS", RETRY_SECONDS)
+        message = f"more than {own_limit} calls of {caller.name} at the same time"
+        if n_own < own_limit:
+            message = "too many calls at the same time"
+        raise OverLimit(message, "TOO_MANY_CONCURRENT_CALLS", RETRY_SECONDS)
+
+    @property
+    def _has_too_many_calls(self) -> bool:
+        return self._open_calls.total() >= self._limits.max_concurrent_calls
+
+    def _own_limit(self, caller: Caller) -> int:
         own_limit = caller.limits.max_concurrent_calls
-        limit = self._max_calls_per_caller if own_limit is None else own_limit
-        if self._open_calls[caller.name] >= limit:
-            raise OverLimit(
-                f"more than {limit} calls of {caller.name} at the same time",
-                "TOO_MANY_CONCURRENT_CALLS",
-                RETRY_SECONDS,
-            )
+        return self._max_calls_per_caller if own_limit is None else own_limit
+
+    @contextmanager
+    def _open_call(self, caller: Caller) -> Iterator[None]:
+        """Around a call that counts."""
+        self._open_calls[caller.name] += 1
+        try:
+            yield
+        finally:
+            self._open_calls[caller.name] -= 1
+            if not self._open_calls[caller.name]:
+                del self._open_calls[caller.name]
 
     def worker_is_ready(self, worker: Worker) -> None:
         """See `PoolObserver`."""
@@ -151,9 +200,7 @@ class Scheduler:
         busy_before = station.busy_seconds
         batch = station.end(message.batch_id, n_stations=len(self._stations))
         if batch:
-            n_rows = sum(ticket.n_rows for ticket in batch)
-            seconds = station.busy_seconds - busy_before
-            self._on_batch(BatchMeasure(worker.device, len(batch), n_rows, seconds))
+            self._settle(station, batch, station.busy_seconds - busy_before, is_whole=message.failure is None)
         unfinished = [ticket for ticket in batch if not ticket.is_over]
         for ticket in unfinished:
             self._after_failure(ticket, message.failure, n_company=len(batch))
@@ -162,10 +209,27 @@ class Scheduler:
     def worker_is_gone(self, worker: Worker) -> None:
         """See `PoolObserver`."""
         station = self._stations.pop(worker)
+        if station.tickets:
+            self._settle(station, [*station.tickets.values()], station.seconds_so_far, is_whole=False)
         for ticket in station.tickets.values():
             if not ticket.is_over:
                 self._after_death(ticket)
         self._dispatch()
+
+    def _settle(self, station: Station, batch: list[Ticket], seconds: float, *, is_whole: bool) -> None:
+        """The time that a batch has taken is shared out among its calls, and learned from."""
+        work = sum(ticket.work for ticket in batch)
+        shared_seconds = max(0.0, seconds - sum(ticket.own_seconds for ticket in batch))
+        by_caller: defaultdict[str, float] = defaultdict(float)
+        for ticket in batch:
+            taken = ticket.own_seconds + shared_seconds * ticket.work / work
+            self._queue.settle(ticket, taken)
+            by_caller[ticket.terms.caller.name if ticket.terms.caller.has_token else ""] += taken
+        if is_whole and not any(ticket.is_abandoned for ticket in batch):
+            for pace in (station.pace, self._pace):
+                pace.saw(work, seconds)
+        n_rows = sum(ticket.n_rows for ticket in batch)
+        self._on_batch(BatchMeasure(station.worker.device, len(batch), n_rows, seconds, by_caller))
 
     def _check_cost(self, cost: Cost, caller: Caller) -> None:
         own_limit = caller.limits.max_activation_bytes
@@ -225,7 +289,8 @@ class Scheduler:
                 self._dispatch_later(starts_at - now)
                 continue
             self._n_batches += 1
-            station.start(self._n_batches, self._queue.take_batch(share))
+            pace = station.pace if station.pace.is_known else self._pace
+            station.start(self._n_batches, self._queue.take_batch(share, pace))
             self._count_active()
 
     def _count_active(self) -> None:

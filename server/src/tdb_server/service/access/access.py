@@ -4,14 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 from tdb_server.domain.caller import Caller
 from tdb_server.errors import Unauthenticated
 from tdb_server.service.access.caller_ledger import CallerLedger
+from tdb_server.service.access.client_address import Network, client_address
 from tdb_server.service.access.token_file import TokenFile
 from tdb_server.service.caller import answer_to
 
 _SCHEME = "bearer "
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Where a call came in.
+
+    Attributes:
+        name: address and port at the other end, which no other connection has at the same time.
+        host: the address alone.
+        forwarded_for: every value of the call's header `x-forwarded-for`.
+    """
+
+    name: str
+    host: str
+    forwarded_for: tuple[str, ...] = ()
 
 
 class Access:
@@ -21,11 +38,18 @@ class Access:
         tokens: who may call; None to let everybody call.
         certificate_names: one of which a client's certificate must have; empty to take any that the
             handshake has let through.
+        trusted_proxies: who is believed when they say for whom they call.
     """
 
-    def __init__(self, tokens: TokenFile | None, certificate_names: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        tokens: TokenFile | None,
+        certificate_names: frozenset[str] = frozenset(),
+        trusted_proxies: Sequence[Network] = (),
+    ) -> None:
         self._tokens = tokens
         self._certificate_names = certificate_names
+        self._trusted_proxies = tuple(trusted_proxies)
         self._ledger = CallerLedger()
 
     def token_owner(self, authorization: Sequence[str]) -> Caller | None:
@@ -48,6 +72,19 @@ class Access:
         if owner is None:
             raise Unauthenticated("the call's token is not known here")
         return owner
+
+    def caller(self, owner: Caller | None, certificate_name: str | None, connection: Connection) -> Caller:
+        """Who calls: the token's owner, else the name in the certificate, else the client's address.
+
+        Args:
+            owner: of the token that came with the call; None where none is asked for.
+            certificate_name: the best known name in the client's certificate; None without one.
+            connection: that the call came over.
+        """
+        if owner is not None:
+            return replace(owner, connection=connection.name)
+        address = client_address(connection.host, connection.forwarded_for, self._trusted_proxies)
+        return Caller(certificate_name or address or "anonymous", connection=connection.name)
 
     def check_certificate(self, names: Sequence[str]) -> None:
         """Looks at the names in a client's certificate.

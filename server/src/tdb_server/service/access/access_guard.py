@@ -11,7 +11,8 @@ import grpc.aio
 
 from tdb_server.domain.caller import Caller
 from tdb_server.errors import OverLimit, Unauthenticated
-from tdb_server.service.access.access import Access
+from tdb_server.service.access.access import Access, Connection
+from tdb_server.service.access.client_address import host_of
 from tdb_server.service.handlers import answer_of, handler_like, handler_that_refuses
 from tdb_server.service.refusal import refuse
 from tdb_server.service.telemetry.call_record import current_record
@@ -47,20 +48,23 @@ class AccessGuard(grpc.aio.ServerInterceptor):
         if method.startswith(OPEN_METHODS):
             return await continuation(handler_call_details)
         try:
-            owner = self._access.token_owner(_authorization(handler_call_details))
+            owner = self._access.token_owner(_values(handler_call_details, "authorization"))
         except Unauthenticated as error:
             return handler_that_refuses(partial(refuse, error=error))
         handler = await continuation(handler_call_details)
         if handler is None or not method.startswith(OUR_METHODS) or handler.request_streaming:
             return handler
-        return self._admitted(handler, owner)
+        forwarded_for = _values(handler_call_details, "x-forwarded-for")
+        return self._admitted(handler, owner, tuple(forwarded_for))
 
-    def _admitted(self, handler: Handler, owner: Caller | None) -> Handler:
+    def _admitted(self, handler: Handler, owner: Caller | None, forwarded_for: tuple[str, ...]) -> Handler:
         answer, deserialize = answer_of(handler), handler.request_deserializer
 
         async def answer_if_within_limits(raw: bytes, context: Context) -> Any:
             names = _certificate_names(context)
-            caller = owner or Caller(names[0] if names else context.peer())
+            peer = context.peer()
+            connection = Connection(peer, host_of(peer), forwarded_for)
+            caller = self._access.caller(owner, names[0] if names else None, connection)
             current_record().caller = caller.name
             try:
                 self._access.check_certificate(names)
@@ -73,8 +77,8 @@ class AccessGuard(grpc.aio.ServerInterceptor):
         return handler_like(handler, answer_if_within_limits, None, handler.response_serializer)
 
 
-def _authorization(details: grpc.HandlerCallDetails) -> list[str]:
-    return [str(value) for key, value in details.invocation_metadata or () if key == "authorization"]
+def _values(details: grpc.HandlerCallDetails, header: str) -> list[str]:
+    return [str(value) for key, value in details.invocation_metadata or () if key == header]
 
 
 def _certificate_names(context: Context) -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import grpc
 from transformer_debugger.v1 import model_service_pb2 as model_pb2
 from transformer_debugger.v1 import transformer_debugger_service_pb2 as service_pb2
+from transformer_debugger.v1.call_pb2 import Priority
 from transformer_debugger.v1.model_service_pb2_grpc import ModelServiceStub
 from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import TransformerDebuggerServiceStub
 
@@ -25,6 +26,7 @@ from tdb_client.events import Event, collected_async, inference_results
 from tdb_client.health import HealthStatus, health_check, health_request, health_status
 from tdb_client.inference import InferenceSubRequest
 from tdb_client.model_info import ModelInfo, model_info
+from tdb_client.names import enum_value
 from tdb_client.requests import (
     AblationWords,
     AttentionComponent,
@@ -66,6 +68,8 @@ class AsyncClient:
         tls: how to check the server's certificate; None for a connection in clear.
         token: bearer token that is sent with every call.
         max_receive_bytes: largest message that is taken; None for gRPC's 4 MiB.
+        priority: of its calls: `interactive`, or `sweep` for many that a program asks for, which let others
+            go first.
 
     Every method raises a CallError when the call fails and a ResponseError when the answer is malformed.
     """
@@ -78,6 +82,7 @@ class AsyncClient:
         tls: Tls | None = None,
         token: str | None = None,
         max_receive_bytes: int | None = None,
+        priority: str = "interactive",
     ) -> None:
         self._connection = Connection(server or default_server(), tls, token, timeout, max_receive_bytes)
         self._channel = self._connection.open_async()
@@ -85,6 +90,7 @@ class AsyncClient:
         self._models = ModelServiceStub(self._channel)
         self._versions = VersionCheck(self._connection.server)
         self._counting = TokenCounting()
+        self._priority = enum_value(Priority, priority)
 
     async def __aenter__(self) -> Self:
         return self
@@ -184,7 +190,9 @@ class AsyncClient:
 
         Closing the iterator cancels the call.
         """
-        request = encoding.debug_request(await self._resolved(sub_requests, timeout), request_id=request_id)
+        request = encoding.debug_request(
+            await self._resolved(sub_requests, timeout), request_id=request_id, priority=self._priority
+        )
         async with aclosing(
             self._events(self._debugger.StreamDebug, request, sub_requests, timeout)
         ) as events:
@@ -199,7 +207,9 @@ class AsyncClient:
         request_id: str = "",
     ) -> AsyncGenerator[Event]:
         """Yields the events of general sub-requests as they arrive; as stream_debug."""
-        request = encoding.infer_request(await self._resolved(sub_requests, timeout), request_id=request_id)
+        request = encoding.infer_request(
+            await self._resolved(sub_requests, timeout), request_id=request_id, priority=self._priority
+        )
         async with aclosing(
             self._events(self._debugger.StreamInfer, request, sub_requests, timeout)
         ) as events:

@@ -19,10 +19,13 @@ from tdb_server.domain.cost import estimated_cost
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.priority import Priority
+from tdb_server.domain.reason import Reason
 from tdb_server.domain.requests import InferenceSubRequest
 from tdb_server.domain.results import Finished, NamedResult, ObjectiveValues
+from tdb_server.errors import FieldViolation, InvalidRequest
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.service.caller import current_caller
+from tdb_server.service.enum_names import PRIORITIES
 from tdb_server.service.error_status import ResponseTooLarge
 from tdb_server.service.served_model import ModelSlot, ServedModel
 from tdb_server.service.streaming import StreamMessage, StreamWriter
@@ -84,7 +87,7 @@ class CallEvents:
             TdbError: the request is refused, or failed.
         """
         model, caller, record = self._slot.model(), current_caller(), current_record()
-        priority = Priority.INTERACTIVE.at_most(caller.limits.max_priority)
+        priority = _priority(request).at_most(caller.limits.max_priority)
         if not request.validate_only:
             self._scheduler.check_room(caller, priority)
         record.named(request.request_id or uuid.uuid4().hex, len(request.sub_requests))
@@ -149,6 +152,20 @@ async def _parsed(
     if request.ByteSize() < LONG_REQUEST_BYTES:
         return parse(request, model.info, model.limits, model.tokenizer)
     return await asyncio.to_thread(parse, request, model.info, model.limits, model.tokenizer)
+
+
+def _priority(request: DebugRequest | InferRequest) -> Priority:
+    """How urgent a request says it is.
+
+    Raises:
+        InvalidRequest: with a number that this server does not know.
+    """
+    if request.priority == PRIORITIES.unspecified:
+        return Priority.INTERACTIVE
+    if request.priority not in PRIORITIES.members:
+        description = f"{request.priority} is not a value this server knows"
+        raise InvalidRequest([FieldViolation("priority", description, Reason.UNKNOWN_ENUM_VALUE)])
+    return PRIORITIES.members[request.priority]
 
 
 def _put_started(

@@ -19,6 +19,7 @@ from tdb_server.errors import FailedPrecondition, FieldViolation, InvalidRequest
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.service.beginning_of_text import bos_violations, with_bos
 from tdb_server.service.caller import current_caller
+from tdb_server.service.enum_names import PRIORITIES
 from tdb_server.service.model_messages import model_info_message, put_bos
 from tdb_server.service.served_model import ModelSlot
 
@@ -37,8 +38,9 @@ class ModelService(ModelServiceServicer):
     async def GetModelInfo(self, request: GetModelInfoRequest, context: Any) -> GetModelInfoResponse:  # noqa: N802
         """See the proto."""
         model = self._slot.model()
-        limits = current_caller().limits.within(model.limits)
-        message = model_info_message(model.info, limits, self._server_version)
+        own = current_caller().limits
+        message = model_info_message(model.info, own.within(model.limits), self._server_version)
+        message.limits.max_priority = PRIORITIES.number(own.max_priority)
         put_bos(message, model.tokenizer)
         return GetModelInfoResponse(model_info=message)
 

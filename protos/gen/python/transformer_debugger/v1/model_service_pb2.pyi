@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from transformer_debugger.v1 import activation_pb2 as _activation_pb2
+from transformer_debugger.v1 import call_pb2 as _call_pb2
 from transformer_debugger.v1 import derived_scalar_pb2 as _derived_scalar_pb2
 from transformer_debugger.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
@@ -170,6 +171,7 @@ class Limits(_message.Message):
     MAX_ACTIVATION_BYTES_FIELD_NUMBER: _builtins.int
     MAX_CALL_SECONDS_FIELD_NUMBER: _builtins.int
     CHUNK_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_PRIORITY_FIELD_NUMBER: _builtins.int
     max_prompt_tokens: _builtins.int
     """Tokens of a prompt; at most the model's context."""
     max_sub_requests: _builtins.int
@@ -194,6 +196,8 @@ class Limits(_message.Message):
     """Seconds a call may take, waiting included."""
     chunk_bytes: _builtins.int
     """Bytes of tensor data in one message of a stream. Tensors larger than this come in chunks."""
+    max_priority: _call_pb2.Priority.ValueType
+    """The highest priority that calls of this caller get."""
     def __init__(
         self,
         *,
@@ -209,10 +213,11 @@ class Limits(_message.Message):
         max_activation_bytes: _builtins.int = ...,
         max_call_seconds: _builtins.float = ...,
         chunk_bytes: _builtins.int = ...,
+        max_priority: _call_pb2.Priority.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "max_activation_bytes", b"max_activation_bytes", "max_call_seconds", b"max_call_seconds", "max_concurrent_calls", b"max_concurrent_calls", "max_node_ablations", b"max_node_ablations", "max_processing_specs", b"max_processing_specs", "max_prompt_tokens", b"max_prompt_tokens", "max_queue_length", b"max_queue_length", "max_request_bytes", b"max_request_bytes", "max_response_bytes", b"max_response_bytes", "max_sub_requests", b"max_sub_requests", "max_top_and_bottom_k", b"max_top_and_bottom_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "max_activation_bytes", b"max_activation_bytes", "max_call_seconds", b"max_call_seconds", "max_concurrent_calls", b"max_concurrent_calls", "max_node_ablations", b"max_node_ablations", "max_priority", b"max_priority", "max_processing_specs", b"max_processing_specs", "max_prompt_tokens", b"max_prompt_tokens", "max_queue_length", b"max_queue_length", "max_request_bytes", b"max_request_bytes", "max_response_bytes", b"max_response_bytes", "max_sub_requests", b"max_sub_requests", "max_top_and_bottom_k", b"max_top_and_bottom_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

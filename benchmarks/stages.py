@@ -19,6 +19,7 @@ from tdb_server.domain.requests import AttentionComponent, DebugSubRequest, MlpC
 from tdb_server.domain.results import Finished, NamedResult
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.scalars.engine import Engine
+from tdb_server.scalars.ranking_trial import RANKINGS
 from tdb_server.service.streaming import StreamWriter
 from tdb_server.workers.engine_loading import load_engine
 from tdb_server.workers.messages import Configuration
@@ -94,16 +95,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--turns", type=int, default=9, help="turns that count, after two that do not (default: 9)")
     add("--operations", type=_numbers, default="16,64", metavar="TOKENS",
         help="lengths at which operations are counted; empty for none (default: %(default)s)")  # fmt: skip
+    add("--ranking", choices=sorted(RANKINGS), help="how tokens are ranked (default: the faster)")
     options = parser.parse_args(arguments)
     model = MODELS[options.model]()
     floor = Floor(model.folder, options.device, getattr(torch, options.dtype), N_THREADS, tf32=False)
-    configuration = Configuration(str(model.folder), (), options.device, 0, options.dtype, N_THREADS)
+    where = options.device, 0, options.dtype, N_THREADS
+    configuration = Configuration(str(model.folder), (), *where, ranking=options.ranking)
     engine, ready = load_engine(configuration, lambda _stage, _fraction: None)
     caller, words = Caller(engine, Tokenizer(ready.tokenizer_folder)), Words(model.tokenizer_folder)
     rows = [_measure(caller, floor, words, n_tokens, options.turns).cells() for n_tokens in options.tokens]
     header = ["T", "floor", "call", *STAGES, "rest", "serialize", "ratio"]
     print(f"{model.name}, {options.dtype}, {ready.device}, torch {torch.__version__}: milliseconds\n")
     print(table(header, rows))
+    print("\n".join(map(str, engine.kernels)))
     for n_tokens in options.operations:
         prompt = words.prompt(n_tokens)
         print(f"\n{n_tokens} tokens, one call\n\n{operations(lambda: caller.ask(words.prompt(n_tokens)))}")  # noqa: B023

@@ -279,8 +279,7 @@ def test_the_command_says_in_one_line_what_is_wrong(server, capsys):
     code = main(["debug", "--server", f"127.0.0.1:{server.port}", "--prompt", PROMPT, "--target", " Mary"])
     assert code == 1
     assert (
-        capsys.readouterr().err
-        == "tdb: sub_requests[0].target_tokens[0]: must be one token, and ' Mary' is 2:"
+        capsys.readouterr().err == "tdb: --target ' Mary': must be one token, and ' Mary' is 2:"
         " ' M' (337), 'ary' (560)\n"
     )
 

@@ -34,9 +34,7 @@ def test_front_never_loads_torch(server, debug_request):
 
 
 def test_importing_the_front_imports_no_torch():
-    code = (
-        "import sys, tdb_server.__main__; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    )
+    code = "import sys, tdb_server.command; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -34,5 +34,5 @@ def test_why_it_cannot_start(flags: tuple[str, ...], reason: str, tmp_path: Path
 
 def test_other_workers_need_no_ray(tmp_path: Path) -> None:
     """Importing all that a server without `--pool ray` imports."""
-    program = "import sys, tdb_server.__main__, tdb_server.workers.pool; sys.exit('ray' in sys.modules)"
+    program = "import sys, tdb_server.command, tdb_server.workers.pool; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=False).returncode == 0

@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from tdb_server.__main__ import main
+from tdb_server.command import run
 from tdb_server.domain.caller import CallerLimits
 from tdb_server.security_settings import NewToken, is_loopback
 from tdb_server.service.access.token import token_digest
@@ -45,7 +45,7 @@ def test_flags_that_do_not_go_together(flags):
 
 def test_a_new_token_is_shown_once(capsys):
     assert parse_settings(["token", "alice"], {}) == NewToken("alice", CallerLimits())
-    main(["token", "alice", "--calls-per-minute", "60", "--max-activation-bytes", "1GiB"])
+    run(["token", "alice", "--calls-per-minute", "60", "--max-activation-bytes", "1GiB"])
     said = capsys.readouterr()
     token = said.err.split()[-1]
     (entry,) = tomllib.loads(said.out)["token"]
@@ -59,7 +59,7 @@ def test_a_new_token_is_shown_once(capsys):
 
 
 def test_a_token_with_a_share_of_its_own(capsys):
-    main(["token", "alice", "--max-priority", "sweep", "--weight", "2", "--tenant", "physics"])
+    run(["token", "alice", "--max-priority", "sweep", "--weight", "2", "--tenant", "physics"])
     (entry,) = tomllib.loads(capsys.readouterr().out)["token"]
     del entry["sha256"]
     assert entry == {"name": "alice", "max_priority": "sweep", "weight": 2.0, "tenant": "physics"}

@@ -25,17 +25,16 @@ from tdb_client.errors import call_errors
 from tdb_client.events import Event, collected_async, inference_results
 from tdb_client.health import HealthStatus, health_check, health_request, health_status
 from tdb_client.inference import InferenceSubRequest
+from tdb_client.interventions import AblationWords, TraceWords
 from tdb_client.model_info import ModelInfo, model_info
 from tdb_client.names import enum_value
 from tdb_client.requests import (
-    AblationWords,
     AttentionComponent,
     DebugSubRequest,
     MlpComponent,
     SubRequest,
     SubRequestT,
     TokenWords,
-    TraceWords,
     prompt_length,
     prompts_to_tokenize,
     resolve,
@@ -43,6 +42,7 @@ from tdb_client.requests import (
 from tdb_client.results import EstimatedCost, InferenceResult, PromptTokens
 from tdb_client.streams import EventReader
 from tdb_client.token_counting import TokenCounting
+from tdb_client.value_check import check_text, check_values
 
 if TYPE_CHECKING:  # generic for the type checker alone
     VersionCall = grpc.aio.UnaryUnaryCall[model_pb2.GetModelInfoRequest, model_pb2.GetModelInfoResponse]
@@ -175,7 +175,11 @@ class AsyncClient:
         request_id: str = "",
         on_event: Callable[[Event], object] | None = None,
     ) -> list[InferenceResult]:
-        """Runs general sub-requests in one call and returns their results by name."""
+        """Runs general sub-requests in one call and returns their results by name.
+
+        No norm's scale is held constant on the way back unless a sub-request says so; `debug` holds the final
+        one.
+        """
 
         def stream(seconds: float | None) -> AsyncGenerator[Event]:
             return self.stream_infer(sub_requests, timeout=seconds, request_id=request_id)
@@ -248,6 +252,7 @@ class AsyncClient:
         return tokens
 
     async def _tokens(self, text: str, add_bos: bool | None, timeout: float | None) -> PromptTokens:
+        check_text(text, "text")
         request = model_pb2.TokenizeRequest(text=text, add_bos=add_bos)
         seconds, metadata = self._connection.seconds(timeout), self._connection.metadata()
         with call_errors(self._connection.server):
@@ -258,6 +263,7 @@ class AsyncClient:
         self, token_ids: Sequence[int], *, add_bos: bool | None = None, timeout: float | None = None
     ) -> str:
         """Joins tokens into text; bytes that are not UTF-8 become U+FFFD. `add_bos` as in `tokenize`."""
+        check_values(list(token_ids), "token_ids")
         request = model_pb2.DetokenizeRequest(token_ids=token_ids, add_bos=add_bos)
         seconds, metadata = self._connection.seconds(timeout), self._connection.metadata()
         with call_errors(self._connection.server):
@@ -265,6 +271,7 @@ class AsyncClient:
 
     async def health(self, service: str = "", *, timeout: float | None = None) -> HealthStatus:
         """Says whether the server, or one service by full name, is ready: `SERVING` when it is."""
+        check_text(service, "service")
         request = health_request(service)
         seconds, metadata = self._connection.seconds(timeout), self._connection.metadata()
         with call_errors(self._connection.server):
@@ -275,6 +282,7 @@ class AsyncClient:
         self, sub_requests: Sequence[SubRequestT], timeout: float | None
     ) -> list[SubRequestT]:
         """The sub-requests with tokens counted from the start; asks for the prompts' lengths where needed."""
+        check_values(list(sub_requests), "sub_requests")
         prompts = prompts_to_tokenize(sub_requests)
         n_tokens = {
             (text, add_bos): prompt_length(await self._tokens(text, add_bos, timeout), add_bos)

@@ -23,17 +23,16 @@ from tdb_client.errors import call_errors
 from tdb_client.events import Event, collected, inference_results
 from tdb_client.health import HealthStatus, health_check, health_request, health_status
 from tdb_client.inference import InferenceSubRequest
+from tdb_client.interventions import AblationWords, TraceWords
 from tdb_client.model_info import ModelInfo, model_info
 from tdb_client.names import enum_value
 from tdb_client.requests import (
-    AblationWords,
     AttentionComponent,
     DebugSubRequest,
     MlpComponent,
     SubRequest,
     SubRequestT,
     TokenWords,
-    TraceWords,
     prompt_length,
     prompts_to_tokenize,
     resolve,
@@ -41,6 +40,7 @@ from tdb_client.requests import (
 from tdb_client.results import EstimatedCost, InferenceResult, PromptTokens
 from tdb_client.streams import EventReader
 from tdb_client.token_counting import TokenCounting
+from tdb_client.value_check import check_text, check_values
 
 Request = TypeVar("Request", service_pb2.DebugRequest, service_pb2.InferRequest)
 Response = TypeVar("Response", service_pb2.StreamDebugResponse, service_pb2.StreamInferResponse)
@@ -231,6 +231,9 @@ class Client:
     ) -> list[InferenceResult]:
         """Runs general sub-requests in one call and returns their results by name.
 
+        No norm's scale is held constant on the way back unless a sub-request says so; `debug` holds the final
+        one.
+
         Example:
             wanted = {"pairs": DerivedAttentionScalarsSpec("attn_qk_probs", layer=23, head=3)}
             client.infer([InferenceSubRequest(prompt, results=wanted)])[0].results["pairs"].scalars
@@ -305,6 +308,7 @@ class Client:
         return tokens
 
     def _tokens(self, text: str, add_bos: bool | None, timeout: float | None) -> PromptTokens:
+        check_text(text, "text")
         request = model_pb2.TokenizeRequest(text=text, add_bos=add_bos)
         seconds, metadata = self._connection.seconds(timeout), self._connection.metadata()
         with call_errors(self._connection.server):
@@ -315,6 +319,7 @@ class Client:
         self, token_ids: Sequence[int], *, add_bos: bool | None = None, timeout: float | None = None
     ) -> str:
         """Joins tokens into text; bytes that are not UTF-8 become U+FFFD. `add_bos` as in `tokenize`."""
+        check_values(list(token_ids), "token_ids")
         request = model_pb2.DetokenizeRequest(token_ids=token_ids, add_bos=add_bos)
         seconds, metadata = self._connection.seconds(timeout), self._connection.metadata()
         with call_errors(self._connection.server):
@@ -322,6 +327,7 @@ class Client:
 
     def health(self, service: str = "", *, timeout: float | None = None) -> HealthStatus:
         """Says whether the server, or one service by full name, is ready: `SERVING` when it is."""
+        check_text(service, "service")
         request = health_request(service)
         seconds, metadata = self._connection.seconds(timeout), self._connection.metadata()
         with call_errors(self._connection.server):
@@ -330,6 +336,7 @@ class Client:
 
     def _resolved(self, sub_requests: Sequence[SubRequestT], timeout: float | None) -> list[SubRequestT]:
         """The sub-requests with tokens counted from the start; asks for the prompts' lengths where needed."""
+        check_values(list(sub_requests), "sub_requests")
         prompts = prompts_to_tokenize(sub_requests)
         n_tokens = {
             (text, add_bos): prompt_length(self._tokens(text, add_bos, timeout), add_bos)

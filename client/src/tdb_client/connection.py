@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+
+from tdb_client.errors import InvalidValueError
+from tdb_client.value_check import LARGEST, check_text, check_token
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 
@@ -90,6 +94,11 @@ class Connection:
     timeout: float | None = None
     max_receive_bytes: int | None = None
 
+    def __post_init__(self) -> None:
+        check_text(self.server, "server")
+        if self.token is not None:
+            check_token(self.token)
+
     def open(self) -> grpc.Channel:
         """A channel for sync calls; it connects with the first call."""
         self._warn_of_token_in_clear()
@@ -109,8 +118,13 @@ class Connection:
         return () if self.token is None else (("authorization", f"Bearer {self.token}"),)
 
     def seconds(self, timeout: float | None) -> float | None:
-        """The timeout of a call that asks for `timeout`."""
-        return self.timeout if timeout is None else timeout
+        """The timeout of a call that asks for `timeout`; at most what gRPC can count, which is 68 years."""
+        seconds = self.timeout if timeout is None else timeout
+        if seconds is None:
+            return None
+        if math.isnan(seconds):
+            raise InvalidValueError("timeout", "nan is no number of seconds")
+        return min(seconds, LARGEST)
 
     def _options(self) -> list[tuple[str, str | int]]:
         config = RETRIES | BALANCING if self.is_balanced else RETRIES

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import numpy as np
 
 from tdb_client.errors import IncompleteResponseError
-from tdb_client.inference import Token
+from tdb_client.inference import AblationSpec, Token, held_norm_scales
 from tdb_client.node_table import LogitTable, NodeTable
 from tdb_client.requests import DebugSubRequest
 from tdb_client.results import (
@@ -64,6 +64,7 @@ class DebugResult:
         peak_memory_bytes: the most memory in use on the worker's device; 0 when not known.
         cached: whether the results come from the server's cache.
         loss_tokens: the loss's targets and distractors; None without a loss, or from an older server.
+        ablations: what was set in the run: nodes as the cells they stand for, and gradients.
         attention: by head (`L9 head 6`), what each token pays to each [T, T], attended-from token first.
             Empty unless Client.with_attention has asked for it.
     """
@@ -81,6 +82,7 @@ class DebugResult:
     peak_memory_bytes: int
     cached: bool
     loss_tokens: LossTokens | None = None
+    ablations: tuple[AblationSpec, ...] = ()
     attention: Mapping[str, FloatArray] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -134,6 +136,20 @@ class DebugResult:
     def objective_value(self) -> float | None:
         """The loss, or the traced objective's value where a node was traced."""
         return self.loss if self.request.trace is None else self.traced_value
+
+    @property
+    def held_norm_scales(self) -> tuple[str, ...]:
+        """The norms whose scales were held constant on the way back: the final one alone."""
+        return held_norm_scales(self.ablations)
+
+    @property
+    def objective_unit(self) -> str:
+        """What the objective is measured in, and with it act × grad and direct effects."""
+        trace, downstream = self.request.trace, self.request.downstream
+        explained = downstream if trace is not None and trace.through == "V" else trace
+        if explained is None:
+            return "logits"
+        return "attention score" if explained.node.type == "attention_head" else "activation"
 
     def to_frame(self) -> pd.DataFrame:
         """The node table as a pandas frame; see NodeTable.to_frame."""
@@ -209,6 +225,7 @@ def debug_result(request: DebugSubRequest, result: InferenceResult) -> DebugResu
         peak_memory_bytes=result.peak_memory_bytes,
         cached=result.cached,
         loss_tokens=result.loss_tokens,
+        ablations=result.ablations,
     )
 
 

@@ -7,14 +7,15 @@ from functools import lru_cache
 from typing import cast
 
 import numpy as np
-from transformer_debugger.v1 import call_pb2, node_pb2, result_pb2
-from transformer_debugger.v1.activation_pb2 import Dimension
+from transformer_debugger.v1 import ablation_pb2, call_pb2, node_pb2, result_pb2
+from transformer_debugger.v1.activation_pb2 import ActivationLocationType, Dimension
 from transformer_debugger.v1.derived_scalar_pb2 import DerivedScalarType, GroupId
 from transformer_debugger.v1.model_service_pb2 import TokenizeResponse
 from transformer_debugger.v1.tensor_pb2 import Tensor
 
 from tdb_client import results
 from tdb_client.errors import ResponseError
+from tdb_client.inference import AblationSpec, ActivationIndex
 from tdb_client.names import enum_name
 from tdb_client.nodes import Node, NodeType
 from tdb_client.tensors import array_from_tensor, floats, integers
@@ -38,6 +39,20 @@ def node(index: node_pb2.NodeIndex) -> Node:
         case (token, component):
             return Node(node_type, layer, component, token, is_gradient=is_gradient)
     raise ResponseError(f"a node of type {node_type} has the tensor indices {list(index.tensor_indices)}")
+
+
+def ablation_spec(message: ablation_pb2.AblationSpec) -> AblationSpec:
+    """An ablation of cells."""
+    index = message.index
+    return AblationSpec(
+        ActivationIndex(
+            enum_name(ActivationLocationType, index.activation_location_type),
+            index.layer_index if index.HasField("layer_index") else None,
+            tuple(None if one.all else one.index for one in index.tensor_indices),
+            "backward" if index.pass_type == node_pb2.PASS_TYPE_BACKWARD else "forward",
+        ),
+        message.value,
+    )
 
 
 def processing_result(named: result_pb2.NamedResult) -> results.ProcessingResult:

@@ -16,6 +16,7 @@ from tdb_client.client import Client
 from tdb_client.compatibility import ApiVersionWarning, client_version, version_problem
 from tdb_client.connection import Connection
 from tdb_client.errors import (
+    InvalidValueError,
     NotImplementedCallError,
     PermissionDeniedError,
     TdbError,
@@ -62,6 +63,8 @@ def diagnose(connection: Callable[[], Connection]) -> Iterator[Check]:
             how = connection()
         except OSError as error:
             raise _StepError("options", str(error), "Give the path of a file that can be read") from None
+        except InvalidValueError as error:
+            raise _StepError("options", str(error), "Give another") from None
         yield from _reach(how)
         with _client(how) as client:
             yield _health(client, how)
@@ -102,7 +105,7 @@ def _reach(how: Connection) -> Iterator[Check]:
 def _resolved(host: str, port: int) -> Check:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
+    except (OSError, UnicodeError, OverflowError) as error:
         advice = "Check the spelling of --server, or of $TDB_SERVER"
         raise _StepError("address", f"the name {host!r} is not known ({error})", advice) from None
     addresses = ", ".join(dict.fromkeys(str(one[4][0]) for one in found))

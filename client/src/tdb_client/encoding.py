@@ -31,8 +31,9 @@ from tdb_client.inference import (
 )
 from tdb_client.interventions import Ablation, Trace
 from tdb_client.names import enum_value
-from tdb_client.nodes import Node
+from tdb_client.nodes import Node, NodeType
 from tdb_client.requests import DebugSubRequest
+from tdb_client.value_check import check_text
 
 
 def debug_request(
@@ -48,6 +49,7 @@ def debug_request(
         NodeError: a head is traced without its attended-to token.
         UnknownNameError: a component type does not exist.
     """
+    check_text(request_id, "request_id")
     return service_pb2.DebugRequest(
         sub_requests=[_debug_sub_request(one) for one in sub_requests],
         request_id=request_id,
@@ -69,6 +71,7 @@ def infer_request(
         NodeError: a head is traced without its attended-to token.
         UnknownNameError: a derived scalar, group, place, ... does not exist.
     """
+    check_text(request_id, "request_id")
     return service_pb2.InferRequest(
         sub_requests=[_inference_sub_request(one) for one in sub_requests],
         request_id=request_id,
@@ -130,10 +133,13 @@ def node_index(node: Node) -> node_pb2.NodeIndex:
 
 
 def _node_ablation(ablation: Ablation) -> ablation_pb2.NodeAblation:
-    index = node_index(ablation.node)
-    if ablation.node.type == "attention_head" and ablation.node.attended_to is None:
-        index.tensor_indices.insert(1, 0)  # the whole row is set, so that any attended-to token names it
-    return ablation_pb2.NodeAblation(node_index=index, value=ablation.value)
+    index, is_head = node_index(ablation.node), ablation.node.type == "attention_head"
+    is_row = is_head and ablation.node.attended_to is None
+    if is_row:
+        index.tensor_indices.insert(1, 0)  # any attended-to token names the row
+    return ablation_pb2.NodeAblation(
+        node_index=index, value=ablation.value, attended_to_token_only=is_head and not is_row
+    )
 
 
 def _traced(trace: Trace) -> tuple[node_pb2.NodeIndex, trace_pb2.AttentionTraceType.ValueType]:
@@ -196,7 +202,24 @@ def _activation_index(index: ActivationIndex) -> activation_pb2.ActivationIndex:
     )
 
 
-def _ablation_spec(spec: AblationSpec) -> ablation_pb2.AblationSpec:
+_PLACES: dict[NodeType, str] = {
+    "attention_head": "attn_qk_probs",
+    "mlp_neuron": "mlp_post_act",
+    "autoencoder_latent": "online_autoencoder_latent",
+    "mlp_autoencoder_latent": "online_mlp_autoencoder_latent",
+    "attention_autoencoder_latent": "online_attention_autoencoder_latent",
+}
+"""Where the activations of nodes are that can be ablated."""
+
+
+def _ablation_spec(spec: AblationSpec | Ablation) -> ablation_pb2.AblationSpec:
+    if isinstance(spec, Ablation):
+        node = spec.node
+        if node.type not in _PLACES:
+            raise NodeError(f"{node} cannot be ablated; attention heads, neurons and latents can")
+        attended_to = (node.attended_to,) if node.type == "attention_head" else ()
+        index = ActivationIndex(_PLACES[node.type], node.layer, (node.token, *attended_to, node.index))
+        spec = AblationSpec(index, spec.value)
     return ablation_pb2.AblationSpec(index=_activation_index(spec.index), value=spec.value)
 
 

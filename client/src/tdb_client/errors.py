@@ -2,6 +2,7 @@
 
 TdbError
 ├── NodeError (ValueError)           a node is misspelled or does not fit the prompt
+├── InvalidValueError (ValueError)   no message can carry a value: text that is none, a number too large
 ├── UnknownNameError (ValueError)    no derived scalar, place, ... has that name
 ├── ResponseError                    the answer is not as the protos promise
 │   ├── ChecksumError                a tensor's bytes changed on the way
@@ -36,7 +37,32 @@ class TdbError(Exception):
 
 
 class NodeError(TdbError, ValueError):
-    """A node is misspelled or does not fit the prompt."""
+    """A node is misspelled or does not fit the prompt.
+
+    Attributes:
+        path: which node of a sub-request, such as `ablate[0]`; empty where it stands alone.
+    """
+
+    def __init__(self, message: str, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class InvalidValueError(TdbError, ValueError):
+    """A value that no message can carry: text that is none, or a number that is too large.
+
+    Attributes:
+        path: what the value is called, such as `sub_requests[0].prompt`.
+        description: what is wrong, in words.
+    """
+
+    def __init__(self, path: str, description: str) -> None:
+        super().__init__(path, description)
+        self.path = path
+        self.description = description
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.description}"
 
 
 class UnknownNameError(TdbError, ValueError):

@@ -9,6 +9,7 @@ from contextlib import aclosing, closing
 from dataclasses import dataclass
 
 from tdb_client.errors import CallError, IncompleteResponseError
+from tdb_client.inference import AblationSpec
 from tdb_client.repeating import Repeats
 from tdb_client.results import (
     CallInfo,
@@ -32,6 +33,7 @@ class Started:
         estimated_cost: what it would cost; None unless only that was asked for.
         cached: whether the results come from the server's cache.
         losses: every sub-request's loss tokens; None where it has no loss, or the server is older.
+        ablations: what is set in every sub-request's run, as in InferenceResult.
     """
 
     call: CallInfo
@@ -40,6 +42,7 @@ class Started:
     estimated_cost: EstimatedCost | None = None
     cached: bool = False
     losses: tuple[LossTokens | None, ...] = ()
+    ablations: tuple[tuple[AblationSpec, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +151,7 @@ def inference_results(events: Sequence[Event]) -> list[InferenceResult]:
             peak_memory_bytes=finished.peak_memory_bytes,
             cached=started.cached,
             loss_tokens=started.losses[index] if started.losses else None,
+            ablations=started.ablations[index],
         )
         for index, prompt in enumerate(started.prompts)
     ]

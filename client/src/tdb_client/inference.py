@@ -6,11 +6,19 @@ Names of losses, derived scalars, groups, places and dimensions are the protos' 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tdb_client.interventions import Trace
+from tdb_client.interventions import (
+    Ablation,
+    AblationWords,
+    Trace,
+    TraceWords,
+    ablations,
+    as_trace,
+    read_words,
+)
 
 PassType = Literal["forward", "backward"]
 LossName = Literal["logit_diff", "logit_minus_mean", "probs", "zero"]
@@ -44,6 +52,22 @@ class AblationSpec:
 
     index: ActivationIndex
     value: float = 0.0
+
+
+def held_norm_scales(ablations: Iterable[AblationSpec]) -> tuple[str, ...]:
+    """The norms whose scales are held constant at all tokens, because their gradients are set to 0.
+
+    Returns:
+        `resid_ln_f_scale` for the final norm, `L3 attn_ln_scale` and such for others.
+    """
+    return tuple(
+        f"L{index.layer} {index.place}" if index.layer is not None else index.place
+        for index, value in ((one.index, one.value) for one in ablations)
+        if index.place.endswith("_scale")
+        and index.pass_type == "backward"
+        and value == 0
+        and not any(axis is not None for axis in index.indices)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +149,14 @@ ProcessingSpec = (
 
 @dataclass(frozen=True, slots=True)
 class InferenceSubRequest:
-    """One prompt, how to run it, and what is wanted of it.
+    """One prompt, how to run it, and what is wanted of it. `InferenceSubRequest.of` takes looser words.
 
     Attributes:
         prompt: the prompt.
         loss: the loss. Give a loss or a trace; both only for a V trace without a downstream node.
         trace: the node to explain in place of the loss.
         downstream: for a V trace, the node that gives it its direction.
-        ablate: activations and gradients to set.
+        ablate: activations and gradients to set, or nodes.
         within_layer_gradient: a latent whose gradient within its own layer is wanted, token axis None.
         results: what is wanted, under names of your choice.
         add_bos: whether the beginning-of-text token stands in front of the prompt; see DebugSubRequest.
@@ -142,7 +166,42 @@ class InferenceSubRequest:
     loss: Loss | None = None
     trace: Trace | None = None
     downstream: Trace | None = None
-    ablate: tuple[AblationSpec, ...] = ()
+    ablate: tuple[AblationSpec | Ablation, ...] = ()
     within_layer_gradient: ActivationIndex | None = None
     results: Mapping[str, ProcessingSpec] = field(default_factory=dict)
     add_bos: bool | None = None
+
+    def __post_init__(self) -> None:
+        read_words(self)
+
+    @classmethod
+    def of(
+        cls,
+        prompt: str,
+        loss: Loss | None = None,
+        *,
+        ablate: AblationSpec | AblationWords | Sequence[AblationSpec | AblationWords] = (),
+        trace: TraceWords | None = None,
+        downstream: TraceWords | None = None,
+        within_layer_gradient: ActivationIndex | None = None,
+        results: Mapping[str, ProcessingSpec] | None = None,
+        add_bos: bool | None = None,
+    ) -> InferenceSubRequest:
+        """Makes a sub-request: nodes may be spelled, and one ablation may stand for a list of them.
+
+        Example:
+            InferenceSubRequest.of("When Mary ...", ablate=[head(9, 6, token=-1), "L5 neuron 7 @ 3 = 2"])
+
+        Raises:
+            NodeError: a spelling cannot be read.
+        """
+        return cls(
+            prompt,
+            loss,
+            as_trace(trace),
+            as_trace(downstream),
+            ablations(ablate),
+            within_layer_gradient,
+            results or {},
+            add_bos,
+        )

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, TypeAlias, cast
 
 from tdb_client.errors import NodeError
 from tdb_client.nodes import Node
 
 AttentionTraceType = Literal["Q", "K", "QK", "V"]
 """What lets the gradient into a traced head: the query, the key, both, or the value."""
+
+AblationWords: TypeAlias = "Ablation | Node | str"
+"""An ablation in plain words: itself, a node to set to 0, or the spelling of either."""
+
+TraceWords: TypeAlias = "Trace | Node | str"
+"""A trace in plain words: itself, a node that is no head, or the spelling of either."""
 
 _TRACE = re.compile(r"(?P<node>.*?)( through (?P<through>qk|q|k|v))?(?P<post> post act)?", re.DOTALL)
 
@@ -21,11 +27,16 @@ _TRACE = re.compile(r"(?P<node>.*?)( through (?P<through>qk|q|k|v))?(?P<post> po
 class Ablation:
     """Sets a node's activation and lets everything after it change; spelled as the node, `= 2.5` unless 0.
 
-    Of a head the whole row is set: what its token attends to, whichever attended-to token the node names.
+    Of a head with an attended-to token (`@ 9 -> 2`) that pair alone is set. Of a head without (`@ 9`) it is
+    the whole row: what its token pays to each token up to it. Other attention stays as it is, so that a row
+    need not add up to 1 any more.
     """
 
     node: Node
     value: float = 0.0
+
+    def __post_init__(self) -> None:
+        _read_node(self)
 
     @classmethod
     def parse(cls, text: str) -> Ablation:
@@ -46,6 +57,11 @@ class Ablation:
     def __str__(self) -> str:
         return str(self.node) + (f" = {repr(self.value).removesuffix('.0')}" if self.value else "")
 
+    @property
+    def is_row(self) -> bool:
+        """Whether it sets all that a head's token attends to."""
+        return self.node.type == "attention_head" and self.node.attended_to is None
+
 
 @dataclass(frozen=True, slots=True)
 class Trace:
@@ -60,6 +76,9 @@ class Trace:
     node: Node
     through: AttentionTraceType | None = None
     post_act: bool = False
+
+    def __post_init__(self) -> None:
+        _read_node(self)
 
     @classmethod
     def parse(cls, text: str) -> Trace:
@@ -87,3 +106,43 @@ class Trace:
         """
         through = "" if self.through is None else f", through {self.through}"
         return self.node.resolve(len(tokens)).words(tokens) + through
+
+
+def _read_node(new: Any) -> None:
+    """Reads the spelling where a new ablation or trace was given that in place of a node."""
+    if isinstance(new.node, str):
+        object.__setattr__(new, "node", Node.parse(new.node))
+
+
+def ablations(words: object) -> tuple[Any, ...]:
+    """Ablations in plain words, or one of them, as Ablations; what is more exact stays as it is.
+
+    Raises:
+        NodeError: a spelling cannot be read.
+    """
+    several = words if isinstance(words, Iterable) and not isinstance(words, str) else [words]
+    return tuple(_ablation(one) for one in several)
+
+
+def _ablation(words: object) -> object:
+    if isinstance(words, str):
+        return Ablation.parse(words)
+    return Ablation(words) if isinstance(words, Node) else words
+
+
+def as_trace(words: TraceWords | None) -> Trace | None:
+    """A trace in plain words as a Trace.
+
+    Raises:
+        NodeError: the spelling cannot be read.
+    """
+    if isinstance(words, str):
+        return Trace.parse(words)
+    return Trace(words) if isinstance(words, Node) else words
+
+
+def read_words(sub_request: Any) -> None:
+    """Reads nodes that a new sub-request names in plain words; it is frozen, and nobody has seen it yet."""
+    object.__setattr__(sub_request, "ablate", ablations(sub_request.ablate))
+    for name in ("trace", "downstream"):
+        object.__setattr__(sub_request, name, as_trace(getattr(sub_request, name)))

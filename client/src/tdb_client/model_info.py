@@ -75,6 +75,7 @@ class ModelInfo:
         api_version: version of the interface, such as `v1`.
         server_version: version of the server's software.
         kernels: how a worker computes what can be computed in several ways: `{"rank_tokens": "int8"}`.
+        default_k: nodes from each end of a ranking where a message does not say; this library always does.
         adds_bos: whether prompts begin with the beginning-of-text token where requests do not say `add_bos`.
         bos_token_id: that token's vocabulary index; None when the model has none.
         bos_token: that token as text; empty when the model has none.
@@ -99,6 +100,7 @@ class ModelInfo:
     api_version: str
     server_version: str
     kernels: dict[str, str]
+    default_k: int = 0
     adds_bos: bool = False
     bos_token_id: int | None = None
     bos_token: str = ""
@@ -128,6 +130,7 @@ def model_info(message: model_service_pb2.ModelInfo) -> ModelInfo:
         api_version=message.api_version,
         server_version=message.server_version,
         kernels={one.operation: one.chosen for one in message.kernels},
+        default_k=message.default_top_and_bottom_k,
         adds_bos=message.adds_bos,
         bos_token_id=message.bos_token_id if message.HasField("bos_token_id") else None,
         bos_token=message.bos_token,

@@ -89,7 +89,7 @@ class NodeTable:
             {
                 "node": [str(node) for node in self.nodes],
                 "words": list(self.words),
-                "type": [node.type for node in self.nodes],
+                "type": [node.kind for node in self.nodes],
                 "layer": pd.array([node.layer for node in self.nodes], dtype="Int64"),
                 "index": [node.index for node in self.nodes],
                 "token": [node.token for node in self.nodes],

@@ -60,9 +60,11 @@ _TYPES: dict[str, NodeType] = {phrase: node_type for node_type, phrase in _PHRAS
 _WITHOUT_LAYER = frozenset({"residual channel", "logit", "embedding"})  # need no layer
 _WITH_ATTENDED_TO = frozenset({"head", "residual channel"})
 _SPELLING = re.compile(
-    r"(?P<gradient>gradient of )?(?:l(?P<layer>\d+) )?(?:head (?P<head>\d+) (?=qk|v))?"
-    rf"(?P<phrase>{'|'.join(sorted(_TYPES, key=len, reverse=True))})(?: (?P<index>\d+))? ?"
-    r"@ ?(?P<token>-?\d+)(?: ?(?:->|→) ?(?P<attended_to>-?\d+))?",
+    r"(?P<gradient>gradient of )?(?:l(?P<layer>NUMBER) )?(?:head (?P<head>NUMBER) (?=qk|v))?"
+    r"(?P<phrase>PHRASE)(?: (?P<index>NUMBER))? ?"
+    r"@ ?(?P<token>-?NUMBER)(?: ?(?:->|→) ?(?P<attended_to>-?NUMBER))?".replace(
+        "NUMBER", r"\d{1,18}"
+    ).replace("PHRASE", "|".join(sorted(_TYPES, key=len, reverse=True))),
     re.ASCII,
 )
 _EXAMPLES = "such as 'L9 head 6 @ -1', 'L9 head 6 @ 13 -> 2', 'L5 neuron 123 @ 7' or 'L5 mlp latent 9 @ 7'"
@@ -140,6 +142,11 @@ class Node:
         else:
             parts.append(f"{_PHRASES[self.type]} {self.index}")
         return " ".join(parts)
+
+    @property
+    def kind(self) -> str:
+        """What kind of component, as tables say it: the type, or `embedding` where a layer has no number."""
+        return "embedding" if self.type == "layer" and self.layer is None else self.type
 
     def words(self, tokens: Sequence[str]) -> str:
         """The node with its tokens as text: `L9 head 6, ' to' → ' Mary'`."""

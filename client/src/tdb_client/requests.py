@@ -8,8 +8,17 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from tdb_client.inference import InferenceSubRequest, MultipleTopKSpec, Token
-from tdb_client.interventions import Ablation, Trace
+from tdb_client.errors import NodeError
+from tdb_client.inference import AblationSpec, InferenceSubRequest, MultipleTopKSpec, Token
+from tdb_client.interventions import (
+    Ablation,
+    AblationWords,
+    Trace,
+    TraceWords,
+    ablations,
+    as_trace,
+    read_words,
+)
 from tdb_client.nodes import Node
 from tdb_client.results import PromptTokens
 
@@ -19,14 +28,8 @@ MlpComponent = Literal["neuron", "autoencoder_latent"]
 AttentionComponent = Literal["attention_head", "autoencoder_latent"]
 """What attention is taken apart into."""
 
-AblationWords = Ablation | Node | str
-"""An ablation in plain words: itself, a node to set to 0, or the spelling of either."""
-
 TokenWords = Token | np.integer[Any]
 """A token: its text, or its vocabulary index, also as numpy has it."""
-
-TraceWords = Trace | Node | str
-"""A trace in plain words: itself, a node that is no head, or the spelling of either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,9 @@ class DebugSubRequest:
     hide_early_layers: bool = False
     add_bos: bool | None = None
 
+    def __post_init__(self) -> None:
+        read_words(self)
+
     @classmethod
     def of(
         cls,
@@ -92,11 +98,9 @@ class DebugSubRequest:
             target=_tokens(target),
             distractor=_tokens(distractor),
             k=k,
-            ablate=tuple(
-                _ablation(one) for one in ([ablate] if isinstance(ablate, Ablation | Node | str) else ablate)
-            ),
-            trace=_trace(trace),
-            downstream=_trace(downstream),
+            ablate=ablations(ablate),
+            trace=as_trace(trace),
+            downstream=as_trace(downstream),
             mlp=mlp,
             attention=attention,
             hide_early_layers=hide_early_layers,
@@ -132,24 +136,31 @@ def resolve(sub_request: SubRequestT, n_tokens: Mapping[PromptKey, int]) -> SubR
     count = n_tokens.get((sub_request.prompt, sub_request.add_bos))
     if count is None:
         return sub_request
-    resolved = replace(
-        sub_request,
-        trace=_resolve_trace(sub_request.trace, count),
-        downstream=_resolve_trace(sub_request.downstream, count),
-    )
-    if isinstance(resolved, InferenceSubRequest):
-        return resolved
+    ablate: list[Any] = [
+        replace(one, node=_resolve(one.node, count, f"ablate[{i}]")) if isinstance(one, Ablation) else one
+        for i, one in enumerate(sub_request.ablate)
+    ]
     return replace(
-        resolved, ablate=tuple(replace(one, node=one.node.resolve(count)) for one in resolved.ablate)
+        sub_request,
+        trace=_resolve_trace(sub_request.trace, count, "trace"),
+        downstream=_resolve_trace(sub_request.downstream, count, "downstream"),
+        ablate=tuple(ablate),
     )
 
 
-def _resolve_trace(trace: Trace | None, n_tokens: int) -> Trace | None:
-    return None if trace is None else replace(trace, node=trace.node.resolve(n_tokens))
+def _resolve_trace(trace: Trace | None, n_tokens: int, path: str) -> Trace | None:
+    return None if trace is None else replace(trace, node=_resolve(trace.node, n_tokens, path))
+
+
+def _resolve(node: Node, n_tokens: int, path: str) -> Node:
+    try:
+        return node.resolve(n_tokens)
+    except NodeError as error:
+        raise NodeError(str(error), path) from None
 
 
 def _nodes(sub_request: SubRequest) -> list[Node]:
-    ablated = [one.node for one in sub_request.ablate] if isinstance(sub_request, DebugSubRequest) else []
+    ablated = [one.node for one in sub_request.ablate if isinstance(one, Ablation)]
     return ablated + [one.node for one in (sub_request.trace, sub_request.downstream) if one is not None]
 
 
@@ -159,7 +170,11 @@ def tokens_from_start(sub_request: SubRequest) -> Iterator[int]:
     for node in _nodes(sub_request):
         named += [node.token, node.attended_to]
     if isinstance(sub_request, InferenceSubRequest):
-        named += [one.index.indices[0] for one in sub_request.ablate if one.index.indices]
+        named += [
+            one.index.indices[0]
+            for one in sub_request.ablate
+            if isinstance(one, AblationSpec) and one.index.indices
+        ]
         named += [one.token for one in sub_request.results.values() if isinstance(one, MultipleTopKSpec)]
     return (one for one in named if one is not None and one >= 0)
 
@@ -167,15 +182,3 @@ def tokens_from_start(sub_request: SubRequest) -> Iterator[int]:
 def _tokens(tokens: TokenWords | Sequence[TokenWords]) -> tuple[Token, ...]:
     several = (tokens,) if isinstance(tokens, str | int | np.integer) else tokens
     return tuple(int(one) if isinstance(one, np.integer) else one for one in several)
-
-
-def _ablation(ablation: AblationWords) -> Ablation:
-    if isinstance(ablation, str):
-        return Ablation.parse(ablation)
-    return Ablation(ablation) if isinstance(ablation, Node) else ablation
-
-
-def _trace(trace: TraceWords | None) -> Trace | None:
-    if isinstance(trace, str):
-        return Trace.parse(trace)
-    return Trace(trace) if isinstance(trace, Node) else trace

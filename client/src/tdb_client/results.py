@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from tdb_client.inference import AblationSpec, held_norm_scales
 from tdb_client.nodes import Node
 
 FloatArray = npt.NDArray[np.floating]
@@ -218,6 +219,7 @@ class InferenceResult:
         peak_memory_bytes: the most memory in use on the worker's device; 0 when not known.
         cached: whether the results come from the server's cache.
         loss_tokens: the loss's targets and distractors; None without a loss, or from an older server.
+        ablations: what was set in the run: nodes as the cells they stand for, and gradients.
     """
 
     call: CallInfo
@@ -229,3 +231,9 @@ class InferenceResult:
     peak_memory_bytes: int = 0
     cached: bool = False
     loss_tokens: LossTokens | None = None
+    ablations: tuple[AblationSpec, ...] = ()
+
+    @property
+    def held_norm_scales(self) -> tuple[str, ...]:
+        """The norms whose scales were held constant on the way back: none, unless `ablate` asks for it."""
+        return held_norm_scales(self.ablations)

@@ -135,6 +135,9 @@ def _started(message: call_pb2.Started) -> Started:
         if message.HasField("estimated_cost")
         else None,
         cached=message.cached,
+        ablations=tuple(
+            tuple(map(decoding.ablation_spec, one.ablation_specs)) for one in message.sub_requests
+        ),
         losses=tuple(map(_loss_tokens, message.sub_requests)),
     )
 

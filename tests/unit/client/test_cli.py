@@ -113,13 +113,13 @@ def test_the_token_comes_from_a_file(fake: Fake, tmp_path: Path) -> None:
     [
         (
             ["debug", "--prompt", REFUSED, "--target", "x"],
-            "tdb: sub_requests[0].prompt: is a joke; sub_requests",
+            "tdb: --prompt: is a joke; --target: is two tokens",
         ),
         (["debug", "--prompt", BUSY, "--target", "x"], "tdb: queue full (try again in 1.5 s)"),
         (["debug", "--prompt", SLOW, "--target", "x", "--timeout", "0.2"], "tdb: Deadline Exceeded"),
         (
             [*DEBUG, "--ablate", "L1 head 2 @ -9"],
-            "tdb: L1 head 2 @ -9: token -9 does not exist in a prompt of 4",
+            "tdb: --ablate 'L1 head 2 @ -9': token -9 does not exist in a prompt of 4",
         ),
         (["info", "--server", "127.0.0.1:1"], "tdb: no server answers at 127.0.0.1:1"),
         (
@@ -280,3 +280,51 @@ def test_a_reader_that_has_seen_enough_is_no_error(fake: Fake) -> None:
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
     os.close(writing)
     assert done.stderr == b""
+
+
+@pytest.mark.parametrize(
+    ("words", "warnings"),
+    [
+        (["--target", "Mary"], ["--target 'Mary': with a space in front, ' Mary' is another token, and the"]),
+        (["--target", " Mary"], []),
+        (
+            ["--target", " Mary", "--distractor", "John"],
+            ["--distractor 'John': with a space in front"],
+        ),
+        (["--target", "Mary", " Mary"], []),  # both on purpose
+        (["--target", "Paris"], []),  # unlikely either way
+    ],
+)
+def test_a_forgotten_space_is_a_warning(
+    fake: Fake, capsys: Output, words: list[str], warnings: list[str]
+) -> None:
+    assert main(["debug", "--prompt", "p", *words, "--server", fake[0]]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(warnings)
+    for line, warning in zip(lines, warnings, strict=True):
+        assert line.startswith(f"tdb: warning: {warning}")
+
+
+def test_embeddings_are_called_so(fake: Fake, capsys: Output) -> None:
+    assert main([*DEBUG, "--csv", "--server", fake[0]]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert (rows[0]["node"], rows[0]["type"], rows[1]["type"]) == (
+        "embedding @ 1",
+        "embedding",
+        "attention_head",
+    )
+    assert main([*DEBUG, "--json", "--server", fake[0]]) == 0
+    nodes = json.loads(capsys.readouterr().out)["sub_requests"][0]["result"]["nodes"]
+    assert nodes[0]["type"] == "embedding"
+
+
+def test_sums_per_token_have_their_unit(fake: Fake, capsys: Output) -> None:
+    head_trace = ["trace", "L1 head 2 @ 3 -> 1", "--prompt", "p", "--target", " Mary", "--type"]
+    for arguments, unit in [
+        (DEBUG, "logits"),
+        ([*head_trace, "Q"], "attention score"),
+        ([*head_trace, "V"], "logits"),
+        ([*head_trace, "V", "--downstream", "L1 neuron 3 @ 3"], "activation"),
+    ]:
+        assert main([*arguments, "--server", fake[0]]) == 0
+        assert f"strongest tokens, in {unit}: ' Mary' @ 1: +1.500" in capsys.readouterr().out

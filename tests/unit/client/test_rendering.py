@@ -67,7 +67,7 @@ def test_wide_terminals_also_show_what_excites_nodes() -> None:
 @pytest.mark.parametrize("width", [80, 160])
 def test_a_comparison_shows_differences(width: int) -> None:
     text = printed(two, width)
-    assert "ablated: L1 head 2 @ -1" in text
+    assert "ablated: L1 head 2 @ -1 (whole row)" in text
     assert "3.000 plain, 2.500 ablated, difference -0.500" in text
     head = next(line for line in text.splitlines() if line.startswith("L1 head 2, "))
     expected = ["4.000", "3.500", "-0.500"] + (["3.500", "3.500", "0"] if width == 160 else [])

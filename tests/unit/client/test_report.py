@@ -86,7 +86,7 @@ def test_long_prompts_show_the_tokens_that_matter() -> None:
 def test_two_results_are_compared_node_by_node() -> None:
     before, after = before_and_after()
     data = report_data([before, after])
-    assert data["ablations"] == ["L1 head 2 @ -1"]
+    assert data["ablations"] == ["L1 head 2 @ -1 (whole row)"]
     first, second = data["runs"]
     assert (first["value"], second["value"]) == (3.0, 2.5)
     assert (first["scalars"]["direct_effect"][1], second["scalars"]["direct_effect"][1]) == (4.0, 3.5)

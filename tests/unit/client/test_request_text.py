@@ -107,5 +107,5 @@ def test_the_message_is_that_of_the_call() -> None:
 def test_downstream_nodes_are_part_of_the_command(downstream: str) -> None:
     request = DebugSubRequest.of("p", trace="L1 head 2 @ 3 -> 1 through V", downstream=downstream)
     options = parse(shlex.split(request_text.command(request))[1:])
-    assert options.downstream == request.downstream
+    assert options.downstream.read == request.downstream
     assert f"downstream={downstream!r}" in request_text.program(request)

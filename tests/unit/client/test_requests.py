@@ -163,3 +163,51 @@ def test_names_of_the_protos() -> None:
         UnknownNameError, match="unknown group id 'x'; it is one of write_norm, act_times_grad"
     ):
         enum_value(GroupId, "x")
+
+
+def test_nodes_may_be_spelled_wherever_one_is_named() -> None:
+    words = (
+        "L1 head 2 @ 3",
+        "L1 head 2 @ 3 -> 1 = 0.5",
+        neuron(0, 5, token=3),
+        Ablation(head(1, 0, token=2)),
+    )
+    meant = (
+        Ablation(head(1, 2, token=3)),
+        Ablation(head(1, 2, token=3, attended_to=1), 0.5),
+        Ablation(neuron(0, 5, token=3)),
+        Ablation(head(1, 0, token=2)),
+    )
+    for kind in (DebugSubRequest, InferenceSubRequest):
+        assert kind.of("p", ablate=words).ablate == meant
+        assert kind("p", ablate=list(words)).ablate == meant
+        assert kind.of("p", ablate="L1 head 2 @ 3").ablate == meant[:1]
+        assert kind.of("p", ablate=head(1, 2, token=3)).ablate == meant[:1]
+        for trace in ("L0 neuron 5 @ 3", neuron(0, 5, token=3), Trace(neuron(0, 5, token=3))):
+            asked = kind("p", trace=trace, downstream=trace)
+            assert asked.trace == asked.downstream == Trace(neuron(0, 5, token=3))
+    assert Ablation("L1 head 2 @ 3").node == Trace("L1 head 2 @ 3", "Q").node == head(1, 2, token=3)
+
+
+def test_nodes_of_general_requests_are_cells_of_places() -> None:
+    spec = AblationSpec(ActivationIndex("resid_ln_f_scale", None, (None, None), "backward"))
+    asked = InferenceSubRequest.of(
+        "p", ablate=["L1 head 2 @ -1", "L1 head 2 @ -1 -> 0 = 0.5", "L0 mlp latent 5 @ 3 = 2", spec]
+    )
+    (request,) = infer_request([resolve(asked, {("p", None): 4})]).sub_requests
+    cells = [
+        ([one.index if one.HasField("index") else None for one in spec.index.tensor_indices], spec.value)
+        for spec in request.inference_spec.ablation_specs
+    ]
+    assert cells == [([3, None, 2], 0), ([3, 0, 2], 0.5), ([3, 5], 2), ([None, None], 0)]
+    with pytest.raises(NodeError, match="embedding @ 1 cannot be ablated"):
+        infer_request([InferenceSubRequest.of("p", ablate="embedding @ 1")])
+
+
+def test_an_arrow_means_the_pair_and_no_arrow_the_row() -> None:
+    asked = DebugSubRequest.of("p", "t", ablate=["L1 head 2 @ 3", "L1 head 2 @ 3 -> 1", "L0 neuron 5 @ 3"])
+    row, pair, neuron_ablation = debug_request([asked]).sub_requests[0].node_ablations
+    assert (row.attended_to_token_only, list(row.node_index.tensor_indices)) == (False, [3, 0, 2])
+    assert (pair.attended_to_token_only, list(pair.node_index.tensor_indices)) == (True, [3, 1, 2])
+    assert not neuron_ablation.attended_to_token_only
+    assert [str(one) for one in asked.ablate] == ["L1 head 2 @ 3", "L1 head 2 @ 3 -> 1", "L0 neuron 5 @ 3"]

@@ -10,6 +10,7 @@ from tdb_server.domain.debug import inference_sub_request
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import ModelInfo, Site
 from tdb_server.domain.node import NodeIndex, NodeType
+from tdb_server.domain.place import Place
 from tdb_server.domain.requests import (
     AttentionComponent,
     AttentionTraceType,
@@ -60,11 +61,18 @@ def towards(node_type: int, layer: int | None, *indices: int, trace_type: int = 
 
 
 def ablated(
-    node_type: int, layer: int | None, *indices: int, value: float = 0.0, pass_type: int = 0
+    node_type: int,
+    layer: int | None,
+    *indices: int,
+    value: float = 0.0,
+    pass_type: int = 0,
+    pair_only: bool = False,
 ) -> Change:
     def change(message: Message) -> None:
         message.node_ablations.add(
-            node_index=node(node_type, layer, *indices, pass_type=pass_type), value=value
+            node_index=node(node_type, layer, *indices, pass_type=pass_type),
+            value=value,
+            attended_to_token_only=pair_only,
         )
 
     return change
@@ -99,6 +107,28 @@ def test_ablations_and_traces() -> None:
         downstream=Trace(NodeIndex(NodeType.MLP_NEURON, 1, (4, 9))),
     )
     assert found.inference.loss is None
+
+
+@pytest.mark.parametrize(("pair_only", "attended_to"), [(False, None), (True, 1)])
+def test_a_head_is_ablated_at_all_it_attends_to_unless_the_pair_is_meant(
+    pair_only: bool, attended_to: int | None
+) -> None:
+    (found,) = parse(debug(ablated(HEAD, 0, 5, 1, 2, value=0.5, pair_only=pair_only)))
+    (cells,) = found.inference.ablations[:-1]
+    assert (cells.index.place, cells.index.tensor_indices, cells.value) == (
+        Place.ATTN_QK_PROBS,
+        (5, attended_to, 2),
+        0.5,
+    )
+
+
+def test_k_may_be_left_out() -> None:
+    def k(limits: Limits) -> int:
+        (found,) = parse(debug(lambda one: one.ClearField("top_and_bottom_k")), limits=limits)
+        return found.processing["topKComponents"].top_and_bottom_k
+
+    assert k(LIMITS) == 10
+    assert k(replace(LIMITS, max_top_and_bottom_k=4)) == 4
 
 
 def test_a_generic_latent_keeps_its_name() -> None:
@@ -162,6 +192,18 @@ REFUSALS: list[tuple[list[Change], list[tuple[str, str]]]] = [
     (
         [ablated(HEAD, 0, 5, 1, 2), ablated(HEAD, 0, 5, 3, 2, value=1.0)],
         [("node_ablations[1]", "DUPLICATE_ABLATION")],
+    ),
+    (
+        [ablated(HEAD, 0, 5, 1, 2, pair_only=True), ablated(HEAD, 0, 5, 3, 2, value=1.0)],
+        [("node_ablations[1]", "DUPLICATE_ABLATION")],
+    ),
+    (
+        [ablated(NEURON, 0, 1, 1, pair_only=True)],
+        [("node_ablations[0].attended_to_token_only", "FIELD_NOT_ALLOWED")],
+    ),
+    (
+        [lambda one: setattr(one, "top_and_bottom_k", 0)],
+        [("top_and_bottom_k", "OUT_OF_RANGE")],
     ),
     (
         [traced(NEURON, 1, 2, 5, trace_type=QK)],

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 from pathlib import Path
 
 import pytest
-from tdb_server.errors import ModelNotFound, Unavailable
+from tdb_server.errors import ModelError, ModelNotFound
 from tdb_server.workers import pool as pool_module
 from tdb_server.workers.messages import Configuration
 from tdb_server.workers.pool import LocalPool
@@ -85,16 +86,35 @@ async def test_what_cannot_be_loaded_is_said(tmp_path):
     await pool.stop()
 
 
-async def test_workers_that_die_while_loading_are_not_started_for_ever(tmp_path, monkeypatch):
-    """A library that takes the process down: as when the machine's memory is too small."""
-    (tmp_path / "torch.py").write_text("import os; os._exit(9)")
+@pytest.mark.parametrize(
+    ("what_loading_does", "reason", "n_starts"),
+    [
+        ("raise KeyError('model.norm.weight')", "KeyError: 'model.norm.weight'", 1),
+        ("raise MemoryError", "not enough memory", 1),
+        ("class PanicException(BaseException): ...\nraise PanicException('a\\nb')", "PanicException: a b", 1),
+        ("raise SystemExit(3)", "SystemExit: 3", 1),
+        ("import os; os._exit(9)", "the worker ended with exit code 9 while starting", 1),
+        ("import os; os.kill(os.getpid(), 9)", "3 workers in a row were killed (SIGKILL), as", 3),
+        ("import os; os.kill(os.getpid(), 11)", "3 workers in a row crashed (Segmentation fault)", 3),
+    ],
+)
+async def test_what_nobody_foresaw_is_said_as_well(
+    tmp_path, monkeypatch, what_loading_does, reason, n_starts
+):
+    """The first library that loading imports does what files and machines make libraries do."""
+    (tmp_path / "torch.py").write_text(
+        f"open({str(tmp_path / 'starts')!r}, 'a').write('x')\n{what_loading_does}"
+    )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.setattr(pool_module, "FIRST_DELAY_SECONDS", 0.001)
     pool = make_pool(Observer())
     pool.start()
-    with pytest.raises(Unavailable, match="5 workers in a row died"):
+    with pytest.raises(ModelError, match=re.escape(f"{TINY_MODEL}: cannot be loaded: {reason}")) as failed:
         await pool.first_ready()
+    assert "\n" not in failed.value.message
+    await asyncio.sleep(0.05)  # no other is started when all is said
     await pool.stop()
+    assert (tmp_path / "starts").read_text() == "x" * n_starts
 
 
 async def test_another_model_is_not_mixed_in(tmp_path):

@@ -5,18 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from tdb_client.cli import commands
 from tdb_client.cli.completion import SHELLS
 from tdb_client.cli.connecting import add_connection
 from tdb_client.cli.exit_codes import ExitCode
+from tdb_client.cli.flags import typed
 from tdb_client.cli.help_text import EXAMPLES, FIRST_STEPS
 from tdb_client.compatibility import API_VERSION, client_version
-from tdb_client.errors import NodeError
 from tdb_client.interventions import Ablation, Trace
 
-Parsed = TypeVar("Parsed")
 Run = Callable[[argparse.Namespace], ExitCode]
 
 
@@ -58,14 +56,14 @@ def command_parser() -> argparse.ArgumentParser:
     )
     _add_run(debug)
     trace = command("trace", ["NODE", "--prompt TEXT"], commands.trace, "explain why a node is active")
-    trace.add_argument("node", metavar="NODE", type=_reads(Trace.parse), help="the node to explain")
+    trace.add_argument("node", metavar="NODE", type=typed(Trace.parse), help="the node to explain")
     trace.add_argument(
         "--type", choices=["Q", "K", "QK", "V"], help="for a head, what lets the gradient through"
     )
     trace.add_argument(
         "--downstream",
         metavar="NODE",
-        type=_reads(Trace.parse),
+        type=typed(Trace.parse),
         help="for V, the node that reads what is written",
     )
     _add_run(trace)
@@ -134,12 +132,16 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         default=[],
         nargs="+",
         action="extend",
-        type=_reads(Ablation.parse),
+        type=typed(Ablation.parse),
         metavar="NODE",
         help="node to set; shown side by side with the run without",
     )
     run.add_argument(
-        "-k", type=int, default=10, metavar="K", help="nodes from each end of a ranking (default: 10)"
+        "-k",
+        type=_whole_number,
+        default=10,
+        metavar="K",
+        help="nodes from each end of a ranking (default: 10)",
     )
     run.add_argument(
         "--mlp",
@@ -178,14 +180,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     forms.add_argument("--json", action="store_true", help="print everything as JSON for programs")
 
 
-def _reads(read: Callable[[str], Parsed]) -> Callable[[str], Parsed]:
-    def read_argument(text: str) -> Parsed:
-        try:
-            return read(text)
-        except NodeError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return read_argument
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
 
 
 def _token_id(text: str) -> int:
@@ -196,7 +195,7 @@ def _token_id(text: str) -> int:
 
 
 def _count(text: str) -> int:
-    count = int(text)
+    count = _whole_number(text)
     if count < 0:
         raise argparse.ArgumentTypeError(f"{text} is below 0")
     return count

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from rich.console import Console
 
@@ -19,6 +22,7 @@ from tdb_client.debug_result import DebugResult
 from tdb_client.diagnosis import diagnose
 from tdb_client.interventions import Trace
 from tdb_client.requests import DebugSubRequest
+from tdb_client.token_text import quoted
 
 
 def info(options: argparse.Namespace) -> ExitCode:
@@ -58,7 +62,8 @@ def trace(options: argparse.Namespace) -> ExitCode:
         options.parser.error(
             "a trace through V needs --downstream, or --target for the loss to give the direction"
         )
-    return _explain(options, replace(_sub_request(options), trace=traced, downstream=options.downstream))
+    downstream = options.downstream and options.downstream.read
+    return _explain(options, replace(_sub_request(options), trace=traced, downstream=downstream))
 
 
 def doctor(options: argparse.Namespace) -> ExitCode:
@@ -83,7 +88,7 @@ def completion(options: argparse.Namespace) -> ExitCode:
 
 
 def _traced(options: argparse.Namespace) -> Trace:
-    traced: Trace = options.node
+    traced: Trace = options.node.read
     if traced.node.type != "attention_head":
         if options.type:
             options.parser.error(f"--type is for heads, and {traced.node} is none")
@@ -107,15 +112,34 @@ def _explain(options: argparse.Namespace, sub_request: DebugSubRequest) -> ExitC
         if options.html is not None:
             with shown_waiting("asking for the heads' attention"):
                 results = one.with_attention(results)
+    _warn_of_missing_spaces(results[0])
     _print_results(options, results)
     return ExitCode.DONE
+
+
+def _warn_of_missing_spaces(result: DebugResult) -> None:
+    """A token with a space in front is another one, in the middle of a text mostly the one that is meant."""
+    logits = dict(zip(result.logits.tokens, result.logits.logits, strict=True))
+    request = result.request
+    for option, tokens in (("--target", request.target), ("--distractor", request.distractor)):
+        for token in tokens:
+            spaced = f" {token}"
+            if not isinstance(token, str) or spaced not in logits or spaced in tokens:
+                continue
+            if logits[spaced] > logits.get(token, -math.inf):
+                rank = "the likeliest" if spaced == result.logits.tokens[0] else "likelier"
+                warnings.warn(
+                    f"{option} {quoted(token)}: with a space in front, {quoted(spaced)} is another token,"
+                    f" and {rank} (logit {logits[spaced]:.2f})",
+                    stacklevel=2,
+                )
 
 
 def _print_results(options: argparse.Namespace, results: Sequence[DebugResult]) -> None:
     """The results in the form that was asked for: a page, JSON or CSV, or else tables."""
     *before, last = results
     if options.html is not None:
-        options.html.write_text(last.to_html(before=before[0] if before else None), encoding="utf-8")
+        _write(options.html, last.to_html(before=before[0] if before else None))
         print(f"tdb: wrote {options.html}", file=sys.stderr)
     if options.json:
         _print_json(json_output.debug(results))
@@ -129,13 +153,21 @@ def _print_results(options: argparse.Namespace, results: Sequence[DebugResult]) 
         )
 
 
+def _write(file: Path, page: str) -> None:
+    """Writes a page, or says which file it is that cannot be written."""
+    try:
+        file.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise OSError(f"cannot write {file}: {error.strerror}") from None
+
+
 def _sub_request(options: argparse.Namespace) -> DebugSubRequest:
     return DebugSubRequest(
         prompt=options.prompt,
         target=(*options.target, *options.target_id),
         distractor=(*options.distractor, *options.distractor_id),
         k=options.k,
-        ablate=tuple(options.ablate),
+        ablate=tuple(one.read for one in options.ablate),
         mlp=options.mlp,
         attention=options.attention,
         hide_early_layers=options.hide_early_layers,
@@ -143,8 +175,14 @@ def _sub_request(options: argparse.Namespace) -> DebugSubRequest:
     )
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leaves it to the command, which knows the exit code."""
+        raise BrokenPipeError
+
+
 def _console() -> Console:
-    return Console(markup=False, emoji=False, highlight=False)  # tokens are text, whatever they look like
+    return _Console(markup=False, emoji=False, highlight=False)  # tokens are text, whatever they look like
 
 
 def _print_json(value: Mapping[str, object]) -> None:

@@ -36,6 +36,7 @@ def connection(options: argparse.Namespace) -> Connection:
 
     Raises:
         OSError: the token's file cannot be read.
+        InvalidValueError: the server's name or the token makes no sense.
     """
     files = Tls(options.tls_ca, options.tls_cert, options.tls_key, options.tls_server_name)
     if (options.tls_cert is None) != (options.tls_key is None):
@@ -43,7 +44,9 @@ def connection(options: argparse.Namespace) -> Connection:
     return Connection(
         options.server,
         tls=files if options.tls or files != Tls() else None,
-        token=options.token_file.read_text().strip() if options.token_file else None,
+        token=options.token_file.read_text("ascii", "surrogateescape").strip()
+        if options.token_file
+        else None,
         timeout=options.timeout,
     )
 
@@ -59,7 +62,10 @@ def client(options: argparse.Namespace) -> Client:
 
 
 def _positive(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
     if not seconds > 0:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return seconds

@@ -40,7 +40,7 @@ def print_nodes(results: Sequence[DebugResult], file: TextIO) -> None:
             [
                 str(node),
                 last.words[row],
-                node.type,
+                node.kind,
                 node.layer,
                 node.index,
                 node.token,

@@ -13,6 +13,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     PROBLEM = 3
     INTERRUPTED = 130
+    NOBODY_READS = 141
 
 
 MEANINGS = {
@@ -21,4 +22,5 @@ MEANINGS = {
     ExitCode.USAGE: "the command line makes no sense",
     ExitCode.PROBLEM: "doctor found a problem",
     ExitCode.INTERRUPTED: "interrupted",
+    ExitCode.NOBODY_READS: "whoever read what is printed has gone, as with `| head`",
 }

@@ -16,6 +16,7 @@ first steps:
   tdb debug --help                 ablations, pages to look at, tables for programs
   eval "$(tdb completion bash)"    completes commands and options on Tab
 
+Of the norms' scales the final one alone is held constant (`Client.infer` in Python: none, unless told to).
 The server is $TDB_SERVER or --server HOST:PORT; `tdb-server serve` starts one.
 
 exit codes:
@@ -23,10 +24,10 @@ exit codes:
 
 NODES = """\
 nodes, the same here, in Python and in what is printed:
-  L9 head 6 @ 13 -> 2      head 6 of layer 9, token 13 attending to token 2
-  L9 head 6 @ -1           the same head at the last token, whatever it attends to (to ablate)
+  L9 head 6 @ 13 -> 2      head 6 of layer 9, token 13 attending to token 2; to ablate, this pair alone
+  L9 head 6 @ -1           to ablate the same head's whole row: all that the last token attends to
   L5 neuron 123 @ 7        an MLP neuron; L5 mlp latent 9 @ 7, L5 attention latent 9 @ 7 are latents
-  L5 neuron 123 @ 7 = 2.5  to ablate to another value than 0
+  L5 neuron 123 @ 7 = 2.5  to ablate to another value than 0; of a row, each token gets it
   ... through V            to trace a head, what lets the gradient through: Q, K, QK or V
   Layers and tokens count from 0, negative tokens from the end of the prompt; `tdb tokenize` numbers them.
   Where the model begins texts with a token of its own (`tdb info` says so), that is token 0: see --add-bos.

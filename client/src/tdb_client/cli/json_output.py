@@ -74,6 +74,7 @@ def _result(result: DebugResult) -> Json:
         **tokens(result.prompt),
         "loss": _number(result.loss),
         "traced_value": _number(result.traced_value),
+        "held_norm_scales": list(result.held_norm_scales),
         "nodes": [_node(result.nodes, row) for row in range(len(result.nodes))],
         "logits": [
             {"token": token, "token_id": int(token_id), "logit": _number(logit)}
@@ -91,7 +92,7 @@ def _node(nodes: NodeTable, row: int) -> Json:
     return {
         "node": str(node),
         "words": nodes.words[row],
-        "type": node.type,
+        "type": node.kind,
         "layer": node.layer,
         "index": node.index,
         "token": node.token,

@@ -59,7 +59,7 @@ def comparison_page(plain_result: DebugResult, ablated: DebugResult, view: View)
     before, after = plain_result.objective_value, ablated.objective_value
     if before is not None and after is not None:
         line = Text.assemble(line, ", difference ", difference(after - before))
-    ablations = ", ".join(map(str, ablated.request.ablate))
+    ablations = ", ".join(f"{one} (whole row)" if one.is_row else str(one) for one in ablated.request.ablate)
     return Group(
         _heading(plain_result),
         *_prompt("plain", plain_result),
@@ -77,16 +77,20 @@ def _heading(result: DebugResult) -> Text:
         seconds.forward_seconds + seconds.backward_seconds + seconds.derive_seconds + seconds.score_seconds
     )
     cached = ", cached" if result.cached else ""
-    return Text(
-        f"{result.call.model_name}, {len(result.prompt)} tokens, {compute:.2f} s compute{cached}", "dim"
-    )
+    line = f"{result.call.model_name}, {len(result.prompt)} tokens, {compute:.2f} s compute{cached}"
+    if result.held_norm_scales == ("resid_ln_f_scale",):
+        line += "; of norm scales, the final one alone is held constant"
+    return Text(line, "dim")
 
 
 def _prompt(name: str, result: DebugResult) -> list[RenderableType]:
     tokens, attribution = result.prompt.tokens, result.token_attribution
     return [
         Text.assemble((f"{name}: ", "dim"), coloured_prompt(tokens, attribution)),
-        Text.assemble(("strongest tokens: ", "dim"), strongest_tokens(tokens, attribution)),
+        Text.assemble(
+            (f"strongest tokens, in {result.objective_unit}: ", "dim"),
+            strongest_tokens(tokens, attribution),
+        ),
     ]
 
 

@@ -42,7 +42,7 @@ def report_data(results: Sequence[DebugResult]) -> Json:
     asked = [replace(one.request, add_bos=one.prompt.bos_added or one.request.add_bos) for one in results]
     return {
         "objective": last.objective,
-        "ablations": [str(one) for one in last.request.ablate],
+        "ablations": [f"{one} (whole row)" if one.is_row else str(one) for one in last.request.ablate],
         "facts": _facts(last),
         "tokens": [{"text": printable(one), "quoted": quoted(one)} for one in first.prompt.tokens],
         "nodes": [_node(node) for node in nodes],
@@ -135,6 +135,7 @@ def _facts(result: DebugResult) -> Json:
         "model": result.call.model_name,
         "weights": result.call.model_digest,
         "request id": result.call.request_id,
+        "norm scales held constant": ", ".join(result.held_norm_scales) or "not said",
         "compute": f"{compute:.2f} s{', from the cache' if result.cached else ''}",
         "client": f"transformer-debugger-client {client_version()}",
     }

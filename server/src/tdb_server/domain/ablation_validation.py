@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from tdb_server.domain.axes import NODE_PLACES, specific_place
 from tdb_server.domain.index_validation import activation_violations, node_violations
 from tdb_server.domain.model_info import ModelInfo
-from tdb_server.domain.node import PassType
+from tdb_server.domain.node import NodeType, PassType
 from tdb_server.domain.reason import Reason
 from tdb_server.domain.requests import AblationSpec, ActivationIndex, NodeAblation
 from tdb_server.errors import FieldViolation
@@ -34,6 +34,10 @@ def node_ablation_violations(
     """
     yield from _value_violations(ablation.value, info, path)
     node_type = ablation.node.node_type
+    if ablation.attended_to_token_only and node_type is not NodeType.ATTENTION_HEAD:
+        yield FieldViolation(
+            f"{path}.attended_to_token_only", "is for attention heads", Reason.FIELD_NOT_ALLOWED
+        )
     if node_type in NODE_PLACES:
         yield from node_violations(ablation.node, info, n_tokens, f"{path}.node_index")
     else:

@@ -99,14 +99,15 @@ def traces_towards_loss(trace: Trace) -> bool:
 def node_ablation_spec(ablation: NodeAblation) -> AblationSpec:
     """A node's ablation as cells of a place.
 
-    A head writes through its whole attention pattern, so ablating one of its nodes sets the pattern at every
-    attended-to token of that query.
+    A head writes through its whole attention pattern, so that ablating one of its nodes sets the pattern at
+    every attended-to token of that query, unless the pair alone is meant.
     """
     node = ablation.node
     indices: tuple[int | None, ...] = node.tensor_indices
     match node.node_type:
         case NodeType.ATTENTION_HEAD:
-            place, indices = Place.ATTN_QK_PROBS, (indices[0], None, indices[2])
+            attended_to = indices[1] if ablation.attended_to_token_only else None
+            place, indices = Place.ATTN_QK_PROBS, (indices[0], attended_to, indices[2])
         case NodeType.MLP_NEURON:
             place = Place.MLP_POST_ACT
         case NodeType.MLP_AUTOENCODER_LATENT:

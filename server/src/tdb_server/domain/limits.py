@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MIB = 1024 * 1024
+DEFAULT_TOP_AND_BOTTOM_K = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,11 @@ class Limits:
     max_activation_bytes: int = 8 * 1024 * MIB
     max_call_seconds: float = 300.0
     chunk_bytes: int = 1 * MIB
+
+    @property
+    def default_top_and_bottom_k(self) -> int:
+        """What a request means that does not say k."""
+        return min(DEFAULT_TOP_AND_BOTTOM_K, self.max_top_and_bottom_k)
 
     def prompt_tokens(self, context_length: int) -> int:
         """The most tokens a prompt may have, given the model's context length."""

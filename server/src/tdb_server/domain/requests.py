@@ -101,10 +101,11 @@ class AblationSpec:
 
 @dataclass(frozen=True, slots=True)
 class NodeAblation:
-    """Sets a node's activation to `value`."""
+    """Sets a node's activation to `value`; of a head the whole row, or what is paid to one token alone."""
 
     node: NodeIndex
     value: float = 0.0
+    attended_to_token_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)

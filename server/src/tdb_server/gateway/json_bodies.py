@@ -159,7 +159,7 @@ class NodeToTrace(Body):
 
 def _held_constant(value: bool) -> bool:
     if not value:
-        raise fault("norm scales are always held constant", Reason.FIELD_NOT_ALLOWED)
+        raise fault("a trace holds the scale of the norm it reads through", Reason.FIELD_NOT_ALLOWED)
     return value
 
 

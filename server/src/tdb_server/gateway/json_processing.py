@@ -89,7 +89,7 @@ def _multiple_top_k(body: bodies.MultipleTopKDerivedScalarsRequestSpec) -> Multi
             for group, scalars in (body.dst_list_by_group_id or {}).items()
         ],
         token_index=body.token_index,
-        top_and_bottom_k=body.top_and_bottom_k or 0,
+        top_and_bottom_k=body.top_and_bottom_k,
         pass_type=PASS_TYPES.number(body.pass_type),
         dimensions_to_keep_for_sum=[
             DIMENSIONS.numbers[one] for one in body.dimensions_to_keep_for_intermediate_sum or ()

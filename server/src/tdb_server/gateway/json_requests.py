@@ -98,7 +98,7 @@ def _debug_sub_request(body: bodies.TdbRequestSpec) -> DebugSubRequest:
         distractor_tokens=body.distractor_tokens,
         component_type_for_mlp=MLP_COMPONENTS.number(body.component_type_for_mlp),
         component_type_for_attention=ATTENTION_COMPONENTS.number(body.component_type_for_attention),
-        top_and_bottom_k=body.top_and_bottom_k_for_node_table or 0,
+        top_and_bottom_k=body.top_and_bottom_k_for_node_table,
         hide_early_layers_when_ablating=body.hide_early_layers_when_ablating or False,
         node_ablations=[
             NodeAblation(node_index=_node_index(one.node_index), value=one.value or 0.0)

@@ -15,6 +15,7 @@ from typing import Protocol
 from grpc_health.v1 import health, health_pb2  # type: ignore[import-untyped]
 
 from tdb_server.errors import ConfigurationBroken
+from tdb_server.model.load_failures import load_failures
 from tdb_server.service.access.access import Access
 from tdb_server.service.access.tls import ServerTls
 from tdb_server.service.access.token_file import TokenFile
@@ -207,7 +208,8 @@ class App:
             await self._http.start()
 
     async def _fill_slot(self, ready: Ready) -> None:
-        tokenizer = await asyncio.to_thread(read_tokenizer, ready)
+        with load_failures(ready.tokenizer_folder):
+            tokenizer = await asyncio.to_thread(read_tokenizer, ready)
         self._slot.fill(ServedModel(ready.info, tokenizer, self._settings.limits))
         await self._set_health(_SERVING if self._pool.n_ready else _NOT_SERVING)
 

@@ -24,6 +24,7 @@ from tdb_server.domain.requests import InferenceSubRequest
 from tdb_server.domain.results import Finished, NamedResult, ObjectiveValues
 from tdb_server.errors import FieldViolation, InvalidRequest
 from tdb_server.model.tokenizer import Tokenizer
+from tdb_server.service.ablation_messages import ablation_message
 from tdb_server.service.caller import current_caller
 from tdb_server.service.enum_names import PRIORITIES
 from tdb_server.service.error_status import ResponseTooLarge
@@ -184,6 +185,7 @@ def _put_started(
             token_ids=inference.token_ids,
             token_strings=token_strings(inference.token_ids),
             bos_added=inference.bos_added,
+            ablation_specs=map(ablation_message, inference.ablations),
         )
         if inference.loss is not None:
             for message, token_ids in (

@@ -118,6 +118,7 @@ class _CollectedAnswer:
                 bos_added=tokens.bos_added,
                 targets=tokens.targets if tokens.HasField("targets") else None,
                 distractors=tokens.distractors if tokens.HasField("distractors") else None,
+                ablation_specs=tokens.ablation_specs,
             )
 
     def _add_part(self, part: call_pb2.ResultPart) -> None:

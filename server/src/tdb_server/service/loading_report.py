@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from contextlib import suppress
 from typing import TextIO
 
 _log = logging.getLogger(__name__)
@@ -54,5 +55,6 @@ class LoadingReport:
             self._write(line + "\n")
 
     def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        with suppress(OSError):  # whoever watched has gone; the server goes on
+            self._stream.write(text)
+            self._stream.flush()

@@ -46,6 +46,7 @@ def model_info_message(info: ModelInfo, limits: Limits, server_version: str) -> 
         ablatable_location_types=[PLACES.numbers[one] for one in ablatable_places(info)],
         api_version=API_VERSION,
         server_version=server_version,
+        default_top_and_bottom_k=limits.default_top_and_bottom_k,
         kernels=[_kernel(one) for one in info.kernels],
     )
 

@@ -53,7 +53,7 @@ def parse_node_ablation(
 ) -> NodeAblation | None:
     """A node's ablation, not yet checked; None where the node cannot be read."""
     node = _required_node(reader, message, path)
-    return None if node is None else NodeAblation(node, message.value)
+    return None if node is None else NodeAblation(node, message.value, message.attended_to_token_only)
 
 
 def parse_ablation(reader: RequestReader, message: AblationSpecMessage, path: str) -> AblationSpec | None:

@@ -109,7 +109,10 @@ def _multiple_top_k(
         token_index = n_tokens - 1
     elif token_index == -1:
         token_index = None
-    return MultipleTopKSpec(groups, message.top_and_bottom_k, token_index, pass_type, tuple(kept) or None)
+    k = reader.limits.default_top_and_bottom_k
+    if message.HasField("top_and_bottom_k"):
+        k = message.top_and_bottom_k
+    return MultipleTopKSpec(groups, k, token_index, pass_type, tuple(kept) or None)
 
 
 def _groups(

@@ -159,7 +159,7 @@ def _parse_debug_sub_request(
         message.distractor_tokens, message.distractor_token_ids, f"{path}.distractor_token"
     )
     mlp, attention = _parse_components(reader, message, path)
-    _check_k(reader, message.top_and_bottom_k, f"{path}.top_and_bottom_k")
+    k = _parse_k(reader, message, f"{path}.top_and_bottom_k")
     ablations = _parse_node_ablations(reader, message, n_tokens, path)
     trace = _parse_nodes_to_trace(reader, message, n_tokens, path)
     if targets == () and (trace is None or traces_towards_loss(trace)):
@@ -172,7 +172,7 @@ def _parse_debug_sub_request(
         distractors,
         mlp or MlpComponent.NEURON,
         attention or AttentionComponent.ATTENTION_HEAD,
-        message.top_and_bottom_k,
+        k,
         message.hide_early_layers_when_ablating,
         ablations,
         trace,
@@ -200,12 +200,15 @@ def _parse_components(
     return mlp, attention
 
 
-def _check_k(reader: RequestReader, k: int, path: str) -> None:
-    limit = reader.limits.max_top_and_bottom_k
+def _parse_k(reader: RequestReader, message: DebugSubRequestMessage, path: str) -> int:
+    if not message.HasField("top_and_bottom_k"):
+        return reader.limits.default_top_and_bottom_k
+    k, limit = message.top_and_bottom_k, reader.limits.max_top_and_bottom_k
     if k < 1:
         reader.refuse(path, f"must be 1 or more, not {k}", Reason.OUT_OF_RANGE)
     elif k > limit:
         reader.refuse(path, f"{k} is over the limit of {limit}", Reason.K_TOO_LARGE)
+    return k
 
 
 def _parse_node_ablations(

@@ -16,6 +16,7 @@ from tdb_server.domain.debug import inference_sub_request
 from tdb_server.domain.model_info import KernelChoice, ModelInfo
 from tdb_server.domain.requests import AttentionComponent, DebugSubRequest, MlpComponent
 from tdb_server.errors import ModelError
+from tdb_server.model.load_failures import load_failures
 from tdb_server.workers.messages import Configuration, Ready
 
 if TYPE_CHECKING:
@@ -41,8 +42,15 @@ def load_engine(
         The engine, and what the front needs to know of it.
 
     Raises:
-        TdbError: the model cannot be loaded.
+        TdbError: the model cannot be loaded, for whatever reason.
     """
+    with load_failures(configuration.model_name):
+        return _load_engine(configuration, progress, shared_file)
+
+
+def _load_engine(
+    configuration: Configuration, progress: Progress, shared_file: int | None
+) -> tuple[Engine, Ready]:
     # These take seconds: whoever called has by now said that it exists.
     import torch
 
@@ -54,12 +62,14 @@ def load_engine(
     device = device_of(configuration)
     model = resolve_model(configuration.model, progress)
     dtype = getattr(torch, configuration.dtype)
-    decoder = load_decoder(model.path, device, dtype, progress, shared_file)
+    with load_failures(model.path):
+        decoder = load_decoder(model.path, device, dtype, progress, shared_file)
     autoencoders: Sequence[Autoencoder] = ()
     if configuration.autoencoders:
         from tdb_server.model.autoencoder_loading import load_autoencoders
 
-        autoencoders = load_autoencoders(configuration.autoencoders, decoder)
+        with load_failures(", ".join(map(str, configuration.autoencoders))):
+            autoencoders = load_autoencoders(configuration.autoencoders, decoder)
     digest = _digest(model.path, configuration.autoencoders)
     engine = Engine(decoder, autoencoders, ranking=configuration.ranking)
     for kernel in engine.kernels:

@@ -38,6 +38,11 @@ class Configuration:
     log_format: str = "text"
     log_level: int = logging.INFO
 
+    @property
+    def model_name(self) -> str:
+        """What to call the model before it is known."""
+        return self.model or "the default model"
+
 
 @dataclass(frozen=True, slots=True)
 class RunBatch:

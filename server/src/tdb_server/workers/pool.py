@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from tdb_server.errors import TdbError, Unavailable
+from tdb_server.errors import ModelError, TdbError
 from tdb_server.workers.messages import (
     BatchEnded,
     CallProgress,
@@ -25,7 +26,8 @@ from tdb_server.workers.process import WorkerProcess
 _log = logging.getLogger(__name__)
 FIRST_DELAY_SECONDS = 0.1
 LONGEST_DELAY_SECONDS = 30.0
-MAX_DEATHS_BEFORE_FIRST_READY = 5
+MAX_CRASHES_WHILE_LOADING = 3
+"""Of workers that a signal ended before any was ready. Memory may have been short for a moment only."""
 
 
 class Worker(Protocol):
@@ -127,7 +129,7 @@ class LocalPool:
         """Waits for the first worker.
 
         Raises:
-            TdbError: the model cannot be loaded, or worker after worker died while loading it.
+            TdbError: the model cannot be loaded, or workers died while loading it.
         """
         return await asyncio.shield(self._first_ready)
 
@@ -148,7 +150,12 @@ class LocalPool:
         """Notes that loading failed. True when that is final: no worker has ever been ready."""
         if not self._first_ready.done():
             self._first_ready.set_exception(error)
-        return self._first_ready.exception() is not None
+        return self.has_failed
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether no worker will ever be ready."""
+        return self._first_ready.done() and self._first_ready.exception() is not None
 
     def readiness_changed(self) -> None:
         """Tells whoever wants to know."""
@@ -167,12 +174,14 @@ class _Slot:
         self._gone.set()
         self._is_stopping = False
         self._n_deaths = 0  # since it was last ready
+        self._stage = "starting"
         self.is_ready = False
         self.n_restarts = -1  # the first start is none
 
     def start(self) -> None:
         self.n_restarts += 1
         self._restart = None
+        self._stage = "starting"
         self._gone.clear()
         self._process = WorkerProcess(
             self._configuration, self._pool.weights_file, self._on_message, self._on_exit
@@ -196,6 +205,7 @@ class _Slot:
                 if self.is_ready:
                     self._pool.observer.worker_said(process, message, n_bytes)
             case LoadingProgress(stage, fraction):
+                self._stage = stage
                 self._pool.on_loading(self._configuration.worker_index, stage, fraction)
             case Ready():
                 self._on_ready(process, message)
@@ -221,9 +231,11 @@ class _Slot:
             self.is_ready = False
             self._pool.observer.worker_is_gone(process)
             self._pool.readiness_changed()
-        if self._is_stopping:
+        if self._is_stopping or self._pool.has_failed:
             return
         self._n_deaths += 1
+        if self._is_hopeless(exit_code) and self._pool.give_up(self._loading_error(exit_code)):
+            return
         delay_seconds = min(FIRST_DELAY_SECONDS * 2 ** (self._n_deaths - 1), LONGEST_DELAY_SECONDS)
         _log.warning(
             "worker %d has died with exit code %d; the next starts in %.1f s",
@@ -231,8 +243,20 @@ class _Slot:
             exit_code,
             delay_seconds,
         )
-        if self._n_deaths >= MAX_DEATHS_BEFORE_FIRST_READY and self._pool.give_up(
-            Unavailable(f"{self._n_deaths} workers in a row died while loading the model", "NO_WORKER_READY")
-        ):
-            return
         self._restart = asyncio.get_running_loop().call_later(delay_seconds, self.start)
+
+    def _is_hopeless(self, exit_code: int) -> bool:
+        """Whether another start would end the same. A process that ends by itself always does so."""
+        return exit_code >= 0 or self._n_deaths >= MAX_CRASHES_WHILE_LOADING
+
+    def _loading_error(self, exit_code: int) -> ModelError:
+        if exit_code >= 0:
+            how = f"the worker ended with exit code {exit_code}"
+        elif exit_code == -signal.SIGKILL:
+            how = (
+                f"{self._n_deaths} workers in a row were killed (SIGKILL), as systems do when memory runs "
+                "out; the last one"
+            )
+        else:
+            how = f"{self._n_deaths} workers in a row crashed ({signal.strsignal(-exit_code)}); the last one"
+        return ModelError(f"{self._configuration.model_name}: cannot be loaded: {how} while {self._stage}")

@@ -98,7 +98,7 @@ def state(settings: RayPoolSettings) -> State:
     n_running = 0 if deployment is None else deployment.replica_states.get("RUNNING", 0)
     has_failed = application.status == "DEPLOY_FAILED"
     return State(
-        n_running, _reason(deployment.message if deployment else application.message) if has_failed else None
+        n_running, reason(deployment.message if deployment else application.message) if has_failed else None
     )
 
 
@@ -114,7 +114,7 @@ def describe(handle: Any, configuration: Configuration) -> Ready:
     same = ("model", "autoencoders", "dtype")
     if any(getattr(loaded, name) != getattr(configuration, name) for name in same):
         raise ConfigurationBroken(
-            f"the cluster's application of this name serves {loaded.model or 'the default model'}, and not "
+            f"the cluster's application of this name serves {loaded.model_name}, and not "
             "what this server was told to; give another --ray-application"
         )
     return ready
@@ -172,7 +172,7 @@ def _deployment(settings: RayPoolSettings, configuration: Configuration) -> Any:
     return serve.deployment(Replica, autoscaling_config=scaling, **options)
 
 
-def _reason(message: str) -> str:
+def reason(message: str) -> str:
     """The line of a stack trace that says why the model cannot be loaded, without the names of classes."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     said = [line.partition(": ")[2] for line in lines if line.startswith("tdb_server.errors.")]

@@ -17,8 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from ray.exceptions import RayError
-
 from tdb_server.errors import ModelError, TdbError, Unavailable
 from tdb_server.pool_settings import RayPoolSettings
 from tdb_server.workers import ray_application
@@ -104,8 +102,9 @@ class RayPool:
         except TdbError as error:
             self._first_ready.set_exception(error)
             return
-        except (RayError, RuntimeError, OSError) as error:
-            self._first_ready.set_exception(Unavailable(f"Ray fails: {error}", "NO_WORKER_READY"))
+        except Exception as error:  # of Ray, or of what a replica sent: else everybody would wait for ever
+            said = ray_application.reason(str(error)) or type(error).__name__
+            self._first_ready.set_exception(Unavailable(f"Ray fails: {said}", "NO_WORKER_READY"))
             return
         self._first_ready.set_result(ready)
         while True:
@@ -122,7 +121,7 @@ class RayPool:
         handle = await self._ask(partial(ray_application.deploy, settings, configuration))
         while not (state := await self._ask(partial(ray_application.state, settings))).n_running:
             if state.failure is not None:
-                raise ModelError(state.failure)
+                raise ModelError(_naming(configuration.model_name, state.failure))
             await asyncio.sleep(POLL_SECONDS)
         ready = await self._ask(partial(ray_application.describe, handle, configuration))
         self._on_loading(0, "starting replicas", 1.0)
@@ -135,8 +134,8 @@ class RayPool:
     async def _state(self) -> State:
         try:
             return await self._ask(partial(ray_application.state, self._settings))
-        except (RayError, RuntimeError, OSError) as error:
-            return State(0, f"Ray does not answer: {error}")
+        except Exception as error:
+            return State(0, f"Ray does not answer: {ray_application.reason(str(error))}")
 
     def _adapt(self, state: State) -> None:
         """Makes workers fit the replicas that run."""
@@ -173,6 +172,11 @@ class RayPool:
 
     async def _ask(self, question: Callable[[], Answer]) -> Answer:
         return await asyncio.get_running_loop().run_in_executor(self._thread, question)
+
+
+def _naming(model: str, failure: str) -> str:
+    """Why a model cannot be loaded, with its name also where Ray says it: of replicas that were killed."""
+    return failure if model in failure else f"{model}: cannot be loaded: {failure}"
 
 
 def _from_any_folder(configuration: Configuration) -> Configuration:

@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 
@@ -101,7 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         engine, ready = load_engine(configuration, progress, inherited.weights_fd)
     except TdbError as error:
-        send_message(connection, LoadingFailed(error))
+        with suppress(OSError):  # the front may be gone, too
+            send_message(connection, LoadingFailed(error))
         sys.exit(1)
     setproctitle(f"tdb-worker:{ready.device}")
     send_message(connection, ready)

@@ -26,7 +26,7 @@ from transformer_debugger.v1 import activation_pb2 as transformer__debugger_dot_
 from transformer_debugger.v1 import node_pb2 as transformer__debugger_dot_v1_dot_node__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&transformer_debugger/v1/ablation.proto\x12\x17transformer_debugger.v1\x1a(transformer_debugger/v1/activation.proto\x1a\"transformer_debugger/v1/node.proto\"U\n\x0cNodeAblation\x12\x36\n\nnode_index\x18\x01 \x01(\x0b\x32\".transformer_debugger.v1.NodeIndex\x12\r\n\x05value\x18\x02 \x01(\x01\"V\n\x0c\x41\x62lationSpec\x12\x37\n\x05index\x18\x01 \x01(\x0b\x32(.transformer_debugger.v1.ActivationIndex\x12\r\n\x05value\x18\x02 \x01(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&transformer_debugger/v1/ablation.proto\x12\x17transformer_debugger.v1\x1a(transformer_debugger/v1/activation.proto\x1a\"transformer_debugger/v1/node.proto\"u\n\x0cNodeAblation\x12\x36\n\nnode_index\x18\x01 \x01(\x0b\x32\".transformer_debugger.v1.NodeIndex\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x1e\n\x16\x61ttended_to_token_only\x18\x14 \x01(\x08\"V\n\x0c\x41\x62lationSpec\x12\x37\n\x05index\x18\x01 \x01(\x0b\x32(.transformer_debugger.v1.ActivationIndex\x12\r\n\x05value\x18\x02 \x01(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'transformer_debugger.v1.abl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_NODEABLATION']._serialized_start=145
-  _globals['_NODEABLATION']._serialized_end=230
-  _globals['_ABLATIONSPEC']._serialized_start=232
-  _globals['_ABLATIONSPEC']._serialized_end=318
+  _globals['_NODEABLATION']._serialized_end=262
+  _globals['_ABLATIONSPEC']._serialized_start=264
+  _globals['_ABLATIONSPEC']._serialized_end=350
 # @@protoc_insertion_point(module_scope)

@@ -26,12 +26,16 @@ class NodeAblation(_message.Message):
 
     NODE_INDEX_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
+    ATTENDED_TO_TOKEN_ONLY_FIELD_NUMBER: _builtins.int
     value: _builtins.float
     """The value the activation is set to. Finite. Default 0."""
+    attended_to_token_only: _builtins.bool
+    """Only for heads. True: sets what q pays to k, and nothing else of the row. Default false: sets the whole row."""
     @_builtins.property
     def node_index(self) -> _node_pb2.NodeIndex:
-        """The node: an MLP neuron, a latent or an attention head. Of a head (q, k, head) the whole row is set: every
-        attended-to token up to q.
+        """The node: an MLP neuron, a latent or an attention head. Of a head (q, k, head) the whole row is set, as in the reference:
+        what q pays to every token up to it, whichever k is named; each of them to the value. attended_to_token_only sets the
+        pair alone. SubResponse.ablation_specs says which cells were set.
         """
 
     def __init__(
@@ -39,10 +43,11 @@ class NodeAblation(_message.Message):
         *,
         node_index: _node_pb2.NodeIndex | None = ...,
         value: _builtins.float = ...,
+        attended_to_token_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["node_index", b"node_index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_index", b"node_index", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attended_to_token_only", b"attended_to_token_only", "node_index", b"node_index", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

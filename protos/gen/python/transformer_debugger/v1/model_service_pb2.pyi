@@ -320,6 +320,7 @@ class ModelInfo(_message.Message):
     ADDS_BOS_FIELD_NUMBER: _builtins.int
     BOS_TOKEN_ID_FIELD_NUMBER: _builtins.int
     BOS_TOKEN_FIELD_NUMBER: _builtins.int
+    DEFAULT_TOP_AND_BOTTOM_K_FIELD_NUMBER: _builtins.int
     KERNELS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, as the server was told to load it."""
@@ -357,6 +358,10 @@ class ModelInfo(_message.Message):
     """The beginning-of-text token. Absent when the model has none."""
     bos_token: _builtins.str
     """The same as text. Empty when the model has none."""
+    default_top_and_bottom_k: _builtins.int
+    """How many nodes are taken from each end of a ranking where a request does not say: 10, or Limits.max_top_and_bottom_k where
+    that is less.
+    """
     @_builtins.property
     def autoencoders(self) -> _containers.RepeatedCompositeFieldContainer[Global___AutoencoderInfo]:
         """Autoencoders loaded. Empty when none."""
@@ -401,11 +406,12 @@ class ModelInfo(_message.Message):
         adds_bos: _builtins.bool = ...,
         bos_token_id: _builtins.int | None = ...,
         bos_token: _builtins.str = ...,
+        default_top_and_bottom_k: _builtins.int = ...,
         kernels: _abc.Iterable[Global___KernelChoice] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "bos_token_id", b"bos_token_id", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "ablatable_location_types", b"ablatable_location_types", "adds_bos", b"adds_bos", "api_version", b"api_version", "autoencoders", b"autoencoders", "bos_token", b"bos_token", "bos_token_id", b"bos_token_id", "context_length", b"context_length", "d_head", b"d_head", "d_model", b"d_model", "derived_scalar_types", b"derived_scalar_types", "digest", b"digest", "dtype", b"dtype", "family", b"family", "kernels", b"kernels", "limits", b"limits", "n_heads", b"n_heads", "n_key_value_heads", b"n_key_value_heads", "n_layers", b"n_layers", "n_mlp_neurons", b"n_mlp_neurons", "name", b"name", "server_version", b"server_version", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "ablatable_location_types", b"ablatable_location_types", "adds_bos", b"adds_bos", "api_version", b"api_version", "autoencoders", b"autoencoders", "bos_token", b"bos_token", "bos_token_id", b"bos_token_id", "context_length", b"context_length", "d_head", b"d_head", "d_model", b"d_model", "default_top_and_bottom_k", b"default_top_and_bottom_k", "derived_scalar_types", b"derived_scalar_types", "digest", b"digest", "dtype", b"dtype", "family", b"family", "kernels", b"kernels", "limits", b"limits", "n_heads", b"n_heads", "n_key_value_heads", b"n_key_value_heads", "n_layers", b"n_layers", "n_mlp_neurons", b"n_mlp_neurons", "name", b"name", "server_version", b"server_version", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bos_token_id: _TypeAlias = _typing.Literal["bos_token_id"]  # noqa: Y015
     _WhichOneofArgType__bos_token_id: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id"]  # noqa: Y015

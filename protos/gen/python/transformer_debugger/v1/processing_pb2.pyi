@@ -96,7 +96,9 @@ class MultipleTopKSpec(_message.Message):
     token_index: _builtins.int
     """Only nodes of this token, 0 to tokens - 1; -1 means the last. Absent: nodes of all tokens."""
     top_and_bottom_k: _builtins.int
-    """How many nodes to take from each end, per group and derived scalar. 1 to Limits.max_top_and_bottom_k."""
+    """How many nodes to take from each end, per group and derived scalar. 1 to Limits.max_top_and_bottom_k. Absent:
+    ModelInfo.default_top_and_bottom_k.
+    """
     pass_type: _node_pb2.PassType.ValueType
     """Forward (default), or backward: then the sums add the gradients of places that are read to their values. Nodes are
     those of the forward pass either way. previous_layer_resid_post_mlp alone turns into its gradient.
@@ -114,17 +116,22 @@ class MultipleTopKSpec(_message.Message):
         *,
         groups: _abc.Iterable[Global___DerivedScalarGroup] | None = ...,
         token_index: _builtins.int | None = ...,
-        top_and_bottom_k: _builtins.int = ...,
+        top_and_bottom_k: _builtins.int | None = ...,
         pass_type: _node_pb2.PassType.ValueType = ...,
         dimensions_to_keep_for_sum: _abc.Iterable[_activation_pb2.Dimension.ValueType] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_token_index", b"_token_index", "token_index", b"token_index"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_token_index", b"_token_index", "_top_and_bottom_k", b"_top_and_bottom_k", "token_index", b"token_index", "top_and_bottom_k", b"top_and_bottom_k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_token_index", b"_token_index", "dimensions_to_keep_for_sum", b"dimensions_to_keep_for_sum", "groups", b"groups", "pass_type", b"pass_type", "token_index", b"token_index", "top_and_bottom_k", b"top_and_bottom_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_token_index", b"_token_index", "_top_and_bottom_k", b"_top_and_bottom_k", "dimensions_to_keep_for_sum", b"dimensions_to_keep_for_sum", "groups", b"groups", "pass_type", b"pass_type", "token_index", b"token_index", "top_and_bottom_k", b"top_and_bottom_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__token_index: _TypeAlias = _typing.Literal["token_index"]  # noqa: Y015
     _WhichOneofArgType__token_index: _TypeAlias = _typing.Literal["_token_index", b"_token_index"]  # noqa: Y015
+    _WhichOneofReturnType__top_and_bottom_k: _TypeAlias = _typing.Literal["top_and_bottom_k"]  # noqa: Y015
+    _WhichOneofArgType__top_and_bottom_k: _TypeAlias = _typing.Literal["_top_and_bottom_k", b"_top_and_bottom_k"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__token_index) -> _WhichOneofReturnType__token_index | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_and_bottom_k) -> _WhichOneofReturnType__top_and_bottom_k | None: ...
 
 Global___MultipleTopKSpec: _TypeAlias = MultipleTopKSpec  # noqa: Y015
 

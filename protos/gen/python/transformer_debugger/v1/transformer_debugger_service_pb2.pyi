@@ -77,7 +77,9 @@ Global___ComponentTypeForAttention: _TypeAlias = ComponentTypeForAttention  # no
 
 @_typing.final
 class DebugSubRequest(_message.Message):
-    """One prompt to explain."""
+    """One prompt to explain. Of the norms' scales the final one alone is held constant on the way back; a traced node also holds that of
+    the norm it reads through.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -101,7 +103,9 @@ class DebugSubRequest(_message.Message):
     component_type_for_attention: Global___ComponentTypeForAttention.ValueType
     """What attention is taken apart into. Default heads."""
     top_and_bottom_k: _builtins.int
-    """How many nodes to take from each end of each ranking. 1 to Limits.max_top_and_bottom_k."""
+    """How many nodes to take from each end of each ranking. 1 to Limits.max_top_and_bottom_k. Absent:
+    ModelInfo.default_top_and_bottom_k.
+    """
     hide_early_layers_when_ablating: _builtins.bool
     """True: with ablations, leave out nodes of layers before the first ablated layer. What one sub-request of a call leaves
     out, all of them leave out, so that their nodes stay the same. Default false.
@@ -152,7 +156,7 @@ class DebugSubRequest(_message.Message):
         distractor_tokens: _abc.Iterable[_builtins.str] | None = ...,
         component_type_for_mlp: Global___ComponentTypeForMlp.ValueType = ...,
         component_type_for_attention: Global___ComponentTypeForAttention.ValueType = ...,
-        top_and_bottom_k: _builtins.int = ...,
+        top_and_bottom_k: _builtins.int | None = ...,
         hide_early_layers_when_ablating: _builtins.bool = ...,
         node_ablations: _abc.Iterable[_ablation_pb2.NodeAblation] | None = ...,
         upstream_node_to_trace: _trace_pb2.NodeToTrace | None = ...,
@@ -161,13 +165,18 @@ class DebugSubRequest(_message.Message):
         distractor_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         add_bos: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "add_bos", b"add_bos", "downstream_node_to_trace", b"downstream_node_to_trace", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "_top_and_bottom_k", b"_top_and_bottom_k", "add_bos", b"add_bos", "downstream_node_to_trace", b"downstream_node_to_trace", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "add_bos", b"add_bos", "component_type_for_attention", b"component_type_for_attention", "component_type_for_mlp", b"component_type_for_mlp", "distractor_token_ids", b"distractor_token_ids", "distractor_tokens", b"distractor_tokens", "downstream_node_to_trace", b"downstream_node_to_trace", "hide_early_layers_when_ablating", b"hide_early_layers_when_ablating", "node_ablations", b"node_ablations", "prompt", b"prompt", "target_token_ids", b"target_token_ids", "target_tokens", b"target_tokens", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "_top_and_bottom_k", b"_top_and_bottom_k", "add_bos", b"add_bos", "component_type_for_attention", b"component_type_for_attention", "component_type_for_mlp", b"component_type_for_mlp", "distractor_token_ids", b"distractor_token_ids", "distractor_tokens", b"distractor_tokens", "downstream_node_to_trace", b"downstream_node_to_trace", "hide_early_layers_when_ablating", b"hide_early_layers_when_ablating", "node_ablations", b"node_ablations", "prompt", b"prompt", "target_token_ids", b"target_token_ids", "target_tokens", b"target_tokens", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_bos: _TypeAlias = _typing.Literal["add_bos"]  # noqa: Y015
     _WhichOneofArgType__add_bos: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos"]  # noqa: Y015
+    _WhichOneofReturnType__top_and_bottom_k: _TypeAlias = _typing.Literal["top_and_bottom_k"]  # noqa: Y015
+    _WhichOneofArgType__top_and_bottom_k: _TypeAlias = _typing.Literal["_top_and_bottom_k", b"_top_and_bottom_k"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__add_bos) -> _WhichOneofReturnType__add_bos | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_and_bottom_k) -> _WhichOneofReturnType__top_and_bottom_k | None: ...
 
 Global___DebugSubRequest: _TypeAlias = DebugSubRequest  # noqa: Y015
 
@@ -311,7 +320,9 @@ Global___StreamDebugResponse: _TypeAlias = StreamDebugResponse  # noqa: Y015
 
 @_typing.final
 class InferenceSpec(_message.Message):
-    """How one prompt is run."""
+    """How one prompt is run. By default no norm's scale is held constant on the way back, but for that of the norm through which a traced
+    node reads; to hold one, set its gradient to 0, for instance with the location ACTIVATION_LOCATION_TYPE_RESID_LN_F_SCALE.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

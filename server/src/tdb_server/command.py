@@ -1,0 +1,59 @@
+"""What the command `tdb-server` does once it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+
+from tdb_server.errors import ConfigurationBroken
+from tdb_server.log_format import configure_logging
+from tdb_server.security_settings import NewToken
+from tdb_server.service.access.token import new_token, token_entry
+from tdb_server.service.app import OtherFace, Parts, serve
+from tdb_server.settings import Settings, parse_settings
+from tdb_server.telemetry_settings import LOG_LEVELS
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Serves until told to stop, or makes a token; exits by itself when the command line makes no sense.
+
+    Raises:
+        TdbError: the model cannot be served.
+        OSError: a port or a file cannot be had.
+    """
+    version = _version()
+    settings = parse_settings(arguments, version=version)
+    if isinstance(settings, NewToken):
+        _make_token(settings)
+        return
+    configure_logging(settings.telemetry.log_format, LOG_LEVELS[settings.telemetry.log_level])
+    asyncio.run(serve(settings, version, _http_maker(settings)))
+
+
+def _make_token(wanted: NewToken) -> None:
+    """The token for its owner to stderr, what the server keeps of it to stdout."""
+    token = new_token()
+    sys.stderr.write(f"the token of {wanted.name}, shown only now: {token}\n")
+    sys.stdout.write(token_entry(wanted.name, token, wanted.limits, wanted.weight, wanted.tenant))
+
+
+def _http_maker(settings: Settings) -> Callable[[Parts], OtherFace] | None:
+    """Makes the JSON gateway; it is imported only where it is wanted."""
+    if settings.http_port is None:
+        return None
+    try:
+        from tdb_server.gateway.serving import http_server
+    except ModuleNotFoundError as error:
+        needed = "pip install 'transformer-debugger-server[gateway]'"
+        raise ConfigurationBroken(f"--http-port needs `{needed}`: {error}") from error
+    return http_server
+
+
+def _version() -> str:
+    try:
+        return installed_version("transformer-debugger-server")
+    except PackageNotFoundError:  # run from a checkout
+        return "unknown"

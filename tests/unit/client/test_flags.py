@@ -1,0 +1,70 @@
+"""Errors of calls in the words of the command line."""
+
+from __future__ import annotations
+
+import pytest
+from tdb_client.cli.arguments import parse
+from tdb_client.cli.flags import said
+from tdb_client.errors import FieldViolation, InvalidRequestError, InvalidValueError, NodeError
+
+DEBUG = ["debug", "--prompt", "p", "--target", " Mary", "x y", "--distractor", " John"]
+ABLATE = ["--ablate", "l1 HEAD 2@3 → 1 = 2", "L1 head 2 @ 3"]
+ABLATED = "sub_requests[1].node_ablations"
+TRACE = ["trace", "L1 head 2 @ 3->1", "--type", "V", "--downstream", "L7 neuron 3 @ 3", "--prompt", "p"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "words"),
+    [
+        (DEBUG, "sub_requests[0].prompt", "--prompt"),
+        (DEBUG, "sub_requests[1].target_tokens[1]", "--target 'x y'"),
+        (DEBUG, "sub_requests[0].distractor_tokens[0]", "--distractor ' John'"),
+        (DEBUG, "sub_requests[0].top_and_bottom_k", "-k"),
+        (DEBUG, "sub_requests[0].component_type_for_mlp", "--mlp"),
+        (
+            DEBUG + ABLATE,
+            "sub_requests[1].node_ablations[0].node_index.layer_index",
+            "--ablate 'l1 HEAD 2@3 → 1 = 2'",
+        ),
+        (
+            DEBUG + ABLATE,
+            "sub_requests[1].node_ablations[1].node_index.tensor_indices[2]",
+            "--ablate 'L1 head 2 @ 3'",
+        ),
+        (DEBUG + ABLATE, "sub_requests[1].node_ablations[7]", "--ablate"),
+        (TRACE, "sub_requests[0].upstream_node_to_trace.node_index.layer_index", "'L1 head 2 @ 3->1'"),
+        (TRACE, "sub_requests[0].downstream_node_to_trace.node_index", "--downstream 'L7 neuron 3 @ 3'"),
+        (DEBUG, "request_id", "request_id"),
+        (DEBUG, "sub_requests[0].what_is_new", "sub_requests[0].what_is_new"),
+    ],
+)
+def test_fields_are_named_as_they_were_typed(arguments: list[str], field: str, words: str) -> None:
+    error = InvalidRequestError(
+        "INVALID_ARGUMENT", "no", field_violations=(FieldViolation(field, "is wrong"),)
+    )
+    assert said(error, parse(arguments)) == f"{words}: is wrong"
+
+
+def test_fields_in_descriptions_are_named_as_well_and_nothing_is_said_twice() -> None:
+    conflict = "sets what sub_requests[1].node_ablations[0] sets to 2 to 0"
+    violations = [
+        FieldViolation("sub_requests[0].prompt", "is too long"),
+        FieldViolation("sub_requests[1].prompt", "is too long"),
+        FieldViolation("sub_requests[1].node_ablations[1]", conflict),
+    ]
+    error = InvalidRequestError("INVALID_ARGUMENT", "no", field_violations=tuple(violations))
+    assert said(error, parse(DEBUG + ABLATE)) == (
+        "--prompt: is too long; "
+        "--ablate 'L1 head 2 @ 3': sets what --ablate 'l1 HEAD 2@3 → 1 = 2' sets to 2 to 0"
+    )
+
+
+def test_errors_of_the_library_are_named_as_well() -> None:
+    options = parse(TRACE)
+    assert (
+        said(NodeError("L1 head 2 @ -9: no such token", "trace"), options)
+        == "'L1 head 2 @ 3->1': no such token"
+    )
+    assert said(NodeError("alone"), options) == "alone"
+    assert said(InvalidValueError("token", "has a space"), options) == "--token-file: has a space"
+    assert said(InvalidValueError("sub_requests[0].k", "is large"), options) == "-k: is large"

@@ -125,8 +125,11 @@ class Scheduler:
                     recording.give_up()
                 self._drop(ticket)
 
-    def check_room(self, caller: Caller, priority: Priority) -> None:
+    def check_room(self, caller: Caller, priority: Priority) -> Ticket | None:
         """Refuses a call for which there is no room, before any work is put into it.
+
+        Returns:
+            The call that would have to go; None where there is room.
 
         Raises:
             OverLimit: too many calls run and wait, and the caller has no claim to the place of another.
@@ -134,12 +137,11 @@ class Scheduler:
         """
         if not self._stations:
             raise Unavailable("no worker is ready", "NO_WORKER_READY", RETRY_SECONDS)
-        self._displaced(caller, priority)
+        return self._displaced(caller, priority)
 
     def _make_room(self, caller: Caller, priority: Priority) -> None:
         """As `check_room`; the call that has to go is refused in place of the new one."""
-        self.check_room(caller, priority)
-        displaced = self._displaced(caller, priority)
+        displaced = self.check_room(caller, priority)
         if displaced is not None:
             self._queue.remove(displaced)
             self.n_displaced += 1

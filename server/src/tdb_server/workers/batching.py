@@ -16,7 +16,7 @@ from tdb_server.workers.device_time import Pace
 from tdb_server.workers.ticket import Ticket
 
 MAX_PADDING = 0.5
-MAX_SECONDS_RATIO = 8.0
+MAX_SECONDS_RATIO = 16.0
 """How much longer a batch may take than the least that one connection has in it would take by itself."""
 SHORT_SECONDS = 0.02
 """What takes less counts as this."""

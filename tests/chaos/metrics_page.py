@@ -6,18 +6,33 @@ import json
 import urllib.request
 
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from tests.running_server import RunningServer
 
 
 def reading(server: RunningServer, name: str, **labels: str) -> float:
     """The sum of all samples of this name that have these labels; 0 where there are none yet."""
+    return sum(
+        sample.value
+        for sample in _samples(server)
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
+
+
+def upper_bound(server: RunningServer, histogram: str) -> float:
+    """The smallest bound of a histogram's buckets that no sample is above."""
+    buckets = [
+        (float(sample.labels["le"]), sample.value)
+        for sample in _samples(server)
+        if sample.name == f"{histogram}_bucket"
+    ]
+    n_samples = max(number for _, number in buckets)
+    return min(bound for bound, number in buckets if number == n_samples)
+
+
+def _samples(server: RunningServer) -> list[Sample]:
     port = json.loads(server.ready_file.read_text())["metrics_port"]
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
         families = text_string_to_metric_families(page.read().decode())
-    return sum(
-        sample.value
-        for family in families
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    )
+    return [sample for family in families for sample in family.samples]

@@ -42,6 +42,12 @@ def vitals(pid: int) -> Vitals:
     )
 
 
+def peak_bytes(pid: int) -> int:
+    """The most memory that the process has had at once."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
 def cpu_seconds(pid: int) -> float:
     """Processor time that the process has used, all threads together."""
     after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

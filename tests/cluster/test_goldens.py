@@ -20,6 +20,7 @@ from grpc_status import rpc_status
 from tdb_client.connection import Connection
 from tdb_server.gateway.json_requests import debug_request, infer_request, single_infer_request
 from tdb_server.gateway.json_responses import batched_response, single_response
+from tdb_server.gateway.json_text import json_pieces
 from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugResponse, InferResponse
 from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import TransformerDebuggerServiceStub
 
@@ -105,7 +106,7 @@ def all_ways(cluster: Cluster) -> Iterator[Callable[[Golden], list[tuple[str, di
             method, message, kind, to_json = translation(golden["endpoint"], golden["request"])
 
             def by_grpc(stub: TransformerDebuggerServiceStub) -> dict[str, Any]:
-                return to_json(getattr(stub, method)(message, timeout=60))
+                return as_read(to_json(getattr(stub, method)(message, timeout=60)))
 
             def by_json(port: int) -> dict[str, Any]:
                 url = f"http://127.0.0.1:{port}/{golden['endpoint']}"
@@ -114,7 +115,7 @@ def all_ways(cluster: Cluster) -> Iterator[Callable[[Golden], list[tuple[str, di
             def by_grpc_web() -> dict[str, Any]:
                 web = web_call(cluster.envoy.port, f"{SERVICE}/{method}", message)
                 assert web["grpc-status"] == "0"
-                return to_json(kind.FromString(web.messages[0]))
+                return as_read(to_json(kind.FromString(web.messages[0])))
 
             asked = {f"{name}, gRPC": threads.submit(by_grpc, stub) for name, stub in stubs.items()}
             asked |= {
@@ -126,6 +127,12 @@ def all_ways(cluster: Cluster) -> Iterator[Callable[[Golden], list[tuple[str, di
             return [(where, one.result()) for where, one in asked.items()]
 
         yield ask
+
+
+def as_read(body: Any) -> dict[str, Any]:
+    """A body as clients have it."""
+    read: dict[str, Any] = json.loads(b"".join(json_pieces(body)))
+    return read
 
 
 def translation(endpoint: str, body: dict[str, Any]) -> tuple[str, Any, Any, Callable[[Any], Any]]:

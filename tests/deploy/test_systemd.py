@@ -31,9 +31,10 @@ def read_unit() -> configparser.ConfigParser:
 
 
 def test_systemd_understands_it(tmp_path: Path) -> None:
-    (program := tmp_path / "opt/tdb/bin/tdb-server").parent.mkdir(parents=True)
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
+    for name in ("opt/tdb/bin/tdb-server", "bin/kill"):
+        (program := tmp_path / name).parent.mkdir(parents=True)
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
     (units := tmp_path / "etc/systemd/system").mkdir(parents=True)
     for name in (
         "network-online.target",
@@ -77,3 +78,12 @@ def test_its_variables_are_flags_and_its_patience_is_longer_than_the_servers() -
     assert settings.telemetry.log_format == "json"
     assert service["TimeoutStopSec"].endswith("s")
     assert float(service["TimeoutStopSec"][:-1]) > settings.grace_seconds
+
+
+def test_the_server_says_itself_when_it_is_ready_and_that_it_lives() -> None:
+    service = read_unit()["Service"]
+    assert service["Type"] == "notify"
+    assert service["NotifyAccess"] == "main"
+    assert service["TimeoutStartSec"] == "infinity"
+    assert float(service["WatchdogSec"].removesuffix("s")) >= 20
+    assert service["ExecReload"] == "/bin/kill -HUP $MAINPID"

@@ -16,6 +16,7 @@ from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.results import NamedResult, ObjectiveValues
 from tdb_server.gateway.json_requests import debug_request, infer_request, single_infer_request
 from tdb_server.gateway.json_responses import batched_response, single_response
+from tdb_server.gateway.json_text import json_pieces
 from tdb_server.model.autoencoder_loading import load_autoencoders
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.model.weights import load_decoder
@@ -81,7 +82,8 @@ def answer(golden: dict[str, Any], device: str) -> dict[str, Any]:
                     sub_response.loss = event.loss
                 if event.activation_value is not None:
                     sub_response.activation_value_for_backward_pass = event.activation_value
-    return batched_response(response) if endpoint.startswith("batched") else single_response(response)
+    body = batched_response(response) if endpoint.startswith("batched") else single_response(response)
+    return json.loads(b"".join(json_pieces(body)))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from tdb_server.gateway.json_requests import debug_request, infer_request, single_infer_request
 from tdb_server.gateway.json_responses import batched_response, single_response
+from tdb_server.gateway.json_text import json_pieces
 
 from tests.golden.compare import differences
 from tests.golden.rounding_noise import without_rounding_noise
@@ -72,7 +73,8 @@ def over_grpc(server: RunningServer, endpoint: str, body: dict[str, Any]) -> dic
             response = server.debugger.Infer(infer_request(body), timeout=60)
         case _:
             response = server.debugger.Infer(single_infer_request(endpoint, body), timeout=60)
-    return batched_response(response) if endpoint.startswith("batched") else single_response(response)
+    body = batched_response(response) if endpoint.startswith("batched") else single_response(response)
+    return json.loads(b"".join(json_pieces(body)))
 
 
 @pytest.mark.parametrize("path", BY_WHAT_IS_HELD, ids=name)

@@ -122,6 +122,10 @@ def test_the_command_says_what_it_set(server: RunningServer, capsys: pytest.Capt
     out = capsys.readouterr().out
     assert "ablated: L1 head 2 @ 9 -> 2 = 1, L1 head 2 @ 8 (whole row)" in " ".join(out.split())
     assert "of norm scales, the final one alone is held constant" in " ".join(out.split())
+    trace = [*asked[:2], "trace", "L1 head 2 @ 9 -> 2", "--type", "Q", "--prompt", PROMPT]
+    assert main(trace) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "of norm scales, the final one and the traced node's own are held constant" in out
     assert main([*asked, "--ablate", "L99 head 2 @ 9", "l1 HEAD 2@99"]) == 1
     err = capsys.readouterr().err
     assert err.startswith("tdb: --ablate 'L99 head 2 @ 9': there is no layer 99; layers are 0 to 2; ")

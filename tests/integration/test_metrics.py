@@ -129,7 +129,7 @@ def test_restarts_are_counted(start_server):
 def test_the_gateway_is_measured_beside(measured):
     body = {"subRequests": [{"prompt": "the cat", "targetTokens": [" the"], "distractorTokens": []}]}
     httpx.post(f"http://127.0.0.1:{measured.http_port}/batched_tdb", json=body)
-    httpx.post(f"http://127.0.0.1:{measured.http_port}/batched_tdb", content=b"{")
+    httpx.post(f"http://127.0.0.1:{measured.http_port}/batched_tdb", json=[])
     page = Page(measured)
     route = {"http_route": "/batched_tdb", "http_request_method": "POST"}
     assert page("http_server_request_duration_seconds_count", **route) == 2
@@ -280,7 +280,7 @@ def test_a_port_that_is_taken(measured):
 
 
 def test_nothing_is_imported_that_is_not_wanted():
-    unwanted = "{'opentelemetry', 'prometheus_client', 'pydantic', 'starlette'} & set(sys.modules)"
+    unwanted = "{'opentelemetry', 'prometheus_client', 'pydantic', 'starlette', 'uvicorn'} & set(sys.modules)"
     code = f"import sys, tdb_server.command; sys.exit(bool({unwanted}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

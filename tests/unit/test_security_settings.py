@@ -77,3 +77,18 @@ def test_names_of_tokens(name):
     with pytest.raises(SystemExit) as ended:
         parse_settings(["token", "--", name], {})
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize("hosts", ["tdb.example", "*.tdb.example,10.1.2.3", "::1,*", "a_b.local"])
+def test_hosts(hosts):
+    assert parse_settings(["serve", "--allowed-hosts", hosts], {}).security.allowed_hosts == tuple(
+        hosts.split(",")
+    )
+
+
+@pytest.mark.parametrize("hosts", ["http://tdb.example", "tdb.example:80", "*example", "a*b", "a b", ","])
+def test_hosts_that_make_no_sense(hosts, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_settings(["serve", "--allowed-hosts", hosts], {})
+    assert ended.value.code == 2
+    assert "--allowed-hosts: must" in capsys.readouterr().err

@@ -177,8 +177,8 @@ class AsyncClient:
     ) -> list[InferenceResult]:
         """Runs general sub-requests in one call and returns their results by name.
 
-        No norm's scale is held constant on the way back unless a sub-request says so; `debug` holds the final
-        one.
+        No norm's scale is held constant on the way back unless a sub-request says so, but for that of the
+        norm through which a traced node reads; `debug` holds the final one as well.
         """
 
         def stream(seconds: float | None) -> AsyncGenerator[Event]:

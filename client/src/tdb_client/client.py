@@ -128,7 +128,7 @@ class Client:
             result.loss                                 # logit of " Mary" less that of " John"
             result.to_frame().nlargest(10, "act_times_grad")
 
-            # What changes without a head, or with a neuron held at 2.5? Tokens count from 0, or from the end.
+            # What changes without a head, or with a neuron set to 2? Tokens count from 0, or from the end.
             client.debug(prompt, " Mary", " John", ablate=[head(23, 1, token=-1), "L20 neuron 426 @ 13 = 2"])
 
             # Why is a neuron active? Why does a head look from the last token to token 9?
@@ -142,7 +142,8 @@ class Client:
                 trace needs none, unless it is through V without `downstream`.
             distractor: tokens whose logits count against it.
             k: how many nodes to take from each end of each ranking.
-            ablate: nodes to set to 0, or Ablations to other values, or their spelling: `"L9 head 6 @ -1"`.
+            ablate: nodes to set to 0, or Ablations to other values, or their spelling: `"L9 head 6 @ -1"` for
+                all that the last token attends to, `"L9 head 6 @ -1 -> 2"` for what it pays to token 2 alone.
             trace: a node to explain in place of the loss; heads need a Trace that says through what.
             downstream: for a V trace, the node that gives it its direction; None means the loss.
             mlp: what MLPs are taken apart into; latents need an autoencoder.
@@ -231,8 +232,8 @@ class Client:
     ) -> list[InferenceResult]:
         """Runs general sub-requests in one call and returns their results by name.
 
-        No norm's scale is held constant on the way back unless a sub-request says so; `debug` holds the final
-        one.
+        No norm's scale is held constant on the way back unless a sub-request says so, but for that of the
+        norm through which a traced node reads; `debug` holds the final one as well.
 
         Example:
             wanted = {"pairs": DerivedAttentionScalarsSpec("attn_qk_probs", layer=23, head=3)}

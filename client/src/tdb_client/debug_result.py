@@ -139,7 +139,10 @@ class DebugResult:
 
     @property
     def held_norm_scales(self) -> tuple[str, ...]:
-        """The norms whose scales were held constant on the way back: the final one alone."""
+        """The norms whose scales were held constant on the way back: the final one alone.
+
+        That of the norm through which a traced node reads always is, and is not listed.
+        """
         return held_norm_scales(self.ablations)
 
     @property

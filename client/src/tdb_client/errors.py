@@ -99,6 +99,11 @@ class FieldViolation:
         return f"{self.path}: {self.description}"
 
 
+def in_one_line(text: str) -> str:
+    """A message without its line breaks. Other spaces stay: a token in quotes may have several."""
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
 class CallError(TdbError):
     """A call failed.
 
@@ -137,7 +142,7 @@ class CallError(TdbError):
             text += f" (error id {self.error_id})"
         if self.retry_after is not None:
             text += f" (try again in {self.retry_after:g} s)"
-        return " ".join(text.split())
+        return in_one_line(text)
 
     @property
     def error_id(self) -> str | None:

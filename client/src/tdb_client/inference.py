@@ -19,6 +19,7 @@ from tdb_client.interventions import (
     as_trace,
     read_words,
 )
+from tdb_client.token_words import read_tokens
 
 PassType = Literal["forward", "backward"]
 LossName = Literal["logit_diff", "logit_minus_mean", "probs", "zero"]
@@ -34,6 +35,9 @@ class Loss:
     name: LossName
     target: tuple[Token, ...] = ()
     distractor: tuple[Token, ...] = ()
+
+    def __post_init__(self) -> None:
+        read_tokens(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any, Literal, TypeAlias, cast
 
 from tdb_client.errors import NodeError
@@ -118,7 +118,7 @@ def ablations(words: object) -> tuple[Any, ...]:
     """Ablations in plain words, or one of them, as Ablations; what is more exact stays as it is.
 
     Raises:
-        NodeError: a spelling cannot be read.
+        NodeError: a spelling cannot be read, or something is no ablation.
     """
     several = words if isinstance(words, Iterable) and not isinstance(words, str) else [words]
     return tuple(_ablation(one) for one in several)
@@ -127,6 +127,8 @@ def ablations(words: object) -> tuple[Any, ...]:
 def _ablation(words: object) -> object:
     if isinstance(words, str):
         return Ablation.parse(words)
+    if not is_dataclass(words):
+        raise NodeError(f"{words!r} is no ablation, such as 'L9 head 6 @ -1' or 'L5 neuron 123 @ 7 = 2.5'")
     return Ablation(words) if isinstance(words, Node) else words
 
 
@@ -138,6 +140,10 @@ def as_trace(words: TraceWords | None) -> Trace | None:
     """
     if isinstance(words, str):
         return Trace.parse(words)
+    if words is not None and not isinstance(words, Trace | Node):
+        raise NodeError(
+            f"{words!r} is no trace, such as 'L5 neuron 123 @ 7' or 'L9 head 6 @ 13 -> 2 through Q'"
+        )
     return Trace(words) if isinstance(words, Node) else words
 
 

@@ -48,6 +48,10 @@ class Limits:
     max_activation_bytes: int
     max_call_seconds: float
     chunk_bytes: int
+    max_prompt_bytes: int
+    max_target_tokens: int
+    max_buffered_bytes: int
+    max_spool_bytes: int
     max_priority: str
 
 

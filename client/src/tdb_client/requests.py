@@ -21,6 +21,7 @@ from tdb_client.interventions import (
 )
 from tdb_client.nodes import Node
 from tdb_client.results import PromptTokens
+from tdb_client.token_words import as_tokens, read_tokens
 
 MlpComponent = Literal["neuron", "autoencoder_latent"]
 """What MLPs are taken apart into."""
@@ -68,6 +69,7 @@ class DebugSubRequest:
 
     def __post_init__(self) -> None:
         read_words(self)
+        read_tokens(self)
 
     @classmethod
     def of(
@@ -92,11 +94,12 @@ class DebugSubRequest:
 
         Raises:
             NodeError: a spelling cannot be read.
+            InvalidValueError: a token is neither text nor a number.
         """
         return cls(
             prompt=prompt,
-            target=_tokens(target),
-            distractor=_tokens(distractor),
+            target=as_tokens(target, "target"),
+            distractor=as_tokens(distractor, "distractor"),
             k=k,
             ablate=ablations(ablate),
             trace=as_trace(trace),
@@ -177,8 +180,3 @@ def tokens_from_start(sub_request: SubRequest) -> Iterator[int]:
         ]
         named += [one.token for one in sub_request.results.values() if isinstance(one, MultipleTopKSpec)]
     return (one for one in named if one is not None and one >= 0)
-
-
-def _tokens(tokens: TokenWords | Sequence[TokenWords]) -> tuple[Token, ...]:
-    several = (tokens,) if isinstance(tokens, str | int | np.integer) else tokens
-    return tuple(int(one) if isinstance(one, np.integer) else one for one in several)

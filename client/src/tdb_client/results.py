@@ -235,5 +235,8 @@ class InferenceResult:
 
     @property
     def held_norm_scales(self) -> tuple[str, ...]:
-        """The norms whose scales were held constant on the way back: none, unless `ablate` asks for it."""
+        """The norms whose scales were held constant on the way back: none, unless `ablate` asks for it.
+
+        That of the norm through which a traced node reads always is, and is not listed.
+        """
         return held_norm_scales(self.ablations)

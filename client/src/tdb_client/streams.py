@@ -39,6 +39,7 @@ class EventReader:
         self._n_sub_requests = n_sub_requests
         self._pending: dict[tuple[int, str], _Pending] = {}
         self._awaited: dict[int, tuple[int, str]] = {}  # which result a tensor belongs to, by tensor id
+        self._n_messages = 0
         self._is_finished = False
 
     def read(self, message: StreamDebugResponse | StreamInferResponse) -> Iterator[Event]:
@@ -46,7 +47,9 @@ class EventReader:
 
         Raises:
             ResponseError: the message breaks the protos' promises.
+            IncompleteResponseError: it is the last one, and others are missing.
         """
+        self._n_messages += 1
         match message.WhichOneof("event"):
             case "started":
                 if len(message.started.sub_requests) != self._n_sub_requests:
@@ -65,8 +68,13 @@ class EventReader:
             case "finished":
                 if self._pending:
                     raise IncompleteResponseError(f"the stream finished without all of {self._missing()}")
-                self._is_finished = True
                 finished = message.finished
+                # Older servers do not count.
+                if finished.message_count not in (0, self._n_messages):
+                    raise IncompleteResponseError(
+                        f"{self._n_messages} messages came of a stream of {finished.message_count}"
+                    )
+                self._is_finished = True
                 yield Finished(decoding.timings(finished.timings), finished.peak_memory_bytes)
 
     def end(self) -> None:

@@ -10,6 +10,7 @@ from importlib.metadata import version as installed_version
 
 from tdb_server.errors import ConfigurationBroken
 from tdb_server.log_format import configure_logging
+from tdb_server.queued_stderr import queue_stderr
 from tdb_server.security_settings import NewToken
 from tdb_server.service.access.token import new_token, token_entry
 from tdb_server.service.app import OtherFace, Parts, serve
@@ -29,6 +30,7 @@ def run(arguments: Sequence[str]) -> None:
     if isinstance(settings, NewToken):
         _make_token(settings)
         return
+    queue_stderr()
     configure_logging(settings.telemetry.log_format, LOG_LEVELS[settings.telemetry.log_level])
     asyncio.run(serve(settings, version, _http_maker(settings)))
 

@@ -5,6 +5,7 @@
     ├── ModelError                  the model cannot be served
     │   ├── ModelNotFound           no such folder, file or hub model, or no network to fetch it
     │   ├── ModelBroken             a file of it is missing, damaged or contradicts another
+    │   │   └── ConversionDamaged   what we have made of a model and kept is not what it was
     │   ├── UnsupportedModel        sound, but of a kind that the decoder cannot compute
     │   └── AutoencoderBroken       the same for the files of an autoencoder
     ├── ConfigurationBroken         a file of tokens or certificates cannot be used
@@ -73,6 +74,10 @@ class ModelBroken(ModelError):
     default_reason = "MODEL_BROKEN"
 
 
+class ConversionDamaged(ModelBroken):
+    """What was made of a model and kept is not what it was; it can be made again."""
+
+
 class UnsupportedModel(ModelError):
     """The model asks for mathematics that the decoder does not have."""
 
@@ -106,17 +111,24 @@ class FieldViolation:
     reason: str
 
 
+def in_words(violations: Sequence[FieldViolation], n_more: int) -> str:
+    """All fields at fault in one line, and how many more there are."""
+    words = [f"{violation.field}: {violation.description}" for violation in violations]
+    return "; ".join([*words, f"and {n_more} more"] if n_more else words)
+
+
 class ViolationError(TdbError):
     """Base of the errors that name fields. Its reason is that of the first field.
 
     Args:
-        violations: every field at fault, at least one.
+        violations: fields at fault, at least one.
+        n_more: fields at fault that were counted and not kept.
     """
 
-    def __init__(self, violations: Sequence[FieldViolation]) -> None:
+    def __init__(self, violations: Sequence[FieldViolation], n_more: int = 0) -> None:
         self.violations = tuple(violations)
-        message = "; ".join(f"{violation.field}: {violation.description}" for violation in self.violations)
-        super().__init__(message, self.violations[0].reason)
+        self.n_more = n_more
+        super().__init__(in_words(violations, n_more), self.violations[0].reason)
 
 
 class InvalidRequest(ViolationError):
@@ -143,6 +155,24 @@ class RetryableError(TdbError):
 
 class OverLimit(RetryableError):
     """Too much at once, or too much for ever (then without a time to retry)."""
+
+
+class ResponseTooLarge(OverLimit):
+    """The answer does not fit a call that does not stream.
+
+    Args:
+        n_bytes: of the answer, as far as it is known.
+        max_response_bytes: the limit.
+        streaming_call: the method that can answer.
+    """
+
+    def __init__(self, n_bytes: int, max_response_bytes: int, streaming_call: str) -> None:
+        super().__init__(
+            f"the answer takes at least {n_bytes} bytes, more than the {max_response_bytes} allowed for "
+            f"a call that does not stream; use {streaming_call}",
+            "RESPONSE_TOO_LARGE",
+        )
+        self.streaming_call = streaming_call
 
 
 class Unavailable(RetryableError):

@@ -103,6 +103,11 @@ def positive_seconds(text: str) -> float:
     return positive_number(text)
 
 
+def zero_or_more_seconds(text: str) -> float:
+    """A finite number of seconds, 0 or more."""
+    return milliseconds(text)
+
+
 def port_number(text: str) -> int:
     """A port, or 0 for a free one."""
     value = int(text)

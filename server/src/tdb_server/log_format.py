@@ -8,21 +8,24 @@ from __future__ import annotations
 import json
 import logging
 import re
-import sys
 from datetime import UTC, datetime
 from typing import TextIO
 
 FIELDS = "fields"
 _PLAIN = re.compile(r"[\w.:/@%+,\[\]-]+", re.ASCII)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+"""What ends lines for some programs though JSON allows it, steers terminals, turns the direction of text
+round, or is no text: control characters, separators of lines and paragraphs, marks of direction, lone
+surrogates."""
 
 
-def configure_logging(log_format: str, level: int, stream: TextIO = sys.stderr) -> None:
+def configure_logging(log_format: str, level: int, stream: TextIO | None = None) -> None:
     """Sends everything that is logged in this process to a stream.
 
     Args:
         log_format: "text" or "json".
         level: of the least important lines to write.
-        stream: where to.
+        stream: where to; None for stderr.
     """
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonLines() if log_format == "json" else TextLines())
@@ -36,9 +39,10 @@ class TextLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter`."""
-        line = f"{_time(record)} {record.levelname} [{record.process}] {record.getMessage()}"
+        line = f"{_time(record)} {record.levelname} [{record.process}] {_escaped(record.getMessage())}"
         line += "".join(f" {key}={_quoted(value)}" for key, value in _fields(record).items())
-        return line if not record.exc_info else f"{line}\n{self.formatException(record.exc_info)}"
+        trace = self.formatException(record.exc_info).split("\n") if record.exc_info else []
+        return "\n".join((line, *map(_escaped, trace)))
 
 
 class JsonLines(logging.Formatter):
@@ -56,7 +60,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             said["exception"] = self.formatException(record.exc_info)
-        return json.dumps(said, ensure_ascii=False, default=str)
+        return _escaped(json.dumps(said, ensure_ascii=False, default=str))
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
@@ -67,6 +71,11 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 def _time(record: logging.LogRecord) -> str:
     moment = datetime.fromtimestamp(record.created, UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _escaped(text: str) -> str:
+    """The same in visible characters, as JSON writes them; the text stays JSON if it was."""
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _quoted(value: object) -> str:

@@ -5,9 +5,32 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from tdb_server.flags import Flags, at_least, one_of, positive_number, positive_seconds
+from tdb_server.flags import (
+    Flags,
+    at_least,
+    one_of,
+    positive_number,
+    positive_seconds,
+    zero_or_more_seconds,
+)
 
 LOCAL = "local"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerCare:
+    """When workers are replaced, and when they give memory back.
+
+    Attributes:
+        silence_seconds: how long a worker may do nothing although it should before it counts as hung.
+        step_seconds: how long one step of a worker, a layer or a result, may take.
+        idle_memory_seconds: how long a worker waits for calls before it gives back memory that it does not
+            need; None for never.
+    """
+
+    silence_seconds: float = 10.0
+    step_seconds: float = 120.0
+    idle_memory_seconds: float | None = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +58,28 @@ class RayPoolSettings:
 
 def add_pool_flags(flags: Flags) -> None:
     """The flags of `serve` that are about the pool."""
+    flags.group("when workers are replaced, and rest")
+    flags.add(
+        "--worker-silence-seconds",
+        positive_seconds,
+        10.0,
+        "S",
+        "a worker that does nothing although it should, for this long, is replaced",
+    )
+    flags.add(
+        "--worker-step-seconds",
+        positive_seconds,
+        120.0,
+        "S",
+        "so is one that takes this long for one step, a layer or a result",
+    )
+    flags.add(
+        "--idle-memory-seconds",
+        zero_or_more_seconds,
+        60.0,
+        "S",
+        "after so long without calls a worker gives memory back; 0 for never",
+    )
     flags.group("where the workers live")
     flags.add("--pool", one_of("local", "ray"), "local", "POOL", "local: on this machine; ray: on Ray Serve")
     flags.add("--ray-address", str, LOCAL, "ADDRESS", "a Ray cluster, or auto; local starts Ray here")
@@ -49,6 +94,11 @@ def add_pool_flags(flags: Flags) -> None:
     flags.add(
         "--ray-downscale-seconds", positive_seconds, 600.0, "S", "idleness that lasts this long ends one"
     )
+
+
+def read_care(told: argparse.Namespace) -> WorkerCare:
+    """What was told about replacing workers, and about their rest."""
+    return WorkerCare(told.worker_silence_seconds, told.worker_step_seconds, told.idle_memory_seconds or None)
 
 
 def read_pool(told: argparse.Namespace, n_workers: int) -> RayPoolSettings | None:

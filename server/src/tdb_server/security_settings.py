@@ -19,6 +19,7 @@ The token goes to stderr, once; the file's entry, with a hash in place of the to
   tdb-server token alice --calls-per-minute 60 >> tokens.toml
   tdb-server serve --token-file tokens.toml
 """
+_HOST = re.compile(r"\*|(\*\.)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*")
 _TOKEN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
 
@@ -34,10 +35,17 @@ class Security:
         tls_client_names: names, one of which a client's certificate must have; empty to take every client
             that one of the authorities vouches for.
         token_file: TOML file with the tokens that may call; None to let everybody call.
-        max_connections: connections at the same time.
+        allowed_hosts: names that HTTP requests may be sent to, and whose web pages may call, beside those of
+            this machine's loopback and the address listened on.
+        max_connections: connections at the same time, of each port.
+        max_connections_per_address: of them, those from one address; over gRPC, where they cannot be told
+            apart, calls.
         max_concurrent_streams: calls at the same time on one connection; further ones wait in the client.
         max_connection_age_seconds: after this a connection takes no more calls, and the client opens another.
         max_connection_idle_seconds: after this long without a call a connection is closed.
+        max_head_seconds: from connecting, or from the first byte, to the end of a request's head; also for
+            the handshakes of TLS and gRPC.
+        max_body_seconds: for a request's body over HTTP, and how long a client may take nothing of an answer.
         trusted_proxies: networks of proxies that are believed when they say for whom they call.
     """
 
@@ -46,10 +54,14 @@ class Security:
     tls_client_ca: Path | None = None
     tls_client_names: tuple[str, ...] = ()
     token_file: Path | None = None
+    allowed_hosts: tuple[str, ...] = ()
     max_connections: int = 1000
+    max_connections_per_address: int = 500
     max_concurrent_streams: int = 128
     max_connection_age_seconds: float = 3600.0
     max_connection_idle_seconds: float = 900.0
+    max_head_seconds: float = 10.0
+    max_body_seconds: float = 20.0
     trusted_proxies: tuple[str, ...] = ()
 
 
@@ -79,7 +91,11 @@ def add_security_flags(flags: Flags) -> None:
         "proxies, as addresses or networks, whose X-Forwarded-For says who calls",
     )
     flags.add_switch("--allow-plaintext", "listen for other machines without TLS")
+    flags.add(
+        "--allowed-hosts", host_list, (), "NAME,..", "hosts to answer to over HTTP; *.NAME for any below"
+    )
     flags.add("--max-connections", at_least(1), 1000, "N", "connections at the same time")
+    flags.add("--max-connections-per-address", at_least(1), 500, "N", "of them, from one address")
     flags.add("--max-concurrent-streams", at_least(1), 128, "N", "calls at the same time on one connection")
     flags.add(
         "--max-connection-age-seconds", positive_seconds, 3600.0, "S", "when clients have to connect anew"
@@ -87,6 +103,8 @@ def add_security_flags(flags: Flags) -> None:
     flags.add(
         "--max-connection-idle-seconds", positive_seconds, 900.0, "S", "when unused connections are closed"
     )
+    flags.add("--max-head-seconds", positive_seconds, 10.0, "S", "for a request's head, and for handshakes")
+    flags.add("--max-body-seconds", positive_seconds, 20.0, "S", "for a request's body over HTTP")
 
 
 def read_security(told: argparse.Namespace) -> Security:
@@ -115,10 +133,14 @@ def read_security(told: argparse.Namespace) -> Security:
         tls_client_ca=told.tls_client_ca,
         tls_client_names=told.tls_client_names,
         token_file=told.token_file,
+        allowed_hosts=told.allowed_hosts,
         max_connections=told.max_connections,
+        max_connections_per_address=told.max_connections_per_address,
         max_concurrent_streams=told.max_concurrent_streams,
         max_connection_age_seconds=told.max_connection_age_seconds,
         max_connection_idle_seconds=told.max_connection_idle_seconds,
+        max_head_seconds=told.max_head_seconds,
+        max_body_seconds=told.max_body_seconds,
         trusted_proxies=told.trusted_proxies,
     )
 
@@ -182,6 +204,15 @@ def read_new_token(told: argparse.Namespace) -> NewToken:
         Priority(told.max_priority),
     )
     return NewToken(told.name, limits, told.weight, told.tenant)
+
+
+def host_list(text: str) -> tuple[str, ...]:
+    """Names of hosts, separated by commas, without ports."""
+    hosts = name_list(text)
+    for one in hosts:
+        if not _HOST.fullmatch(one):
+            raise argparse.ArgumentTypeError(f"must be a host's name or address, without a port: {one!r}")
+    return hosts
 
 
 def token_name(text: str) -> str:

@@ -15,7 +15,13 @@ from typing import Any
 
 from tdb_server.domain.limits import Limits
 from tdb_server.flags import Flags, at_least, byte_size, name_list, one_of, port_number, positive_seconds
-from tdb_server.pool_settings import RayPoolSettings, add_pool_flags, read_pool
+from tdb_server.pool_settings import (
+    RayPoolSettings,
+    WorkerCare,
+    add_pool_flags,
+    read_care,
+    read_pool,
+)
 from tdb_server.scheduling_settings import Scheduling, add_scheduling_flags, read_scheduling
 from tdb_server.security_settings import (
     NewToken,
@@ -44,12 +50,16 @@ examples:
 """
 _LIMIT_HELP = {
     "max_prompt_tokens": "tokens of a prompt (default: the model's context)",
+    "max_prompt_bytes": "bytes of a prompt (default: as many as its tokens can have)",
     "max_sub_requests": "sub-requests of a call",
     "max_node_ablations": "ablations of a sub-request",
+    "max_target_tokens": "entries of each list of target or distractor tokens",
     "max_top_and_bottom_k": "nodes from each end of a ranking",
     "max_processing_specs": "processing specs of a sub-request",
     "max_request_bytes": "bytes of a request",
     "max_response_bytes": "bytes of an answer that is not streamed",
+    "max_buffered_bytes": "bytes of long requests and answers that wait in memory, all calls together",
+    "max_spool_bytes": "bytes of answers that wait on disk for their readers, all calls together",
     "max_concurrent_calls": "calls taken up at the same time, waiting ones included",
     "max_queue_length": "calls that may wait for a worker",
     "max_activation_bytes": "estimated bytes of activations and gradients of a call",
@@ -67,6 +77,7 @@ class Settings:
         autoencoders: folders of autoencoders to splice in.
         devices: one per worker: "auto", "cpu", "cuda:0"...
         ray: the workers' place on Ray; None for processes of this machine.
+        care: when workers are replaced, and when they give memory back.
         dtype: type the model computes in.
         n_threads: CPU threads per worker; None shares the cores out among the workers.
         ranking: how vocabularies are ranked; None for the fastest way on each worker's machine.
@@ -88,6 +99,7 @@ class Settings:
     autoencoders: tuple[Path, ...] = ()
     devices: tuple[str, ...] = ("auto",)
     ray: RayPoolSettings | None = None
+    care: WorkerCare = field(default_factory=WorkerCare)
     dtype: str = "float32"
     n_threads: int | None = None
     ranking: str | None = None
@@ -195,6 +207,7 @@ def _settings(told: argparse.Namespace, environment: Mapping[str, str]) -> Setti
         autoencoders=tuple(told.autoencoder or told.autoencoder_variable),
         devices=tuple(devices[index % len(devices)] for index in range(n_workers)),
         ray=read_pool(told, n_workers),
+        care=read_care(told),
         dtype=told.dtype,
         n_threads=told.threads,
         ranking=None if told.ranking == "auto" else told.ranking,

@@ -58,10 +58,16 @@ def test_every_status_has_its_exception(code: grpc.StatusCode) -> None:
 
 
 def test_field_violations_are_told_in_one_line() -> None:
-    bad = bad_request(prompt="is\nempty", k="is 0")
+    bad = bad_request(prompt="is\n\n  empty", k="is 0")
     error = translated(refusal(code_pb2.INVALID_ARGUMENT, "EMPTY_PROMPT", bad, violations_left_out="3"))
     assert error.field_violations[1] == FieldViolation("sub_requests[0].k", "is 0", "NOT_ONE_TOKEN")
     assert str(error) == "sub_requests[0].prompt: is empty; sub_requests[0].k: is 0; and 3 more"
+
+
+def test_spaces_in_quotes_are_told_as_they_are() -> None:
+    bad = bad_request(target="must be one token, and '  to' is 2")
+    error = translated(refusal(code_pb2.INVALID_ARGUMENT, "NOT_ONE_TOKEN", bad))
+    assert str(error) == "sub_requests[0].target: must be one token, and '  to' is 2"
 
 
 def test_retries_and_error_ids_are_told() -> None:

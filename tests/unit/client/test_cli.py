@@ -145,6 +145,7 @@ def test_failures_are_one_line_and_code_1(
         (["debug", "--prompt", "p"], "required: --target"),
         ([*DEBUG, "--ablate", "L1 hed 2 @ 1"], "'L1 hed 2 @ 1' is not a node, such as"),
         ([*DEBUG, "--rows", "-1"], "-1 is below 0"),
+        ([*DEBUG, "--target-id", "x"], "'x' is not a whole number"),
         ([*DEBUG, "--timeout", "0"], "0 is not above 0"),
         (["trace", "L1 head 2 @ 1", "--prompt", "p"], "say which token L1 head 2 @ 1 attends to"),
         (["trace", "L1 head 2 @ 1 -> 0", "--prompt", "p"], "a head needs --type"),

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tdb_client import Ablation, Node, NodeError, Trace, head, latent, neuron
+from tdb_client import Ablation, DebugSubRequest, Node, NodeError, Trace, head, latent, neuron
 from tdb_client.decoding import node as decoded
 from tdb_client.encoding import node_index
 
@@ -128,3 +129,12 @@ def test_negative_tokens_count_from_the_end() -> None:
     assert head(9, 6, token=99).resolve(14) == head(9, 6, token=99)  # for the server to refuse
     with pytest.raises(NodeError, match="token -15 does not exist in a prompt of 14 tokens"):
         neuron(5, 1, token=-15).resolve(14)
+
+
+@pytest.mark.parametrize("words", [5, None, ("L1 head 2 @ 3", 1.0)])
+def test_what_is_no_ablation_and_no_trace(words: Any) -> None:
+    with pytest.raises(NodeError, match="is no ablation, such as"):
+        DebugSubRequest.of("p", 7, ablate=words)
+    if words is not None:
+        with pytest.raises(NodeError, match="is no trace, such as"):
+            DebugSubRequest.of("p", 7, trace=words)

@@ -157,6 +157,8 @@ def test_a_stream_must_finish_and_be_whole() -> None:
         EventReader(1).end()
     with pytest.raises(IncompleteResponseError, match="'topKComponents' of sub-request 0"):
         read(part(ranking(), last=False), message(finished=call_pb2.Finished()))
+    with pytest.raises(IncompleteResponseError, match="2 messages came of a stream of 3"):
+        read(message(finished=call_pb2.Finished(message_count=3)))
     with pytest.raises(IncompleteResponseError, match="started and finished"):
         inference_results([])
     only_first = read(part(named_results()[0]), message(finished=call_pb2.Finished()))

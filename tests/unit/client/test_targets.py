@@ -8,7 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tdb_client import DebugResult, DebugSubRequest, InferenceSubRequest, Loss, LossTokens
+from tdb_client import (
+    DebugResult,
+    DebugSubRequest,
+    InferenceSubRequest,
+    InvalidValueError,
+    Loss,
+    LossTokens,
+)
 from tdb_client.cli import main
 from tdb_client.encoding import debug_request, infer_request
 from tdb_client.report.data import report_data
@@ -36,6 +43,18 @@ def test_what_a_target_may_be(given: Any, tokens: tuple[str | int, ...]) -> None
     request = DebugSubRequest.of("p", given, distractor=given)
     assert (request.target, request.distractor) == (tokens, tokens)
     assert [type(one) for one in request.target] == [type(one) for one in tokens]
+
+
+@pytest.mark.parametrize("given", [b" to", [b" to"], 7.0, None, [True], {"target": 7}.values])
+def test_what_is_no_token(given: Any) -> None:
+    with pytest.raises(InvalidValueError, match=r"target\[0\]: .* is neither the text of a token nor"):
+        DebugSubRequest.of("p", given)
+
+
+def test_a_text_alone_is_one_token_and_not_its_letters() -> None:
+    words: Any = " Mary"
+    assert Loss("logit_diff", words, words) == Loss("logit_diff", (words,), (words,))
+    assert DebugSubRequest("p", words, words) == DebugSubRequest("p", (words,), (words,))
 
 
 def test_on_the_wire() -> None:
@@ -98,7 +117,9 @@ def test_the_command_refuses_what_is_no_index(capsys: Output, token_id: str) -> 
     with pytest.raises(SystemExit) as ended:
         main(["debug", "--prompt", "p", f"--target-id={token_id}"])
     assert ended.value.code == 2
-    assert "argument --target-id: " in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "argument --target-id: " in err
+    assert "_token_id" not in err
 
 
 def test_a_value_traced_towards_the_loss_may_have_its_target_by_index(fake: Fake) -> None:

@@ -11,12 +11,17 @@ from typing import Any
 import httpx
 import pytest
 from tdb_server import errors
+from tdb_server.domain.budget import Budget
 from tdb_server.domain.limits import Limits
 from tdb_server.errors import FieldViolation, TdbError
 from tdb_server.gateway.app import Backend, create_gateway
-from tdb_server.gateway.http_guard import HttpGuard
-from tdb_server.gateway.http_server import HttpServer
-from tdb_server.service.interceptors import OpenCalls
+from tdb_server.gateway.http_calls import HttpCalls
+from tdb_server.security_settings import Security
+from tdb_server.service.call_guard import CallGuard
+from tdb_server.service.fair_threads import FairThreads
+from tdb_server.service.http.host_check import AllowedHosts, HostCheck
+from tdb_server.service.http.listener import HttpListener
+from tdb_server.service.open_calls import OpenCalls
 from transformer_debugger.v1.model_service_pb2 import ModelInfo
 from transformer_debugger.v1.transformer_debugger_service_pb2 import (
     DebugRequest,
@@ -28,6 +33,7 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import (
 LIMITS = replace(Limits(), max_request_bytes=2000, max_call_seconds=5.0)
 VIOLATION = FieldViolation("sub_requests[0].prompt", "is empty", "EMPTY_PROMPT")
 Client = httpx.AsyncClient
+JSON = {"content-type": "application/json"}
 
 
 class StandIn:
@@ -75,11 +81,16 @@ def open_calls() -> OpenCalls:
     return OpenCalls()
 
 
+def gateway(backend: StandIn, open_calls: OpenCalls, limits: Limits = LIMITS) -> HostCheck:
+    memory = Budget(256 * 2**20, "bodies", "BUFFERS_FULL")
+    calls = HttpCalls(CallGuard(limits, open_calls), FairThreads(memory), memory, max_body_seconds=0.5)
+    hosts = AllowedHosts("127.0.0.1", ["test"])
+    return create_gateway(Backend(backend.debug, backend.infer, backend.model_info), calls, hosts, "1.2.3")
+
+
 @pytest.fixture
 async def client(backend: StandIn, open_calls: OpenCalls) -> AsyncIterator[Client]:
-    application = create_gateway(
-        Backend(backend.debug, backend.infer, backend.model_info), HttpGuard(LIMITS, open_calls), "1.2.3"
-    )
+    application = gateway(backend, open_calls)
     async with Client(transport=httpx.ASGITransport(application), base_url="http://test") as one:
         yield one
 
@@ -184,7 +195,7 @@ async def test_faults_keep_their_insides(client: Client, backend: StandIn) -> No
     ],
 )
 async def test_bodies_that_cannot_be_read(client: Client, content: bytes, message: str) -> None:
-    response = await client.post("/batched_tdb", content=content)
+    response = await client.post("/batched_tdb", content=content, headers=JSON)
     assert response.status_code == 400
     assert message in response.json()["message"]
 
@@ -193,6 +204,58 @@ async def test_bodies_that_are_too_large(client: Client) -> None:
     response = await client.post("/batched_tdb", json=debug_body("a" * 2000))
     assert response.status_code == 413
     assert "2000 bytes" in response.json()["message"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"content-type": "text/plain"},
+        {"content-type": "application/x-www-form-urlencoded"},
+        {"content-type": "application/jsonx"},
+        {},
+        {"content-type": "application/json", "content-encoding": "gzip"},
+    ],
+)
+async def test_bodies_that_pages_can_send_without_asking(client: Client, headers: dict[str, str]) -> None:
+    response = await client.post("/batched_tdb", content=b"{}", headers=headers)
+    assert response.status_code == 415
+
+
+async def test_the_character_set_may_be_told(client: Client) -> None:
+    headers = {"content-type": "Application/JSON; charset=utf-8"}
+    content = json.dumps(debug_body()).encode()
+    assert (await client.post("/batched_tdb", content=content, headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [({"host": "evil.example"}, 421), ({"origin": "http://evil.example"}, 403), ({"origin": "null"}, 403)],
+)
+async def test_other_sites(client: Client, backend: StandIn, headers: dict[str, str], status: int) -> None:
+    for path in ("/batched_tdb", "/model_info", "/batched_tdb/", "/nothing"):
+        response = await client.post(path, json=debug_body(), headers=headers)
+        assert (response.status_code, list(response.json())) == (status, ["message"])
+        assert "location" not in response.headers
+    assert not backend.has_begun.is_set()
+
+
+async def test_a_body_that_is_told_to_be_too_large_is_not_waited_for(client: Client) -> None:
+    async def never() -> AsyncIterator[bytes]:
+        await asyncio.sleep(60)
+        yield b""
+
+    headers = {**JSON, "content-length": "2001"}
+    assert (await client.post("/batched_tdb", content=never(), headers=headers)).status_code == 413
+
+
+async def test_bodies_that_do_not_come(client: Client, open_calls: OpenCalls) -> None:
+    async def half() -> AsyncIterator[bytes]:
+        yield b"{"
+        await open_calls.drain(60.0)  # at once: what is not there yet is not waited for
+        await asyncio.sleep(60)
+
+    response = await client.post("/batched_tdb", content=half(), headers=JSON)
+    assert (response.status_code, response.json()["message"]) == (408, "the body did not come within 0.5 s")
 
 
 async def test_pages_that_are_not_there(client: Client) -> None:
@@ -224,51 +287,73 @@ async def test_calls_are_refused_while_the_server_stops(client: Client, open_cal
 async def test_calls_that_take_too_long(backend: StandIn, open_calls: OpenCalls) -> None:
     backend.delay_seconds = 60.0
     limits = replace(LIMITS, max_call_seconds=0.05)
-    application = create_gateway(
-        Backend(backend.debug, backend.infer, backend.model_info), HttpGuard(limits, open_calls), "1.2.3"
-    )
+    application = gateway(backend, open_calls, limits)
     async with Client(transport=httpx.ASGITransport(application), base_url="http://test") as one:
         response = await one.post("/batched_tdb", json=debug_body())
     assert response.status_code == 408
     assert backend.cancelled.is_set()
 
 
-Serve = Callable[[], Awaitable[HttpServer]]
+Serve = Callable[[], Awaitable[HttpListener]]
 
 
 @pytest.fixture
-async def server(backend: StandIn, open_calls: OpenCalls) -> AsyncIterator[HttpServer]:
-    application = create_gateway(
-        Backend(backend.debug, backend.infer, backend.model_info), HttpGuard(LIMITS, open_calls), "1.2.3"
-    )
-    one = HttpServer(application, "127.0.0.1", 0, grace_seconds=1.0)
+async def server(backend: StandIn, open_calls: OpenCalls) -> AsyncIterator[HttpListener]:
+    application = gateway(backend, open_calls, Limits())
+    one = HttpListener(application, "127.0.0.1", 0, Security())
     await one.start()
     yield one
     await one.stop()
 
 
-async def test_over_a_socket(server: HttpServer) -> None:
+async def test_over_a_socket(server: HttpListener) -> None:
     async with Client(base_url=f"http://127.0.0.1:{server.port}") as client:
         response = await client.post("/batched_tdb", json=debug_body())
     assert response.status_code == 200
     assert "server" not in response.headers
 
 
-async def test_a_client_that_goes_away_cancels_its_call(server: HttpServer, backend: StandIn) -> None:
+async def test_a_client_that_goes_away_cancels_its_call(server: HttpListener, backend: StandIn) -> None:
     backend.delay_seconds = 60.0
     _, writer = await asyncio.open_connection("127.0.0.1", server.port)
     content = json.dumps(debug_body()).encode()
-    head = f"POST /batched_tdb HTTP/1.1\r\nHost: test\r\nContent-Length: {len(content)}\r\n\r\n"
-    writer.write(head.encode() + content)
+    head = "POST /batched_tdb HTTP/1.1\r\nHost: test\r\nContent-Type: application/json"
+    writer.write(f"{head}\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
     await asyncio.wait_for(backend.has_begun.wait(), 5)
     writer.close()
     await writer.wait_closed()
     await asyncio.wait_for(backend.cancelled.wait(), 5)
 
 
-async def test_a_port_that_is_taken(server: HttpServer, backend: StandIn, open_calls: OpenCalls) -> None:
-    application = create_gateway(
-        Backend(backend.debug, backend.infer, backend.model_info), HttpGuard(LIMITS, open_calls), "1.2.3"
-    )
+async def test_large_answers_leave_in_pieces(server: HttpListener) -> None:
+    prompts = [f"{n} " + "a" * 30_000 for n in range(60)]
+    body = {"subRequests": [{"prompt": prompt} for prompt in prompts]}
+    pieces = []
+    async with (
+        Client(base_url=f"http://127.0.0.1:{server.port}") as client,
+        client.stream("POST", "/batched_tdb", json=body) as response,
+    ):
+        assert response.headers["transfer-encoding"] == "chunked"
+        pieces = [piece async for piece in response.aiter_raw()]
+    found = json.loads(b"".join(pieces))["inferenceSubResponses"]
+    assert [tokens(one["inferenceResponse"]) for one in found] == [[prompt] for prompt in prompts]
+
+
+async def test_an_answer_that_breaks_off_has_no_end(server: HttpListener, monkeypatch: Any) -> None:
+    def breaking_off(response: DebugResponse) -> dict[str, Any]:
+        def rows() -> Any:
+            yield "a" * 1_000_000
+            raise RuntimeError("secret")
+
+        return {"rows": rows()}
+
+    monkeypatch.setattr("tdb_server.gateway.app.batched_response", breaking_off)
+    async with Client(base_url=f"http://127.0.0.1:{server.port}") as client:
+        with pytest.raises(httpx.RemoteProtocolError):
+            await client.post("/batched_tdb", json=debug_body())
+
+
+async def test_a_port_that_is_taken(server: HttpListener, backend: StandIn, open_calls: OpenCalls) -> None:
+    application = gateway(backend, open_calls)
     with pytest.raises(OSError, match="in use"):
-        await HttpServer(application, "127.0.0.1", server.port, grace_seconds=1.0).start()
+        await HttpListener(application, "127.0.0.1", server.port, Security()).start()

@@ -438,3 +438,21 @@ def test_what_cannot_be_read_is_told_with_its_place(
     with pytest.raises(InvalidRequest) as caught:
         translated(endpoint, body)
     assert [(one.field, one.reason) for one in caught.value.violations] == [(field, reason)]
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        ({"subRequests": [{}] * 1025}, "subRequests: has more than the 1024 entries"),
+        (
+            {"subRequests": [{"nodeAblations": [{}] * 16_385}]},
+            "nodeAblations: has more than the 16384 entries",
+        ),
+        ({"subRequests": [{"targetTokens": [""] * 16_385}]}, "targetTokens: has more than the 16384 entries"),
+    ],
+)
+def test_lists_that_are_absurd(body: Any, fault: str) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        debug_request(body)
+    assert fault in raised.value.message
+    assert len(raised.value.violations) == 1

@@ -26,6 +26,7 @@ from tdb_server.domain.results import (
     TopTokens,
 )
 from tdb_server.gateway.json_responses import batched_response, model_info_response, single_response
+from tdb_server.gateway.json_text import json_pieces
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.service.result_messages import put_named_result
 from transformer_debugger.v1.model_service_pb2 import AutoencoderInfo, ModelInfo
@@ -140,7 +141,8 @@ def answered(golden: dict[str, Any]) -> dict[str, Any]:
         for name, data in named.items():
             result = NamedResult(0, name, parsed_result(data, len(token_ids)))
             put_named_result(sub_response.results.add(), result, TOKENIZER, token_ids)
-    return batched_response(response) if is_batch else single_response(response)
+    body = batched_response(response) if is_batch else single_response(response)
+    return json.loads(b"".join(json_pieces(body)))
 
 
 def assert_same(found: Any, wanted: Any, path: str = "") -> None:
@@ -206,10 +208,9 @@ def one_result(result: ProcessingResult) -> dict[str, Any]:
     response = InferResponse()
     sub_response = response.sub_responses.add(token_ids=[464, 269])
     put_named_result(sub_response.results.add(), NamedResult(0, "x", result), TOKENIZER, [464, 269])
-    body: dict[str, Any] = batched_response(response)["inferenceSubResponses"][0][
-        "processingResponseDataByName"
-    ]["x"]
-    return body
+    body = json.loads(b"".join(json_pieces(batched_response(response))))
+    found: dict[str, Any] = body["inferenceSubResponses"][0]["processingResponseDataByName"]["x"]
+    return found
 
 
 def test_numbers_that_are_not_finite() -> None:

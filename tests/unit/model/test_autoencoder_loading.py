@@ -173,12 +173,12 @@ def test_a_factor_for_inputs(decoder: Decoder, folder: Path) -> None:
     torch.testing.assert_close(found.layers[1].reconstruct(latents, x), reconstruction)
 
 
-def test_settings_that_are_not_read_are_told(
-    decoder: Decoder, folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    write_config(folder, site="resid_delta_mlp", normalise_activations="layer_norm", source="a paper")
-    load_autoencoders([folder], decoder)
-    assert "config.json: normalise_activations, source are not read" in caplog.text
+def test_settings_that_are_not_known_are_refused(decoder: Decoder, folder: Path) -> None:
+    write_config(folder, site="resid_delta_mlp", normalise_activations="layer_norm", threshold=0.1)
+    with pytest.raises(AutoencoderBroken, match=r"config\.json: normalise_activations, threshold may change"):
+        load_autoencoders([folder], decoder)
+    write_config(folder, site="resid_delta_mlp", source="a paper", name="first try")
+    assert len(load_autoencoders([folder], decoder)) == 1
 
 
 def test_a_tied_state_dict(decoder: Decoder, tmp_path: Path) -> None:
@@ -271,6 +271,7 @@ SPOILT: list[tuple[Callable[[Path], object], str]] = [
     (lambda one: write_config(one, site="resid_delta_mlp", n_latents=95), r"n_latents 95, but .* has 96"),
     (lambda one: write_config(one, site="resid_delta_mlp", n_inputs=192), r"n_inputs 192, but .* has 48"),
     (lambda one: write_config(one, site="resid_delta_mlp", k=4), "activation 'relu' with k 4"),
+    (lambda one: write_config(one, site="resid_delta_mlp", activation="topk", k=True), "with k True"),
     (lambda one: write_config(one, site="resid_delta_mlp", normalize_activations="rms"), "'rms' is none of"),
     (lambda one: write_config(one, site="resid_delta_mlp", norm_scaling_factor=2.0), "belongs to"),
     (lambda one: (one / "cfg.json").write_text("{}"), r"config\.json with a site beside cfg\.json"),

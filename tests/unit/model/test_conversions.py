@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tdb_server.errors import ModelBroken, ModelError
 from tdb_server.model import conversions
-from tdb_server.model.conversions import cache_folder, converters_digest, kept_folder
+from tdb_server.model.conversions import PROOF_FILE, cache_folder, converters_digest, kept_conversion
+from tdb_server.model.model_files import weights_digest
+
+from tests.random_models import FIXTURES
 
 DAY = 24 * 3600.0
 
@@ -18,6 +26,10 @@ DAY = 24 * 3600.0
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "transformer-debugger"
+
+
+def kept_folder(name: str, content: bytes, build: Callable[[Path], None]) -> Path:
+    return kept_conversion(name, content, build).folder
 
 
 def fill(folder: Path) -> None:
@@ -48,17 +60,19 @@ def test_kept_whole_or_not_at_all(cache: Path) -> None:
     assert kept_folder("small", b"2", fill) != folder
 
 
-def test_two_processes_that_convert_at_once(cache: Path, tmp_path: Path) -> None:
+def test_another_process_that_does_not_wait_may_finish_first(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     final = kept_folder("small", b"1", fill)
     final.rename(tmp_path / "aside")
 
     def build(folder: Path) -> None:
         fill(folder)
-        final.mkdir()
-        (final / "config.json").write_text("theirs")
+        monkeypatch.setattr(conversions, "LOCK_SECONDS", 0.0)
+        kept_folder("small", b"1", fill)
 
     assert kept_folder("small", b"1", build) == final
-    assert (final / "config.json").read_text() == "theirs"
+    assert (final / "config.json").read_text() == "ours"
     assert list(cache.iterdir()) == [final]
 
 
@@ -140,3 +154,123 @@ def test_a_cache_that_can_only_be_read_is_used(cache: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(os, "utime", refuse)
     assert kept_folder("small", b"1", never) == folder
+
+
+def weights_of(folder: Path) -> None:
+    shutil.copytree(
+        FIXTURES / "tiny-a",
+        folder,
+        ignore=shutil.ignore_patterns("autoencoders", "tokenizer*"),
+        dirs_exist_ok=True,
+    )
+    (folder / "tokenizer.json").write_text("{}")
+
+
+def damaged_in_the_middle(path: Path) -> None:
+    """The right length, and no data at the end: as after a power cut."""
+    n_bytes = path.stat().st_size
+    os.truncate(path, n_bytes * 2 // 3)
+    os.truncate(path, n_bytes)
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "truncated": lambda folder: os.truncate(folder / "model.safetensors", 1000),
+    "longer": lambda folder: os.truncate(folder / "model.safetensors", 2**20),
+    "missing": lambda folder: (folder / "model.safetensors").unlink(),
+    "empty config": lambda folder: os.truncate(folder / "config.json", 0),
+    "zeros in the tokenizer": lambda folder: damaged_in_the_middle(folder / "tokenizer.json"),
+    "zeros in the proof": lambda folder: damaged_in_the_middle(folder / PROOF_FILE),
+    "no proof": lambda folder: (folder / PROOF_FILE).unlink(),
+    "a proof of nothing": lambda folder: write(folder / PROOF_FILE, "{}"),
+    "a proof that is a list": lambda folder: write(folder / PROOF_FILE, "[]"),
+    "a proof of other kinds": lambda folder: write(folder / PROOF_FILE, '{"files": [1], "weights": 5}'),
+    "empty": lambda folder: [path.unlink() for path in folder.iterdir()] and None,
+}
+
+
+def write(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_damaged_is_made_again(damage: str, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kept = kept_conversion("small", b"1", weights_of)
+    assert kept.weights_digest == weights_digest(kept.folder)
+    contents = {path.name: path.read_bytes() for path in kept.folder.iterdir()}
+    DAMAGES[damage](kept.folder)
+    assert kept_conversion("small", b"1", weights_of) == kept
+    assert f"{kept.folder} is damaged and will be made again" in caplog.text
+    assert {path.name: path.read_bytes() for path in kept.folder.iterdir()} == contents
+    assert list(cache.iterdir()) == [kept.folder]
+    assert kept_conversion("small", b"1", never) == kept
+
+
+def test_weights_are_read_when_they_are_in_doubt(cache: Path) -> None:
+    kept = kept_conversion("small", b"1", weights_of)
+    damaged_in_the_middle(kept.folder / "model.safetensors")
+    assert kept_conversion("small", b"1", never) == kept
+    assert kept_conversion("small", b"1", weights_of, is_in_doubt=True) == kept
+    assert kept_conversion("small", b"1", never, is_in_doubt=True) == kept
+
+
+def test_files_that_are_open_stay_as_they_were(cache: Path) -> None:
+    kept = kept_conversion("small", b"1", fill)
+    with (kept.folder / "config.json").open() as file:
+        (kept.folder / PROOF_FILE).unlink()
+        kept_conversion("small", b"1", lambda folder: write(folder / "config.json", "new!"))
+        assert file.read() == "ours"
+
+
+def test_two_processes_that_convert_at_once_do_it_once(cache: Path, tmp_path: Path) -> None:
+    """Each leaves a file of its own where it converts; the second finds what the first has made."""
+    script = (
+        "import os, sys, time, pathlib\n"
+        "from tdb_server.model.conversions import kept_conversion\n"
+        "def build(folder):\n"
+        "    (pathlib.Path(sys.argv[1]) / str(os.getpid())).touch()\n"
+        "    (folder / 'config.json').write_text('ours')\n"
+        "    time.sleep(1)\n"
+        "print(kept_conversion('small', b'1', build).folder)\n"
+    )
+    done = tmp_path / "done"
+    done.mkdir()
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, str(done)], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    folders = {process.communicate(timeout=60)[0] for process in processes}
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert len(folders) == 1
+    assert len(list(done.iterdir())) == 1
+    assert [path.name for path in cache.iterdir()] == [Path(folders.pop().strip()).name]
+
+
+def test_a_process_that_is_killed_while_it_converts_hinders_nobody(cache: Path) -> None:
+    script = (
+        "import os, signal\n"
+        "from tdb_server.model.conversions import kept_conversion\n"
+        "kept_conversion('small', b'1', lambda folder: os.kill(os.getpid(), signal.SIGKILL))\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script], check=False, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert all(path.name.startswith(".") for path in cache.iterdir())
+    assert kept_folder("small", b"1", fill).is_dir()
+
+
+def test_a_full_disk(cache: Path) -> None:
+    def build(folder: Path) -> None:
+        fill(folder)
+        with open("/dev/full", "w") as full:  # noqa: PTH123 - the system's own full disk
+            full.write("x")
+
+    with pytest.raises(ModelError, match=rf"{cache}.*No space left on device.*set XDG_CACHE_HOME"):
+        kept_folder("small", b"1", build)
+    assert list(cache.iterdir()) == []
+
+
+def test_a_cache_that_everybody_can_write(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kept_folder("small", b"1", fill)
+    assert not caplog.text
+    cache.chmod(0o777)
+    kept_folder("small", b"1", never)
+    assert f"{cache} can be written by everybody" in caplog.text

@@ -72,7 +72,7 @@ def test_old_and_new_ways_to_write_rotary_parameters(entries: dict[str, Any]) ->
 
 def test_default_rotation_turns_the_first_pair_by_one_radian_a_token() -> None:
     config = decoder_config_from_hugging_face(LLAMA | {"rope_scaling": {"rope_type": "default"}})
-    cosine, sine = rotary_frequencies(config, torch.device("cpu"))
+    cosine, sine = rotary_frequencies(config, 256, torch.device("cpu"))
     assert cosine.shape == sine.shape == (256, 16)
     torch.testing.assert_close(cosine[:, 0], torch.arange(256.0).cos(), atol=1e-4, rtol=0)
     torch.testing.assert_close(sine[:, 8], torch.arange(256.0).sin(), atol=1e-4, rtol=0)
@@ -83,6 +83,8 @@ def test_default_rotation_turns_the_first_pair_by_one_radian_a_token() -> None:
     [
         ({"rope_type": "yarn", "factor": 2.0}, UnsupportedModel),
         ({"type": "dynamic", "factor": 2.0}, UnsupportedModel),
+        ({"rope_type": None, "factor": 2.0}, UnsupportedModel),
+        ({"type": "", "factor": 2.0}, UnsupportedModel),
         ({"rope_type": "linear"}, ModelBroken),
         ({"rope_type": "linear", "factor": 0}, ModelBroken),
         (LLAMA3 | {"low_freq_factor": None}, ModelBroken),
@@ -92,7 +94,7 @@ def test_default_rotation_turns_the_first_pair_by_one_radian_a_token() -> None:
 def test_rotary_scaling_that_is_refused(scaling: dict[str, Any], error: type[Exception]) -> None:
     config = decoder_config_from_hugging_face(LLAMA | {"rope_scaling": scaling})
     with pytest.raises(error):
-        rotary_frequencies(config, torch.device("cpu"))
+        rotary_frequencies(config, 256, torch.device("cpu"))
 
 
 def test_learned_positions_have_no_frequencies() -> None:
@@ -113,6 +115,8 @@ def test_learned_positions_have_no_frequencies() -> None:
         (GPT2 | {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         (GPT2 | {"scale_attn_weights": False}, "scale_attn_weights"),
         (GPT2 | {"add_cross_attention": True}, "add_cross_attention"),
+        (GPT2 | {"is_causal": False}, "is_causal False"),
+        (LLAMA | {"is_causal": None}, "is_causal None"),
         (LLAMA | {"quantization_config": {"bits": 4}}, "quantized"),
         (LLAMA | {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         (LLAMA | {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),

@@ -187,6 +187,7 @@ def test_the_default_model_says_mary(default_cache: Path, monkeypatch: pytest.Mo
     assert sorted(os.listdir(model.path)) == [  # noqa: PTH208
         "config.json",
         "model.safetensors",
+        "proof.json",
         "tokenizer.json",
         "tokenizer_config.json",
     ]

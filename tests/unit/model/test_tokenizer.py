@@ -89,6 +89,17 @@ def test_a_file_that_asks_for_cutting_and_padding_does_not_get_it(tmp_path: Path
     assert Tokenizer(tmp_path).encode(PROMPT) == expected
 
 
+def test_a_file_made_for_training_cuts_a_text_in_one_way(tmp_path: Path) -> None:
+    raw = RawTokenizer.from_file(str(FIXTURES / "tiny-a" / "tokenizer.json"))
+    expected = raw.encode(PROMPT).ids
+    model: Any = raw.model
+    model.dropout = 0.9
+    raw.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path)
+    assert [tokenizer.encode(PROMPT) for _ in range(3)] == [expected] * 3
+    assert tokenizer.encode_continuation(PROMPT) == expected
+
+
 def test_sentence_piece_spelling(tmp_path: Path) -> None:
     vocabulary = {"<unk>": 0, "<0x0A>": 1, "<0xE6>": 2, "▁": 3, "a": 4, "b": 5, "▁a": 6, "a▁b": 7}
     raw = RawTokenizer(models.BPE(vocabulary, [("▁", "a")], unk_token="<unk>", byte_fallback=True))

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tdb_server.errors import ModelBroken, ModelNotFound, UnsupportedModel
 from tdb_server.model.decoder import Decoder
-from tdb_server.model.weights import load_decoder, weights_digest
+from tdb_server.model.model_files import weights_digest
+from tdb_server.model.weights import load_decoder
 from torch import Tensor
 
 from tests.random_models import FIXTURES, write_random_model
@@ -90,7 +91,7 @@ def test_weights_in_several_files(llama: Path) -> None:
     with pytest.raises(ModelBroken, match=r"model-00002-of-00002\.safetensors.*missing"):
         load(llama)
     (llama / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(ModelBroken, match=r"index\.json: not an index"):
+    with pytest.raises(ModelBroken, match=r"index\.json: not a JSON object"):
         load(llama)
 
 

@@ -12,7 +12,7 @@ from tdb_server.domain.results import (
     ScoredTokensResult,
     TopTokens,
 )
-from tdb_server.service.streaming import NODES_PER_PART, result_parts
+from tdb_server.service.streaming import NODES_PER_PART, TOKENS_PER_PART, result_parts
 
 
 def nodes(n: int) -> Nodes:
@@ -41,3 +41,11 @@ def test_token_lists_follow_their_nodes():
         assert len(tokens) <= len(part.result.nodes)
         seen += [None if row < 0 else tokens[row].tolist() for row in part.result.rows]
     assert seen == [None if row < 0 else columns[0][row].tolist() for row in rows]
+
+
+def test_long_token_lists_leave_in_smaller_parts():
+    columns = [np.zeros((100, 1000), np.int32)] * 6
+    whole = NamedResult(0, "tokens", ScoredTokensResult(nodes(100), np.arange(100), TopTokens(*columns)))
+    parts = list(result_parts(whole))
+    assert max(part.result.tokens.top_ids.size for part in parts) <= TOKENS_PER_PART / 2
+    assert sum((part.result.nodes for part in parts), ()) == whole.result.nodes

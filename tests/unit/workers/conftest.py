@@ -28,7 +28,7 @@ def make_call(n_tokens: int = 4, n_rows: int = 1) -> Call:
 
 
 def make_cost(activation_bytes: int = 100) -> Cost:
-    return Cost(activation_bytes, response_bytes=0, tensor_bytes=0)
+    return Cost(activation_bytes, response_bytes=0, least_response_bytes=0)
 
 
 def make_ticket(

@@ -29,14 +29,16 @@ def test_auto_deals_out_gpus(monkeypatch):
     assert [device(index) for index in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
 
 
-def test_whatever_goes_wrong_names_the_model(tmp_path):
+def test_what_is_nested_too_deep_is_called_by_its_name(tmp_path):
     """As for a replica of Ray, which loads in the same way as a worker."""
     folder = tmp_path / "deep"
     shutil.copytree(Path(__file__).parents[2] / "fixtures" / "tiny-a", folder)
     (folder / "config.json").write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}")
     with pytest.raises(ModelError) as refused:
         load_engine(Configuration(str(folder), (), "cpu", 0, "float32", 1), lambda stage, fraction: None)
-    assert refused.value.message.startswith(f"{folder}: cannot be loaded: RecursionError: ")
+    assert refused.value.message.startswith(
+        f"{folder / 'config.json'}: cannot be read as JSON: maximum recursion"
+    )
 
 
 class Panic(BaseException):

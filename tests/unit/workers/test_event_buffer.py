@@ -4,6 +4,9 @@ import asyncio
 
 import numpy as np
 import pytest
+from tdb_server.domain.budget import Budget
+from tdb_server.errors import OverLimit
+from tdb_server.workers.answer_room import AnswerRoom
 from tdb_server.workers.event_buffer import EventBuffer
 
 
@@ -59,3 +62,43 @@ async def test_a_cleared_buffer_is_empty_and_can_be_used_again():
     buffer.clear()
     buffer.put("new", n_bytes=5)
     assert await buffer.get() == "new"
+
+
+def room_of(memory: int, disk: int, reserved: int = 0) -> tuple[Budget, Budget, AnswerRoom]:
+    budgets = Budget(memory, "memory", "BUFFERS_FULL"), Budget(disk, "disk", "NO_ROOM_FOR_ANSWER")
+    return (*budgets, AnswerRoom(*budgets, "caller", reserved))
+
+
+async def test_what_the_server_has_no_memory_for_waits_on_disk():
+    memory, disk, room = room_of(memory=100, disk=1000)
+    buffer: EventBuffer[int] = EventBuffer(max_bytes=1000, room=room)
+    for number in range(5):
+        buffer.put(number, n_bytes=40)
+    assert (memory.n_bytes, disk.n_bytes) == (40, 160)
+    assert [await buffer.get() for _ in range(5)] == [0, 1, 2, 3, 4]
+    assert (memory.n_bytes, disk.n_bytes) == (0, 0)
+
+
+async def test_what_there_is_no_disk_for_is_refused():
+    memory, disk, room = room_of(memory=0, disk=100)
+    buffer: EventBuffer[int] = EventBuffer(max_bytes=1000, room=room)
+    buffer.put(1, n_bytes=50)
+    with pytest.raises(OverLimit) as refused:
+        buffer.put(2, n_bytes=1)
+    assert refused.value.reason == "NO_ROOM_FOR_ANSWER"
+    buffer.clear()
+    assert (memory.n_bytes, disk.n_bytes) == (0, 0)
+
+
+async def test_reserved_disk_is_the_calls_until_it_ends():
+    _, disk, room = room_of(memory=0, disk=100, reserved=30)
+    buffer: EventBuffer[int] = EventBuffer(max_bytes=1000, room=room)
+    assert disk.n_bytes == 30
+    buffer.put(1, n_bytes=20)
+    assert disk.n_bytes == 30
+    buffer.put(2, n_bytes=20)
+    assert disk.n_bytes == 40
+    assert [await buffer.get(), await buffer.get()] == [1, 2]
+    assert disk.n_bytes == 30
+    room.close()
+    assert disk.n_bytes == 0

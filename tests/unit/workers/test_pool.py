@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,10 @@ from tdb_server.workers.messages import Configuration
 from tdb_server.workers.pool import LocalPool
 
 TINY_MODEL = Path(__file__).parents[2] / "fixtures" / "tiny-a"
+
+
+def n_open_files() -> int:
+    return len([*Path("/proc/self/fd").iterdir()])
 
 
 class Observer:
@@ -135,4 +141,46 @@ async def test_another_model_is_not_mixed_in(tmp_path):
             await asyncio.sleep(0.02)
     (tmp_path / "config.json").write_text(config)
     await observer.until(1)  # comes back once the folder is as it was
+    await pool.stop()
+
+
+async def test_a_worker_that_cannot_be_started_is_tried_for_as_long_as_it_takes(monkeypatch):
+    """As when descriptors or processes are short. What was begun is undone."""
+    monkeypatch.setattr(pool_module, "FIRST_DELAY_SECONDS", 0.001)
+    observer = Observer()
+    pool = make_pool(observer)
+    pool.start()
+    await observer.until(1)
+    n_files, failures = n_open_files(), []
+
+    def failing(*_, **__):
+        failures.append(OSError(errno.EMFILE, "Too many open files"))
+        raise failures[-1]
+
+    with monkeypatch.context() as without_descriptors:
+        without_descriptors.setattr(subprocess, "Popen", failing)
+        os.kill(observer.ready[0].pid, signal.SIGKILL)
+        async with asyncio.timeout(30):
+            while len(failures) < 8:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert n_open_files() < n_files
+    await observer.until(1)
+    assert pool.n_restarts == 1
+    await pool.stop()
+
+
+async def test_a_fault_in_what_is_told_about_a_worker_costs_the_worker_and_no_more():
+    observer, told = Observer(), []
+
+    def failing_at_first(n_ready: int) -> None:
+        told.append(n_ready)
+        if len(told) == 1:
+            raise ValueError("whatever")
+
+    pool = make_pool(observer, on_readiness=failing_at_first)
+    pool.start()
+    async with asyncio.timeout(60):
+        while told != [1, 0, 1]:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    assert pool.n_ready == len(observer.ready) == 1
     await pool.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import pickle
+import threading
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,22 @@ async def test_a_batch_that_does_not_stop_makes_it_unhealthy(replica, monkeypatc
         replica.check_health()
     await said(replica, batch("2"))
     replica.check_health()
+
+
+async def test_a_batch_that_makes_no_progress_makes_it_unhealthy(monkeypatch):
+    slow = Configuration(str(TINY_MODEL), (), "cpu", 0, "float32", 1, step_seconds=0.2)
+    hanging = Replica(slow)
+    goes_on = threading.Event()
+    monkeypatch.setattr(ray_replica, "run_batch", lambda *_: goes_on.wait() and None)
+    reading = asyncio.create_task(said(hanging, batch("1")))
+    await asyncio.sleep(0)
+    hanging.check_health()
+    await asyncio.sleep(0.3)
+    with pytest.raises(ReplicaBroken, match="no progress"):
+        hanging.check_health()
+    goes_on.set()
+    await reading
+    hanging.check_health()
 
 
 async def test_calls_for_another_model_are_refused():

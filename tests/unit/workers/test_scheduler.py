@@ -9,15 +9,16 @@ from tdb_server.domain.call import Call
 from tdb_server.domain.caller import Caller, CallerLimits
 from tdb_server.domain.cost import Cost
 from tdb_server.domain.limits import Limits
+from tdb_server.domain.priority import Priority
 from tdb_server.domain.results import Finished, ObjectiveValues
-from tdb_server.errors import Internal, OverLimit, Unavailable
+from tdb_server.errors import Internal, OverLimit, ResponseTooLarge, Unavailable
 from tdb_server.workers import scheduler as scheduler_module
 from tdb_server.workers.batching import BatchRule
 from tdb_server.workers.measures import BatchMeasure, OnBatch, measure_nothing
-from tdb_server.workers.messages import OutOfMemory
+from tdb_server.workers.messages import CallProgress, OutOfMemory
 from tdb_server.workers.result_cache import CacheKey, ResultCache
 from tdb_server.workers.scheduler import MAX_DEATHS, Scheduler
-from tdb_server.workers.ticket import TakenUp, Terms
+from tdb_server.workers.ticket import TakenUp, Terms, Unary
 
 from tests.unit.workers.conftest import make_call, make_cost
 
@@ -76,6 +77,20 @@ async def test_a_call_runs_and_its_events_come_in_order(make_worker):
     assert not taken_up.is_cached
     assert values == ObjectiveValues(0, 1.5, None)
     assert finished.seconds.queue == taken_up.queue_seconds
+
+
+async def test_a_call_of_which_something_was_lost_fails(make_worker):
+    scheduler = make_scheduler(cache_bytes=10_000)
+    worker = make_worker(scheduler)
+    for terms in (Terms(ANYONE, cache_key=KEY), WHOLE):
+        call = make_call()
+        (task,) = await start(run(scheduler, call, terms))
+        worker.say(call, ObjectiveValues(0, 1.5, None))
+        worker.say(call, Finished(n_events=2))
+        worker.end()
+        with pytest.raises(Internal):
+            await task
+    assert ResultCache(0).n_bytes == scheduler._cache.n_bytes
 
 
 async def test_calls_that_wait_share_the_next_batch(make_worker):
@@ -471,3 +486,45 @@ async def test_nothing_is_left_behind(make_worker):
     assert len(scheduler._queue) == 0
     assert not scheduler._open_calls
     assert not next(iter(scheduler._stations.values())).tickets
+
+
+async def test_calls_without_a_worker_count_as_calls(make_worker):
+    scheduler = make_scheduler(max_calls_per_caller=2)
+    make_worker(scheduler)
+    await start(run(scheduler))
+    with scheduler.call_without_worker(ANYONE):
+        with pytest.raises(OverLimit, match="more than 2 calls of anyone"):
+            scheduler.check_room(ANYONE, Priority.INTERACTIVE)
+        with pytest.raises(OverLimit), scheduler.call_without_worker(ANYONE):
+            pass
+    with scheduler.call_without_worker(ANYONE):
+        pass
+
+
+async def test_a_unary_answer_that_grows_too_large_ends_at_once(make_worker):
+    scheduler = make_scheduler()
+    worker = make_worker(scheduler)
+    terms = Terms(ANYONE, in_pieces=False, unary=Unary("StreamDebug", max_response_bytes=1000))
+    call = make_call()
+    (task,) = await start(run(scheduler, call, terms))
+    message = CallProgress(call.call_id, ObjectiveValues(0, 1.5, None))
+    scheduler.worker_said(worker, message, 1500)
+    await settle()
+    assert not task.done()
+    scheduler.worker_said(worker, message, 1500)
+    await settle()
+    with pytest.raises(ResponseTooLarge, match="at least 1500 bytes") as refused:
+        await task
+    assert refused.value.streaming_call == "StreamDebug"
+    assert worker.cancelled == [call.call_id]
+
+
+async def test_a_call_that_makes_more_than_there_is_disk_for_is_refused_unrun(make_worker):
+    scheduler = make_scheduler(Limits(max_spool_bytes=10_000, chunk_bytes=1024))
+    worker = make_worker(scheduler)
+    cost = Cost(1, response_bytes=10_000, least_response_bytes=5001)
+    with pytest.raises(OverLimit) as refused:
+        async with aclosing(scheduler.submit(make_call(), cost, IN_PIECES)) as events:
+            await anext(events)
+    assert (refused.value.reason, refused.value.retry_after_seconds) == ("NO_ROOM_FOR_ANSWER", None)
+    assert worker.n_calls == []

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from tdb_client.cli.arguments import parse
 from tdb_client.cli.exit_codes import ExitCode
 from tdb_client.cli.flags import said
-from tdb_client.errors import TdbError
+from tdb_client.errors import TdbError, in_one_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,4 +87,4 @@ def _warnings_in_one_line() -> Iterator[None]:
 
 def _say(text: str) -> None:
     with suppress(OSError):  # nobody listens
-        print(f"tdb: {' '.join(text.split())}", file=sys.stderr)
+        print(f"tdb: {in_one_line(text)}", file=sys.stderr)

@@ -116,7 +116,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         metavar="TOKEN",
-        help="token that counts against it",
+        help="token that counts against the objective",
     )
     run.add_argument(
         "--distractor-id",
@@ -134,7 +134,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         action="extend",
         type=typed(Ablation.parse),
         metavar="NODE",
-        help="node to set; shown side by side with the run without",
+        help="node to set to 0, or to another value with '= 2.5'; shown beside the run without",
     )
     run.add_argument(
         "-k",
@@ -188,7 +188,7 @@ def _whole_number(text: str) -> int:
 
 
 def _token_id(text: str) -> int:
-    token_id = int(text)
+    token_id = _whole_number(text)
     if not 0 <= token_id < 2**31:
         raise argparse.ArgumentTypeError(f"{text} is no vocabulary index")
     return token_id

@@ -16,7 +16,8 @@ first steps:
   tdb debug --help                 ablations, pages to look at, tables for programs
   eval "$(tdb completion bash)"    completes commands and options on Tab
 
-Of the norms' scales the final one alone is held constant (`Client.infer` in Python: none, unless told to).
+In gradients the final norm's scale is held constant, and that of the norm through which a traced node reads
+(`Client.infer` in Python: the latter alone, unless told to hold others).
 The server is $TDB_SERVER or --server HOST:PORT; `tdb-server serve` starts one.
 
 exit codes:

@@ -79,7 +79,10 @@ def _heading(result: DebugResult) -> Text:
     cached = ", cached" if result.cached else ""
     line = f"{result.call.model_name}, {len(result.prompt)} tokens, {compute:.2f} s compute{cached}"
     if result.held_norm_scales == ("resid_ln_f_scale",):
-        line += "; of norm scales, the final one alone is held constant"
+        held = "the final one alone is"
+        if result.request.trace is not None:
+            held = "the final one and the traced node's own are"
+        line += f"; of norm scales, {held} held constant"
     return Text(line, "dim")
 
 

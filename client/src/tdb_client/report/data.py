@@ -135,10 +135,17 @@ def _facts(result: DebugResult) -> Json:
         "model": result.call.model_name,
         "weights": result.call.model_digest,
         "request id": result.call.request_id,
-        "norm scales held constant": ", ".join(result.held_norm_scales) or "not said",
+        "norm scales held constant": _held_norm_scales(result),
         "compute": f"{compute:.2f} s{', from the cache' if result.cached else ''}",
         "client": f"transformer-debugger-client {client_version()}",
     }
+
+
+def _held_norm_scales(result: DebugResult) -> str:
+    if not result.held_norm_scales:
+        return "not said"  # by an older server
+    traced = [] if result.request.trace is None else ["the traced node's own"]
+    return ", ".join([*result.held_norm_scales, *traced])
 
 
 def _logit_tokens(results: Sequence[DebugResult], token_ids: list[int]) -> list[Json]:

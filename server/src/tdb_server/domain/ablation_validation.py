@@ -1,16 +1,16 @@
-"""Checks of what is set: nodes and places that can be ablated, and no cell set twice to different values."""
+"""Checks of what is set: nodes and places that can be ablated, and values that can be set."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from tdb_server.domain.axes import NODE_PLACES, specific_place
+from tdb_server.domain.axes import NODE_PLACES
 from tdb_server.domain.index_validation import activation_violations, node_violations
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.node import NodeType, PassType
 from tdb_server.domain.reason import Reason
-from tdb_server.domain.requests import AblationSpec, ActivationIndex, NodeAblation
+from tdb_server.domain.requests import AblationSpec, NodeAblation
 from tdb_server.errors import FieldViolation
 
 _LARGEST = {
@@ -68,30 +68,6 @@ def ablation_violations(
             "gradients can only be set where a loss or a trace is given",
             Reason.OBJECTIVE_REQUIRED,
         )
-
-
-def conflict_violations(
-    ablations: Sequence[tuple[str, AblationSpec]], info: ModelInfo
-) -> Iterator[FieldViolation]:
-    """Ablations that set a cell which an earlier one, by path, sets to another value."""
-    seen: dict[tuple[object, ...], list[tuple[str, AblationSpec]]] = {}
-    for path, ablation in ablations:
-        index = ablation.index
-        earlier = seen.setdefault((specific_place(index.place, info), index.layer_index, index.pass_type), [])
-        for earlier_path, other in earlier:
-            if other.value != ablation.value and _overlap(other.index, index):
-                yield FieldViolation(
-                    path,
-                    f"sets what {earlier_path} sets to {other.value:g} to {ablation.value:g}",
-                    Reason.DUPLICATE_ABLATION,
-                )
-                break
-        earlier.append((path, ablation))
-
-
-def _overlap(one: ActivationIndex, other: ActivationIndex) -> bool:
-    pairs = zip(one.tensor_indices, other.tensor_indices, strict=True)
-    return all(a is None or b is None or a == b for a, b in pairs)
 
 
 def _value_violations(value: float, info: ModelInfo, path: str) -> Iterator[FieldViolation]:

@@ -45,12 +45,17 @@ class Site(Enum):
 
 @dataclass(frozen=True, slots=True)
 class AutoencoderInfo:
-    """One loaded autoencoder: its site, its size and the layers it covers."""
+    """One loaded autoencoder: its site, its size and the layers it covers.
+
+    `n_active` is how many latents were active at one token, at the most, when that was tried; None where it
+    was not.
+    """
 
     site: Site
     n_latents: int
     layers: tuple[int, ...]
     activation: str
+    n_active: int | None = None
 
 
 class KernelOutcome(Enum):

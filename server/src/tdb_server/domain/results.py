@@ -143,10 +143,17 @@ class StageSeconds:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The end of a call's results."""
+    """The end of a call's results.
+
+    Attributes:
+        seconds: where the time went.
+        peak_memory_bytes: 0 when not known.
+        n_events: of the call, that the worker has sent before this one; None where nobody has counted.
+    """
 
     seconds: StageSeconds = field(default_factory=StageSeconds)
     peak_memory_bytes: int = 0
+    n_events: int | None = None
 
 
 CallEvent = NamedResult | ObjectiveValues | Finished

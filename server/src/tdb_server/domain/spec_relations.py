@@ -14,6 +14,7 @@ from tdb_server.domain.reason import Reason
 from tdb_server.domain.requests import ActivationIndex, MultipleTopKSpec, ProcessingSpec
 from tdb_server.errors import FieldViolation
 
+_N_CHARACTERS = 64
 Kind = tuple[NodeType, bool]
 """A kind of node: its type, and whether it is in a layer. Nodes of a kind are told apart by their indices."""
 
@@ -62,7 +63,9 @@ def dependency_violations(
         yield FieldViolation(path, "name the multiple_top_k spec it depends on", Reason.FIELD_REQUIRED)
     elif depends_on not in specs:
         yield FieldViolation(
-            path, f"the sub-request has no processing spec called {depends_on!r}", Reason.UNKNOWN_DEPENDENCY
+            path,
+            f"the sub-request has no processing spec called {depends_on[:_N_CHARACTERS]!r}",
+            Reason.UNKNOWN_DEPENDENCY,
         )
     elif not isinstance(specs[depends_on], MultipleTopKSpec | None):
         yield FieldViolation(

@@ -26,15 +26,14 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import (
     InferResponse,
 )
 
-from tdb_server.gateway.http_guard import Answer, Body, HttpGuard
+from tdb_server.gateway.http_calls import Answer, Endpoint, HttpCalls
 from tdb_server.gateway.json_processing import SINGLE_SPECS
 from tdb_server.gateway.json_requests import debug_request, infer_request, single_infer_request
 from tdb_server.gateway.json_responses import batched_response, model_info_response, single_response
+from tdb_server.gateway.json_text import Body
 from tdb_server.gateway.openapi import WITHOUT_BODY, openapi_document
 from tdb_server.gateway.records import RECORD_ANSWERS
-
-LOCAL_ORIGINS = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
-"""Web pages of this machine, as the reference's viewer is one."""
+from tdb_server.service.http.host_check import AllowedHosts, HostCheck
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,49 +45,44 @@ class Backend:
     model_info: Callable[[], Awaitable[ModelInfo]]
 
 
-def create_gateway(
-    backend: Backend, guard: HttpGuard, server_version: str, allowed_origins: str = LOCAL_ORIGINS
-) -> Starlette:
+def create_gateway(backend: Backend, calls: HttpCalls, hosts: AllowedHosts, server_version: str) -> HostCheck:
     """The HTTP application.
 
     Args:
         backend: what answers.
-        guard: what is around every request.
+        calls: what is around every request.
+        hosts: names that the server answers to, and whose pages may call.
         server_version: version of this software.
-        allowed_origins: regular expression of the web pages that may call.
     """
 
-    async def batched_tdb(body: Any) -> Callable[[], Body]:
-        return partial(batched_response, await backend.debug(debug_request(body)))
+    async def debug(request: DebugRequest) -> Answer:
+        response = await backend.debug(request)
+        return Answer(batched_response(response), response.ByteSize())
 
-    async def batched(body: Any) -> Callable[[], Body]:
-        return partial(batched_response, await backend.infer(infer_request(body)))
+    async def infer(request: InferRequest) -> Answer:
+        response = await backend.infer(request)
+        return Answer(batched_response(response), response.ByteSize())
 
-    def single(endpoint: str) -> Answer:
-        async def answer(body: Any) -> Callable[[], Body]:
-            return partial(single_response, await backend.infer(single_infer_request(endpoint, body)))
+    async def infer_single(request: InferRequest) -> Answer:
+        response = await backend.infer(request)
+        return Answer(single_response(response), response.ByteSize())
 
-        return answer
+    async def model_info(_: Any) -> Answer:
+        return Answer(model_info_response(await backend.model_info()))
 
-    async def model_info(_: Any) -> Callable[[], Body]:
-        return partial(model_info_response, await backend.model_info())
+    async def as_read(body: Body) -> Answer:
+        return Answer(body)
 
-    def of_records(endpoint: str) -> Answer:
-        async def answer(body: Any) -> Callable[[], Body]:
-            return partial(RECORD_ANSWERS[endpoint], body)
-
-        return answer
-
-    answers: dict[str, Answer] = {"batched_tdb": batched_tdb, "batched": batched, "model_info": model_info}
-    answers |= {endpoint: single(endpoint) for endpoint in SINGLE_SPECS}
-    answers |= {endpoint: of_records(endpoint) for endpoint in RECORD_ANSWERS}
+    answers: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Awaitable[Answer]]]] = {
+        "batched_tdb": (debug_request, debug),
+        "batched": (infer_request, infer),
+        "model_info": (lambda _: None, model_info),
+        **{name: (partial(single_infer_request, name), infer_single) for name in SINGLE_SPECS},
+        **{name: (answer, as_read) for name, answer in RECORD_ANSWERS.items()},
+    }
     routes = [
-        Route(
-            f"/{name}",
-            partial(guard.answer, answer=answer, has_body=name not in WITHOUT_BODY),
-            methods=["POST"],
-        )
-        for name, answer in answers.items()
+        Route(f"/{name}", calls.at(Endpoint(read, answer, name not in WITHOUT_BODY)), methods=["POST"])
+        for name, (read, answer) in answers.items()
     ]
     document = openapi_document(server_version)
     routes += [
@@ -97,11 +91,14 @@ def create_gateway(
     ]
     cors = Middleware(
         CORSMiddleware,
-        allow_origin_regex=allowed_origins,
+        allow_origin_regex=hosts.origins,
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
     )
-    return Starlette(routes=routes, middleware=[cors], exception_handlers={HTTPException: _no_such_page})
+    handlers: Any = {HTTPException: _no_such_page}
+    application = Starlette(routes=routes, middleware=[cors], exception_handlers=handlers)
+    application.router.redirect_slashes = False  # a redirect would name the host that the request named
+    return HostCheck(application, hosts)
 
 
 def _constant(body: Body) -> Callable[[Request], Awaitable[Response]]:

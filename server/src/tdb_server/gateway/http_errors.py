@@ -8,7 +8,13 @@ from starlette.responses import JSONResponse
 
 from tdb_server import errors
 
+
+class UnsupportedMediaType(errors.InvalidRequest):
+    """A body that does not say that it is JSON, as pages can send to any site without asking."""
+
+
 HTTP_STATUSES: dict[type[errors.TdbError], int] = {
+    UnsupportedMediaType: 415,
     errors.InvalidRequest: 400,
     errors.FailedPrecondition: 400,
     errors.Unauthenticated: 401,

@@ -63,7 +63,10 @@ Boolean = Annotated[bool, Field(strict=True)]
 FIRST_FAULT: Any = Field(fail_fast=True)
 """Of many entries the first fault alone is told: a body of megabytes may hold a million."""
 ItemT = TypeVar("ItemT")
-Listed = Annotated[list[ItemT], FIRST_FAULT]
+Listed = Annotated[list[ItemT], FIRST_FAULT, Field(max_length=16_384)]
+"""How many entries are allowed is for the service to say. More would only cost memory before it can."""
+Requested = Annotated[list[ItemT], FIRST_FAULT, Field(max_length=1024)]
+"""The same for entries that become large objects."""
 _INTEGER: TypeAdapter[int] = TypeAdapter(Integer)
 
 
@@ -328,7 +331,11 @@ class InferenceSubRequest(Body):
 
     inference_request_spec: InferenceRequestSpec | None = needed()
     processing_request_spec_by_name: (
-        Annotated[dict[Text, Annotated[ProcessingRequestSpec, BeforeValidator(_specific)]], FIRST_FAULT]
+        Annotated[
+            dict[Text, Annotated[ProcessingRequestSpec, BeforeValidator(_specific)]],
+            FIRST_FAULT,
+            Field(max_length=1024),
+        ]
         | None
     ) = None
     """What a spec asks for is told by its `specType`, or without one by its keys."""
@@ -337,7 +344,7 @@ class InferenceSubRequest(Body):
 class BatchedRequest(Body):
     """General requests that share their nodes."""
 
-    inference_sub_requests: Listed[InferenceSubRequest] | None = needed()
+    inference_sub_requests: Requested[InferenceSubRequest] | None = needed()
 
 
 class DerivedScalarsRequest(Body):
@@ -386,7 +393,7 @@ class TdbRequestSpec(Body):
 class BatchedTdbRequest(Body):
     """Prompts to explain, which share their nodes."""
 
-    sub_requests: Listed[TdbRequestSpec] | None = needed()
+    sub_requests: Requested[TdbRequestSpec] | None = needed()
 
 
 class ExistingExplanationsRequest(Body):

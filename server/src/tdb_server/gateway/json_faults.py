@@ -92,6 +92,8 @@ def _what_is_wrong(error: ErrorDetails) -> tuple[str, Reason]:
             return f"{shortened(value)} is out of range", Reason.OUT_OF_RANGE
         case "float_type" if isinstance(value, int) and not isinstance(value, bool):
             return "is too large", Reason.OUT_OF_RANGE
+        case "too_long":
+            return f"has more than the {context['max_length']} entries that make sense", Reason.OUT_OF_RANGE
         case "too_short":
             return "must not be empty; leave it out for the tokens", Reason.MALFORMED_REQUEST
         case "string_unicode":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from transformer_debugger.v1 import result_pb2
@@ -28,7 +29,7 @@ def batched_response(response: DebugResponse | InferResponse) -> Body:
         "inferenceSubResponses": [
             {
                 "inferenceResponse": {"inferenceAndTokenData": _inference(one, response.timings)},
-                "processingResponseDataByName": {result.name: _data(result) for result in one.results},
+                "processingResponseDataByName": _later(one),
             }
             for one in response.sub_responses
         ]
@@ -40,7 +41,7 @@ def single_response(response: InferResponse) -> Body:
     (sub_response,) = response.sub_responses
     return {
         "inferenceAndTokenData": _inference(sub_response, response.timings),
-        **{result.name: _data(result) for result in sub_response.results},
+        **_later(sub_response),
     }
 
 
@@ -77,6 +78,11 @@ def _inference(sub_response: result_pb2.SubResponse, timings: Timings) -> Body:
     }
 
 
+def _later(sub_response: result_pb2.SubResponse) -> Body:
+    """The results by name, each to be made when it is its turn to be written."""
+    return {result.name: partial(_data, result) for result in sub_response.results}
+
+
 def _data(result: result_pb2.NamedResult) -> Body:
     match result.WhichOneof("result"):
         case "multiple_top_k":
@@ -97,7 +103,7 @@ def _multiple_top_k(result: result_pb2.MultipleTopKResult) -> Body:
     return {
         "responseDataType": "multiple_top_k_derived_scalars_response_data",
         "activationsByGroupId": {group: [row[i] for i in shown] for group, row in activations.items()},
-        "nodeIndices": [_node(result.node_indices[row]) for row in shown],
+        "nodeIndices": (_node(result.node_indices[row]) for row in shown),
         "vocabTokenStringsForIndices": list(result.vocab_token_strings) or None,
         "intermediateSumActivationsByDstByGroupId": {
             _group_id(group): {
@@ -129,7 +135,7 @@ def _derived_scalars(result: result_pb2.DerivedScalarsResult) -> Body:
         "responseDataType": "derived_scalars_response_data",
         "activations": _numbers(result.activations),
         "normalizedActivations": _numbers(result.normalized_activations) if has_normalized else None,
-        "nodeIndices": [_node(node) for node in result.node_indices],
+        "nodeIndices": (_node(node) for node in result.node_indices),
         "topTokens": _top_tokens(result.top_tokens) if result.HasField("top_tokens") else None,
     }
 
@@ -146,18 +152,18 @@ def _derived_attention_scalars(result: result_pb2.DerivedAttentionScalarsResult)
         "maxScalarOut": result.max_scalar_out,
         "normalizedMaxScalarOut": result.normalized_max_scalar_out,
     }
-    rows = {key: tensor_array(tensor).tolist() for key, tensor in pairs.items()}
+    rows = {key: tensor_array(tensor) for key, tensor in pairs.items()}
     columns = {key: _numbers(tensor) for key, tensor in totals.items()}
     return {
         "responseDataType": "derived_attention_scalars_response_data",
-        "tokenAndAttentionScalarsList": [
+        "tokenAndAttentionScalarsList": (
             {
                 "token": token,
-                **{key: _finite(row[t][: t + 1]) for key, row in rows.items()},
+                **{key: _finite(row[t, : t + 1].tolist()) for key, row in rows.items()},
                 **{key: column[t] for key, column in columns.items()},
             }
             for t, token in enumerate(result.tokens)
-        ],
+        ),
     }
 
 
@@ -166,10 +172,10 @@ def _scored_tokens(result: result_pb2.ScoredTokensResult) -> Body:
     lists = [result.node_top_tokens[row] for row in shown]
     return {
         "responseDataType": "scored_tokens_response_data",
-        "nodeIndices": [_node(result.node_indices[row]) for row in shown],
-        "topTokensList": [
+        "nodeIndices": (_node(result.node_indices[row]) for row in shown),
+        "topTokensList": (
             _top_tokens(one.top_tokens) if one.HasField("top_tokens") else None for one in lists
-        ],
+        ),
     }
 
 
@@ -178,8 +184,8 @@ def _token_pair_attribution(result: result_pb2.TokenPairAttributionResult) -> Bo
     lists = [result.node_attended_to_tokens[row] for row in shown]
     return {
         "responseDataType": "token_pair_attribution_response_data",
-        "nodeIndices": [_node(result.node_indices[row]) for row in shown],
-        "topTokensAttendedToList": [
+        "nodeIndices": (_node(result.node_indices[row]) for row in shown),
+        "topTokensAttendedToList": (
             {
                 "tokenIndices": list(one.attended_to_tokens.token_indices),
                 "attributions": _finite(one.attended_to_tokens.attributions),
@@ -187,7 +193,7 @@ def _token_pair_attribution(result: result_pb2.TokenPairAttributionResult) -> Bo
             if one.HasField("attended_to_tokens")
             else None
             for one in lists
-        ],
+        ),
     }
 
 
@@ -219,7 +225,14 @@ def _group_id(group: result_pb2.GroupResult) -> str:
 def _tensor(tensor: Tensor) -> Body:
     """A sum. Those of several dimensions keep their infinities, which only Python's JSON can read."""
     n_dimensions = len(tensor.shape)
-    value = _numbers(tensor) if n_dimensions == 1 else tensor_array(tensor).tolist()
+    numbers = tensor_array(tensor)
+    match n_dimensions:
+        case 0:
+            value: Any = numbers.item()
+        case 1:
+            value = _finite(numbers.tolist())
+        case _:
+            value = (row.tolist() for row in numbers)
     return {"tensorType": f"tensor_{n_dimensions}d", "value": value}
 
 

@@ -11,19 +11,21 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import (
 )
 
 from tdb_server.gateway.app import Backend, create_gateway
-from tdb_server.gateway.http_guard import HttpGuard
-from tdb_server.gateway.http_server import HttpServer
+from tdb_server.gateway.http_calls import HttpCalls
 from tdb_server.service.app import Parts
 from tdb_server.service.debugger_service import DebuggerService
+from tdb_server.service.http.host_check import AllowedHosts
+from tdb_server.service.http.listener import HttpListener
+from tdb_server.service.probes import Probes
 
-MAX_RESPONSE_BYTES = 256 * 2**20
-"""HTTP clients have no streaming call to turn to, and no 4 MiB limit of their own."""
+RESPONSE_FACTOR = 8
+"""Times `max_response_bytes`, as HTTP clients have no streaming call to turn to, nor a limit of their own."""
 
 
-def http_server(parts: Parts) -> HttpServer:
+def http_server(parts: Parts) -> HttpListener:
     """The gateway as a server on the settings' HTTP port."""
     settings = parts.settings
-    debugger = DebuggerService(parts.calls, MAX_RESPONSE_BYTES)
+    debugger = DebuggerService(parts.calls, RESPONSE_FACTOR * settings.limits.max_response_bytes)
 
     async def debug(request: DebugRequest) -> DebugResponse:
         return await debugger.Debug(request, None)
@@ -34,9 +36,9 @@ def http_server(parts: Parts) -> HttpServer:
     async def model_info() -> ModelInfo:
         return (await parts.model.GetModelInfo(GetModelInfoRequest(), None)).model_info
 
-    guard = HttpGuard(
-        settings.limits, parts.open_calls, parts.access, parts.listeners, settings.telemetry.log_prompts
-    )
-    application = create_gateway(Backend(debug, infer, model_info), guard, parts.version)
+    hosts = AllowedHosts(settings.host, settings.security.allowed_hosts)
+    calls = HttpCalls(parts.guard, parts.threads, parts.memory, settings.security.max_body_seconds)
+    gateway = create_gateway(Backend(debug, infer, model_info), calls, hosts, parts.version)
+    application = Probes(gateway, parts.is_ready)
     tls = None if parts.tls is None else parts.tls.context()
-    return HttpServer(application, settings.host, settings.http_port or 0, settings.grace_seconds, tls)
+    return HttpListener(application, settings.host, settings.http_port or 0, settings.security, tls)

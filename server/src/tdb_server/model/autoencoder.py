@@ -22,8 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tdb_server.domain.model_info import AutoencoderInfo, Site
-from tdb_server.model.decoder import Decoder
+from tdb_server.domain.place import Place
+from tdb_server.model.decoder import Decoder, Tap
 
+_TRIED_TOKENS = 64
 INPUT_NORM_EPSILON = 1e-5
 """Added to the standard deviation, not under its root: so do the reference's autoencoders, and SAELens's."""
 
@@ -105,13 +107,16 @@ class Autoencoder:
 
     site: Site
     layers: dict[int, AutoencoderLayer]
+    n_active: int | None = None  # most latents active at one token in a trial
 
     @property
     def info(self) -> AutoencoderInfo:
         """Its site and size."""
         first = next(iter(self.layers.values()))
         activation = "relu" if first.top_k is None else f"topk({first.top_k})"
-        return AutoencoderInfo(self.site, len(first.latent_bias), tuple(sorted(self.layers)), activation)
+        return AutoencoderInfo(
+            self.site, len(first.latent_bias), tuple(sorted(self.layers)), activation, self.n_active
+        )
 
     def write_directions(self, decoder: Decoder, layer_index: int, latents: Tensor) -> Tensor:
         """What each latent [m] adds to the residual stream per unit of activation: [m, d]."""
@@ -133,3 +138,21 @@ class Autoencoder:
                 for start in range(0, n_latents, chunk)
             ]
             layer.write_norms = torch.cat(norms)
+
+    @torch.no_grad()
+    def count_active(self, decoder: Decoder) -> None:
+        """Fills in `n_active`, over tokens from the whole vocabulary."""
+        config = decoder.config
+        n_tokens = min(_TRIED_TOKENS, config.context_length, config.vocabulary_size)
+        token_ids = torch.linspace(0, config.vocabulary_size - 1, n_tokens, device=decoder.device).long()[
+            None
+        ]
+        found = []
+
+        def look(place: Place, layer_index: int | None, x: Tensor) -> Tensor:
+            if place is self.site.place and layer_index in self.layers:
+                found.append((self.layers[layer_index].encode(x) > 0).sum(dim=-1).amax())
+            return x
+
+        decoder.forward(decoder.embed(token_ids), Tap(look, frozenset()))
+        self.n_active = int(torch.stack(found).amax())

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tdb_server.errors import AutoencoderBroken
+from tdb_server.model.regular_file import refuse_unreadable
 
 NORMALIZE = "normalize_activations"
 NORM_SCALING_FACTOR = "norm_scaling_factor"
@@ -24,6 +25,7 @@ def read_safetensors(path: Path) -> dict[str, Any]:
     Raises:
         AutoencoderBroken: it is missing or damaged.
     """
+    refuse_unreadable(path, kind=AutoencoderBroken)
     try:
         return dict(load_file(path))
     except (SafetensorError, OSError) as error:

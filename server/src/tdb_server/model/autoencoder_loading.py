@@ -14,8 +14,8 @@ trained on normed inputs, but Transformer Debugger itself never norms. They are 
 
 from __future__ import annotations
 
-import logging
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,9 +38,8 @@ from tdb_server.model.autoencoder_files import (
 )
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.json_file import read_json_object
+from tdb_server.model.regular_file import is_there, refuse_unreadable
 from tdb_server.model.saelens import SAELENS_CONFIG, load_saelens_layer
-
-_log = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 _TENSORS = ("pre_bias", "encoder.weight", "latent_bias", "decoder.weight")
@@ -48,6 +47,8 @@ _STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_me
 """What training has counted and stored beside the weights."""
 
 _SETTINGS = ("site", "activation", "k", "n_inputs", "n_latents", NORMALIZE, NORM_SCALING_FACTOR)
+_FOR_PEOPLE = ("name", "description", "source", "license")
+"""Settings that say nothing about the numbers. Any other may: those that are not known are refused."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,14 @@ def load_autoencoders(folders: Sequence[Path], decoder: Decoder) -> list[Autoenc
     autoencoders = [_autoencoder(site, found, decoder) for site, found in by_site.items()]
     for autoencoder in autoencoders:
         autoencoder.compute_write_norms(decoder)
+        autoencoder.count_active(decoder)
     return autoencoders
 
 
 def _load_folder(folder: Path, decoder: Decoder) -> Iterable[_Layer]:
-    has_config = (folder / CONFIG).is_file()
+    has_config = is_there(folder / CONFIG)
     config = read_json_object(folder / CONFIG) if has_config else {}
-    if (folder / SAELENS_CONFIG).is_file():
+    if is_there(folder / SAELENS_CONFIG):
         if "site" in config:
             raise AutoencoderBroken(f"{folder}: {CONFIG} with a site beside {SAELENS_CONFIG}; remove one")
         can_be_centered = decoder.config.norm == "layer_norm"
@@ -100,9 +102,12 @@ def _load_folder(folder: Path, decoder: Decoder) -> Iterable[_Layer]:
     if not has_config:
         raise AutoencoderBroken(f"{folder}: no autoencoder here: neither {CONFIG} nor {SAELENS_CONFIG}")
     site = _site(config.get("site"), folder)
-    unread = sorted(config.keys() - set(_SETTINGS))
+    unread = sorted(config.keys() - {*_SETTINGS, *_FOR_PEOPLE})
     if unread:
-        _log.warning("%s: %s are not read", folder / CONFIG, ", ".join(unread))
+        known = ", ".join((*_SETTINGS, *_FOR_PEOPLE))
+        raise AutoencoderBroken(
+            f"{folder / CONFIG}: {', '.join(unread)} may change the latents and are not known; {known} are"
+        )
     paths = sorted(path for suffix in ("safetensors", "pt") for path in folder.glob(f"*.{suffix}"))
     if not paths:
         raise AutoencoderBroken(f"{folder}: no <layer>.safetensors and no <layer>.pt")
@@ -162,6 +167,8 @@ def _untied(path: Path, state: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _read_state_dict(path: Path) -> dict[str, Any]:
     """A pickled file, of which nothing but numbers, texts and containers is ever read."""
+    refuse_unreadable(path, kind=AutoencoderBroken)
+    _refuse_compression(path)
     try:
         with warnings.catch_warnings(
             action="ignore"
@@ -172,6 +179,19 @@ def _read_state_dict(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise AutoencoderBroken(f"{path}: not a state dict but a {type(state).__name__}")
     return state
+
+
+def _refuse_compression(path: Path) -> None:
+    """torch stores tensors as they are. What is packed may be a thousand times as large as the file."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            n_bytes = sum(one.file_size for one in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise AutoencoderBroken(f"{path}: not a state dict that can be read safely") from error
+    if n_bytes > path.stat().st_size:
+        raise AutoencoderBroken(f"{path}: holds {n_bytes} bytes, more than it is long; torch never packs")
 
 
 def _top_k(path: Path, state: Mapping[str, Any], config: Mapping[str, object]) -> int | None:
@@ -192,7 +212,7 @@ def _top_k_of_state(path: Path, state: Mapping[str, Any]) -> int | None:
     match state["activation"], state.get("activation_state_dict"):
         case "ReLU", _:
             return None
-        case "TopK", {"k": int(k), "postact_fn": "ReLU"} if k > 0:
+        case "TopK", {"k": int(k), "postact_fn": "ReLU"} if k > 0 and k is not True:
             return k
         case activation, settings:
             raise AutoencoderBroken(
@@ -204,7 +224,7 @@ def _top_k_of_config(path: Path, config: Mapping[str, object]) -> int | None:
     match config.get("activation", "relu"), config.get("k"):
         case "relu", None:
             return None
-        case "topk", int(k) if k > 0:
+        case "topk", int(k) if k > 0 and k is not True:
             return k
         case activation, k:
             raise AutoencoderBroken(

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +21,10 @@ from torch import Tensor
 
 from tdb_server.errors import ModelBroken, UnsupportedModel
 from tdb_server.model.model_files import INDEX_FILE, WeightFiles, weight_files
+from tdb_server.model.progress import Progress
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +70,19 @@ class StoredTensor:
         return all(_same_bytes(one[at : at + n_rows], two[at : at + n_rows]) for at in starts)
 
 
+@dataclass(frozen=True)
+class Target:
+    """Where a stored tensor goes.
+
+    Attributes:
+        place: of the shape that the configuration demands.
+        is_transposed: whether the tensor is stored as [inputs, outputs].
+    """
+
+    place: Tensor
+    is_transposed: bool
+
+
 class Checkpoint:
     """Opens a folder's weight files and hands out their tensors by name, with or without the model's prefix.
 
@@ -73,7 +91,7 @@ class Checkpoint:
         prefix: what may stand before the names of tensors.
 
     Attributes:
-        unread: names of the tensors that nobody has asked for, without prefix.
+        unread: names of the tensors that nobody has checked, without prefix.
 
     Raises:
         ModelBroken: a file is missing or damaged, or a tensor is stored twice with different values.
@@ -84,6 +102,7 @@ class Checkpoint:
         self._prefix = prefix
         self._open_files = ExitStack()
         self._stored: dict[str, StoredTensor] = {}
+        self._handles: dict[Path, Any] = {}
         files = weight_files(folder)
         try:
             for path in files.paths:
@@ -116,33 +135,52 @@ class Checkpoint:
         """Where a tensor is stored, by its name without prefix."""
         return self._stored.get(name)
 
-    def copy_into(self, target: Tensor, name: str, *, transposed: bool = False) -> None:
-        """Fills `target` with a tensor, converted to its dtype and device.
+    def check(self, name: str, shape: tuple[int, ...], *, is_transposed: bool) -> None:
+        """Looks whether a tensor is there as it should be, without reading it.
 
         Args:
-            target: what the decoder will use, of the shape that the configuration demands.
             name: the tensor, without prefix.
-            transposed: whether it is stored as [inputs, outputs].
+            shape: what the configuration demands.
+            is_transposed: whether it is stored as [inputs, outputs].
 
         Raises:
-            ModelBroken: it is missing, has another shape or holds values that are not finite.
-            UnsupportedModel: it holds something other than floating point numbers.
+            ModelBroken: it is missing or has another shape.
         """
         stored = self._find(name)
-        path, full_name = stored.path, stored.name
-        expected = list(reversed(target.shape)) if transposed else list(target.shape)
+        expected = list(reversed(shape)) if is_transposed else list(shape)
         if stored.shape != expected:
-            raise ModelBroken(f"{path}: {full_name} has shape {stored.shape}; config.json demands {expected}")
-        try:
-            source: Tensor = stored.handle.get_tensor(full_name)
-        except (SafetensorError, OSError) as error:
-            raise ModelBroken(f"{path}: {full_name} cannot be read: {error}") from error
-        if not source.is_floating_point() or source.element_size() < 2:
-            raise UnsupportedModel(f"{path}: {full_name} is stored as {source.dtype}, not as floating point")
-        target.copy_(source.T if transposed else source)
-        if not _is_finite(target):
-            raise ModelBroken(f"{path}: {full_name} holds values that are not finite as {target.dtype}")
+            raise ModelBroken(
+                f"{stored.path}: {stored.name} has shape {stored.shape}; config.json demands {expected}"
+            )
         self.unread.discard(name)
+
+    def read(self, targets: Mapping[str, Target], digest: _Hash, progress: Progress) -> None:
+        """Reads all files once from beginning to end, and copies tensors to where they go.
+
+        Args:
+            targets: by name without prefix; each is converted to its place's dtype and device.
+            digest: updated with every byte of the files.
+            progress: told how far it is.
+
+        Raises:
+            ModelBroken: a file cannot be read, or a tensor holds values that are not finite.
+            UnsupportedModel: a tensor holds something other than floating point numbers.
+        """
+        progress("loading weights", 0.0)
+        n_done, n_elements = 0, max(1, self.n_elements)
+        for path, handle in self._handles.items():
+            digest.update(_header(path))
+            for full_name in handle.offset_keys():  # the format allows no gaps between tensors
+                try:
+                    source: Tensor = handle.get_tensor(full_name)
+                except (SafetensorError, OSError) as error:
+                    raise ModelBroken(f"{path}: {full_name} cannot be read: {error}") from error
+                digest.update(source.flatten().view(torch.uint8).numpy().data)
+                name = self._short(full_name)
+                if name in targets and self._stored[name].path == path:
+                    _copy(f"{path}: {full_name}", source, targets[name])
+                n_done += source.numel()
+                progress("loading weights", min(1.0, n_done / n_elements))
 
     def _find(self, name: str) -> StoredTensor:
         found = self._stored.get(name)
@@ -156,11 +194,15 @@ class Checkpoint:
             handle = self._open_files.enter_context(safe_open(path, framework="pt"))
         except (SafetensorError, OSError) as error:
             raise ModelBroken(f"{path}: not a readable safetensors file: {error}") from error
+        self._handles[path] = handle
         for full_name in handle.keys():  # noqa: SIM118 - the handle is no dict
             stored = StoredTensor(path, full_name, handle)
-            known = self._stored.setdefault(_unwrapped(full_name).removeprefix(self._prefix), stored)
+            known = self._stored.setdefault(self._short(full_name), stored)
             if known is not stored and not known.equals(stored):
                 raise ModelBroken(f"{self.folder}: {known} and {stored} are one tensor with different values")
+
+    def _short(self, full_name: str) -> str:
+        return _unwrapped(full_name).removeprefix(self._prefix)
 
     def _tell_of_contradictions(self, files: WeightFiles) -> None:
         """Says in the log what the folder says twice, and how that was settled: as transformers does."""
@@ -171,7 +213,7 @@ class Checkpoint:
         if wrapped:
             _log.warning("%s: %s is read as %s", self.folder, wrapped[0], _unwrapped(wrapped[0]))
         places: dict[str, set[str]] = {}
-        for path, handle in {one.path: one.handle for one in self._stored.values()}.items():
+        for path, handle in self._handles.items():
             for name in handle.keys():  # noqa: SIM118
                 places.setdefault(name, set()).add(path.name)
         strays = [name for name in places if name not in files.assigned] if files.assigned else []
@@ -187,6 +229,21 @@ class Checkpoint:
                 " and ".join(sorted(places.get(strays[0], ()))) or "no file",
                 len(strays),
             )
+
+
+def _header(path: Path) -> bytes:
+    """All that stands before the tensors; safetensors has found it sound."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        return start + file.read(int.from_bytes(start, "little"))
+
+
+def _copy(what: str, source: Tensor, target: Target) -> None:
+    if not source.is_floating_point() or source.element_size() < 2:
+        raise UnsupportedModel(f"{what} is stored as {source.dtype}, not as floating point")
+    target.place.copy_(source.T if target.is_transposed else source)
+    if not _is_finite(target.place):
+        raise ModelBroken(f"{what} holds values that are not finite as {target.place.dtype}")
 
 
 def _unwrapped(name: str) -> str:

@@ -33,6 +33,7 @@ Look = Callable[[Place, int | None, Tensor], Tensor]
 NORM_SCALES = frozenset({Place.ATTN_LN_SCALE, Place.MLP_LN_SCALE, Place.RESID_LN_F_SCALE})
 INNER_PLACES = NORM_SCALES | {Place.MLP_PRE_ACT}
 """Places inside norms and gated MLPs."""
+MIN_ROTARY_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class DecoderWeights:
     layers: list[LayerWeights]
     final_norm: NormWeights
     unembedding: Tensor  # [V, d], the same tensor as token_embedding when tied
+    digest: str = ""  # of the files they were read from
 
     def tensors(self) -> Iterator[Tensor]:
         """Every weight once, in a fixed order."""
@@ -118,10 +120,7 @@ class Decoder:
         self._mask: Tensor | None = None
         self._barrier: Tensor | None = None
         self._half_scale: float = config.d_head**-0.25
-        self._rotary: tuple[Tensor, Tensor] | None = None
-        if config.rotary_theta is not None:
-            cosine, sine = rotary_frequencies(config, self.device)
-            self._rotary = cosine * self._half_scale, sine * self._half_scale
+        self._rotary: tuple[Tensor, Tensor] | None = None  # of as many tokens as were needed yet
 
     @property
     def device(self) -> torch.device:
@@ -135,6 +134,7 @@ class Decoder:
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Token ids [B, T] to the first residual stream [B, T, d]."""
+        self._extend_rotary(token_ids.shape[1])
         x = F.embedding(token_ids, self.weights.token_embedding)
         if self.weights.position_embedding is not None:
             x = x + self.weights.position_embedding[: token_ids.shape[1]]
@@ -194,8 +194,22 @@ class Decoder:
             x = x / self._root_mean_square(x) * head_norm
         return rotate(x, *self._turns(slice(x.shape[2]) if positions is None else positions, x.dtype))
 
+    def _extend_rotary(self, n_tokens: int) -> None:
+        """Makes the tables of angles long enough: they grow in powers of two, as far as the context goes.
+
+        A model may claim a context that nobody's memory has room for.
+        """
+        config = self.config
+        if config.rotary_theta is None or (self._rotary and len(self._rotary[0]) >= n_tokens):
+            return
+        n_rows = max(MIN_ROTARY_TOKENS, 1 << (n_tokens - 1).bit_length())
+        cosine, sine = rotary_frequencies(config, min(n_rows, config.context_length), self.device)
+        self._rotary = cosine * self._half_scale, sine * self._half_scale
+
     def _turns(self, tokens: slice | Tensor, dtype: torch.dtype) -> tuple[Tensor | float, Tensor | None]:
         """What queries and keys are multiplied with for their scale and their rotation, at some tokens."""
+        if isinstance(tokens, slice):
+            self._extend_rotary(tokens.stop)
         if self._rotary is None:
             return self._half_scale, None
         cosine, sine = (table[tokens].to(dtype) for table in self._rotary)  # scaled, too

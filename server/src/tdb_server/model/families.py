@@ -17,6 +17,14 @@ from tdb_server.model.rotary import scaling_type
 
 _log = logging.getLogger(__name__)
 
+MAX_COUNT = 2**31 - 1
+"""Of anything in a model: what fits into the fields of `ModelInfo`."""
+
+MAX_HEAD_CHANNELS = 2**16
+"""Of a head that is rotated: its angles are computed before its weights are looked at."""
+MAX_NUMBER = 2.0**127
+"""Larger ones are not finite in float32, or nearly so."""
+
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -65,6 +73,10 @@ def decoder_config_from_hugging_face(config: Block) -> DecoderConfig:
         raise UnsupportedModel(
             f"config.json: transformers_weights {config['transformers_weights']!r}: weights in a file of "
             f"another name than {SINGLE_FILE} are not supported"
+        )
+    if not config.get("is_causal", True):
+        raise UnsupportedModel(
+            f"config.json: is_causal {config['is_causal']!r}: attention to later tokens is not supported"
         )
     decoder_config = FAMILIES[family](config)
     if decoder_config.n_heads % decoder_config.n_key_value_heads:
@@ -169,6 +181,8 @@ def _rotary_family(
     """What Llama and those after it share."""
     d_model, n_heads = _count(config, "hidden_size"), _count(config, "num_attention_heads")
     d_head = _count(config, "head_dim", default_d_head or d_model // n_heads)
+    if d_head > MAX_HEAD_CHANNELS:
+        raise ModelBroken(f"config.json: heads of {d_head} channels; at most {MAX_HEAD_CHANNELS} are read")
     if d_head % 2:
         raise ModelBroken(f"config.json: rotary positions need an even head width, got {d_head}")
     rotary = _rotary_block(config)
@@ -275,8 +289,10 @@ def _window(window: object, kinds: set[str] | None) -> int | None:
         return None
     if window is None:
         raise ModelBroken("config.json: layer_types has sliding_attention, but no sliding_window is in force")
-    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-        raise ModelBroken(f"config.json: sliding_window must be a whole number above 0, not {window!r}")
+    if isinstance(window, bool) or not isinstance(window, int) or not 1 <= window <= MAX_COUNT:
+        raise ModelBroken(
+            f"config.json: sliding_window must be a whole number from 1 to {MAX_COUNT}, not {window!r}"
+        )
     return window
 
 
@@ -312,6 +328,8 @@ def _count(config: Block, key: str, default: int | None = None) -> int:
         value = default
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ModelBroken(f"config.json: {key} must be a whole number above 0, not {value!r}")
+    if value > MAX_COUNT:
+        raise ModelBroken(f"config.json: {key} must be at most {MAX_COUNT}, not {value}")
     return value
 
 
@@ -330,8 +348,8 @@ def _number(config: Block, key: str, default: float) -> float:
     value = config.get(key)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise ModelBroken(f"config.json: {key} must be a number above 0, not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_NUMBER:
+        raise ModelBroken(f"config.json: {key} must be a number above 0, within float32, not {value!r}")
     return float(value)
 
 

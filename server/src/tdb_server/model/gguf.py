@@ -6,8 +6,11 @@ before the next, so memory is needed for the largest of them alone.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import shutil
 from pathlib import Path
 from typing import IO
 
@@ -35,6 +38,7 @@ def convert_gguf(path: Path, folder: Path, progress: Progress = no_progress) -> 
         ModelNotFound: a part of a split file is missing.
         UnsupportedModel: an architecture, tensor, option or tokenizer that is not known here.
         ModelError: the package `gguf` is not installed.
+        OSError: the folder cannot be written, or there is not enough room for the weights.
     """
     progress("reading GGUF", 0.0)
     file = read_gguf(path)
@@ -42,6 +46,7 @@ def convert_gguf(path: Path, folder: Path, progress: Progress = no_progress) -> 
     targets = checkpoint_targets(file, _decoder_config(path, config))
     write_tokenizer(path, file.metadata, folder)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1), encoding="utf-8")
+    _refuse_full_disk(folder, 4 * sum(math.prod(target.shape) for target in targets))
     with (folder / SINGLE_FILE).open("wb") as output:
         _write_safetensors(output, file, targets, progress)
 
@@ -52,6 +57,14 @@ def _decoder_config(path: Path, config: dict[str, object]) -> DecoderConfig:
         return decoder_config_from_hugging_face(config)
     except ModelError as error:
         raise type(error)(f"{path}: {error.message}") from error
+
+
+def _refuse_full_disk(folder: Path, n_bytes: int) -> None:
+    """Says at once what would be found out after gigabytes."""
+    n_free = shutil.disk_usage(folder).free
+    if n_free < n_bytes:
+        needed = f"{os.strerror(errno.ENOSPC)}: the weights take {n_bytes} bytes, {n_free} are free"
+        raise OSError(errno.ENOSPC, needed)
 
 
 def _write_safetensors(output: IO[bytes], file: GgufFile, targets: list[Target], progress: Progress) -> None:

@@ -21,6 +21,9 @@ from tdb_server.errors import ModelBroken, ModelError, ModelNotFound, Unsupporte
 
 VERSIONS = (2, 3)
 QUANTIZATION_VERSION = 2
+MAX_KEYS, MAX_TENSORS, MAX_ENTRIES = 2**14, 2**20, 2**21
+"""In a file, and in one of its arrays. The largest real ones have about 100, 2,000 and 262,144."""
+MAX_AXES = 4
 SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 PART = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 """How llama.cpp calls the parts of a split file, counted from 1."""
@@ -200,7 +203,7 @@ def _reader_class(path: Path) -> Any:
     """The package's reader, which minds the end of the file and the kinds of tensors that can be dequantized.
 
     The package's own goes on reading nothing behind the end of a damaged file, for as many elements as an
-    array claims to have.
+    array claims to have, and makes objects of hundreds of bytes for every one of them.
     """
     try:
         import gguf
@@ -218,11 +221,54 @@ def _reader_class(path: Path) -> Any:
                 raise IndexError(f"cut off: it ends after {len(self.data)} bytes, but {end} are needed")
             return super()._get(offset, dtype, count, override_order)
 
+        def _build_fields(self, offs: int, count: int) -> Any:
+            _refuse_more(count, MAX_KEYS, "keys")
+            return super()._build_fields(offs, count)
+
+        def _build_tensor_info(self, offs: int, count: int) -> Any:
+            _refuse_more(count, MAX_TENSORS, "tensors")
+            return super()._build_tensor_info(offs, count)
+
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+            if raw_type != gguf.GGUFValueType.ARRAY:
+                return super()._get_field_parts(orig_offs, raw_type)
+            return _array(self._get, self.data, orig_offs)
+
         def _build_tensors(self, start_offs: int, fields: list[Any]) -> None:
             self.found = [_tensor(path, self.data, start_offs, *field.parts[1:]) for field in fields]
             _refuse_overlap(path, fields, self.found)
 
     return Reader
+
+
+def _array(get: Any, data: Any, begin: int) -> tuple[int, list[Any], list[int], list[Any]]:
+    """Bytes, parts, which parts hold entries, and types: of an array, as the package's reader keeps them."""
+    from gguf import GGUFReader, GGUFValueType
+
+    kind = GGUFValueType(int(get(begin, np.uint32)[0]))
+    count = int(get(begin + 4, np.uint64)[0])
+    _refuse_more(count, MAX_ENTRIES, "entries of an array")
+    types, end = [GGUFValueType.ARRAY, kind], begin + 12
+    if kind == GGUFValueType.STRING:
+        get(end, np.uint64, count)  # each has a length, at the least
+        file = memoryview(data)
+        texts = []
+        for _ in range(count):
+            start = end + 8
+            end = start + int.from_bytes(file[end:start], "little")
+            if end > len(file):
+                raise IndexError(f"cut off: it ends after {len(file)} bytes, but {end} are needed")
+            texts.append(file[start:end])
+        return end - begin, texts, list(range(count)), types
+    if kind not in GGUFReader.gguf_scalar_to_np:
+        raise ValueError(f"an array of {kind.name}, which no model has")
+    values = get(end, GGUFReader.gguf_scalar_to_np[kind], count)
+    return 12 + values.nbytes, [values], [0], types
+
+
+def _refuse_more(count: int, limit: int, what: str) -> None:
+    if count > limit:
+        raise ValueError(f"it claims to have {count} {what}; at most {limit} are read")
 
 
 def _tensor(
@@ -231,6 +277,8 @@ def _tensor(
     import gguf
 
     decoded = str(bytes(name), "utf-8")
+    if len(dimensions) > MAX_AXES:
+        raise ModelBroken(f"{path}: {decoded} has {len(dimensions)} axes, which no tensor has")
     shape = tuple(int(n) for n in reversed(dimensions))  # GGUF lists the fastest axis first
     try:
         quantization = gguf.GGMLQuantizationType(int(kind[0]))

@@ -88,7 +88,7 @@ def write_tokenizer(path: Path, metadata: dict[str, Any], folder: Path) -> None:
         raise type(error)(f"{path}: {error.message}") from error
     except Exception as error:  # the library raises nothing more precise
         raise ModelBroken(f"{path}: not a tokenizer: {error}") from error
-    tokenizer.save(str(folder / TOKENIZER_FILE))
+    (folder / TOKENIZER_FILE).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     bos_token_id = metadata.get(f"{_KEYS}bos_token_id")
     bos_token = None if bos_token_id is None else tokenizer.id_to_token(bos_token_id)
     (folder / TOKENIZER_CONFIG_FILE).write_text(json.dumps({"bos_token": bos_token}), encoding="utf-8")

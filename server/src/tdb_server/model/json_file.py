@@ -6,17 +6,19 @@ import json
 from pathlib import Path
 
 from tdb_server.errors import AutoencoderBroken
+from tdb_server.model.regular_file import MAX_JSON_BYTES, read_regular
 
 
 def read_json_object(path: Path) -> dict[str, object]:
     """The object in a file.
 
     Raises:
-        AutoencoderBroken: there is none, or an entry stands twice with different values.
+        AutoencoderBroken: there is none, it is too large, or an entry stands twice with different values.
     """
+    content = read_regular(path, MAX_JSON_BYTES, AutoencoderBroken)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once_each)
-    except (OSError, ValueError, RecursionError) as error:
+        found = json.loads(content.decode("utf-8"), object_pairs_hook=_once_each)
+    except (ValueError, RecursionError) as error:
         raise AutoencoderBroken(f"{path}: not readable as JSON: {error}") from error
     if not isinstance(found, dict):
         raise AutoencoderBroken(f"{path}: not a JSON object")

@@ -5,14 +5,23 @@ Only safetensors are read: they hold numbers and nothing else. Pickled weights c
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from tdb_server.errors import ModelBroken, ModelNotFound, UnsupportedModel
+from tdb_server.model.regular_file import (
+    MAX_INDEX_BYTES,
+    MAX_JSON_BYTES,
+    is_there,
+    read_regular,
+    refuse_unreadable,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -50,15 +59,17 @@ def weight_files(folder: Path) -> WeightFiles:
     """
     every = {path.name for path in folder.glob("*.safetensors") if not path.name.startswith(".")}
     if SINGLE_FILE in every:
+        refuse_unreadable(folder / SINGLE_FILE)
         index = {INDEX_FILE} if (folder / INDEX_FILE).is_file() else set()
         return WeightFiles((folder / SINGLE_FILE,), ignored=_sorted(every - {SINGLE_FILE} | index))
-    if (folder / INDEX_FILE).is_file():
+    if is_there(folder / INDEX_FILE):
         assigned = _read_index(folder / INDEX_FILE)
         named = _sorted(set(assigned.values()))
         paths = tuple(_existing(folder / name) for name in named)
         return WeightFiles(paths, assigned, _sorted(every.difference(named)))
     if len(every) == 1:
-        return WeightFiles((folder / every.pop(),))
+        refuse_unreadable(only := folder / every.pop())
+        return WeightFiles((only,))
     if every:
         raise ModelBroken(f"{folder}: several safetensors files but no {INDEX_FILE} to join them")
     pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
@@ -89,20 +100,38 @@ def read_config(folder: Path) -> dict[str, object]:
             ".save_pretrained(new_folder)"
         )
     path = folder / CONFIG_FILE
-    if not path.exists():
+    if not is_there(path):
         raise ModelBroken(f"{folder}: no {CONFIG_FILE}, so this is no Hugging Face model folder")
     return read_json_object(path)
 
 
-def read_json_object(path: Path) -> dict[str, object]:
+def weights_digest(folder: Path) -> str:
+    """What tells models apart: SHA-256 over `config.json` and the safetensors files, in hexadecimal.
+
+    `load_decoder` takes the same on its way.
+
+    Raises:
+        ModelNotFound, ModelBroken: as `read_config` and `weight_files`.
+    """
+    read_config(folder)
+    digest = hashlib.sha256()
+    for path in (folder / CONFIG_FILE, *weight_files(folder).paths):
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):
+                digest.update(part)
+    return digest.hexdigest()
+
+
+def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, object]:
     """The object in one of a model folder's JSON files.
 
     Raises:
-        ModelBroken: there is none.
+        ModelBroken: there is none, or more than `max_bytes`, or it is nested deeper than Python's stack.
     """
+    content = read_regular(path, max_bytes)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=partial(_last_of_each, path))
-    except (OSError, ValueError, RecursionError) as error:
+        found = json.loads(content.decode("utf-8"), object_pairs_hook=partial(_last_of_each, path))
+    except (ValueError, RecursionError) as error:
         raise ModelBroken(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(found, dict):
         raise ModelBroken(f"{path}: not a JSON object")
@@ -114,26 +143,28 @@ def _last_of_each(path: Path, pairs: list[tuple[str, object]]) -> dict[str, obje
     found = dict(pairs)
     for key, value in pairs:
         if value != found[key]:
-            _log.warning("%s: %s stands twice: %s is used, not %s", path, key, found[key], value)
+            used, unused = reprlib.repr(found[key]), reprlib.repr(value)
+            _log.warning("%s: %s stands twice: %s is used, not %s", path, key, used, unused)
     return found
 
 
 def _read_index(index: Path) -> dict[str, str]:
     """The file of each tensor."""
-    try:
-        assigned = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ModelBroken(f"{index}: not an index of safetensors files: {error}") from error
+    assigned = read_json_object(index, MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(assigned, dict) or not all(isinstance(name, str) for name in assigned.values()):
         raise ModelBroken(f"{index}: not an index of safetensors files: weight_map must name files")
     if not assigned:
         raise ModelBroken(f"{index}: names no tensor")
+    outside = [name for name in assigned.values() if Path(name).name != name]
+    if outside:
+        raise ModelBroken(f"{index}: names {outside[0]!r}, which is no file of this folder")
     return assigned
 
 
 def _existing(path: Path) -> Path:
-    if not path.is_file():
+    if not is_there(path):
         raise ModelBroken(f"{path}: named in {INDEX_FILE} but missing")
+    refuse_unreadable(path)
     return path
 
 

@@ -17,15 +17,15 @@ from tdb_server.errors import ModelBroken, UnsupportedModel
 from tdb_server.model.config import DecoderConfig
 
 
-def rotary_frequencies(config: DecoderConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every angle: two tensors [context_length, e], float32, as `rotate` takes them.
+def rotary_frequencies(config: DecoderConfig, n_tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the first tokens' angles: two tensors [T, e], float32, as `rotate` takes them.
 
     Raises:
         UnsupportedModel: the checkpoint scales its rotation in a way not known here.
         ModelBroken: a number that the scaling needs is missing or makes no sense.
     """
-    places = torch.arange(config.context_length, dtype=torch.float32, device=device)
-    angles = torch.outer(places, inverse_frequencies(config).to(device)).repeat(1, 2)  # [context_length, e]
+    places = torch.arange(n_tokens, dtype=torch.float32, device=device)
+    angles = torch.outer(places, inverse_frequencies(config).to(device)).repeat(1, 2)  # [T, e]
     first, second = angles.sin().chunk(2, dim=1)
     return angles.cos(), torch.cat((-first, second), dim=1)
 
@@ -36,6 +36,13 @@ def inverse_frequencies(config: DecoderConfig) -> Tensor:
     Raises:
         UnsupportedModel, ModelBroken: as `rotary_frequencies`.
     """
+    frequencies = _scaled_frequencies(config)
+    if not bool((frequencies.isfinite() & (frequencies > 0)).all()):
+        raise ModelBroken("config.json: rotary positions turn by angles that are not finite or not above 0")
+    return frequencies
+
+
+def _scaled_frequencies(config: DecoderConfig) -> Tensor:
     if config.rotary_theta is None:
         raise ValueError("a decoder with learned positions has no rotary frequencies")
     exponents = torch.arange(0, config.d_head, 2, dtype=torch.float32) / config.d_head
@@ -59,7 +66,7 @@ def inverse_frequencies(config: DecoderConfig) -> Tensor:
 
 def scaling_type(scaling: dict[str, object]) -> str:
     """What a `rope_scaling` or `rope_parameters` block calls itself, under its new or its old key."""
-    return str(scaling.get("rope_type") or scaling.get("type") or "default")
+    return str(scaling.get("rope_type", scaling.get("type", "default")))
 
 
 def rotate(x: Tensor, cosine: Tensor | float, sine: Tensor | None) -> Tensor:
@@ -113,7 +120,7 @@ def _divisors(scaling: dict[str, object], n_pairs: int) -> Tensor:
 
 def _positive_number(scaling: dict[str, object], key: str) -> float:
     value = scaling.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2.0**127:
         raise ModelBroken(
             f"config.json: rotary scaling {scaling_type(scaling)!r} needs a {key} above 0, got {value!r}"
         )

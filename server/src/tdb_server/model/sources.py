@@ -8,16 +8,18 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tdb_server.errors import ModelBroken, ModelNotFound
-from tdb_server.model.conversions import kept_folder
+from tdb_server.model.conversions import kept_conversion
 from tdb_server.model.gguf import convert_gguf
 from tdb_server.model.gguf_file import model_name, part_paths
 from tdb_server.model.hub import download_from_hub
 from tdb_server.model.model_files import TOKENIZER_FILE
 from tdb_server.model.progress import Progress, no_progress
+from tdb_server.model.regular_file import is_there, refuse_unreadable
 from tdb_server.model.tokenizer_conversion import (
     convert_tokenizer,
     has_tokenizer,
@@ -38,19 +40,24 @@ class ModelFolder:
         path: the folder of `config.json` and the weights.
         name: for people.
         tokenizer_path: the folder that `Tokenizer` reads.
+        weights_digest: what the digest of the weights must be; None where they were not converted.
     """
 
     path: Path
     name: str
     tokenizer_path: Path
+    weights_digest: str | None = None
 
 
-def resolve_model(name: str | None, progress: Progress | None = None) -> ModelFolder:
+def resolve_model(
+    name: str | None, progress: Progress | None = None, *, is_in_doubt: bool = False
+) -> ModelFolder:
     """Finds a model, and downloads or converts it where that has not been done before.
 
     Args:
         name: a folder, a `.gguf` file, a name on Hugging Face's hub; None for the default model.
         progress: told how far it is.
+        is_in_doubt: whether to read all of what was converted, to see whether it is what was written.
 
     Raises:
         ModelNotFound: nothing is there, or the network is missing.
@@ -59,7 +66,7 @@ def resolve_model(name: str | None, progress: Progress | None = None) -> ModelFo
     """
     report = progress or no_progress
     if name is None:
-        return _converted(default_gguf(), DEFAULT_MODEL, report)
+        return _converted(default_gguf(), DEFAULT_MODEL, report, is_in_doubt)
     path = Path(name).expanduser()
     if name and path.is_dir():
         return _from_folder(path.resolve(), path.resolve().name, report)
@@ -67,7 +74,9 @@ def resolve_model(name: str | None, progress: Progress | None = None) -> ModelFo
         if path.suffix.lower() != ".gguf":
             raise ModelBroken(f"{path}: neither a model folder nor a .gguf file")
         # Not resolved: in Hugging Face's cache links lead to files without their names.
-        return _converted(path.absolute(), model_name(path), report)
+        return _converted(path.absolute(), model_name(path), report, is_in_doubt)
+    if name and (is_there(path)):
+        refuse_unreadable(path)
     if not _HUB_NAME.fullmatch(name) or name.endswith(".gguf"):
         raise ModelNotFound(f"{name}: no such file or folder")
     return _from_folder(download_from_hub(name, report), name, report)
@@ -89,22 +98,41 @@ def default_gguf() -> Path:
     )
 
 
-def _converted(gguf: Path, name: str, progress: Progress) -> ModelFolder:
+def _converted(gguf: Path, name: str, progress: Progress, is_in_doubt: bool) -> ModelFolder:
+    parts = part_paths(gguf)
+    before = _facts(parts)
     digest = hashlib.sha256()
-    for part in part_paths(gguf):
+    for part in parts:
+        refuse_unreadable(part)
         with part.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    folder = kept_folder(name, digest.digest(), lambda target: convert_gguf(gguf, target, progress))
-    return ModelFolder(folder, name, folder)
+
+    def convert(target: Path) -> None:
+        convert_gguf(gguf, target, progress)
+        if _facts(parts) != before:
+            raise ModelBroken(f"{gguf}: was changed while it was read; start again")
+
+    kept = kept_conversion(name, digest.digest(), convert, is_in_doubt=is_in_doubt)
+    return ModelFolder(kept.folder, name, kept.folder, kept.weights_digest)
+
+
+def _facts(paths: Sequence[Path]) -> list[tuple[int, ...]]:
+    """What changes with a file's content."""
+    return [
+        (one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in (path.stat() for path in paths)
+    ]
 
 
 def _from_folder(path: Path, name: str, progress: Progress) -> ModelFolder:
     if not has_tokenizer(path):
         raise ModelBroken(f"{path}: no {TOKENIZER_FILE}, nor another vocabulary")
+    digest = tokenizer_digest(path)
 
     def convert(target: Path) -> None:
         progress("converting tokenizer", 0.0)
         convert_tokenizer(path, target)
+        if tokenizer_digest(path) != digest:
+            raise ModelBroken(f"{path}: was changed while its tokenizer was read; start again")
 
     label = f"{name.rsplit('/', 1)[-1]}-tokenizer"
-    return ModelFolder(path, name, kept_folder(label, tokenizer_digest(path), convert))
+    return ModelFolder(path, name, kept_conversion(label, digest, convert).folder)

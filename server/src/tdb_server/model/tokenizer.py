@@ -8,6 +8,7 @@ Mistral) write a space as "▁" and single bytes as "<0x0A>".
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,9 +21,15 @@ import tokenizers
 from tdb_server.errors import ModelBroken
 from tdb_server.model.continuations import continuing
 from tdb_server.model.model_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, read_json_object
+from tdb_server.model.regular_file import MAX_TOKENIZER_BYTES, is_there, refuse_unreadable
 
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+"""The library cuts one text on one thread: whoever has several texts has threads of their own."""
+_PREFIX_CHARACTERS_PER_TOKEN = 4
 _NO_STAND_IN = 0xFFFF
 """Not a byte: what code points become that stand for none."""
+_MAX_GAPS = 2**16
+"""Ids without a token up to which a table has a place for each id."""
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -49,6 +56,7 @@ class Tokenizer:
         bos_token_id: the token for the beginning of text, which the model's own tokenizer puts in front of a
             text or can be asked to; None where there is none.
         adds_bos: whether it puts that token in front unasked.
+        longest_token_bytes: UTF-8 bytes of what the longest token says.
 
     Raises:
         ModelBroken: a file is missing or broken.
@@ -56,24 +64,31 @@ class Tokenizer:
 
     def __init__(self, folder: Path) -> None:
         path = folder / TOKENIZER_FILE
-        if not path.is_file():
+        if not is_there(path):
             raise ModelBroken(f"{folder}: no {TOKENIZER_FILE}")
+        refuse_unreadable(path, MAX_TOKENIZER_BYTES)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing more precise
             raise ModelBroken(f"{path}: not a tokenizer: {error}") from error
         self._tokenizer.no_truncation()  # a file may ask to cut prompts or fill them up
         self._tokenizer.no_padding()
+        if getattr(self._tokenizer.model, "dropout", None):
+            self._tokenizer.model.dropout = None  # for training: cuts a text in another way each time
         self._bytes = _byte_stand_ins() if is_byte_level(self._tokenizer) else None
         self._added = self._tokenizer.get_added_tokens_decoder()
-        largest_id = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
+        # An id may be anything below 2^32. Those far behind the others are spelled when they are met.
+        n_spelled = min(max(ids, default=-1) + 1, len(ids) + _MAX_GAPS)
         leading = leading_token(self._tokenizer)
         configuration = _configuration(folder)
         self.adds_bos = leading is not None
         self.bos_token_id = self._named(configuration.get("bos_token")) if leading is None else leading
         self._tokenizer.encode_special_tokens = configuration.get("split_special_tokens") is True
         self._continuing = continuing(self._tokenizer)
-        self._strings = np.array([self._spell(token_id) for token_id in range(largest_id + 1)], object)
+        self._strings = np.array([self._spell(token_id) for token_id in range(n_spelled)], object)
+        texts = (*self._strings, *(token.content for token in self._added.values()))
+        self.longest_token_bytes = max((len(one.encode()) for one in texts), default=0)
 
     @property
     def vocabulary_size(self) -> int:
@@ -82,13 +97,23 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text. No token is added to it; special tokens written out in it are recognized."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        return _token_ids(self._tokenizer, text)
+
+    def encode_at_most(self, text: str, n_tokens: int) -> list[int] | None:
+        """As `encode`; None for a text that has more than `n_tokens` by far, which is not cut to its end.
+
+        How a text is cut depends a little on what follows, so that a beginning tells only by far.
+        """
+        n_characters = _PREFIX_CHARACTERS_PER_TOKEN * (n_tokens + 64)
+        while n_characters < len(text):
+            if len(self.encode(text[:n_characters])) > 2 * n_tokens + 64:
+                return None
+            n_characters *= 4
+        return self.encode(text)
 
     def encode_continuation(self, text: str) -> list[int]:
         """Token ids of a text where other text stands before it; else as `encode`."""
-        ids: list[int] = self._continuing.encode(text, add_special_tokens=False).ids
-        return ids
+        return _token_ids(self._continuing, text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
@@ -100,8 +125,8 @@ class Tokenizer:
         An id that the tokenizer does not know, as in a model's padded vocabulary, is shown as its number.
         """
         strings = self._strings
-        n_known = len(strings)
-        return [strings[one] if 0 <= one < n_known else f"<unused {one}>" for one in ids]
+        n_spelled = len(strings)
+        return [strings[one] if 0 <= one < n_spelled else self._spell(one) for one in ids]
 
     def token_string_rows(self, ids: npt.NDArray[np.integer]) -> list[list[str]]:
         """As `token_strings`, of many rows of tokens [n, n_tokens]."""
@@ -125,7 +150,7 @@ class Tokenizer:
             # A special token is no text; what else was added may be a piece, in which "▁" stands for a space.
             is_piece = not added.special and self._bytes is None
             return str(added.content.replace("▁", " ") if is_piece else added.content)
-        piece = self._tokenizer.id_to_token(token_id)
+        piece = self._tokenizer.id_to_token(token_id) if 0 <= token_id < 2**32 else None
         if piece is None:
             return f"<unused {token_id}>"
         if self._bytes is not None:
@@ -136,6 +161,12 @@ class Tokenizer:
         if match := _BYTE_TOKEN.fullmatch(piece):
             return bytes([int(match[1], 16)]).decode("utf-8", errors="replace")
         return str(piece).replace("▁", " ")
+
+
+def _token_ids(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
+    """Of a text. The library lets other threads run meanwhile only where it is given a list of texts."""
+    ids: list[int] = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+    return ids
 
 
 def is_byte_level(tokenizer: tokenizers.Tokenizer) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tdb_server.errors import ModelBroken
+from tdb_server.model.load_failures import reason
 from tdb_server.model.model_files import (
     CONFIG_FILE,
     INDEX_FILE,
@@ -24,6 +25,7 @@ from tdb_server.model.model_files import (
     WARNINGS_FILE,
     read_json_object,
 )
+from tdb_server.model.regular_file import MAX_TOKENIZER_BYTES, is_there, refuse_unreadable
 from tdb_server.model.tokenizer import is_byte_level, leading_token
 
 ADDED_TOKENS_FILE = "added_tokens.json"
@@ -40,26 +42,29 @@ _READ_PREFIXES = ("tokenizer", "vocab", "merges", "tekken", "tiktoken")
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether there is anything to read a tokenizer from."""
-    return any((folder / name).is_file() for name in VOCABULARY_FILES)
+    return any(is_there(folder / name) for name in VOCABULARY_FILES)
 
 
 def tokenizer_digest(folder: Path) -> bytes:
     """Of everything that decides what `convert_tokenizer` makes: file contents, and versions of packages.
 
     Raises:
-        ModelBroken: a file cannot be read.
+        ModelBroken: a file cannot be read, is none, or is too large for a tokenizer's.
     """
     digest = hashlib.sha256()
     for package in _CONVERTERS:
         digest.update(f"{package} {_version(package)}\n".encode())
     for path in sorted(folder.iterdir()):
         is_read = path.suffix in _READ_SUFFIXES or path.name.startswith(_READ_PREFIXES)
-        if is_read and path.name != INDEX_FILE and path.is_file():
-            try:
-                content = path.read_bytes()
-            except OSError as error:
-                raise ModelBroken(f"{path}: cannot be read: {error}") from error
-            digest.update(f"{path.name} {len(content)}\n".encode() + content)
+        is_subfolder = path.is_dir() and path.suffix not in _READ_SUFFIXES
+        if not is_read or path.name == INDEX_FILE or is_subfolder:
+            continue
+        refuse_unreadable(path, MAX_TOKENIZER_BYTES if path.name.startswith(_READ_PREFIXES) else None)
+        try:
+            with path.open("rb") as file:
+                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise ModelBroken(f"{path}: cannot be read: {error}") from error
     return digest.digest()
 
 
@@ -78,7 +83,8 @@ def convert_tokenizer(folder: Path, target: Path) -> None:
     warnings = _check_ids(folder, backend)
     bos_token, more_warnings = _beginning_of_text(folder, tokenizer.bos_token, backend)
     warnings += more_warnings
-    backend.save(str(target / TOKENIZER_FILE))
+    # The library's own way to save raises no OSError where the disk is full.
+    (target / TOKENIZER_FILE).write_text(backend.to_str(pretty=True), encoding="utf-8")
     configuration: dict[str, object] = {"bos_token": bos_token}
     if tokenizer.split_special_tokens:
         configuration["split_special_tokens"] = True
@@ -105,7 +111,7 @@ def _read(folder: Path) -> Any:
     except Exception as error:  # the library raises nothing more precise
         raise ModelBroken(f"{path}: not a tokenizer: {error}") from error
     # Read first, so that a broken one is called by its name.
-    for name in _OTHER_FILES:
+    for name in (CONFIG_FILE, *_OTHER_FILES):
         _object(folder / name)
     options: Any = {"local_files_only": True, "trust_remote_code": False}
     try:
@@ -120,10 +126,10 @@ def _read(folder: Path) -> Any:
         lacks_reader = stored is None and importlib.util.find_spec("sentencepiece") is None
         if lacks_reader and (folder / "tokenizer.model").is_file():
             hint = "it needs the package sentencepiece (pip install sentencepiece), or Llama 3's tiktoken"
-            raise ModelBroken(f"{folder / 'tokenizer.model'}: {hint}: {error}") from error
+            raise ModelBroken(f"{folder / 'tokenizer.model'}: {hint}: {reason(error)}") from error
         read = [name for name in (*VOCABULARY_FILES, *_OTHER_FILES) if (folder / name).is_file()]
         raise ModelBroken(
-            f"{folder}: transformers cannot read the tokenizer of {', '.join(read)}: {error}"
+            f"{folder}: transformers cannot read the tokenizer of {', '.join(read)}: {reason(error)}"
         ) from error
     if len(backend.get_vocab(with_added_tokens=False)) <= len(backend.get_added_tokens_decoder()):
         raise ModelBroken(
@@ -219,4 +225,4 @@ def _beginning_of_text(folder: Path, named: str | None, backend: Any) -> tuple[s
 
 def _object(path: Path) -> dict[str, object]:
     """The object in a file; an empty one where there is no file."""
-    return read_json_object(path) if path.is_file() else {}
+    return read_json_object(path, MAX_TOKENIZER_BYTES) if path.is_file() else {}

@@ -1,7 +1,9 @@
 """Loading: from the files of a model folder to the decoder's weights.
 
-Each of the decoder's tensors is allocated once, in its final place and type, and the checkpoint's tensors are
-copied straight into it, so that no more than the weights themselves is ever held.
+Names and shapes are compared before anything is allocated. Then each of the decoder's tensors is allocated
+once, in its final place and type, and the files are read once, from beginning to end: their tensors are
+copied straight to where they go, so that no more than the weights themselves is ever held, and their digest
+is taken on the way.
 """
 
 from __future__ import annotations
@@ -9,14 +11,14 @@ from __future__ import annotations
 import hashlib
 import logging
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tdb_server.errors import ModelBroken
-from tdb_server.model.checkpoint import Checkpoint
+from tdb_server.errors import ConversionDamaged, ModelBroken, ModelError
+from tdb_server.model.checkpoint import Checkpoint, Target
 from tdb_server.model.config import DecoderConfig
 from tdb_server.model.decoder import Decoder, DecoderWeights, LayerWeights, NormWeights
 from tdb_server.model.families import decoder_config_from_hugging_face
@@ -35,6 +37,7 @@ def load_decoder(
     dtype: torch.dtype,
     progress: Progress | None = None,
     shared_file: int | None = None,
+    expected_digest: str | None = None,
 ) -> Decoder:
     """Reads a Hugging Face model folder.
 
@@ -44,16 +47,22 @@ def load_decoder(
         dtype: what the weights become.
         progress: told how far it is.
         shared_file: descriptor of a file in memory that holds a CPU's weights for several processes.
+        expected_digest: what `weights_digest` was when the folder was written; None where nobody knows.
 
     Raises:
         ModelNotFound: there is no such folder.
+        ConversionDamaged: the files are not what was written.
         ModelBroken: a file is missing, damaged or pickled; a tensor is missing, left over, misshapen, not
             finite, or stored twice with different values.
         UnsupportedModel: the decoder cannot compute this family or one of its options.
     """
-    config = decoder_config_from_hugging_face(read_config(folder))
-    if config.rotary_theta is not None:
-        inverse_frequencies(config)  # refuses a scaling it does not know before gigabytes are read
+    found = read_config(folder)
+    try:
+        config = decoder_config_from_hugging_face(found)
+        if config.rotary_theta is not None:
+            inverse_frequencies(config)  # refuses a scaling it does not know before gigabytes are read
+    except ModelError as error:
+        raise type(error)(f"{folder}: {error.message}") from error
     names = weight_names(config.family)
     with ExitStack() as stack:
         checkpoint = stack.enter_context(Checkpoint(folder, names.prefix))
@@ -62,25 +71,15 @@ def load_decoder(
         if shared_file is not None and torch.device(device).type == "cpu":
             key = _files_key(folder, dtype)
             n_bytes = room_for(checkpoint.n_elements, checkpoint.n_tensors, dtype)
-            shared = stack.enter_context(shared_weights(shared_file, key, n_bytes))
+            waiting = shared_weights(shared_file, key, n_bytes, progress or no_progress)
+            shared = stack.enter_context(waiting)
         loading = _Loading(config, names, checkpoint, torch.device(device), dtype, shared)
-        weights = loading.weights(progress or no_progress)
-        loading.refuse_unread()
+        loading.check()
+        weights = loading.weights()
+        weights.digest = loading.fill(progress or no_progress)
+        if expected_digest not in (None, weights.digest):
+            raise ConversionDamaged(f"{folder}: the weights are not those that were written")
     return Decoder(config, weights)
-
-
-def weights_digest(folder: Path) -> str:
-    """What tells models apart: SHA-256 over `config.json` and the safetensors files, in hexadecimal.
-
-    Raises:
-        ModelNotFound, ModelBroken: as `load_decoder`.
-    """
-    read_config(folder)
-    digest = hashlib.sha256()
-    for path in (folder / CONFIG_FILE, *weight_files(folder).paths):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _files_key(folder: Path, dtype: torch.dtype) -> bytes:
@@ -129,18 +128,44 @@ class _Loading:
     device: torch.device
     dtype: torch.dtype
     shared: SharedWeights | None
+    targets: dict[str, Target] = field(default_factory=dict)
+    is_checking: bool = False
 
-    def weights(self, progress: Progress) -> DecoderWeights:
+    def check(self) -> None:
+        """Goes through all tensors that the configuration demands, and allocates none of them.
+
+        Raises:
+            ModelBroken: one is missing, has another shape, or there are more.
+        """
+        self.is_checking = True
+        self.weights()
+        self.is_checking = False
+        # A tensor that nothing uses means that the configuration does not fit the model.
+        for name in sorted(self.checkpoint.unread):
+            if not name.endswith(self.names.buffers):
+                raise ModelBroken(
+                    f"{self.checkpoint.folder}: tensor {self.checkpoint.stored(name)} has no place in the "
+                    f"{self.config.family} model of {self.config.n_layers} layers that config.json describes"
+                )
+
+    def fill(self, progress: Progress) -> str:
+        """Reads the files, unless a sibling has done so, and returns their digest."""
+        if self.shared is not None and self.shared.is_filled:
+            return self.shared.digest
+        digest = hashlib.sha256((self.checkpoint.folder / CONFIG_FILE).read_bytes())
+        self.checkpoint.read(self.targets, digest, progress)
+        if self.shared is not None:
+            self.shared.digest = digest.hexdigest()
+        return digest.hexdigest()
+
+    def weights(self) -> DecoderWeights:
+        """The decoder's tensors, to be filled; in a check they are empty."""
         config, names = self.config, self.names
-        progress("loading weights", 0.0)
         token_embedding = self._embedding(names.token_embedding, config.vocabulary_size)
         position_embedding = None
         if config.rotary_theta is None:
             position_embedding = self._embedding(names.position_embedding, config.context_length)
-        layers = []
-        for layer_index in range(config.n_layers):
-            layers.append(self._layer(f"{names.layers}.{layer_index}."))
-            progress("loading weights", (layer_index + 1) / config.n_layers)
+        layers = [self._layer(f"{names.layers}.{layer_index}.") for layer_index in range(config.n_layers)]
         return DecoderWeights(
             token_embedding=token_embedding,
             position_embedding=position_embedding,
@@ -191,21 +216,8 @@ class _Loading:
             mlp_out_bias=mlp_out_bias,
         )
 
-    def refuse_unread(self) -> None:
-        """A tensor that nothing used means that the configuration does not fit the model."""
-        if self._is_filled:
-            return
-        for name in sorted(self.checkpoint.unread):
-            if not name.endswith(self.names.buffers):
-                raise ModelBroken(
-                    f"{self.checkpoint.folder}: tensor {self.checkpoint.stored(name)} has no place in the "
-                    f"{self.config.family} model of {self.config.n_layers} layers that config.json describes"
-                )
-
     def _embedding(self, name: str, n_rows: int) -> Tensor:
-        table = self._empty(n_rows, self.config.d_model)
-        self._fill(table, f"{name}.weight")
-        return table
+        return self._joined((f"{name}.weight",), (n_rows,), (self.config.d_model,))
 
     def _norm(self, name: str) -> NormWeights:
         width = (self.config.d_model,)
@@ -217,25 +229,30 @@ class _Loading:
         self, parts: tuple[str, ...], n_rows: tuple[int, ...], n_columns: int, has_bias: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Joins the parts by rows: weight [sum of n_rows, n_columns] and bias [sum of n_rows]."""
-        weight = self._empty(sum(n_rows), n_columns)
-        for target, part in zip(torch.split(weight, list(n_rows)), parts, strict=True):
-            self._fill(target, f"{part}.weight", transposed=self.names.transposed)
+        names = tuple(f"{part}.weight" for part in parts)
+        weight = self._joined(names, n_rows, (n_columns,), is_transposed=self.names.transposed)
         return weight, self._vector(tuple(f"{part}.bias" for part in parts), n_rows) if has_bias else None
 
     def _vector(self, names: tuple[str, ...], lengths: tuple[int, ...]) -> Tensor:
-        vector = self._empty(sum(lengths))
-        for target, name in zip(torch.split(vector, list(lengths)), names, strict=True):
-            self._fill(target, name)
-        return vector
+        return self._joined(names, lengths, ())
 
-    @property
-    def _is_filled(self) -> bool:
-        """Whether a sibling has read all weights already."""
-        return self.shared is not None and self.shared.is_filled
-
-    def _fill(self, target: Tensor, name: str, *, transposed: bool = False) -> None:
-        if not self._is_filled:
-            self.checkpoint.copy_into(target, name, transposed=transposed)
+    def _joined(
+        self,
+        names: tuple[str, ...],
+        n_rows: tuple[int, ...],
+        row_shape: tuple[int, ...],
+        *,
+        is_transposed: bool = False,
+    ) -> Tensor:
+        """One tensor for several stored ones, one below the other: [sum of n_rows, *row_shape]."""
+        if self.is_checking:
+            for name, count in zip(names, n_rows, strict=True):
+                self.checkpoint.check(name, (count, *row_shape), is_transposed=is_transposed)
+            return torch.empty(0)
+        joined = self._empty(sum(n_rows), *row_shape)
+        for name, place in zip(names, torch.split(joined, list(n_rows)), strict=True):
+            self.targets[name] = Target(place, is_transposed)
+        return joined
 
     def _empty(self, *shape: int) -> Tensor:
         if self.shared is not None:

@@ -5,34 +5,39 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Protocol
 
 from grpc_health.v1 import health, health_pb2  # type: ignore[import-untyped]
 
+from tdb_server.domain.budget import Budget
 from tdb_server.errors import ConfigurationBroken
 from tdb_server.model.load_failures import load_failures
+from tdb_server.queued_stderr import n_dropped_lines
 from tdb_server.service.access.access import Access
+from tdb_server.service.access.file_watch import FileReader
 from tdb_server.service.access.tls import ServerTls
 from tdb_server.service.access.token_file import TokenFile
 from tdb_server.service.call_events import CallEvents
+from tdb_server.service.call_guard import CallGuard
 from tdb_server.service.debugger_service import DebuggerService
-from tdb_server.service.grpc_server import OUR_SERVICES, grpc_server, interceptors
-from tdb_server.service.interceptors import OpenCalls
+from tdb_server.service.fair_threads import FairThreads
+from tdb_server.service.grpc_server import OUR_SERVICES, grpc_server
 from tdb_server.service.listening import listen, server_tls
 from tdb_server.service.loading_report import LoadingReport
 from tdb_server.service.model_service import ModelService
+from tdb_server.service.open_calls import OpenCalls
 from tdb_server.service.ready_file import ready_file
 from tdb_server.service.served_model import ModelSlot, ServedModel, read_tokenizer
-from tdb_server.service.telemetry.call_record import CallListener
+from tdb_server.service.signals import signals_handled
+from tdb_server.service.systemd import READY, STOPPING, Systemd
 from tdb_server.service.telemetry.reporting import Reporting
 from tdb_server.settings import Settings
 from tdb_server.telemetry_settings import LOG_LEVELS
 from tdb_server.workers.batching import BatchRule
+from tdb_server.workers.liveness import LivenessBounds
 from tdb_server.workers.measures import OnBatch, Readings
 from tdb_server.workers.messages import Configuration, Ready
 from tdb_server.workers.pool import LocalPool, Pool, PoolObserver
@@ -42,6 +47,7 @@ from tdb_server.workers.scheduler import Scheduler
 
 _log = logging.getLogger(__name__)
 LAST_BYTES_SECONDS = 1.0
+AGAIN_SECONDS = 1.0
 GOODBYE_SECONDS = 0.02
 """Until connections know that the server ends, before the last callers are told and may call again."""
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -54,12 +60,13 @@ class Parts:
 
     calls: CallEvents
     model: ModelService
-    access: Access
-    open_calls: OpenCalls
-    listeners: Sequence[CallListener]
+    guard: CallGuard
+    memory: Budget
+    threads: FairThreads
     tls: ServerTls | None
     settings: Settings
     version: str
+    is_ready: Callable[[], bool]
 
 
 class OtherFace(Protocol):
@@ -77,7 +84,7 @@ class OtherFace(Protocol):
 async def serve(
     settings: Settings, version: str, make_http: Callable[[Parts], OtherFace] | None = None
 ) -> None:
-    """Serves until SIGTERM or SIGINT.
+    """Serves until told to stop by a signal.
 
     Args:
         settings: what to serve, and how.
@@ -89,7 +96,7 @@ async def serve(
         OSError: the port cannot be had.
     """
     app = App(settings, version, make_http)
-    with _stop_signals() as stopped:
+    with signals_handled(app.reload) as stopped:
         await app.start()
         try:
             if await app.until_ready(stopped):
@@ -117,30 +124,45 @@ class App:
         self._calls = OpenCalls()
         self._health = health.aio.HealthServicer()
         self._health_changes: set[asyncio.Task[None]] = set()
+        self._is_stopping = False
+        self._systemd = Systemd()
         self._tls = server_tls(settings)
+        tokens = token_file(settings)
+        self._files = FileReader([one.look for one in (tokens, self._tls) if one is not None])
         readings = Readings(
             lambda: self._scheduler.n_waiting,
             lambda: self._scheduler.n_callers_waiting,
             lambda: self._scheduler.n_displaced,
             lambda: self._pool.n_ready,
             lambda: self._pool.n_restarts,
+            n_dropped_lines,
         )
-        self._reporting = Reporting(settings.telemetry, version, readings)
+        self._reporting = Reporting(settings, version, readings)
         self._scheduler = scheduler(settings, self._reporting.on_batch)
         self._pool = pool(settings, self._scheduler, self._on_readiness, self._report.show)
+        self._threads = FairThreads(self._scheduler.memory)
         parts = Parts(
-            CallEvents(self._slot, self._scheduler),
-            ModelService(self._slot, version),
-            access(settings),
-            self._calls,
-            self._reporting.listeners,
+            CallEvents(self._slot, self._scheduler, self._threads),
+            ModelService(self._slot, self._scheduler, self._threads, version),
+            CallGuard(
+                settings.limits,
+                self._calls,
+                access(settings, tokens),
+                self._reporting.listeners,
+                settings.telemetry.log_prompts,
+            ),
+            self._scheduler.memory,
+            self._threads,
             self._tls,
             settings,
             version,
+            lambda: self.is_ready,
         )
         self._server = grpc_server(
             settings,
-            interceptors(settings, parts.access, self._calls, parts.listeners, self._reporting.load_reports),
+            parts.guard,
+            self._threads,
+            self._reporting.report_load,
             DebuggerService(parts.calls, settings.limits.max_response_bytes),
             parts.model,
             self._health,
@@ -154,13 +176,20 @@ class App:
         http = {} if self._http is None else {"http_port": self._http.port}
         return {"grpc_port": self.port, **http, **self._reporting.ports}
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether calls would be taken now."""
+        return self._slot.is_filled and self._pool.n_ready > 0 and not self._is_stopping
+
     async def start(self) -> None:
         """Listens, answers health, and starts the workers.
 
         Raises:
             OSError: a port cannot be had.
         """
-        self._reporting.start()
+        await self._reporting.start()
+        self._files.start()
+        self._systemd.start()
         await self._set_health(_NOT_SERVING)
         if not self._settings.listens_when_ready:
             await self._listen()
@@ -183,11 +212,14 @@ class App:
         await self._fill_slot(first_ready.result())
         if self._settings.listens_when_ready:
             await self._listen()
+        self._systemd.tell(READY)
         self._report.say(f"serving on {self._settings.host}:{self.port}")
         return True
 
     async def stop(self) -> None:
         """Takes no more calls, lets the open ones end, then ends the workers."""
+        self._is_stopping = True
+        self._systemd.tell(STOPPING)
         await self._health.enter_graceful_shutdown()
         await self._calls.drain(self._settings.grace_seconds)
         await self._calls.silence()
@@ -199,7 +231,15 @@ class App:
             await self._http.stop()
         await server_stops
         await self._pool.stop()
+        self._threads.stop()
         await self._reporting.stop()
+        self._files.stop()
+        self._systemd.stop()
+
+    def reload(self) -> None:
+        """Reads tokens and certificates again, if they have changed, without waiting for the next look."""
+        _log.info("told to read tokens and certificates again")
+        self._files.look_now()
 
     async def _listen(self) -> None:
         self.port = listen(self._server, self._settings.host, self._settings.port, self._tls)
@@ -217,23 +257,36 @@ class App:
         if self._slot.is_filled:
             change = asyncio.ensure_future(self._set_health(_SERVING if n_ready else _NOT_SERVING))
             self._health_changes.add(change)
-            change.add_done_callback(self._health_changes.discard)
+            change.add_done_callback(self._after_health_change)
+
+    def _after_health_change(self, change: asyncio.Task[None]) -> None:
+        self._health_changes.discard(change)
+        if not change.cancelled() and (error := change.exception()) is not None:
+            _log.error("health cannot be set, and is set again", exc_info=error)
+            asyncio.get_running_loop().call_later(
+                AGAIN_SECONDS, lambda: self._on_readiness(self._pool.n_ready)
+            )
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", *OUR_SERVICES):
             await self._health.set(service, status)
 
 
-def access(settings: Settings) -> Access:
-    """Who may call, as the settings say.
+def access(settings: Settings, tokens: TokenFile | None) -> Access:
+    """Who may call, by the settings."""
+    security = settings.security
+    proxies = [ip_network(one) for one in security.trusted_proxies]
+    return Access(tokens, frozenset(security.tls_client_names), proxies)
+
+
+def token_file(settings: Settings) -> TokenFile | None:
+    """The tokens that may call; None where everybody may.
 
     Raises:
         ConfigurationBroken: the token file cannot be read or makes no sense.
     """
-    security = settings.security
-    tokens = None if security.token_file is None else TokenFile(security.token_file)
-    proxies = [ip_network(one) for one in security.trusted_proxies]
-    return Access(tokens, frozenset(security.tls_client_names), proxies)
+    path = settings.security.token_file
+    return None if path is None else TokenFile(path)
 
 
 def scheduler(settings: Settings, on_batch: OnBatch) -> Scheduler:
@@ -262,7 +315,8 @@ def pool(
     """
     configurations = worker_configurations(settings)
     if settings.ray is None:
-        return LocalPool(configurations, observer, on_readiness, on_loading)
+        bounds = LivenessBounds(settings.care.silence_seconds, settings.care.step_seconds)
+        return LocalPool(configurations, observer, on_readiness, on_loading, bounds)
     prepare_ray(settings.ray.address)
     try:
         from tdb_server.workers.ray_pool import RayPool  # only where it is wanted
@@ -288,20 +342,8 @@ def worker_configurations(settings: Settings) -> list[Configuration]:
             settings.ranking,
             log_format,
             log_level,
+            settings.care.step_seconds,
+            settings.care.idle_memory_seconds,
         )
         for index, device in enumerate(settings.devices)
     ]
-
-
-@contextmanager
-def _stop_signals() -> Iterator[asyncio.Event]:
-    """An event that SIGTERM and SIGINT set."""
-    loop = asyncio.get_running_loop()
-    stopped = asyncio.Event()
-    for one in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(one, stopped.set)
-    try:
-        yield stopped
-    finally:
-        for one in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(one)

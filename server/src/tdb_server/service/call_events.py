@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import TypeVar
 
 from transformer_debugger.v1 import call_pb2
@@ -27,30 +25,23 @@ from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.service.ablation_messages import ablation_message
 from tdb_server.service.caller import current_caller
 from tdb_server.service.enum_names import PRIORITIES
-from tdb_server.service.error_status import ResponseTooLarge
+from tdb_server.service.fair_threads import FairThreads
+from tdb_server.service.long_requests import LONG_REQUEST_BYTES, MEMORY_FACTOR
 from tdb_server.service.served_model import ModelSlot, ServedModel
 from tdb_server.service.streaming import StreamMessage, StreamWriter
 from tdb_server.service.telemetry.call_record import CallRecord, current_record
 from tdb_server.workers.result_cache import cache_key
 from tdb_server.workers.scheduler import Scheduler
-from tdb_server.workers.ticket import Event, TakenUp, Terms
+from tdb_server.workers.ticket import Event, TakenUp, Terms, Unary
 
-LONG_REQUEST_BYTES = 64 * 1024
+_VALUES = None
+"""In place of a result's name: the objective values of a sub-request."""
 Request = TypeVar("Request", DebugRequest, InferRequest)
 Parse = Callable[[Request, ModelInfo, Limits, Tokenizer], Sequence[InferenceSubRequest]]
 
 
-@dataclass(frozen=True, slots=True)
-class Unary:
-    """The call's answer is one message.
-
-    Attributes:
-        streaming_call: the method to use when the answer is too large.
-        max_response_bytes: what is too large.
-    """
-
-    streaming_call: str
-    max_response_bytes: int
+class IncompleteAnswer(Exception):  # noqa: N818
+    """Something is missing although all went well: a fault of the server's."""
 
 
 class CallEvents:
@@ -59,9 +50,11 @@ class CallEvents:
     Args:
         slot: where the model is.
         scheduler: who runs them.
+        threads: where long requests are read.
     """
 
-    def __init__(self, slot: ModelSlot, scheduler: Scheduler) -> None:
+    def __init__(self, slot: ModelSlot, scheduler: Scheduler, threads: FairThreads) -> None:
+        self._threads = threads
         self._slot = slot
         self._scheduler = scheduler
         self._call_ids = itertools.count(1)
@@ -89,10 +82,14 @@ class CallEvents:
         """
         model, caller, record = self._slot.model(), current_caller(), current_record()
         priority = _priority(request).at_most(caller.limits.max_priority)
-        if not request.validate_only:
-            self._scheduler.check_room(caller, priority)
         record.named(request.request_id or uuid.uuid4().hex, len(request.sub_requests))
-        sub_requests = tuple(await _parsed(request, parse, model))
+        if request.validate_only:
+            reading = self._scheduler.call_without_worker(caller)
+        else:
+            self._scheduler.check_room(caller, priority)
+            reading = self._scheduler.open_call(caller)
+        with reading:
+            sub_requests = tuple(await self._parsed(request, parse, model))
         cost = estimated_cost(model.info, sub_requests)
         first = new_message()
         _put_started(first.started, record.request_id, model, sub_requests)
@@ -101,58 +98,72 @@ class CallEvents:
             first.started.estimated_cost.activation_bytes = cost.activation_bytes
             first.started.estimated_cost.response_bytes = cost.response_bytes
             last = new_message()
-            last.finished.SetInParent()
+            last.finished.message_count = 2
             yield first
             yield last
             return
-        if unary is not None and cost.tensor_bytes > unary.max_response_bytes:
-            raise ResponseTooLarge(cost.tensor_bytes, unary.max_response_bytes, unary.streaming_call)
+        if unary is not None and cost.least_response_bytes > unary.max_response_bytes:
+            raise unary.too_large(cost.least_response_bytes)
         call = Call(str(next(self._call_ids)), sub_requests)
         prompts = [one.inference.token_ids for one in sub_requests]
         chunk_bytes = None if unary else model.limits.chunk_bytes
         writer = StreamWriter(new_message, model.tokenizer, prompts, chunk_bytes)
         key = cache_key(caller.cache_owner, model.info.digest, sub_requests)
-        terms = Terms(caller, in_pieces=unary is None, cache_key=key, priority=priority)
+        terms = Terms(caller, in_pieces=unary is None, cache_key=key, priority=priority, unary=unary)
         record.submitted()
         async with aclosing(self._scheduler.submit(call, cost, terms)) as events:
-            async for message in _messages(events, first, writer, record):
+            async for message in _messages(events, sub_requests, first, writer, record):
                 yield message
+
+    async def _parsed(
+        self, request: Request, parse: Parse[Request], model: ServedModel
+    ) -> Sequence[InferenceSubRequest]:
+        """Parses on the event loop, or beside it when that may take long."""
+        n_bytes = request.ByteSize()
+        if n_bytes <= LONG_REQUEST_BYTES:
+            return parse(request, model.info, model.limits, model.tokenizer)
+        return await self._threads.run(
+            current_caller().name,
+            MEMORY_FACTOR * n_bytes,
+            lambda: parse(request, model.info, model.limits, model.tokenizer),
+        )
 
 
 async def _messages(
     events: AsyncIterator[Event],
+    sub_requests: Sequence[InferenceSubRequest],
     first: StreamMessage,
     writer: StreamWriter[StreamMessage],
     record: CallRecord,
 ) -> AsyncIterator[StreamMessage]:
-    serialize_seconds = 0.0
+    serialize_seconds, n_messages = 0.0, 0
+    awaited: set[tuple[int, str | None]] = {(index, _VALUES) for index in range(len(sub_requests))}
+    awaited |= {(index, name) for index, one in enumerate(sub_requests) for name in one.processing}
     async for event in events:
         match event:
             case TakenUp(queue_seconds, is_cached):
                 first.started.queue_seconds = queue_seconds
                 first.started.cached = is_cached
                 record.taken_up(queue_seconds, is_cached=is_cached)
+                n_messages += 1
                 yield first
             case ObjectiveValues():
+                awaited.discard((event.sub_request_index, _VALUES))
+                n_messages += 1
                 yield writer.values(event)
             case NamedResult():
+                awaited.discard((event.sub_request_index, event.name))
                 begun_at = time.perf_counter()
                 for message in writer.result(event):
                     serialize_seconds += time.perf_counter() - begun_at
+                    n_messages += 1
                     yield message
                     begun_at = time.perf_counter()
             case Finished():
+                if awaited:
+                    raise IncompleteAnswer(f"the worker finished without {len(awaited)} results")
                 record.finished_running()
-                yield writer.finished(event, serialize_seconds)
-
-
-async def _parsed(
-    request: Request, parse: Parse[Request], model: ServedModel
-) -> Sequence[InferenceSubRequest]:
-    """Parses on the event loop, or beside it when that may take long."""
-    if request.ByteSize() < LONG_REQUEST_BYTES:
-        return parse(request, model.info, model.limits, model.tokenizer)
-    return await asyncio.to_thread(parse, request, model.info, model.limits, model.tokenizer)
+                yield writer.finished(event, serialize_seconds, n_messages + 1)
 
 
 def _priority(request: DebugRequest | InferRequest) -> Priority:

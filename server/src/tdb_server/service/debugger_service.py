@@ -18,10 +18,10 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import (
 )
 from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import TransformerDebuggerServiceServicer
 
-from tdb_server.service.call_events import CallEvents, Unary
-from tdb_server.service.error_status import ResponseTooLarge
+from tdb_server.service.call_events import CallEvents, IncompleteAnswer
 from tdb_server.service.request_parsing import parse_debug_request, parse_infer_request
 from tdb_server.service.streaming import StreamMessage
+from tdb_server.workers.ticket import Unary
 
 Response = TypeVar("Response", DebugResponse, InferResponse)
 
@@ -79,8 +79,10 @@ class DebuggerService(TransformerDebuggerServiceServicer):
             async for message in messages:
                 collected.add(message)
                 if collected.n_bytes > unary.max_response_bytes:
-                    raise ResponseTooLarge(collected.n_bytes, unary.max_response_bytes, unary.streaming_call)
+                    raise unary.too_large(collected.n_bytes)
                 await asyncio.sleep(0)  # other calls get their turn between the parts of a long answer
+        if collected.n_messages != collected.message_count:
+            raise IncompleteAnswer(f"{collected.n_messages} messages of {collected.message_count}")
         return response
 
 
@@ -90,10 +92,13 @@ class _CollectedAnswer:
     def __init__(self, response: DebugResponse | InferResponse) -> None:
         self._response = response
         self._results: dict[tuple[int, str], result_pb2.NamedResult] = {}
-        self.n_bytes = 0
+        self.n_bytes = self.n_messages = 0
+        self.message_count = -1
+        """That `finished` tells of."""
 
     def add(self, message: StreamDebugResponse | StreamInferResponse) -> None:
         self.n_bytes += message.ByteSize()
+        self.n_messages += 1
         match message.WhichOneof("event"):
             case "started":
                 self._add_started(message.started)
@@ -103,6 +108,7 @@ class _CollectedAnswer:
                 self._add_values(message.values)
             case "finished":
                 self._response.timings.CopyFrom(message.finished.timings)
+                self.message_count = message.finished.message_count
 
     def _add_started(self, started: call_pb2.Started) -> None:
         response = self._response

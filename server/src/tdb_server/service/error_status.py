@@ -15,24 +15,6 @@ MAX_VIOLATION_BYTES = 3072
 """Details travel as a trailer, and clients take 8 KiB of trailers unless told otherwise."""
 
 
-class ResponseTooLarge(errors.OverLimit):
-    """The answer does not fit a call that does not stream.
-
-    Args:
-        n_bytes: of the answer, as far as it is known.
-        max_response_bytes: the limit.
-        streaming_call: the method that can answer.
-    """
-
-    def __init__(self, n_bytes: int, max_response_bytes: int, streaming_call: str) -> None:
-        super().__init__(
-            f"the answer takes at least {n_bytes} bytes, more than the {max_response_bytes} allowed for "
-            f"a call that does not stream; use {streaming_call}",
-            "RESPONSE_TOO_LARGE",
-        )
-        self.streaming_call = streaming_call
-
-
 class NotImplementedHere(errors.TdbError):
     """No such method on this server."""
 
@@ -83,7 +65,7 @@ def _metadata(error: errors.TdbError) -> dict[str, str]:
     match error:
         case errors.Internal():
             return {"error_id": error.error_id}
-        case ResponseTooLarge():
+        case errors.ResponseTooLarge():
             return {"streaming_call": error.streaming_call}
         case _:
             return {}
@@ -98,8 +80,8 @@ def _bad_request(error: errors.ViolationError) -> tuple[error_details_pb2.BadReq
         )
         if n_taken and bad_request.ByteSize() > MAX_VIOLATION_BYTES:
             del bad_request.field_violations[-1]
-            return bad_request, len(error.violations) - n_taken
-    return bad_request, 0
+            return bad_request, len(error.violations) - n_taken + error.n_more
+    return bad_request, error.n_more
 
 
 def _shortened(text: str) -> str:

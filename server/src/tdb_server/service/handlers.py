@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,19 @@ _KINDS: dict[tuple[bool, bool], tuple[str, Any]] = {
 }
 
 
+async def write(context: Context, response: Any) -> None:
+    """Sends one message of a stream.
+
+    Raises:
+        CancelledError: the client has gone. gRPC itself cancels a call when it notices in time, and else says
+            that it has failed; but that a client leaves is no error.
+    """
+    try:
+        await context.write(response)
+    except grpc.aio.InternalError as error:
+        raise asyncio.CancelledError("the client has gone") from error
+
+
 def answer_of(handler: Handler) -> Answer:
     """What answers a call. Responses of a stream are written, and none is returned."""
     attribute, _ = _kind(handler)
@@ -35,7 +49,7 @@ def answer_of(handler: Handler) -> Answer:
             return await outcome
         async with aclosing(outcome) as responses:
             async for response in responses:
-                await context.write(response)
+                await write(context, response)
             return None
 
     return answer

@@ -10,7 +10,8 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import (
     InferenceSubRequest as InferenceSubRequestMessage,
 )
 
-from tdb_server.domain.ablation_validation import ablation_violations, conflict_violations
+from tdb_server.domain.ablation_conflicts import conflict_violations
+from tdb_server.domain.ablation_validation import ablation_violations
 from tdb_server.domain.place import Place
 from tdb_server.domain.processing_validation import ProcessingCheck
 from tdb_server.domain.reason import Reason
@@ -35,7 +36,7 @@ def parse_inference_sub_request(
     reader: RequestReader, message: InferenceSubRequestMessage, path: str
 ) -> InferenceSubRequest | None:
     """A general sub-request; None where it is refused. What is wrong is noted in the reader."""
-    n_violations = len(reader.violations)
+    n_violations = reader.n_violations
     if not message.HasField("inference_spec"):
         reader.refuse(f"{path}.inference_spec", "is required", Reason.FIELD_REQUIRED)
     inference = _parse_inference(reader, message.inference_spec, f"{path}.inference_spec")
@@ -53,7 +54,7 @@ def parse_inference_sub_request(
         () if inference is None else inference.ablations,
     )
     specs = parse_processing(reader, message.processing_specs, check, specs_path)
-    if inference is None or len(reader.violations) > n_violations:
+    if inference is None or reader.n_violations > n_violations:
         return None
     return InferenceSubRequest(inference, {name: one for name, one in specs.items() if one is not None})
 

@@ -10,7 +10,8 @@ from tdb_server.service.access.tls import ServerTls
 from tdb_server.settings import Settings
 
 GRACE_BEYOND_CALLS_SECONDS = 10.0
-HANDSHAKE_SECONDS = 20.0
+MAX_HEAD_BYTES = 16 * 1024
+"""Of the headers of a request, or a call's metadata."""
 
 
 def server_tls(settings: Settings) -> ServerTls | None:
@@ -53,10 +54,11 @@ def server_options(settings: Settings) -> list[tuple[str, int]]:
         # Four times our own limit: what is a little too large gets a typed error, the rest is cut off unread.
         ("grpc.max_receive_message_length", 4 * settings.limits.max_request_bytes),
         ("grpc.max_send_message_length", -1),  # answers are limited where they are made
+        ("grpc.absolute_max_metadata_size", MAX_HEAD_BYTES),
         ("grpc.so_reuseport", 0),  # two servers on one port would each get half of the calls
         ("grpc.max_allowed_incoming_connections", security.max_connections),
         ("grpc.max_concurrent_streams", security.max_concurrent_streams),
-        ("grpc.server_handshake_timeout_ms", _milliseconds(HANDSHAKE_SECONDS)),
+        ("grpc.server_handshake_timeout_ms", _milliseconds(security.max_head_seconds)),
         # Clients that connect anew find servers that have been added, and see renewed certificates.
         ("grpc.max_connection_age_ms", _milliseconds(security.max_connection_age_seconds)),
         (

@@ -17,13 +17,13 @@ class LoadingReport:
     """Writes a bar to a terminal, or a line now and then to anything else. Only the first worker is reported.
 
     Args:
-        stream: where to.
+        stream: where to; None for stderr.
         to_log: whether to log lines instead, for logs that programs read.
     """
 
-    def __init__(self, stream: TextIO = sys.stderr, *, to_log: bool = False) -> None:
-        self._stream = stream
-        self._is_terminal = stream.isatty() and not to_log
+    def __init__(self, stream: TextIO | None = None, *, to_log: bool = False) -> None:
+        self._stream = stream or sys.stderr
+        self._is_terminal = self._stream.isatty() and not to_log
         self._to_log = to_log
         self._stage = ""
         self._written_at = 0.0

@@ -121,4 +121,7 @@ def _limits(limits: Limits, context_length: int) -> model_service_pb2.Limits:
         max_activation_bytes=limits.max_activation_bytes,
         max_call_seconds=limits.max_call_seconds,
         chunk_bytes=limits.chunk_bytes,
+        max_target_tokens=limits.max_target_tokens,
+        max_buffered_bytes=limits.max_buffered_bytes,
+        max_spool_bytes=limits.max_spool_bytes,
     )

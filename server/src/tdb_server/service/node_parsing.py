@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from transformer_debugger.v1.ablation_pb2 import AblationSpec as AblationSpecMessage
 from transformer_debugger.v1.ablation_pb2 import NodeAblation as NodeAblationMessage
 from transformer_debugger.v1.activation_pb2 import ActivationIndex as ActivationIndexMessage
@@ -20,12 +22,17 @@ from tdb_server.domain.requests import AblationSpec, ActivationIndex, AttentionT
 from tdb_server.service.enum_names import ATTENTION_TRACE_TYPES, NODE_TYPES, PASS_TYPES, PLACES
 from tdb_server.service.request_reader import RequestReader
 
+_MOST_INDICES = 16
+"""No node or place has as many. Fewer are counted against what is needed."""
+
 
 def parse_node(reader: RequestReader, message: NodeIndexMessage, path: str) -> NodeIndex | None:
     """A node, not yet checked against the model; None where its type or pass cannot be read."""
     node_type = reader.member(message.node_type, NODE_TYPES, f"{path}.node_type")
     pass_type = reader.member(message.pass_type, PASS_TYPES, f"{path}.pass_type", PassType.FORWARD)
     if node_type is None or pass_type is None:
+        return None
+    if not _are_few(reader, message.tensor_indices, f"{path}.tensor_indices"):
         return None
     layer_index = message.layer_index if message.HasField("layer_index") else None
     return NodeIndex(node_type, layer_index, tuple(message.tensor_indices), pass_type)
@@ -37,6 +44,8 @@ def parse_activation_index(
     """An activation index, not yet checked against the model; None where it cannot be read."""
     place = reader.member(message.activation_location_type, PLACES, f"{path}.activation_location_type")
     pass_type = reader.member(message.pass_type, PASS_TYPES, f"{path}.pass_type", PassType.FORWARD)
+    if not _are_few(reader, message.tensor_indices, f"{path}.tensor_indices"):
+        return None
     are_readable = [
         _is_readable(reader, one, f"{path}.tensor_indices[{i}]")
         for i, one in enumerate(message.tensor_indices)
@@ -109,6 +118,15 @@ def _trace_type(
         return True, None
     found = reader.member(message.attention_trace_type, ATTENTION_TRACE_TYPES, f"{path}.attention_trace_type")
     return found is not None, found
+
+
+def _are_few(reader: RequestReader, indices: Sequence[object], path: str) -> bool:
+    """Whether a list of indices is short enough to be looked at."""
+    if len(indices) <= _MOST_INDICES:
+        return True
+    description = f"{len(indices)} indices given; nothing has {_MOST_INDICES} axes"
+    reader.refuse(path, description, Reason.WRONG_NUMBER_OF_INDICES)
+    return False
 
 
 def _is_readable(reader: RequestReader, message: TensorIndex, path: str) -> bool:

@@ -35,6 +35,9 @@ from tdb_server.service.enum_names import (
 )
 from tdb_server.service.request_reader import RequestReader
 
+MAX_NAME_CHARACTERS = 256
+"""Of a spec: its name stands in every message of a stream that has something of its result."""
+
 
 def parse_processing(
     reader: RequestReader, messages: Sequence[NamedProcessingSpec], check: ProcessingCheck, path: str
@@ -52,6 +55,9 @@ def parse_processing(
         spec_path = f"{path}[{i}]"
         if not message.name:
             reader.refuse(f"{spec_path}.name", "is required", Reason.FIELD_REQUIRED)
+        elif len(message.name) > MAX_NAME_CHARACTERS:
+            description = f"has {len(message.name)} characters; at most {MAX_NAME_CHARACTERS} are taken"
+            reader.refuse(f"{spec_path}.name", description, Reason.OUT_OF_RANGE)
         elif message.name in specs:
             reader.refuse(
                 f"{spec_path}.name", f"another spec is called {message.name!r}", Reason.DUPLICATE_NAME
@@ -98,8 +104,11 @@ def _multiple_top_k(
     groups = _groups(reader, message, f"{path}.groups")
     pass_type = reader.member(message.pass_type, PASS_TYPES, f"{path}.pass_type", PassType.FORWARD)
     kept: list[Dimension] = []
+    kept_path = f"{path}.dimensions_to_keep_for_sum"
+    if not reader.only(message.dimensions_to_keep_for_sum, len(Dimension), "dimensions", kept_path):
+        return None
     for i, number in enumerate(message.dimensions_to_keep_for_sum):
-        dimension = reader.member(number, DIMENSIONS, f"{path}.dimensions_to_keep_for_sum[{i}]")
+        dimension = reader.member(number, DIMENSIONS, f"{kept_path}[{i}]")
         if dimension is not None:
             kept.append(dimension)
     if groups is None or pass_type is None or len(kept) < len(message.dimensions_to_keep_for_sum):
@@ -121,12 +130,16 @@ def _groups(
     if not message.groups:
         reader.refuse(path, "at least one group is required", Reason.FIELD_REQUIRED)
         return None
+    if not reader.only(message.groups, len(GroupId), "groups", path):
+        return None
     groups: dict[GroupId, tuple[DerivedScalar, ...]] = {}
     for i, one in enumerate(message.groups):
         group = reader.member(one.group_id, GROUP_IDS, f"{path}[{i}].group_id")
         scalars_path = f"{path}[{i}].derived_scalar_types"
         if not one.derived_scalar_types:
             reader.refuse(scalars_path, "at least one derived scalar is required", Reason.FIELD_REQUIRED)
+        if not reader.only(one.derived_scalar_types, len(DerivedScalar), "derived scalars", scalars_path):
+            continue
         scalars = [
             reader.member(number, DERIVED_SCALARS, f"{scalars_path}[{j}]")
             for j, number in enumerate(one.derived_scalar_types)

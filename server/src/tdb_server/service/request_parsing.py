@@ -10,7 +10,8 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import (
 )
 from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugSubRequest as DebugSubRequestMessage
 
-from tdb_server.domain.ablation_validation import conflict_violations, node_ablation_violations
+from tdb_server.domain.ablation_conflicts import conflict_violations
+from tdb_server.domain.ablation_validation import node_ablation_violations
 from tdb_server.domain.axes import NODE_PLACES
 from tdb_server.domain.debug import inference_sub_request, node_ablation_spec, traces_towards_loss
 from tdb_server.domain.index_validation import autoencoder_violations
@@ -36,6 +37,7 @@ from tdb_server.service.node_parsing import parse_node_ablation, parse_node_to_t
 from tdb_server.service.request_reader import Encoder, RequestReader
 
 MAX_REQUEST_ID_CHARACTERS = 128
+_N_TOKENS_SHOWN = 64
 
 
 def parse_debug_request(
@@ -93,8 +95,7 @@ def _check_call(reader: RequestReader, request_id: str, sub_requests: Sequence[o
     Raises:
         OverLimit: there are too many sub-requests.
     """
-    is_plain = all(" " <= character <= "~" for character in request_id)
-    if len(request_id) > MAX_REQUEST_ID_CHARACTERS or not is_plain:
+    if len(request_id) > MAX_REQUEST_ID_CHARACTERS or not _is_plain(request_id):
         reader.refuse(
             "request_id",
             f"must be at most {MAX_REQUEST_ID_CHARACTERS} printable ASCII characters",
@@ -107,12 +108,16 @@ def _check_call(reader: RequestReader, request_id: str, sub_requests: Sequence[o
         reader.raise_violations()
 
 
+def _is_plain(text: str) -> bool:
+    return all(" " <= character <= "~" for character in text)
+
+
 def _check_lengths(reader: RequestReader, sub_requests: Sequence[InferenceSubRequest]) -> None:
     prompts = [one.inference.token_ids for one in sub_requests]
     if len({len(prompt) for prompt in prompts}) <= 1:
         return
     lengths = ", ".join(str(len(prompt)) for prompt in prompts)
-    tokens = "; ".join(str(reader.tokenizer.token_strings(prompt)) for prompt in prompts)
+    tokens = "; ".join(str(reader.tokenizer.token_strings(prompt[:_N_TOKENS_SHOWN])) for prompt in prompts)
     reader.refuse(
         "sub_requests",
         f"the prompts of one call must have the same number of tokens, not {lengths}: {tokens}",
@@ -151,7 +156,7 @@ def _parse_debug_sub_request(
     reader: RequestReader, message: DebugSubRequestMessage, path: str
 ) -> DebugSubRequest | None:
     """A debug sub-request; None where it is refused. What is wrong is noted in the reader."""
-    n_violations = len(reader.violations)
+    n_violations = reader.n_violations
     prompt = reader.prompt(message, path)
     n_tokens = None if prompt is None else len(prompt.token_ids)
     targets = reader.single_tokens(message.target_tokens, message.target_token_ids, f"{path}.target_token")
@@ -164,7 +169,7 @@ def _parse_debug_sub_request(
     trace = _parse_nodes_to_trace(reader, message, n_tokens, path)
     if targets == () and (trace is None or traces_towards_loss(trace)):
         reader.refuse(f"{path}.target_tokens", "at least one is required", Reason.FIELD_REQUIRED)
-    if len(reader.violations) > n_violations or prompt is None or targets is None or distractors is None:
+    if reader.n_violations > n_violations or prompt is None or targets is None or distractors is None:
         return None
     return DebugSubRequest(
         prompt.token_ids,

@@ -1,7 +1,8 @@
 """From a call's events to the messages of a stream, none of them large.
 
-A result goes out in parts of at most NODES_PER_PART nodes. The tensors of a part stay in it while they take
-less than one chunk together; any other tensor leaves a header in its place and follows in chunks.
+A result goes out in parts of at most NODES_PER_PART nodes, fewer where their token lists are long. The
+tensors of a part stay in it while they take less than one chunk together; any other tensor leaves a header in
+its place and follows in chunks.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tdb_server.domain.results import (
     MultipleTopKResult,
     NamedResult,
     ObjectiveValues,
+    ProcessingResult,
     ScoredTokensResult,
     TokenPairAttributionResult,
     TopTokens,
@@ -33,19 +35,20 @@ from tdb_server.service.result_messages import put_named_result
 
 NODES_PER_PART = 256
 """With ten tokens at both ends of each node's ranking a part takes about 100 KB."""
+TOKENS_PER_PART = 16 * 1024
+"""Of all lists of a part, which take about 300 KB."""
 StreamMessage = TypeVar("StreamMessage", StreamDebugResponse, StreamInferResponse)
 
 
 def result_parts(result: NamedResult) -> Iterator[NamedResult]:
     """The result cut by nodes. Groups, with their tensors, are in the first part only."""
     whole = result.result
-    if isinstance(whole, DerivedScalarsResult | DerivedAttentionScalarsResult) or (
-        len(whole.nodes) <= NODES_PER_PART
-    ):
+    n_nodes = min(NODES_PER_PART, max(1, TOKENS_PER_PART // _tokens_per_node(whole)))
+    if isinstance(whole, DerivedScalarsResult | DerivedAttentionScalarsResult) or len(whole.nodes) <= n_nodes:
         yield result
         return
-    for start in range(0, len(whole.nodes), NODES_PER_PART):
-        part = slice(start, start + NODES_PER_PART)
+    for start in range(0, len(whole.nodes), n_nodes):
+        part = slice(start, start + n_nodes)
         nodes = Nodes(whole.nodes[part])
         match whole:
             case MultipleTopKResult():
@@ -57,6 +60,16 @@ def result_parts(result: NamedResult) -> Iterator[NamedResult]:
                 yield replace(result, result=replace(whole, nodes=nodes, rows=rows, tokens=tokens))
             case TokenPairAttributionResult():
                 yield replace(result, result=replace(whole, nodes=nodes, rows=whole.rows[part]))
+
+
+def _tokens_per_node(result: ProcessingResult) -> int:
+    match result:
+        case ScoredTokensResult(tokens=tokens):
+            return max(1, int(tokens.top_ids.shape[-1] + tokens.bottom_ids.shape[-1]))
+        case TokenPairAttributionResult(token_indices=indices):
+            return max(1, int(indices.shape[-1]))
+        case _:
+            return 1
 
 
 def _rows_of_part(rows: IntArray) -> tuple[IntArray, IntArray]:
@@ -139,8 +152,8 @@ class StreamWriter(Generic[StreamMessage]):
             message.values.activation_value_for_backward_pass = values.activation_value
         return message
 
-    def finished(self, finished: Finished, serialize_seconds: float) -> StreamMessage:
-        """Where the time went."""
+    def finished(self, finished: Finished, serialize_seconds: float, n_messages: int) -> StreamMessage:
+        """Where the time went, and how many messages the stream has with this one."""
         message = self._new_message()
         seconds, timings = finished.seconds, message.finished.timings
         timings.queue_seconds = seconds.queue
@@ -150,6 +163,7 @@ class StreamWriter(Generic[StreamMessage]):
         timings.score_seconds = seconds.score
         timings.serialize_seconds = serialize_seconds
         message.finished.peak_memory_bytes = finished.peak_memory_bytes
+        message.finished.message_count = n_messages
         return message
 
     def _take_out(self, tensors: Sequence[tensor_pb2.Tensor]) -> list[tuple[int, bytes]]:

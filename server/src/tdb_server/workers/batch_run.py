@@ -5,9 +5,12 @@ from __future__ import annotations
 import gc
 import logging
 import uuid
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tdb_server.domain.results import Finished
 from tdb_server.errors import Internal, TdbError
 from tdb_server.workers.messages import CallProgress, OutOfMemory, RunBatch
 
@@ -43,9 +46,12 @@ def run_batch(
         DeviceLost: the device cannot be used any more.
     """
     calls = [call for call in batch.calls if not is_cancelled(call.call_id)]
+    n_sent: Counter[str] = Counter()
     try:
         for call_id, event in engine.run(calls, is_cancelled):
-            send(CallProgress(call_id, event))
+            counted = replace(event, n_events=n_sent[call_id]) if isinstance(event, Finished) else event
+            send(CallProgress(call_id, counted))
+            n_sent[call_id] += 1
     except TdbError as error:
         return error
     except BrokenPipeError:

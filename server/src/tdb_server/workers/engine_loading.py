@@ -54,23 +54,20 @@ def _load_engine(
     # These take seconds: whoever called has by now said that it exists.
     import torch
 
-    from tdb_server.model.sources import resolve_model
-    from tdb_server.model.weights import load_decoder
+    from tdb_server.model.model_loading import load_model
     from tdb_server.scalars.engine import Engine
 
     torch.set_num_threads(configuration.n_threads)
     device = device_of(configuration)
-    model = resolve_model(configuration.model, progress)
     dtype = getattr(torch, configuration.dtype)
-    with load_failures(model.path):
-        decoder = load_decoder(model.path, device, dtype, progress, shared_file)
+    model, decoder = load_model(configuration.model, device, dtype, progress, shared_file)
     autoencoders: Sequence[Autoencoder] = ()
     if configuration.autoencoders:
         from tdb_server.model.autoencoder_loading import load_autoencoders
 
         with load_failures(", ".join(map(str, configuration.autoencoders))):
             autoencoders = load_autoencoders(configuration.autoencoders, decoder)
-    digest = _digest(model.path, configuration.autoencoders)
+    digest = _digest(decoder.weights.digest, configuration.autoencoders)
     engine = Engine(decoder, autoencoders, ranking=configuration.ranking)
     for kernel in engine.kernels:
         _log.info("%s", kernel)
@@ -120,11 +117,8 @@ def device_of(configuration: Configuration) -> str:
     return str(device)
 
 
-def _digest(folder: Path, autoencoders: Sequence[Path]) -> str:
+def _digest(weights: str, autoencoders: Sequence[Path]) -> str:
     """The digest of the weights; with autoencoders, of the weights and of their files."""
-    from tdb_server.model.weights import weights_digest
-
-    weights = weights_digest(folder)
     if not autoencoders:
         return weights
     digest = hashlib.sha256(weights.encode())

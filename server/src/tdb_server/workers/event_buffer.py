@@ -1,17 +1,19 @@
 """What a worker has made of a call and its reader has not taken yet.
 
-A worker never waits for a reader. Up to `max_bytes` of events lie in memory; what comes on top of that goes
-to a temporary file without a name, and from there back in order. So a reader that stops costs a little
-memory and some disk, for no longer than the call may take.
+A worker never waits for a reader. Up to `max_bytes` of events lie in memory; what comes on top of that waits
+in a `Spool` on disk. So a reader that stops costs a little memory and some disk, for no longer than the call
+may take.
 """
 
 from __future__ import annotations
 
 import asyncio
-import pickle
-import tempfile
 from collections import deque
-from typing import IO, Generic, TypeVar
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from tdb_server.workers.answer_room import AnswerRoom
+from tdb_server.workers.spool import Spool
 
 Event = TypeVar("Event")
 
@@ -21,80 +23,108 @@ class EventBuffer(Generic[Event]):
 
     Args:
         max_bytes: of events in memory. A single event may be larger.
+        new_spool: makes what holds the events for which there is no memory.
+        room: the call's part of what the server has; None for as much as is wanted.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(
+        self,
+        max_bytes: int,
+        new_spool: Callable[[], Spool[Event]] = Spool,
+        room: AnswerRoom | None = None,
+    ) -> None:
         self._max_bytes = max_bytes
+        self._room = room
+        self._bytes_on_disk = 0
+        self._new_spool = new_spool
         self._in_memory: deque[tuple[Event, int]] = deque()
         self._bytes_in_memory = 0
-        self._file: IO[bytes] | None = None
-        self._read_at = 0
-        self._n_in_file = 0
-        self._failure: Exception | None = None
+        self._spool: Spool[Event] | None = None
+        self._failure: BaseException | None = None
         self._changed = asyncio.Event()
 
     @property
     def bytes_in_memory(self) -> int:
-        """What the events in memory take."""
+        """What the events in memory take, without those on their way to disk."""
         return self._bytes_in_memory
 
-    def put(self, event: Event, n_bytes: int) -> None:
-        """Adds an event of about this size."""
+    def put(self, event: Event, n_bytes: int) -> asyncio.Future[None] | None:
+        """Adds an event of about this size.
+
+        Returns:
+            For an event that goes to disk: done once it is there, with the `TdbError` for which it is not,
+            and cancelled when nobody wants it any more.
+
+        Raises:
+            OverLimit: it would go to disk, and there is no room for it.
+        """
         fits = self._bytes_in_memory == 0 or self._bytes_in_memory + n_bytes <= self._max_bytes
-        if fits and self._n_in_file == 0:
+        written: asyncio.Future[None] | None = None
+        if fits and self._spool is None and (self._room is None or self._room.has_memory(n_bytes)):
             self._in_memory.append((event, n_bytes))
             self._bytes_in_memory += n_bytes
         else:
-            self._write(event)
+            self._use_disk(self._bytes_on_disk + n_bytes)
+            if self._spool is None:
+                self._spool = self._new_spool()
+            written = self._spool.put(event)
+        self._changed.set()
+        return written
+
+    def fail(self, failure: BaseException) -> None:
+        """The reader gets this once it has taken everything before it; of several failures the first."""
+        self._failure = self._failure or failure
         self._changed.set()
 
-    def fail(self, failure: Exception) -> None:
-        """The reader gets this once it has taken everything before it."""
-        self._failure = failure
-        self._changed.set()
+    def break_off(self, failure: BaseException) -> None:
+        """The reader gets this in place of everything that it has not taken."""
+        self.clear()
+        self.fail(failure)
 
     async def get(self) -> Event:
         """Waits for the next event.
 
         Raises:
-            Exception: the failure, after the last event.
+            TdbError: the failure, after the last event; or an event cannot be read from disk any more.
         """
         while True:
             if self._in_memory:
                 event, n_bytes = self._in_memory.popleft()
-                self._bytes_in_memory -= n_bytes
+                self._give_memory(n_bytes)
                 return event
-            if self._file is not None:
-                return self._read(self._file)
+            if (spool := self._spool) is not None:
+                try:
+                    event = await spool.get()
+                except Exception:
+                    if self._spool is spool:
+                        raise
+                    continue  # dropped while it was read
+                if self._spool is not spool:
+                    continue
+                if not spool:
+                    self._spool = None
+                    self._use_disk(0)
+                return event
             if self._failure is not None:
                 raise self._failure
             self._changed.clear()
             await self._changed.wait()
 
     def clear(self) -> None:
-        """Drops all events, and the file."""
+        """Drops all events, on disk too."""
         self._in_memory.clear()
-        self._bytes_in_memory = 0
-        self._close_file()
+        self._give_memory(self._bytes_in_memory)
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
+            self._use_disk(0)
 
-    def _write(self, event: Event) -> None:
-        if self._file is None:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `_close_file`
-        self._file.seek(0, 2)
-        pickle.dump(event, self._file, protocol=5)
-        self._n_in_file += 1
+    def _give_memory(self, n_bytes: int) -> None:
+        self._bytes_in_memory -= n_bytes
+        if self._room is not None:
+            self._room.give_memory(n_bytes)
 
-    def _read(self, file: IO[bytes]) -> Event:
-        file.seek(self._read_at)
-        event: Event = pickle.load(file)
-        self._read_at = file.tell()
-        self._n_in_file -= 1
-        if self._n_in_file == 0:
-            self._close_file()
-        return event
-
-    def _close_file(self) -> None:
-        self._n_in_file = self._read_at = 0
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+    def _use_disk(self, n_bytes: int) -> None:
+        if self._room is not None:
+            self._room.use_disk(n_bytes)
+        self._bytes_on_disk = n_bytes

@@ -109,6 +109,13 @@ class FairQueue:
             self._shares[lane[:depth]].settle(name, estimate, seconds)
         self._tidy(lane)
 
+    def forget(self, ticket: Ticket) -> None:
+        """Takes a call out that waits, or that was taken and has not been settled; that costs nothing."""
+        if ticket in self._estimates:
+            self.settle(ticket, 0.0)
+        else:
+            self.remove(ticket)
+
     def displaced_by(self, caller: Caller, priority: Priority, *, among_own: bool = False) -> Ticket | None:
         """Which call has to give up its place, where none is left, for a new one.
 

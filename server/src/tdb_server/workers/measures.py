@@ -35,6 +35,7 @@ class Readings:
         calls_displaced: calls that gave up their place in the full queue to others.
         workers_ready: workers that can compute.
         worker_restarts: workers started in place of dead ones.
+        log_lines_dropped: lines of the log that could not be written.
     """
 
     queue_length: Callable[[], int]
@@ -42,6 +43,7 @@ class Readings:
     calls_displaced: Callable[[], int]
     workers_ready: Callable[[], int]
     worker_restarts: Callable[[], int]
+    log_lines_dropped: Callable[[], int] = lambda: 0
 
 
 OnBatch = Callable[[BatchMeasure], None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
 
 from tdb_server.domain.call import Call
@@ -26,6 +27,8 @@ class Configuration:
         ranking: how vocabularies are ranked, "exact" or "int8"; None for the faster on the worker's machine.
         log_format: "text" or "json".
         log_level: of the least important lines to log, as `logging` numbers them.
+        step_seconds: how long one step may take; a Ray replica that takes longer calls itself unhealthy.
+        idle_memory_seconds: after so long without calls memory is given back; None for never.
     """
 
     model: str | None
@@ -37,6 +40,8 @@ class Configuration:
     ranking: str | None = None
     log_format: str = "text"
     log_level: int = logging.INFO
+    step_seconds: float = 120.0
+    idle_memory_seconds: float | None = None
 
     @property
     def model_name(self) -> str:
@@ -118,6 +123,27 @@ class BatchEnded:
 
     batch_id: int
     failure: TdbError | OutOfMemory | None
+
+
+class Activity(Enum):
+    """What a worker's main thread is at."""
+
+    LOADING = auto()
+    WAITING = auto()
+    RUNNING = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Sent once a second, whatever the main thread does.
+
+    Attributes:
+        activity: what the main thread is at.
+        n_steps: steps that it has done so far; stays the same while it hangs.
+    """
+
+    activity: Activity
+    n_steps: int
 
 
 FromWorker = LoadingProgress | Ready | LoadingFailed | CallProgress | BatchEnded

@@ -6,10 +6,12 @@ import asyncio
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from tdb_server.errors import ModelError, TdbError
+from tdb_server.workers.liveness import LOOK_SECONDS, Liveness, LivenessBounds
 from tdb_server.workers.messages import (
     BatchEnded,
     CallProgress,
@@ -28,6 +30,7 @@ FIRST_DELAY_SECONDS = 0.1
 LONGEST_DELAY_SECONDS = 30.0
 MAX_CRASHES_WHILE_LOADING = 3
 """Of workers that a signal ended before any was ready. Memory may have been short for a moment only."""
+DEFAULT_BOUNDS = LivenessBounds()
 
 
 class Worker(Protocol):
@@ -52,8 +55,14 @@ class PoolObserver(Protocol):
     def worker_is_ready(self, worker: Worker) -> None:
         """A worker can take its first batch."""
 
-    def worker_said(self, worker: Worker, message: CallProgress | BatchEnded, n_bytes: int) -> None:
-        """Something of a batch has come, `n_bytes` long."""
+    def worker_said(
+        self, worker: Worker, message: CallProgress | BatchEnded, n_bytes: int
+    ) -> asyncio.Future[None] | None:
+        """Something of a batch has come, `n_bytes` long.
+
+        Returns:
+            What to wait for, in some way, before much more is told: done when this takes no memory any more.
+        """
 
     def worker_is_gone(self, worker: Worker) -> None:
         """A worker that was ready has died, with whatever it was doing."""
@@ -92,6 +101,7 @@ class LocalPool:
         observer: the scheduler.
         on_readiness: called with the number of ready workers whenever it changes.
         on_loading: called with a worker's index, a stage and a fraction while it loads.
+        bounds: when a worker counts as hung, and is replaced.
     """
 
     def __init__(
@@ -100,7 +110,10 @@ class LocalPool:
         observer: PoolObserver,
         on_readiness: Callable[[int], None],
         on_loading: Callable[[int, str, float], None],
+        bounds: LivenessBounds = DEFAULT_BOUNDS,
     ) -> None:
+        self.bounds = bounds
+        self._watching: asyncio.Task[None] | None = None
         self._slots = [_Slot(self, configuration) for configuration in configurations]
         self.weights_file = os.memfd_create("tdb-weights") if hasattr(os, "memfd_create") else None
         """Where workers on a CPU share weights; gone with the last process that has it open."""
@@ -124,6 +137,7 @@ class LocalPool:
         """Starts all workers and returns at once."""
         for slot in self._slots:
             slot.start()
+        self._watching = asyncio.create_task(self._watch())
 
     async def first_ready(self) -> Ready:
         """Waits for the first worker.
@@ -135,6 +149,8 @@ class LocalPool:
 
     async def stop(self) -> None:
         """Ends all workers and waits until they are gone."""
+        if self._watching is not None:
+            self._watching.cancel()
         await asyncio.gather(*(slot.stop() for slot in self._slots))
         if self.weights_file is not None:
             os.close(self.weights_file)
@@ -157,6 +173,16 @@ class LocalPool:
         """Whether no worker will ever be ready."""
         return self._first_ready.done() and self._first_ready.exception() is not None
 
+    async def _watch(self) -> None:
+        """Looks after the workers, for as long as the pool lives."""
+        looked_at = time.monotonic()
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            now = time.monotonic()
+            for slot in self._slots:
+                slot.kill_if_hung(now - looked_at)
+            looked_at = now
+
     def readiness_changed(self) -> None:
         """Tells whoever wants to know."""
         self._on_readiness(self.n_ready)
@@ -169,6 +195,8 @@ class _Slot:
         self._pool = pool
         self._configuration = configuration
         self._process: WorkerProcess | None = None
+        self._liveness = Liveness(pool.bounds)
+        self._fault: str | None = None  # why it was ended
         self._restart: asyncio.TimerHandle | None = None
         self._gone = asyncio.Event()
         self._gone.set()
@@ -179,13 +207,35 @@ class _Slot:
         self.n_restarts = -1  # the first start is none
 
     def start(self) -> None:
-        self.n_restarts += 1
         self._restart = None
         self._stage = "starting"
-        self._gone.clear()
-        self._process = WorkerProcess(
-            self._configuration, self._pool.weights_file, self._on_message, self._on_exit
-        )
+        self._process = None
+        self._liveness, self._fault = Liveness(self._pool.bounds), None
+        try:
+            self._process = WorkerProcess(
+                self._configuration, self._pool.weights_file, self._on_message, self._on_exit
+            )
+        except Exception as error:
+            self._not_started(error)
+        else:
+            self.n_restarts += 1
+            self._gone.clear()
+
+    def _not_started(self, error: Exception) -> None:
+        """Descriptors, processes or memory are short, which may pass: it is tried for as long as it takes."""
+        self._n_deaths += 1
+        if self._n_deaths >= MAX_CRASHES_WHILE_LOADING and self._pool.give_up(
+            ModelError(f"{self._configuration.model_name}: no worker can be started: {error}")
+        ):
+            return
+        delay_seconds = self._start_later()
+        _log.error("a worker cannot be started: %s; tried again in %.1f s", error, delay_seconds)
+
+    def _start_later(self) -> float:
+        """Waits twice as long after each death, and returns how long."""
+        delay_seconds: float = min(FIRST_DELAY_SECONDS * 2 ** (self._n_deaths - 1), LONGEST_DELAY_SECONDS)
+        self._restart = asyncio.get_running_loop().call_later(delay_seconds, self.start)
+        return delay_seconds
 
     async def stop(self) -> None:
         self._is_stopping = True
@@ -199,11 +249,24 @@ class _Slot:
                 self._process.kill()
                 await self._gone.wait()
 
-    def _on_message(self, process: WorkerProcess, message: FromWorker, n_bytes: int) -> None:
+    def kill_if_hung(self, elapsed_seconds: float) -> None:
+        """Ends a worker that does not do what it should; its exit is what has it replaced."""
+        if self._process is None or self._gone.is_set():
+            return
+        on_cpu = self._process.device == "cpu"
+        fault = self._liveness.fault(self._process.look(), elapsed_seconds, on_cpu=on_cpu)
+        if fault is not None:
+            _log.error("worker %d %s; it is replaced", self._process.pid, fault)
+            self._fault = fault
+            self._process.kill()
+
+    def _on_message(
+        self, process: WorkerProcess, message: FromWorker, n_bytes: int
+    ) -> asyncio.Future[None] | None:
         match message:
             case CallProgress() | BatchEnded():
                 if self.is_ready:
-                    self._pool.observer.worker_said(process, message, n_bytes)
+                    return self._pool.observer.worker_said(process, message, n_bytes)
             case LoadingProgress(stage, fraction):
                 self._stage = stage
                 self._pool.on_loading(self._configuration.worker_index, stage, fraction)
@@ -212,6 +275,7 @@ class _Slot:
             case LoadingFailed(error):
                 if not self._pool.give_up(error):
                     _log.error("worker %d cannot load the model any more: %s", process.pid, error.message)
+        return None
 
     def _on_ready(self, process: WorkerProcess, ready: Ready) -> None:
         if not self._pool.accept(ready):
@@ -229,28 +293,32 @@ class _Slot:
         self._gone.set()
         if self.is_ready:
             self.is_ready = False
-            self._pool.observer.worker_is_gone(process)
-            self._pool.readiness_changed()
+            try:
+                self._pool.observer.worker_is_gone(process)
+                self._pool.readiness_changed()
+            except Exception:  # its successor is needed all the same
+                _log.exception("that worker %d is gone cannot be told", process.pid)
         if self._is_stopping or self._pool.has_failed:
             return
         self._n_deaths += 1
         if self._is_hopeless(exit_code) and self._pool.give_up(self._loading_error(exit_code)):
             return
-        delay_seconds = min(FIRST_DELAY_SECONDS * 2 ** (self._n_deaths - 1), LONGEST_DELAY_SECONDS)
+        delay_seconds = self._start_later()
         _log.warning(
             "worker %d has died with exit code %d; the next starts in %.1f s",
             process.pid,
             exit_code,
             delay_seconds,
         )
-        self._restart = asyncio.get_running_loop().call_later(delay_seconds, self.start)
 
     def _is_hopeless(self, exit_code: int) -> bool:
         """Whether another start would end the same. A process that ends by itself always does so."""
         return exit_code >= 0 or self._n_deaths >= MAX_CRASHES_WHILE_LOADING
 
     def _loading_error(self, exit_code: int) -> ModelError:
-        if exit_code >= 0:
+        if self._fault is not None:
+            how = f"{self._n_deaths} workers in a row hung or died; the last one {self._fault}"
+        elif exit_code >= 0:
             how = f"the worker ended with exit code {exit_code}"
         elif exit_code == -signal.SIGKILL:
             how = (

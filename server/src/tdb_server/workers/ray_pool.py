@@ -108,7 +108,10 @@ class RayPool:
             return
         self._first_ready.set_result(ready)
         while True:
-            self._adapt(state)
+            try:
+                self._adapt(state)
+            except Exception:
+                _log.exception("the workers cannot be made to fit the replicas; tried again")
             await asyncio.sleep(POLL_SECONDS)
             state = await self._state()
 

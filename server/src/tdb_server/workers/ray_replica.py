@@ -42,10 +42,12 @@ class _Current:
     Attributes:
         cancelled: calls of it that nobody wants any more.
         unwanted_since: when its reader went away, in monotonic seconds.
+        stepped_at: when it last made progress; None while it waits.
     """
 
     cancelled: set[str] = field(default_factory=set)
     unwanted_since: float | None = None
+    stepped_at: float | None = None
 
 
 class Replica:
@@ -75,7 +77,8 @@ class Replica:
         """Asked by Ray Serve now and then; a replica that fails several times in a row is replaced.
 
         Raises:
-            ReplicaBroken: the engine does not stop when told to, or holds another model than is asked for.
+            ReplicaBroken: the engine does not stop when told to, makes no progress, or holds another model
+                than is asked for.
         """
         if self._serves_another_model:
             raise ReplicaBroken("the model on disk is not the one that is being served")
@@ -84,6 +87,9 @@ class Replica:
             one.unwanted_since is not None and one.unwanted_since < latest for one in self._batches.values()
         ):
             raise ReplicaBroken("a batch does not stop when told to")
+        latest = time.monotonic() - self._configuration.step_seconds
+        if any(one.stepped_at is not None and one.stepped_at < latest for one in self._batches.values()):
+            raise ReplicaBroken("a batch makes no progress")
 
     async def run(self, front: str, model_digest: str, batch: RunBatch) -> AsyncIterator[list[bytes]]:
         """Runs a batch; what nobody reads any more stops at the next layer or result.
@@ -106,7 +112,7 @@ class Replica:
         self._batches[key] = current
         outbox = Outbox()
         running = self._thread.submit(self._compute, batch, current, outbox)
-        running.add_done_callback(lambda _: self._batches.pop(key))
+        running.add_done_callback(lambda _: self._batches.pop(key, None))
         try:
             async for pieces in outbox.batches():
                 yield pieces
@@ -125,13 +131,20 @@ class Replica:
         def progress(message: CallProgress) -> None:
             outbox.put(pickle.dumps(message, protocol=5))
 
+        def is_cancelled(call_id: str) -> bool:
+            current.stepped_at = time.monotonic()  # asked after every layer and every result
+            return call_id in current.cancelled
+
+        current.stepped_at = time.monotonic()
         try:
-            failure = run_batch(self._engine, batch, current.cancelled.__contains__, progress)
+            failure = run_batch(self._engine, batch, is_cancelled, progress)
         except DeviceLost:
             _log.exception("the device is lost; this replica ends")
             os._exit(1)  # only a new process can use it again
-        outbox.put(pickle.dumps(BatchEnded(batch.batch_id, failure), protocol=5))
-        outbox.end()
+        else:
+            outbox.put(pickle.dumps(BatchEnded(batch.batch_id, failure), protocol=5))
+        finally:
+            outbox.end()  # without a `BatchEnded` what is not finished counts as left undone
 
 
 def _no_progress(stage: str, fraction: float) -> None:

@@ -16,6 +16,8 @@ from tdb_server.workers.pool import PoolObserver
 
 _log = logging.getLogger(__name__)
 TELL_SECONDS = 10.0
+LONGEST_PAUSE_SECONDS = 2.0
+"""How long the reading of a batch waits for the disk."""
 
 
 class RayWorker:
@@ -65,10 +67,14 @@ class RayWorker:
         """Hands over a batch, or takes back a call of it. See `Worker`."""
         match message:
             case RunBatch():
-                self._batch = message
+                self._batch, self._response = message, None
                 self._wanted = {call.call_id for call in message.calls}
-                self._response = self._stream.remote(self._front, self._model_digest, message)
-                self._reading = asyncio.create_task(self._read(message, self._response))
+                try:
+                    self._response = self._stream.remote(self._front, self._model_digest, message)
+                except Exception as error:  # told soon, and not in the middle of handing out batches
+                    asyncio.get_running_loop().call_soon(self._lost, error)
+                else:
+                    self._reading = asyncio.create_task(self._read(message, self._response))
             case CancelCall(call_id):
                 self._cancel(call_id)
 
@@ -82,7 +88,7 @@ class RayWorker:
         if self._is_retired:
             return False
         self._is_retired = True
-        if self._batch is not None:
+        if self._batch is not None and self._response is not None:
             self._response.cancel()
         return True
 
@@ -94,16 +100,18 @@ class RayWorker:
             telling = asyncio.create_task(self._tell_replicas(self._batch.batch_id, call_id))
             self._telling.add(telling)
             telling.add_done_callback(self._telling.discard)
-        else:
+        elif self._response is not None:
             self._response.cancel()
 
     async def _tell_replicas(self, batch_id: int, call_id: str) -> None:
         """Takes one call out of a batch that goes on, wherever that is."""
-        told = self._handle.broadcast("cancel_call", self._front, batch_id, call_id)
         try:
+            told = self._handle.broadcast("cancel_call", self._front, batch_id, call_id)
             await told.results_async(timeout_s=TELL_SECONDS, return_exceptions=True)
         except TimeoutError:
             _log.warning("replicas do not answer; a cancelled call may run to its end")
+        except Exception:
+            _log.exception("replicas cannot be told; a cancelled call may run to its end")
 
     async def _read(self, batch: RunBatch, response: Any) -> None:
         ended, n_bytes = BatchEnded(batch.batch_id, None), 0
@@ -114,7 +122,9 @@ class RayWorker:
                     if isinstance(message, BatchEnded):
                         ended, n_bytes = message, len(piece)
                     elif not self._is_retired:
-                        self._observer.worker_said(self, message, len(piece))
+                        stored = self._observer.worker_said(self, message, len(piece))
+                        if stored is not None:
+                            await asyncio.wait((stored,), timeout=LONGEST_PAUSE_SECONDS)
         except (TaskCancelledError, RequestCancelledError):
             pass  # as told, by `_cancel` or `retire`
         except asyncio.CancelledError:

@@ -13,9 +13,10 @@ import math
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import contextmanager
 
+from tdb_server.domain.budget import Budget
 from tdb_server.domain.call import Call
 from tdb_server.domain.caller import Caller
 from tdb_server.domain.cost import Cost
@@ -23,6 +24,7 @@ from tdb_server.domain.limits import Limits
 from tdb_server.domain.priority import Priority
 from tdb_server.domain.results import Finished
 from tdb_server.errors import Internal, OverLimit, TdbError, Unavailable
+from tdb_server.workers.answer_room import AnswerRoom
 from tdb_server.workers.batching import BatchRule
 from tdb_server.workers.device_time import Pace
 from tdb_server.workers.event_buffer import EventBuffer
@@ -39,7 +41,7 @@ BUFFER_CHUNKS = 2
 RETRY_SECONDS = 1.0
 MAX_DEATHS = 3
 HANG_SECONDS = 30.0
-"""How long a worker may go on with a batch that nobody wants any more."""
+"""How long a worker may go on with a batch of which nobody waits for anything any more."""
 
 
 class Scheduler:
@@ -53,6 +55,7 @@ class Scheduler:
         on_batch: told about each batch that a worker is done with.
 
     Attributes:
+        memory: for what waits for readers, or to be read.
         n_displaced: calls that have given up their place in the queue to others so far.
     """
 
@@ -69,11 +72,14 @@ class Scheduler:
         self._rule = rule
         self._max_calls_per_caller = max_calls_per_caller
         self._cache = cache
+        self.memory = Budget(limits.max_buffered_bytes, "requests and answers in memory", "BUFFERS_FULL")
+        self._disk = Budget(limits.max_spool_bytes, "answers that wait on disk", "NO_ROOM_FOR_ANSWER")
         self._queue = FairQueue(rule)
         self._pace = Pace()
         self.n_displaced = 0
         self._stations: dict[Worker, Station] = {}
         self._open_calls: Counter[str] = Counter()
+        self._open_tickets: set[Ticket] = set()
         self._n_batches = 0
         self._wake_up: asyncio.TimerHandle | None = None
 
@@ -101,29 +107,54 @@ class Scheduler:
         self._check_cost(cost, terms.caller)
         known = self._cache.get(terms.cache_key)
         if known is not None:
-            with self._open_call(terms.caller):
+            with self.open_call(terms.caller):
                 yield TakenUp(0.0, is_cached=True)
                 for one in known:
                     yield one
             return
-        self._make_room(terms.caller, terms.priority)
+        displaced = self.check_room(terms.caller, terms.priority)
+        room = self._room(cost, terms.caller)
+        if displaced is not None:
+            self._displace(displaced)
         recording = self._cache.recording(terms.cache_key)
-        buffer: EventBuffer[Event] = EventBuffer(BUFFER_CHUNKS * self._limits.chunk_bytes)
+        buffer: EventBuffer[Event] = EventBuffer(self._buffer_bytes, room=room)
         ticket = Ticket(call, cost, terms, buffer, recording)
-        with self._open_call(terms.caller):
+        with self.open_call(terms.caller):
+            self._open_tickets.add(ticket)
             try:
                 self._queue.put(ticket)
                 self._dispatch()
                 self._count_active()
+                n_events = 0
                 while not isinstance(event := await ticket.next_event(), Finished):
+                    n_events += not isinstance(event, TakenUp)
                     yield event
+                if event.n_events not in (None, n_events):
+                    what = f"{n_events} of {event.n_events} results have come from the worker"
+                    raise self._fault(ticket, what)
                 if recording is not None:
                     self._cache.keep(recording)
                 yield event
             finally:
+                self._open_tickets.discard(ticket)
                 if recording is not None:
                     recording.give_up()
                 self._drop(ticket)
+                room.close()
+
+    @property
+    def _buffer_bytes(self) -> int:
+        return BUFFER_CHUNKS * self._limits.chunk_bytes
+
+    def _room(self, cost: Cost, caller: Caller) -> AnswerRoom:
+        """What the call may hold for its reader. What does not fit into memory will wait on disk.
+
+        Raises:
+            OverLimit: there is no room for what it will make at the least.
+        """
+        least = cost.least_response_bytes
+        reserved = least if least > self._buffer_bytes else 0
+        return AnswerRoom(self.memory, self._disk, caller.name, reserved)
 
     def check_room(self, caller: Caller, priority: Priority) -> Ticket | None:
         """Refuses a call for which there is no room, before any work is put into it.
@@ -139,14 +170,12 @@ class Scheduler:
             raise Unavailable("no worker is ready", "NO_WORKER_READY", RETRY_SECONDS)
         return self._displaced(caller, priority)
 
-    def _make_room(self, caller: Caller, priority: Priority) -> None:
-        """As `check_room`; the call that has to go is refused in place of the new one."""
-        displaced = self.check_room(caller, priority)
-        if displaced is not None:
-            self._queue.remove(displaced)
-            self.n_displaced += 1
-            message = "others hold fewer places in the full queue, and this call has given up its own"
-            displaced.fail(OverLimit(message, "QUEUE_FULL", RETRY_SECONDS))
+    def _displace(self, ticket: Ticket) -> None:
+        """A call that waits gives up its place to a new one."""
+        self._queue.remove(ticket)
+        self.n_displaced += 1
+        message = "others hold fewer places in the full queue, and this call has given up its own"
+        ticket.fail(OverLimit(message, "QUEUE_FULL", RETRY_SECONDS))
 
     def _displaced(self, caller: Caller, priority: Priority) -> Ticket | None:
         """The call that has to go if a new one comes; None where there is room.
@@ -156,20 +185,23 @@ class Scheduler:
         """
         n_own, own_limit = self._open_calls[caller.name], self._own_limit(caller)
         is_queue_full = len(self._queue) >= self._limits.max_queue_length
-        if n_own < own_limit and not is_queue_full and not self._has_too_many_calls:
+        if n_own < own_limit and not is_queue_full and not self._is_full:
             return None
         displaced = self._queue.displaced_by(caller, priority, among_own=n_own >= own_limit)
         if displaced is not None:
             return displaced
         if is_queue_full:
             raise OverLimit("too many calls wait for a worker", "QUEUE_FULL", RETRY_SECONDS)
-        message = f"more than {own_limit} calls of {caller.name} at the same time"
-        if n_own < own_limit:
-            message = "too many calls at the same time"
-        raise OverLimit(message, "TOO_MANY_CONCURRENT_CALLS", RETRY_SECONDS)
+        raise self._too_many_calls(caller)
+
+    def _too_many_calls(self, caller: Caller) -> OverLimit:
+        message, own_limit = "too many calls at the same time", self._own_limit(caller)
+        if self._open_calls[caller.name] >= own_limit:
+            message = f"more than {own_limit} calls of {caller.name} at the same time"
+        return OverLimit(message, "TOO_MANY_CONCURRENT_CALLS", RETRY_SECONDS)
 
     @property
-    def _has_too_many_calls(self) -> bool:
+    def _is_full(self) -> bool:
         return self._open_calls.total() >= self._limits.max_concurrent_calls
 
     def _own_limit(self, caller: Caller) -> int:
@@ -177,8 +209,8 @@ class Scheduler:
         return self._max_calls_per_caller if own_limit is None else own_limit
 
     @contextmanager
-    def _open_call(self, caller: Caller) -> Iterator[None]:
-        """Around a call that counts."""
+    def open_call(self, caller: Caller) -> Iterator[None]:
+        """Around a call that has been found to have room. It counts as a call of its caller."""
         self._open_calls[caller.name] += 1
         try:
             yield
@@ -187,36 +219,106 @@ class Scheduler:
             if not self._open_calls[caller.name]:
                 del self._open_calls[caller.name]
 
+    @contextmanager
+    def call_without_worker(self, caller: Caller) -> Iterator[None]:
+        """Around what is done for a call in the front alone, such as checking it. It counts as a call.
+
+        Nobody gives up a place for it: it will soon be over. But it is let in where one that waits would be.
+
+        Raises:
+            OverLimit: too many calls at the same time.
+        """
+        has_claim = self._queue.displaced_by(caller, Priority.INTERACTIVE) is not None
+        if self._open_calls[caller.name] >= self._own_limit(caller) or (self._is_full and not has_claim):
+            raise self._too_many_calls(caller)
+        with self.open_call(caller):
+            yield
+
     def worker_is_ready(self, worker: Worker) -> None:
         """See `PoolObserver`."""
         self._stations[worker] = Station(worker)
         self._dispatch()
 
-    def worker_said(self, worker: Worker, message: CallProgress | BatchEnded, n_bytes: int) -> None:
+    def worker_said(
+        self, worker: Worker, message: CallProgress | BatchEnded, n_bytes: int
+    ) -> asyncio.Future[None] | None:
         """See `PoolObserver`."""
-        station = self._stations[worker]
-        if isinstance(message, CallProgress):
-            if ticket := station.tickets.get(message.call_id):
-                ticket.add(message.event, n_bytes)
-            return
-        busy_before = station.busy_seconds
-        batch = station.end(message.batch_id, n_stations=len(self._stations))
-        if batch:
-            self._settle(station, batch, station.busy_seconds - busy_before, is_whole=message.failure is None)
-        unfinished = [ticket for ticket in batch if not ticket.is_over]
-        for ticket in unfinished:
-            self._after_failure(ticket, message.failure, n_company=len(batch))
-        self._dispatch()
+        station = self._stations.get(worker)
+        if station is None:  # it has been given up
+            return None
+        if isinstance(message, BatchEnded):
+            batch = list(station.tickets.values())
+            try:
+                self._batch_ended(station, message)
+            except Exception as error:
+                self._break_off_all(batch, error)
+                self._give_up(station)
+            self._dispatch()
+            return None
+        ticket = station.tickets.get(message.call_id)
+        if ticket is None:
+            return None
+        stored = None
+        try:
+            stored = ticket.add(message.event, n_bytes)
+        except Exception as error:
+            self._break_off(ticket, error)
+        self._watch(station)
+        return stored
 
     def worker_is_gone(self, worker: Worker) -> None:
         """See `PoolObserver`."""
-        station = self._stations.pop(worker)
-        if station.tickets:
-            self._settle(station, [*station.tickets.values()], station.seconds_so_far, is_whole=False)
-        for ticket in station.tickets.values():
-            if not ticket.is_over:
-                self._after_death(ticket)
+        self._lose(worker)
         self._dispatch()
+
+    def _batch_ended(self, station: Station, message: BatchEnded) -> None:
+        busy_before = station.busy_seconds
+        batch = station.end(message.batch_id, n_stations=len(self._stations))
+        if batch:
+            seconds = station.busy_seconds - busy_before
+            self._settle(station, batch, seconds, is_whole=message.failure is None)
+        unfinished = [ticket for ticket in batch if not ticket.is_over]
+        for ticket in unfinished:
+            try:
+                self._after_failure(ticket, message.failure, n_company=len(batch))
+            except Exception as error:
+                self._break_off(ticket, error)
+
+    def _lose(self, worker: Worker) -> None:
+        """A worker will say nothing more: its calls run elsewhere, if they can."""
+        station = self._stations.pop(worker, None)
+        if station is None or station.is_free:
+            return
+        batch = list(station.tickets.values())
+        try:
+            self._settle(station, batch, station.seconds_so_far, is_whole=False)
+        except Exception as error:
+            self._break_off_all(batch, error)
+        for ticket in batch:
+            if not ticket.is_over:
+                try:
+                    self._after_death(ticket)
+                except Exception as error:
+                    self._break_off(ticket, error)
+
+    def _give_up(self, station: Station) -> None:
+        """Ends a worker; the pool starts another."""
+        self._lose(station.worker)
+        try:
+            station.worker.kill()
+        except Exception:
+            _log.exception("a worker cannot be ended")
+
+    def _break_off_all(self, tickets: Iterable[Ticket], error: Exception) -> None:
+        for ticket in tickets:
+            self._queue.forget(ticket)
+            if not ticket.is_over:
+                self._break_off(ticket, error)
+
+    def _break_off(self, ticket: Ticket, error: Exception) -> None:
+        """Something of a call is lost."""
+        known = isinstance(error, TdbError)
+        ticket.break_off(error if known else self._fault(ticket, "something of it is lost", error))
 
     def _settle(self, station: Station, batch: list[Ticket], seconds: float, *, is_whole: bool) -> None:
         """The time that a batch has taken is shared out among its calls, and learned from."""
@@ -231,7 +333,10 @@ class Scheduler:
             for pace in (station.pace, self._pace):
                 pace.saw(work, seconds)
         n_rows = sum(ticket.n_rows for ticket in batch)
-        self._on_batch(BatchMeasure(station.worker.device, len(batch), n_rows, seconds, by_caller))
+        try:
+            self._on_batch(BatchMeasure(station.worker.device, len(batch), n_rows, seconds, by_caller))
+        except Exception:
+            _log.exception("a batch cannot be counted")
 
     def _check_cost(self, cost: Cost, caller: Caller) -> None:
         own_limit = caller.limits.max_activation_bytes
@@ -272,19 +377,30 @@ class Scheduler:
         ticket.start_again(max_company)
         self._queue.put_back(ticket)
 
-    def _fault(self, ticket: Ticket, what: str) -> Internal:
+    def _fault(self, ticket: Ticket, what: str, error: Exception | None = None) -> Internal:
         error_id = uuid.uuid4().hex[:12]
-        _log.error("internal error %s: %s; call %s", error_id, what, ticket.call.call_id)
+        _log.error("internal error %s: %s; call %s", error_id, what, ticket.call.call_id, exc_info=error)
         return Internal(error_id)
 
     def _dispatch(self) -> None:
-        """Gives waiting calls to free workers, the one that has worked least first."""
+        """Gives waiting calls to free workers. What goes wrong with them is not its caller's fault."""
+        try:
+            self._fill_stations()
+        except Exception as error:
+            # Those that cannot be chosen from, some of which may be out of the queue already.
+            at_stations = {ticket for one in self._stations.values() for ticket in one.tickets.values()}
+            self._break_off_all(self._open_tickets - at_stations, error)
+
+    def _fill_stations(self) -> None:
+        """The free worker that has worked least comes first."""
         free = [station for station in self._stations.values() if station.is_free]
         free.sort(key=lambda station: station.busy_seconds)
         now = time.monotonic()
         for n_before, station in enumerate(free):
             if not self._queue:
                 return
+            if not (station.is_free and self._stations.get(station.worker) is station):
+                continue  # the end of another worker has led here meanwhile
             share = math.ceil(len(self._queue) / (len(free) - n_before))
             starts_at = station.waits_until(share, self._rule.max_wait_seconds)
             if starts_at > now:
@@ -292,7 +408,14 @@ class Scheduler:
                 continue
             self._n_batches += 1
             pace = station.pace if station.pace.is_known else self._pace
-            station.start(self._n_batches, self._queue.take_batch(share, pace))
+            batch = self._queue.take_batch(share, pace)
+            try:
+                station.start(self._n_batches, batch)
+            except Exception as error:
+                _log.exception("a worker cannot be given a batch")
+                lost = [ticket for ticket in batch if ticket not in station.tickets.values()]
+                self._give_up(station)
+                self._break_off_all(lost, error)
             self._count_active()
 
     def _count_active(self) -> None:
@@ -310,19 +433,22 @@ class Scheduler:
 
     def _drop(self, ticket: Ticket) -> None:
         """The reader has gone, with all it wanted or without."""
-        was_over = ticket.is_over
         ticket.abandon()
         self._queue.remove(ticket)
-        if was_over:
-            return
         for station in self._stations.values():
             if station.tickets.get(ticket.call.call_id) is ticket:
-                station.cancel(ticket)
-                if not station.n_active:
-                    asyncio.get_running_loop().call_later(HANG_SECONDS, self._kill_if_hung, station, ticket)
+                if not ticket.has_finished:
+                    station.cancel(ticket)
+                self._watch(station)
 
-    def _kill_if_hung(self, station: Station, ticket: Ticket) -> None:
-        """A worker that is still at a batch whose calls were all cancelled long ago does not listen."""
-        if station.tickets.get(ticket.call.call_id) is ticket:
-            _log.error("a worker does not stop when told to; it is replaced")
-            station.worker.kill()
+    def _watch(self, station: Station) -> None:
+        """A worker that nobody waits for any more has to say soon that its batch has ended."""
+        if station.watch is None and not station.is_free and not station.n_active:
+            loop = asyncio.get_running_loop()
+            station.watch = loop.call_later(HANG_SECONDS, self._give_up_if_there, station)
+
+    def _give_up_if_there(self, station: Station) -> None:
+        if self._stations.get(station.worker) is station:
+            _log.error("a worker does not come to the end of a batch that nobody waits for; it is replaced")
+            self._give_up(station)
+            self._dispatch()

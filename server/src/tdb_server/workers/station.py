@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ class Station:
         pace: how fast it works.
         n_expected: calls that are likely to wait here soon. Callers tend to come back as soon as they have
             their answer, so it is this worker's share of the most there were during its last batch.
+        watch: goes off when the current batch should have ended long ago; None while somebody waits for it.
     """
 
     worker: Worker
@@ -31,9 +33,15 @@ class Station:
     busy_seconds: float = 0.0
     n_expected: int = 0
     pace: Pace = field(default_factory=Pace)
+    watch: asyncio.TimerHandle | None = None
     _most_active: int = 0
     _batch_id: int | None = None
     _changed_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def batch_id(self) -> int | None:
+        """Of the current batch; None between batches."""
+        return self._batch_id
 
     @property
     def is_free(self) -> bool:
@@ -70,6 +78,9 @@ class Station:
         """
         if batch_id != self._batch_id:
             return []
+        if self.watch is not None:
+            self.watch.cancel()
+            self.watch = None
         now = time.monotonic()
         tickets = list(self.tickets.values())
         self.busy_seconds += now - self._changed_at

@@ -12,10 +12,13 @@ from tdb_server.domain.caller import Caller
 from tdb_server.domain.cost import Cost
 from tdb_server.domain.priority import Priority
 from tdb_server.domain.results import CallEvent, Finished
+from tdb_server.errors import ResponseTooLarge
 from tdb_server.workers.device_time import device_work
 from tdb_server.workers.event_buffer import EventBuffer
 from tdb_server.workers.result_cache import CacheKey, Recording
 
+EVENT_BYTES_FACTOR = 2
+"""Times the bytes of an answer on the wire, what a worker's results may take that become it."""
 NO_COMPANY = 1
 ANY_COMPANY = 1 << 30
 
@@ -37,6 +40,23 @@ Event = TakenUp | CallEvent
 
 
 @dataclass(frozen=True, slots=True)
+class Unary:
+    """The call's answer is one message.
+
+    Attributes:
+        streaming_call: the method to use when the answer is too large.
+        max_response_bytes: what is too large.
+    """
+
+    streaming_call: str
+    max_response_bytes: int
+
+    def too_large(self, n_bytes: int) -> ResponseTooLarge:
+        """The error for an answer of at least this size."""
+        return ResponseTooLarge(n_bytes, self.max_response_bytes, self.streaming_call)
+
+
+@dataclass(frozen=True, slots=True)
 class Terms:
     """How a caller wants a call to be run.
 
@@ -44,6 +64,7 @@ class Terms:
         caller: who asks.
         in_pieces: results leave as they come; otherwise none leaves before the last is there, so that
             until then the call can be run again without anybody noticing.
+        unary: what the answer may take that is one message; None where it is not.
         cache_key: what equal calls of one owner share; None when the results are not to be kept.
         priority: how urgent it is.
     """
@@ -52,6 +73,7 @@ class Terms:
     in_pieces: bool = True
     cache_key: CacheKey | None = None
     priority: Priority = Priority.INTERACTIVE
+    unary: Unary | None = None
 
 
 @dataclass(eq=False)
@@ -68,8 +90,9 @@ class Ticket:
         n_deaths: workers that died on it.
         queue_seconds: how long it has waited in all.
         has_left: some result has left for the reader, so that the call cannot be run again.
-        is_abandoned: its reader has gone before all of it had come.
+        is_abandoned: its reader has gone, or it has failed, before the worker had finished it.
         own_seconds: what a worker has spent on it alone, not on its batch; 0 before it has ended.
+        has_finished: the worker has nothing more to say about it.
     """
 
     call: Call
@@ -83,8 +106,10 @@ class Ticket:
     has_left: bool = False
     is_abandoned: bool = False
     own_seconds: float = 0.0
+    has_finished: bool = False
     _queued_at: float = field(default_factory=time.monotonic)
     _has_begun: bool = False
+    _n_bytes: int = 0
     _over: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -118,17 +143,37 @@ class Ticket:
         if not self._has_begun:
             self.buffer.put(TakenUp(self.queue_seconds), n_bytes=0)
 
-    def add(self, event: CallEvent, n_bytes: int) -> None:
-        """A worker has something."""
+    def add(self, event: CallEvent, n_bytes: int) -> asyncio.Future[None] | None:
+        """A worker has something.
+
+        Returns:
+            As from `EventBuffer.put`. The ticket breaks off by itself where an event does not get to disk.
+
+        Raises:
+            OverLimit: there is no room for the event, or the answer is too large for one message.
+        """
         if self.is_over:
-            return
+            return None
+        self._n_bytes += n_bytes
+        unary = self.terms.unary
+        if unary is not None and self._n_bytes > EVENT_BYTES_FACTOR * unary.max_response_bytes:
+            raise unary.too_large(self._n_bytes // EVENT_BYTES_FACTOR)
         if self.recording is not None:
             self.recording.add(event, n_bytes)
         if isinstance(event, Finished):
             self.own_seconds = event.seconds.derive + event.seconds.score
             event = replace(event, seconds=replace(event.seconds, queue=self.queue_seconds))
+        stored = self.buffer.put(event, n_bytes)
+        if stored is not None:
+            stored.add_done_callback(self._after_storing)
+        if isinstance(event, Finished):
+            self.has_finished = True
             self._over.set()
-        self.buffer.put(event, n_bytes)
+        return stored
+
+    def _after_storing(self, stored: asyncio.Future[None]) -> None:
+        if not stored.cancelled() and (failure := stored.exception()) is not None:
+            self.break_off(failure)
 
     def fail(self, failure: Exception) -> None:
         """Nothing more will come."""
@@ -136,9 +181,16 @@ class Ticket:
             self._over.set()
             self.buffer.fail(failure)
 
+    def break_off(self, failure: BaseException) -> None:
+        """Something of it is lost: the reader gets the failure, whatever else has come."""
+        self.is_abandoned |= not self.has_finished
+        self._over.set()
+        self.buffer.break_off(failure)
+
     def start_again(self, max_company: int) -> None:
         """What a worker has made of it is dropped; it waits for another, in smaller company."""
         self.buffer.clear()
+        self._n_bytes = 0
         if self.recording is not None:
             self.recording.start_again()
         self.max_company = max_company
@@ -146,7 +198,7 @@ class Ticket:
 
     def abandon(self) -> None:
         """Nobody wants it."""
-        self.is_abandoned |= not self.is_over
+        self.is_abandoned |= not self.has_finished
         self._over.set()
         self.buffer.clear()
 

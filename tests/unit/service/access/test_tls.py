@@ -10,13 +10,6 @@ from tdb_server.errors import ConfigurationBroken
 from tdb_server.service.access.tls import ServerTls
 
 
-class Clock:
-    seconds = 0.0
-
-    def __call__(self) -> float:
-        return self.seconds
-
-
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
     return trustme.CA()
@@ -29,17 +22,16 @@ def write(folder: Path, certificate: trustme.LeafCert) -> tuple[Path, Path]:
 
 
 def test_renewed_files(tmp_path, authority, caplog):
-    clock = Clock()
-    tls = ServerTls(*write(tmp_path, authority.issue_cert("localhost")), None, clock)
+    tls = ServerTls(*write(tmp_path, authority.issue_cert("localhost")), None)
     assert tls.renewed() is None
     renewed = authority.issue_cert("localhost")
     (tmp_path / "certificate.pem").write_bytes(renewed.cert_chain_pems[0].bytes())
-    clock.seconds = 1.0
     with caplog.at_level(logging.INFO):
+        tls.look()
         assert tls.renewed() is None  # the key is not there yet
         assert "stays in use" in caplog.text
         write(tmp_path, renewed)
-        clock.seconds = 2.0
+        tls.look()
         assert tls.renewed() is not None
         assert tls.renewed() is None
     assert "renewed" in caplog.text
@@ -62,17 +54,16 @@ def handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> bytes:
 
 
 def test_pythons_own_tls_uses_renewed_files(tmp_path, authority):
-    clock = Clock()
-    tls = ServerTls(*write(tmp_path, authority.issue_cert("localhost")), None, clock)
+    tls = ServerTls(*write(tmp_path, authority.issue_cert("localhost")), None)
     server, client = tls.context(), ssl.create_default_context()
     authority.configure_trust(client)
     first = handshake(server, client)
     write(tmp_path, authority.issue_cert("localhost"))
     assert handshake(server, client) == first
-    clock.seconds = 1.0
+    tls.look()
     second = handshake(server, client)
     assert second != first
-    clock.seconds = 2.0
+    tls.look()
     assert handshake(server, client) == second
 
 

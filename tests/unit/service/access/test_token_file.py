@@ -15,18 +15,6 @@ from tdb_server.service.access.token_file import TokenFile, read_tokens
 ALICE, BOB = new_token(), new_token()
 
 
-class Clock:
-    seconds = 100.0
-
-    def __call__(self) -> float:
-        return self.seconds
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "tokens.toml"
@@ -61,57 +49,91 @@ def test_callers_of_one_tenant_share_results_and_no_others_do():
     assert len({one.cache_owner for one in (alice, *others)}) == 5
 
 
-def test_whose_token_it_is(path, clock):
+def test_whose_token_it_is(path):
     path.write_text(
         token_entry("alice", ALICE, CallerLimits()) + token_entry("bob", BOB, CallerLimits(3, 4, 2048))
     )
-    tokens = TokenFile(path, clock)
+    tokens = TokenFile(path)
     assert tokens.caller_of(ALICE) == Caller("alice", has_token=True)
     assert tokens.caller_of(BOB) == Caller("bob", CallerLimits(3, 4, 2048), has_token=True)
     for wrong in ("", ALICE[:-1], ALICE + "x", token_digest(ALICE).hex(), "tøken", "\udcff"):
         assert tokens.caller_of(wrong) is None
 
 
-def test_changes_are_seen_within_a_second(path, clock):
-    tokens = TokenFile(path, clock)
+def test_changes_are_seen_at_the_next_look(path):
+    tokens = TokenFile(path)
     path.write_text(token_entry("bob", BOB, CallerLimits()))
-    clock.seconds += 0.9
     assert tokens.caller_of(BOB) is None
-    clock.seconds += 0.1
+    tokens.look()
     assert tokens.caller_of(BOB) == Caller("bob", has_token=True)
     assert tokens.caller_of(ALICE) is None
 
 
-def test_a_file_of_the_same_size_and_time_put_in_its_place_is_seen(path, clock):
-    tokens = TokenFile(path, clock)
+def test_a_file_of_the_same_size_and_time_put_in_its_place_is_seen(path):
+    tokens = TokenFile(path)
     before = path.stat()
     beside = path.with_name("new")
     beside.write_text(token_entry("alicf", BOB, CallerLimits(calls_per_minute=5)))
     os.utime(beside, ns=(before.st_atime_ns, before.st_mtime_ns))
     beside.rename(path)
-    clock.seconds += 1
+    tokens.look()
     assert tokens.caller_of(BOB) is not None
 
 
-@pytest.mark.parametrize("content", [None, "", "  \n", "[[token]", "[[token]]\nname = 'x'\n"])
-def test_a_broken_file_changes_nothing_and_is_logged(path, clock, caplog, content):
-    tokens = TokenFile(path, clock)
-    path.unlink()
-    if content is not None:
-        path.write_text(content)
-    clock.seconds += 1
+@pytest.mark.parametrize("content", ["", "  \n", "[[token]", "[[token]]\nname = 'x'\n", "#" * 5_000_000])
+def test_a_broken_file_changes_nothing_and_is_logged(path, caplog, content):
+    tokens = TokenFile(path)
+    path.write_text(content)
+    tokens.look()
     with caplog.at_level(logging.ERROR):
         assert tokens.caller_of(ALICE) is not None
     assert "stay in force" in caplog.text
     path.write_text(token_entry("bob", BOB, CallerLimits()))
-    clock.seconds += 1
+    tokens.look()
     assert tokens.caller_of(BOB) is not None
 
 
-def test_nobody_is_let_in_when_the_file_says_so(path, clock):
-    tokens = TokenFile(path, clock)
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_changes_nothing_and_is_not_waited_for(path, caplog, make):
+    tokens = TokenFile(path)
+    path.unlink()
+    make(path)
+    tokens.look()
+    assert tokens.caller_of(ALICE) is not None
+    assert "stay in force" in caplog.text
+    with pytest.raises(ConfigurationBroken, match=r"regular file|directory"):
+        TokenFile(path)
+
+
+def test_a_file_that_is_gone_lets_nobody_in(path, caplog):
+    content = path.read_text()
+    tokens = TokenFile(path)
+    path.unlink()
+    tokens.look()
+    assert tokens.caller_of(ALICE) is not None  # somebody may just be putting another in its place
+    tokens.look()
+    assert tokens.caller_of(ALICE) is None
+    tokens.look()
+    assert caplog.text.count("is gone") == 1
+    path.write_text(content)
+    tokens.look()
+    assert tokens.caller_of(ALICE) is not None
+
+
+def test_a_file_that_is_put_back_at_once_was_never_gone(path):
+    tokens = TokenFile(path)
+    for index in range(5):
+        path.unlink()
+        tokens.look()
+        path.write_text(token_entry(f"alice{index}", ALICE, CallerLimits()))
+        tokens.look()
+        assert tokens.caller_of(ALICE) == Caller(f"alice{index}", has_token=True)
+
+
+def test_nobody_is_let_in_when_the_file_says_so(path):
+    tokens = TokenFile(path)
     path.write_text("token = []\n")
-    clock.seconds += 1
+    tokens.look()
     assert tokens.caller_of(ALICE) is None
 
 

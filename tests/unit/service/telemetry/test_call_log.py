@@ -118,3 +118,28 @@ def test_the_record_of_a_call_is_its_own():
     with recorded(record, []):
         assert current_record() is record
     assert record.seconds > 0
+
+
+STEERING = "a\u2028b\u2029c\x85d\x1b[31me\x7ff\u202eg\ud800h"
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_what_a_client_chose_stays_on_its_line_and_steers_no_terminal(log_format):
+    said = log_of(a_record(request_id=STEERING), log_format)
+    assert said.endswith("\n")
+    assert said[:-1].isprintable()
+    assert len(said.splitlines()) == 1
+    if log_format == "json":
+        assert json.loads(said)["request_id"] == STEERING
+
+
+def test_messages_stay_on_their_line_too():
+    stream = io.StringIO()
+    configure_logging("text", logging.INFO, stream)
+    try:
+        raise ValueError("\x1b[2J")
+    except ValueError:
+        logging.getLogger("x").exception("file %s", "a\nb")
+    first, *trace = stream.getvalue().splitlines()
+    assert first.endswith("file a\\u000ab")
+    assert trace[-1] == "ValueError: \\u001b[2J"

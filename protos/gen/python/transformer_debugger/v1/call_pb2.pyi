@@ -130,7 +130,9 @@ class EstimatedCost(_message.Message):
     activation_bytes: _builtins.int
     """Bytes of activations and gradients held at once. Compared with Limits.max_activation_bytes."""
     response_bytes: _builtins.int
-    """Bytes of the whole response. Above Limits.max_response_bytes a streaming call must be used."""
+    """Bytes of the whole response, at the most for tokens of common lengths. Only where the response is sure to have more than
+    Limits.max_response_bytes must a streaming call be used.
+    """
     def __init__(
         self,
         *,
@@ -178,7 +180,8 @@ class SubRequestTokens(_message.Message):
     @_builtins.property
     def ablation_specs(self) -> _containers.RepeatedCompositeFieldContainer[_ablation_pb2.AblationSpec]:
         """What was set in the run, in the order of the request: node ablations as the cells they stand for. For Debug also, last, what
-        holds the final norm's scale constant: its gradient, set to 0. Norm scales that are not named here are not held constant.
+        holds the final norm's scale constant: its gradient, set to 0. Norm scales that are not named here are not held constant, but
+        for that of the norm through which a traced node reads.
         """
 
     def __init__(
@@ -331,8 +334,13 @@ class Finished(_message.Message):
 
     TIMINGS_FIELD_NUMBER: _builtins.int
     PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    MESSAGE_COUNT_FIELD_NUMBER: _builtins.int
     peak_memory_bytes: _builtins.int
     """The most memory in use on the worker's device during the call, in bytes, weights included. 0 when not known."""
+    message_count: _builtins.int
+    """How many messages the stream has, started and this one included. A client that has read fewer has lost some, and must
+    not take the answer for whole. 0 from servers that do not count.
+    """
     @_builtins.property
     def timings(self) -> Global___Timings:
         """Where the time went."""
@@ -342,10 +350,11 @@ class Finished(_message.Message):
         *,
         timings: Global___Timings | None = ...,
         peak_memory_bytes: _builtins.int = ...,
+        message_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["peak_memory_bytes", b"peak_memory_bytes", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_count", b"message_count", "peak_memory_bytes", b"peak_memory_bytes", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

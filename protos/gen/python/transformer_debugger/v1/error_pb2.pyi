@@ -39,7 +39,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_EMPTY_PROMPT: _ErrorReason.ValueType  # 7
     """The prompt has no tokens. [INVALID_ARGUMENT]"""
     ERROR_REASON_PROMPT_TOO_LONG: _ErrorReason.ValueType  # 8
-    """The prompt has more tokens than the model's context or the limit. [INVALID_ARGUMENT]"""
+    """The prompt has more tokens than the model's context or the limit, or more bytes than the limit. [INVALID_ARGUMENT]"""
     ERROR_REASON_UNEQUAL_PROMPT_LENGTHS: _ErrorReason.ValueType  # 9
     """Prompts of one call differ in their number of tokens. [INVALID_ARGUMENT]"""
     ERROR_REASON_NOT_ONE_TOKEN: _ErrorReason.ValueType  # 10
@@ -98,6 +98,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """More sub-requests than the limit. [RESOURCE_EXHAUSTED]"""
     ERROR_REASON_TOO_MANY_ABLATIONS: _ErrorReason.ValueType  # 36
     """More ablations in a sub-request than the limit. [RESOURCE_EXHAUSTED]"""
+    ERROR_REASON_TOO_MANY_TARGET_TOKENS: _ErrorReason.ValueType  # 57
+    """More target or distractor tokens in a list than the limit. [RESOURCE_EXHAUSTED]"""
     ERROR_REASON_TOO_MANY_PROCESSING_SPECS: _ErrorReason.ValueType  # 37
     """More processing specs in a sub-request than the limit. [RESOURCE_EXHAUSTED]"""
     ERROR_REASON_K_TOO_LARGE: _ErrorReason.ValueType  # 38
@@ -116,8 +118,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The queue is full; retry later. [RESOURCE_EXHAUSTED]"""
     ERROR_REASON_TOO_MANY_CONCURRENT_CALLS: _ErrorReason.ValueType  # 44
     """Too many calls at the same time; retry later. [RESOURCE_EXHAUSTED]"""
+    ERROR_REASON_BUFFERS_FULL: _ErrorReason.ValueType  # 58
+    """No memory is left for long requests; retry later. [RESOURCE_EXHAUSTED]"""
     ERROR_REASON_TOO_MANY_CALLS_PER_MINUTE: _ErrorReason.ValueType  # 55
     """More calls within a minute than the caller may make; retry later. [RESOURCE_EXHAUSTED]"""
+    ERROR_REASON_NO_ROOM_FOR_ANSWER: _ErrorReason.ValueType  # 61
+    """The server has no room, on disk mostly, for an answer that waits for its reader; retry later. [RESOURCE_EXHAUSTED]"""
     ERROR_REASON_NO_WORKER_READY: _ErrorReason.ValueType  # 45
     """No worker is ready, for one because the model is still loading; retry later. [UNAVAILABLE]"""
     ERROR_REASON_WORKER_DIED: _ErrorReason.ValueType  # 46
@@ -164,7 +170,7 @@ ERROR_REASON_MALFORMED_REQUEST: ErrorReason.ValueType  # 6
 ERROR_REASON_EMPTY_PROMPT: ErrorReason.ValueType  # 7
 """The prompt has no tokens. [INVALID_ARGUMENT]"""
 ERROR_REASON_PROMPT_TOO_LONG: ErrorReason.ValueType  # 8
-"""The prompt has more tokens than the model's context or the limit. [INVALID_ARGUMENT]"""
+"""The prompt has more tokens than the model's context or the limit, or more bytes than the limit. [INVALID_ARGUMENT]"""
 ERROR_REASON_UNEQUAL_PROMPT_LENGTHS: ErrorReason.ValueType  # 9
 """Prompts of one call differ in their number of tokens. [INVALID_ARGUMENT]"""
 ERROR_REASON_NOT_ONE_TOKEN: ErrorReason.ValueType  # 10
@@ -223,6 +229,8 @@ ERROR_REASON_TOO_MANY_SUB_REQUESTS: ErrorReason.ValueType  # 35
 """More sub-requests than the limit. [RESOURCE_EXHAUSTED]"""
 ERROR_REASON_TOO_MANY_ABLATIONS: ErrorReason.ValueType  # 36
 """More ablations in a sub-request than the limit. [RESOURCE_EXHAUSTED]"""
+ERROR_REASON_TOO_MANY_TARGET_TOKENS: ErrorReason.ValueType  # 57
+"""More target or distractor tokens in a list than the limit. [RESOURCE_EXHAUSTED]"""
 ERROR_REASON_TOO_MANY_PROCESSING_SPECS: ErrorReason.ValueType  # 37
 """More processing specs in a sub-request than the limit. [RESOURCE_EXHAUSTED]"""
 ERROR_REASON_K_TOO_LARGE: ErrorReason.ValueType  # 38
@@ -241,8 +249,12 @@ ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 43
 """The queue is full; retry later. [RESOURCE_EXHAUSTED]"""
 ERROR_REASON_TOO_MANY_CONCURRENT_CALLS: ErrorReason.ValueType  # 44
 """Too many calls at the same time; retry later. [RESOURCE_EXHAUSTED]"""
+ERROR_REASON_BUFFERS_FULL: ErrorReason.ValueType  # 58
+"""No memory is left for long requests; retry later. [RESOURCE_EXHAUSTED]"""
 ERROR_REASON_TOO_MANY_CALLS_PER_MINUTE: ErrorReason.ValueType  # 55
 """More calls within a minute than the caller may make; retry later. [RESOURCE_EXHAUSTED]"""
+ERROR_REASON_NO_ROOM_FOR_ANSWER: ErrorReason.ValueType  # 61
+"""The server has no room, on disk mostly, for an answer that waits for its reader; retry later. [RESOURCE_EXHAUSTED]"""
 ERROR_REASON_NO_WORKER_READY: ErrorReason.ValueType  # 45
 """No worker is ready, for one because the model is still loading; retry later. [UNAVAILABLE]"""
 ERROR_REASON_WORKER_DIED: ErrorReason.ValueType  # 46

@@ -171,6 +171,10 @@ class Limits(_message.Message):
     MAX_ACTIVATION_BYTES_FIELD_NUMBER: _builtins.int
     MAX_CALL_SECONDS_FIELD_NUMBER: _builtins.int
     CHUNK_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_PROMPT_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_TARGET_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_BUFFERED_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_SPOOL_BYTES_FIELD_NUMBER: _builtins.int
     MAX_PRIORITY_FIELD_NUMBER: _builtins.int
     max_prompt_tokens: _builtins.int
     """Tokens of a prompt; at most the model's context."""
@@ -196,6 +200,18 @@ class Limits(_message.Message):
     """Seconds a call may take, waiting included."""
     chunk_bytes: _builtins.int
     """Bytes of tensor data in one message of a stream. Tensors larger than this come in chunks."""
+    max_prompt_bytes: _builtins.int
+    """Bytes of a prompt as UTF-8. Looked at before the prompt is cut into tokens."""
+    max_target_tokens: _builtins.int
+    """Entries of each list of target or distractor tokens."""
+    max_buffered_bytes: _builtins.int
+    """Bytes of long requests, and of answers that their readers have not taken, in the server's memory: of all calls together. A
+    caller may have as much of it as it leaves free. Long requests are refused above it; answers wait on disk.
+    """
+    max_spool_bytes: _builtins.int
+    """Bytes of answers that wait on the server's disk for their readers: of all calls together, shared as max_buffered_bytes. A call
+    whose answer is sure to take more than is left is refused; one that makes more than is left fails.
+    """
     max_priority: _call_pb2.Priority.ValueType
     """The highest priority that calls of this caller get."""
     def __init__(
@@ -213,11 +229,15 @@ class Limits(_message.Message):
         max_activation_bytes: _builtins.int = ...,
         max_call_seconds: _builtins.float = ...,
         chunk_bytes: _builtins.int = ...,
+        max_prompt_bytes: _builtins.int = ...,
+        max_target_tokens: _builtins.int = ...,
+        max_buffered_bytes: _builtins.int = ...,
+        max_spool_bytes: _builtins.int = ...,
         max_priority: _call_pb2.Priority.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "max_activation_bytes", b"max_activation_bytes", "max_call_seconds", b"max_call_seconds", "max_concurrent_calls", b"max_concurrent_calls", "max_node_ablations", b"max_node_ablations", "max_priority", b"max_priority", "max_processing_specs", b"max_processing_specs", "max_prompt_tokens", b"max_prompt_tokens", "max_queue_length", b"max_queue_length", "max_request_bytes", b"max_request_bytes", "max_response_bytes", b"max_response_bytes", "max_sub_requests", b"max_sub_requests", "max_top_and_bottom_k", b"max_top_and_bottom_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "max_activation_bytes", b"max_activation_bytes", "max_buffered_bytes", b"max_buffered_bytes", "max_call_seconds", b"max_call_seconds", "max_concurrent_calls", b"max_concurrent_calls", "max_node_ablations", b"max_node_ablations", "max_priority", b"max_priority", "max_processing_specs", b"max_processing_specs", "max_prompt_bytes", b"max_prompt_bytes", "max_prompt_tokens", b"max_prompt_tokens", "max_queue_length", b"max_queue_length", "max_request_bytes", b"max_request_bytes", "max_response_bytes", b"max_response_bytes", "max_spool_bytes", b"max_spool_bytes", "max_sub_requests", b"max_sub_requests", "max_target_tokens", b"max_target_tokens", "max_top_and_bottom_k", b"max_top_and_bottom_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -602,7 +602,8 @@ class SubResponse(_message.Message):
     @_builtins.property
     def ablation_specs(self) -> _containers.RepeatedCompositeFieldContainer[_ablation_pb2.AblationSpec]:
         """What was set in the run, in the order of the request: node ablations as the cells they stand for. For Debug also, last, what
-        holds the final norm's scale constant: its gradient, set to 0. Norm scales that are not named here are not held constant.
+        holds the final norm's scale constant: its gradient, set to 0. Norm scales that are not named here are not held constant, but
+        for that of the norm through which a traced node reads.
         """
 
     def __init__(

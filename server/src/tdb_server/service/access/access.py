@@ -11,7 +11,8 @@ from tdb_server.errors import Unauthenticated
 from tdb_server.service.access.caller_ledger import CallerLedger
 from tdb_server.service.access.client_address import Network, client_address
 from tdb_server.service.access.token_file import TokenFile
-from tdb_server.service.caller import answer_to
+from tdb_server.service.caller import ANONYMOUS, answer_to
+from tdb_server.service.telemetry.call_record import CallRecord
 
 _SCHEME = "bearer "
 
@@ -84,24 +85,32 @@ class Access:
         if owner is not None:
             return replace(owner, connection=connection.name)
         address = client_address(connection.host, connection.forwarded_for, self._trusted_proxies)
-        return Caller(certificate_name or address or "anonymous", connection=connection.name)
-
-    def check_certificate(self, names: Sequence[str]) -> None:
-        """Looks at the names in a client's certificate.
-
-        Raises:
-            Unauthenticated: none of them may call.
-        """
-        if self._certificate_names and self._certificate_names.isdisjoint(names):
-            raise Unauthenticated("the client's certificate has none of the names that may call here")
+        return Caller(certificate_name or address or ANONYMOUS.name, connection=connection.name)
 
     @contextmanager
-    def one_call(self, caller: Caller) -> Iterator[None]:
-        """Around the answering of one call, which runs for this caller.
+    def admitted(
+        self,
+        record: CallRecord,
+        owner: Caller | None,
+        connection: Connection,
+        certificate_names: Sequence[str] = (),
+    ) -> Iterator[None]:
+        """Around the answering of one call, which runs for its caller.
+
+        Args:
+            record: of the call; learns the caller's name.
+            owner: of the call's token, as `token_owner` tells.
+            connection: that the call came over.
+            certificate_names: those in the client's certificate, the best known first.
 
         Raises:
+            Unauthenticated: no name of the certificate may call.
             OverLimit: the caller is at a limit.
         """
+        caller = self.caller(owner, next(iter(certificate_names), None), connection)
+        record.caller = caller.name
+        if self._certificate_names and self._certificate_names.isdisjoint(certificate_names):
+            raise Unauthenticated("the client's certificate has none of the names that may call here")
         with self._ledger.one_call(caller):
             answer_to(caller)
             yield

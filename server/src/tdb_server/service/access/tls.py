@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 import ssl
-import threading
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
 from tdb_server.errors import ConfigurationBroken
-from tdb_server.service.access.file_watch import FileWatch
+from tdb_server.service.access.file_watch import FileWatch, read_regular_file
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +24,7 @@ class _Loaded:
 
 
 class ServerTls:
-    """Reads the files when it is made, and again when they change. Threads may share one.
+    """Reads the files when it is made, and again when `look` finds that they have changed.
 
     While new files do not fit together, as after one is written and before the other is, the old ones serve.
 
@@ -35,7 +32,6 @@ class ServerTls:
         certificate: PEM file with the server's certificate chain.
         key: PEM file with its private key.
         client_ca: PEM file with authorities; clients must show a certificate of theirs. None to ask for none.
-        clock: monotonic seconds.
 
     Raises:
         ConfigurationBroken: a file cannot be read, or they do not fit together.
@@ -46,13 +42,11 @@ class ServerTls:
         certificate: Path,
         key: Path,
         client_ca: Path | None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._certificate = certificate
         self._key = key
         self._client_ca = client_ca
-        self._lock = threading.Lock()
-        self._watch = FileWatch([path for path in (certificate, key, client_ca) if path], clock)
+        self._watch = FileWatch([path for path in (certificate, key, client_ca) if path])
         self._loaded = self._in_grpc = self._load()
 
     def grpc_credentials(self) -> grpc.ServerCredentials:
@@ -65,38 +59,36 @@ class ServerTls:
 
     def renewed(self) -> grpc.ServerCertificateConfiguration | None:
         """The files, when they are others than gRPC has; None to go on with those."""
-        with self._lock:
-            loaded = self._current()
-            if loaded is self._in_grpc:
-                return None
-            self._in_grpc = loaded
-            return loaded.configuration
+        loaded = self._loaded
+        if loaded is self._in_grpc:
+            return None
+        self._in_grpc = loaded
+        return loaded.configuration
 
     def context(self) -> ssl.SSLContext:
         """The same for servers that use Python's own TLS."""
 
         def use_renewed(connection: ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:
-            with self._lock:
-                connection.context = self._current().context
+            connection.context = self._loaded.context
 
         first = self._loaded.context
         first.sni_callback = use_renewed  # called early in every handshake, also without a server name
         return first
 
-    def _current(self) -> _Loaded:
+    def look(self) -> None:
+        """Reads the files again if they have changed. For a thread that may wait; handshakes do not."""
         if self._watch.has_changed():
             try:
                 self._loaded = self._load()
                 _log.info("%s: the certificate was renewed", self._certificate)
             except ConfigurationBroken as error:
                 _log.error("%s; the certificate read before stays in use", error.message)
-        return self._loaded
 
     def _load(self) -> _Loaded:
         try:
             configuration = grpc.ssl_server_certificate_configuration(
-                [(self._key.read_bytes(), self._certificate.read_bytes())],
-                None if self._client_ca is None else self._client_ca.read_bytes(),
+                [(read_regular_file(self._key), read_regular_file(self._certificate))],
+                None if self._client_ca is None else read_regular_file(self._client_ca),
             )
             return _Loaded(configuration, self._checked_context())
         except (OSError, ValueError) as error:  # SSLError is an OSError

@@ -11,7 +11,9 @@
     tenant = "physics"
 
 A file that cannot be read, or makes no sense, changes nothing: the tokens before it stay in force and the log
-says why. An empty file is taken for one that is just being written; `token = []` lets nobody in.
+says why. An empty file is taken for one that is just being written; `token = []` lets nobody in. So does a
+file that is gone, at two looks in a row: who takes it away means it, and who puts another in its place is not
+that slow.
 """
 
 from __future__ import annotations
@@ -21,9 +23,8 @@ import hmac
 import logging
 import math
 import re
-import time
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,11 +32,12 @@ from tdb_server.domain.caller import Caller, CallerLimits
 from tdb_server.domain.priority import Priority
 from tdb_server.errors import ConfigurationBroken
 from tdb_server.security_settings import token_name
-from tdb_server.service.access.file_watch import FileWatch
+from tdb_server.service.access.file_watch import FileWatch, read_regular_file
 from tdb_server.service.access.token import LIMIT_KEYS, token_digest
 
 _log = logging.getLogger(__name__)
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
+LOOKS_UNTIL_GONE = 2
 _KEYS = {"name", "sha256", "max_priority", "weight", "tenant", *LIMIT_KEYS}
 _PRIORITIES = {one.value: one for one in Priority}
 
@@ -53,15 +55,16 @@ class TokenFile:
 
     Args:
         path: of the file.
-        clock: monotonic seconds.
 
     Raises:
         ConfigurationBroken: the file cannot be read or makes no sense.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._watch = FileWatch((path,), clock)
+        self._n_looks_gone = 0
+        self._fault = ""
+        self._watch = FileWatch((path,))
         self._tokens = read_tokens(path)
 
     def caller_of(self, token: str) -> Caller | None:
@@ -69,7 +72,6 @@ class TokenFile:
 
         Every entry is compared in full, so that the time taken says nothing about which came close.
         """
-        self._read_again_if_changed()
         digest = token_digest(token)
         caller: Caller | None = None
         for known in self._tokens:
@@ -77,15 +79,36 @@ class TokenFile:
                 caller = known.caller
         return caller
 
-    def _read_again_if_changed(self) -> None:
-        if not self._watch.has_changed():
+    def look(self) -> None:
+        """Reads the file again if it has changed. For a thread that may wait; `caller_of` does not."""
+        if self._is_gone():
+            self._n_looks_gone += 1
+            if self._n_looks_gone == LOOKS_UNTIL_GONE:
+                self._tokens = ()
+                _log.error("token file %s is gone; nobody may call until there is one again", self._path)
+        else:
+            self._n_looks_gone = 0
+        if not (self._watch.has_changed() or self._fault) or self._n_looks_gone:
             return
         try:
             self._tokens = read_tokens(self._path)
-        except ConfigurationBroken as error:
-            _log.error("%s; the tokens read before stay in force", error.message)
+        except ConfigurationBroken as error:  # tried again at the next look: a disk may have been busy
+            if error.message != self._fault:
+                _log.error("%s; the tokens read before stay in force", error.message)
+            self._fault = error.message
         else:
+            self._fault = ""
             _log.info("%s: %d tokens are in force", self._path, len(self._tokens))
+
+    def _is_gone(self) -> bool:
+        """Whether there is no such file; not where a folder or a file server does not let us look."""
+        try:
+            self._path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            pass
+        return False
 
 
 def read_tokens(path: Path) -> tuple[Token, ...]:
@@ -95,7 +118,7 @@ def read_tokens(path: Path) -> tuple[Token, ...]:
         ConfigurationBroken: it cannot be read or makes no sense.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular_file(path).decode("utf-8")
         if not text.strip():
             raise ValueError("it is empty; `token = []` would let nobody in")
         content = tomllib.loads(text)

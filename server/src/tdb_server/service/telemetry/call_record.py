@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Protocol
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -113,11 +116,18 @@ def current_record() -> CallRecord:
 def recorded(record: CallRecord, listeners: Sequence[CallListener]) -> Iterator[None]:
     """Around the answering of a call. How it ended is for the code inside to note."""
     _current.set(record)
-    for listener in listeners:
-        listener.call_started(record)
+    _tell([listener.call_started for listener in listeners], record)
     try:
         yield
     finally:
         record.seconds = record.elapsed_seconds
-        for listener in listeners:
-            listener.call_finished(record)
+        _tell([listener.call_finished for listener in listeners], record)
+
+
+def _tell(listeners: Sequence[Callable[[CallRecord], None]], record: CallRecord) -> None:
+    """Whatever goes wrong with what is told about a call, the call itself goes on."""
+    for tell in listeners:
+        try:
+            tell(record)
+        except Exception:
+            _log.exception("a call cannot be reported")

@@ -7,25 +7,25 @@ and adds units: `grpc_server_call_duration_seconds`. Imported only where metrics
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.metrics import CallbackOptions, CallbackT, Meter, Observation
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
-from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector, make_asgi_app
 
+from tdb_server.service.http.host_check import AllowedHosts, HostCheck
+from tdb_server.service.http.listener import HttpListener
 from tdb_server.service.telemetry.call_record import CallRecord
+from tdb_server.settings import Settings
 from tdb_server.workers.measures import BatchMeasure, Readings
-
-if TYPE_CHECKING:
-    from wsgiref.simple_server import WSGIServer
 
 SECONDS = (
     0, 0.00001, 0.00005, 0.0001, 0.0003, 0.0006, 0.0008, 0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.008,
     0.01, 0.013, 0.016, 0.02, 0.025, 0.03, 0.04, 0.05, 0.065, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4,
     0.5, 0.65, 0.8, 1, 2, 5, 10, 20, 50, 100,
 )  # fmt: skip
+LAG_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
 BYTES = (0, *(2**power for power in (10, 11, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32)))
 CALLS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
@@ -45,32 +45,26 @@ class Metrics:
         self._provider = MeterProvider(
             [PrometheusMetricReader(scope_info_enabled=False, registry=self._registry)], resource
         )
-        self._page: WSGIServer | None = None
         meter = self._provider.get_meter("tdb_server", version)
         self.calls = CallMetrics(meter)
         self.batches = BatchMetrics(meter)
+        self.loop_lag = meter.create_histogram(
+            "tdb.event_loop.lag",
+            "s",
+            "How late the event loop was, twenty times a second.",
+            explicit_bucket_boundaries_advisory=LAG_SECONDS,
+        )
         _observe(meter, readings)
 
-    def start(self, host: str, port: int) -> int:
-        """Serves the page, from a thread.
-
-        Returns:
-            The port, also when it was 0.
-
-        Raises:
-            OSError: the port cannot be had.
-        """
-        try:
-            self._page, _ = start_http_server(port, host, self._registry)
-        except OSError as error:
-            raise OSError(f"cannot serve metrics on {host}:{port}: {error}") from error
-        return self._page.server_port
+    def page(self, settings: Settings) -> HttpListener:
+        """The page, to be served on the settings' port for it."""
+        host, port = settings.telemetry.metrics_host, settings.telemetry.metrics_port or 0
+        hosts = AllowedHosts(host, settings.security.allowed_hosts)
+        page = HostCheck(make_asgi_app(self._registry), hosts)
+        return HttpListener(page, host, port, settings.security, serves="metrics")
 
     def stop(self) -> None:
-        """Closes the page."""
-        if self._page is not None:
-            self._page.shutdown()
-            self._page.server_close()
+        """Measures no more."""
         self._provider.shutdown()
 
 
@@ -197,6 +191,12 @@ def _observe(meter: Meter, readings: Readings) -> None:
         [_callback(readings.worker_restarts)],
         "{worker}",
         "Workers started in place of dead ones.",
+    )
+    meter.create_observable_counter(
+        "tdb.log.dropped",
+        [_callback(readings.log_lines_dropped)],
+        "{line}",
+        "Lines of the log that could not be written.",
     )
 
 

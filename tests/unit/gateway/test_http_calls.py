@@ -1,27 +1,32 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
+from tdb_server.domain.budget import Budget
 from tdb_server.domain.caller import CallerLimits
 from tdb_server.domain.limits import Limits
-from tdb_server.gateway.http_guard import HttpGuard
+from tdb_server.gateway.http_calls import Answer, Endpoint, HttpCalls
 from tdb_server.service.access.access import Access
 from tdb_server.service.access.token import new_token, token_entry
 from tdb_server.service.access.token_file import TokenFile
+from tdb_server.service.call_guard import CallGuard
 from tdb_server.service.caller import current_caller
-from tdb_server.service.interceptors import OpenCalls
+from tdb_server.service.fair_threads import FairThreads
+from tdb_server.service.open_calls import OpenCalls
 from tdb_server.service.telemetry.call_record import CallRecord
 
+MEMORY = Budget(2**20, "bodies", "BUFFERS_FULL")
 TOKEN = new_token()
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
+
+
+def _as_it_is(body: Any) -> Any:
+    return body
 
 
 class Listener:
@@ -45,15 +50,14 @@ def client(tmp_path: Path, listener: Listener) -> httpx.AsyncClient:
     """Of an endpoint that answers with its caller's name, for a caller with one call a minute."""
     path = tmp_path / "tokens.toml"
     path.write_text(token_entry("alice", TOKEN, CallerLimits(calls_per_minute=1)))
-    guard = HttpGuard(Limits(), OpenCalls(), Access(TokenFile(path)), (listener,))
+    guard = CallGuard(Limits(), OpenCalls(), Access(TokenFile(path)), (listener,))
 
-    async def endpoint(request: Request) -> Response:
-        async def answer(body: Any) -> Callable[[], dict[str, Any]]:
-            name = current_caller().name
-            return lambda: {"caller": name, "body": body}
+    async def answer(body: Any) -> Answer:
+        return Answer({"caller": current_caller().name, "body": body})
 
-        return await guard.answer(request, answer=answer)
-
+    endpoint = HttpCalls(guard, FairThreads(MEMORY), MEMORY, max_body_seconds=5.0).at(
+        Endpoint(_as_it_is, answer)
+    )
     application = Starlette(routes=[Route("/who", endpoint, methods=["POST"])])
     return httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://test")
 

@@ -1,0 +1,65 @@
+"""No cell is set twice to different values: found without comparing each ablation with each."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+
+from tdb_server.domain.axes import specific_place
+from tdb_server.domain.model_info import ModelInfo
+from tdb_server.domain.reason import Reason
+from tdb_server.domain.requests import AblationSpec
+from tdb_server.errors import FieldViolation
+
+Axes = tuple[int, ...]
+_Cells = dict[Axes, dict[Axes, dict[tuple[int, ...], dict[float, int]]]]
+"""Ablations of one place by the axes that they fix, some of these axes, and where they fix those: for each
+value the first one's number. So an ablation finds those it meets without a look at each."""
+
+
+def conflict_violations(
+    ablations: Sequence[tuple[str, AblationSpec]], info: ModelInfo
+) -> Iterator[FieldViolation]:
+    """Ablations that set a cell which an earlier one, by path, sets to another value."""
+    seen: dict[tuple[object, ...], _Cells] = {}
+    for number, (path, ablation) in enumerate(ablations):
+        index = ablation.index
+        cells = seen.setdefault((specific_place(index.place, info), index.layer_index, index.pass_type), {})
+        earlier = _first_conflict(cells, index.tensor_indices, ablation.value)
+        if earlier is not None:
+            earlier_path, other = ablations[earlier]
+            yield FieldViolation(
+                path,
+                f"sets what {earlier_path} sets to {other.value:g} to {ablation.value:g}",
+                Reason.DUPLICATE_ABLATION,
+            )
+        _note_cells(cells, index.tensor_indices, ablation.value, number)
+
+
+def _first_conflict(cells: _Cells, indices: tuple[int | None, ...], value: float) -> int | None:
+    """The number of the first ablation that sets one of these cells to another value."""
+    found = [
+        number
+        for their_axes, by_axes in cells.items()
+        for axes in [tuple(axis for axis in their_axes if indices[axis] is not None)]
+        for their_value, number in _two(by_axes[axes].get(_at(indices, axes), {}))
+        if their_value != value
+    ]
+    return min(found, default=None)
+
+
+def _two(numbers: dict[float, int]) -> Iterable[tuple[float, int]]:
+    """The first two values: at least one of them is another than any given one."""
+    return itertools.islice(numbers.items(), 2)
+
+
+def _note_cells(cells: _Cells, indices: tuple[int | None, ...], value: float, number: int) -> None:
+    own_axes = tuple(axis for axis, index in enumerate(indices) if index is not None)
+    by_axes = cells.setdefault(own_axes, {})
+    for n_axes in range(len(own_axes) + 1):
+        for axes in itertools.combinations(own_axes, n_axes):
+            by_axes.setdefault(axes, {}).setdefault(_at(indices, axes), {}).setdefault(value, number)
+
+
+def _at(indices: tuple[int | None, ...], axes: Axes) -> tuple[int, ...]:
+    return tuple(index for axis in axes if (index := indices[axis]) is not None)

@@ -1,0 +1,194 @@
+"""How much memory a batch takes beside the weights, at the most, from its shape alone.
+
+Letters: T tokens, L layers, d channels, H heads, G key/value heads, e channels of a head, F neurons,
+N latents, V vocabulary, all times the bytes of a number. For each row (sub-request), padded to the longest:
+
+    of every layer, for the backward pass, with gradients and what is kept:
+        residual-sized    8 · T · d
+        per head          T · e · (6 H + 4 G)
+        per token pair    4 · H · T²
+        per neuron        4 · T · F
+    logits                2 · T · V
+    ranking one layer     3 · (H · T² + T · F)
+    derived scalars wider than those, such as what all heads write between two tokens (T² · d):
+                          L + 2 times their entries, each
+    latents               6 · T · N of one layer at a time, 8 · T · N of each layer where some are ablated,
+                          and 128 bytes + 24 numbers for each active one of every layer
+
+and once for the batch
+
+    token lists           3 · V for each direction that is scored at once, 512 at the most
+    chosen nodes          2 · d + 8 numbers for each token of a list, for each list that a node is given,
+                          and 256 bytes for itself
+
+How many nodes are chosen and how many latents are active is known afterwards only. Nodes are counted as if
+all that are chosen differed, as far as there are so many. Of a TopK autoencoder k latents are active; of one
+with ReLU it is counted in a trial when it is loaded, and four times as many are reckoned with: that is the
+one thing here which is no bound but a guess. `tests/property/test_memory_estimate.py` compares all this with
+what torch allocates.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+
+from tdb_server.domain.axes import is_autoencoder_place, scalar_axes
+from tdb_server.domain.derived_scalar import DERIVED_SCALAR_SHAPES, DerivedScalar
+from tdb_server.domain.model_info import AutoencoderInfo, ModelInfo
+from tdb_server.domain.node import NodeType
+from tdb_server.domain.requests import (
+    DerivedAttentionScalarsSpec,
+    DerivedScalarsSpec,
+    InferenceSubRequest,
+    MultipleTopKSpec,
+    ScoredTokensSpec,
+    TokenScoringType,
+)
+
+DTYPE_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
+SCORED_DIRECTIONS = 512
+"""Nodes whose vocabularies are scored at once."""
+_MIN_SCORED = 64
+_ACTIVITY_MARGIN = 4
+"""How many times as many ReLU latents may be active in a prompt as were in the trial."""
+
+_RESIDUALS, _PAIRS, _NEURONS, _LOGITS = 8, 4, 4, 2
+_RANKED, _WIDE, _SCORED = 3, 2, 3
+_ENCODED, _ABLATED = 6, 8
+_ACTIVE_BYTES, _ACTIVE_NUMBERS = 128, 24
+_NODE_BYTES, _NODE_VECTORS, _NODE_TOKENS = 256, 2, 8
+_TOP_K = re.compile(r"topk\((\d+)\)")
+
+
+def activation_bytes(info: ModelInfo, sub_requests: Sequence[InferenceSubRequest]) -> int:
+    """What running these sub-requests as one batch takes beside the weights, in bytes."""
+    n_tokens = max((len(one.inference.token_ids) for one in sub_requests), default=0)
+    number = DTYPE_BYTES.get(info.dtype, 4)
+    n_active = sum(n_tokens * _most_active(one) * len(one.layers) for one in info.autoencoders)
+    per_row = number * _numbers_per_row(info, n_tokens)
+    per_row += n_active * (_ACTIVE_BYTES + _ACTIVE_NUMBERS * number)
+    per_row *= len(sub_requests)
+    per_row += number * sum(_wide_numbers(info, one, n_tokens) for one in sub_requests)
+    per_row += number * sum(_ablated_latents(info, one, n_tokens) for one in sub_requests)
+    return per_row + _list_bytes(info, sub_requests, number)
+
+
+def _numbers_per_row(info: ModelInfo, n_tokens: int) -> int:
+    per_layer = (
+        _RESIDUALS * n_tokens * info.d_model
+        + n_tokens * info.d_head * (6 * info.n_heads + 4 * info.n_key_value_heads)
+        + _PAIRS * info.n_heads * n_tokens**2
+        + _NEURONS * n_tokens * info.n_neurons
+    )
+    ranked = _RANKED * (info.n_heads * n_tokens**2 + n_tokens * info.n_neurons)
+    encoded = _ENCODED * n_tokens * max((one.n_latents for one in info.autoencoders), default=0)
+    return info.n_layers * per_layer + ranked + encoded + _LOGITS * n_tokens * info.vocabulary_size
+
+
+def _most_active(autoencoder: AutoencoderInfo) -> int:
+    """Latents that are active at one token, at the most."""
+    if match := _TOP_K.fullmatch(autoencoder.activation):
+        return min(int(match[1]), autoencoder.n_latents)
+    if autoencoder.n_active is None:
+        return autoencoder.n_latents
+    return min(_ACTIVITY_MARGIN * autoencoder.n_active, autoencoder.n_latents)
+
+
+def _wide_numbers(info: ModelInfo, sub_request: InferenceSubRequest, n_tokens: int) -> int:
+    """Of derived scalars that have more entries than what the run itself keeps of a layer."""
+    usual = info.n_heads * n_tokens**2 + n_tokens * (info.n_neurons + info.d_model)
+    found: dict[tuple[DerivedScalar, object], int] = {}
+    for scalar, pass_type in _derived_scalars(sub_request):
+        shape = DERIVED_SCALAR_SHAPES[scalar]
+        if not shape.node_type.is_latent:
+            n_entries = math.prod(scalar_axes(scalar, info, n_tokens))
+            if n_entries > usual:
+                found[scalar, pass_type] = n_entries * (_WIDE + (info.n_layers if shape.is_per_layer else 1))
+    return sum(found.values())
+
+
+def _derived_scalars(sub_request: InferenceSubRequest) -> Iterator[tuple[DerivedScalar, object]]:
+    for spec in sub_request.processing.values():
+        match spec:
+            case MultipleTopKSpec():
+                for _, scalars in spec.groups:
+                    yield from ((scalar, spec.pass_type) for scalar in scalars)
+            case DerivedScalarsSpec():
+                yield spec.derived_scalar, spec.pass_type
+            case DerivedAttentionScalarsSpec():
+                yield spec.derived_scalar, None
+
+
+def _ablated_latents(info: ModelInfo, sub_request: InferenceSubRequest, n_tokens: int) -> int:
+    layers = {
+        (one.index.place, one.index.layer_index)
+        for one in sub_request.inference.ablations
+        if is_autoencoder_place(one.index.place)
+    }
+    n_latents = max((one.n_latents for one in info.autoencoders), default=0)
+    return _ABLATED * n_tokens * n_latents * len(layers)
+
+
+def _list_bytes(info: ModelInfo, sub_requests: Sequence[InferenceSubRequest], number: int) -> int:
+    """Chosen nodes, and the token lists along their directions."""
+    n_bytes = n_directions = 0
+    for sub_request in sub_requests:
+        for spec in sub_request.processing.values():
+            n_nodes = n_tokens = 0
+            match spec:
+                case MultipleTopKSpec():
+                    n_bytes += sum(_n_nodes_by_type(info, spec, sub_requests).values()) * _NODE_BYTES
+                case ScoredTokensSpec():
+                    ranking = sub_request.processing.get(spec.depends_on)
+                    if isinstance(ranking, MultipleTopKSpec):
+                        by_type = _n_nodes_by_type(info, ranking, sub_requests)
+                        n_nodes = sum(n for one, n in by_type.items() if _has_list(one, spec.scoring))
+                        n_tokens = spec.n_tokens
+                case DerivedScalarsSpec() if spec.n_top_tokens:
+                    n_nodes, n_tokens = len(sub_request.inference.token_ids), spec.n_top_tokens
+            n_directions += n_nodes
+            n_bytes += n_nodes * (_NODE_VECTORS * info.d_model + _NODE_TOKENS * n_tokens) * number
+    n_scored = min(SCORED_DIRECTIONS, max(n_directions, _MIN_SCORED)) if n_directions else 0
+    return n_bytes + _SCORED * n_scored * info.vocabulary_size * number
+
+
+def _n_nodes_by_type(
+    info: ModelInfo, spec: MultipleTopKSpec, sub_requests: Sequence[InferenceSubRequest]
+) -> dict[NodeType, int]:
+    """The most nodes of each type that the sub-requests can choose together."""
+    n_tokens = max(len(one.inference.token_ids) for one in sub_requests)
+    chosen: dict[NodeType, int] = {}
+    there_are: dict[NodeType, int] = {}
+    for group, scalars in spec.groups:
+        for scalar in scalars:
+            shape = DERIVED_SCALAR_SHAPES[scalar]
+            n_ends = 2 if group.has_bottom else 1
+            n_chosen = len(sub_requests) * n_ends * spec.top_and_bottom_k
+            chosen[shape.node_type] = chosen.get(shape.node_type, 0) + n_chosen
+            if shape.node_type.is_latent:
+                n = n_tokens * sum(_most_active(one) * len(one.layers) for one in info.autoencoders)
+                n *= len(sub_requests)
+            else:
+                n_layers = info.n_layers if shape.is_per_layer else 1
+                n = n_layers * math.prod(scalar_axes(scalar, info, n_tokens))
+            there_are[shape.node_type] = max(n, there_are.get(shape.node_type, 0))
+    return {one: min(n, there_are[one]) for one, n in chosen.items()}
+
+
+def _has_list(node_type: NodeType, scoring: TokenScoringType) -> bool:
+    """Whether nodes of this type have directions of that kind."""
+    match scoring:
+        case TokenScoringType.UPVOTED_OUTPUT_TOKENS:
+            return True
+        case TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_MLP:
+            return node_type not in (NodeType.ATTENTION_HEAD, NodeType.ATTENTION_AUTOENCODER_LATENT)
+        case _:
+            return node_type is not NodeType.MLP_NEURON
+
+
+def n_chosen_nodes(spec: MultipleTopKSpec) -> int:
+    """The most nodes that one sub-request can choose."""
+    ends = sum(len(scalars) * (2 if group.has_bottom else 1) for group, scalars in spec.groups)
+    return spec.top_and_bottom_k * ends

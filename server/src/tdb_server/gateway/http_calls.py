@@ -1,0 +1,240 @@
+"""Puts the guard around HTTP requests: how their bodies are read, answers sent, and errors told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope, Send
+
+from tdb_server.domain.budget import Budget
+from tdb_server.domain.reason import Reason
+from tdb_server.errors import Cancelled, DeadlineExceeded, FieldViolation, OverLimit, TdbError
+from tdb_server.gateway.http_errors import UnsupportedMediaType, error_response
+from tdb_server.gateway.json_text import PIECE_CHARACTERS, SHORT_BYTES, Body, json_pieces, read_json
+from tdb_server.service.access.access import Connection
+from tdb_server.service.call_guard import CallGuard
+from tdb_server.service.caller import current_caller
+from tdb_server.service.fair_threads import FairThreads
+from tdb_server.service.telemetry.call_record import CallRecord
+
+ResultT = TypeVar("ResultT")
+JSON = "application/json"
+MEMORY_FACTOR = 16
+"""Times a long body's bytes, what it takes while it is read."""
+_threads = ThreadPoolExecutor(2, "answers")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is sent.
+
+    Attributes:
+        body: as JSON.
+        n_bytes: what it is made of has in memory until it is sent.
+    """
+
+    body: Body
+    n_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """What answers at one path.
+
+    Attributes:
+        read: makes a request of a parsed body, perhaps beside the event loop; raises `TdbError`.
+        answer: answers it; raises `TdbError`.
+        has_body: whether requests have one.
+    """
+
+    read: Callable[[Any], Any]
+    answer: Callable[[Any], Awaitable[Answer]]
+    has_body: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class HttpCalls:
+    """Around the answering of requests, as `GrpcCalls` is around gRPC calls.
+
+    Attributes:
+        guard: what is around every call.
+        threads: where long bodies are read.
+        memory: of which bodies that come, and answers that go, take a part.
+        max_body_seconds: how long a body may take to come.
+    """
+
+    guard: CallGuard
+    threads: FairThreads
+    memory: Budget
+    max_body_seconds: float
+
+    def at(self, endpoint: Endpoint) -> GuardedEndpoint:
+        """An endpoint with the guard around it."""
+        return GuardedEndpoint(self, endpoint)
+
+    async def read(self, request: Request, record: CallRecord, endpoint: Endpoint) -> Any:
+        """A request's body, read and understood.
+
+        Raises:
+            UnsupportedMediaType: it does not say that it is JSON.
+            OverLimit: it is too large; what is too much is never read. Or too much is being read at once.
+            DeadlineExceeded: it does not come.
+            Cancelled: the client went away.
+            InvalidRequest: it is not JSON, or not what the endpoint reads.
+        """
+        if not endpoint.has_body:
+            return endpoint.read(None)
+        _check_headers(request, self.guard.limits.max_request_bytes)
+        caller = current_caller().name
+        try:
+            async with asyncio.timeout(self.max_body_seconds):
+                content = await self._received(request, record, caller)
+            if len(content) <= SHORT_BYTES:
+                return endpoint.read(read_json(content))
+            return await self.threads.run(
+                caller, MEMORY_FACTOR * len(content), lambda: endpoint.read(read_json(content))
+            )
+        except TimeoutError:
+            message = f"the body did not come within {self.max_body_seconds:g} s"
+            raise DeadlineExceeded(message, "CALL_TIME_LIMIT") from None
+        except ClientDisconnect:
+            raise Cancelled("the client went away") from None
+        finally:
+            self.memory.give_back(caller, record.received_bytes)
+
+    async def _received(self, request: Request, record: CallRecord, caller: str) -> bytearray:
+        content = bytearray()
+        async for chunk in request.stream():
+            _check_size(len(content) + len(chunk), self.guard.limits.max_request_bytes)
+            self.memory.take(caller, len(chunk))
+            content += chunk
+            record.received_bytes = len(content)
+        return content
+
+
+@dataclass(frozen=True, slots=True)
+class GuardedEndpoint:
+    """An ASGI application.
+
+    Attributes:
+        calls: what is around it.
+        endpoint: what answers.
+    """
+
+    calls: HttpCalls
+    endpoint: Endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request; whatever goes wrong becomes a status and a message."""
+        request = Request(scope, receive)
+        guard = self.calls.guard
+        record = CallRecord(
+            f"{request.method} {scope['path']}",
+            traceparent=request.headers.get("traceparent", ""),
+            peer="" if request.client is None else request.client.host,
+            is_http=True,
+            keeps_prompts=guard.keeps_prompts,
+        )
+
+        async def answer() -> None:
+            owner = guard.access.token_owner(request.headers.getlist("authorization"))
+            with guard.access.admitted(record, owner, _connection(request)):
+                told = await self.calls.read(request, record, self.endpoint)
+                async with guard.in_time():
+                    await _unless_disconnected(request, self._answer(told, record, send))
+
+        async def refuse(error: TdbError) -> None:
+            if record.http_status:
+                return  # in the middle of an answer: that it is not whole is seen from its missing end
+            response = error_response(error)
+            record.http_status, record.sent_bytes = response.status_code, len(response.body)
+            await response(scope, receive, send)
+
+        await guard.answered(record, answer, refuse)
+
+    async def _answer(self, told: Any, record: CallRecord, send: Send) -> None:
+        """Answers, and sends that piece by piece: no more of its text is there than one piece."""
+        answer = await self.endpoint.answer(told)
+        caller, memory = current_caller().name, self.calls.memory
+        memory.take(caller, answer.n_bytes)
+        try:
+            await _send(answer.body, record, send)
+        finally:
+            memory.give_back(caller, answer.n_bytes)
+
+
+def _connection(request: Request) -> Connection:
+    host, port = request.client or ("", 0)
+    return Connection(f"{host} {port}", host, tuple(request.headers.getlist("x-forwarded-for")))
+
+
+async def _send(body: Body, record: CallRecord, send: Send) -> None:
+    pieces = json_pieces(body)
+    next_piece = partial(next, pieces, None)
+    piece = await _in_thread(next_piece) or b""
+    headers = [(b"content-type", JSON.encode())]
+    if is_whole := len(piece) < PIECE_CHARACTERS:
+        headers.append((b"content-length", str(len(piece)).encode()))
+    record.http_status = 200
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    while piece is not None and not is_whole:
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+        record.sent_bytes += len(piece)
+        piece = await _in_thread(next_piece)
+    await send({"type": "http.response.body", "body": piece or b""})
+    record.sent_bytes += len(piece or b"")
+
+
+def _check_headers(request: Request, max_request_bytes: int) -> None:
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
+        raise UnsupportedMediaType(
+            [FieldViolation("content-type", f"must be {JSON}", Reason.MALFORMED_REQUEST)]
+        )
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        description = "compressed bodies are not read"
+        raise UnsupportedMediaType(
+            [FieldViolation("content-encoding", description, Reason.MALFORMED_REQUEST)]
+        )
+    told = request.headers.get("content-length", "")
+    _check_size(int(told) if told.isdecimal() else 0, max_request_bytes)
+
+
+def _check_size(n_bytes: int, allowed: int) -> None:
+    if n_bytes > allowed:
+        raise OverLimit(f"the body has more than the {allowed} bytes allowed", "REQUEST_TOO_LARGE")
+
+
+async def _unless_disconnected(request: Request, answer: Awaitable[ResultT]) -> ResultT:
+    """The answer; cancelled when the client goes away before it is there.
+
+    Raises:
+        Cancelled: the client went away.
+    """
+    answering = asyncio.ensure_future(answer)
+    leaving = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if answering.done():
+            return answering.result()
+        raise Cancelled("the client went away")
+    finally:
+        for task in (answering, leaving):
+            task.cancel()
+        # Waits until the work has noticed, so that nothing is left behind.
+        await asyncio.gather(answering, leaving, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    """Returns when the client goes away."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _in_thread(work: Callable[[], ResultT]) -> ResultT:
+    return await asyncio.get_running_loop().run_in_executor(_threads, work)

@@ -1,0 +1,1 @@
+"""Listening for HTTP: what connections may do, and which names are answered to."""

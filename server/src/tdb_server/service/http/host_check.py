@@ -1,0 +1,91 @@
+"""To which names the server answers, so that web pages of other sites cannot use a browser to ask it.
+
+A page can let its own name stand for this machine's address (DNS rebinding): its requests then name that site
+as their host. And a page can send some requests to any site without asking: those carry the page's origin.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
+from typing import Any
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Message, Receive, Send], Awaitable[None]]
+
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+WILDCARD_ADDRESSES = ("0.0.0.0", "::")
+_ANY_ADDRESS = r"\d+\.\d+\.\d+\.\d+|\[[0-9a-f:.]+\]"
+MISDIRECTED, FORBIDDEN = 421, 403
+
+
+class AllowedHosts:
+    """Names that requests may be sent to, and whose pages may send them.
+
+    A server that listens on every address of its machine also answers to any address, as it does not know its
+    own: no site can be called by another's address.
+
+    Args:
+        address: listened on.
+        told: more names; `*.example.com` for all below that one, `*` for every host (but not for pages).
+
+    Attributes:
+        origins: regular expression of the origins of pages that may call.
+    """
+
+    def __init__(self, address: str, told: Iterable[str] = ()) -> None:
+        names = [*LOOPBACK_NAMES, *(one for one in told if one != "*")]
+        if address not in WILDCARD_ADDRESSES:
+            names.append(address)
+        known = "|".join(_pattern(one) for one in names)
+        self.origins = rf"https?://(?:{known})(?::\d+)?"
+        also = "|.*" if "*" in told else f"|{_ANY_ADDRESS}" if address in WILDCARD_ADDRESSES else ""
+        self._host = re.compile(rf"(?:{known}{also})(?::\d+)?", re.IGNORECASE)
+        self._origin = re.compile(self.origins, re.IGNORECASE)
+
+    def refusal(self, headers: Sequence[tuple[bytes, bytes]]) -> tuple[int, str] | None:
+        """Why a request with these headers is refused: status and message; None when it is not."""
+        for key, value in headers:
+            text = value.decode("latin-1")
+            if key == b"host" and not self._host.fullmatch(text):
+                return (
+                    MISDIRECTED,
+                    f"this server does not answer to the host {text[:100]!r}; see --allowed-hosts",
+                )
+            if key == b"origin" and not self._origin.fullmatch(text):
+                return FORBIDDEN, f"pages of {text[:100]!r} may not call this server; see --allowed-hosts"
+        return None
+
+
+class HostCheck:
+    """An ASGI application in front of another, which refuses what is sent to other hosts or by other sites.
+
+    Args:
+        application: answers the rest.
+        hosts: the names.
+    """
+
+    def __init__(self, application: Application, hosts: AllowedHosts) -> None:
+        self._application = application
+        self._hosts = hosts
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        refusal = self._hosts.refusal(scope.get("headers", ()))
+        if refusal is None:
+            await self._application(scope, receive, send)
+            return
+        status, message = refusal
+        body = json.dumps({"message": message}).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+def _pattern(name: str) -> str:
+    if name.startswith("*."):
+        return r"[^/:@\[\]]+" + re.escape(name[1:])
+    return re.escape(f"[{name}]" if ":" in name else name)

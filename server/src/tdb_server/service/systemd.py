@@ -1,0 +1,59 @@
+"""Tells systemd how the server is: that it is ready, that it stops, and again and again that it lives.
+
+The protocol is that of `sd_notify(3)`: a datagram to the socket named in `NOTIFY_SOCKET`. Elsewhere, without
+such a variable, nothing happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Mapping
+
+READY = "READY=1"
+STOPPING = "STOPPING=1"
+ALIVE = "WATCHDOG=1"
+MICROSECONDS = 1e6
+LONGEST_WAIT_SECONDS = 0.1
+"""For room in the manager's queue, which holds a few words that it has not read yet."""
+
+
+class Systemd:
+    """The manager that has started this process, or nobody.
+
+    Args:
+        environment: where systemd's variables are looked up.
+    """
+
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        name = environment.get("NOTIFY_SOCKET", "")
+        self._address = f"\0{name[1:]}" if name.startswith("@") else name
+        is_for_us = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        told = environment.get("WATCHDOG_USEC", "") if is_for_us and name else ""
+        self._seconds_between_signs = int(told) / MICROSECONDS / 2 if told.isdecimal() and int(told) else None
+        self._signs: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Gives signs of life from the event loop from here on, so that they end when that stands still."""
+        if self._seconds_between_signs is not None:
+            self._signs = asyncio.create_task(self._give_signs(self._seconds_between_signs))
+
+    def tell(self, *states: str) -> None:
+        """Tells states; what cannot be told is no reason to fail."""
+        if not self._address:
+            return
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.settimeout(LONGEST_WAIT_SECONDS)
+            sender.sendto("\n".join(states).encode(), self._address)
+
+    def stop(self) -> None:
+        """Gives no more signs."""
+        if self._signs is not None:
+            self._signs.cancel()
+
+    async def _give_signs(self, seconds: float) -> None:
+        while True:
+            self.tell(ALIVE)
+            await asyncio.sleep(seconds)

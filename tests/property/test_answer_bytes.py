@@ -1,0 +1,80 @@
+"""What an answer takes at the least and at the most is told before it is computed, and is so."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from tdb_server.domain.call import Call
+from tdb_server.domain.cost import estimated_cost
+from tdb_server.domain.limits import Limits
+from tdb_server.domain.requests import InferenceSubRequest
+from tdb_server.domain.results import NamedResult
+from tdb_server.errors import TdbError
+from tdb_server.model.tokenizer import Tokenizer
+from tdb_server.scalars.engine import Engine
+from tdb_server.service.request_parsing import parse_debug_request, parse_infer_request
+from tdb_server.service.streaming import StreamWriter
+from tdb_server.workers.engine_loading import load_engine
+from tdb_server.workers.messages import Configuration, Ready
+from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugSubRequest, StreamInferResponse
+
+from tests.chaos.likely_requests import LikelyRequests
+from tests.chaos.requests import LONG_PROMPT, debug_request
+from tests.running_server import TINY_MODEL
+
+AUTOENCODERS = tuple(TINY_MODEL / "autoencoders" / site for site in ("mlp_post_act", "resid_delta_attn"))
+TOKENIZER = Tokenizer(Path(TINY_MODEL))
+
+
+@pytest.fixture(scope="module")
+def loaded() -> tuple[Engine, Ready]:
+    configuration = Configuration(str(TINY_MODEL), AUTOENCODERS, "cpu", 0, "float32", 1)
+    return load_engine(configuration, lambda stage, fraction: None)
+
+
+def n_bytes(engine: Engine, sub_requests: tuple[InferenceSubRequest, ...]) -> int:
+    """Of all results on the wire, without what every message of a stream has around them."""
+    prompts = [one.inference.token_ids for one in sub_requests]
+    writer = StreamWriter(StreamInferResponse, TOKENIZER, prompts, chunk_bytes=None)
+    events = engine.run([Call("call", sub_requests)], lambda _: False)
+    return sum(
+        message.result.result.ByteSize()
+        for _, event in events
+        if isinstance(event, NamedResult)
+        for message in writer.result(event)
+    )
+
+
+@pytest.mark.parametrize("k", [1, 20, 1000])
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("prompt", ["the cat", LONG_PROMPT])
+def test_debug_requests(loaded, k, n, prompt):
+    engine, ready = loaded
+    request = debug_request(prompt, n, k)
+    other = DebugSubRequest()
+    other.CopyFrom(request.sub_requests[-1])
+    other.target_tokens[0] = " of"
+    request.sub_requests[-1].CopyFrom(other)
+    sub_requests = parse_debug_request(request, ready.info, Limits(), TOKENIZER)
+    cost = estimated_cost(ready.info, sub_requests)
+    found = n_bytes(engine, sub_requests)
+    assert 0 < cost.least_response_bytes <= found <= cost.response_bytes
+
+
+def test_random_requests(loaded):
+    engine, ready = loaded
+    chance, n_run, n_told = random.Random(0), 0, 0
+    while n_run < 60:
+        request = LikelyRequests(chance, ready.info).request()
+        try:
+            sub_requests = parse_infer_request(request, ready.info, Limits(), TOKENIZER)
+        except TdbError:
+            continue
+        n_run += 1
+        cost = estimated_cost(ready.info, sub_requests)
+        found = n_bytes(engine, sub_requests)
+        assert cost.least_response_bytes <= found <= cost.response_bytes, request
+        n_told += cost.least_response_bytes > found / 4
+    assert n_told > n_run / 4, "else the least is of no use"

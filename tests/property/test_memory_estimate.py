@@ -1,0 +1,184 @@
+"""The estimate of a batch's memory is an upper bound of what torch allocates, and of its order."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import torch
+from tdb_server.domain.activation_cost import activation_bytes
+from tdb_server.domain.call import Call
+from tdb_server.domain.debug import HOLD_FINAL_NORM_SCALE, inference_sub_request
+from tdb_server.domain.derived_scalar import DERIVED_SCALAR_SHAPES, DerivedScalar, GroupId
+from tdb_server.domain.model_info import ModelInfo, Site
+from tdb_server.domain.node import NodeIndex, NodeType
+from tdb_server.domain.requests import (
+    AttentionComponent,
+    AttentionTraceType,
+    DebugSubRequest,
+    InferenceSpec,
+    InferenceSubRequest,
+    LossConfig,
+    LossName,
+    MlpComponent,
+    MultipleTopKSpec,
+    NodeAblation,
+    Trace,
+)
+from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
+from tdb_server.model.decoder import Decoder
+from tdb_server.model.weights import load_decoder
+from tdb_server.scalars.engine import Engine
+from tdb_server.workers.engine_loading import model_info
+
+from tests.property.peak_memory import peak_bytes
+from tests.random_models import write_random_model
+
+N_LATENTS = 256
+N_CALLS = 6
+MAX_TIMES = 10
+"""How many times as much as was needed may be estimated, in the median."""
+_SIZES: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_layer": 3, "n_embd": 48, "n_head": 4, "n_inner": 192, "n_positions": 256, "vocab_size": 1000},
+    "llama": {
+        "num_hidden_layers": 3,
+        "hidden_size": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 12,
+        "intermediate_size": 128,
+        "max_position_embeddings": 256,
+        "vocab_size": 1000,
+    },
+}
+
+
+@cache
+def loaded(family: str, has_autoencoders: bool) -> tuple[Engine, ModelInfo]:
+    with TemporaryDirectory() as folder:
+        path = write_random_model(Path(folder), family, bos_token_id=0, eos_token_id=0, **_SIZES[family])
+        decoder = load_decoder(path, "cpu", torch.float32)
+    autoencoders = []
+    if has_autoencoders:
+        autoencoders = [
+            autoencoder(decoder, Site.MLP_POST_ACT, None),
+            autoencoder(decoder, Site.RESID_DELTA_ATTN, 8),
+        ]
+    engine = Engine(decoder, autoencoders)
+    return engine, model_info("small", "d", "float32", decoder, autoencoders, engine.kernels)
+
+
+def autoencoder(decoder: Decoder, site: Site, top_k: int | None) -> Autoencoder:
+    """A random one: without a k, about half of its latents are active."""
+    generator = torch.Generator().manual_seed(1)
+    config = decoder.config
+    width = config.n_neurons if site is Site.MLP_POST_ACT else config.d_model
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    found = Autoencoder(
+        site,
+        {
+            layer_index: AutoencoderLayer(
+                0.1 * noise(width), noise(N_LATENTS, width), noise(N_LATENTS), noise(N_LATENTS, width), top_k
+            )
+            for layer_index in range(config.n_layers)
+        },
+    )
+    found.compute_write_norms(decoder)
+    found.count_active(decoder)
+    return found
+
+
+def random_call(dice: random.Random, info: ModelInfo) -> tuple[InferenceSubRequest, ...]:
+    """Prompts of one length, many or few nodes, traces, ablations, latents, and company."""
+    n_rows, longest = dice.choice([(1, 200), (1, 60), (2, 100), (4, 30), (6, 12)])
+    n_tokens = dice.randint(2, longest)
+    return tuple(random_sub_request(dice, info, n_tokens) for _ in range(n_rows))
+
+
+def random_sub_request(dice: random.Random, info: ModelInfo, n_tokens: int) -> InferenceSubRequest:
+    has_latents = bool(info.autoencoders)
+    layer, token = dice.randrange(info.n_layers), dice.randrange(n_tokens)
+    head = NodeIndex(NodeType.ATTENTION_HEAD, layer, (token, dice.randint(0, token), 1))
+    neuron = NodeIndex(NodeType.MLP_NEURON, layer, (token, 3))
+    latent = NodeIndex(NodeType.MLP_AUTOENCODER_LATENT, layer, (token, dice.randrange(N_LATENTS)))
+    traces = [None, None, Trace(neuron), Trace(head, dice.choice(list(AttentionTraceType)))]
+    ablated = [NodeAblation(one) for one in (head, neuron, *([latent] if has_latents else []))]
+    return inference_sub_request(
+        DebugSubRequest(
+            token_ids=tuple(dice.randrange(info.vocabulary_size) for _ in range(n_tokens)),
+            target_tokens=(1,),
+            distractor_tokens=(2,),
+            mlp_component=dice.choice(list(MlpComponent)) if has_latents else MlpComponent.NEURON,
+            attention_component=(
+                dice.choice(list(AttentionComponent)) if has_latents else AttentionComponent.ATTENTION_HEAD
+            ),
+            top_and_bottom_k=dice.choice([1, 10, 10, 50, 300]),
+            node_ablations=tuple(dice.sample(ablated, dice.randint(0, len(ablated)))),
+            upstream_trace=dice.choice(traces),
+        )
+    )
+
+
+def times_too_much(engine: Engine, info: ModelInfo, call: Sequence[InferenceSubRequest]) -> float:
+    """The estimate, divided by what was needed by an engine that remembers nothing."""
+    engine._scorer._remembered.clear()
+    batch = [Call("1", tuple(call))]
+    needed = peak_bytes(lambda: [None for _ in engine.run(batch, lambda _: False)])
+    assert needed > 0
+    return activation_bytes(info, call) / needed
+
+
+@pytest.mark.parametrize("has_autoencoders", [False, True])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_debug_requests_take_no_more_than_is_estimated(family: str, has_autoencoders: bool) -> None:
+    engine, info = loaded(family, has_autoencoders)
+    dice = random.Random(f"{family} {has_autoencoders}")
+    found = [times_too_much(engine, info, random_call(dice, info)) for _ in range(N_CALLS)]
+    assert min(found) >= 1
+    assert median(found) <= MAX_TIMES
+
+
+@pytest.mark.parametrize("has_autoencoders", [False, True])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_every_derived_scalar_at_once_takes_no_more_than_is_estimated(
+    family: str, has_autoencoders: bool
+) -> None:
+    engine, info = loaded(family, has_autoencoders)
+    specs = {
+        scalar.value: MultipleTopKSpec(((GroupId.SINGLETON, (scalar,)),), 20)
+        for scalar in DerivedScalar
+        if scalar is not DerivedScalar.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS
+        and (
+            not DERIVED_SCALAR_SHAPES[scalar].node_type.is_latent
+            or (
+                has_autoencoders
+                and DERIVED_SCALAR_SHAPES[scalar].node_type is not NodeType.AUTOENCODER_LATENT
+            )
+        )
+        and not (not has_autoencoders and "autoencoder" in scalar.value)
+    }
+    for n_tokens in (5, 100):
+        loss = LossConfig(LossName.LOGIT_DIFF, (1,), (2,))
+        run = InferenceSpec(tuple(range(n_tokens)), loss, None, (HOLD_FINAL_NORM_SCALE,))
+        assert times_too_much(engine, info, [InferenceSubRequest(run, specs)]) >= 1
+
+
+def test_the_measure_knows_what_torch_allocates() -> None:
+    """Three matrices of 4 MB, of which the first is gone before the third comes."""
+
+    def work() -> None:
+        first = torch.ones(1000, 1000)
+        second = first + 1
+        del first
+        second @ second
+
+    assert 8_000_000 <= peak_bytes(work) < 9_000_000

@@ -1,0 +1,98 @@
+"""No answer ends well that is not whole."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import nullcontext
+
+import pytest
+from tdb_server.domain.budget import Budget
+from tdb_server.domain.node import Nodes
+from tdb_server.domain.results import Finished, MultipleTopKResult, NamedResult, ObjectiveValues
+from tdb_server.service.call_events import CallEvents, IncompleteAnswer
+from tdb_server.service.debugger_service import DebuggerService
+from tdb_server.service.fair_threads import FairThreads
+from tdb_server.service.served_model import ModelSlot, ServedModel
+from tdb_server.workers.ticket import Event, TakenUp
+from transformer_debugger.v1.transformer_debugger_service_pb2 import StreamDebugResponse
+
+from tests.unit.service.tiny_requests import LIMITS, TOKENIZER, debug, model
+
+VALUES = "values"
+NO_NODES = MultipleTopKResult(Nodes(()), {})
+
+
+class Lossy:
+    """In place of the scheduler: answers everything that is asked for, but for what is to get lost."""
+
+    def __init__(self, lost: Sequence[str]) -> None:
+        self._lost = lost
+
+    def check_room(self, caller: object, priority: object) -> None: ...
+
+    def open_call(self, caller: object) -> nullcontext[None]:
+        return nullcontext()
+
+    def call_without_worker(self, caller: object) -> nullcontext[None]:
+        return nullcontext()
+
+    async def submit(self, call, cost, terms) -> AsyncIterator[Event]:
+        yield TakenUp(0.0)
+        for index, one in enumerate(call.sub_requests):
+            if VALUES not in self._lost:
+                yield ObjectiveValues(index, 1.5, None)
+            for name in one.processing:
+                if name not in self._lost:
+                    yield NamedResult(index, name, NO_NODES)
+        yield Finished()
+
+
+def service(*lost: str) -> DebuggerService:
+    slot = ModelSlot()
+    slot.fill(ServedModel(model(), TOKENIZER, LIMITS))
+    threads = FairThreads(Budget(LIMITS.max_buffered_bytes, "memory", "BUFFERS_FULL"))
+    return DebuggerService(CallEvents(slot, Lossy(lost), threads), LIMITS.max_response_bytes)
+
+
+async def streamed(service: DebuggerService) -> list[StreamDebugResponse]:
+    return [message async for message in service.StreamDebug(debug(), None)]
+
+
+async def test_the_last_message_of_a_stream_counts_them_all():
+    messages = await streamed(service())
+    assert messages[-1].finished.message_count == len(messages)
+    estimate = debug()
+    estimate.validate_only = True
+    messages = [message async for message in service().StreamDebug(estimate, None)]
+    assert messages[-1].finished.message_count == len(messages) == 2
+
+
+@pytest.mark.parametrize("lost", [VALUES, "topKComponents", "topOutputTokenLogits"])
+async def test_an_answer_without_all_that_was_asked_for_is_none(lost):
+    with pytest.raises(IncompleteAnswer):
+        await streamed(service(lost))
+    with pytest.raises(IncompleteAnswer):
+        await service(lost).Debug(debug(), None)
+
+
+async def test_a_message_that_is_lost_on_the_way_into_an_answer_is_missed(monkeypatch):
+    whole = CallEvents.answer
+
+    async def without_the_third(self, *arguments):
+        async for number, message in _numbered(whole(self, *arguments)):
+            if number != 2:
+                yield message
+
+    assert len((await service().Debug(debug(), None)).sub_responses[0].results) == 8
+    monkeypatch.setattr(CallEvents, "answer", without_the_third)
+    with pytest.raises(IncompleteAnswer):
+        await service().Debug(debug(), None)
+
+
+async def _numbered(
+    messages: AsyncIterator[StreamDebugResponse],
+) -> AsyncIterator[tuple[int, StreamDebugResponse]]:
+    number = 0
+    async for message in messages:
+        yield number, message
+        number += 1

@@ -1,0 +1,167 @@
+"""An exception in whatever runs on the event loop loses no call in silence, and the server goes on serving.
+
+Each place is made to fail in turn: what is called when a worker says something, is ready, or is gone, when a
+timer goes off, or when a caller comes or leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+from tdb_server.domain.call import Call
+from tdb_server.domain.caller import Caller
+from tdb_server.domain.limits import Limits
+from tdb_server.domain.results import Finished, ObjectiveValues
+from tdb_server.errors import TdbError
+from tdb_server.workers import scheduler as scheduler_module
+from tdb_server.workers.batching import BatchRule
+from tdb_server.workers.event_buffer import EventBuffer
+from tdb_server.workers.fair_queue import FairQueue
+from tdb_server.workers.messages import BatchEnded, CallProgress, CancelCall, OutOfMemory, RunBatch
+from tdb_server.workers.result_cache import CacheKey, Recording, ResultCache
+from tdb_server.workers.scheduler import Scheduler
+from tdb_server.workers.station import Station
+from tdb_server.workers.ticket import TakenUp, Terms, Ticket
+
+from tests.unit.workers.conftest import make_call, make_cost
+
+N_CALLS = 12
+N_EVENTS = 5
+
+
+class DiligentWorker:
+    """Answers every batch soon, and has a successor when it is killed; once it has too little memory."""
+
+    device = "cpu"
+
+    def __init__(self, scheduler: Scheduler, n_batches: int = 0) -> None:
+        self._scheduler = scheduler
+        self._n_batches = n_batches
+        self._is_gone = False
+        scheduler.worker_is_ready(self)
+
+    def send(self, message: RunBatch | CancelCall) -> None:
+        if isinstance(message, RunBatch):
+            asyncio.get_running_loop().call_later(0.001, self._run, message)
+
+    def kill(self) -> None:
+        self._is_gone = True
+        asyncio.get_running_loop().call_later(0.001, self._replace)
+
+    def _replace(self) -> None:
+        self._scheduler.worker_is_gone(self)
+        DiligentWorker(self._scheduler, self._n_batches)
+
+    def _run(self, batch: RunBatch) -> None:
+        self._n_batches += 1
+        failure = OutOfMemory() if self._n_batches == 3 and len(batch.calls) > 1 else None
+        if self._n_batches == 5:
+            self.kill()
+        for call in () if failure else batch.calls:
+            for index in range(N_EVENTS):
+                self._say(CallProgress(call.call_id, ObjectiveValues(index, 1.5, None)))
+            self._say(CallProgress(call.call_id, Finished(n_events=N_EVENTS)))
+        self._say(BatchEnded(batch.batch_id, failure))
+
+    def _say(self, message: CallProgress | BatchEnded) -> None:
+        if not self._is_gone:
+            try:
+                self._scheduler.worker_said(self, message, 10)
+            except Fault:
+                self.kill()  # as `WorkerProcess` does
+
+
+class Fault(Exception):  # noqa: N818
+    """Made by the test."""
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, turn: int) -> None:
+    """Has a method fail the so-manyth time that it is called."""
+    method, calls = getattr(owner, name), []
+
+    def failing(*arguments, **keywords):
+        calls.append(name)
+        if len(calls) == turn:
+            raise Fault(name)
+        return method(*arguments, **keywords)
+
+    monkeypatch.setattr(owner, name, failing)
+
+
+async def ask(scheduler: Scheduler, call: Call, terms: Terms) -> list[object]:
+    async with aclosing(scheduler.submit(call, make_cost(), terms)) as events:
+        return [event async for event in events]
+
+
+def is_whole(events: list[object]) -> bool:
+    kinds = [type(event) for event in events]
+    return kinds == [TakenUp, *[ObjectiveValues] * N_EVENTS, Finished]
+
+
+@pytest.mark.parametrize("turn", [1, 2, 7])
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (Ticket, "add"),
+        (Ticket, "take_up"),
+        (Ticket, "start_again"),
+        (EventBuffer, "put"),
+        (Recording, "add"),
+        (Recording, "start_again"),
+        (Station, "start"),
+        (Station, "end"),
+        (Station, "saw"),
+        (Station, "waits_until"),
+        (FairQueue, "take_batch"),
+        (FairQueue, "put_back"),
+        (FairQueue, "settle"),
+        (BatchRule, "fits"),
+        (DiligentWorker, "send"),
+        (Scheduler, "_after_failure"),
+        (Scheduler, "_after_death"),
+        (Scheduler, "_batch_ended"),
+        (Scheduler, "_watch"),
+    ],
+    ids=lambda one: one if isinstance(one, str) else one.__name__,
+)
+async def test_no_fault_is_silent(monkeypatch, owner, name, turn):
+    monkeypatch.setattr(scheduler_module, "HANG_SECONDS", 0.2)
+    measured = []
+    rule = BatchRule(max_tokens=16, max_activation_bytes=10**9, max_wait_seconds=0.01, max_seconds=2.0)
+    scheduler = Scheduler(Limits(), rule, 100, ResultCache(10_000), measured.append)
+    DiligentWorker(scheduler)
+    fail_at(monkeypatch, owner, name, turn)
+
+    async with asyncio.timeout(60):
+        outcomes = []
+        for number in range(0, N_CALLS, 4):
+            keys = [CacheKey("anyone", bytes((number + one,))) for one in range(4)]
+            terms = [
+                Terms(Caller("anyone"), in_pieces=bool(one % 2), cache_key=key)
+                for one, key in enumerate(keys)
+            ]
+            outcomes += await asyncio.gather(
+                *(ask(scheduler, make_call(), one) for one in terms), return_exceptions=True
+            )
+            if not scheduler._stations:
+                DiligentWorker(scheduler)  # as a pool that hears at last that a worker has gone
+    assert all(isinstance(one, TdbError | Fault) or is_whole(one) for one in outcomes), outcomes
+    assert sum(is_whole(one) for one in outcomes if isinstance(one, list)) >= N_CALLS / 3
+    monkeypatch.undo()
+    assert not scheduler._open_tickets
+    assert len(scheduler._queue) == 0
+    assert not scheduler._queue._estimates
+    assert is_whole(await ask(scheduler, make_call(), Terms(Caller("anyone"))))
+
+
+async def test_what_cannot_be_counted_disturbs_nobody():
+    def failing(_):
+        raise Fault
+
+    rule = BatchRule(max_tokens=16, max_activation_bytes=10**9, max_wait_seconds=0.01, max_seconds=2.0)
+    scheduler = Scheduler(Limits(), rule, 100, ResultCache(0), failing)
+    DiligentWorker(scheduler)
+    for _ in range(3):
+        assert is_whole(await ask(scheduler, make_call(), Terms(Caller("anyone"))))

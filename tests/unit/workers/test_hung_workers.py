@@ -1,0 +1,144 @@
+"""Real workers that hang, in each part of their lives, and the pool that replaces them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from tdb_server.domain.call import Call
+from tdb_server.domain.caller import Caller
+from tdb_server.domain.cost import Cost
+from tdb_server.domain.limits import Limits
+from tdb_server.domain.requests import InferenceSpec, InferenceSubRequest
+from tdb_server.domain.results import Finished
+from tdb_server.errors import ModelError
+from tdb_server.workers import pool as pool_module
+from tdb_server.workers.batching import BatchRule
+from tdb_server.workers.liveness import LivenessBounds
+from tdb_server.workers.messages import Configuration
+from tdb_server.workers.pool import LocalPool
+from tdb_server.workers.result_cache import ResultCache
+from tdb_server.workers.scheduler import Scheduler
+from tdb_server.workers.ticket import Terms
+
+TINY_MODEL = Path(__file__).parents[2] / "fixtures" / "tiny-a"
+PATIENCE_SECONDS = 90
+SHORT = LivenessBounds(silence_seconds=3, step_seconds=60)
+
+HANG_ONCE = """
+import pathlib
+import {module} as patched
+real = patched.{name}
+def hang_once(*arguments, **options):
+    try:
+        pathlib.Path({flag!r}).touch(exist_ok=False)
+    except FileExistsError:
+        return real(*arguments, **options)
+    {hang}
+patched.{name} = hang_once
+"""
+DEADLOCK = "import threading; lock = threading.Lock(); lock.acquire(); lock.acquire()"
+
+
+def make_pool(scheduler: Scheduler, bounds: LivenessBounds = SHORT) -> LocalPool:
+    configuration = Configuration(str(TINY_MODEL), (), "cpu", 0, "float32", 1)
+    return LocalPool([configuration], scheduler, lambda _: None, lambda *_: None, bounds)
+
+
+def make_scheduler() -> Scheduler:
+    return Scheduler(Limits(), BatchRule(1024, 1 << 33, 0.0, 2.0), 64, ResultCache(0))
+
+
+async def until_ready(pool: LocalPool) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while pool.n_ready != 1:  # noqa: ASYNC110 - nobody else is told
+            await asyncio.sleep(0.02)
+
+
+async def answer(scheduler: Scheduler) -> object:
+    call = Call("a", (InferenceSubRequest(InferenceSpec(token_ids=(1, 2, 3))),))
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        return [one async for one in scheduler.submit(call, Cost(1, 1, 1), Terms(Caller("c")))][-1]
+
+
+def children() -> set[int]:
+    return {int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
+
+
+@pytest.fixture
+def hangs_once(tmp_path, monkeypatch):
+    """Has every worker run a few lines at its start, by which the first to come there hangs."""
+
+    def arrange(module: str, name: str, hang: str = DEADLOCK) -> None:
+        code = HANG_ONCE.format(module=module, name=name, hang=hang, flag=str(tmp_path / "has-hung"))
+        (tmp_path / "sitecustomize.py").write_text(code)
+        monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+
+    return arrange
+
+
+async def test_a_worker_that_is_stopped_is_replaced_whatever_it_is_at_and_its_call_is_answered():
+    scheduler = make_scheduler()
+    before = children()
+    pool = make_pool(scheduler)
+    pool.start()
+    (pid,) = children() - before
+    os.kill(pid, signal.SIGSTOP)  # before its first word
+    await until_ready(pool)
+    assert pool.n_restarts == 1
+    (pid,) = children() - before
+    os.kill(pid, signal.SIGSTOP)  # while it waits
+    assert isinstance(await answer(scheduler), Finished)
+    assert pool.n_restarts == 2
+    await pool.stop()
+
+
+async def test_a_deadlock_in_a_batch_costs_the_call_only_time(hangs_once):
+    hangs_once("tdb_server.workers.batch_run", "run_batch")
+    scheduler = make_scheduler()
+    pool = make_pool(scheduler)
+    pool.start()
+    await until_ready(pool)
+    assert isinstance(await answer(scheduler), Finished)
+    assert pool.n_restarts == 1
+    await pool.stop()
+
+
+async def test_an_endless_step_in_native_code_is_ended(hangs_once):
+    """It computes, holds the interpreter's lock, and so sends no heartbeats either."""
+    hangs_once("tdb_server.workers.batch_run", "run_batch", "import re; re.match('(a*)*b', 'a' * 100)")
+    scheduler = make_scheduler()
+    pool = make_pool(scheduler, LivenessBounds(silence_seconds=60, step_seconds=4))
+    pool.start()
+    await until_ready(pool)
+    assert isinstance(await answer(scheduler), Finished)
+    assert pool.n_restarts == 1
+    await pool.stop()
+
+
+async def test_the_word_that_a_batch_has_ended_may_be_lost(hangs_once):
+    hangs_once("tdb_server.workers.messages", "BatchEnded", "return None")
+    scheduler = make_scheduler()
+    pool = make_pool(scheduler)
+    pool.start()
+    await until_ready(pool)
+    assert isinstance(await answer(scheduler), Finished)
+    assert isinstance(await answer(scheduler), Finished)
+    assert pool.n_restarts == 1
+    await pool.stop()
+
+
+async def test_workers_that_hang_while_loading_are_not_started_for_ever(tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text(DEADLOCK)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setattr(pool_module, "FIRST_DELAY_SECONDS", 0.001)
+    monkeypatch.setattr(pool_module, "MAX_CRASHES_WHILE_LOADING", 2)
+    pool = make_pool(make_scheduler(), LivenessBounds(silence_seconds=60, step_seconds=3))
+    pool.start()
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        with pytest.raises(ModelError, match=r"2 workers in a row hung.*no progress"):
+            await pool.first_ready()
+    await pool.stop()

@@ -184,7 +184,7 @@ def test_calls_that_end_early_are_logged_as_what_they_are(measured, debug_reques
     stream.cancel()
     long.request_id = "late"
     with pytest.raises(grpc.RpcError):
-        measured.debugger.Debug(long, timeout=0.02)
+        list(measured.debugger.StreamDebug(long, timeout=0.02))
 
     def statuses() -> dict[object, object]:
         return {line.get("request_id"): line.get("status") for line in lines_of(measured)}

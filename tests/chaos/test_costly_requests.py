@@ -40,7 +40,9 @@ SECONDS = 120.0
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    started = start_watched_server(tmp_path_factory.mktemp("server"))
+    folder = tmp_path_factory.mktemp("server")
+    # It is the size of answers that is looked at here, not that of activations.
+    started = start_watched_server(folder, "--max-activation-bytes", "1024GiB")
     yield started
     stop(started)
 

@@ -197,7 +197,12 @@ def test_calls_that_end_early_are_logged_as_what_they_are(measured, debug_reques
 def test_prompts_when_asked_for(start_server, debug_request):
     server = start_server("--log-format", "json", "--log-prompts")
     server.debugger.Debug(debug_request(prompt=SECRET))
-    assert [line["prompts"] for line in lines_of(server) if "prompts" in line] == [[SECRET]]
+
+    def prompts() -> list[object]:
+        return [line["prompts"] for line in lines_of(server) if "prompts" in line]
+
+    wait_until(prompts)  # the log is written beside the answer
+    assert prompts() == [[SECRET]]
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):

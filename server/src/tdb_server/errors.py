@@ -12,6 +12,7 @@
     ├── InvalidRequest              the request can never work; names the fields at fault
     ├── FailedPrecondition          the request cannot work with what is loaded; names the fields at fault
     ├── OverLimit                   a limit is exceeded or the queue is full
+    │   └── ResponseTooLarge        the answer does not fit a call that does not stream
     ├── Unavailable                 nobody can do the work right now; try again
     ├── Cancelled                   the caller no longer wants the answer
     ├── DeadlineExceeded            the answer would come too late

@@ -5,7 +5,8 @@ has a *start*, the virtual time up to which it has had its share. Next is the fl
 would be finished first if all flows were served at once, each at the rate of its weight: so a flow with
 little work goes before those with much, until it has had as much as they. Virtual time passes by the seconds
 of service divided by the weights of all flows that want any, and is never behind the flow that has had least.
-A flow that comes back after a pause starts at the present: nothing is saved up.
+A flow that comes back after a pause starts at the present: nothing is saved up, except that one which has
+waited too long, because too much was expected of its last piece of work, starts by as much earlier.
 
 This is starting potential-based fair queueing (D. Stiliadis and A. Varma, "Efficient fair queueing algorithms
 for packet-switched networks", 1998) with estimates that are put right.
@@ -23,6 +24,7 @@ KEPT_FLOWS = 64
 class _Flow:
     weight: float
     start: float
+    credit: float = 0.0  # how far behind the present it may come back
     pending: float = 0.0  # estimates of what runs, by the weight
     n_waiting: int = 0
     n_running: int = 0
@@ -49,7 +51,7 @@ class FairShares:
         flow = self._flows.setdefault(name, _Flow(weight, self._now))
         flow.weight = weight
         if not flow.n_waiting and not flow.n_running:
-            flow.start = max(flow.start, self._now)
+            flow.start = max(flow.start, self._now - flow.credit)
         flow.n_waiting += 1
 
     def withdraw(self, name: str) -> None:
@@ -93,6 +95,7 @@ class FairShares:
         flow.start += seconds / flow.weight
         self._now += seconds / sum(one.weight for one in active)
         self._now = max(self._now, min(one.start for one in active))
+        flow.credit = max(0.0, min((estimate - seconds) / flow.weight, self._now - flow.start))
         self._forget()
 
     def _active(self) -> list[_Flow]:

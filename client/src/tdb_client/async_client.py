@@ -84,13 +84,13 @@ class AsyncClient:
         max_receive_bytes: int | None = None,
         priority: str = "interactive",
     ) -> None:
+        self._priority = enum_value(Priority, priority)
         self._connection = Connection(server or default_server(), tls, token, timeout, max_receive_bytes)
         self._channel = self._connection.open_async()
         self._debugger = TransformerDebuggerServiceStub(self._channel)
         self._models = ModelServiceStub(self._channel)
         self._versions = VersionCheck(self._connection.server)
         self._counting = TokenCounting()
-        self._priority = enum_value(Priority, priority)
 
     async def __aenter__(self) -> Self:
         return self

@@ -275,6 +275,20 @@ async def test_a_light_call_has_the_next_turn(make_worker):
     await asyncio.gather(light, *heavy)
 
 
+async def test_equal_callers_share_one_batch(make_worker):
+    scheduler = make_scheduler()
+    worker = make_worker(scheduler)
+    for _ in range(3):
+        (first,) = await start(run(scheduler))
+        tasks = await start(
+            *(run(scheduler, terms=Terms(Caller(str(number)), in_pieces=False)) for number in range(8))
+        )
+        worker.answer()
+        worker.answer()
+        await asyncio.gather(first, *tasks)
+    assert worker.n_calls == [1, 8, 1, 8, 1, 8]
+
+
 async def test_what_a_batch_has_taken_is_shared_out(make_worker):
     measured: list[BatchMeasure] = []
     scheduler = make_scheduler(on_batch=measured.append)

@@ -6,8 +6,9 @@ one is done, sending answers out. Calls wait for a worker and run in batches as
 `tdb_server.workers.scheduler` makes them: those that wait are shared out among the free workers, the one that
 has worked least first, and a worker that has just been busy waits a moment for as much company as it had
 before. In a batch all calls go through the model together, and then get their answers one after the other.
-All calls are of one kind, so what fits into a batch is a number of calls. Workers and fronts die now and
-then: a worker's calls run again, each alone; a front's are repeated by their callers.
+All calls are of one kind and of equal callers, so turns are those of arrival, and what fits into a batch is a
+number of calls. Workers and fronts die now and then: a worker's calls run again, each alone; a front's are
+repeated by their callers.
 """
 
 from __future__ import annotations

@@ -70,5 +70,5 @@ def test_old_connections_are_renewed_without_a_failed_call(start_server):
         server.model.Tokenize(TokenizeRequest(text="a"), timeout=10)
         time.sleep(0.02)
     lines = [line for line in server.log.read_text().splitlines() if "method=" in line]
-    peers = {line.split("caller=")[1].split()[0] for line in lines}
+    peers = {line.split("peer=")[1].split()[0] for line in lines}
     assert len(peers) >= 2

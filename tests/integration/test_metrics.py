@@ -158,7 +158,8 @@ def test_every_line_of_the_log_is_json(measured, debug_request):
     assert any(line["message"].startswith("serving on") for line in lines)
     (good,) = [line for line in lines if line.get("request_id") == "of-the-client"]
     assert good["level"] == "info"
-    assert good["caller"].startswith("ipv4:127.0.0.1:")
+    assert good["caller"] == "127.0.0.1"
+    assert good["peer"].startswith("ipv4:127.0.0.1:")
     assert (good["method"], good["status"]) == (f"{SERVICE}/Debug", "OK")
     assert (good["n_sub_requests"], good["cached"]) == (2, False)
     assert good["n_tokens"] > 2

@@ -9,8 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 from tdb_client import ResourceExhaustedError
+from tdb_server.domain.caller import CallerLimits
+from tdb_server.service.access.token import token_entry
+from transformer_debugger.v1.call_pb2 import PRIORITY_INTERACTIVE, PRIORITY_SWEEP
 
-from tests.integration.tokens import bearer, client_of
+from tests.integration.tokens import LIMITS, TOKENS, bearer, client_of
 
 LONG = " the" * 60
 DEBUG = "/transformer_debugger.v1.TransformerDebuggerService/Debug"
@@ -115,3 +118,33 @@ def test_the_cost_of_a_call(guarded, debug_request, refusal):
     with client_of(guarded, "small") as small, client_of(guarded, "alice") as alice:
         assert small.model_info().limits.max_activation_bytes == 200_000
         assert alice.model_info().limits.max_activation_bytes > 200_000
+
+
+def test_the_priority_of_a_call(guarded, debug_request, refusal):
+    with client_of(guarded, "sweeper") as sweeper, client_of(guarded, "alice") as alice:
+        assert sweeper.model_info().limits.max_priority == "sweep"
+        assert alice.model_info().limits.max_priority == "interactive"
+    request = debug_request()
+    for priority, caller in ((PRIORITY_SWEEP, "alice"), (PRIORITY_INTERACTIVE, "sweeper")):
+        request.priority = priority
+        assert guarded.debugger.Debug(request, metadata=bearer(caller), timeout=30).sub_responses
+    request.priority = 7
+    failed = refusal(lambda: guarded.debugger.Debug(request, metadata=bearer("alice")))
+    assert failed.code == grpc.StatusCode.INVALID_ARGUMENT
+    assert failed.info.reason == "UNKNOWN_ENUM_VALUE"
+
+
+def test_cached_tells_of_own_calls_alone(start_server, tmp_path, debug_request, refusal):
+    path = tmp_path / "tokens.toml"
+    entries = [token_entry(name, TOKENS[name], LIMITS.get(name, CallerLimits())) for name in ("bob", "small")]
+    entries += [token_entry(name, TOKENS[name], CallerLimits(), tenant="lab") for name in ("alice", "one")]
+    path.write_text("".join(entries))
+    server = start_server("--token-file", str(path))
+    request = debug_request(prompt="a secret cat")
+
+    def is_cached(name: str) -> bool:
+        return server.debugger.Debug(request, metadata=bearer(name), timeout=60).cached
+
+    assert [is_cached(name) for name in ("alice", "bob", "one", "bob")] == [False, False, True, True]
+    failed = refusal(lambda: server.debugger.Debug(request, metadata=bearer("small")))
+    assert failed.info.reason == "COST_TOO_HIGH"

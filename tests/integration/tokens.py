@@ -6,17 +6,19 @@ from pathlib import Path
 
 from tdb_client import Client
 from tdb_server.domain.caller import CallerLimits
+from tdb_server.domain.priority import Priority
 from tdb_server.service.access.token import new_token, token_entry
 
 from tests.running_server import RunningServer
 
-TOKENS = {name: new_token() for name in ("alice", "bob", "one", "two", "three", "few", "small")}
+TOKENS = {name: new_token() for name in ("alice", "bob", "one", "two", "three", "few", "small", "sweeper")}
 LIMITS = {
     "one": CallerLimits(max_concurrent_calls=2),
     "two": CallerLimits(max_concurrent_calls=2),
     "three": CallerLimits(max_concurrent_calls=2),
     "few": CallerLimits(calls_per_minute=20),
     "small": CallerLimits(max_activation_bytes=200_000),
+    "sweeper": CallerLimits(max_priority=Priority.SWEEP),
 }
 
 

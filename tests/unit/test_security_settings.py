@@ -58,6 +58,20 @@ def test_a_new_token_is_shown_once(capsys):
     assert token not in said.out
 
 
+def test_a_token_with_a_share_of_its_own(capsys):
+    run(["token", "alice", "--max-priority", "sweep", "--weight", "2", "--tenant", "physics"])
+    (entry,) = tomllib.loads(capsys.readouterr().out)["token"]
+    del entry["sha256"]
+    assert entry == {"name": "alice", "max_priority": "sweep", "weight": 2.0, "tenant": "physics"}
+
+
+def test_proxies_are_addresses_or_networks():
+    told = parse_settings(["serve", "--trusted-proxies", "10.0.0.0/8, 192.0.2.1,fd00::/8"], {})
+    assert told.security.trusted_proxies == ("10.0.0.0/8", "192.0.2.1/32", "fd00::/8")
+    with pytest.raises(SystemExit):
+        parse_settings(["serve", "--trusted-proxies", "proxy.example.org"], {})
+
+
 @pytest.mark.parametrize("name", ["", "a b", 'a"', "-a", "é", "x" * 65, "a\nb"])
 def test_names_of_tokens(name):
     with pytest.raises(SystemExit) as ended:

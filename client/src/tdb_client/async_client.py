@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import grpc
 from transformer_debugger.v1 import model_service_pb2 as model_pb2
 from transformer_debugger.v1 import transformer_debugger_service_pb2 as service_pb2
+from transformer_debugger.v1.call_pb2 import Priority
 from transformer_debugger.v1.model_service_pb2_grpc import ModelServiceStub
 from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import TransformerDebuggerServiceStub
 
@@ -26,6 +27,7 @@ from tdb_client.health import HealthStatus, health_check, health_request, health
 from tdb_client.inference import InferenceSubRequest
 from tdb_client.interventions import AblationWords, TraceWords
 from tdb_client.model_info import ModelInfo, model_info
+from tdb_client.names import enum_value
 from tdb_client.requests import (
     AttentionComponent,
     DebugSubRequest,
@@ -66,6 +68,8 @@ class AsyncClient:
         tls: how to check the server's certificate; None for a connection in clear.
         token: bearer token that is sent with every call.
         max_receive_bytes: largest message that is taken; None for gRPC's 4 MiB.
+        priority: of its calls: `interactive`, or `sweep` for many that a program asks for, which let others
+            go first.
 
     Every method raises a CallError when the call fails and a ResponseError when the answer is malformed.
     """
@@ -78,7 +82,9 @@ class AsyncClient:
         tls: Tls | None = None,
         token: str | None = None,
         max_receive_bytes: int | None = None,
+        priority: str = "interactive",
     ) -> None:
+        self._priority = enum_value(Priority, priority)
         self._connection = Connection(server or default_server(), tls, token, timeout, max_receive_bytes)
         self._channel = self._connection.open_async()
         self._debugger = TransformerDebuggerServiceStub(self._channel)
@@ -188,7 +194,9 @@ class AsyncClient:
 
         Closing the iterator cancels the call.
         """
-        request = encoding.debug_request(await self._resolved(sub_requests, timeout), request_id=request_id)
+        request = encoding.debug_request(
+            await self._resolved(sub_requests, timeout), request_id=request_id, priority=self._priority
+        )
         async with aclosing(
             self._events(self._debugger.StreamDebug, request, sub_requests, timeout)
         ) as events:
@@ -203,7 +211,9 @@ class AsyncClient:
         request_id: str = "",
     ) -> AsyncGenerator[Event]:
         """Yields the events of general sub-requests as they arrive; as stream_debug."""
-        request = encoding.infer_request(await self._resolved(sub_requests, timeout), request_id=request_id)
+        request = encoding.infer_request(
+            await self._resolved(sub_requests, timeout), request_id=request_id, priority=self._priority
+        )
         async with aclosing(
             self._events(self._debugger.StreamInfer, request, sub_requests, timeout)
         ) as events:

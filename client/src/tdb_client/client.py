@@ -10,6 +10,7 @@ from typing import Self, TypeVar
 import grpc
 from transformer_debugger.v1 import model_service_pb2 as model_pb2
 from transformer_debugger.v1 import transformer_debugger_service_pb2 as service_pb2
+from transformer_debugger.v1.call_pb2 import Priority
 from transformer_debugger.v1.model_service_pb2_grpc import ModelServiceStub
 from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import TransformerDebuggerServiceStub
 
@@ -24,6 +25,7 @@ from tdb_client.health import HealthStatus, health_check, health_request, health
 from tdb_client.inference import InferenceSubRequest
 from tdb_client.interventions import AblationWords, TraceWords
 from tdb_client.model_info import ModelInfo, model_info
+from tdb_client.names import enum_value
 from tdb_client.requests import (
     AttentionComponent,
     DebugSubRequest,
@@ -63,6 +65,8 @@ class Client:
         tls: how to check the server's certificate; None for a connection in clear.
         token: bearer token that is sent with every call.
         max_receive_bytes: largest message that is taken; None for gRPC's 4 MiB.
+        priority: of its calls: `interactive`, or `sweep` for many that a program asks for, which let others
+            go first.
 
     Every method raises a CallError when the call fails and a ResponseError when the answer is malformed.
     """
@@ -75,7 +79,9 @@ class Client:
         tls: Tls | None = None,
         token: str | None = None,
         max_receive_bytes: int | None = None,
+        priority: str = "interactive",
     ) -> None:
+        self._priority = enum_value(Priority, priority)
         self._connection = Connection(server or default_server(), tls, token, timeout, max_receive_bytes)
         self._channel = self._connection.open()
         self._debugger = TransformerDebuggerServiceStub(self._channel)
@@ -247,7 +253,9 @@ class Client:
 
         Closing the iterator cancels the call.
         """
-        request = encoding.debug_request(self._resolved(sub_requests, timeout), request_id=request_id)
+        request = encoding.debug_request(
+            self._resolved(sub_requests, timeout), request_id=request_id, priority=self._priority
+        )
         yield from self._events(self._debugger.StreamDebug, request, sub_requests, timeout)
 
     def stream_infer(
@@ -258,7 +266,9 @@ class Client:
         request_id: str = "",
     ) -> Generator[Event]:
         """Yields the events of general sub-requests as they arrive; as stream_debug."""
-        request = encoding.infer_request(self._resolved(sub_requests, timeout), request_id=request_id)
+        request = encoding.infer_request(
+            self._resolved(sub_requests, timeout), request_id=request_id, priority=self._priority
+        )
         yield from self._events(self._debugger.StreamInfer, request, sub_requests, timeout)
 
     def estimate(

@@ -37,7 +37,11 @@ from tdb_client.value_check import check_text
 
 
 def debug_request(
-    sub_requests: Sequence[DebugSubRequest], *, request_id: str = "", validate_only: bool = False
+    sub_requests: Sequence[DebugSubRequest],
+    *,
+    request_id: str = "",
+    validate_only: bool = False,
+    priority: int = 0,
 ) -> service_pb2.DebugRequest:
     """The message for debug sub-requests.
 
@@ -50,11 +54,16 @@ def debug_request(
         sub_requests=[_debug_sub_request(one) for one in sub_requests],
         request_id=request_id,
         validate_only=validate_only,
+        priority=priority,  # type: ignore[arg-type]  # its number
     )
 
 
 def infer_request(
-    sub_requests: Sequence[InferenceSubRequest], *, request_id: str = "", validate_only: bool = False
+    sub_requests: Sequence[InferenceSubRequest],
+    *,
+    request_id: str = "",
+    validate_only: bool = False,
+    priority: int = 0,
 ) -> service_pb2.InferRequest:
     """The message for general sub-requests.
 
@@ -67,6 +76,7 @@ def infer_request(
         sub_requests=[_inference_sub_request(one) for one in sub_requests],
         request_id=request_id,
         validate_only=validate_only,
+        priority=priority,  # type: ignore[arg-type]  # its number
     )
 
 

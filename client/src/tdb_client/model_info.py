@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from transformer_debugger.v1 import model_service_pb2
 from transformer_debugger.v1.activation_pb2 import ActivationLocationType
+from transformer_debugger.v1.call_pb2 import Priority
 from transformer_debugger.v1.derived_scalar_pb2 import DerivedScalarType
 from transformer_debugger.v1.tensor_pb2 import DType
 
@@ -54,6 +55,7 @@ class Limits:
     max_target_tokens: int
     max_buffered_bytes: int
     max_spool_bytes: int
+    max_priority: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,4 +156,5 @@ def _autoencoder(message: model_service_pb2.AutoencoderInfo) -> AutoencoderInfo:
 
 
 def _limits(message: model_service_pb2.Limits) -> Limits:
-    return Limits(**{field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields})
+    fields = {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
+    return Limits(**fields | {"max_priority": enum_name(Priority, message.max_priority)})

@@ -39,7 +39,7 @@ def _make_token(wanted: NewToken) -> None:
     """The token for its owner to stderr, what the server keeps of it to stdout."""
     token = new_token()
     sys.stderr.write(f"the token of {wanted.name}, shown only now: {token}\n")
-    sys.stdout.write(token_entry(wanted.name, token, wanted.limits))
+    sys.stdout.write(token_entry(wanted.name, token, wanted.limits, wanted.weight, wanted.tenant))
 
 
 def _http_maker(settings: Settings) -> Callable[[Parts], OtherFace] | None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tdb_server.domain.caller import CallerLimits
-from tdb_server.flags import Flags, at_least, byte_size, name_list, positive_seconds
+from tdb_server.domain.priority import Priority
+from tdb_server.flags import Flags, at_least, byte_size, name_list, positive_number, positive_seconds
 
 _TOKEN_EXAMPLE = """\
 The token goes to stderr, once; the file's entry, with a hash in place of the token, to stdout:
@@ -45,6 +46,7 @@ class Security:
         max_head_seconds: from connecting, or from the first byte, to the end of a request's head; also for
             the handshakes of TLS and gRPC.
         max_body_seconds: for a request's body over HTTP, and how long a client may take nothing of an answer.
+        trusted_proxies: networks of proxies that are believed when they say for whom they call.
     """
 
     tls_certificate: Path | None = None
@@ -60,6 +62,7 @@ class Security:
     max_connection_idle_seconds: float = 900.0
     max_head_seconds: float = 10.0
     max_body_seconds: float = 20.0
+    trusted_proxies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ class NewToken:
 
     name: str
     limits: CallerLimits
+    weight: float = 1.0
+    tenant: str | None = None
 
 
 def add_security_flags(flags: Flags) -> None:
@@ -78,6 +83,13 @@ def add_security_flags(flags: Flags) -> None:
     flags.add("--tls-client-ca", Path, None, "PEM", "authorities: clients must show a certificate of theirs")
     flags.add("--tls-client-names", name_list, (), "NAME,..", "one of which certificates must have")
     flags.add("--token-file", Path, None, "TOML", "tokens that may call; see `tdb-server token`")
+    flags.add(
+        "--trusted-proxies",
+        network_list,
+        (),
+        "NETWORK,..",
+        "proxies, as addresses or networks, whose X-Forwarded-For says who calls",
+    )
     flags.add_switch("--allow-plaintext", "listen for other machines without TLS")
     flags.add(
         "--allowed-hosts", host_list, (), "NAME,..", "hosts to answer to over HTTP; *.NAME for any below"
@@ -129,6 +141,7 @@ def read_security(told: argparse.Namespace) -> Security:
         max_connection_idle_seconds=told.max_connection_idle_seconds,
         max_head_seconds=told.max_head_seconds,
         max_body_seconds=told.max_body_seconds,
+        trusted_proxies=told.trusted_proxies,
     )
 
 
@@ -140,6 +153,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def network_list(text: str) -> tuple[str, ...]:
+    """Networks, or single addresses, separated by commas."""
+    return tuple(str(ipaddress.ip_network(one)) for one in name_list(text))
 
 
 def add_token_command(commands: Any) -> None:
@@ -159,12 +177,33 @@ def add_token_command(commands: Any) -> None:
     token.add_argument(
         "--max-activation-bytes", type=byte_size, metavar="N", help="estimated bytes of activations of a call"
     )
+    token.add_argument(
+        "--max-priority",
+        choices=[one.value for one in Priority],
+        default=Priority.INTERACTIVE.value,
+        help="the highest that calls get",
+    )
+    token.add_argument(
+        "--weight",
+        type=positive_number,
+        default=1.0,
+        metavar="W",
+        help="share of the devices' time, beside 1 of others (default: 1)",
+    )
+    token.add_argument(
+        "--tenant", type=token_name, metavar="NAME", help="callers of one tenant share cached results"
+    )
 
 
 def read_new_token(told: argparse.Namespace) -> NewToken:
     """What `token` was told."""
-    limits = CallerLimits(told.max_concurrent_calls, told.calls_per_minute, told.max_activation_bytes)
-    return NewToken(told.name, limits)
+    limits = CallerLimits(
+        told.max_concurrent_calls,
+        told.calls_per_minute,
+        told.max_activation_bytes,
+        Priority(told.max_priority),
+    )
+    return NewToken(told.name, limits, told.weight, told.tenant)
 
 
 def host_list(text: str) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from tdb_client.cli.arguments import parse
 from tdb_client.cli.exit_codes import MEANINGS, ExitCode
 from tdb_client.cli.help_text import EXAMPLES, FIRST_STEPS
 from tdb_client.cli.progress import shown_progress
+from transformer_debugger.v1.call_pb2 import PRIORITY_INTERACTIVE, PRIORITY_SWEEP
 
 from tests.unit.client.fake_service import BUSY, NODES, REFUSED, SLOW, FakeService
 
@@ -50,6 +51,13 @@ def test_ablations_are_run_side_by_side(fake: Fake, capsys: Output) -> None:
     assert [one.value for one in ablated.node_ablations] == [0, 2.5, 0]
     assert ablated.hide_early_layers_when_ablating
     assert "difference -1.500" in capsys.readouterr().out
+
+
+def test_sweeps_let_others_go_first(fake: Fake) -> None:
+    for arguments in (DEBUG, [*DEBUG, "--priority", "sweep"], ["--priority", "sweep", *DEBUG]):
+        assert main(["--server", fake[0], *arguments]) == 0
+    told = [one.priority for one in fake[1].requests if hasattr(one, "priority")]
+    assert told == [PRIORITY_INTERACTIVE, PRIORITY_SWEEP, PRIORITY_SWEEP]
 
 
 def test_trace_explains_a_node(fake: Fake, capsys: Output) -> None:

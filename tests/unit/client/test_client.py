@@ -27,12 +27,14 @@ from tdb_client import (
     Started,
     Tls,
     UnavailableError,
+    UnknownNameError,
     UnreachableError,
     Values,
     attention,
     head,
 )
 from tdb_client.attention import attention_requests
+from transformer_debugger.v1.call_pb2 import PRIORITY_INTERACTIVE, PRIORITY_SWEEP
 
 from tests.unit.client.fake_service import (
     BROKEN,
@@ -105,6 +107,22 @@ async def test_async_debug_answers_the_same(fake: Fake) -> None:
     assert result.nodes.words == same.nodes.words
     assert list(scalars[0].results) == ["attention", "scalars"]
     assert isinstance(events[-1], Finished)
+
+
+async def test_all_calls_have_the_clients_priority(fake: Fake) -> None:
+    server, service = fake
+    for words, told in (({}, PRIORITY_INTERACTIVE), ({"priority": "sweep"}, PRIORITY_SWEEP)):
+        service.requests.clear()
+        with Client(server, **words) as client:  # type: ignore[arg-type]
+            client.debug("When Mary gave to", " Mary")
+            client.infer([InferenceSubRequest("p")])
+        async with AsyncClient(server, **words) as other:  # type: ignore[arg-type]
+            await other.debug("When Mary gave to", " Mary")
+            await other.infer([InferenceSubRequest("p")])
+        assert [one.priority for one in service.requests] == [told] * 4
+    for kind in (Client, AsyncClient):
+        with pytest.raises(UnknownNameError, match="priority 'urgent'; it is one of interactive, sweep"):
+            kind(server, priority="urgent")
 
 
 def test_the_other_methods(fake: Fake) -> None:

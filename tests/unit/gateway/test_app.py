@@ -22,6 +22,7 @@ from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.http.host_check import AllowedHosts, HostCheck
 from tdb_server.service.http.listener import HttpListener
 from tdb_server.service.open_calls import OpenCalls
+from transformer_debugger.v1.call_pb2 import PRIORITY_INTERACTIVE, PRIORITY_SWEEP, PRIORITY_UNSPECIFIED
 from transformer_debugger.v1.model_service_pb2 import ModelInfo
 from transformer_debugger.v1.transformer_debugger_service_pb2 import (
     DebugRequest,
@@ -41,11 +42,13 @@ class StandIn:
 
     def __init__(self) -> None:
         self.error: Exception | None = None
+        self.priorities: list[int] = []
         self.delay_seconds = 0.0
         self.cancelled = asyncio.Event()
         self.has_begun = asyncio.Event()
 
     async def debug(self, request: DebugRequest) -> DebugResponse:
+        self.priorities.append(request.priority)
         self.has_begun.set()
         try:
             await asyncio.sleep(self.delay_seconds)
@@ -60,6 +63,7 @@ class StandIn:
         return response
 
     async def infer(self, request: InferRequest) -> InferResponse:
+        self.priorities.append(request.priority)
         response = InferResponse()
         for one in request.sub_requests:
             sub_response = response.sub_responses.add(token_strings=[one.inference_spec.prompt])
@@ -133,6 +137,31 @@ async def test_endpoints_of_one_spec(client: Client, endpoint: str) -> None:
     found = (await client.post(f"/{endpoint}", json=body)).json()
     assert tokens(found) == ["Hi"]
     assert set(found) == {"inferenceAndTokenData", f"{key}ResponseData"}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body"),
+    [
+        ("batched_tdb", debug_body()),
+        ("batched", {"inferenceSubRequests": []}),
+        ("derived_scalars", {"inferenceRequestSpec": {"prompt": "Hi"}}),
+    ],
+)
+async def test_a_header_says_how_urgent_a_request_is(
+    client: Client, backend: StandIn, endpoint: str, body: dict[str, Any]
+) -> None:
+    for told in ({}, {"tdb-priority": "interactive"}, {"Tdb-Priority": "sweep"}):
+        await client.post(f"/{endpoint}", json=body, headers=told)
+    assert backend.priorities == [PRIORITY_UNSPECIFIED, PRIORITY_INTERACTIVE, PRIORITY_SWEEP]
+
+
+@pytest.mark.parametrize("told", [["urgent"], [""], ["sweep", "sweep"]])
+async def test_priorities_that_are_none(client: Client, backend: StandIn, told: list[str]) -> None:
+    headers = [("tdb-priority", one) for one in told]
+    response = await client.post("/batched_tdb", json=debug_body(), headers=headers)
+    assert response.status_code == 400
+    assert response.json() == {"message": "tdb-priority: must be one of interactive, sweep"}
+    assert backend.priorities == []
 
 
 async def test_model_info_needs_no_body(client: Client) -> None:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tdb_server.errors import InvalidRequest
+from tdb_server.gateway.json_processing import SINGLE_SPECS
 from tdb_server.gateway.openapi import openapi_document
 from tdb_server.gateway.records import RECORD_ANSWERS
 
@@ -81,6 +82,15 @@ def test_names_are_the_references() -> None:
     assert not {"Place", "DerivedScalar", "MlpComponent"} & set(SCHEMAS)
     assert all(schema["title"] == name for name, schema in SCHEMAS.items())
     assert "topAndBottomKForNodeTable" in SCHEMAS["TdbRequestSpec"]["properties"]
+
+
+def test_what_is_computed_has_a_priority() -> None:
+    told = {name for name in DOCUMENT["paths"] if "parameters" in operation(name[1:])}
+    single = {f"/{name}" for name in SINGLE_SPECS}
+    assert told == {"/batched_tdb", "/batched"} | single
+    (parameter,) = operation("batched_tdb")["parameters"]
+    assert (parameter["in"], parameter["name"]) == ("header", "tdb-priority")
+    assert parameter["schema"]["enum"] == ["interactive", "sweep"]
 
 
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: f"{path.parent.name}/{path.name}")

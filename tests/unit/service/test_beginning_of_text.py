@@ -147,7 +147,9 @@ def test_prompts_of_one_call_are_compared_with_it(adding: Tokenizer) -> None:
 def test_cost_and_cache_tell_with_from_without(adding: Tokenizer, make: object) -> None:
     with_bos, without = (parse(asked(make, one), tokenizer=adding) for one in (True, False))
     written = parse(asked(make, False, BOS_TEXT + PROMPT), tokenizer=adding)
-    assert len({cache_key("0", one) for one in (with_bos, without, written)}) == 3
-    assert cache_key("0", with_bos) == cache_key("0", parse(asked(make, None), tokenizer=adding))
+    assert len({cache_key("anyone", "0", one) for one in (with_bos, without, written)}) == 3
+    assert cache_key("anyone", "0", with_bos) == cache_key(
+        "anyone", "0", parse(asked(make, None), tokenizer=adding)
+    )
     costs = [estimated_cost(model(), one).activation_bytes for one in (with_bos, without, written)]
     assert costs[0] == costs[2] > costs[1]

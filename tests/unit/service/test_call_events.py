@@ -7,14 +7,19 @@ from contextlib import nullcontext
 
 import pytest
 from tdb_server.domain.budget import Budget
+from tdb_server.domain.caller import Caller, CallerLimits
 from tdb_server.domain.node import Nodes
+from tdb_server.domain.priority import Priority
 from tdb_server.domain.results import Finished, MultipleTopKResult, NamedResult, ObjectiveValues
+from tdb_server.errors import InvalidRequest
 from tdb_server.service.call_events import CallEvents, IncompleteAnswer
+from tdb_server.service.caller import answer_to
 from tdb_server.service.debugger_service import DebuggerService
 from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.served_model import ModelSlot, ServedModel
-from tdb_server.workers.ticket import Event, TakenUp
-from transformer_debugger.v1.transformer_debugger_service_pb2 import StreamDebugResponse
+from tdb_server.workers.ticket import Event, TakenUp, Terms
+from transformer_debugger.v1.call_pb2 import PRIORITY_INTERACTIVE, PRIORITY_SWEEP, PRIORITY_UNSPECIFIED
+from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest, StreamDebugResponse
 
 from tests.unit.service.tiny_requests import LIMITS, TOKENIZER, debug, model
 
@@ -27,13 +32,18 @@ class Lossy:
 
     def __init__(self, lost: Sequence[str]) -> None:
         self._lost = lost
+        self.terms: Terms | None = None
 
-    def check_room(self, caller: object) -> None: ...
+    def check_room(self, caller: object, priority: object) -> None: ...
+
+    def open_call(self, caller: object) -> nullcontext[None]:
+        return nullcontext()
 
     def call_without_worker(self, caller: object) -> nullcontext[None]:
         return nullcontext()
 
     async def submit(self, call, cost, terms) -> AsyncIterator[Event]:
+        self.terms = terms
         yield TakenUp(0.0)
         for index, one in enumerate(call.sub_requests):
             if VALUES not in self._lost:
@@ -45,14 +55,20 @@ class Lossy:
 
 
 def service(*lost: str) -> DebuggerService:
+    return service_of(Lossy(lost))
+
+
+def service_of(scheduler: Lossy) -> DebuggerService:
     slot = ModelSlot()
     slot.fill(ServedModel(model(), TOKENIZER, LIMITS))
     threads = FairThreads(Budget(LIMITS.max_buffered_bytes, "memory", "BUFFERS_FULL"))
-    return DebuggerService(CallEvents(slot, Lossy(lost), threads), LIMITS.max_response_bytes)
+    return DebuggerService(CallEvents(slot, scheduler, threads), LIMITS.max_response_bytes)
 
 
-async def streamed(service: DebuggerService) -> list[StreamDebugResponse]:
-    return [message async for message in service.StreamDebug(debug(), None)]
+async def streamed(
+    service: DebuggerService, request: DebugRequest | None = None
+) -> list[StreamDebugResponse]:
+    return [message async for message in service.StreamDebug(request or debug(), None)]
 
 
 async def test_the_last_message_of_a_stream_counts_them_all():
@@ -84,6 +100,35 @@ async def test_a_message_that_is_lost_on_the_way_into_an_answer_is_missed(monkey
     monkeypatch.setattr(CallEvents, "answer", without_the_third)
     with pytest.raises(IncompleteAnswer):
         await service().Debug(debug(), None)
+
+
+@pytest.mark.parametrize(
+    ("told", "allowed", "given"),
+    [
+        (PRIORITY_UNSPECIFIED, Priority.INTERACTIVE, Priority.INTERACTIVE),
+        (PRIORITY_INTERACTIVE, Priority.INTERACTIVE, Priority.INTERACTIVE),
+        (PRIORITY_SWEEP, Priority.INTERACTIVE, Priority.SWEEP),
+        (PRIORITY_UNSPECIFIED, Priority.SWEEP, Priority.SWEEP),
+        (PRIORITY_INTERACTIVE, Priority.SWEEP, Priority.SWEEP),
+        (PRIORITY_SWEEP, Priority.SWEEP, Priority.SWEEP),
+    ],
+)
+async def test_a_call_is_as_urgent_as_it_says_and_its_caller_may(told, allowed, given):
+    answer_to(Caller("alice", CallerLimits(max_priority=allowed)))
+    request, scheduler = debug(), Lossy(())
+    request.priority = told
+    await streamed(service_of(scheduler), request)
+    assert scheduler.terms is not None
+    assert scheduler.terms.priority is given
+
+
+async def test_a_priority_that_is_none():
+    request = debug()
+    request.priority = 7
+    with pytest.raises(InvalidRequest) as caught:
+        await streamed(service(), request)
+    (violation,) = caught.value.violations
+    assert (violation.field, violation.reason) == ("priority", "UNKNOWN_ENUM_VALUE")
 
 
 async def _numbered(

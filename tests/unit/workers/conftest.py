@@ -10,8 +10,10 @@ import pytest
 from tdb_server.domain.call import Call
 from tdb_server.domain.caller import Caller
 from tdb_server.domain.cost import Cost
+from tdb_server.domain.priority import Priority
 from tdb_server.domain.requests import InferenceSpec, InferenceSubRequest
 from tdb_server.domain.results import CallEvent, Finished, ObjectiveValues
+from tdb_server.workers.device_time import Pace
 from tdb_server.workers.event_buffer import EventBuffer
 from tdb_server.workers.messages import BatchEnded, CallProgress, CancelCall, RunBatch
 from tdb_server.workers.scheduler import Scheduler
@@ -29,10 +31,23 @@ def make_cost(activation_bytes: int = 100) -> Cost:
     return Cost(activation_bytes, response_bytes=0, least_response_bytes=0)
 
 
-def make_ticket(caller: str = "anyone", n_tokens: int = 4, n_rows: int = 1, **fields: object) -> Ticket:
-    return Ticket(
-        make_call(n_tokens, n_rows), make_cost(), Terms(Caller(caller)), EventBuffer(1000), **fields
-    )
+def make_ticket(
+    caller: str | Caller = "anyone",
+    n_tokens: int = 4,
+    n_rows: int = 1,
+    priority: Priority = Priority.INTERACTIVE,
+    cost: Cost | None = None,
+    **fields: object,
+) -> Ticket:
+    terms = Terms(Caller(caller) if isinstance(caller, str) else caller, priority=priority)
+    return Ticket(make_call(n_tokens, n_rows), cost or make_cost(), terms, EventBuffer(1000), **fields)
+
+
+def make_pace(seconds_per_byte: float = 1e-9) -> Pace:
+    """Of a worker that has done a lot."""
+    pace = Pace()
+    pace.saw(1e15, 1e15 * seconds_per_byte)
+    return pace
 
 
 @dataclass(eq=False)

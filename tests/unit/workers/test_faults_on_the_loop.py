@@ -20,7 +20,7 @@ from tdb_server.workers.batching import BatchRule
 from tdb_server.workers.event_buffer import EventBuffer
 from tdb_server.workers.fair_queue import FairQueue
 from tdb_server.workers.messages import BatchEnded, CallProgress, CancelCall, OutOfMemory, RunBatch
-from tdb_server.workers.result_cache import Recording, ResultCache
+from tdb_server.workers.result_cache import CacheKey, Recording, ResultCache
 from tdb_server.workers.scheduler import Scheduler
 from tdb_server.workers.station import Station
 from tdb_server.workers.ticket import TakenUp, Terms, Ticket
@@ -116,6 +116,7 @@ def is_whole(events: list[object]) -> bool:
         (Station, "waits_until"),
         (FairQueue, "take_batch"),
         (FairQueue, "put_back"),
+        (FairQueue, "settle"),
         (BatchRule, "fits"),
         (DiligentWorker, "send"),
         (Scheduler, "_after_failure"),
@@ -128,7 +129,7 @@ def is_whole(events: list[object]) -> bool:
 async def test_no_fault_is_silent(monkeypatch, owner, name, turn):
     monkeypatch.setattr(scheduler_module, "HANG_SECONDS", 0.2)
     measured = []
-    rule = BatchRule(max_tokens=16, max_activation_bytes=10**9, max_wait_seconds=0.01)
+    rule = BatchRule(max_tokens=16, max_activation_bytes=10**9, max_wait_seconds=0.01, max_seconds=2.0)
     scheduler = Scheduler(Limits(), rule, 100, ResultCache(10_000), measured.append)
     DiligentWorker(scheduler)
     fail_at(monkeypatch, owner, name, turn)
@@ -136,9 +137,10 @@ async def test_no_fault_is_silent(monkeypatch, owner, name, turn):
     async with asyncio.timeout(60):
         outcomes = []
         for number in range(0, N_CALLS, 4):
+            keys = [CacheKey("anyone", bytes((number + one,))) for one in range(4)]
             terms = [
-                Terms(Caller("anyone"), in_pieces=bool(one % 2), cache_key=bytes((number + one,)))
-                for one in range(4)
+                Terms(Caller("anyone"), in_pieces=bool(one % 2), cache_key=key)
+                for one, key in enumerate(keys)
             ]
             outcomes += await asyncio.gather(
                 *(ask(scheduler, make_call(), one) for one in terms), return_exceptions=True
@@ -150,6 +152,7 @@ async def test_no_fault_is_silent(monkeypatch, owner, name, turn):
     monkeypatch.undo()
     assert not scheduler._open_tickets
     assert len(scheduler._queue) == 0
+    assert not scheduler._queue._estimates
     assert is_whole(await ask(scheduler, make_call(), Terms(Caller("anyone"))))
 
 
@@ -157,7 +160,7 @@ async def test_what_cannot_be_counted_disturbs_nobody():
     def failing(_):
         raise Fault
 
-    rule = BatchRule(max_tokens=16, max_activation_bytes=10**9, max_wait_seconds=0.01)
+    rule = BatchRule(max_tokens=16, max_activation_bytes=10**9, max_wait_seconds=0.01, max_seconds=2.0)
     scheduler = Scheduler(Limits(), rule, 100, ResultCache(0), failing)
     DiligentWorker(scheduler)
     for _ in range(3):

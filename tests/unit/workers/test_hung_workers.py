@@ -48,7 +48,7 @@ ENDLESS = "import re; re.match('(a*)*b', 'a' * 100)"
 
 
 def make_scheduler() -> Scheduler:
-    return Scheduler(Limits(), BatchRule(1024, 1 << 33, 0.0), 64, ResultCache(0))
+    return Scheduler(Limits(), BatchRule(1024, 1 << 33, 0.0, 2.0), 64, ResultCache(0))
 
 
 @asynccontextmanager

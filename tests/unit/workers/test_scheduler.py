@@ -9,18 +9,21 @@ from tdb_server.domain.call import Call
 from tdb_server.domain.caller import Caller, CallerLimits
 from tdb_server.domain.cost import Cost
 from tdb_server.domain.limits import Limits
+from tdb_server.domain.priority import Priority
 from tdb_server.domain.results import Finished, ObjectiveValues
 from tdb_server.errors import Internal, OverLimit, ResponseTooLarge, Unavailable
 from tdb_server.workers import scheduler as scheduler_module
 from tdb_server.workers.batching import BatchRule
+from tdb_server.workers.measures import BatchMeasure, OnBatch, measure_nothing
 from tdb_server.workers.messages import CallProgress, OutOfMemory
-from tdb_server.workers.result_cache import ResultCache
+from tdb_server.workers.result_cache import CacheKey, ResultCache
 from tdb_server.workers.scheduler import MAX_DEATHS, Scheduler
 from tdb_server.workers.ticket import TakenUp, Terms, Unary
 
 from tests.unit.workers.conftest import make_call, make_cost
 
 ANYONE = Caller("anyone")
+KEY = CacheKey("anyone", b"key")
 WHOLE = Terms(ANYONE, in_pieces=False)
 IN_PIECES = Terms(ANYONE)
 
@@ -31,14 +34,17 @@ def make_scheduler(
     wait: float = 0.0,
     max_calls_per_caller: int = 100,
     cache_bytes: int = 0,
+    on_batch: OnBatch = measure_nothing,
 ) -> Scheduler:
-    rule = BatchRule(max_tokens, max_activation_bytes=10**9, max_wait_seconds=wait)
-    return Scheduler(limits or Limits(), rule, max_calls_per_caller, ResultCache(cache_bytes))
+    rule = BatchRule(max_tokens, max_activation_bytes=10**9, max_wait_seconds=wait, max_seconds=10.0)
+    return Scheduler(limits or Limits(), rule, max_calls_per_caller, ResultCache(cache_bytes), on_batch)
 
 
-async def run(scheduler: Scheduler, call: Call | None = None, terms: Terms = WHOLE) -> list[object]:
+async def run(
+    scheduler: Scheduler, call: Call | None = None, terms: Terms = WHOLE, cost: Cost | None = None
+) -> list[object]:
     """All events of a call."""
-    async with aclosing(scheduler.submit(call or make_call(), make_cost(), terms)) as events:
+    async with aclosing(scheduler.submit(call or make_call(), cost or make_cost(), terms)) as events:
         return [event async for event in events]
 
 
@@ -76,7 +82,7 @@ async def test_a_call_runs_and_its_events_come_in_order(make_worker):
 async def test_a_call_of_which_something_was_lost_fails(make_worker):
     scheduler = make_scheduler(cache_bytes=10_000)
     worker = make_worker(scheduler)
-    for terms in (Terms(ANYONE, cache_key=b"key"), WHOLE):
+    for terms in (Terms(ANYONE, cache_key=KEY), WHOLE):
         call = make_call()
         (task,) = await start(run(scheduler, call, terms))
         worker.say(call, ObjectiveValues(0, 1.5, None))
@@ -225,6 +231,80 @@ async def test_callers_have_limits_of_their_own(make_worker):
     await asyncio.gather(*tasks)
 
 
+async def test_nobody_can_fill_the_queue(make_worker):
+    scheduler = make_scheduler(Limits(max_queue_length=3))
+    worker = make_worker(scheduler)
+    flood = await start(*(run(scheduler) for _ in range(4)))
+    other = Terms(Caller("someone else"), in_pieces=False)
+    (light,) = await start(run(scheduler, terms=other))
+    assert scheduler.n_displaced == 1
+    with pytest.raises(OverLimit) as refused:
+        await flood[3]
+    assert (refused.value.reason, refused.value.retry_after_seconds) == ("QUEUE_FULL", 1.0)
+    for _ in range(3):
+        worker.answer()
+    await asyncio.gather(light, *flood[:3])
+
+
+async def test_connections_of_a_caller_share_its_places(make_worker):
+    scheduler = make_scheduler(max_calls_per_caller=3)
+    worker = make_worker(scheduler)
+    flood = await start(*(run(scheduler) for _ in range(3)))
+    beside = Terms(Caller("anyone", connection="another"), in_pieces=False)
+    (light,) = await start(run(scheduler, terms=beside))
+    with pytest.raises(OverLimit):
+        await flood[2]
+    for _ in range(2):
+        worker.answer()
+    await asyncio.gather(light, *flood[:2])
+
+
+async def test_a_light_call_has_the_next_turn(make_worker):
+    """And is not put into a batch with heavy ones."""
+    scheduler = make_scheduler()
+    worker = make_worker(scheduler)
+    scheduler._pace.saw(1e9, 1.0)
+    heavy = await start(*(run(scheduler, terms=Terms(Caller("a")), cost=make_cost(10**9)) for _ in range(4)))
+    call = make_call()
+    (light,) = await start(run(scheduler, call, Terms(Caller("b"), in_pieces=False)))
+    worker.answer()
+    assert worker.batches[1].calls == (call,)
+    while not all(task.done() for task in heavy):
+        worker.answer()
+        await settle()
+    await asyncio.gather(light, *heavy)
+
+
+async def test_equal_callers_share_one_batch(make_worker):
+    scheduler = make_scheduler()
+    worker = make_worker(scheduler)
+    for _ in range(3):
+        (first,) = await start(run(scheduler))
+        tasks = await start(
+            *(run(scheduler, terms=Terms(Caller(str(number)), in_pieces=False)) for number in range(8))
+        )
+        worker.answer()
+        worker.answer()
+        await asyncio.gather(first, *tasks)
+    assert worker.n_calls == [1, 8, 1, 8, 1, 8]
+
+
+async def test_what_a_batch_has_taken_is_shared_out(make_worker):
+    measured: list[BatchMeasure] = []
+    scheduler = make_scheduler(on_batch=measured.append)
+    worker = make_worker(scheduler)
+    scheduler._pace.saw(1e12, 1.0)
+    (first,) = await start(run(scheduler))
+    alice = Terms(Caller("alice", has_token=True), in_pieces=False)
+    tasks = await start(run(scheduler, terms=alice), run(scheduler))
+    worker.answer()
+    worker.answer()
+    await asyncio.gather(first, *tasks)
+    assert measured[1].n_calls == 2
+    assert measured[1].caller_seconds.keys() == {"alice", ""}
+    assert sum(measured[1].caller_seconds.values()) == pytest.approx(measured[1].seconds)
+
+
 async def test_refused_when_too_dear(make_worker):
     scheduler = make_scheduler(Limits(max_activation_bytes=99))
     make_worker(scheduler)
@@ -370,7 +450,7 @@ async def test_a_fault_in_company_is_tried_again_alone(make_worker):
 async def test_results_are_kept_for_equal_calls(make_worker):
     scheduler = make_scheduler(cache_bytes=10_000)
     worker = make_worker(scheduler)
-    terms = Terms(ANYONE, in_pieces=True, cache_key=b"key")
+    terms = Terms(ANYONE, in_pieces=True, cache_key=KEY)
     (task,) = await start(run(scheduler, terms=terms))
     worker.answer()
     computed = await task
@@ -381,10 +461,22 @@ async def test_results_are_kept_for_equal_calls(make_worker):
     assert kept[-1] == Finished()
 
 
+async def test_kept_results_are_no_way_past_the_own_limit(make_worker):
+    scheduler = make_scheduler(cache_bytes=10_000)
+    worker = make_worker(scheduler)
+    (task,) = await start(run(scheduler, terms=Terms(ANYONE, cache_key=KEY)))
+    worker.answer()
+    await task
+    small = Caller("anyone", CallerLimits(max_activation_bytes=99))
+    with pytest.raises(OverLimit) as refused:
+        await run(scheduler, terms=Terms(small, cache_key=KEY))
+    assert refused.value.reason == "COST_TOO_HIGH"
+
+
 async def test_nothing_is_kept_of_a_call_that_failed(make_worker):
     scheduler = make_scheduler(cache_bytes=10_000)
     worker = make_worker(scheduler)
-    terms = Terms(ANYONE, cache_key=b"key")
+    terms = Terms(ANYONE, cache_key=KEY)
     call = make_call()
     (task,) = await start(run(scheduler, call, terms))
     worker.say(call, ObjectiveValues(0, 1.0, None))
@@ -416,7 +508,7 @@ async def test_calls_without_a_worker_count_as_calls(make_worker):
     await start(run(scheduler))
     with scheduler.call_without_worker(ANYONE):
         with pytest.raises(OverLimit, match="more than 2 calls of anyone"):
-            scheduler.check_room(ANYONE)
+            scheduler.check_room(ANYONE, Priority.INTERACTIVE)
         with pytest.raises(OverLimit), scheduler.call_without_worker(ANYONE):
             pass
     with scheduler.call_without_worker(ANYONE):

@@ -23,6 +23,12 @@ def add_connection(parser: argparse.ArgumentParser, *, is_default: bool) -> None
         help=f"server to ask (default: $TDB_SERVER, else {DEFAULT_SERVER})",
     )
     add("--timeout", 120.0, metavar="SECONDS", type=_positive, help="how long a call may take (default: 120)")
+    add(
+        "--priority",
+        "interactive",
+        choices=["interactive", "sweep"],
+        help="sweep, for one of many calls, lets others go first (default: interactive)",
+    )
     add("--token-file", None, metavar="FILE", type=Path, help="file with the bearer token")
     add("--tls", False, action="store_true", help="use TLS; implied by the following")
     add("--tls-ca", None, metavar="FILE", type=Path, help="certificates that vouch for the server (PEM)")
@@ -58,7 +64,7 @@ def client(options: argparse.Namespace) -> Client:
         OSError: a file cannot be read.
     """
     how = connection(options)
-    return Client(how.server, timeout=how.timeout, tls=how.tls, token=how.token)
+    return Client(how.server, timeout=how.timeout, tls=how.tls, token=how.token, priority=options.priority)
 
 
 def _positive(text: str) -> float:

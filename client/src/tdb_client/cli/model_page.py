@@ -37,7 +37,9 @@ def model_page(model: ModelInfo) -> Group:
         "server": f"{model.server_version}, interface {model.api_version}",
     }
     limits = {
-        one.name.replace("_", " "): f"{getattr(model.limits, one.name):,}" for one in fields(model.limits)
+        one.name.replace("_", " "): value if isinstance(value, str) else f"{value:,}"
+        for one in fields(model.limits)
+        for value in (getattr(model.limits, one.name),)
     }
     return Group(_facts(facts), Text("\nlimits", "dim"), _facts(limits))
 

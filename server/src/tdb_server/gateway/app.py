@@ -73,17 +73,17 @@ def create_gateway(backend: Backend, calls: HttpCalls, hosts: AllowedHosts, serv
     async def as_read(body: Body) -> Answer:
         return Answer(body)
 
-    answers: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Awaitable[Answer]]]] = {
-        "batched_tdb": (debug_request, debug),
-        "batched": (infer_request, infer),
-        "model_info": (lambda _: None, model_info),
-        **{name: (partial(single_infer_request, name), infer_single) for name in SINGLE_SPECS},
-        **{name: (answer, as_read) for name, answer in RECORD_ANSWERS.items()},
+    endpoints = {
+        "batched_tdb": Endpoint(debug_request, debug, has_priority=True),
+        "batched": Endpoint(infer_request, infer, has_priority=True),
+        "model_info": Endpoint(lambda _: None, model_info, has_body=False),
+        **{
+            name: Endpoint(partial(single_infer_request, name), infer_single, has_priority=True)
+            for name in SINGLE_SPECS
+        },
+        **{name: Endpoint(read, as_read, name not in WITHOUT_BODY) for name, read in RECORD_ANSWERS.items()},
     }
-    routes = [
-        Route(f"/{name}", calls.at(Endpoint(read, answer, name not in WITHOUT_BODY)), methods=["POST"])
-        for name, (read, answer) in answers.items()
-    ]
+    routes = [Route(f"/{name}", calls.at(endpoint), methods=["POST"]) for name, endpoint in endpoints.items()]
     document = openapi_document(server_version)
     routes += [
         Route("/", _constant({"name": "transformer-debugger", "documentation": "/openapi.json"})),

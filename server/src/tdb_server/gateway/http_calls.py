@@ -17,8 +17,11 @@ from tdb_server.domain.reason import Reason
 from tdb_server.errors import Cancelled, DeadlineExceeded, FieldViolation, OverLimit, TdbError
 from tdb_server.gateway.http_errors import UnsupportedMediaType, error_response
 from tdb_server.gateway.json_text import PIECE_CHARACTERS, SHORT_BYTES, Body, json_pieces, read_json
+from tdb_server.gateway.priority_header import PRIORITY_HEADER, told_priority
+from tdb_server.service.access.access import Connection
 from tdb_server.service.call_guard import CallGuard
 from tdb_server.service.caller import current_caller
+from tdb_server.service.enum_names import PRIORITIES
 from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.telemetry.call_record import CallRecord
 
@@ -50,11 +53,13 @@ class Endpoint:
         read: makes a request of a parsed body, perhaps beside the event loop; raises `TdbError`.
         answer: answers it; raises `TdbError`.
         has_body: whether requests have one.
+        has_priority: whether what is read is a message with a priority, which a header tells.
     """
 
     read: Callable[[Any], Any]
     answer: Callable[[Any], Awaitable[Answer]]
     has_body: bool = True
+    has_priority: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +90,18 @@ class HttpCalls:
             OverLimit: it is too large; what is too much is never read. Or too much is being read at once.
             DeadlineExceeded: it does not come.
             Cancelled: the client went away.
-            InvalidRequest: it is not JSON, or not what the endpoint reads.
+            InvalidRequest: it is not JSON, or not what the endpoint reads; or its priority is none.
         """
         if not endpoint.has_body:
             return endpoint.read(None)
         _check_headers(request, self.guard.limits.max_request_bytes)
+        priority = told_priority(request.headers.getlist(PRIORITY_HEADER))
+        read = await self._body(request, record, endpoint)
+        if endpoint.has_priority:
+            read.priority = PRIORITIES.number(priority)
+        return read
+
+    async def _body(self, request: Request, record: CallRecord, endpoint: Endpoint) -> Any:
         caller = current_caller().name
         try:
             async with asyncio.timeout(self.max_body_seconds):
@@ -143,7 +155,7 @@ class GuardedEndpoint:
 
         async def answer() -> None:
             owner = guard.access.token_owner(request.headers.getlist("authorization"))
-            with guard.access.admitted(record, owner):
+            with guard.access.admitted(record, owner, _connection(request)):
                 told = await self.calls.read(request, record, self.endpoint)
                 async with guard.in_time():
                     await _unless_disconnected(request, self._answer(told, record, send))
@@ -166,6 +178,11 @@ class GuardedEndpoint:
             await _send(answer.body, record, send)
         finally:
             memory.give_back(caller, answer.n_bytes)
+
+
+def _connection(request: Request) -> Connection:
+    host, port = request.client or ("", 0)
+    return Connection(f"{host} {port}", host, tuple(request.headers.getlist("x-forwarded-for")))
 
 
 async def _send(body: Body, record: CallRecord, send: Send) -> None:

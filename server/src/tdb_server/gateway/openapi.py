@@ -8,8 +8,10 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
+from tdb_server.domain.priority import Priority
 from tdb_server.gateway import json_answers as answers
 from tdb_server.gateway import json_bodies as bodies
+from tdb_server.gateway.priority_header import PRIORITY_HEADER, PRIORITY_NAMES
 
 _SCHEMAS = "#/components/schemas/"
 _REFERENCE_NAMES = {
@@ -20,6 +22,13 @@ _REFERENCE_NAMES = {
     "Place": "ActivationLocationType",
 }
 """Enums that are called otherwise in this program."""
+
+_PRIORITY = {
+    "name": PRIORITY_HEADER,
+    "in": "header",
+    "description": "How urgent the request is, as far as the token allows.",
+    "schema": {"type": "string", "enum": PRIORITY_NAMES, "default": Priority.INTERACTIVE.value},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +157,8 @@ def _operation(name: str, endpoint: _Endpoint) -> dict[str, Any]:
     }
     if endpoint.body is not None:
         operation["requestBody"] = {"required": True, "content": _json(_reference(endpoint.body))}
+    if endpoint.body is not None and endpoint.tag == "inference":
+        operation["parameters"] = [_PRIORITY]
     return operation
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import Protocol
 
 from grpc_health.v1 import health, health_pb2  # type: ignore[import-untyped]
@@ -130,6 +131,8 @@ class App:
         self._files = FileReader([one.look for one in (tokens, self._tls) if one is not None])
         readings = Readings(
             lambda: self._scheduler.n_waiting,
+            lambda: self._scheduler.n_callers_waiting,
+            lambda: self._scheduler.n_displaced,
             lambda: self._pool.n_ready,
             lambda: self._pool.n_restarts,
             n_dropped_lines,
@@ -144,7 +147,7 @@ class App:
             CallGuard(
                 settings.limits,
                 self._calls,
-                Access(tokens, frozenset(settings.security.tls_client_names)),
+                access(settings, tokens),
                 self._reporting.listeners,
                 settings.telemetry.log_prompts,
             ),
@@ -269,6 +272,13 @@ class App:
             await self._health.set(service, status)
 
 
+def access(settings: Settings, tokens: TokenFile | None) -> Access:
+    """Who may call, by the settings."""
+    security = settings.security
+    proxies = [ip_network(one) for one in security.trusted_proxies]
+    return Access(tokens, frozenset(security.tls_client_names), proxies)
+
+
 def token_file(settings: Settings) -> TokenFile | None:
     """The tokens that may call; None where everybody may.
 
@@ -282,7 +292,12 @@ def token_file(settings: Settings) -> TokenFile | None:
 def scheduler(settings: Settings, on_batch: OnBatch) -> Scheduler:
     """The scheduler, with the rules that the settings give."""
     sharing = settings.scheduling
-    rule = BatchRule(sharing.max_batch_tokens, settings.limits.max_activation_bytes, sharing.max_wait_seconds)
+    rule = BatchRule(
+        sharing.max_batch_tokens,
+        settings.limits.max_activation_bytes,
+        sharing.max_wait_seconds,
+        sharing.max_batch_seconds,
+    )
     cache = ResultCache(sharing.cache_bytes)
     return Scheduler(settings.limits, rule, sharing.max_calls_per_caller, cache, on_batch)
 

@@ -16,11 +16,15 @@ from tdb_server.domain.call import Call
 from tdb_server.domain.cost import estimated_cost
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import ModelInfo
+from tdb_server.domain.priority import Priority
+from tdb_server.domain.reason import Reason
 from tdb_server.domain.requests import InferenceSubRequest
 from tdb_server.domain.results import Finished, NamedResult, ObjectiveValues
+from tdb_server.errors import FieldViolation, InvalidRequest
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.service.ablation_messages import ablation_message
 from tdb_server.service.caller import current_caller
+from tdb_server.service.enum_names import PRIORITIES
 from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.long_requests import LONG_REQUEST_BYTES, MEMORY_FACTOR
 from tdb_server.service.served_model import ModelSlot, ServedModel
@@ -77,10 +81,14 @@ class CallEvents:
             TdbError: the request is refused, or failed.
         """
         model, caller, record = self._slot.model(), current_caller(), current_record()
-        if not request.validate_only:
-            self._scheduler.check_room(caller)
+        priority = _priority(request).at_most(caller.limits.max_priority)
         record.named(request.request_id or uuid.uuid4().hex, len(request.sub_requests))
-        with self._scheduler.call_without_worker(caller):
+        if request.validate_only:
+            reading = self._scheduler.call_without_worker(caller)
+        else:
+            self._scheduler.check_room(caller, priority)
+            reading = self._scheduler.open_call(caller)
+        with reading:
             sub_requests = tuple(await self._parsed(request, parse, model))
         cost = estimated_cost(model.info, sub_requests)
         first = new_message()
@@ -100,8 +108,8 @@ class CallEvents:
         prompts = [one.inference.token_ids for one in sub_requests]
         chunk_bytes = None if unary else model.limits.chunk_bytes
         writer = StreamWriter(new_message, model.tokenizer, prompts, chunk_bytes)
-        key = cache_key(model.info.digest, sub_requests)
-        terms = Terms(caller, in_pieces=unary is None, cache_key=key, unary=unary)
+        key = cache_key(caller.cache_owner, model.info.digest, sub_requests)
+        terms = Terms(caller, in_pieces=unary is None, cache_key=key, priority=priority, unary=unary)
         record.submitted()
         async with aclosing(self._scheduler.submit(call, cost, terms)) as events:
             async for message in _messages(events, sub_requests, first, writer, record):
@@ -156,6 +164,20 @@ async def _messages(
                     raise IncompleteAnswer(f"the worker finished without {len(awaited)} results")
                 record.finished_running()
                 yield writer.finished(event, serialize_seconds, n_messages + 1)
+
+
+def _priority(request: DebugRequest | InferRequest) -> Priority:
+    """How urgent a request says it is.
+
+    Raises:
+        InvalidRequest: with a number that this server does not know.
+    """
+    if request.priority == PRIORITIES.unspecified:
+        return Priority.INTERACTIVE
+    if request.priority not in PRIORITIES.members:
+        description = f"{request.priority} is not a value this server knows"
+        raise InvalidRequest([FieldViolation("priority", description, Reason.UNKNOWN_ENUM_VALUE)])
+    return PRIORITIES.members[request.priority]
 
 
 def _put_started(

@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 from transformer_debugger.v1 import (
     activation_pb2,
+    call_pb2,
     derived_scalar_pb2,
     loss_pb2,
     model_service_pb2,
@@ -24,6 +25,7 @@ from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
 from tdb_server.domain.model_info import KernelOutcome, Site
 from tdb_server.domain.node import Dimension, NodeType, PassType
 from tdb_server.domain.place import Place
+from tdb_server.domain.priority import Priority
 from tdb_server.domain.requests import (
     AttentionComponent,
     AttentionTraceType,
@@ -82,3 +84,4 @@ ATTENTION_COMPONENTS = EnumNames(
 )
 SITES = EnumNames(model_service_pb2.AutoencoderSite.items(), "AUTOENCODER_SITE", Site)
 KERNEL_OUTCOMES = EnumNames(model_service_pb2.KernelOutcome.items(), "KERNEL_OUTCOME", KernelOutcome)
+PRIORITIES = EnumNames(call_pb2.Priority.items(), "PRIORITY", Priority)

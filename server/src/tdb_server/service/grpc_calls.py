@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +15,9 @@ from google.protobuf.message import DecodeError
 
 from tdb_server.domain.caller import Caller, CallerLimits
 from tdb_server.errors import FieldViolation, InvalidRequest, OverLimit, TdbError, Unauthenticated
+from tdb_server.service.access.access import Connection
 from tdb_server.service.access.caller_ledger import CallerLedger
+from tdb_server.service.access.client_address import host_of
 from tdb_server.service.call_guard import CallGuard
 from tdb_server.service.error_status import STATUS_DETAILS_KEY, NotImplementedHere, error_status, status_code
 from tdb_server.service.handlers import Convert, answer_of, handler_like, handler_that_refuses
@@ -63,11 +65,10 @@ class GrpcCalls(grpc.aio.ServerInterceptor):
             traceparent=next((str(value) for key, value in told if key == "traceparent"), ""),
             keeps_prompts=self.guard.keeps_prompts,
         )
-        owner = None
+        owner, forwarded_for = None, tuple(_values(told, "x-forwarded-for"))
         try:
             if not method.startswith(OPEN_METHODS):
-                tokens = [str(value) for key, value in told if key == "authorization"]
-                owner = self.guard.access.token_owner(tokens)
+                owner = self.guard.access.token_owner(_values(told, "authorization"))
         except Unauthenticated as error:
             return self._refused_unread(record, error)
         handler = await continuation(handler_call_details)
@@ -75,9 +76,11 @@ class GrpcCalls(grpc.aio.ServerInterceptor):
             return self._refused_unread(record, NotImplementedHere(f"this server has no method /{method}"))
         if not method.startswith(OUR_METHODS):
             return self._recorded(handler, record)
-        return self._guarded(handler, record, owner)
+        return self._guarded(handler, record, owner, forwarded_for)
 
-    def _guarded(self, handler: Handler, record: CallRecord, owner: Caller | None) -> Handler:
+    def _guarded(
+        self, handler: Handler, record: CallRecord, owner: Caller | None, forwarded_for: tuple[str, ...]
+    ) -> Handler:
         answer, is_stream = answer_of(handler), bool(handler.response_streaming)
         serialize = _counting_sent(handler.response_serializer, record)
 
@@ -87,7 +90,9 @@ class GrpcCalls(grpc.aio.ServerInterceptor):
             del raw  # of megabytes, perhaps, and not needed any more once it is read
 
             async def read_and_answer() -> Any:
-                admitted = self.guard.access.admitted(record, owner, _certificate_names(context))
+                connection = Connection(record.peer, host_of(record.peer), forwarded_for)
+                names = _certificate_names(context)
+                admitted = self.guard.access.admitted(record, owner, connection, names)
                 with self._one_of_address(context), admitted:
                     self._report(context)  # for those that are refused, which happens soon
                     request = self._read(handler.request_deserializer, unread.pop())
@@ -152,7 +157,7 @@ class GrpcCalls(grpc.aio.ServerInterceptor):
             raise InvalidRequest([FieldViolation("", description, "MALFORMED_REQUEST")]) from None
 
     def _one_of_address(self, context: Context) -> AbstractContextManager[None]:
-        address, _, _ = context.peer().rpartition(":")
+        address = host_of(context.peer())
         return self._addresses.one_call(Caller(address, CallerLimits(self.max_calls_per_address)))
 
     def _report(self, context: Context) -> None:
@@ -185,6 +190,10 @@ async def _noting_deadlines(answer: Awaitable[Any], record: CallRecord, context:
         is_late = left is not None and left < CALLERS_CLOCK_SECONDS
         record.status = "DEADLINE_EXCEEDED" if is_late else "CANCELLED"
         raise
+
+
+def _values(metadata: Sequence[tuple[str, str | bytes]], key: str) -> list[str]:
+    return [str(value) for name, value in metadata if name == key]
 
 
 def _certificate_names(context: Context) -> list[str]:

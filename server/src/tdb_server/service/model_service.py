@@ -18,6 +18,7 @@ from tdb_server.errors import FailedPrecondition, FieldViolation, InvalidRequest
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.service.beginning_of_text import bos_violations, with_bos
 from tdb_server.service.caller import current_caller
+from tdb_server.service.enum_names import PRIORITIES
 from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.long_requests import LONG_REQUEST_BYTES, MEMORY_FACTOR
 from tdb_server.service.message_survey import MAX_TOKEN_IDS
@@ -51,8 +52,10 @@ class ModelService(ModelServiceServicer):
     async def GetModelInfo(self, request: GetModelInfoRequest, context: Any) -> GetModelInfoResponse:  # noqa: N802
         """See the proto."""
         model = self._slot.model()
-        limits = current_caller().limits.within(model.limits)
+        own = current_caller().limits
+        limits = own.within(model.limits)
         message = model_info_message(model.info, limits, self._server_version)
+        message.limits.max_priority = PRIORITIES.number(own.max_priority)
         put_bos(message, model.tokenizer)
         message.limits.max_prompt_bytes = limits.prompt_bytes(
             model.info.context_length, model.tokenizer.longest_token_bytes

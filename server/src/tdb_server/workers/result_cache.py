@@ -1,11 +1,16 @@
-"""Results of earlier calls. They follow from the weights and the request alone, so equal calls share them."""
+"""Results of earlier calls. They follow from the weights and the request alone, so equal calls share them.
+
+But only calls of one owner do: whether a result is there tells that somebody has asked for it, so nobody may
+see, by the answer or by its time, what others have asked. For the same reason it is the owner with the most
+who loses an entry when room is needed: what others do does not show in what one with little still has.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tdb_server.domain.requests import InferenceSubRequest
 from tdb_server.domain.results import CallEvent, Finished
@@ -15,15 +20,29 @@ MAX_RECORDED_SHARE = 0.25
 EVENT_OVERHEAD_BYTES = 256
 
 
-def cache_key(digest: str, sub_requests: Sequence[InferenceSubRequest]) -> bytes:
-    """Equal for equal sub-requests to equal weights.
+@dataclass(frozen=True, slots=True)
+class CacheKey:
+    """Equal for equal sub-requests of one owner to equal weights.
+
+    Attributes:
+        owner: whose results they are.
+        digest: of sub-requests and weights.
+    """
+
+    owner: str
+    digest: bytes
+
+
+def cache_key(owner: str, digest: str, sub_requests: Sequence[InferenceSubRequest]) -> CacheKey:
+    """Equal for equal sub-requests of one owner to equal weights.
 
     Args:
+        owner: who asks, see `Caller.cache_owner`.
         digest: of the weights.
         sub_requests: what is asked of them.
     """
     # The text of a frozen dataclass names every field, and numbers in full precision.
-    return hashlib.sha256(f"{digest} {tuple(sub_requests)!r}".encode()).digest()
+    return CacheKey(owner, hashlib.sha256(f"{digest} {tuple(sub_requests)!r}".encode()).digest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +51,16 @@ class _Entry:
     n_bytes: int
 
 
+@dataclass(slots=True)
+class _Shelf:
+    """The entries of one owner, the least recently used first."""
+
+    entries: OrderedDict[bytes, _Entry] = field(default_factory=OrderedDict)
+    n_bytes: int = 0
+
+
 class ResultCache:
-    """Least recently used entries go first, to make room for others and for what is being recorded.
+    """Of the owner with the most, the least recently used entry goes first.
 
     Args:
         max_bytes: of everything together; 0 keeps nothing.
@@ -41,7 +68,7 @@ class ResultCache:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
+        self._shelves: defaultdict[str, _Shelf] = defaultdict(_Shelf)
         self._entry_bytes = 0
         self._recorded_bytes = 0
 
@@ -50,35 +77,44 @@ class ResultCache:
         """What all entries and recordings take."""
         return self._entry_bytes + self._recorded_bytes
 
-    def get(self, key: bytes | None) -> Sequence[CallEvent] | None:
+    def get(self, key: CacheKey | None) -> Sequence[CallEvent] | None:
         """The events of an earlier equal call."""
-        if key is None or key not in self._entries:
+        shelf = None if key is None else self._shelves.get(key.owner)
+        if key is None or shelf is None or key.digest not in shelf.entries:
             return None
-        entry = self._entries[key]
-        self._entries.move_to_end(key)
-        return entry.events
+        shelf.entries.move_to_end(key.digest)
+        return shelf.entries[key.digest].events
 
-    def recording(self, key: bytes | None) -> Recording | None:
+    def recording(self, key: CacheKey | None) -> Recording | None:
         """Begins a new entry; None when nothing is to be kept."""
         return None if key is None or not self._max_bytes else Recording(self, key)
 
     def keep(self, recording: Recording) -> None:
         """Makes a complete recording an entry."""
-        entry = _Entry(tuple(recording.events), recording.n_bytes)
+        entry, key = _Entry(tuple(recording.events), recording.n_bytes), recording.key
         recording.give_up()
-        if entry.events and recording.key not in self._entries:
-            self._entries[recording.key] = entry
+        if entry.events and self.get(key) is None:
+            shelf = self._shelves[key.owner]
+            shelf.entries[key.digest] = entry
+            shelf.n_bytes += entry.n_bytes
             self._entry_bytes += entry.n_bytes
 
     def make_room(self, n_bytes: int) -> bool:
         """Drops entries until a recording can have this much more; False when it cannot."""
         if self._recorded_bytes + n_bytes > self._max_bytes * MAX_RECORDED_SHARE:
             return False
-        while self._entries and self.n_bytes + n_bytes > self._max_bytes:
-            _, dropped = self._entries.popitem(last=False)
-            self._entry_bytes -= dropped.n_bytes
+        while self._shelves and self.n_bytes + n_bytes > self._max_bytes:
+            self._drop_one()
         self._recorded_bytes += n_bytes
         return True
+
+    def _drop_one(self) -> None:
+        owner, shelf = max(self._shelves.items(), key=lambda item: item[1].n_bytes)
+        _, dropped = shelf.entries.popitem(last=False)
+        shelf.n_bytes -= dropped.n_bytes
+        self._entry_bytes -= dropped.n_bytes
+        if not shelf.entries:
+            del self._shelves[owner]
 
     def take_back(self, n_bytes: int) -> None:
         """The room that a recording had is free again."""
@@ -94,7 +130,7 @@ class Recording:
         n_bytes: what they take; 0 when it was given up.
     """
 
-    def __init__(self, cache: ResultCache, key: bytes) -> None:
+    def __init__(self, cache: ResultCache, key: CacheKey) -> None:
         self.key = key
         self.events: list[CallEvent] = []
         self.n_bytes = 0

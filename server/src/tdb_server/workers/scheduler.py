@@ -12,7 +12,7 @@ import logging
 import math
 import time
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -21,10 +21,12 @@ from tdb_server.domain.call import Call
 from tdb_server.domain.caller import Caller
 from tdb_server.domain.cost import Cost
 from tdb_server.domain.limits import Limits
+from tdb_server.domain.priority import Priority
 from tdb_server.domain.results import Finished
 from tdb_server.errors import Internal, OverLimit, TdbError, Unavailable
 from tdb_server.workers.answer_room import AnswerRoom
 from tdb_server.workers.batching import BatchRule
+from tdb_server.workers.device_time import Pace
 from tdb_server.workers.event_buffer import EventBuffer
 from tdb_server.workers.fair_queue import FairQueue
 from tdb_server.workers.measures import BatchMeasure, OnBatch, measure_nothing
@@ -54,6 +56,7 @@ class Scheduler:
 
     Attributes:
         memory: for what waits for readers, or to be read.
+        n_displaced: calls that have given up their place in the queue to others so far.
     """
 
     def __init__(
@@ -72,11 +75,18 @@ class Scheduler:
         self.memory = Budget(limits.max_buffered_bytes, "requests and answers in memory", "BUFFERS_FULL")
         self._disk = Budget(limits.max_spool_bytes, "answers that wait on disk", "NO_ROOM_FOR_ANSWER")
         self._queue = FairQueue(rule)
+        self._pace = Pace()
+        self.n_displaced = 0
         self._stations: dict[Worker, Station] = {}
         self._open_calls: Counter[str] = Counter()
         self._open_tickets: set[Ticket] = set()
         self._n_batches = 0
         self._wake_up: asyncio.TimerHandle | None = None
+
+    @property
+    def n_callers_waiting(self) -> int:
+        """Callers that have a call waiting for a worker."""
+        return self._queue.n_callers
 
     @property
     def n_waiting(self) -> int:
@@ -94,42 +104,43 @@ class Scheduler:
             Unavailable: no worker is ready, or the worker died and something of the call had left already.
             Internal: a fault of the worker.
         """
+        self._check_cost(cost, terms.caller)
         known = self._cache.get(terms.cache_key)
         if known is not None:
-            yield TakenUp(0.0, is_cached=True)
-            for one in known:
-                yield one
+            with self.open_call(terms.caller):
+                yield TakenUp(0.0, is_cached=True)
+                for one in known:
+                    yield one
             return
-        self._check_cost(cost, terms.caller)
-        self.check_room(terms.caller)
+        displaced = self.check_room(terms.caller, terms.priority)
         room = self._room(cost, terms.caller)
+        if displaced is not None:
+            self._displace(displaced)
         recording = self._cache.recording(terms.cache_key)
         buffer: EventBuffer[Event] = EventBuffer(self._buffer_bytes, room=room)
         ticket = Ticket(call, cost, terms, buffer, recording)
-        self._open_calls[terms.caller.name] += 1
-        self._open_tickets.add(ticket)
-        try:
-            self._queue.put(ticket)
-            self._dispatch()
-            self._count_active()
-            n_events = 0
-            while not isinstance(event := await ticket.next_event(), Finished):
-                n_events += not isinstance(event, TakenUp)
+        with self.open_call(terms.caller):
+            self._open_tickets.add(ticket)
+            try:
+                self._queue.put(ticket)
+                self._dispatch()
+                self._count_active()
+                n_events = 0
+                while not isinstance(event := await ticket.next_event(), Finished):
+                    n_events += not isinstance(event, TakenUp)
+                    yield event
+                if event.n_events not in (None, n_events):
+                    what = f"{n_events} of {event.n_events} results have come from the worker"
+                    raise self._fault(ticket, what)
+                if recording is not None:
+                    self._cache.keep(recording)
                 yield event
-            if event.n_events not in (None, n_events):
-                raise self._fault(ticket, f"{n_events} of {event.n_events} results have come from the worker")
-            if recording is not None:
-                self._cache.keep(recording)
-            yield event
-        finally:
-            self._open_tickets.discard(ticket)
-            self._open_calls[terms.caller.name] -= 1
-            if not self._open_calls[terms.caller.name]:
-                del self._open_calls[terms.caller.name]
-            if recording is not None:
-                recording.give_up()
-            self._drop(ticket)
-            room.close()
+            finally:
+                self._open_tickets.discard(ticket)
+                if recording is not None:
+                    recording.give_up()
+                self._drop(ticket)
+                room.close()
 
     @property
     def _buffer_bytes(self) -> int:
@@ -145,39 +156,61 @@ class Scheduler:
         reserved = least if least > self._buffer_bytes else 0
         return AnswerRoom(self.memory, self._disk, caller.name, reserved)
 
-    def check_room(self, caller: Caller) -> None:
+    def check_room(self, caller: Caller, priority: Priority) -> Ticket | None:
         """Refuses a call for which there is no room, before any work is put into it.
 
+        Returns:
+            The call that would have to go; None where there is room.
+
         Raises:
-            OverLimit: too many calls run and wait.
+            OverLimit: too many calls run and wait, and the caller has no claim to the place of another.
             Unavailable: no worker is ready.
         """
         if not self._stations:
             raise Unavailable("no worker is ready", "NO_WORKER_READY", RETRY_SECONDS)
-        if len(self._queue) >= self._limits.max_queue_length:
-            raise OverLimit("too many calls wait for a worker", "QUEUE_FULL", RETRY_SECONDS)
-        self._check_open_calls(caller)
+        return self._displaced(caller, priority)
 
-    def _check_open_calls(self, caller: Caller) -> None:
-        if self._open_calls.total() >= self._limits.max_concurrent_calls:
-            raise OverLimit("too many calls at the same time", "TOO_MANY_CONCURRENT_CALLS", RETRY_SECONDS)
-        own_limit = caller.limits.max_concurrent_calls
-        limit = self._max_calls_per_caller if own_limit is None else own_limit
-        if self._open_calls[caller.name] >= limit:
-            raise OverLimit(
-                f"more than {limit} calls of {caller.name} at the same time",
-                "TOO_MANY_CONCURRENT_CALLS",
-                RETRY_SECONDS,
-            )
+    def _displace(self, ticket: Ticket) -> None:
+        """A call that waits gives up its place to a new one."""
+        self._queue.remove(ticket)
+        self.n_displaced += 1
+        message = "others hold fewer places in the full queue, and this call has given up its own"
+        ticket.fail(OverLimit(message, "QUEUE_FULL", RETRY_SECONDS))
 
-    @contextmanager
-    def call_without_worker(self, caller: Caller) -> Iterator[None]:
-        """Around what is done for a call in the front alone, such as checking it. It counts as a call.
+    def _displaced(self, caller: Caller, priority: Priority) -> Ticket | None:
+        """The call that has to go if a new one comes; None where there is room.
 
         Raises:
-            OverLimit: too many calls at the same time.
+            OverLimit: there is no room, and the new one has no claim to another's.
         """
-        self._check_open_calls(caller)
+        n_own, own_limit = self._open_calls[caller.name], self._own_limit(caller)
+        is_queue_full = len(self._queue) >= self._limits.max_queue_length
+        if n_own < own_limit and not is_queue_full and not self._is_full:
+            return None
+        displaced = self._queue.displaced_by(caller, priority, among_own=n_own >= own_limit)
+        if displaced is not None:
+            return displaced
+        if is_queue_full:
+            raise OverLimit("too many calls wait for a worker", "QUEUE_FULL", RETRY_SECONDS)
+        raise self._too_many_calls(caller)
+
+    def _too_many_calls(self, caller: Caller) -> OverLimit:
+        message, own_limit = "too many calls at the same time", self._own_limit(caller)
+        if self._open_calls[caller.name] >= own_limit:
+            message = f"more than {own_limit} calls of {caller.name} at the same time"
+        return OverLimit(message, "TOO_MANY_CONCURRENT_CALLS", RETRY_SECONDS)
+
+    @property
+    def _is_full(self) -> bool:
+        return self._open_calls.total() >= self._limits.max_concurrent_calls
+
+    def _own_limit(self, caller: Caller) -> int:
+        own_limit = caller.limits.max_concurrent_calls
+        return self._max_calls_per_caller if own_limit is None else own_limit
+
+    @contextmanager
+    def open_call(self, caller: Caller) -> Iterator[None]:
+        """Around a call that has been found to have room. It counts as a call of its caller."""
         self._open_calls[caller.name] += 1
         try:
             yield
@@ -185,6 +218,21 @@ class Scheduler:
             self._open_calls[caller.name] -= 1
             if not self._open_calls[caller.name]:
                 del self._open_calls[caller.name]
+
+    @contextmanager
+    def call_without_worker(self, caller: Caller) -> Iterator[None]:
+        """Around what is done for a call in the front alone, such as checking it. It counts as a call.
+
+        Nobody gives up a place for it: it will soon be over. But it is let in where one that waits would be.
+
+        Raises:
+            OverLimit: too many calls at the same time.
+        """
+        has_claim = self._queue.displaced_by(caller, Priority.INTERACTIVE) is not None
+        if self._open_calls[caller.name] >= self._own_limit(caller) or (self._is_full and not has_claim):
+            raise self._too_many_calls(caller)
+        with self.open_call(caller):
+            yield
 
     def worker_is_ready(self, worker: Worker) -> None:
         """See `PoolObserver`."""
@@ -227,12 +275,8 @@ class Scheduler:
         busy_before = station.busy_seconds
         batch = station.end(message.batch_id, n_stations=len(self._stations))
         if batch:
-            n_rows = sum(ticket.n_rows for ticket in batch)
             seconds = station.busy_seconds - busy_before
-            try:
-                self._on_batch(BatchMeasure(station.worker.device, len(batch), n_rows, seconds))
-            except Exception:
-                _log.exception("a batch cannot be counted")
+            self._settle(station, batch, seconds, is_whole=message.failure is None)
         unfinished = [ticket for ticket in batch if not ticket.is_over]
         for ticket in unfinished:
             try:
@@ -243,7 +287,14 @@ class Scheduler:
     def _lose(self, worker: Worker) -> None:
         """A worker will say nothing more: its calls run elsewhere, if they can."""
         station = self._stations.pop(worker, None)
-        for ticket in () if station is None else station.tickets.values():
+        if station is None or station.is_free:
+            return
+        batch = list(station.tickets.values())
+        try:
+            self._settle(station, batch, station.seconds_so_far, is_whole=False)
+        except Exception as error:
+            self._break_off_all(batch, error)
+        for ticket in batch:
             if not ticket.is_over:
                 try:
                     self._after_death(ticket)
@@ -260,14 +311,32 @@ class Scheduler:
 
     def _break_off_all(self, tickets: Iterable[Ticket], error: Exception) -> None:
         for ticket in tickets:
+            self._queue.forget(ticket)
             if not ticket.is_over:
-                self._queue.remove(ticket)
                 self._break_off(ticket, error)
 
     def _break_off(self, ticket: Ticket, error: Exception) -> None:
         """Something of a call is lost."""
         known = isinstance(error, TdbError)
         ticket.break_off(error if known else self._fault(ticket, "something of it is lost", error))
+
+    def _settle(self, station: Station, batch: list[Ticket], seconds: float, *, is_whole: bool) -> None:
+        """The time that a batch has taken is shared out among its calls, and learned from."""
+        work = sum(ticket.work for ticket in batch)
+        shared_seconds = max(0.0, seconds - sum(ticket.own_seconds for ticket in batch))
+        by_caller: defaultdict[str, float] = defaultdict(float)
+        for ticket in batch:
+            taken = ticket.own_seconds + shared_seconds * ticket.work / work
+            self._queue.settle(ticket, taken)
+            by_caller[ticket.terms.caller.name if ticket.terms.caller.has_token else ""] += taken
+        if is_whole and not any(ticket.is_abandoned for ticket in batch):
+            for pace in (station.pace, self._pace):
+                pace.saw(work, seconds)
+        n_rows = sum(ticket.n_rows for ticket in batch)
+        try:
+            self._on_batch(BatchMeasure(station.worker.device, len(batch), n_rows, seconds, by_caller))
+        except Exception:
+            _log.exception("a batch cannot be counted")
 
     def _check_cost(self, cost: Cost, caller: Caller) -> None:
         own_limit = caller.limits.max_activation_bytes
@@ -338,7 +407,8 @@ class Scheduler:
                 self._dispatch_later(starts_at - now)
                 continue
             self._n_batches += 1
-            batch = self._queue.take_batch(share)
+            pace = station.pace if station.pace.is_known else self._pace
+            batch = self._queue.take_batch(share, pace)
             try:
                 station.start(self._n_batches, batch)
             except Exception as error:

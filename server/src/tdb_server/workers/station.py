@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tdb_server.workers.device_time import Pace
 from tdb_server.workers.messages import CancelCall, RunBatch
 from tdb_server.workers.pool import Worker
 from tdb_server.workers.ticket import Ticket
@@ -21,6 +22,7 @@ class Station:
         worker: who computes.
         tickets: the calls of the batch, by id; empty between batches.
         busy_seconds: spent on batches so far.
+        pace: how fast it works.
         n_expected: calls that are likely to wait here soon. Callers tend to come back as soon as they have
             their answer, so it is this worker's share of the most there were during its last batch.
         watch: goes off when the current batch should have ended long ago; None while somebody waits for it.
@@ -30,6 +32,7 @@ class Station:
     tickets: dict[str, Ticket] = field(default_factory=dict)
     busy_seconds: float = 0.0
     n_expected: int = 0
+    pace: Pace = field(default_factory=Pace)
     watch: asyncio.TimerHandle | None = None
     _most_active: int = 0
     _batch_id: int | None = None
@@ -84,6 +87,11 @@ class Station:
         self.n_expected, self._most_active = math.ceil(self._most_active / n_stations), 0
         self._batch_id, self._changed_at, self.tickets = None, now, {}
         return tickets
+
+    @property
+    def seconds_so_far(self) -> float:
+        """Since the batch began, or since the last one ended."""
+        return time.monotonic() - self._changed_at
 
     def cancel(self, ticket: Ticket) -> None:
         """Tells the worker that nobody wants a call of its batch."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from tdb_server.domain.call import Call
 from tdb_server.domain.caller import Caller
 from tdb_server.domain.cost import Cost
+from tdb_server.domain.priority import Priority
 from tdb_server.domain.results import CallEvent, Finished
 from tdb_server.errors import ResponseTooLarge
+from tdb_server.workers.device_time import device_work
 from tdb_server.workers.event_buffer import EventBuffer
-from tdb_server.workers.result_cache import Recording
+from tdb_server.workers.result_cache import CacheKey, Recording
 
 EVENT_BYTES_FACTOR = 2
 """Times the bytes of an answer on the wire, what a worker's results may take that become it."""
@@ -62,12 +65,14 @@ class Terms:
         in_pieces: results leave as they come; otherwise none leaves before the last is there, so that
             until then the call can be run again without anybody noticing.
         unary: what the answer may take that is one message; None where it is not.
-        cache_key: what equal calls to equal weights share; None when the results are not to be kept.
+        cache_key: what equal calls of one owner share; None when the results are not to be kept.
+        priority: how urgent it is.
     """
 
     caller: Caller
     in_pieces: bool = True
-    cache_key: bytes | None = None
+    cache_key: CacheKey | None = None
+    priority: Priority = Priority.INTERACTIVE
     unary: Unary | None = None
 
 
@@ -85,6 +90,8 @@ class Ticket:
         n_deaths: workers that died on it.
         queue_seconds: how long it has waited in all.
         has_left: some result has left for the reader, so that the call cannot be run again.
+        is_abandoned: its reader has gone, or it has failed, before the worker had finished it.
+        own_seconds: what a worker has spent on it alone, not on its batch; 0 before it has ended.
         has_finished: the worker has nothing more to say about it.
     """
 
@@ -97,6 +104,8 @@ class Ticket:
     n_deaths: int = 0
     queue_seconds: float = 0.0
     has_left: bool = False
+    is_abandoned: bool = False
+    own_seconds: float = 0.0
     has_finished: bool = False
     _queued_at: float = field(default_factory=time.monotonic)
     _has_begun: bool = False
@@ -108,15 +117,25 @@ class Ticket:
         """Its last event or its failure is in the buffer, or nobody wants it."""
         return self._over.is_set()
 
-    @property
+    @cached_property
     def n_rows(self) -> int:
         """Rows it takes in a batch."""
         return len(self.call.sub_requests)
 
-    @property
+    @cached_property
+    def n_tokens(self) -> int:
+        """Tokens of all prompts together."""
+        return self.call.n_tokens
+
+    @cached_property
     def longest_prompt(self) -> int:
         """Tokens of its longest prompt."""
         return max((len(one.inference.token_ids) for one in self.call.sub_requests), default=0)
+
+    @cached_property
+    def work(self) -> float:
+        """What it is likely to take of a device, in the unit of `device_work`."""
+        return device_work(self.cost, self.n_rows)
 
     def take_up(self) -> None:
         """A worker begins."""
@@ -142,6 +161,7 @@ class Ticket:
         if self.recording is not None:
             self.recording.add(event, n_bytes)
         if isinstance(event, Finished):
+            self.own_seconds = event.seconds.derive + event.seconds.score
             event = replace(event, seconds=replace(event.seconds, queue=self.queue_seconds))
         stored = self.buffer.put(event, n_bytes)
         if stored is not None:
@@ -163,6 +183,7 @@ class Ticket:
 
     def break_off(self, failure: BaseException) -> None:
         """Something of it is lost: the reader gets the failure, whatever else has come."""
+        self.is_abandoned |= not self.has_finished
         self._over.set()
         self.buffer.break_off(failure)
 
@@ -177,6 +198,7 @@ class Ticket:
 
     def abandon(self) -> None:
         """Nobody wants it."""
+        self.is_abandoned |= not self.has_finished
         self._over.set()
         self.buffer.clear()
 

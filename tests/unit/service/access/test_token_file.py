@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tdb_server.domain.caller import Caller, CallerLimits
 from tdb_server.domain.limits import Limits
+from tdb_server.domain.priority import Priority
 from tdb_server.errors import ConfigurationBroken
 from tdb_server.service.access.token import new_token, token_digest, token_entry
 from tdb_server.service.access.token_file import TokenFile, read_tokens
@@ -30,8 +31,22 @@ def test_tokens_are_long_and_differ():
 def test_an_entry_reads_back_and_hides_the_token(path):
     assert ALICE not in path.read_text()
     (token,) = read_tokens(path)
-    assert token.caller == Caller("alice", CallerLimits(calls_per_minute=5))
+    assert token.caller == Caller("alice", CallerLimits(calls_per_minute=5), has_token=True)
     assert token.digest == token_digest(ALICE)
+
+
+def test_all_keys_read_back(path):
+    limits = CallerLimits(3, 4, 2048, Priority.SWEEP)
+    path.write_text(token_entry("alice", ALICE, limits, weight=2.5, tenant="physics"))
+    (token,) = read_tokens(path)
+    assert token.caller == Caller("alice", limits, weight=2.5, tenant="physics", has_token=True)
+
+
+def test_callers_of_one_tenant_share_results_and_no_others_do():
+    alice, bob = Caller("alice", tenant="physics"), Caller("bob", tenant="physics")
+    others = [Caller("alice"), Caller("bob"), Caller("physics"), Caller("carol", tenant="alice")]
+    assert alice.cache_owner == bob.cache_owner
+    assert len({one.cache_owner for one in (alice, *others)}) == 5
 
 
 def test_whose_token_it_is(path):
@@ -39,8 +54,8 @@ def test_whose_token_it_is(path):
         token_entry("alice", ALICE, CallerLimits()) + token_entry("bob", BOB, CallerLimits(3, 4, 2048))
     )
     tokens = TokenFile(path)
-    assert tokens.caller_of(ALICE) == Caller("alice")
-    assert tokens.caller_of(BOB) == Caller("bob", CallerLimits(3, 4, 2048))
+    assert tokens.caller_of(ALICE) == Caller("alice", has_token=True)
+    assert tokens.caller_of(BOB) == Caller("bob", CallerLimits(3, 4, 2048), has_token=True)
     for wrong in ("", ALICE[:-1], ALICE + "x", token_digest(ALICE).hex(), "tøken", "\udcff"):
         assert tokens.caller_of(wrong) is None
 
@@ -50,7 +65,7 @@ def test_changes_are_seen_at_the_next_look(path):
     path.write_text(token_entry("bob", BOB, CallerLimits()))
     assert tokens.caller_of(BOB) is None
     tokens.look()
-    assert tokens.caller_of(BOB) == Caller("bob")
+    assert tokens.caller_of(BOB) == Caller("bob", has_token=True)
     assert tokens.caller_of(ALICE) is None
 
 
@@ -112,7 +127,7 @@ def test_a_file_that_is_put_back_at_once_was_never_gone(path):
         tokens.look()
         path.write_text(token_entry(f"alice{index}", ALICE, CallerLimits()))
         tokens.look()
-        assert tokens.caller_of(ALICE) == Caller(f"alice{index}")
+        assert tokens.caller_of(ALICE) == Caller(f"alice{index}", has_token=True)
 
 
 def test_nobody_is_let_in_when_the_file_says_so(path):
@@ -137,6 +152,12 @@ DIGEST = "5f" * 32  # not by chance: names of tests must be the same in every pr
         (f"[[token]]\nname = 'a'\nsha256 = '{DIGEST}'\nmax_calls = 1", "unknown keys: max_calls"),
         (f"[[token]]\nname = 'a'\nsha256 = '{DIGEST}'\ncalls_per_minute = 0", "calls_per_minute"),
         (f"[[token]]\nname = 'a'\nsha256 = '{DIGEST}'\ncalls_per_minute = true", "calls_per_minute"),
+        (f"[[token]]\nname = 'a'\nsha256 = '{DIGEST}'\nmax_priority = 'high'", "interactive, sweep"),
+        (f"[[token]]\nname = 'a'\nsha256 = '{DIGEST}'\nmax_priority = 1", "interactive, sweep"),
+        (f"[[token]]\nname = 'a'\nsha256 = '{DIGEST}'\nweight = 0", "weight"),
+        (f"[[token]]\nname = 'a'\nsha256 = '{DIGEST}'\nweight = inf", "weight"),
+        (f"[[token]]\nname = 'a'\nsha256 = '{DIGEST}'\nweight = true", "weight"),
+        (f"[[token]]\nname = 'a'\nsha256 = '{DIGEST}'\ntenant = 'a b'", "letters, digits"),
         (f"[[token]]\nname = 'a'\nsha256 = '{DIGEST}'\n" * 2, "must differ"),
     ],
 )

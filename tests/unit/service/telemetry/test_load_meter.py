@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from tdb_server.service.telemetry.call_record import CallRecord
 from tdb_server.service.telemetry.load_meter import MEMORY_SECONDS, LoadMeter
@@ -15,8 +17,12 @@ class Clock:
         return self.seconds
 
 
+def readings(queue_length: int, workers_ready: Callable[[], int]) -> Readings:
+    return Readings(lambda: queue_length, lambda: 1, lambda: 0, workers_ready, lambda: 0)
+
+
 def meter(clock: Clock, n_workers: int = 1, front: Clock | None = None) -> LoadMeter:
-    return LoadMeter(Readings(lambda: 3, lambda: n_workers, lambda: 0), clock, front or Clock())
+    return LoadMeter(readings(3, lambda: n_workers), clock, front or Clock())
 
 
 def run(
@@ -103,7 +109,7 @@ def test_capacity_follows_from_workers_and_calls_not_from_how_much_there_is_to_d
 
 def test_a_lost_worker_shows_at_once() -> None:
     clock, n_ready = Clock(), [2]
-    load = LoadMeter(Readings(lambda: 0, lambda: n_ready[0], lambda: 0), clock, Clock())
+    load = LoadMeter(readings(0, lambda: n_ready[0]), clock, Clock())
     run(load, clock, seconds=1.0, worker_seconds=0.5, n_calls=20)
     before = capacity(load)
     n_ready[0] = 1

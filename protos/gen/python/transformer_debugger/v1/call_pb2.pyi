@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from transformer_debugger.v1 import ablation_pb2 as _ablation_pb2
 from transformer_debugger.v1 import result_pb2 as _result_pb2
 import builtins as _builtins
@@ -19,6 +20,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Priority:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
+    """Not set. Means interactive."""
+    PRIORITY_INTERACTIVE: _Priority.ValueType  # 1
+    """Somebody waits for the answer."""
+    PRIORITY_SWEEP: _Priority.ValueType  # 2
+    """One of many calls of a program; nobody waits for a single one."""
+
+class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+    """How urgent a call is. Calls of a higher priority go first; a tenth of the devices' time is kept for sweeps that wait."""
+
+PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
+"""Not set. Means interactive."""
+PRIORITY_INTERACTIVE: Priority.ValueType  # 1
+"""Somebody waits for the answer."""
+PRIORITY_SWEEP: Priority.ValueType  # 2
+"""One of many calls of a program; nobody waits for a single one."""
+Global___Priority: _TypeAlias = Priority  # noqa: Y015
 
 @_typing.final
 class CallInfo(_message.Message):
@@ -198,7 +223,7 @@ class Started(_message.Message):
     queue_seconds: _builtins.float
     """Seconds the call waited for a worker."""
     cached: _builtins.bool
-    """True when the results come from the server's cache."""
+    """True when the results come from the server's cache, from an earlier call of the same caller or tenant."""
     @_builtins.property
     def info(self) -> Global___CallInfo:
         """Which call, which model."""

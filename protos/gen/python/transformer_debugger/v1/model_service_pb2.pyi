@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from transformer_debugger.v1 import activation_pb2 as _activation_pb2
+from transformer_debugger.v1 import call_pb2 as _call_pb2
 from transformer_debugger.v1 import derived_scalar_pb2 as _derived_scalar_pb2
 from transformer_debugger.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
@@ -206,6 +207,7 @@ class Limits(_message.Message):
     MAX_TARGET_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_BUFFERED_BYTES_FIELD_NUMBER: _builtins.int
     MAX_SPOOL_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_PRIORITY_FIELD_NUMBER: _builtins.int
     max_prompt_tokens: _builtins.int
     """Tokens of a prompt; at most the model's context."""
     max_sub_requests: _builtins.int
@@ -242,6 +244,8 @@ class Limits(_message.Message):
     """Bytes of answers that wait on the server's disk for their readers: of all calls together, shared as max_buffered_bytes. A call
     whose answer is sure to take more than is left is refused; one that makes more than is left fails.
     """
+    max_priority: _call_pb2.Priority.ValueType
+    """The highest priority that calls of this caller get."""
     def __init__(
         self,
         *,
@@ -261,10 +265,11 @@ class Limits(_message.Message):
         max_target_tokens: _builtins.int = ...,
         max_buffered_bytes: _builtins.int = ...,
         max_spool_bytes: _builtins.int = ...,
+        max_priority: _call_pb2.Priority.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "max_activation_bytes", b"max_activation_bytes", "max_buffered_bytes", b"max_buffered_bytes", "max_call_seconds", b"max_call_seconds", "max_concurrent_calls", b"max_concurrent_calls", "max_node_ablations", b"max_node_ablations", "max_processing_specs", b"max_processing_specs", "max_prompt_bytes", b"max_prompt_bytes", "max_prompt_tokens", b"max_prompt_tokens", "max_queue_length", b"max_queue_length", "max_request_bytes", b"max_request_bytes", "max_response_bytes", b"max_response_bytes", "max_spool_bytes", b"max_spool_bytes", "max_sub_requests", b"max_sub_requests", "max_target_tokens", b"max_target_tokens", "max_top_and_bottom_k", b"max_top_and_bottom_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "max_activation_bytes", b"max_activation_bytes", "max_buffered_bytes", b"max_buffered_bytes", "max_call_seconds", b"max_call_seconds", "max_concurrent_calls", b"max_concurrent_calls", "max_node_ablations", b"max_node_ablations", "max_priority", b"max_priority", "max_processing_specs", b"max_processing_specs", "max_prompt_bytes", b"max_prompt_bytes", "max_prompt_tokens", b"max_prompt_tokens", "max_queue_length", b"max_queue_length", "max_request_bytes", b"max_request_bytes", "max_response_bytes", b"max_response_bytes", "max_spool_bytes", b"max_spool_bytes", "max_sub_requests", b"max_sub_requests", "max_target_tokens", b"max_target_tokens", "max_top_and_bottom_k", b"max_top_and_bottom_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

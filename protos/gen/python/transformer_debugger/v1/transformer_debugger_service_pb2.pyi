@@ -189,12 +189,15 @@ class DebugRequest(_message.Message):
     SUB_REQUESTS_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     validate_only: _builtins.bool
     """True: check the request and answer with the estimated cost alone. Default false."""
     request_id: _builtins.str
     """An id that comes back in the answer and is written to the server's logs: up to 128 printable ASCII characters.
     Empty: the server makes one.
     """
+    priority: _call_pb2.Priority.ValueType
+    """How urgent the call is; at most Limits.max_priority, which takes its place where it is lower. Default interactive."""
     @_builtins.property
     def sub_requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___DebugSubRequest]:
         """The prompts. At least one, at most Limits.max_sub_requests."""
@@ -205,10 +208,11 @@ class DebugRequest(_message.Message):
         sub_requests: _abc.Iterable[Global___DebugSubRequest] | None = ...,
         validate_only: _builtins.bool = ...,
         request_id: _builtins.str = ...,
+        priority: _call_pb2.Priority.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "sub_requests", b"sub_requests", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["priority", b"priority", "request_id", b"request_id", "sub_requests", b"sub_requests", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -226,7 +230,7 @@ class DebugResponse(_message.Message):
     ESTIMATED_COST_FIELD_NUMBER: _builtins.int
     CACHED_FIELD_NUMBER: _builtins.int
     cached: _builtins.bool
-    """True when the results come from the server's cache."""
+    """True when the results come from the server's cache, from an earlier call of the same caller or tenant."""
     @_builtins.property
     def info(self) -> _call_pb2.CallInfo:
         """Which call, which model."""
@@ -411,12 +415,15 @@ class InferRequest(_message.Message):
     SUB_REQUESTS_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     validate_only: _builtins.bool
     """True: check the request and answer with the estimated cost alone. Default false."""
     request_id: _builtins.str
     """An id that comes back in the answer and is written to the server's logs: up to 128 printable ASCII characters.
     Empty: the server makes one.
     """
+    priority: _call_pb2.Priority.ValueType
+    """How urgent the call is; at most Limits.max_priority, which takes its place where it is lower. Default interactive."""
     @_builtins.property
     def sub_requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___InferenceSubRequest]:
         """The prompts. At least one, at most Limits.max_sub_requests."""
@@ -427,10 +434,11 @@ class InferRequest(_message.Message):
         sub_requests: _abc.Iterable[Global___InferenceSubRequest] | None = ...,
         validate_only: _builtins.bool = ...,
         request_id: _builtins.str = ...,
+        priority: _call_pb2.Priority.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "sub_requests", b"sub_requests", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["priority", b"priority", "request_id", b"request_id", "sub_requests", b"sub_requests", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -448,7 +456,7 @@ class InferResponse(_message.Message):
     ESTIMATED_COST_FIELD_NUMBER: _builtins.int
     CACHED_FIELD_NUMBER: _builtins.int
     cached: _builtins.bool
-    """True when the results come from the server's cache."""
+    """True when the results come from the server's cache, from an earlier call of the same caller or tenant."""
     @_builtins.property
     def info(self) -> _call_pb2.CallInfo:
         """Which call, which model."""

@@ -4,15 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 from tdb_server.domain.caller import Caller
 from tdb_server.errors import Unauthenticated
 from tdb_server.service.access.caller_ledger import CallerLedger
+from tdb_server.service.access.client_address import Network, client_address
 from tdb_server.service.access.token_file import TokenFile
 from tdb_server.service.caller import ANONYMOUS, answer_to
 from tdb_server.service.telemetry.call_record import CallRecord
 
 _SCHEME = "bearer "
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Where a call came in.
+
+    Attributes:
+        name: address and port at the other end, which no other connection has at the same time.
+        host: the address alone.
+        forwarded_for: every value of the call's header `x-forwarded-for`.
+    """
+
+    name: str
+    host: str
+    forwarded_for: tuple[str, ...] = ()
 
 
 class Access:
@@ -22,11 +39,18 @@ class Access:
         tokens: who may call; None to let everybody call.
         certificate_names: one of which a client's certificate must have; empty to take any that the
             handshake has let through.
+        trusted_proxies: who is believed when they say for whom they call.
     """
 
-    def __init__(self, tokens: TokenFile | None, certificate_names: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        tokens: TokenFile | None,
+        certificate_names: frozenset[str] = frozenset(),
+        trusted_proxies: Sequence[Network] = (),
+    ) -> None:
         self._tokens = tokens
         self._certificate_names = certificate_names
+        self._trusted_proxies = tuple(trusted_proxies)
         self._ledger = CallerLedger()
 
     def token_owner(self, authorization: Sequence[str]) -> Caller | None:
@@ -50,22 +74,40 @@ class Access:
             raise Unauthenticated("the call's token is not known here")
         return owner
 
+    def caller(self, owner: Caller | None, certificate_name: str | None, connection: Connection) -> Caller:
+        """Who calls: the token's owner, else the name in the certificate, else the client's address.
+
+        Args:
+            owner: of the token that came with the call; None where none is asked for.
+            certificate_name: the best known name in the client's certificate; None without one.
+            connection: that the call came over.
+        """
+        if owner is not None:
+            return replace(owner, connection=connection.name)
+        address = client_address(connection.host, connection.forwarded_for, self._trusted_proxies)
+        return Caller(certificate_name or address or ANONYMOUS.name, connection=connection.name)
+
     @contextmanager
     def admitted(
-        self, record: CallRecord, owner: Caller | None, certificate_names: Sequence[str] = ()
+        self,
+        record: CallRecord,
+        owner: Caller | None,
+        connection: Connection,
+        certificate_names: Sequence[str] = (),
     ) -> Iterator[None]:
         """Around the answering of one call, which runs for its caller.
 
         Args:
             record: of the call; learns the caller's name.
             owner: of the call's token, as `token_owner` tells.
+            connection: that the call came over.
             certificate_names: those in the client's certificate, the best known first.
 
         Raises:
             Unauthenticated: no name of the certificate may call.
             OverLimit: the caller is at a limit.
         """
-        caller = owner or Caller(next(iter(certificate_names), record.peer) or ANONYMOUS.name)
+        caller = self.caller(owner, next(iter(certificate_names), None), connection)
         record.caller = caller.name
         if self._certificate_names and self._certificate_names.isdisjoint(certificate_names):
             raise Unauthenticated("the client's certificate has none of the names that may call here")

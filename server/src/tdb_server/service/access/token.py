@@ -10,6 +10,7 @@ import hashlib
 import secrets
 
 from tdb_server.domain.caller import CallerLimits
+from tdb_server.domain.priority import Priority
 
 PREFIX = "tdb_"
 """Lets people and scanners of repositories see what they have found."""
@@ -27,9 +28,17 @@ def token_digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
 
 
-def token_entry(name: str, token: str, limits: CallerLimits) -> str:
+def token_entry(
+    name: str, token: str, limits: CallerLimits, weight: float = 1.0, tenant: str | None = None
+) -> str:
     """The entry of a token file that lets the token in. The token itself is not in it."""
     lines = ["[[token]]", f'name = "{name}"', f'sha256 = "{token_digest(token).hex()}"']
     told = {key: getattr(limits, key) for key in LIMIT_KEYS}
     lines += [f"{key} = {value}" for key, value in told.items() if value is not None]
+    if limits.max_priority is not Priority.INTERACTIVE:
+        lines.append(f'max_priority = "{limits.max_priority.value}"')
+    if weight != 1.0:
+        lines.append(f"weight = {weight}")
+    if tenant is not None:
+        lines.append(f'tenant = "{tenant}"')
     return "\n".join(lines) + "\n"

@@ -3,9 +3,12 @@
     [[token]]
     name = "alice"
     sha256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
-    max_concurrent_calls = 4       # these three may be left out
+    max_concurrent_calls = 4       # these six may be left out
     calls_per_minute = 60
     max_activation_bytes = 1073741824
+    max_priority = "sweep"
+    weight = 2.0
+    tenant = "physics"
 
 A file that cannot be read, or makes no sense, changes nothing: the tokens before it stay in force and the log
 says why. An empty file is taken for one that is just being written; `token = []` lets nobody in. So does a
@@ -18,6 +21,7 @@ from __future__ import annotations
 import argparse
 import hmac
 import logging
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -25,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tdb_server.domain.caller import Caller, CallerLimits
+from tdb_server.domain.priority import Priority
 from tdb_server.errors import ConfigurationBroken
 from tdb_server.security_settings import token_name
 from tdb_server.service.access.file_watch import FileWatch, read_regular_file
@@ -33,7 +38,8 @@ from tdb_server.service.access.token import LIMIT_KEYS, token_digest
 _log = logging.getLogger(__name__)
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 LOOKS_UNTIL_GONE = 2
-_KEYS = {"name", "sha256", *LIMIT_KEYS}
+_KEYS = {"name", "sha256", "max_priority", "weight", "tenant", *LIMIT_KEYS}
+_PRIORITIES = {one.value: one for one in Priority}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +147,33 @@ def _token(entry: object, where: str) -> Token:
     name, digest = entry.get("name"), entry.get("sha256")
     if not isinstance(name, str) or not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
         raise ValueError(f"{where} must have a name, and as sha256 64 hexadecimal digits")
-    limits = {key: entry[key] for key in LIMIT_KEYS if key in entry}
-    for key, value in limits.items():
+    caller = Caller(
+        token_name(name), _limits(entry, where), _weight(entry, where), _tenant(entry), has_token=True
+    )
+    return Token(caller, bytes.fromhex(digest))
+
+
+def _limits(entry: Mapping[str, object], where: str) -> CallerLimits:
+    limits: dict[str, int] = {}
+    for key in LIMIT_KEYS:
+        value = entry.get(key, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{where}: {key} must be a whole number above 0")
-    return Token(Caller(token_name(name), CallerLimits(**limits)), bytes.fromhex(digest))
+        if key in entry:
+            limits[key] = value
+    priority = _PRIORITIES.get(str(entry.get("max_priority", Priority.INTERACTIVE.value)))
+    if priority is None:
+        raise ValueError(f"{where}: max_priority must be one of {', '.join(_PRIORITIES)}")
+    return CallerLimits(**limits, max_priority=priority)
+
+
+def _weight(entry: Mapping[str, object], where: str) -> float:
+    weight = entry.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+        raise ValueError(f"{where}: weight must be a finite number above 0")
+    return float(weight)
+
+
+def _tenant(entry: Mapping[str, object]) -> str | None:
+    tenant = entry.get("tenant")
+    return None if tenant is None else token_name(str(tenant))

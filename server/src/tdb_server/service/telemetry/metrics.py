@@ -161,17 +161,33 @@ class BatchMetrics:
         self._seconds = meter.create_counter(
             "tdb.device.busy", "s", "Time that devices have spent on batches."
         )
+        self._caller_seconds = meter.create_counter(
+            "tdb.caller.device_time",
+            "s",
+            "Time that devices have spent on calls, by the token's name; all callers without one together.",
+        )
 
     def batch_ended(self, batch: BatchMeasure) -> None:
         """A worker is done with a batch."""
         self._calls.record(batch.n_calls)
         self._sub_requests.record(batch.n_sub_requests)
         self._seconds.add(batch.seconds, {"device": batch.device})
+        for caller, seconds in batch.caller_seconds.items():
+            self._caller_seconds.add(seconds, {"caller": caller})
 
 
 def _observe(meter: Meter, readings: Readings) -> None:
     meter.create_observable_gauge(
         "tdb.queue.length", [_callback(readings.queue_length)], "{call}", "Calls that wait for a worker."
+    )
+    meter.create_observable_gauge(
+        "tdb.queue.callers", [_callback(readings.callers_waiting)], "{caller}", "Callers with a waiting call."
+    )
+    meter.create_observable_counter(
+        "tdb.queue.displaced",
+        [_callback(readings.calls_displaced)],
+        "{call}",
+        "Calls that gave up their place in the full queue to others'.",
     )
     meter.create_observable_gauge(
         "tdb.worker.ready", [_callback(readings.workers_ready)], "{worker}", "Workers that can compute."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import fields
 
 import httpx
 import pytest
@@ -19,7 +20,7 @@ def ready() -> list[bool]:
 
 @pytest.fixture
 async def client(ready) -> AsyncIterator[httpx.AsyncClient]:
-    metrics = Metrics("1", Readings(lambda: 0, lambda: 0, lambda: 0, lambda: 0))
+    metrics = Metrics("1", Readings(**{one.name: lambda: 0 for one in fields(Readings)}))
     page = metrics.page(Settings(telemetry=Telemetry(metrics_port=0)), lambda: ready[0])
     await page.start()
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{page.port}") as client:

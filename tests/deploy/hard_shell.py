@@ -1,8 +1,8 @@
 """Runs a server behind the walls that the unit for systemd puts up, without systemd.
 
 Shown are: a file system of which two folders can be written, of one of them the size, no capabilities and no
-way to gain any, and the system calls that there are. It needs root or user namespaces, `unshare`, `mount` and
-`setpriv` (util-linux) and libseccomp. Not shown by it: another user, limits of memory and of tasks, which are
+way to gain any, and the system calls that there are. It needs root, `unshare`, `mount` and `setpriv`
+(util-linux) and libseccomp. Not shown by it: another user, limits of memory and of tasks, which are
 control groups, and what else systemd hides of `/proc` and `/sys`.
 
 Run as a program, inside the walls, it puts up the last one and becomes the command.
@@ -43,9 +43,8 @@ def behind_walls(command: list[str], spool: Path, state: Path, options: str, fil
         options: of the mount for the spool.
         filter_set: of systemd, the system calls that are allowed.
     """
-    as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
     inner = [sys.executable, __file__, ",".join(sorted(system_calls(filter_set))), *command]
-    return ["unshare", "--mount", *as_root, "sh", "-c", WALLS, "sh", str(spool), str(state), options, *inner]
+    return ["unshare", "--mount", "sh", "-c", WALLS, "sh", str(spool), str(state), options, *inner]
 
 
 def system_calls(filter_set: str) -> set[str]:

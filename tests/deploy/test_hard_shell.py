@@ -7,16 +7,18 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import grpc
 import pytest
-from tdb_client import Client
-from tdb_client.errors import CallError
 
+from tests.chaos.refused import refused
+from tests.chaos.requests import LONG_PROMPT, debug_request
 from tests.deploy.hard_shell import behind_walls
 from tests.deploy.test_systemd import read_unit, variables_of
 from tests.running_server import RunningServer, start, stop
 
 SMALL = "size=128k,mode=1777"
-LONG_PROMPT = " the" * 60
+LARGE = debug_request(LONG_PROMPT, n_sub_requests=2, k=200)
+"""An answer in one message, which waits until it is whole, with small chunks mostly on disk."""
 
 
 @pytest.fixture(params=["the unit's spool", "a small spool"])
@@ -54,13 +56,12 @@ def test_it_serves_and_nothing_waits_where_there_is_no_room(server) -> None:
         state = server.log.parent
         assert ours == {str(state), str(state.with_name("spool"))}
         (spool,) = [one for one in mounts if one[1].endswith("/spool")]
-    with Client(f"127.0.0.1:{server.port}") as client:
-        assert client.debug("the cat sat", " on", k=3).loss is not None
-        if "size=128k" in spool[3]:
-            with pytest.raises(CallError) as failed:
-                client.debug(LONG_PROMPT, " the", k=400, timeout=60)
-            assert failed.value.reason == "NO_ROOM_FOR_ANSWER"
-            assert client.debug("the cat sat", " on", k=4).loss is not None
-        else:
-            assert client.debug(LONG_PROMPT, " the", k=400, timeout=60).loss is not None
+    assert server.debugger.Debug(debug_request(), timeout=60).sub_responses
+    if "size=128k" in spool[3]:
+        with pytest.raises(grpc.RpcError) as failed:
+            server.debugger.Debug(LARGE, timeout=60)
+        assert refused(failed.value).reason == "NO_ROOM_FOR_ANSWER"
+        assert server.debugger.Debug(debug_request(k=4), timeout=60).sub_responses
+    else:
+        assert len(server.debugger.Debug(LARGE, timeout=60).sub_responses) == 2
     assert server.terminate() == 0

@@ -95,6 +95,8 @@ def test_names_that_metrics_and_json_answer_to(start_server: StartServer) -> Non
         }
         assert statuses == {"tdb.example": 200, "tdb.example:80": 200, "localhost": 200, "evil.example": 421}
         assert httpx.get(url, headers={"origin": "http://evil.example"}).status_code == 403
+        for probe in ("livez", "readyz"):  # which Kubernetes asks by the pod's address
+            assert httpx.get(url + probe, headers={"host": "10.1.2.3"}).text == "ok\n"
 
 
 def test_grpc_calls_of_one_address_are_bounded(start_server: StartServer) -> None:

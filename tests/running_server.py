@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,7 +61,12 @@ class RunningServer:
 StartServer = Callable[..., RunningServer]
 
 
-def start(folder: Path, *flags: str, model: Path | None = TINY_MODEL) -> RunningServer:
+def start(
+    folder: Path,
+    *flags: str,
+    model: Path | None = TINY_MODEL,
+    environment: Mapping[str, str] = os.environ,
+) -> RunningServer:
     """Starts a server and waits until it is ready; without a model it takes the default one."""
     ready_file, log = folder / "ready.json", folder / "server.log"
     arguments = ["serve", "--port", "0", "--ready-file", str(ready_file), "--device", "cpu"]
@@ -69,7 +74,7 @@ def start(folder: Path, *flags: str, model: Path | None = TINY_MODEL) -> Running
         arguments += ["--model", str(model)]
     with log.open("wb") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tdb_server", *arguments, *flags], stderr=stderr, env=os.environ
+            [sys.executable, "-m", "tdb_server", *arguments, *flags], stderr=stderr, env=environment
         )
     deadline = time.monotonic() + START_SECONDS
     while not ready_file.exists():

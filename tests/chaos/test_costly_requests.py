@@ -23,6 +23,7 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import (
     InferRequest,
 )
 
+from tests.chaos.loop_pauses import LoopPauses
 from tests.chaos.metrics_page import reading, upper_bound
 from tests.chaos.refused import refused
 from tests.chaos.requests import LONG_PROMPT, debug_request
@@ -39,10 +40,10 @@ SECONDS = 120.0
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+def server(tmp_path_factory: pytest.TempPathFactory, loop_pauses: LoopPauses) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("server")
     # It is the size of answers that is looked at here, not that of activations.
-    started = start_watched_server(folder, "--max-activation-bytes", "1024GiB")
+    started = start_watched_server(folder, loop_pauses, "--max-activation-bytes", "1024GiB")
     yield started
     stop(started)
 

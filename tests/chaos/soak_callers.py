@@ -10,7 +10,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import httpx
@@ -21,16 +21,20 @@ from tdb_server.gateway.json_responses import batched_response
 from tdb_server.gateway.json_text import json_pieces
 from transformer_debugger.v1.result_pb2 import NamedResult
 from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugResponse, StreamDebugResponse
+from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import TransformerDebuggerServiceStub
 
 from tests.chaos import hostile_messages, sound_requests
 from tests.chaos.hostile_bodies import golden_bodies, hostile_body
 from tests.chaos.refused import refused
-from tests.chaos.requests import LONG_PROMPT, heavy_request
+from tests.chaos.requests import LONG_PROMPT
+from tests.chaos.requests import debug_request as message
 from tests.running_server import RunningServer
 
 PATIENCE_SECONDS = 120.0
 """A call that has waited for this long is lost."""
-SLOW_READER_SECONDS = 3.0
+UNREAD = message(LONG_PROMPT, k=400)
+SLOW_READER_SECONDS = 2.0
+NO_ROOM = "NO_ROOM_FOR_ANSWER"
 PROMPTS = ("the cat sat on the", " the mat", "the cat", " the" * 8, " the" * 24)
 N_NEURONS = 192
 TYPED = {"INVALID_ARGUMENT", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "OK"}
@@ -89,6 +93,9 @@ class SoakCaller:
         self._server = RunningServer(
             server.process, server.ready_file, server.port, server.http_port, server.log
         )
+        windows_stay_small = [("grpc.http2.bdp_probe", 0), ("grpc.use_local_subchannel_pool", 1)]
+        self._slow_channel = grpc.insecure_channel(f"127.0.0.1:{server.port}", windows_stay_small)
+        self._slow = TransformerDebuggerServiceStub(self._slow_channel)
         self._http = httpx.Client(base_url=f"http://127.0.0.1:{server.http_port}")
         self._tdb = Client(f"127.0.0.1:{server.port}")
         self._chance = random.Random(seed)
@@ -104,21 +111,27 @@ class SoakCaller:
             self._cancelled: 3,
             self._bad_call: 3,
             self._bad_body: 2,
-            self._read_slowly: 0.5,
+            self.read_slowly: 0.5,
         }
         self._ways, self._weights = list(ways), list(ways.values())
 
     def keep_calling(self, stops_at: float) -> Tally:
         """Calls until then."""
-        with self._http, self._tdb:
+        with self:
             while time.monotonic() < stops_at:
                 (way,) = self._chance.choices(self._ways, self._weights)
                 outcome = way()
                 self.tally.outcomes[f"{way.__name__.strip('_')}: {outcome}"] += 1
-                if outcome == "refused":
+                if outcome.startswith("refused "):
                     time.sleep(0.1)
-        self._server.channel.close()
         return self.tally
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for one in (self._http, self._tdb, self._slow_channel, self._server.channel):
+            one.close()
 
     def _unary(self) -> str:
         body = self._body()
@@ -136,12 +149,12 @@ class SoakCaller:
 
         return self._asked(body, ask, events)
 
-    def _read_slowly(self) -> str:
+    def read_slowly(self) -> str:
         """What the reader does not take waits on disk."""
         events: list[StreamDebugResponse] = []
 
         def ask() -> None:
-            stream = self._server.debugger.StreamDebug(heavy_request(), timeout=PATIENCE_SECONDS)
+            stream = self._slow.StreamDebug(UNREAD, timeout=PATIENCE_SECONDS)
             for event in stream:
                 if not events:
                     time.sleep(SLOW_READER_SECONDS)
@@ -159,7 +172,9 @@ class SoakCaller:
             self._keep(body, response.json())
             return "answered"
         if response.status_code == 503:
-            return "refused"
+            return "refused NO_WORKER_READY"
+        if self._disk_is_full.is_set() and "no room" in response.text:
+            return f"refused {NO_ROOM}"
         self.tally.faults.append(f"JSON: {response.status_code} {response.text[:300]}")
         return "failed"
 
@@ -167,8 +182,8 @@ class SoakCaller:
         try:
             self._tdb.debug(self._chance.choice(PROMPTS), " the", k=self._chance.choice((3, 30)))
         except CallError as error:
-            if error.reason == "NO_WORKER_READY":
-                return "refused"
+            if error.reason == "WORKER_DIED" or error.reason in {reason for _, reason in self._allowed()}:
+                return f"refused {error.reason}"
             self.tally.faults.append(f"client: {error}")
             return "failed"
         return "answered"
@@ -188,8 +203,8 @@ class SoakCaller:
         timer.join()
         if why is None or why.code is grpc.StatusCode.CANCELLED:
             return "as asked"
-        if (why.code, why.reason) in self._allowed():
-            return "refused"
+        if why.reason == "WORKER_DIED" or (why.code, why.reason) in self._allowed():
+            return f"refused {why.reason}"
         self.tally.faults.append(f"cancelled: {why}")
         return "failed"
 
@@ -205,7 +220,7 @@ class SoakCaller:
             if why.code.name in TYPED and why.reason:
                 return "refused by name"
             if (why.code, why.reason) in self._allowed():
-                return "refused"
+                return f"refused {why.reason}"
             self.tally.faults.append(f"bad call: {why}")
             return "failed"
         return "answered"
@@ -235,7 +250,7 @@ class SoakCaller:
             if (why.code, why.reason) == (grpc.StatusCode.UNAVAILABLE, "WORKER_DIED") and list(events):
                 return "ended early"
             if (why.code, why.reason) in self._allowed() and why.retry_seconds is not None:
-                return "refused"
+                return f"refused {why.reason}"
             self.tally.faults.append(str(why))
             return "failed"
         self.tally.longest_seconds = max(self.tally.longest_seconds, time.monotonic() - begun_at)
@@ -247,7 +262,7 @@ class SoakCaller:
         """How a sound call may be refused: before it was accepted, or for want of room."""
         allowed = {(grpc.StatusCode.UNAVAILABLE, "NO_WORKER_READY")}
         if self._disk_is_full.is_set():
-            allowed.add((grpc.StatusCode.RESOURCE_EXHAUSTED, "NO_ROOM_FOR_ANSWER"))
+            allowed.add((grpc.StatusCode.RESOURCE_EXHAUSTED, NO_ROOM))
         return allowed
 
     def _body(self, prompt: str = "", n_sub_requests: int = 0) -> Body:

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from tdb_server.gateway.json_requests import debug_request
 
 from tests.chaos.metrics_page import reading
-from tests.chaos.soak_callers import Answered, SoakCaller, as_body
+from tests.chaos.soak_callers import NO_ROOM, Answered, SoakCaller, as_body
 from tests.chaos.vitals import peak_bytes, vitals, wait_until
 from tests.golden.compare import differences
 from tests.running_server import RunningServer
@@ -28,7 +28,7 @@ N_CALLERS = 6
 N_WORKERS = 2
 SILENCE_SECONDS = 3
 RECOVERY_SECONDS = 90.0
-MOST_IN_A_FILE = 512 * 1024
+MOST_IN_A_FILE = 128 * 1024
 """While the disk is full: less than an answer that waits, more than the log has."""
 MAX_PEAK_BYTES = 512 * 2**20
 MAX_GROWTH = 1.1
@@ -44,7 +44,7 @@ def test_soak(start_watched, extent):
         "--http-port",
         "0",
     )
-    server = start_watched(*flags, "--max-response-bytes", "64MiB")
+    server = start_watched(*flags, "--chunk-bytes", "64KiB")
     front = server.process.pid
     wait_until(lambda: reading(server, "tdb_worker_ready") == N_WORKERS, RECOVERY_SECONDS)
     n_files = vitals(front).n_open_files
@@ -55,21 +55,25 @@ def test_soak(start_watched, extent):
     callers = [SoakCaller(server, seed, n_kept, disk_is_full) for seed in range(N_CALLERS)]
     with ThreadPoolExecutor(N_CALLERS + 3) as threads:
         calling = [threads.submit(one.keep_calling, stops_at) for one in callers]
-        threads.submit(_fill_disk, front, extent.soak_seconds, disk_is_full, is_over)
+        filling = threads.submit(_fill_disk, server, extent.soak_seconds, disk_is_full, is_over)
         killing = threads.submit(_keep_killing, server, stops_at, extent.soak_kill_every_seconds)
         threads.submit(_note_memory, front, memory, is_over)
-        tallies = [one.result() for one in calling]
-        n_struck = killing.result()
-        is_over.set()
+        try:
+            tallies = [one.result() for one in calling]
+            n_struck, n_without_room = killing.result(), filling.result()
+        finally:
+            is_over.set()
 
     outcomes = sum((one.outcomes for one in tallies), Counter[str]())
     quarter = len(memory) // 4
     growth = statistics.median(memory[-quarter:]) / statistics.median(memory[quarter : 2 * quarter])
     print(f"\n{outcomes.total()} calls in {extent.soak_seconds:g} s, {n_struck} workers killed or stopped:")
     print("\n".join(f"  {outcome:32} {number}" for outcome, number in sorted(outcomes.items())))
+    print(f"{n_without_room} more found no room on the disk")
     print(f"longest call {max(one.longest_seconds for one in tallies):.1f} s; memory of the front")
     print(f"{max(memory) / 2**20:.0f} MiB at the most, at the end times {growth:.2f} of its second quarter")
     assert [fault for one in tallies for fault in one.faults] == []
+    assert n_without_room > 0, "else the disk was never full"
     assert peak_bytes(front) < MAX_PEAK_BYTES
     assert growth < MAX_GROWTH or not extent.is_long
 
@@ -104,22 +108,30 @@ def _keep_killing(server: RunningServer, stops_at: float, every_seconds: float) 
 
 
 def _fill_disk(
-    front: int, soak_seconds: float, disk_is_full: threading.Event, is_over: threading.Event
-) -> None:
+    server: RunningServer, soak_seconds: float, disk_is_full: threading.Event, is_over: threading.Event
+) -> int:
     """Lets no file grow for a while, in the middle: the system says so as it does of a full disk.
 
     Unlike a file system of its own that takes no rights, and nothing is left behind.
+
+    Returns:
+        How many answers found no room.
     """
-    full_seconds = min(60.0, soak_seconds / 4)
-    if is_over.wait(soak_seconds / 2 - full_seconds / 2):
-        return
-    before = resource.prlimit(front, resource.RLIMIT_FSIZE)
+    front, full_seconds = server.process.pid, min(60.0, soak_seconds / 4)
+    is_over.wait(soak_seconds / 2 - full_seconds / 2)
+    before, n_without_room = resource.prlimit(front, resource.RLIMIT_FSIZE), 0
     disk_is_full.set()
     resource.prlimit(front, resource.RLIMIT_FSIZE, (MOST_IN_A_FILE, before[1]))
-    is_over.wait(full_seconds)
+    ends_at = time.monotonic() + full_seconds
+    with SoakCaller(server, N_CALLERS, 0, disk_is_full) as reader:
+        while time.monotonic() < ends_at or not n_without_room:
+            n_without_room += reader.read_slowly() == f"refused {NO_ROOM}"
+            assert time.monotonic() < ends_at + RECOVERY_SECONDS
     resource.prlimit(front, resource.RLIMIT_FSIZE, before)
     if not is_over.wait(10):  # for those whose answers were about to wait
         disk_is_full.clear()
+    assert reader.tally.faults == []
+    return n_without_room
 
 
 def _note_memory(front: int, memory: list[int], is_over: threading.Event) -> None:

@@ -194,15 +194,17 @@ class SoakCaller:
         )
         timer = threading.Timer(self._chance.uniform(0, 0.5), stream.cancel)
         timer.start()
-        why = None
+        failed = None
         try:
             for _ in stream:
                 pass
         except grpc.RpcError as error:
-            why = refused(error)
+            failed = error
         timer.join()
-        if why is None or why.code is grpc.StatusCode.CANCELLED:
+        # Cancelled here in the moment in which an error came, a call has what was sent with that.
+        if failed is None or failed.code() is grpc.StatusCode.CANCELLED:
             return "as asked"
+        why = refused(failed)
         if why.reason == "WORKER_DIED" or (why.code, why.reason) in self._allowed():
             return f"refused {why.reason}"
         self.tally.faults.append(f"cancelled: {why}")

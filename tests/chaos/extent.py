@@ -29,7 +29,6 @@ class Extent:
         soak_seconds: how long everything happens at once; `TDB_SOAK_SECONDS` in the long form.
         soak_kill_every_seconds: from one dead worker to the next meanwhile.
         n_compared: answers of that time that are compared with those a caller gets who is alone.
-        is_long: whether this is the long form.
     """
 
     kill_seconds: float
@@ -44,7 +43,6 @@ class Extent:
     soak_seconds: float
     soak_kill_every_seconds: float
     n_compared: int
-    is_long: bool
 
 
 IS_LONG = os.environ.get("TDB_CHAOS_LONG") == "1"
@@ -57,7 +55,6 @@ SHORT = Extent(
     soak_seconds=12,
     soak_kill_every_seconds=4,
     n_compared=30,
-    is_long=False,
 )
 LONG = Extent(
     *(60, 5, 500, 10_000, 2_000, 4),
@@ -67,6 +64,5 @@ LONG = Extent(
     soak_seconds=SOAK_SECONDS,
     soak_kill_every_seconds=10,
     n_compared=1_000,
-    is_long=True,
 )
 only_long = pytest.mark.skipif(not IS_LONG, reason="in the long form")

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,6 +71,7 @@ def start(
     *flags: str,
     model: Path | None = TINY_MODEL,
     around: Callable[[list[str]], list[str]] = as_it_is,
+    environment: Mapping[str, str] = os.environ,
 ) -> RunningServer:
     """Starts a server and waits until it is ready.
 
@@ -79,6 +80,7 @@ def start(
         flags: more flags.
         model: None for the default one.
         around: makes of its command one that becomes the same process.
+        environment: of the process.
     """
     ready_file, log = folder / "ready.json", folder / "server.log"
     arguments = ["serve", "--port", "0", "--ready-file", str(ready_file), "--device", "cpu"]
@@ -86,7 +88,7 @@ def start(
         arguments += ["--model", str(model)]
     with log.open("wb") as stderr:
         command = around([sys.executable, "-m", "tdb_server", *arguments, *flags])
-        process = subprocess.Popen(command, stderr=stderr, env=os.environ)
+        process = subprocess.Popen(command, stderr=stderr, env=environment)
     deadline = time.monotonic() + START_SECONDS
     while not ready_file.exists():
         if process.poll() is not None or time.monotonic() > deadline:

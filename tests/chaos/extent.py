@@ -26,6 +26,9 @@ class Extent:
         stop_seconds: in which a worker stops what nobody wants any more.
         refusal_seconds: in which a call is refused while workers are busy, at the median.
         max_slowdown: of other callers beside readers that stop reading.
+        soak_seconds: how long everything happens at once; `TDB_SOAK_SECONDS` in the long form.
+        soak_kill_every_seconds: from one dead worker to the next meanwhile.
+        n_compared: answers of that time that are compared with those a caller gets who is alone.
     """
 
     kill_seconds: float
@@ -37,9 +40,29 @@ class Extent:
     stop_seconds: float
     refusal_seconds: float
     max_slowdown: float
+    soak_seconds: float
+    soak_kill_every_seconds: float
+    n_compared: int
 
 
 IS_LONG = os.environ.get("TDB_CHAOS_LONG") == "1"
-SHORT = Extent(10, 2, 100, 1_500, 300, 1, stop_seconds=20, refusal_seconds=0.5, max_slowdown=10)
-LONG = Extent(60, 5, 500, 10_000, 2_000, 4, stop_seconds=1, refusal_seconds=0.020, max_slowdown=2)
+SOAK_SECONDS = float(os.environ.get("TDB_SOAK_SECONDS", "1200"))
+SHORT = Extent(
+    *(10, 2, 100, 1_500, 300, 1),
+    stop_seconds=20,
+    refusal_seconds=0.5,
+    max_slowdown=10,
+    soak_seconds=12,
+    soak_kill_every_seconds=4,
+    n_compared=30,
+)
+LONG = Extent(
+    *(60, 5, 500, 10_000, 2_000, 4),
+    stop_seconds=1,
+    refusal_seconds=0.020,
+    max_slowdown=2,
+    soak_seconds=SOAK_SECONDS,
+    soak_kill_every_seconds=10,
+    n_compared=1_000,
+)
 only_long = pytest.mark.skipif(not IS_LONG, reason="in the long form")

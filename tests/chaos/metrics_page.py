@@ -31,8 +31,12 @@ def upper_bound(server: RunningServer, histogram: str) -> float:
     return min(bound for bound, number in buckets if number == n_samples)
 
 
+def metrics_url(server: RunningServer) -> str:
+    """Where that is."""
+    return f"http://127.0.0.1:{json.loads(server.ready_file.read_text())['metrics_port']}/metrics"
+
+
 def _samples(server: RunningServer) -> list[Sample]:
-    port = json.loads(server.ready_file.read_text())["metrics_port"]
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+    with urllib.request.urlopen(metrics_url(server), timeout=10) as page:
         families = text_string_to_metric_families(page.read().decode())
     return [sample for family in families for sample in family.samples]

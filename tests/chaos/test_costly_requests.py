@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 from google.protobuf.message import Message
+from tdb_server.service.message_survey import MAX_TOKEN_IDS
 from transformer_debugger.v1 import loss_pb2
 from transformer_debugger.v1 import processing_pb2 as processing
 from transformer_debugger.v1.derived_scalar_pb2 import (
     DERIVED_SCALAR_TYPE_MLP_ACT_TIMES_GRAD,
     DERIVED_SCALAR_TYPE_UNFLATTENED_ATTN_ACT_TIMES_GRAD,
 )
-from transformer_debugger.v1.model_service_pb2 import TokenizeRequest
+from transformer_debugger.v1.model_service_pb2 import DetokenizeRequest, TokenizeRequest
 from transformer_debugger.v1.transformer_debugger_service_pb2 import (
     DebugRequest,
     DebugSubRequest,
@@ -23,6 +24,7 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import (
     InferRequest,
 )
 
+from tests.chaos.loop_pauses import LoopPauses
 from tests.chaos.metrics_page import reading, upper_bound
 from tests.chaos.refused import refused
 from tests.chaos.requests import LONG_PROMPT, debug_request
@@ -35,14 +37,15 @@ MAX_PEAK_BYTES = 512 * 2**20
 LONGEST_PAUSE_SECONDS = 3.0
 """A bound of the metric's buckets. Generous, as others use the machine too: without limits it was tens."""
 N_AT_ONCE, N_ROUNDS = 4, 2
+N_NEURONS = 192
 SECONDS = 120.0
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+def server(tmp_path_factory: pytest.TempPathFactory, loop_pauses: LoopPauses) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("server")
     # It is the size of answers that is looked at here, not that of activations.
-    started = start_watched_server(folder, "--max-activation-bytes", "1024GiB")
+    started = start_watched_server(folder, loop_pauses, "--max-activation-bytes", "1024GiB")
     yield started
     stop(started)
 
@@ -71,6 +74,12 @@ def prompt(text: str) -> DebugRequest:
     return DebugRequest(sub_requests=[one], validate_only=True)
 
 
+def checked(request: DebugRequest) -> DebugRequest:
+    """The same, and nothing is run."""
+    request.validate_only = True
+    return request
+
+
 def unknown_scalars() -> InferRequest:
     group = processing.DerivedScalarGroup(group_id=1, derived_scalar_types=[120] * LARGE_BYTES)
     spec = processing.MultipleTopKSpec(top_and_bottom_k=1, groups=[group])
@@ -90,6 +99,11 @@ FLOODS: dict[str, Callable[[], Message]] = {
     ),
     "sound targets": lambda: debug_request_with_targets(1024),
     "long text": lambda: TokenizeRequest(text="7" * 250_000),
+    "many tokens": lambda: DetokenizeRequest(token_ids=[1] * MAX_TOKEN_IDS),
+    "many sub-requests": lambda: checked(debug_request(n_sub_requests=32)),
+    "many ablations": lambda: checked(
+        debug_request(n_sub_requests=32, ablated_neurons=tuple(range(N_NEURONS)))
+    ),
 }
 
 
@@ -143,6 +157,7 @@ def _status(server: RunningServer, request: Message) -> str:
         DebugRequest: server.debugger.Debug,
         InferRequest: server.debugger.Infer,
         TokenizeRequest: server.model.Tokenize,
+        DetokenizeRequest: server.model.Detokenize,
     }[type(request)]
     try:
         method(request, timeout=SECONDS, compression=grpc.Compression.Gzip)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -11,14 +12,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+import grpc
 import httpx
 import pytest
-from transformer_debugger.v1.model_service_pb2 import GetModelInfoRequest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from transformer_debugger.v1.model_service_pb2 import GetModelInfoRequest, TokenizeRequest
+from transformer_debugger.v1.model_service_pb2_grpc import ModelServiceStub
 
 from tests.integration.tokens import TOKENS, write_tokens
 from tests.running_server import TINY_MODEL
 
 PATIENCE_SECONDS = 90
+N_LOGGED = 400
+"""Calls, of each of which there is a line: more than a pipe holds."""
 
 
 def until(is_so: Callable[[], bool]) -> None:
@@ -96,7 +102,7 @@ def test_a_token_file_that_is_removed_revokes_and_hangups_kill_nobody(start_serv
 
 
 def test_nobody_reads_the_log(tmp_path):
-    """A pipe that is full from the start; calls are in `tests/chaos`."""
+    """A pipe that is full from the start: calls and health are answered, and the server stops in time."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     try:
@@ -110,6 +116,12 @@ def test_nobody_reads_the_log(tmp_path):
     try:
         os.close(writer)
         until(ready.exists)
+        address = f"127.0.0.1:{json.loads(ready.read_text())['grpc_port']}"
+        with grpc.insecure_channel(address) as channel:
+            for _ in range(N_LOGGED):
+                assert ModelServiceStub(channel).Tokenize(TokenizeRequest(text="a"), timeout=30).token_ids
+            health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30)
+            assert health.status == health_pb2.HealthCheckResponse.SERVING
         process.terminate()
         assert process.wait(PATIENCE_SECONDS) == 0
     finally:

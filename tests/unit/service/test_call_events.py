@@ -1,7 +1,8 @@
-"""No answer ends well that is not whole."""
+"""No answer ends well that is not whole, and nothing that takes long is done on the event loop."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import nullcontext
 
@@ -12,6 +13,7 @@ from tdb_server.domain.node import Nodes
 from tdb_server.domain.priority import Priority
 from tdb_server.domain.results import Finished, MultipleTopKResult, NamedResult, ObjectiveValues
 from tdb_server.errors import InvalidRequest
+from tdb_server.service import call_events
 from tdb_server.service.call_events import CallEvents, IncompleteAnswer
 from tdb_server.service.caller import answer_to
 from tdb_server.service.debugger_service import DebuggerService
@@ -86,6 +88,23 @@ async def test_an_answer_without_all_that_was_asked_for_is_none(lost):
         await streamed(service(lost))
     with pytest.raises(IncompleteAnswer):
         await service(lost).Debug(debug(), None)
+
+
+@pytest.mark.parametrize(("n_sub_requests", "is_on_loop"), [(1, True), (32, False)])
+@pytest.mark.parametrize("step", ["estimated_cost", "cache_key", "_put_started"])
+async def test_many_sub_requests_are_prepared_beside_the_loop(monkeypatch, step, n_sub_requests, is_on_loop):
+    """Half a kilobyte on the wire, and forty milliseconds of work."""
+    threads, really = [], getattr(call_events, step)
+
+    def noted(*arguments):
+        threads.append(threading.get_ident())
+        return really(*arguments)
+
+    monkeypatch.setattr(call_events, step, noted)
+    request = debug()
+    request.sub_requests.extend([request.sub_requests[0]] * (n_sub_requests - 1))
+    assert len((await service().Debug(request, None)).sub_responses) == n_sub_requests
+    assert [one == threading.get_ident() for one in threads] == [is_on_loop]
 
 
 async def test_a_message_that_is_lost_on_the_way_into_an_answer_is_missed(monkeypatch):

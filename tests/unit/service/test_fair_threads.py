@@ -86,3 +86,21 @@ async def test_an_error_does_not_keep_what_was_read():
     finally:
         gc.enable()
         threads.stop()
+
+
+async def test_a_fault_after_the_work_loses_no_thread(monkeypatch):
+    budget = Budget(100, "bytes", "FULL")
+    threads, told = FairThreads(budget, 1), []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+
+    def failing(*_):
+        raise ArithmeticError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Budget, "give_back", failing)
+        assert await threads.run("a", 10, lambda: 7) == 7
+        await settle()
+    assert [type(one) for one in told] == [ArithmeticError]
+    async with asyncio.timeout(30):
+        assert await threads.run("b", 10, lambda: 8) == 8
+    threads.stop()

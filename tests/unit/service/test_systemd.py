@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Iterator
 
 import pytest
-from tdb_server.service.systemd import READY, STOPPING, Systemd
+from tdb_server.service.systemd import ALIVE, READY, STOPPING, Systemd
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -20,7 +21,9 @@ def manager(request, tmp_path) -> Iterator[tuple[socket.socket, str]]:
 
 def test_states_are_told(manager):
     listener, name = manager
-    Systemd({"NOTIFY_SOCKET": name}).tell(READY, STOPPING)
+    systemd = Systemd({"NOTIFY_SOCKET": name})
+    systemd.tell(READY, STOPPING)
+    systemd.stop()
     assert listener.recv(100) == b"READY=1\nSTOPPING=1"
 
 
@@ -32,6 +35,21 @@ async def test_signs_of_life_come_from_the_loop(manager):
     for _ in range(3):
         assert await asyncio.to_thread(listener.recv, 100) == b"WATCHDOG=1"
     systemd.stop()
+
+
+async def test_a_server_without_descriptors_lives(manager, monkeypatch):
+    listener, name = manager
+    systemd = Systemd({"NOTIFY_SOCKET": name})
+
+    def failing(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as without_descriptors:
+        without_descriptors.setattr(socket, "socket", failing)
+        systemd.tell(ALIVE)
+    assert listener.recv(100) == b"WATCHDOG=1"
+    systemd.stop()
+    systemd.tell(ALIVE)  # to nobody
 
 
 @pytest.mark.parametrize(

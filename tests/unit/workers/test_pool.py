@@ -184,3 +184,39 @@ async def test_a_fault_in_what_is_told_about_a_worker_costs_the_worker_and_no_mo
             await asyncio.sleep(0.02)
     assert pool.n_ready == len(observer.ready) == 1
     await pool.stop()
+
+
+async def test_a_fault_while_one_worker_is_looked_after_leaves_the_others_looked_after(monkeypatch):
+    monkeypatch.setattr(pool_module, "LOOK_SECONDS", 0.001)
+    pool, looks = make_pool(Observer(), n_workers=2), []
+
+    def look(slot, elapsed_seconds):
+        looks.append(slot)
+        if len(looks) in (1, 4):
+            raise ValueError("whatever")
+
+    monkeypatch.setattr(pool_module._Slot, "start", lambda slot: None)
+    monkeypatch.setattr(pool_module._Slot, "kill_if_hung", look)
+    pool.start()
+    async with asyncio.timeout(30):
+        while len(looks) < 8:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    await pool.stop()
+    assert looks[:8] == [*pool._slots] * 4
+
+
+async def test_a_worker_that_nobody_can_say_why_it_died_is_replaced_too(monkeypatch):
+    observer = Observer()
+    pool = make_pool(observer)
+    pool.start()
+    await observer.until(1)
+
+    def failing(*_):
+        raise ValueError("whatever")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(pool_module._Slot, "_is_hopeless", failing)
+        os.kill(observer.ready[0].pid, signal.SIGKILL)
+        await observer.until(0)
+    await observer.until(1)
+    await pool.stop()

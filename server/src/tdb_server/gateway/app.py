@@ -26,7 +26,7 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import (
     InferResponse,
 )
 
-from tdb_server.gateway.http_calls import Answer, Endpoint, HttpCalls
+from tdb_server.gateway.http_calls import JSON, Answer, Endpoint, HttpCalls
 from tdb_server.gateway.json_processing import SINGLE_SPECS
 from tdb_server.gateway.json_requests import debug_request, infer_request, single_infer_request
 from tdb_server.gateway.json_responses import batched_response, model_info_response, single_response
@@ -102,8 +102,10 @@ def create_gateway(backend: Backend, calls: HttpCalls, hosts: AllowedHosts, serv
 
 
 def _constant(body: Body) -> Callable[[Request], Awaitable[Response]]:
+    content = JSONResponse(body).body  # once: the document is long, and anybody may ask for it
+
     async def answer(_: Request) -> Response:
-        return JSONResponse(body)
+        return Response(content, media_type=JSON)
 
     return answer
 

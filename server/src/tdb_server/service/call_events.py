@@ -7,13 +7,14 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import TypeVar
 
 from transformer_debugger.v1 import call_pb2
 from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest, InferRequest
 
 from tdb_server.domain.call import Call
-from tdb_server.domain.cost import estimated_cost
+from tdb_server.domain.cost import Cost, estimated_cost
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.priority import Priority
@@ -30,10 +31,12 @@ from tdb_server.service.long_requests import LONG_REQUEST_BYTES, MEMORY_FACTOR
 from tdb_server.service.served_model import ModelSlot, ServedModel
 from tdb_server.service.streaming import StreamMessage, StreamWriter
 from tdb_server.service.telemetry.call_record import CallRecord, current_record
-from tdb_server.workers.result_cache import cache_key
+from tdb_server.workers.result_cache import CacheKey, cache_key
 from tdb_server.workers.scheduler import Scheduler
 from tdb_server.workers.ticket import Event, TakenUp, Terms, Unary
 
+FEW_SUB_REQUESTS = 4
+"""Of a short request, whose cost is estimated in a few milliseconds."""
 _VALUES = None
 """In place of a result's name: the objective values of a sub-request."""
 Request = TypeVar("Request", DebugRequest, InferRequest)
@@ -88,11 +91,10 @@ class CallEvents:
         else:
             self._scheduler.check_room(caller, priority)
             reading = self._scheduler.open_call(caller)
-        with reading:
-            sub_requests = tuple(await self._parsed(request, parse, model))
-        cost = estimated_cost(model.info, sub_requests)
         first = new_message()
-        _put_started(first.started, record.request_id, model, sub_requests)
+        with reading:
+            prepared = await self._prepared(request, parse, model, first.started, record.request_id)
+        sub_requests, cost = prepared.sub_requests, prepared.cost
         record.parsed([one.token_strings for one in first.started.sub_requests])
         if request.validate_only:
             first.started.estimated_cost.activation_bytes = cost.activation_bytes
@@ -108,25 +110,56 @@ class CallEvents:
         prompts = [one.inference.token_ids for one in sub_requests]
         chunk_bytes = None if unary else model.limits.chunk_bytes
         writer = StreamWriter(new_message, model.tokenizer, prompts, chunk_bytes)
-        key = cache_key(caller.cache_owner, model.info.digest, sub_requests)
-        terms = Terms(caller, in_pieces=unary is None, cache_key=key, priority=priority, unary=unary)
+        terms = Terms(
+            caller,
+            in_pieces=unary is None,
+            cache_key=prepared.cache_key,
+            priority=priority,
+            unary=unary,
+        )
         record.submitted()
         async with aclosing(self._scheduler.submit(call, cost, terms)) as events:
             async for message in _messages(events, sub_requests, first, writer, record):
                 yield message
 
-    async def _parsed(
-        self, request: Request, parse: Parse[Request], model: ServedModel
-    ) -> Sequence[InferenceSubRequest]:
-        """Parses on the event loop, or beside it when that may take long."""
+    async def _prepared(
+        self,
+        request: Request,
+        parse: Parse[Request],
+        model: ServedModel,
+        started: call_pb2.Started,
+        request_id: str,
+    ) -> _Prepared:
+        """Does what comes before a call runs: on the event loop, or beside it when that may take long."""
+        caller = current_caller()
+
+        def prepare() -> _Prepared:
+            sub_requests = tuple(parse(request, model.info, model.limits, model.tokenizer))
+            _put_started(started, request_id, model, sub_requests)
+            key = None
+            if not request.validate_only:
+                key = cache_key(caller.cache_owner, model.info.digest, sub_requests)
+            return _Prepared(sub_requests, estimated_cost(model.info, sub_requests), key)
+
         n_bytes = request.ByteSize()
-        if n_bytes <= LONG_REQUEST_BYTES:
-            return parse(request, model.info, model.limits, model.tokenizer)
-        return await self._threads.run(
-            current_caller().name,
-            MEMORY_FACTOR * n_bytes,
-            lambda: parse(request, model.info, model.limits, model.tokenizer),
-        )
+        if n_bytes <= LONG_REQUEST_BYTES and len(request.sub_requests) <= FEW_SUB_REQUESTS:
+            return prepare()
+        return await self._threads.run(caller.name, MEMORY_FACTOR * n_bytes, prepare)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A request that may run.
+
+    Attributes:
+        sub_requests: what it asks for.
+        cost: their estimate.
+        cache_key: what equal requests share; None where nothing is to run.
+    """
+
+    sub_requests: tuple[InferenceSubRequest, ...]
+    cost: Cost
+    cache_key: CacheKey | None
 
 
 async def _messages(

@@ -48,8 +48,10 @@ class FairThreads:
         working = asyncio.get_running_loop().run_in_executor(self._executor, work)
 
         def end(_: asyncio.Future[Outcome]) -> None:
-            self._budget.give_back(caller, n_bytes)
-            self._next_turn()
+            try:
+                self._budget.give_back(caller, n_bytes)
+            finally:
+                self._next_turn()  # whatever happens: a turn that is lost is a thread that is
 
         working.add_done_callback(end)
         try:

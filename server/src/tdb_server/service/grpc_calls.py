@@ -30,6 +30,9 @@ if TYPE_CHECKING:  # generic for the type checker alone
 OPEN_METHODS = "grpc.health.v1.Health/"
 """Asked by balancers and probes, which have no tokens."""
 UNKNOWN_METHOD = "other"
+MAX_OTHER_REQUEST_BYTES = 4 * 1024
+"""Of a request to a service that is not ours, such as health: none of them has a use for more, and a watch
+keeps its own for as long as it lasts."""
 CALLERS_CLOCK_SECONDS = 0.05
 """A caller gives up by its own clock, a little before the deadline is over by ours."""
 
@@ -95,7 +98,9 @@ class GrpcCalls(grpc.aio.ServerInterceptor):
                 admitted = self.guard.access.admitted(record, owner, connection, names)
                 with self._one_of_address(context), admitted:
                     self._report(context)  # for those that are refused, which happens soon
-                    request = self._read(handler.request_deserializer, unread.pop())
+                    request = self._read(
+                        handler.request_deserializer, unread.pop(), self.guard.limits.max_request_bytes
+                    )
                     async with self.guard.in_time():
                         response = await _noting_deadlines(answer(request, context), record, context)
                     self._report(context)
@@ -110,23 +115,32 @@ class GrpcCalls(grpc.aio.ServerInterceptor):
         """A handler that is not ours, left as it is but for the record."""
         answer, is_stream = answer_of(handler), bool(handler.response_streaming)
         serialize = _counting_sent(handler.response_serializer, record)
+        count_and_read = _counting_received(handler.request_deserializer, record)
+
+        def read(raw: bytes) -> Any:
+            return self._read(count_and_read, raw, MAX_OTHER_REQUEST_BYTES)
+
+        reads_stream = bool(handler.request_streaming)
 
         async def answer_recorded(request: Any, context: Context) -> Any:
             record.peer = context.peer()
+            unread = [request]
+            del request  # as above
             with recorded(record, self.guard.listeners):
                 try:
+                    request = unread.pop() if reads_stream else read(unread.pop())
                     with self._one_of_address(context):
                         response = await _noting_deadlines(answer(request, context), record, context)
                     return response if is_stream else serialize(response)
-                except OverLimit as error:
+                except (InvalidRequest, OverLimit) as error:
                     record.status, record.reason = status_code(error).name, error.reason
                     return await _abort(context, error)
                 except Exception:  # an abort, mostly
                     record.status = _code_name(context)
                     raise
 
-        deserialize = _counting_received(handler.request_deserializer, record)
-        return handler_like(handler, answer_recorded, deserialize, serialize if is_stream else None)
+        serialize_later = serialize if is_stream else None
+        return handler_like(handler, answer_recorded, read if reads_stream else None, serialize_later)
 
     def _refused_unread(self, record: CallRecord, error: TdbError) -> Handler:
         async def refuse(context: Context) -> None:
@@ -139,14 +153,13 @@ class GrpcCalls(grpc.aio.ServerInterceptor):
 
         return handler_that_refuses(refuse)
 
-    def _read(self, deserialize: Convert, raw: bytes) -> Any:
+    def _read(self, deserialize: Convert, raw: bytes, allowed: int) -> Any:
         """The request, or an error that says more than gRPC would.
 
         Raises:
             OverLimit: it is too large.
             InvalidRequest: it is not a message.
         """
-        allowed = self.guard.limits.max_request_bytes
         if len(raw) > allowed:
             message = f"the request has {len(raw)} bytes; at most {allowed} are allowed"
             raise OverLimit(message, "REQUEST_TOO_LARGE")

@@ -34,6 +34,10 @@ class Systemd:
         told = environment.get("WATCHDOG_USEC", "") if is_for_us and name else ""
         self._seconds_between_signs = int(told) / MICROSECONDS / 2 if told.isdecimal() and int(told) else None
         self._signs: asyncio.Task[None] | None = None
+        # Opened while there are descriptors: want of them later is no sign of death.
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if self._address else None
+        if self._socket is not None:
+            self._socket.settimeout(LONGEST_WAIT_SECONDS)
 
     def start(self) -> None:
         """Gives signs of life from the event loop from here on, so that they end when that stands still."""
@@ -42,16 +46,18 @@ class Systemd:
 
     def tell(self, *states: str) -> None:
         """Tells states; what cannot be told is no reason to fail."""
-        if not self._address:
+        if self._socket is None:
             return
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.settimeout(LONGEST_WAIT_SECONDS)
-            sender.sendto("\n".join(states).encode(), self._address)
+        with contextlib.suppress(OSError):
+            self._socket.sendto("\n".join(states).encode(), self._address)
 
     def stop(self) -> None:
-        """Gives no more signs."""
+        """Says nothing more."""
         if self._signs is not None:
             self._signs.cancel()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
     async def _give_signs(self, seconds: float) -> None:
         while True:

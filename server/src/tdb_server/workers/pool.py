@@ -180,7 +180,10 @@ class LocalPool:
             await asyncio.sleep(LOOK_SECONDS)
             now = time.monotonic()
             for slot in self._slots:
-                slot.kill_if_hung(now - looked_at)
+                try:
+                    slot.kill_if_hung(now - looked_at)
+                except Exception:  # the others are looked after, and this one at the next look
+                    _log.exception("a worker cannot be looked after")
             looked_at = now
 
     def readiness_changed(self) -> None:
@@ -301,8 +304,11 @@ class _Slot:
         if self._is_stopping or self._pool.has_failed:
             return
         self._n_deaths += 1
-        if self._is_hopeless(exit_code) and self._pool.give_up(self._loading_error(exit_code)):
-            return
+        try:
+            if self._is_hopeless(exit_code) and self._pool.give_up(self._loading_error(exit_code)):
+                return
+        except Exception:
+            _log.exception("why worker %d has died cannot be told", process.pid)
         delay_seconds = self._start_later()
         _log.warning(
             "worker %d has died with exit code %d; the next starts in %.1f s",

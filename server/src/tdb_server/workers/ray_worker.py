@@ -138,7 +138,10 @@ class RayWorker:
         if not self._is_retired:
             # Only now does Ray Serve count the replica as free.
             self._batch = None
-            self._observer.worker_said(self, ended, n_bytes)
+            try:
+                self._observer.worker_said(self, ended, n_bytes)
+            except Exception as error:
+                self._lost(error)
 
     def _lost(self, error: Exception) -> None:
         if not self._is_retired:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
+_log = logging.getLogger(__name__)
 INTERVAL_SECONDS = 0.05
 
 
@@ -14,4 +16,8 @@ async def watch_loop(record: Callable[[float], None]) -> None:
     while True:
         due_at = loop.time() + INTERVAL_SECONDS
         await asyncio.sleep(INTERVAL_SECONDS)
-        record(max(0.0, loop.time() - due_at))
+        lateness = max(0.0, loop.time() - due_at)
+        try:
+            record(lateness)
+        except Exception:
+            _log.exception("how late the event loop is cannot be noted")

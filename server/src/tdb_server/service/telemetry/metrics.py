@@ -6,7 +6,9 @@ and adds units: `grpc_server_call_duration_seconds`. Imported only where metrics
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.metrics import CallbackOptions, CallbackT, Meter, Observation
@@ -66,12 +68,27 @@ class Metrics:
         """
         host, port = settings.telemetry.metrics_host, settings.telemetry.metrics_port or 0
         hosts = AllowedHosts(host, settings.security.allowed_hosts)
-        page = Probes(HostCheck(make_asgi_app(self._registry), hosts), is_ready)
+        page = Probes(HostCheck(one_each_turn(make_asgi_app(self._registry)), hosts), is_ready)
         return HttpListener(page, host, port, settings.security, serves="metrics")
 
     def stop(self) -> None:
         """Measures no more."""
         self._provider.shutdown()
+
+
+def one_each_turn(page: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """A page that takes milliseconds to make, made no more than once in each turn of the event loop.
+
+    So all who ask for it at the same moment hold up calls for no longer than one does.
+    """
+    turn = asyncio.Lock()
+
+    async def in_turn(*request: Any) -> None:
+        async with turn:
+            await asyncio.sleep(0)
+        await page(*request)
+
+    return in_turn
 
 
 class CallMetrics:

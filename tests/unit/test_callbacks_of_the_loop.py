@@ -17,13 +17,15 @@ HANDING_OVER = {
 }
 AWAITED = "whoever made it waits for it, and gets its exception"
 CANNOT = "does nothing that can fail"
-CALLS = "unit/workers/test_faults_on_the_loop.py::test_no_fault_is_silent"
+COMPANY = "unit/workers/test_faults_on_the_loop.py::test_a_fault_when_the_wait_for_company_ends"
+GONE = "unit/workers/test_faults_on_the_loop.py::test_a_fault_when_a_worker_is_gone"
+HANGS = "unit/workers/test_faults_on_the_loop.py::test_a_worker_that_hangs_is_given_up_although"
 HEALTH = "unit/service/test_health.py::test_health_that_cannot_be_set_is_set_again"
 LAG = "unit/service/telemetry/test_loop_lag.py::test_a_pause_is_seen_also_after_a_fault"
 LOOKS = "unit/workers/test_pool.py::test_a_fault_while_one_worker_is_looked_after"
+PLACE = "unit/workers/test_pool.py::test_a_fault_in_the_place_of_a_worker_costs_no_worker"
 REPLICAS = "ray/test_replacement.py::test_calls_of_a_killed_replica_run_on_another"
 SPOOL = "unit/workers/test_spool.py::test_an_event_that_cannot_be_kept_breaks_the_answer_off"
-STARTS = "unit/workers/test_pool.py::test_a_worker_that_cannot_be_started_is_tried"
 SYSTEMD = "unit/service/test_systemd.py::test_a_server_without_descriptors_lives"
 THREADS = "unit/service/test_fair_threads.py::test_a_fault_after_the_work_loses_no_thread"
 TOLD = "unit/workers/test_pool.py::test_a_fault_in_what_is_told_about_a_worker"
@@ -45,9 +47,10 @@ KNOWN = {
     ("service/signals.py", "stopped.set if stops_on_hangup else reload"): CANNOT,
     ("service/systemd.py", "self._give_signs(self._seconds_between_signs)"): SYSTEMD,
     ("service/telemetry/reporting.py", "watch_loop(self._metrics.loop_lag.record)"): LAG,
+    ("workers/callbacks.py", "keep_trying"): GONE,
     ("workers/pool.py", "lambda done: done.cancelled() or done.exception()"): CANNOT,
     ("workers/pool.py", "self._watch()"): LOOKS,
-    ("workers/pool.py", "self.start"): STARTS,
+    ("workers/pool.py", "guarded(self.start, self._not_started)"): PLACE,
     ("workers/process.py", "lambda _: self._on_the_way.release()"): CANNOT,
     ("workers/process.py", "action"): TOLD,
     ("workers/ray_outbox.py", "self._has_some.set"): CANNOT,
@@ -59,8 +62,8 @@ KNOWN = {
     ("workers/ray_worker.py", "self._read(message, self._response)"): REPLICAS,
     ("workers/ray_worker.py", "self._tell_replicas(self._batch.batch_id, call_id)"): REPLICAS,
     ("workers/ray_worker.py", "self._telling.discard"): CANNOT,
-    ("workers/scheduler.py", "self._wake"): CALLS,
-    ("workers/scheduler.py", "self._give_up_if_there"): CALLS,
+    ("workers/scheduler.py", "guarded(self._wake, self._not_woken)"): COMPANY,
+    ("workers/scheduler.py", "self._end_watch"): HANGS,
     ("workers/spool.py", "self._unwritten.discard"): CANNOT,
     ("workers/ticket.py", "self._after_storing"): SPOOL,
 }

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from functools import partial
 
 import pytest
 from tdb_server.domain.call import Call
 from tdb_server.domain.caller import Caller
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.results import Finished, ObjectiveValues
-from tdb_server.errors import TdbError
+from tdb_server.errors import Internal, TdbError
+from tdb_server.workers import callbacks
 from tdb_server.workers import scheduler as scheduler_module
 from tdb_server.workers.batching import BatchRule
+from tdb_server.workers.callbacks import keep_trying
 from tdb_server.workers.event_buffer import EventBuffer
 from tdb_server.workers.fair_queue import FairQueue
 from tdb_server.workers.messages import BatchEnded, CallProgress, CancelCall, OutOfMemory, RunBatch
@@ -51,7 +54,7 @@ class DiligentWorker:
         asyncio.get_running_loop().call_later(0.001, self._replace)
 
     def _replace(self) -> None:
-        self._scheduler.worker_is_gone(self)
+        keep_trying(partial(self._scheduler.worker_is_gone, self), "as a pool does")
         DiligentWorker(self._scheduler, self._n_batches)
 
     def _run(self, batch: RunBatch) -> None:
@@ -123,9 +126,14 @@ def is_whole(events: list[object]) -> bool:
         (DiligentWorker, "send"),
         (Scheduler, "_after_failure"),
         (Scheduler, "_after_death"),
+        (Scheduler, "worker_is_gone"),
+        (Scheduler, "_let_go"),
+        (Scheduler, "_lose"),
         (Scheduler, "_batch_ended"),
         (Scheduler, "_watch"),
         (Scheduler, "_dispatch"),
+        (Scheduler, "_dispatch_later"),
+        (Scheduler, "_wake"),
         (Scheduler, "_count_active"),
         (Scheduler, "_drop"),
         (Scheduler, "_give_up"),
@@ -135,6 +143,7 @@ def is_whole(events: list[object]) -> bool:
 )
 async def test_no_fault_is_silent(monkeypatch, owner, name, turn):
     monkeypatch.setattr(scheduler_module, "HANG_SECONDS", 0.2)
+    monkeypatch.setattr(callbacks, "RETRY_SECONDS", 0.01)
     measured = []
     rule = BatchRule(max_tokens=16, max_activation_bytes=10**9, max_wait_seconds=0.01, max_seconds=2.0)
     scheduler = Scheduler(Limits(), rule, 100, ResultCache(10_000), measured.append)
@@ -172,3 +181,62 @@ async def test_what_cannot_be_counted_disturbs_nobody():
     DiligentWorker(scheduler)
     for _ in range(3):
         assert is_whole(await ask(scheduler, make_call(), Terms(Caller("anyone"))))
+
+
+async def test_a_fault_when_the_wait_for_company_ends_fails_the_call_that_waited(make_worker, monkeypatch):
+    """Alone, so that nothing else would have it looked after."""
+    rule = BatchRule(max_tokens=16, max_activation_bytes=10**9, max_wait_seconds=0.01, max_seconds=2.0)
+    scheduler = Scheduler(Limits(), rule, 100, ResultCache(0))
+    worker = make_worker(scheduler)
+    for station in scheduler._stations.values():
+        station.n_expected = 2
+    fail_at(monkeypatch, Scheduler, "_wake", 1)
+
+    async with asyncio.timeout(30):
+        with pytest.raises(Internal):
+            await ask(scheduler, make_call(), Terms(Caller("anyone")))
+        asking = asyncio.create_task(ask(scheduler, make_call(), Terms(Caller("anyone"))))
+        while not worker.batches:  # noqa: ASYNC110 - the next timer goes off
+            await asyncio.sleep(0.001)
+        worker.answer()
+        assert isinstance((await asking)[-1], Finished)
+
+
+@pytest.mark.parametrize("name", ["worker_is_gone", "_let_go", "_lose", "_settle", "_after_death"])
+async def test_a_fault_when_a_worker_is_gone_leaves_none_of_its_calls_waiting(make_worker, monkeypatch, name):
+    """With no other worker, and nothing else that happens."""
+    monkeypatch.setattr(callbacks, "RETRY_SECONDS", 0.001)
+    rule = BatchRule(max_tokens=16, max_activation_bytes=10**9, max_wait_seconds=0.0, max_seconds=2.0)
+    scheduler = Scheduler(Limits(), rule, 100, ResultCache(0))
+    worker = make_worker(scheduler)
+    fail_at(monkeypatch, Scheduler, name, 1)
+    asking = asyncio.create_task(ask(scheduler, make_call(), Terms(Caller("anyone"))))
+    while not worker.batches:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+
+    keep_trying(partial(scheduler.worker_is_gone, worker), "as a pool does")
+    async with asyncio.timeout(30):
+        while worker in scheduler._stations:  # noqa: ASYNC110 - tried again
+            await asyncio.sleep(0.001)
+        successor = make_worker(scheduler)
+        if successor.batches:
+            successor.answer()
+            assert isinstance((await asking)[-1], Finished)
+        else:
+            with pytest.raises(Internal):
+                await asking
+
+
+async def test_a_worker_that_hangs_is_given_up_although_the_first_try_fails(make_worker, monkeypatch):
+    monkeypatch.setattr(scheduler_module, "HANG_SECONDS", 0.001)
+    rule = BatchRule(max_tokens=16, max_activation_bytes=10**9, max_wait_seconds=0.0, max_seconds=2.0)
+    scheduler = Scheduler(Limits(), rule, 100, ResultCache(0))
+    worker = make_worker(scheduler)
+    fail_at(monkeypatch, Scheduler, "_give_up_if_there", 1)
+    asking = asyncio.create_task(ask(scheduler, make_call(), Terms(Caller("anyone"))))
+    while not worker.batches:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    asking.cancel()
+    async with asyncio.timeout(30):
+        while not worker.is_killed:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tdb_server.errors import ModelError, ModelNotFound
+from tdb_server.workers import callbacks as callbacks_module
 from tdb_server.workers import pool as pool_module
 from tdb_server.workers.messages import Configuration
 from tdb_server.workers.pool import LocalPool
@@ -219,4 +220,29 @@ async def test_a_worker_that_nobody_can_say_why_it_died_is_replaced_too(monkeypa
         os.kill(observer.ready[0].pid, signal.SIGKILL)
         await observer.until(0)
     await observer.until(1)
+    await pool.stop()
+
+
+@pytest.mark.parametrize(("name", "turn"), [("_on_exit", 1), ("start", 2)])
+async def test_a_fault_in_the_place_of_a_worker_costs_no_worker(monkeypatch, name, turn):
+    """At the entry of what is to have another one started: it is tried again."""
+    monkeypatch.setattr(callbacks_module, "RETRY_SECONDS", 0.01)
+    method, calls = getattr(pool_module._Slot, name), []
+
+    def failing_once(*arguments):
+        calls.append(name)
+        if len(calls) == turn:
+            raise ValueError("whatever")
+        method(*arguments)
+
+    monkeypatch.setattr(pool_module._Slot, name, failing_once)
+    observer = Observer()
+    pool = make_pool(observer)
+    pool.start()
+    await observer.until(1)
+    os.kill(observer.ready[0].pid, signal.SIGKILL)
+    await observer.until(0)
+    await observer.until(1)
+    assert len(calls) == turn + 1
+    assert pool.n_restarts == 1
     await pool.stop()

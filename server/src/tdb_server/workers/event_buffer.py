@@ -78,8 +78,10 @@ class EventBuffer(Generic[Event]):
 
     def break_off(self, failure: BaseException) -> None:
         """The reader gets this in place of everything that it has not taken."""
-        self.clear()
-        self.fail(failure)
+        try:
+            self.clear()
+        finally:
+            self.fail(failure)
 
     async def get(self) -> Event:
         """Waits for the next event.

@@ -8,9 +8,11 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from tdb_server.errors import ModelError, TdbError
+from tdb_server.workers.callbacks import guarded, keep_trying
 from tdb_server.workers.liveness import LOOK_SECONDS, Liveness, LivenessBounds
 from tdb_server.workers.messages import (
     BatchEnded,
@@ -237,7 +239,9 @@ class _Slot:
     def _start_later(self) -> float:
         """Waits twice as long after each death, and returns how long."""
         delay_seconds: float = min(FIRST_DELAY_SECONDS * 2 ** (self._n_deaths - 1), LONGEST_DELAY_SECONDS)
-        self._restart = asyncio.get_running_loop().call_later(delay_seconds, self.start)
+        self._restart = asyncio.get_running_loop().call_later(
+            delay_seconds, guarded(self.start, self._not_started)
+        )
         return delay_seconds
 
     async def stop(self) -> None:
@@ -296,11 +300,9 @@ class _Slot:
         self._gone.set()
         if self.is_ready:
             self.is_ready = False
-            try:
-                self._pool.observer.worker_is_gone(process)
-                self._pool.readiness_changed()
-            except Exception:  # its successor is needed all the same
-                _log.exception("that worker %d is gone cannot be told", process.pid)
+            what = f"that worker {process.pid} is gone cannot be told"
+            for tell in (partial(self._pool.observer.worker_is_gone, process), self._pool.readiness_changed):
+                keep_trying(tell, what)
         if self._is_stopping or self._pool.has_failed:
             return
         self._n_deaths += 1

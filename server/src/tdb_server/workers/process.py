@@ -16,6 +16,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 
 from tdb_server.queued_stderr import QueuedStream
+from tdb_server.workers.callbacks import keep_trying
 from tdb_server.workers.channel import receive_message, send_message
 from tdb_server.workers.liveness import Look
 from tdb_server.workers.messages import (
@@ -58,7 +59,7 @@ class WorkerProcess:
         on_message: called on the loop with each message and its size in bytes. Returns what is done when the
             message takes no memory any more; None where there is nothing to wait for. Where it fails the
             worker is ended.
-        on_exit: called on the loop, once, with the exit code, after the last message.
+        on_exit: called on the loop with the exit code, after the last message; again where it fails.
 
     Raises:
         OSError, RuntimeError: a process, descriptors or threads cannot be had. Nothing is left behind.
@@ -158,7 +159,8 @@ class WorkerProcess:
         self._writer.join()
         self._connection.close()
         self._socket.close()
-        self._on_loop(partial(self._on_exit, self, exit_code))
+        what = f"that worker {self.pid} is gone cannot be dealt with"
+        self._on_loop(partial(keep_trying, partial(self._on_exit, self, exit_code), what))
 
     def _take(self, message: FromWorker, n_bytes: int, *, is_counted: bool) -> None:
         stored: asyncio.Future[None] | None = None

@@ -20,6 +20,7 @@ from typing import TypeVar
 from tdb_server.errors import ModelError, TdbError, Unavailable
 from tdb_server.pool_settings import RayPoolSettings
 from tdb_server.workers import ray_application
+from tdb_server.workers.callbacks import keep_trying
 from tdb_server.workers.messages import Configuration, Ready
 from tdb_server.workers.pool import PoolObserver
 from tdb_server.workers.ray_application import State
@@ -171,7 +172,7 @@ class RayPool:
 
     def _remove(self, worker: RayWorker) -> None:
         self._workers.remove(worker)
-        self._observer.worker_is_gone(worker)
+        keep_trying(partial(self._observer.worker_is_gone, worker), "that a replica is gone cannot be told")
 
     async def _ask(self, question: Callable[[], Answer]) -> Answer:
         return await asyncio.get_running_loop().run_in_executor(self._thread, question)

@@ -26,6 +26,7 @@ from tdb_server.domain.results import Finished
 from tdb_server.errors import Internal, OverLimit, TdbError, Unavailable
 from tdb_server.workers.answer_room import AnswerRoom
 from tdb_server.workers.batching import BatchRule
+from tdb_server.workers.callbacks import guarded
 from tdb_server.workers.device_time import Pace
 from tdb_server.workers.event_buffer import EventBuffer
 from tdb_server.workers.fair_queue import FairQueue
@@ -268,7 +269,7 @@ class Scheduler:
 
     def worker_is_gone(self, worker: Worker) -> None:
         """See `PoolObserver`."""
-        self._lose(worker)
+        self._let_go(worker)
         self._dispatch()
 
     def _batch_ended(self, station: Station, message: BatchEnded) -> None:
@@ -284,16 +285,19 @@ class Scheduler:
             except Exception as error:
                 self._break_off(ticket, error)
 
-    def _lose(self, worker: Worker) -> None:
+    def _let_go(self, worker: Worker) -> None:
         """A worker will say nothing more: its calls run elsewhere, if they can."""
         station = self._stations.pop(worker, None)
         if station is None or station.is_free:
             return
         batch = list(station.tickets.values())
         try:
-            self._settle(station, batch, station.seconds_so_far, is_whole=False)
+            self._lose(station, batch)
         except Exception as error:
             self._break_off_all(batch, error)
+
+    def _lose(self, station: Station, batch: list[Ticket]) -> None:
+        self._settle(station, batch, station.seconds_so_far, is_whole=False)
         for ticket in batch:
             if not ticket.is_over:
                 try:
@@ -303,11 +307,13 @@ class Scheduler:
 
     def _give_up(self, station: Station) -> None:
         """Ends a worker; the pool starts another."""
-        self._lose(station.worker)
         try:
-            station.worker.kill()
-        except Exception:
-            _log.exception("a worker cannot be ended")
+            self._let_go(station.worker)
+        finally:
+            try:
+                station.worker.kill()
+            except Exception:
+                _log.exception("a worker cannot be ended")
 
     def _break_off_all(self, tickets: Iterable[Ticket], error: Exception) -> None:
         for ticket in tickets:
@@ -387,9 +393,12 @@ class Scheduler:
         try:
             self._fill_stations()
         except Exception as error:
-            # Those that cannot be chosen from, some of which may be out of the queue already.
-            at_stations = {ticket for one in self._stations.values() for ticket in one.tickets.values()}
-            self._break_off_all(self._open_tickets - at_stations, error)
+            self._break_off_waiting(error)
+
+    def _break_off_waiting(self, error: Exception) -> None:
+        """Those that cannot be chosen from, some of which may be out of the queue already."""
+        at_stations = {ticket for one in self._stations.values() for ticket in one.tickets.values()}
+        self._break_off_all(self._open_tickets - at_stations, error)
 
     def _fill_stations(self) -> None:
         """The free worker that has worked least comes first."""
@@ -425,11 +434,16 @@ class Scheduler:
 
     def _dispatch_later(self, seconds: float) -> None:
         if self._wake_up is None:
-            self._wake_up = asyncio.get_running_loop().call_later(seconds, self._wake)
+            loop = asyncio.get_running_loop()
+            self._wake_up = loop.call_later(seconds, guarded(self._wake, self._not_woken))
 
     def _wake(self) -> None:
         self._wake_up = None
         self._dispatch()
+
+    def _not_woken(self, error: Exception) -> None:
+        self._wake_up = None
+        self._break_off_waiting(error)
 
     def _drop(self, ticket: Ticket) -> None:
         """The reader has gone, with all it wanted or without."""
@@ -445,7 +459,15 @@ class Scheduler:
         """A worker that nobody waits for any more has to say soon that its batch has ended."""
         if station.watch is None and not station.is_free and not station.n_active:
             loop = asyncio.get_running_loop()
-            station.watch = loop.call_later(HANG_SECONDS, self._give_up_if_there, station)
+            station.watch = loop.call_later(HANG_SECONDS, self._end_watch, station)
+
+    def _end_watch(self, station: Station) -> None:
+        try:
+            self._give_up_if_there(station)
+        except Exception:
+            _log.exception("a worker that hangs cannot be given up; tried again")
+            station.watch = None
+            self._watch(station)
 
     def _give_up_if_there(self, station: Station) -> None:
         if self._stations.get(station.worker) is station:

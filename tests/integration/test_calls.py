@@ -8,6 +8,7 @@ import google_crc32c
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from transformer_debugger.v1 import transformer_debugger_service_pb2 as debugger_pb2
 from transformer_debugger.v1.derived_scalar_pb2 import (
     DERIVED_SCALAR_TYPE_ATTN_QK_PROBS,
@@ -176,6 +177,29 @@ def test_bytes_that_are_no_message(server, refusal):
     call = server.channel.unary_unary("/transformer_debugger.v1.TransformerDebuggerService/Debug")
     failed = refusal(lambda: call(b"\xff\xff\xff\xff"))
     assert (failed.code, failed.info.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST")
+
+
+def test_compressed_requests_are_read_as_others_are(server, debug_request, refusal):
+    gzip, tokens = grpc.Compression.Gzip, TokenizeRequest(text="the cat " * 40)
+    expected = server.debugger.Debug(debug_request()).sub_responses
+    assert server.debugger.Debug(debug_request(), compression=gzip).sub_responses == expected
+    assert list(server.debugger.StreamDebug(debug_request(), compression=gzip))[-1].HasField("finished")
+    assert server.model.Tokenize(tokens, compression=gzip) == server.model.Tokenize(tokens)
+    health = health_pb2_grpc.HealthStub(server.channel)
+    named = health_pb2.HealthCheckRequest(service="transformer_debugger.v1.TransformerDebuggerService")
+    assert health.Check(named, compression=gzip) == health.Check(named)
+
+    call = server.channel.unary_unary("/transformer_debugger.v1.TransformerDebuggerService/Debug")
+    broken = refusal(lambda: call(b"\x1f\x8b\xff\xff\x10\x00\x00\x00"))
+    assert (broken.code, broken.info.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST")
+    too_large = refusal(lambda: server.debugger.Debug(debug_request(prompt="7" * 10**8), compression=gzip))
+    assert (too_large.code, too_large.info.reason) == (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "REQUEST_TOO_LARGE",
+    )
+    with pytest.raises(grpc.RpcError, match="'deflate' is disabled") as refused:
+        server.model.Tokenize(tokens, compression=grpc.Compression.Deflate)
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_unknown_method(server, refusal):

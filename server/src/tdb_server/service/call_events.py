@@ -141,7 +141,8 @@ class CallEvents:
                 key = cache_key(caller.cache_owner, model.info.digest, sub_requests)
             return _Prepared(sub_requests, estimated_cost(model.info, sub_requests), key)
 
-        n_bytes = request.ByteSize()
+        # Protobuf puts a message together once more to say how long it is.
+        n_bytes = current_record().received_bytes or request.ByteSize()
         if n_bytes <= LONG_REQUEST_BYTES and len(request.sub_requests) <= FEW_SUB_REQUESTS:
             return prepare()
         return await self._threads.run(caller.name, MEMORY_FACTOR * n_bytes, prepare)

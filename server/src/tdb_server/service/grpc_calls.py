@@ -19,6 +19,7 @@ from tdb_server.service.access.access import Connection
 from tdb_server.service.access.caller_ledger import CallerLedger
 from tdb_server.service.access.client_address import host_of
 from tdb_server.service.call_guard import CallGuard
+from tdb_server.service.compressed_requests import message_bytes, unpacked
 from tdb_server.service.error_status import STATUS_DETAILS_KEY, NotImplementedHere, error_status, status_code
 from tdb_server.service.handlers import Convert, answer_of, handler_like, handler_that_refuses
 from tdb_server.service.telemetry.call_record import CallRecord, recorded
@@ -88,7 +89,7 @@ class GrpcCalls(grpc.aio.ServerInterceptor):
         serialize = _counting_sent(handler.response_serializer, record)
 
         async def answer_guarded(raw: bytes, context: Context) -> Any:
-            record.peer, record.received_bytes = context.peer(), len(raw)
+            record.peer, record.received_bytes = context.peer(), message_bytes(raw)
             unread = [raw]
             del raw  # of megabytes, perhaps, and not needed any more once it is read
 
@@ -118,7 +119,7 @@ class GrpcCalls(grpc.aio.ServerInterceptor):
         count_and_read = _counting_received(handler.request_deserializer, record)
 
         def read(raw: bytes) -> Any:
-            return self._read(count_and_read, raw, MAX_OTHER_REQUEST_BYTES)
+            return self._read(lambda raw: count_and_read(unpacked(raw)), raw, MAX_OTHER_REQUEST_BYTES)
 
         reads_stream = bool(handler.request_streaming)
 
@@ -160,8 +161,8 @@ class GrpcCalls(grpc.aio.ServerInterceptor):
             OverLimit: it is too large.
             InvalidRequest: it is not a message.
         """
-        if len(raw) > allowed:
-            message = f"the request has {len(raw)} bytes; at most {allowed} are allowed"
+        if (n_bytes := max(len(raw), message_bytes(raw))) > allowed:
+            message = f"the request has {n_bytes} bytes; at most {allowed} are allowed"
             raise OverLimit(message, "REQUEST_TOO_LARGE")
         try:
             return raw if deserialize is None else deserialize(raw)

@@ -1,4 +1,4 @@
-"""Reads long requests beside the event loop, where they hold up nobody else."""
+"""Reads requests that are long or compressed beside the event loop, where they hold up nobody else."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from google.protobuf.message_factory import GetMessageClass
 from tdb_server.domain.limits import Limits
 from tdb_server.errors import FieldViolation, InvalidRequest
 from tdb_server.service.caller import current_caller
+from tdb_server.service.compressed_requests import is_compressed, message_bytes, unpacked
 from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.handlers import handler_like
 from tdb_server.service.message_survey import check_lists
@@ -29,7 +30,7 @@ MEMORY_FACTOR = 3
 
 
 class LongRequests(grpc.aio.ServerInterceptor):
-    """The innermost interceptor: hands servicers the message that a long request is.
+    """The innermost interceptor: hands servicers the message that a long or compressed request is.
 
     Args:
         messages: what each method reads, by its full name.
@@ -56,7 +57,7 @@ class LongRequests(grpc.aio.ServerInterceptor):
         answer: Any = handler.unary_stream if handler.response_streaming else handler.unary_unary
 
         def read_short(raw: bytes) -> Any:
-            return [raw] if len(raw) > LONG_REQUEST_BYTES else read_now(raw)
+            return [raw] if len(raw) > LONG_REQUEST_BYTES or is_compressed(raw) else read_now(raw)
 
         async def unary(request: Any, context: Any) -> Any:
             return await answer(await self._read(request, message), context)
@@ -74,21 +75,22 @@ class LongRequests(grpc.aio.ServerInterceptor):
 
         Raises:
             OverLimit: it holds too much, or too many others are being read.
-            InvalidRequest: it is none.
+            InvalidRequest: it is none, or cannot be unpacked.
         """
         if not isinstance(request, list):
             return request
         raw: bytes = request.pop()  # whoever else has the list keeps nothing large
         caller = current_caller().name
         return await self._threads.run(
-            caller, MEMORY_FACTOR * len(raw), lambda: _message(raw, message, self._limits)
+            caller, MEMORY_FACTOR * message_bytes(raw), lambda: _message(raw, message, self._limits)
         )
 
 
 def _message(raw: bytes, message: Descriptor, limits: Limits) -> Any:
-    check_lists(raw, message, limits)
+    content = unpacked(raw)
+    check_lists(content, message, limits)
     try:
-        return GetMessageClass(message).FromString(raw)
+        return GetMessageClass(message).FromString(content)
     except DecodeError:
         description = "the bytes are not a message of the expected type"
         raise InvalidRequest([FieldViolation("", description, "MALFORMED_REQUEST")]) from None

@@ -48,12 +48,12 @@ class Extent:
 IS_LONG = os.environ.get("TDB_CHAOS_LONG") == "1"
 SOAK_SECONDS = float(os.environ.get("TDB_SOAK_SECONDS", "1200"))
 SHORT = Extent(
-    *(10, 2, 100, 1_500, 300, 1),
+    *(6, 2, 60, 1_000, 300, 1),
     stop_seconds=20,
     refusal_seconds=0.5,
     max_slowdown=10,
-    soak_seconds=12,
-    soak_kill_every_seconds=4,
+    soak_seconds=8,
+    soak_kill_every_seconds=3,
     n_compared=30,
 )
 LONG = Extent(

@@ -16,8 +16,10 @@ class FakeEngine:
     def __init__(self, error: BaseException | None = None) -> None:
         self._error = error
         self.calls: list[str] = []
+        self.n_runs = 0
 
     def run(self, calls, is_cancelled):
+        self.n_runs += 1
         self.calls = [call.call_id for call in calls]
         for call in calls:
             yield call.call_id, ObjectiveValues(0, 1.0, None)
@@ -95,3 +97,8 @@ def test_a_front_that_is_gone_is_no_fault():
 def test_cancelled_calls_are_not_begun():
     _, engine, _ = run(is_cancelled=lambda call_id: int(call_id) % 2 == 0, n_calls=4)
     assert len(engine.calls) == 2
+
+
+def test_a_batch_whose_calls_are_all_cancelled_is_no_fault():
+    failure, engine, sent = run(is_cancelled=lambda call_id: True)
+    assert (failure, sent, engine.n_runs) == (None, [], 0)

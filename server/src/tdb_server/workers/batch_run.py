@@ -46,6 +46,8 @@ def run_batch(
         DeviceLost: the device cannot be used any more.
     """
     calls = [call for call in batch.calls if not is_cancelled(call.call_id)]
+    if not calls:
+        return None
     n_sent: Counter[str] = Counter()
     try:
         for call_id, event in engine.run(calls, is_cancelled):

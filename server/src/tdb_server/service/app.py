@@ -191,7 +191,7 @@ class App:
         self._files.start()
         self._systemd.start()
         await self._set_health(_NOT_SERVING)
-        if not self._settings.listens_when_ready:
+        if not self._settings.listen_when_ready:
             await self._listen()
         self._pool.start()
 
@@ -210,7 +210,7 @@ class App:
             first_ready.cancel()
             return False
         await self._fill_slot(first_ready.result())
-        if self._settings.listens_when_ready:
+        if self._settings.listen_when_ready:
             await self._listen()
         self._systemd.tell(READY)
         self._report.say(f"serving on {self._settings.host}:{self.port}")
@@ -328,7 +328,7 @@ def pool(
 
 def worker_configurations(settings: Settings) -> list[Configuration]:
     """What each worker loads. The CPU's cores are shared out among the workers."""
-    n_workers = len(settings.devices) if settings.ray is None else settings.ray.max_replicas
+    n_workers = len(settings.worker_devices) if settings.ray is None else settings.ray.max_replicas
     log_format, log_level = settings.telemetry.log_format, LOG_LEVELS[settings.telemetry.log_level]
     n_threads = settings.n_threads or max(1, len(os.sched_getaffinity(0)) // n_workers)
     return [
@@ -345,5 +345,5 @@ def worker_configurations(settings: Settings) -> list[Configuration]:
             settings.care.step_seconds,
             settings.care.idle_memory_seconds,
         )
-        for index, device in enumerate(settings.devices)
+        for index, device in enumerate(settings.worker_devices)
     ]

@@ -144,7 +144,7 @@ def _batches_calls_and_front_seconds(server: BenchServer) -> np.ndarray:
     sums = {"tdb_batch_calls_count": 0.0, "tdb_batch_calls_sum": 0.0}
     for sample in (sample for family in families for sample in family.samples if sample.name in sums):
         sums[sample.name] += sample.value
-    return np.array([*sums.values(), processor_seconds(f"{server.front_pid}")])
+    return np.array([*sums.values(), processor_seconds(server.front_pid)])
 
 
 if __name__ == "__main__":

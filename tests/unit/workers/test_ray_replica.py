@@ -15,6 +15,7 @@ from tdb_server.domain.requests import AttentionComponent, DebugSubRequest, MlpC
 from tdb_server.domain.results import Finished
 from tdb_server.service.served_model import read_tokenizer
 from tdb_server.workers import ray_replica
+from tdb_server.workers.batch_run import run_batch
 from tdb_server.workers.messages import BatchEnded, CallProgress, Configuration, RunBatch
 from tdb_server.workers.ray_replica import Replica, ReplicaBroken
 
@@ -79,13 +80,20 @@ async def test_what_nobody_reads_stops(replica):
 
 
 async def test_a_batch_that_does_not_stop_makes_it_unhealthy(replica, monkeypatch):
+    stops = threading.Event()
+
+    def slow_to_stop(engine, batch, is_cancelled, progress):
+        return run_batch(engine, batch, lambda one: is_cancelled(one) and stops.wait(10), progress)
+
     monkeypatch.setattr(ray_replica, "HANG_SECONDS", 0.0)
+    monkeypatch.setattr(ray_replica, "run_batch", slow_to_stop)
     stream = replica.run("front", digest(replica), batch("1", n_rows=50))
     await anext(stream)
     replica.check_health()  # somebody reads
     await stream.aclose()
     with pytest.raises(ReplicaBroken, match="does not stop"):
         replica.check_health()
+    stops.set()
     await said(replica, batch("2"))
     replica.check_health()
 

@@ -97,16 +97,16 @@ def _wait_until_settled(worker_pids: Sequence[int]) -> None:
     deadline = time.monotonic() + READY_SECONDS
     before = None
     while time.monotonic() < deadline:
-        now = [processor_seconds(f"{pid}") for pid in worker_pids]
+        now = [processor_seconds(pid) for pid in worker_pids]
         if now == before:
             return
         before = now
         time.sleep(SETTLED_SECONDS)
 
 
-def processor_seconds(of: str) -> float:
-    """Processor time that a process has used, given `PID`, or one of its threads, given `PID/task/ID`."""
-    user, system = Path("/proc", of, "stat").read_text().rpartition(")")[2].split()[11:13]
+def processor_seconds(pid: int) -> float:
+    """Processor time that a process has used."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 

@@ -27,7 +27,7 @@ def host_bytes(settings: Settings, spool_bytes: int, *, computes_here: bool) -> 
         spool_bytes: size of the folder for what waits.
         computes_here: whether activations are in this memory, rather than in that of GPUs.
     """
-    activations = settings.limits.max_activation_bytes * len(settings.devices) if computes_here else 0
+    activations = settings.limits.max_activation_bytes * len(settings.worker_devices) if computes_here else 0
     return front_bytes(settings) + spool_bytes + activations
 
 

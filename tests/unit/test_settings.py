@@ -39,7 +39,7 @@ def test_switches():
     ],
 )
 def test_workers_are_dealt_out_over_devices(flags, devices):
-    assert parse_settings(["serve", *flags], {}).devices == devices
+    assert parse_settings(["serve", *flags], {}).worker_devices == devices
 
 
 def test_bytes_with_units():

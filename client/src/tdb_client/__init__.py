@@ -8,6 +8,7 @@ from tdb_client.async_client import AsyncClient
 from tdb_client.client import Client
 from tdb_client.compatibility import ApiVersionWarning
 from tdb_client.connection import Tls
+from tdb_client.debug_answer import DebugAnswer
 from tdb_client.debug_result import DebugResult
 from tdb_client.errors import (
     CallError,
@@ -84,6 +85,7 @@ __all__ = [
     "ChecksumError",
     "Client",
     "DeadlineError",
+    "DebugAnswer",
     "DebugResult",
     "DebugSubRequest",
     "DerivedAttentionScalarsResult",

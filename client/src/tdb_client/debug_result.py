@@ -1,34 +1,24 @@
-"""The answer to a debug sub-request: the node table, per-token sums, the top logits, and a page of it all."""
+"""A debug answer that shows itself as a page, and how it is read from named results."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeVar
+from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
+from tdb_client.debug_answer import DebugAnswer
 from tdb_client.errors import IncompleteResponseError
-from tdb_client.inference import AblationSpec, Token, held_norm_scales
 from tdb_client.node_table import LogitTable, NodeTable
 from tdb_client.requests import DebugSubRequest
 from tdb_client.results import (
-    CallInfo,
-    FloatArray,
     InferenceResult,
-    LossTokens,
     MultipleTopKResult,
     ProcessingResult,
-    PromptTokens,
     ScoredTokensResult,
-    Timings,
     TokenPairAttributionResult,
     TopTokens,
 )
-from tdb_client.token_text import objective_words, quoted
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 DEBUG_RESULTS = (
     "topKComponents",
@@ -45,118 +35,19 @@ DEBUG_RESULTS = (
 Result = TypeVar("Result", bound=ProcessingResult)
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class DebugResult:
+class DebugResult(DebugAnswer):
     """The answer to one debug sub-request. As the last line of a notebook's cell it shows itself as a page.
 
-    Attributes:
-        request: what was asked.
-        call: which call, which model.
-        prompt: the prompt's tokens.
-        loss: the loss, such as the difference of logits; None when a node was explained and no loss computed.
-        traced_value: value of the traced objective; None when no node was traced.
-        nodes: the node table.
-        logits: the top logits after the current token: the last one, or the traced node's.
-        sums: by group (`act_times_grad`, ...) and derived scalar, sums over all layers and components:
-            per token [T] for embeddings and neurons, per token pair [T, T] for heads.
-        results: every named result as it came.
-        timings: where the time of the whole call went.
-        peak_memory_bytes: the most memory in use on the worker's device; 0 when not known.
-        cached: whether the results come from the server's cache.
-        loss_tokens: the loss's targets and distractors; None without a loss, or from an older server.
-        ablations: what was set in the run: nodes as the cells they stand for, and gradients.
-        attention: by head (`L9 head 6`), what each token pays to each [T, T], attended-from token first.
-            Empty unless Client.with_attention has asked for it.
+    What it says is in its attributes, such as `nodes`, `logits` and `loss`: see help(DebugAnswer).
     """
 
-    request: DebugSubRequest
-    call: CallInfo
-    prompt: PromptTokens
-    loss: float | None
-    traced_value: float | None
-    nodes: NodeTable
-    logits: LogitTable
-    sums: Mapping[str, Mapping[str, FloatArray]]
-    results: Mapping[str, ProcessingResult]
-    timings: Timings
-    peak_memory_bytes: int
-    cached: bool
-    loss_tokens: LossTokens | None = None
-    ablations: tuple[AblationSpec, ...] = ()
-    attention: Mapping[str, FloatArray] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        value = "none" if self.objective_value is None else f"{self.objective_value:.3f}"
-        return f"<DebugResult: {self.objective} = {value}, {len(self.nodes)} nodes>"
+    __slots__ = ()
 
     def _repr_html_(self) -> str:
         """What notebooks show: the page in a frame of its own."""
         from tdb_client.report.notebook import frame
 
         return frame(self.to_html())
-
-    @property
-    def token_attribution(self) -> FloatArray:
-        """What each token of the prompt adds to the objective: act times grad of its embedding [T]."""
-        return self.sums["act_times_grad"]["token_attribution"]
-
-    @property
-    def objective(self) -> str:
-        """What is explained, in words: `logit ' Mary' - ' John'`, or the traced node."""
-        trace, downstream = self.request.trace, self.request.downstream
-        if trace is None:
-            return objective_words(self.target_words, self.distractor_words)
-        read_by = "" if downstream is None else f", read by {downstream.words(self.prompt.tokens)}"
-        return trace.words(self.prompt.tokens) + read_by
-
-    @property
-    def target_words(self) -> list[str]:
-        """Each target in quotes; those asked for by number with that: `' Mary' (token 5335)`."""
-        loss = self.loss_tokens or _NO_LOSS_TOKENS
-        return _words(self.request.target, loss.target_ids, loss.targets)
-
-    @property
-    def distractor_words(self) -> list[str]:
-        """The same of the distractors."""
-        loss = self.loss_tokens or _NO_LOSS_TOKENS
-        return _words(self.request.distractor, loss.distractor_ids, loss.distractors)
-
-    def role(self, token_id: int, text: str) -> Literal["target", "distractor"] | None:
-        """Whether a token of the vocabulary is a target or a distractor."""
-        request, loss = self.request, self.loss_tokens
-        if loss is None:  # the texts must do
-            targets, distractors = request.target, request.distractor
-        else:
-            targets, distractors = loss.target_ids, loss.distractor_ids
-        if token_id in targets or text in targets:
-            return "target"
-        return "distractor" if token_id in distractors or text in distractors else None
-
-    @property
-    def objective_value(self) -> float | None:
-        """The loss, or the traced objective's value where a node was traced."""
-        return self.loss if self.request.trace is None else self.traced_value
-
-    @property
-    def held_norm_scales(self) -> tuple[str, ...]:
-        """The norms whose scales were held constant on the way back: the final one alone.
-
-        That of the norm through which a traced node reads always is, and is not listed.
-        """
-        return held_norm_scales(self.ablations)
-
-    @property
-    def objective_unit(self) -> str:
-        """What the objective is measured in, and with it act × grad and direct effects."""
-        trace, downstream = self.request.trace, self.request.downstream
-        explained = downstream if trace is not None and trace.through == "V" else trace
-        if explained is None:
-            return "logits"
-        return "attention score" if explained.node.type == "attention_head" else "activation"
-
-    def to_frame(self) -> pd.DataFrame:
-        """The node table as a pandas frame; see NodeTable.to_frame."""
-        return self.nodes.to_frame()
 
     def to_html(self, *, before: DebugResult | None = None) -> str:
         """The result as one self-contained HTML page, which asks nothing of the network.
@@ -187,21 +78,6 @@ class DebugResult:
         from tdb_client.report.notebook import show
 
         show(self.to_html(before=before))
-
-
-_NO_LOSS_TOKENS = LossTokens((), ())
-
-
-def _words(tokens: Sequence[Token], answered_ids: Sequence[int], answered: Sequence[str]) -> list[str]:
-    texts = dict(zip(answered_ids, answered, strict=True))
-    return [
-        quoted(one)
-        if isinstance(one, str)
-        else f"{quoted(texts[one])} (token {one})"
-        if one in texts
-        else f"token {one}"
-        for one in tokens
-    ]
 
 
 def debug_result(request: DebugSubRequest, result: InferenceResult) -> DebugResult:

@@ -13,7 +13,8 @@ from tdb_server.log_format import configure_logging
 from tdb_server.queued_stderr import queue_stderr
 from tdb_server.security_settings import NewToken
 from tdb_server.service.access.token import new_token, token_entry
-from tdb_server.service.app import OtherFace, Parts, serve
+from tdb_server.service.app import OtherFace, serve
+from tdb_server.service.parts import Parts
 from tdb_server.settings import Settings, parse_settings
 from tdb_server.telemetry_settings import LOG_LEVELS
 

@@ -41,7 +41,17 @@ def test_importing_the_client_brings_nothing_heavy() -> None:
     modules = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     ).stdout.split()
-    heavy = {"torch", "transformers", "pandas", "rich", "tdb_server", "google.rpc", "difflib", "html"}
+    heavy = {
+        "torch",
+        "transformers",
+        "pandas",
+        "rich",
+        "shtab",
+        "tdb_server",
+        "google.rpc",
+        "difflib",
+        "html",
+    }
     assert not heavy & set(modules)
     assert not [name for name in modules if name.startswith("tdb_client.report")]
 
@@ -76,9 +86,8 @@ def test_wheels_install_without_torch(tmp_path: Path) -> None:
         run(*pip, "wheel", "--no-deps", "--wheel-dir", "ours", f"./{name}", folder=tmp_path)
     (wheel,) = (tmp_path / "ours").glob("transformer_debugger_client-*.whl")
     packed = set(zipfile.ZipFile(wheel).namelist())
-    for part in ("report", "cli"):
-        for file in (REPOSITORY / "client/src/tdb_client" / part).glob("*.*"):
-            assert f"tdb_client/{part}/{file.name}" in packed
+    for file in (REPOSITORY / "client/src/tdb_client/report").glob("*.*"):
+        assert f"tdb_client/report/{file.name}" in packed
     assert "tdb_client/py.typed" in packed
 
     run(sys.executable, "-m", "venv", "clean", folder=tmp_path)
@@ -96,4 +105,4 @@ def test_wheels_install_without_torch(tmp_path: Path) -> None:
     assert megabytes([file for one in installed for file in (one, *one.rglob("*"))]) < MAX_MEGABYTES
     script = "import tdb_client, tdb_client.report.page; print(tdb_client.__file__)"
     assert str(packages) in run(python, "-c", script, folder=tmp_path)
-    assert "complete -o default" in run(python.with_name("tdb"), "completion", "bash", folder=tmp_path)
+    assert "-F _shtab_tdb tdb" in run(python.with_name("tdb"), "completion", "bash", folder=tmp_path)

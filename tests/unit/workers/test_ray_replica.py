@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import pickle
 import threading
 from pathlib import Path
@@ -23,14 +24,17 @@ SUB_REQUEST = inference_sub_request(
     DebugSubRequest((1, 2, 3), (4,), (), MlpComponent.NEURON, AttentionComponent.ATTENTION_HEAD, 5)
 )
 
+NUMBERS = itertools.count(1)
+
 
 @pytest.fixture(scope="module")
 def replica() -> Replica:
     return Replica(Configuration(str(TINY_MODEL), (), "cpu", 0, "float32", 1))
 
 
-def batch(*call_ids: str, batch_id: int = 1, n_rows: int = 1) -> RunBatch:
-    return RunBatch(batch_id, tuple(Call(call_id, (SUB_REQUEST,) * n_rows) for call_id in call_ids))
+def batch(*call_ids: str, n_rows: int = 1) -> RunBatch:
+    """Under a number of its own: what ended may be taken off the list a little later."""
+    return RunBatch(next(NUMBERS), tuple(Call(call_id, (SUB_REQUEST,) * n_rows) for call_id in call_ids))
 
 
 def digest(replica: Replica) -> str:
@@ -50,22 +54,25 @@ def finished(messages: list[CallProgress | BatchEnded]) -> list[str]:
 
 
 async def test_a_batch_is_run_to_its_end(replica):
-    messages = await said(replica, batch("1", "2"))
+    both = batch("1", "2")
+    messages = await said(replica, both)
     assert finished(messages) == ["1", "2"]
-    assert messages[-1] == BatchEnded(1, None)
+    assert messages[-1] == BatchEnded(both.batch_id, None)
 
 
 async def test_a_call_is_taken_out_of_its_batch(replica):
-    reading = asyncio.create_task(said(replica, batch("1", "2", n_rows=20)))
+    both = batch("1", "2", n_rows=20)
+    reading = asyncio.create_task(said(replica, both))
     await asyncio.sleep(0)  # until it has begun
-    replica.cancel_call("front", 1, "1")
+    replica.cancel_call("front", both.batch_id, "1")
     assert finished(await reading) == ["2"]
 
 
 async def test_fronts_number_their_batches_and_calls_alike(replica):
-    reading = asyncio.create_task(said(replica, batch("1", n_rows=20), front="one"))
+    alone = batch("1", n_rows=20)
+    reading = asyncio.create_task(said(replica, alone, front="one"))
     await asyncio.sleep(0)
-    replica.cancel_call("another", 1, "1")
+    replica.cancel_call("another", alone.batch_id, "1")
     assert finished(await reading) == ["1"]
 
 
@@ -86,6 +93,7 @@ async def test_a_batch_that_does_not_stop_makes_it_unhealthy(replica, monkeypatc
     await stream.aclose()
     with pytest.raises(ReplicaBroken, match="does not stop"):
         replica.check_health()
+    monkeypatch.undo()
     await said(replica, batch("2"))
     replica.check_health()
 

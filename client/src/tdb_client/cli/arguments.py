@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tdb_client.cli import commands
-from tdb_client.cli.completion import SHELLS
-from tdb_client.cli.connecting import add_connection
+from tdb_client.cli.connecting import add_connection, offer_files
 from tdb_client.cli.exit_codes import ExitCode
 from tdb_client.cli.flags import typed
 from tdb_client.cli.help_text import EXAMPLES, FIRST_STEPS
@@ -16,6 +15,8 @@ from tdb_client.compatibility import API_VERSION, client_version
 from tdb_client.interventions import Ablation, Trace
 
 Run = Callable[[argparse.Namespace], ExitCode]
+SHELLS = ("bash", "zsh", "fish")
+"""Those that completion is tested with."""
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -140,9 +141,10 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--logits", type=_count, default=10, metavar="N", help="top logits to show, 0 for none (default: 10)"
     )
     instead = parser.add_argument_group("what to write instead")
-    instead.add_argument(
+    page = instead.add_argument(
         "--html", metavar="FILE", type=Path, help="write a page with pictures, which needs no network"
     )
+    offer_files(page)
     forms = instead.add_mutually_exclusive_group()
     forms.add_argument("--csv", action="store_true", help="print the node table as CSV, a row per node")
     forms.add_argument("--json", action="store_true", help="print everything as JSON for programs")

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import shtab
 from rich.console import Console
 
 from tdb_client.cli import csv_output, doctor_page, json_output, model_page, pages
-from tdb_client.cli.completion import script
 from tdb_client.cli.connecting import client, connection
 from tdb_client.cli.exit_codes import ExitCode
 from tdb_client.cli.progress import shown_progress, shown_waiting
@@ -83,7 +83,7 @@ def doctor(options: argparse.Namespace) -> ExitCode:
 
 def completion(options: argparse.Namespace) -> ExitCode:
     """Prints a shell's completion script."""
-    print(script(options.shell, options.root), end="")
+    print(shtab.complete(options.root, options.shell), end="")
     return ExitCode.DONE
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
+
+import shtab
 
 from tdb_client.client import Client
 from tdb_client.connection import DEFAULT_SERVER, Connection, Tls, default_server
@@ -12,8 +15,11 @@ from tdb_client.connection import DEFAULT_SERVER, Connection, Tls, default_serve
 def add_connection(parser: argparse.ArgumentParser, *, is_default: bool) -> None:
     """Adds options that may stand before and after the command; what stands after wins."""
 
-    def add(name: str, default: object, **how: object) -> None:
-        group.add_argument(name, default=default if is_default else argparse.SUPPRESS, **how)  # type: ignore[arg-type]
+    def add(name: str, default: object, **how: Any) -> argparse.Action:
+        return group.add_argument(name, default=default if is_default else argparse.SUPPRESS, **how)
+
+    def file(name: str, text: str) -> None:
+        offer_files(add(name, None, metavar="FILE", type=Path, help=text))
 
     group = parser.add_argument_group("connection")
     add(
@@ -29,12 +35,17 @@ def add_connection(parser: argparse.ArgumentParser, *, is_default: bool) -> None
         choices=["interactive", "sweep"],
         help="sweep, for one of many calls, lets others go first (default: interactive)",
     )
-    add("--token-file", None, metavar="FILE", type=Path, help="file with the bearer token")
+    file("--token-file", "file with the bearer token")
     add("--tls", False, action="store_true", help="use TLS; implied by the following")
-    add("--tls-ca", None, metavar="FILE", type=Path, help="certificates that vouch for the server (PEM)")
-    add("--tls-cert", None, metavar="FILE", type=Path, help="our certificate (PEM)")
-    add("--tls-key", None, metavar="FILE", type=Path, help="its private key (PEM)")
+    file("--tls-ca", "certificates that vouch for the server (PEM)")
+    file("--tls-cert", "our certificate (PEM)")
+    file("--tls-key", "its private key (PEM)")
     add("--tls-server-name", None, metavar="NAME", help="name in the server's certificate")
+
+
+def offer_files(option: argparse.Action) -> None:
+    """Lets shells complete an option's value with names of files."""
+    option.complete = shtab.FILE  # type: ignore[attr-defined]  # what shtab looks for
 
 
 def connection(options: argparse.Namespace) -> Connection:

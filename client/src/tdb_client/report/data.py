@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from tdb_client.compatibility import client_version
-from tdb_client.debug_result import DebugResult
+from tdb_client.debug_answer import DebugAnswer
 from tdb_client.node_table import NodeScalar
 from tdb_client.nodes import Node
 from tdb_client.report import request_text
@@ -27,7 +27,7 @@ N_LOGITS = 10
 SCALARS: tuple[NodeScalar, ...] = ("direct_effect", "act_times_grad", "write_norm", "activation")
 
 
-def report_data(results: Sequence[DebugResult]) -> Json:
+def report_data(results: Sequence[DebugAnswer]) -> Json:
     """One result, or two for the same prompt to compare: before and after.
 
     Raises:
@@ -58,7 +58,7 @@ def report_data(results: Sequence[DebugResult]) -> Json:
     }
 
 
-def shown_logits(results: Sequence[DebugResult]) -> list[int]:
+def shown_logits(results: Sequence[DebugAnswer]) -> list[int]:
     """Vocabulary indices: the likeliest of each result, targets and distractors, by the first's logit."""
     chosen: dict[int, float] = {}
     for one in results:
@@ -69,7 +69,7 @@ def shown_logits(results: Sequence[DebugResult]) -> list[int]:
     return sorted(chosen, key=lambda token_id: -chosen[token_id])
 
 
-def _run(result: DebugResult, nodes: list[Node], token_ids: list[int], pair_tokens: list[int]) -> Json:
+def _run(result: DebugAnswer, nodes: list[Node], token_ids: list[int], pair_tokens: list[int]) -> Json:
     row_of = {node: row for row, node in enumerate(result.nodes.nodes)}
     rows = [row_of.get(node) for node in nodes]
     logits = {
@@ -126,7 +126,7 @@ def _node(node: Node) -> Json:
     }
 
 
-def _facts(result: DebugResult) -> Json:
+def _facts(result: DebugAnswer) -> Json:
     seconds = result.timings
     compute = (
         seconds.forward_seconds + seconds.backward_seconds + seconds.derive_seconds + seconds.score_seconds
@@ -141,14 +141,14 @@ def _facts(result: DebugResult) -> Json:
     }
 
 
-def _held_norm_scales(result: DebugResult) -> str:
+def _held_norm_scales(result: DebugAnswer) -> str:
     if not result.held_norm_scales:
         return "not said"  # by an older server
     traced = [] if result.request.trace is None else ["the traced node's own"]
     return ", ".join([*result.held_norm_scales, *traced])
 
 
-def _logit_tokens(results: Sequence[DebugResult], token_ids: list[int]) -> list[Json]:
+def _logit_tokens(results: Sequence[DebugAnswer], token_ids: list[int]) -> list[Json]:
     texts: dict[int, str] = {}
     for one in results:
         texts |= {int(id_): text for id_, text in zip(one.logits.token_ids, one.logits.tokens, strict=True)}

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from string import Template
 
-from tdb_client.debug_result import DebugResult
+from tdb_client.debug_answer import DebugAnswer
 from tdb_client.report.data import report_data
 from tdb_client.token_text import printable
 
@@ -34,7 +34,7 @@ SCRIPTS = (
 """The files of the script, in the order they need each other."""
 
 
-def page(results: Sequence[DebugResult]) -> str:
+def page(results: Sequence[DebugAnswer]) -> str:
     """One result as a page, or two for the same prompt: before and after.
 
     Raises:
@@ -55,7 +55,7 @@ def page(results: Sequence[DebugResult]) -> str:
     )
 
 
-def _question(result: DebugResult) -> str:
+def _question(result: DebugAnswer) -> str:
     """The question that the page answers."""
     request = result.request
     if request.trace is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tdb_client.debug_result import DebugResult
+from tdb_client.debug_answer import DebugAnswer
 from tdb_client.node_table import NodeScalar
 from tdb_client.results import FloatArray
 
@@ -42,7 +42,7 @@ SUMS: Mapping[NodeScalar, Sums] = {
 }
 
 
-def token_sums(result: DebugResult, name: NodeScalar) -> dict[str, FloatArray]:
+def token_sums(result: DebugAnswer, name: NodeScalar) -> dict[str, FloatArray]:
     """Per token [T]: embedding, neurons, the heads that attend from it, and those that attend to it."""
     wanted = SUMS[name]
     found = result.sums.get(wanted.group, {})
@@ -55,7 +55,7 @@ def token_sums(result: DebugResult, name: NodeScalar) -> dict[str, FloatArray]:
     return sums
 
 
-def pair_sums(result: DebugResult, name: NodeScalar, tokens: Sequence[int]) -> list[FloatArray]:
+def pair_sums(result: DebugAnswer, name: NodeScalar, tokens: Sequence[int]) -> list[FloatArray]:
     """All heads together, per pair of the given tokens: a row per attending token, up to that token."""
     heads = result.sums.get(SUMS[name].group, {}).get(SUMS[name].heads)
     return [] if heads is None else causal_rows(heads, tokens)
@@ -66,7 +66,7 @@ def causal_rows(pairs: FloatArray, tokens: Sequence[int]) -> list[FloatArray]:
     return [row[: place + 1] for place, row in enumerate(pairs[np.ix_(tokens, tokens)])]
 
 
-def shown_pair_tokens(results: Sequence[DebugResult]) -> list[int]:
+def shown_pair_tokens(results: Sequence[DebugAnswer]) -> list[int]:
     """The tokens of the grid, in order: all of a short prompt, else those with the largest effects."""
     n_tokens = len(results[0].prompt)
     if n_tokens <= MAX_PAIR_TOKENS:

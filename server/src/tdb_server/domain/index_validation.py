@@ -39,25 +39,15 @@ def node_violations(
         yield FieldViolation(
             f"{path}.pass_type", "nodes are ablated and traced in the forward pass", Reason.FIELD_NOT_ALLOWED
         )
-    place = NODE_PLACES[node.node_type]
-    yield from _index_violations(
-        place, node.layer_index, node.tensor_indices, info, n_tokens, path, f"{path}.node_type"
-    )
+    index = ActivationIndex(NODE_PLACES[node.node_type], node.layer_index, node.tensor_indices)
+    yield from _index_violations(index, info, n_tokens, path, f"{path}.node_type")
 
 
 def activation_violations(
     index: ActivationIndex, info: ModelInfo, n_tokens: int | None, path: str
 ) -> Iterator[FieldViolation]:
     """What keeps an activation index from pointing into the model; arguments as in `node_violations`."""
-    yield from _index_violations(
-        index.place,
-        index.layer_index,
-        index.tensor_indices,
-        info,
-        n_tokens,
-        path,
-        f"{path}.activation_location_type",
-    )
+    yield from _index_violations(index, info, n_tokens, path, f"{path}.activation_location_type")
 
 
 def layer_violations(
@@ -131,14 +121,9 @@ def range_violations(index: int, size: int | None, what: str, path: str) -> Iter
 
 
 def _index_violations(
-    place: Place,
-    layer_index: int | None,
-    tensor_indices: tuple[int | None, ...],
-    info: ModelInfo,
-    n_tokens: int | None,
-    path: str,
-    named_by: str,
+    index: ActivationIndex, info: ModelInfo, n_tokens: int | None, path: str, named_by: str
 ) -> Iterator[FieldViolation]:
+    place, layer_index, tensor_indices = index.place, index.layer_index, index.tensor_indices
     layer_path, indices_path = f"{path}.layer_index", f"{path}.tensor_indices"
     wrong_layer = list(layer_violations(layer_index, PLACE_SHAPES[place].is_per_layer, info, layer_path))
     yield from wrong_layer
@@ -158,13 +143,13 @@ def _index_violations(
     is_of_unknown_size = any(one.field == named_by for one in no_autoencoder)
     sizes = None if is_of_unknown_size else place_axes(place, info, n_tokens or 0)
     out_of_range = False
-    for i, (index, dimension) in enumerate(zip(tensor_indices, dimensions, strict=True)):
-        if index is None:
+    for i, (cell, dimension) in enumerate(zip(tensor_indices, dimensions, strict=True)):
+        if cell is None:
             continue
         is_token = dimension in TOKEN_DIMENSIONS
         size = None if sizes is None or (is_token and n_tokens is None) else sizes[i]
         what = "token" if is_token else dimension.value.removesuffix("s").replace("_", " ")
-        for violation in range_violations(index, size, what, f"{indices_path}[{i}]"):
+        for violation in range_violations(cell, size, what, f"{indices_path}[{i}]"):
             out_of_range = True
             yield violation
     if place in _PAIR_PLACES and not out_of_range:

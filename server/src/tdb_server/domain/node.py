@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 from enum import Enum
-from functools import cached_property, lru_cache
-from typing import Any
+from functools import cached_property
 
 
 class Dimension(Enum):
@@ -75,28 +73,14 @@ class NodeIndex:
 
 
 class Nodes(tuple[NodeIndex, ...]):
-    """The nodes of a result: a tuple that is cheap to look up and to send to another process.
+    """The nodes of a result: a tuple whose hash is worked out once.
 
-    Most results of a call are about the same hundreds of nodes. They are hashed once and spelled as bytes
-    once, and whoever reads these bytes again gets the nodes that were made of them the first time.
+    Most results of a call are about the same hundreds of nodes, and much is kept by them.
     """
 
     @cached_property
     def _hash(self) -> int:
         return super().__hash__()
 
-    @cached_property
-    def _pickled(self) -> bytes:
-        fields = [(one.node_type, one.layer_index, one.tensor_indices, one.pass_type) for one in self]
-        return pickle.dumps(fields, protocol=5)
-
     def __hash__(self) -> int:
         return self._hash
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _nodes, (self._pickled,)
-
-
-@lru_cache(maxsize=16)  # of a large call 2 MB each
-def _nodes(pickled: bytes) -> Nodes:
-    return Nodes(NodeIndex(*fields) for fields in pickle.loads(pickled))

@@ -12,11 +12,11 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import (
 
 from tdb_server.gateway.app import Backend, create_gateway
 from tdb_server.gateway.http_calls import HttpCalls
-from tdb_server.service.app import Parts
 from tdb_server.service.debugger_service import DebuggerService
 from tdb_server.service.http.host_check import AllowedHosts
 from tdb_server.service.http.listener import HttpListener
 from tdb_server.service.http.probes import Probes
+from tdb_server.service.parts import Parts
 
 RESPONSE_FACTOR = 8
 """Times `max_response_bytes`, as HTTP clients have no streaming call to turn to, nor a limit of their own."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from tdb_server.errors import ModelBroken, UnsupportedModel
 from tdb_server.model.config import DecoderConfig
@@ -132,29 +133,27 @@ def _llama(config: Block) -> DecoderConfig:
             "config.json: sliding_window %s is not used: llama models attend to all tokens before",
             config["sliding_window"],
         )
-    return _rotary_family(
-        config, qkv_bias=biased, attn_out_bias=biased, mlp_bias=_flag(config, "mlp_bias", False)
-    )
+    mlp_bias = _flag(config, "mlp_bias", False)
+    return replace(_rotary_family(config), qkv_bias=biased, attn_out_bias=biased, mlp_bias=mlp_bias)
 
 
 def _mistral(config: Block) -> DecoderConfig:
     window = config.get("sliding_window", 4096)  # transformers' default, which the first Mistral relies on
-    return _rotary_family(config, sliding_window=_window(window, _layer_types(config)))
+    return replace(_rotary_family(config), sliding_window=_window(window, _layer_types(config)))
 
 
 def _qwen2(config: Block) -> DecoderConfig:
-    return _rotary_family(config, qkv_bias=True, sliding_window=_qwen_window(config))
+    return replace(_rotary_family(config), qkv_bias=True, sliding_window=_qwen_window(config))
 
 
 def _qwen3(config: Block) -> DecoderConfig:
     biased = _flag(config, "attention_bias", False)
-    return _rotary_family(
-        config,
+    return replace(
+        _rotary_family(config, default_d_head=128),
         qkv_bias=biased,
         attn_out_bias=biased,
         head_norms=True,
         sliding_window=_qwen_window(config),
-        default_d_head=128,
     )
 
 
@@ -168,17 +167,8 @@ FAMILIES: dict[str, Callable[[Block], DecoderConfig]] = {
 """Every family the decoder can compute, by its `model_type`."""
 
 
-def _rotary_family(
-    config: Block,
-    *,
-    qkv_bias: bool = False,
-    attn_out_bias: bool = False,
-    mlp_bias: bool = False,
-    head_norms: bool = False,
-    sliding_window: int | None = None,
-    default_d_head: int | None = None,
-) -> DecoderConfig:
-    """What Llama and those after it share."""
+def _rotary_family(config: Block, default_d_head: int | None = None) -> DecoderConfig:
+    """What Llama and those after it share: no biases, no norms of heads, no window."""
     d_model, n_heads = _count(config, "hidden_size"), _count(config, "num_attention_heads")
     d_head = _count(config, "head_dim", default_d_head or d_model // n_heads)
     if d_head > MAX_HEAD_CHANNELS:
@@ -203,11 +193,6 @@ def _rotary_family(
         rotary_theta=_number(rotary, "rope_theta", 10000.0),
         rotary_scaling={key: value for key, value in rotary.items() if key != "rope_theta"} or None,
         tied_embeddings=_flag(config, "tie_word_embeddings", False),
-        sliding_window=sliding_window,
-        qkv_bias=qkv_bias,
-        attn_out_bias=attn_out_bias,
-        mlp_bias=mlp_bias,
-        head_norms=head_norms,
         bos_token_id=_optional_id(config, "bos_token_id"),
     )
 

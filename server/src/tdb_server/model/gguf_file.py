@@ -235,7 +235,7 @@ def _reader_class(path: Path) -> Any:
             return _array(self._get, self.data, orig_offs)
 
         def _build_tensors(self, start_offs: int, fields: list[Any]) -> None:
-            self.found = [_tensor(path, self.data, start_offs, *field.parts[1:]) for field in fields]
+            self.found = [_tensor(path, self.data, start_offs, field) for field in fields]
             _refuse_overlap(path, fields, self.found)
 
     return Reader
@@ -271,11 +271,11 @@ def _refuse_more(count: int, limit: int, what: str) -> None:
         raise ValueError(f"it claims to have {count} {what}; at most {limit} are read")
 
 
-def _tensor(
-    path: Path, file: Any, start: int, name: Any, n_dimensions: Any, dimensions: Any, kind: Any, offset: Any
-) -> GgufTensor:
+def _tensor(path: Path, file: Any, start: int, field: Any) -> GgufTensor:
+    """The tensor of a field, given where the data of tensors begin in the file."""
     import gguf
 
+    _, name, _, dimensions, kind, offset = field.parts
     decoded = str(bytes(name), "utf-8")
     if len(dimensions) > MAX_AXES:
         raise ModelBroken(f"{path}: {decoded} has {len(dimensions)} axes, which no tensor has")

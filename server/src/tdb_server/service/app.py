@@ -6,29 +6,26 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Protocol
 
 from grpc_health.v1 import health, health_pb2  # type: ignore[import-untyped]
 
-from tdb_server.domain.budget import Budget
 from tdb_server.errors import ConfigurationBroken
 from tdb_server.model.load_failures import load_failures
 from tdb_server.queued_stderr import n_dropped_lines
 from tdb_server.service.access.access import Access
 from tdb_server.service.access.file_watch import FileReader
-from tdb_server.service.access.tls import ServerTls
 from tdb_server.service.access.token_file import TokenFile
 from tdb_server.service.call_events import CallEvents
 from tdb_server.service.call_guard import CallGuard
-from tdb_server.service.debugger_service import DebuggerService
 from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.grpc_server import OUR_SERVICES, grpc_server
 from tdb_server.service.listening import listen, server_tls
 from tdb_server.service.loading_report import LoadingReport
 from tdb_server.service.model_service import ModelService
 from tdb_server.service.open_calls import OpenCalls
+from tdb_server.service.parts import Parts
 from tdb_server.service.ready_file import ready_file
 from tdb_server.service.served_model import ModelSlot, ServedModel, read_tokenizer
 from tdb_server.service.signals import signals_handled
@@ -52,21 +49,6 @@ GOODBYE_SECONDS = 0.02
 """Until connections know that the server ends, before the last callers are told and may call again."""
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What another face of the service is made of, so that it checks, limits and queues as gRPC does."""
-
-    calls: CallEvents
-    model: ModelService
-    guard: CallGuard
-    memory: Budget
-    threads: FairThreads
-    tls: ServerTls | None
-    settings: Settings
-    version: str
-    is_ready: Callable[[], bool]
 
 
 class OtherFace(Protocol):
@@ -158,15 +140,7 @@ class App:
             version,
             lambda: self.is_ready,
         )
-        self._server = grpc_server(
-            settings,
-            parts.guard,
-            self._threads,
-            self._reporting.report_load,
-            DebuggerService(parts.calls, settings.limits.max_response_bytes),
-            parts.model,
-            self._health,
-        )
+        self._server = grpc_server(parts, self._reporting.report_load, self._health)
         self._http = make_http(parts) if make_http else None
         self.port = 0
 
@@ -191,7 +165,7 @@ class App:
         self._files.start()
         self._systemd.start()
         await self._set_health(_NOT_SERVING)
-        if not self._settings.listens_when_ready:
+        if not self._settings.listen_when_ready:
             await self._listen()
         self._pool.start()
 
@@ -210,7 +184,7 @@ class App:
             first_ready.cancel()
             return False
         await self._fill_slot(first_ready.result())
-        if self._settings.listens_when_ready:
+        if self._settings.listen_when_ready:
             await self._listen()
         self._systemd.tell(READY)
         self._report.say(f"serving on {self._settings.host}:{self.port}")
@@ -328,7 +302,7 @@ def pool(
 
 def worker_configurations(settings: Settings) -> list[Configuration]:
     """What each worker loads. The CPU's cores are shared out among the workers."""
-    n_workers = len(settings.devices) if settings.ray is None else settings.ray.max_replicas
+    n_workers = len(settings.worker_devices) if settings.ray is None else settings.ray.max_replicas
     log_format, log_level = settings.telemetry.log_format, LOG_LEVELS[settings.telemetry.log_level]
     n_threads = settings.n_threads or max(1, len(os.sched_getaffinity(0)) // n_workers)
     return [
@@ -345,5 +319,5 @@ def worker_configurations(settings: Settings) -> list[Configuration]:
             settings.care.step_seconds,
             settings.care.idle_memory_seconds,
         )
-        for index, device in enumerate(settings.devices)
+        for index, device in enumerate(settings.worker_devices)
     ]

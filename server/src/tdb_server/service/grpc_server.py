@@ -14,15 +14,12 @@ from transformer_debugger.v1 import (
     transformer_debugger_service_pb2_grpc,
 )
 
-from tdb_server.service.call_guard import CallGuard
 from tdb_server.service.debugger_service import DebuggerService
-from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.grpc_calls import GrpcCalls
 from tdb_server.service.listening import server_options
 from tdb_server.service.long_requests import LongRequests
-from tdb_server.service.model_service import ModelService
+from tdb_server.service.parts import Parts
 from tdb_server.service.self_description import REFLECTION_METHODS, add_channelz, add_reflection
-from tdb_server.settings import Settings
 
 if TYPE_CHECKING:  # generic for the type checker alone
     from tdb_server.service.handlers import Context
@@ -47,22 +44,17 @@ KNOWN_METHODS = REFLECTION_METHODS | {
 
 
 def grpc_server(
-    settings: Settings,
-    guard: CallGuard,
-    threads: FairThreads,
-    report_load: Callable[[Context], None] | None,
-    debugger: DebuggerService,
-    model: ModelService,
-    health_servicer: health.aio.HealthServicer,
+    parts: Parts, report_load: Callable[[Context], None] | None, health_servicer: health.aio.HealthServicer
 ) -> grpc.aio.Server:
     """The server with all its services, which does not listen yet."""
-    calls = GrpcCalls(
-        guard, KNOWN_METHODS.__contains__, settings.security.max_connections_per_address, report_load
-    )
-    reading = LongRequests(REQUESTS, settings.limits, threads)
+    settings = parts.settings
+    bound = settings.security.max_connections_per_address
+    calls = GrpcCalls(parts.guard, KNOWN_METHODS.__contains__, bound, report_load)
+    debugger = DebuggerService(parts.calls, settings.limits.max_response_bytes)
+    reading = LongRequests(REQUESTS, settings.limits, parts.threads)
     server = grpc.aio.server(interceptors=[calls, reading], options=server_options(settings))
     transformer_debugger_service_pb2_grpc.add_TransformerDebuggerServiceServicer_to_server(debugger, server)
-    model_service_pb2_grpc.add_ModelServiceServicer_to_server(model, server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(parts.model, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     if settings.reflection:
         add_reflection(server, (*OUR_SERVICES, health.SERVICE_NAME))

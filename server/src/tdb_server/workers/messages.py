@@ -11,6 +11,7 @@ from tdb_server.domain.call import Call
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.results import CallEvent
 from tdb_server.errors import TdbError
+from tdb_server.workers import node_messages  # noqa: F401 - says how nodes are sent
 
 
 @dataclass(frozen=True, slots=True)

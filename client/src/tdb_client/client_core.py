@@ -1,0 +1,152 @@
+"""What both clients share: everything but the waiting.
+
+What takes calls whose answers are needed to go on is a flow: a generator that yields each call to make, is
+sent its answer, and returns what the user asked for. `Client` runs flows, `AsyncClient` awaits them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+from transformer_debugger.v1 import model_service_pb2 as model_pb2
+from transformer_debugger.v1 import transformer_debugger_service_pb2 as service_pb2
+from transformer_debugger.v1.call_pb2 import Priority
+from transformer_debugger.v1.model_service_pb2_grpc import ModelServiceStub
+from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import TransformerDebuggerServiceStub
+
+from tdb_client import decoding, encoding
+from tdb_client.compatibility import CHECK_SECONDS, VersionCheck
+from tdb_client.connection import Connection, Tls, default_server
+from tdb_client.debug_result import DebugResult, debug_result
+from tdb_client.events import Event, inference_results
+from tdb_client.health import HealthStatus, health_check, health_request, health_status
+from tdb_client.inference import InferenceSubRequest
+from tdb_client.model_info import ModelInfo, model_info
+from tdb_client.names import enum_value
+from tdb_client.requests import (
+    DebugSubRequest,
+    SubRequest,
+    SubRequestT,
+    prompt_length,
+    prompts_to_tokenize,
+    resolve,
+)
+from tdb_client.results import EstimatedCost, PromptTokens
+from tdb_client.streams import EventReader
+from tdb_client.token_counting import TokenCounting
+from tdb_client.value_check import check_text, check_values
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call to make: a method of a channel, of either kind, and what to send."""
+
+    method: Any
+    request: Any
+
+
+Flow = Generator[Call, Any, Result]
+
+
+class ClientCore:
+    """Makes requests and reads answers; arguments are those of `Client`."""
+
+    _open: ClassVar[Any]
+    """Opens a channel, sync or async, to where a Connection leads."""
+
+    def __init__(
+        self,
+        server: str | None = None,
+        *,
+        timeout: float | None = 120.0,
+        tls: Tls | None = None,
+        token: str | None = None,
+        max_receive_bytes: int | None = None,
+        priority: str = "interactive",
+    ) -> None:
+        self._priority = enum_value(Priority, priority)
+        self._connection = Connection(server or default_server(), tls, token, timeout, max_receive_bytes)
+        self._channel = self._open(self._connection)
+        self._debugger: Any = TransformerDebuggerServiceStub(self._channel)
+        self._models: Any = ModelServiceStub(self._channel)
+        self._versions = VersionCheck(self._connection.server)
+        self._counting = TokenCounting()
+
+    def _with(self, timeout: float | None) -> dict[str, Any]:
+        """What goes with a call that may take so long."""
+        return {"timeout": self._connection.seconds(timeout), "metadata": self._connection.metadata()}
+
+    def _debug_call(self, sub_requests: Sequence[DebugSubRequest], request_id: str) -> Flow[Call]:
+        """The call that streams debug results."""
+        resolved = yield from self._resolved(sub_requests)
+        request = encoding.debug_request(resolved, request_id=request_id, priority=self._priority)
+        return Call(self._debugger.StreamDebug, request)
+
+    def _infer_call(self, sub_requests: Sequence[InferenceSubRequest], request_id: str) -> Flow[Call]:
+        """The call that streams the results of general sub-requests."""
+        resolved = yield from self._resolved(sub_requests)
+        request = encoding.infer_request(resolved, request_id=request_id, priority=self._priority)
+        return Call(self._debugger.StreamInfer, request)
+
+    def _estimated(self, sub_requests: Sequence[SubRequest]) -> Flow[EstimatedCost]:
+        request = encoding.estimate_request((yield from self._resolved(sub_requests)))
+        is_debug = isinstance(request, service_pb2.DebugRequest)
+        response = yield Call(self._debugger.Debug if is_debug else self._debugger.Infer, request)
+        return decoding.estimated_cost(response.estimated_cost)
+
+    def _model_info(self) -> Flow[ModelInfo]:
+        response = yield Call(self._models.GetModelInfo, model_pb2.GetModelInfoRequest())
+        if self._versions.take_turn():
+            self._versions.compare(response.model_info.api_version)
+        return model_info(response.model_info)
+
+    def _tokenized(self, text: str, add_bos: bool | None) -> Flow[PromptTokens]:
+        tokens = yield from self._tokens(text, add_bos)
+        self._counting.showed(text, tokens)
+        return tokens
+
+    def _tokens(self, text: str, add_bos: bool | None) -> Flow[PromptTokens]:
+        check_text(text, "text")
+        request = model_pb2.TokenizeRequest(text=text, add_bos=add_bos)
+        return decoding.prompt_tokens((yield Call(self._models.Tokenize, request)))
+
+    def _detokenized(self, token_ids: Sequence[int], add_bos: bool | None) -> Flow[str]:
+        check_values(list(token_ids), "token_ids")
+        request = model_pb2.DetokenizeRequest(token_ids=token_ids, add_bos=add_bos)
+        text: str = (yield Call(self._models.Detokenize, request)).text
+        return text
+
+    def _health(self, service: str) -> Flow[HealthStatus]:
+        check_text(service, "service")
+        return health_status((yield Call(health_check(self._channel), health_request(service))))
+
+    def _resolved(self, sub_requests: Sequence[SubRequestT]) -> Flow[list[SubRequestT]]:
+        """The sub-requests with tokens counted from the start; asks for the prompts' lengths where needed."""
+        check_values(list(sub_requests), "sub_requests")
+        n_tokens = {}
+        for text, add_bos in prompts_to_tokenize(sub_requests):
+            tokens = yield from self._tokens(text, add_bos)
+            n_tokens[text, add_bos] = prompt_length(tokens, add_bos)
+        return [resolve(one, n_tokens) for one in sub_requests]
+
+    def _read(self, reader: EventReader, message: Any, sub_requests: Sequence[SubRequest]) -> Iterator[Event]:
+        """The events of one message of a stream."""
+        for event in reader.read(message):
+            self._counting.look_at(event, sub_requests)
+            yield event
+
+    def _ask_for_version(self, get_model_info: Callable[..., Any]) -> Any:
+        """Asks beside a running call, the first time alone."""
+        if not self._versions.take_turn():
+            return None
+        metadata = self._connection.metadata()
+        return get_model_info(model_pb2.GetModelInfoRequest(), timeout=CHECK_SECONDS, metadata=metadata)
+
+
+def debug_results(sub_requests: Sequence[DebugSubRequest], events: Sequence[Event]) -> list[DebugResult]:
+    """What a whole stream says about every debug sub-request."""
+    return [debug_result(*one) for one in zip(sub_requests, inference_results(events), strict=True)]

@@ -1,0 +1,29 @@
+"""What the service hands to each of its faces, gRPC and the JSON gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tdb_server.domain.budget import Budget
+from tdb_server.service.access.tls import ServerTls
+from tdb_server.service.call_events import CallEvents
+from tdb_server.service.call_guard import CallGuard
+from tdb_server.service.fair_threads import FairThreads
+from tdb_server.service.model_service import ModelService
+from tdb_server.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a face of the service is made of, so that all of them check, limit and queue alike."""
+
+    calls: CallEvents
+    model: ModelService
+    guard: CallGuard
+    memory: Budget
+    threads: FairThreads
+    tls: ServerTls | None
+    settings: Settings
+    version: str
+    is_ready: Callable[[], bool]

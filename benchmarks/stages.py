@@ -17,9 +17,9 @@ from tdb_server.domain.call import Call
 from tdb_server.domain.debug import inference_sub_request
 from tdb_server.domain.requests import AttentionComponent, DebugSubRequest, MlpComponent
 from tdb_server.domain.results import Finished, NamedResult
+from tdb_server.engine.engine import Engine
+from tdb_server.engine.ranking_trial import RANKINGS
 from tdb_server.model.tokenizer import Tokenizer
-from tdb_server.scalars.engine import Engine
-from tdb_server.scalars.ranking_trial import RANKINGS
 from tdb_server.service.streaming import StreamWriter
 from tdb_server.workers.engine_loading import load_engine
 from tdb_server.workers.messages import Configuration

@@ -6,8 +6,8 @@ import math
 
 import torch
 from tdb_server.domain.model_info import KernelOutcome
-from tdb_server.scalars.quantized_scores import Int8Product, onednn_int8_product, plain_int8_product
-from tdb_server.scalars.ranking_trial import try_product
+from tdb_server.engine.quantized_scores import Int8Product, onednn_int8_product, plain_int8_product
+from tdb_server.engine.ranking_trial import try_product
 
 RIGHT_PRODUCTS: list[Int8Product] = [plain_int8_product]
 if try_product(torch.empty(4096, 64), math.inf, onednn_int8_product) is KernelOutcome.CHOSEN:

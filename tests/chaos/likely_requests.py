@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import random
 
-from tdb_server.domain.axes import NODE_PLACES, place_axes, place_of_scalar
-from tdb_server.domain.derived_scalar import DERIVED_SCALAR_SHAPES, DerivedScalar
+from tdb_server.domain.axes import NODE_HOOK_POINTS, hook_point_axes, hook_point_of_scalar
+from tdb_server.domain.derived_scalar import DERIVED_SCALARS as DECLARED
+from tdb_server.domain.derived_scalar import DerivedScalar
+from tdb_server.domain.hook_point import HOOK_POINT_SHAPES, HookPoint
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.node import Dimension, NodeType
-from tdb_server.domain.place import PLACE_SHAPES, Place
-from tdb_server.domain.processing_validation import has_backward_pass
 from tdb_server.domain.spec_relations import kind_of
 from tdb_server.service.enum_names import DERIVED_SCALARS, NODE_TYPES, PLACES
 from transformer_debugger.v1 import ablation_pb2, activation_pb2, node_pb2, processing_pb2, trace_pb2
@@ -29,9 +29,9 @@ PROMPTS = {" the mat": 2, "the cat sat on the": 5, " the" * 8: 8, " the" * 60: 6
 """With their numbers of tokens."""
 VALUES = (0.0, 0.0, 0.0, 1.0, -3.0, 1e-40, 1e30, -1e30, 1e300)
 LARGE_INDEX = 4
-WHICHEVER = {Place.ONLINE_AUTOENCODER_LATENT, Place.ONLINE_AUTOENCODER_ERROR}
+WHICHEVER = {HookPoint.ONLINE_AUTOENCODER_LATENT, HookPoint.ONLINE_AUTOENCODER_ERROR}
 """Places that only a single autoencoder has."""
-PAIR_PLACES = {Place.ATTN_QK_LOGITS, Place.ATTN_QK_PROBS}
+PAIR_PLACES = {HookPoint.ATTN_QK_LOGITS, HookPoint.ATTN_QK_PROBS}
 PAIRS_AND_HEAD = (Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS, Dimension.ATTN_HEADS)
 TO_LATENT = DerivedScalar.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS
 READ = DerivedScalar.VOCAB_TOKEN_WRITE_TO_INPUT_DIRECTION
@@ -49,9 +49,9 @@ class LikelyRequests:
         self._chance = chance
         self._info = info
         unclear = WHICHEVER if len(info.autoencoders) > 1 else set()
-        self._places = [one for one in Place if one not in unclear]
-        self._scalars = [one for one in DerivedScalar if place_of_scalar(one) not in unclear]
-        self._nodes = [one for one, place in NODE_PLACES.items() if place not in unclear]
+        self._places = [one for one in HookPoint if one not in unclear]
+        self._scalars = [one for one in DerivedScalar if hook_point_of_scalar(one) not in unclear]
+        self._nodes = [one for one, place in NODE_HOOK_POINTS.items() if place not in unclear]
 
     def request(self) -> InferRequest:
         """One to three sub-requests with prompts of one length."""
@@ -87,7 +87,7 @@ class LikelyRequests:
 
     def _trace(self, n_tokens: int) -> trace_pb2.TraceConfig:
         node_type = self._chance.choice([NodeType.ATTENTION_HEAD, *self._nodes])
-        index = self._index(NODE_PLACES[node_type], n_tokens, has_objective=False)
+        index = self._index(NODE_HOOK_POINTS[node_type], n_tokens, has_objective=False)
         indices = [one.index for one in index.tensor_indices]
         node = node_pb2.NodeIndex(
             node_type=NODE_TYPES.numbers[node_type], layer_index=index.layer_index, tensor_indices=indices
@@ -99,9 +99,11 @@ class LikelyRequests:
             pre_or_post_act=self._chance.randrange(3),
         )
 
-    def _index(self, place: Place, n_tokens: int, *, has_objective: bool) -> activation_pb2.ActivationIndex:
-        shape = PLACE_SHAPES[place]
-        sizes = [min(one, LARGE_INDEX) for one in place_axes(place, self._info, n_tokens)]
+    def _index(
+        self, place: HookPoint, n_tokens: int, *, has_objective: bool
+    ) -> activation_pb2.ActivationIndex:
+        shape = HOOK_POINT_SHAPES[place]
+        sizes = [min(one, LARGE_INDEX) for one in hook_point_axes(place, self._info, n_tokens)]
         chosen = sorted((self._chance.randrange(size) for size in sizes[:2]), reverse=place in PAIR_PLACES)
         positions = [*chosen, *(self._chance.randrange(size) for size in sizes[2:])]
         if place not in PAIR_PLACES:
@@ -123,7 +125,7 @@ class LikelyRequests:
         candidates = [one for one in self._scalars if one not in (TO_LATENT, READ)]
         chosen = self._chance.sample(candidates, self._chance.choice((1, 2, 4)))
         scalars = {kind_of(one): one for one in chosen}
-        is_backward = has_objective and all(has_backward_pass(one) for one in scalars.values())
+        is_backward = has_objective and all(DECLARED[one].has_backward_pass for one in scalars.values())
         named = processing_pb2.NamedProcessingSpec(name=name)
         groups = self._chance.sample(sorted(set(GroupId.values()) - {0}), self._chance.choice((1, 1, 2)))
         for group in groups:
@@ -148,7 +150,7 @@ class LikelyRequests:
     def _fill_scalars(self, named: processing_pb2.NamedProcessingSpec, _: str) -> None:
         spec, scalar = named.derived_scalars, self._chance.choice(self._of_shape(2))
         spec.derived_scalar_type = DERIVED_SCALARS.numbers[scalar]
-        if DERIVED_SCALAR_SHAPES[scalar].is_per_layer:
+        if DECLARED[scalar].is_per_layer:
             spec.layer_index = self._chance.randrange(self._info.n_layers)
         if self._chance.random() < 0.3:
             spec.normalizer = self._chance.choice((1.0, 1e-300, 1e300))
@@ -171,7 +173,7 @@ class LikelyRequests:
 
     def _of_shape(self, n_axes: int) -> list[DerivedScalar]:
         """One number per token and component, or one per token pair and head."""
-        shapes = {one: DERIVED_SCALAR_SHAPES[one].dimensions for one in self._scalars}
+        shapes = {one: DECLARED[one].dimensions for one in self._scalars}
         if n_axes == 3:
             return [one for one, axes in shapes.items() if axes == PAIRS_AND_HEAD]
         return [one for one, axes in shapes.items() if len(axes) == 2 and one not in (TO_LATENT, READ)]

@@ -14,13 +14,13 @@ from tdb_server.domain.call import Call
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.results import NamedResult, ObjectiveValues
+from tdb_server.engine.engine import Engine
 from tdb_server.gateway.json_requests import debug_request, infer_request, single_infer_request
 from tdb_server.gateway.json_responses import batched_response, single_response
 from tdb_server.gateway.json_text import json_pieces
 from tdb_server.model.autoencoder_loading import load_autoencoders
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.model.weights import load_decoder
-from tdb_server.scalars.engine import Engine
 from tdb_server.service.request_parsing import parse_debug_request, parse_infer_request
 from tdb_server.service.result_messages import put_named_result
 from tdb_server.workers.engine_loading import model_info

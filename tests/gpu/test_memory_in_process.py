@@ -11,8 +11,8 @@ import torch
 from tdb_server.domain.call import Call
 from tdb_server.domain.debug import inference_sub_request
 from tdb_server.domain.results import Finished
+from tdb_server.engine.engine import Engine
 from tdb_server.model.weights import load_decoder
-from tdb_server.scalars.engine import Engine
 from tdb_server.workers.batch_run import run_batch
 from tdb_server.workers.messages import OutOfMemory, RunBatch
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from tdb_server.domain.debug import inference_sub_request
+from tdb_server.engine.engine import Engine
 from tdb_server.model.weights import load_decoder
-from tdb_server.scalars.engine import Engine
 
 from tests.golden.test_goldens_in_process import engine
 from tests.gpu.calls import SITES, calls_of_every_kind, question

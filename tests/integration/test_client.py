@@ -144,7 +144,7 @@ def test_the_model_and_its_tokens(client):
     model = client.model_info()
     assert (model.name, model.n_layers, model.d_model) == ("tiny-a", 3, 48)
     assert "mlp_act_times_grad" in model.derived_scalars
-    assert "attn_qk_probs" in model.ablatable_places
+    assert "attn_qk_probs" in model.ablatable_hook_points
     tokens = client.tokenize(PROMPT)
     assert client.detokenize(tokens.token_ids) == PROMPT
     assert client.health() == "SERVING"

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import PassType
-from tdb_server.domain.place import Place
 from tdb_server.domain.requests import AblationSpec, ActivationIndex, LossConfig, LossName
 from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
 from torch import Tensor
 
 from tests.property.plain_model import Edit, Edits, PlainModel, Spot
 
-PAIR_PLACES = (Place.ATTN_QK_LOGITS, Place.ATTN_QK_PROBS)
+PAIR_PLACES = (HookPoint.ATTN_QK_LOGITS, HookPoint.ATTN_QK_PROBS)
 LATENT_SITES = {
-    Place.ONLINE_MLP_AUTOENCODER_LATENT: (Site.MLP_POST_ACT, Site.RESID_DELTA_MLP),
-    Place.ONLINE_ATTENTION_AUTOENCODER_LATENT: (Site.RESID_DELTA_ATTN,),
+    HookPoint.ONLINE_MLP_AUTOENCODER_LATENT: (Site.MLP_POST_ACT, Site.RESID_DELTA_MLP),
+    HookPoint.ONLINE_ATTENTION_AUTOENCODER_LATENT: (Site.RESID_DELTA_ATTN,),
 }
 
 
@@ -67,7 +67,7 @@ def latents_of(layer: AutoencoderLayer, site: Tensor, deviation: Tensor | None =
     return latents * (latents >= smallest_kept)
 
 
-def autoencoder_of_place(place: Place, autoencoders: Sequence[Autoencoder]) -> Autoencoder:
+def autoencoder_of_place(place: HookPoint, autoencoders: Sequence[Autoencoder]) -> Autoencoder:
     return next(one for one in autoencoders if one.site in LATENT_SITES[place])
 
 
@@ -78,16 +78,16 @@ def ablation_edits(
     forward = [one for one in ablations if one.index.pass_type is PassType.FORWARD]
     edits: dict[Spot, Edit] = {}
     for one in forward:
-        if one.index.place not in LATENT_SITES:
-            add(edits, (one.index.place, one.index.layer_index), _set_cells(model, one.index, one.value))
+        if one.index.hook_point not in LATENT_SITES:
+            add(edits, (one.index.hook_point, one.index.layer_index), _set_cells(model, one.index, one.value))
     latents: dict[Spot, list[AblationSpec]] = {}
     for one in forward:
-        if one.index.place in LATENT_SITES:
-            site = autoencoder_of_place(one.index.place, autoencoders).site
-            latents.setdefault((site.place, one.index.layer_index), []).append(one)
+        if one.index.hook_point in LATENT_SITES:
+            site = autoencoder_of_place(one.index.hook_point, autoencoders).site
+            latents.setdefault((site.hook_point, one.index.layer_index), []).append(one)
     for (place, layer_index), specs in latents.items():
         assert layer_index is not None
-        autoencoder = autoencoder_of_place(specs[0].index.place, autoencoders)
+        autoencoder = autoencoder_of_place(specs[0].index.hook_point, autoencoders)
         add(edits, (place, layer_index), _set_latents(autoencoder.layers[layer_index], specs))
     return edits
 
@@ -109,7 +109,7 @@ def _set_cells(model: PlainModel, index: ActivationIndex, value: float) -> Edit:
     def edit(x: Tensor) -> Tensor:
         cells = torch.zeros(x.shape[1:], dtype=torch.bool)
         cells[tuple(slice(None) if one is None else one for one in index.tensor_indices)] = True
-        if index.place in PAIR_PLACES:
+        if index.hook_point in PAIR_PLACES:
             cells &= ~model.masked(x.shape[1])[:, :, None]
         return torch.where(cells, torch.tensor(value, dtype=x.dtype), x)
 

@@ -1,8 +1,8 @@
-"""A second implementation of the decoders, in float64, written from SEMANTICS and from transformers' weights.
+"""A second implementation of the decoders, in float64, from the definitions and for transformers' weights.
 
-It shares nothing with the server but the names of places. Tensors are laid out as clients index them, behind
-a leading axis of copies: an edit may hand back many copies of one tensor, each altered in another way, and
-the rest of the forward pass is then computed for all of them at once.
+It shares nothing with the server but the names of hook points. Tensors are laid out as clients index them,
+behind a leading axis of copies: an edit may hand back many copies of one tensor, each altered in another way,
+and the rest of the forward pass is then computed for all of them at once.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from tdb_server.domain.place import Place
+from tdb_server.domain.hook_point import HookPoint
 from torch import Tensor
 from transformers import PreTrainedModel
 
-Spot = tuple[Place, int | None]
+Spot = tuple[HookPoint, int | None]
 Edit = Callable[[Tensor], Tensor]
 Edits = Mapping[Spot, Edit]
 Seen = dict[Spot, Tensor]
@@ -62,7 +62,7 @@ class PlainModel:
         """Every place of the forward pass, each after its own edit."""
         seen: Seen = {}
 
-        def tap(place: Place, layer: int | None, x: Tensor) -> Tensor:
+        def tap(place: HookPoint, layer: int | None, x: Tensor) -> Tensor:
             edit = (edits or {}).get((place, layer))
             seen[place, layer] = x if edit is None else edit(x)
             return seen[place, layer]
@@ -70,28 +70,29 @@ class PlainModel:
         x = self.weights[self.names["embedding"] + ".weight"][list(token_ids)][None]
         if self.is_gpt2:
             x = x + self.weights[self.names["positions"] + ".weight"][: len(token_ids)]
-        x = tap(Place.RESID_POST_EMB, None, x)
+        x = tap(HookPoint.RESID_POST_EMB, None, x)
         for layer in range(self.n_layers):
-            x = tap(Place.RESID_POST_ATTN, layer, x + self.attention(layer, x, tap))
-            x = tap(Place.RESID_POST_MLP, layer, x + self.mlp(layer, x, tap))
-        scale = tap(Place.RESID_LN_F_SCALE, None, self.scale(x))
-        tap(Place.LOGITS, None, self.norm(x, scale, self.names["final_norm"]) @ self.unembedding.T)
+            x = tap(HookPoint.RESID_POST_ATTN, layer, x + self.attention(layer, x, tap))
+            x = tap(HookPoint.RESID_POST_MLP, layer, x + self.mlp(layer, x, tap))
+        scale = tap(HookPoint.RESID_LN_F_SCALE, None, self.scale(x))
+        tap(HookPoint.LOGITS, None, self.norm(x, scale, self.names["final_norm"]) @ self.unembedding.T)
         return seen
 
     def attention(self, layer: int, x: Tensor, tap: Callable[..., Tensor] | None = None) -> Tensor:
         tap = tap or (lambda place, layer, x: x)
-        scale = tap(Place.ATTN_LN_SCALE, layer, self.scale(x))
+        scale = tap(HookPoint.ATTN_LN_SCALE, layer, self.scale(x))
         q, k, v = self.queries_keys_values(layer, x, scale)
         q, k, v = (
-            tap(place, layer, one) for place, one in ((Place.ATTN_Q, q), (Place.ATTN_K, k), (Place.ATTN_V, v))
+            tap(place, layer, one)
+            for place, one in ((HookPoint.ATTN_Q, q), (HookPoint.ATTN_K, k), (HookPoint.ATTN_V, v))
         )
         logits = torch.einsum("cqhe,ckhe->cqkh", q, self.for_heads(k))
         logits = logits.masked_fill(self.masked(x.shape[1])[:, :, None], -torch.inf)
-        logits = tap(Place.ATTN_QK_LOGITS, layer, logits)
-        probs = tap(Place.ATTN_QK_PROBS, layer, logits.exp() / logits.exp().sum(dim=2, keepdim=True))
-        v_out = tap(Place.ATTN_V_OUT, layer, torch.einsum("cqkh,ckhe->cqhe", probs, self.for_heads(v)))
+        logits = tap(HookPoint.ATTN_QK_LOGITS, layer, logits)
+        probs = tap(HookPoint.ATTN_QK_PROBS, layer, logits.exp() / logits.exp().sum(dim=2, keepdim=True))
+        v_out = tap(HookPoint.ATTN_V_OUT, layer, torch.einsum("cqkh,ckhe->cqhe", probs, self.for_heads(v)))
         delta = torch.einsum("cqhe,hed->cqd", v_out, self.out_weights(layer)) + self.attn_out_bias(layer)
-        return tap(Place.RESID_DELTA_ATTN, layer, delta)
+        return tap(HookPoint.RESID_DELTA_ATTN, layer, delta)
 
     def queries_keys_values(self, layer: int, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [c, T, H, e], keys and values [c, T, G, e], given the norm's scale [c, T, 1]."""
@@ -119,10 +120,12 @@ class PlainModel:
 
     def mlp(self, layer: int, x: Tensor, tap: Callable[..., Tensor] | None = None) -> Tensor:
         tap = tap or (lambda place, layer, x: x)
-        scale = tap(Place.MLP_LN_SCALE, layer, self.scale(x))
+        scale = tap(HookPoint.MLP_LN_SCALE, layer, self.scale(x))
         pre, up = self.mlp_inputs(layer, x, scale)
-        post = tap(Place.MLP_POST_ACT, layer, self.activate(tap(Place.MLP_PRE_ACT, layer, pre)) * up)
-        return tap(Place.RESID_DELTA_MLP, layer, post @ self.mlp_out_weight(layer) + self.mlp_out_bias(layer))
+        post = tap(HookPoint.MLP_POST_ACT, layer, self.activate(tap(HookPoint.MLP_PRE_ACT, layer, pre)) * up)
+        return tap(
+            HookPoint.RESID_DELTA_MLP, layer, post @ self.mlp_out_weight(layer) + self.mlp_out_bias(layer)
+        )
 
     def mlp_inputs(self, layer: int, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Pre-activations [c, T, F] and what the activations are multiplied with, 1 where nothing is."""

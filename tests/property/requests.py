@@ -29,7 +29,7 @@ from tdb_server.domain.results import (
     ObjectiveValues,
     ProcessingResult,
 )
-from tdb_server.scalars.engine import Engine
+from tdb_server.engine.engine import Engine
 from torch import Tensor
 
 from tests.property.small_models import VOCABULARY_SIZE

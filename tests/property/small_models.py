@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from tdb_server.domain.model_info import Site
+from tdb_server.engine.engine import Engine
 from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
 from tdb_server.model.config import DecoderConfig
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.weights import load_decoder
-from tdb_server.scalars.engine import Engine
 from transformers import PreTrainedModel
 
 from tests.property.plain_model import PlainModel

@@ -6,13 +6,13 @@ import random
 from collections.abc import Iterator, Sequence
 
 from tdb_server.domain.ablation_conflicts import conflict_violations
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import PassType
-from tdb_server.domain.place import Place
 from tdb_server.domain.requests import AblationSpec, ActivationIndex
 
 from tests.unit.service.tiny_requests import model
 
-PLACES = {2: Place.MLP_POST_ACT, 3: Place.ATTN_QK_PROBS}
+PLACES = {2: HookPoint.MLP_POST_ACT, 3: HookPoint.ATTN_QK_PROBS}
 Ablations = list[tuple[str, AblationSpec]]
 
 

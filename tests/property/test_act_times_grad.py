@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tdb_server.domain.derived_scalar import DerivedScalar
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import NodeIndex, NodeType
-from tdb_server.domain.place import Place
 from tdb_server.domain.requests import AblationSpec, ActivationIndex, LossConfig, Trace
 from torch import Tensor
 
@@ -41,7 +41,7 @@ from tests.property.requests import (
 from tests.property.small_models import AUTOENCODER_KINDS, MAIN_MODELS, MODELS, small_autoencoder, small_model
 from tests.property.trace_definitions import definition, residual_before
 
-FINAL_SCALE = (Place.RESID_LN_F_SCALE, None)
+FINAL_SCALE = (HookPoint.RESID_LN_F_SCALE, None)
 LATENT_SCALARS = {
     Site.MLP_POST_ACT: DerivedScalar.ONLINE_MLP_AUTOENCODER_ACT_TIMES_GRAD,
     Site.RESID_DELTA_MLP: DerivedScalar.ONLINE_MLP_AUTOENCODER_ACT_TIMES_GRAD,
@@ -49,7 +49,7 @@ LATENT_SCALARS = {
 }
 
 
-def ablate(place: Place, layer_index: int, indices: tuple[int | None, ...], value: float) -> AblationSpec:
+def ablate(place: HookPoint, layer_index: int, indices: tuple[int | None, ...], value: float) -> AblationSpec:
     return AblationSpec(ActivationIndex(place, layer_index, indices), value)
 
 
@@ -60,7 +60,7 @@ def holding_final_scale(model: PlainModel, token_ids: tuple[int, ...], edits: Ed
 
 
 def loss_objective(loss: LossConfig) -> Objective:
-    return lambda seen: loss_value(loss, seen[Place.LOGITS, None])
+    return lambda seen: loss_value(loss, seen[HookPoint.LOGITS, None])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -72,8 +72,8 @@ def test_embeddings_neurons_and_heads(
     model = small_model(name)
     last, n_layers = len(token_ids) - 1, model.config.n_layers
     ablations = [
-        ablate(Place.MLP_POST_ACT, 0, (last, 7), 1.5),
-        ablate(Place.ATTN_QK_PROBS, 1, (last, None, 2), 0.3),
+        ablate(HookPoint.MLP_POST_ACT, 0, (last, 7), 1.5),
+        ablate(HookPoint.ATTN_QK_PROBS, 1, (last, None, 2), 0.3),
     ][: 2 * is_ablated]
     found = answer(
         model.engine(),
@@ -85,16 +85,16 @@ def test_embeddings_neurons_and_heads(
     edits = holding_final_scale(model.plain, token_ids, ablation_edits(model.plain, ablations))
     objective = loss_objective(loss)
 
-    def slopes(place: Place, layer: int) -> Tensor:
+    def slopes(place: HookPoint, layer: int) -> Tensor:
         return slopes_of_scaling(model.plain, token_ids, objective, (place, layer), edits)
 
-    spot = (Place.RESID_POST_EMB, None)
+    spot = (HookPoint.RESID_POST_EMB, None)
     of_tokens = slopes_of_scaling_tokens(model.plain, token_ids, objective, spot, edits)[:, None]
     assert_same(of_tokens, numbers_of_layer(found.top_k("embeddings"), None, of_tokens.shape))
     for layer in range(n_layers):
-        of_neurons = slopes(Place.MLP_POST_ACT, layer)
+        of_neurons = slopes(HookPoint.MLP_POST_ACT, layer)
         assert_same(of_neurons, numbers_of_layer(found.top_k("neurons"), layer, of_neurons.shape))
-        of_heads = slopes(Place.ATTN_QK_PROBS, layer)
+        of_heads = slopes(HookPoint.ATTN_QK_PROBS, layer)
         assert_same(of_heads, numbers_of_layer(found.top_k("heads"), layer, of_heads.shape))
 
 
@@ -120,9 +120,9 @@ def test_latents(
         len(token_ids) - 1,
     )
     ablations = [
-        ablate(site.latent_place, 0, (0, 3), 0.0),
-        ablate(site.latent_place, 0, (last, 9), 0.8),
-        ablate(site.latent_place, 1, (last, None), 0.4),
+        ablate(site.latent_hook_point, 0, (0, 3), 0.0),
+        ablate(site.latent_hook_point, 0, (last, 9), 0.8),
+        ablate(site.latent_hook_point, 1, (last, None), 0.4),
     ][: 3 * is_ablated]
     trace = Trace(NodeIndex(NodeType.MLP_NEURON, 1, (last, 5))) if is_traced else None
     found = answer(
@@ -142,7 +142,7 @@ def test_latents(
         earlier = [one for one in ablations if (one.index.layer_index or 0) < layer]
         own = [one for one in ablations if one.index.layer_index == layer]
         before = model.plain.run(token_ids, ablation_edits(model.plain, earlier, [autoencoder]))
-        site_values = before[site.place, layer][0]
+        site_values = before[site.hook_point, layer][0]
         latents = ablated_latents(latents_of(weights, site_values), own)
         token, latent = latents.nonzero(as_tuple=True)
         each = torch.zeros(len(token), *latents.shape, dtype=latents.dtype)
@@ -150,9 +150,9 @@ def test_latents(
         writes = written_by(weights, each, site_values)
         slopes = torch.zeros_like(latents)
         slopes[token, latent] = slopes_of_adding(
-            model.plain, token_ids, objective, (site.place, layer), edits, writes
+            model.plain, token_ids, objective, (site.hook_point, layer), edits, writes
         )
         assert_same(slopes, numbers_of_layer(found.top_k("latents"), layer, slopes.shape))
-    spot = (Place.RESID_POST_EMB, None)
+    spot = (HookPoint.RESID_POST_EMB, None)
     of_tokens = slopes_of_scaling_tokens(model.plain, token_ids, objective, spot, edits)[:, None]
     assert_same(of_tokens, numbers_of_layer(found.top_k("embeddings"), None, of_tokens.shape))

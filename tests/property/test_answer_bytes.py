@@ -11,9 +11,9 @@ from tdb_server.domain.cost import estimated_cost
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.requests import InferenceSubRequest
 from tdb_server.domain.results import NamedResult
+from tdb_server.engine.engine import Engine
 from tdb_server.errors import TdbError
 from tdb_server.model.tokenizer import Tokenizer
-from tdb_server.scalars.engine import Engine
 from tdb_server.service.request_parsing import parse_debug_request, parse_infer_request
 from tdb_server.service.streaming import StreamWriter
 from tdb_server.workers.engine_loading import load_engine

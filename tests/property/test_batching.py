@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tdb_server.domain.debug import inference_sub_request
 from tdb_server.domain.derived_scalar import DerivedScalar
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import NodeIndex, NodeType, PassType
-from tdb_server.domain.place import Place
 from tdb_server.domain.requests import (
     AblationSpec,
     ActivationIndex,
@@ -23,8 +23,8 @@ from tdb_server.domain.requests import (
     LossName,
     Trace,
 )
+from tdb_server.engine.engine import Engine
 from tdb_server.model.config import DecoderConfig
-from tdb_server.scalars.engine import Engine
 
 from tests.property.debug_sub_requests import debug_sub_requests
 from tests.property.requests import (
@@ -39,7 +39,7 @@ from tests.property.same_answers import Nodes, assert_same_answers
 from tests.property.small_models import MAIN_MODELS, TOP_K, small_autoencoder, small_model
 
 SITES = (Site.MLP_POST_ACT, Site.RESID_DELTA_ATTN)
-LATENT_PLACES = tuple(site.latent_place for site in SITES)
+LATENT_HOOK_POINTS = tuple(site.latent_hook_point for site in SITES)
 Batch = list[list[DebugSubRequest]]
 
 
@@ -115,9 +115,9 @@ def test_in_float32(name: str, data: st.DataObject) -> None:
             assert_same_answers(one, other, 5e-4, Nodes.NOT_ZERO)
 
 
-@pytest.mark.parametrize("place", [Place.MLP_POST_ACT, Place.RESID_DELTA_ATTN, *LATENT_PLACES])
+@pytest.mark.parametrize("place", [HookPoint.MLP_POST_ACT, HookPoint.RESID_DELTA_ATTN, *LATENT_HOOK_POINTS])
 @pytest.mark.parametrize("layer", [0, 1])
-def test_a_gradient_set_behind_a_traced_node(place: Place, layer: int) -> None:
+def test_a_gradient_set_behind_a_traced_node(place: HookPoint, layer: int) -> None:
     """The trace does not see it, whether other calls' gradients come past there or not."""
     engine = engine_of("gpt2", None, torch.float64)
     trace = Trace(NodeIndex(NodeType.MLP_NEURON, 0, (2, 3)))

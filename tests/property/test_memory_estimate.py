@@ -15,7 +15,7 @@ import torch
 from tdb_server.domain.activation_cost import activation_bytes
 from tdb_server.domain.call import Call
 from tdb_server.domain.debug import HOLD_FINAL_NORM_SCALE, inference_sub_request
-from tdb_server.domain.derived_scalar import DERIVED_SCALAR_SHAPES, DerivedScalar, GroupId
+from tdb_server.domain.derived_scalar import DERIVED_SCALARS, DerivedScalar, GroupId
 from tdb_server.domain.model_info import ModelInfo, Site
 from tdb_server.domain.node import NodeIndex, NodeType
 from tdb_server.domain.requests import (
@@ -31,10 +31,10 @@ from tdb_server.domain.requests import (
     NodeAblation,
     Trace,
 )
+from tdb_server.engine.engine import Engine
 from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.weights import load_decoder
-from tdb_server.scalars.engine import Engine
 from tdb_server.workers.engine_loading import model_info
 
 from tests.property.peak_memory import peak_bytes
@@ -130,7 +130,7 @@ def random_sub_request(dice: random.Random, info: ModelInfo, n_tokens: int) -> I
 
 def times_too_much(engine: Engine, info: ModelInfo, call: Sequence[InferenceSubRequest]) -> float:
     """The estimate, divided by what was needed by an engine that remembers nothing."""
-    engine._scorer._remembered.clear()
+    engine._ranker._remembered.clear()
     batch = [Call("1", tuple(call))]
     needed = peak_bytes(lambda: [None for _ in engine.run(batch, lambda _: False)])
     assert needed > 0
@@ -158,11 +158,8 @@ def test_every_derived_scalar_at_once_takes_no_more_than_is_estimated(
         for scalar in DerivedScalar
         if scalar is not DerivedScalar.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS
         and (
-            not DERIVED_SCALAR_SHAPES[scalar].node_type.is_latent
-            or (
-                has_autoencoders
-                and DERIVED_SCALAR_SHAPES[scalar].node_type is not NodeType.AUTOENCODER_LATENT
-            )
+            not DERIVED_SCALARS[scalar].node_type.is_latent
+            or (has_autoencoders and DERIVED_SCALARS[scalar].node_type is not NodeType.AUTOENCODER_LATENT)
         )
         and not (not has_autoencoders and "autoencoder" in scalar.value)
     }

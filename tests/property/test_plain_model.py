@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tdb_server.domain.place import Place
+from tdb_server.domain.hook_point import HookPoint
 
 from tests.property.small_models import MODELS, small_model
 
@@ -17,7 +17,7 @@ def test_plain_model_equals_transformers(name: str) -> None:
     model = small_model(name)
     expected = model.reference(torch.tensor([PROMPT]), output_attentions=True)
     seen = model.plain.run(PROMPT)
-    torch.testing.assert_close(seen[Place.LOGITS, None].float(), expected.logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(seen[HookPoint.LOGITS, None].float(), expected.logits, atol=1e-4, rtol=1e-4)
     for layer, probs in enumerate(expected.attentions):
-        ours = seen[Place.ATTN_QK_PROBS, layer].permute(0, 3, 1, 2)
+        ours = seen[HookPoint.ATTN_QK_PROBS, layer].permute(0, 3, 1, 2)
         torch.testing.assert_close(ours.float(), probs, atol=1e-5, rtol=1e-4)

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tdb_server.domain.debug import inference_sub_request
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
-from tdb_server.domain.place import Place
 from tdb_server.domain.requests import LossConfig
 
 from tests.property.debug_sub_requests import debug_sub_requests
@@ -52,5 +52,5 @@ def test_no_step_on_the_way_to_a_loss_is_narrower(
 ) -> None:
     """Only rotary positions are float32 in every model, and this family has none."""
     model = small_model(name)
-    expected = loss_value(loss, model.plain.run(token_ids)[Place.LOGITS, None]).item()
+    expected = loss_value(loss, model.plain.run(token_ids)[HookPoint.LOGITS, None]).item()
     assert answer(model.engine(), inference(token_ids, loss)).loss == pytest.approx(expected, rel=1e-11)

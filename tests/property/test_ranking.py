@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tdb_server.domain.node import Dimension
-from tdb_server.scalars.best_entries import top_k_entries, top_k_per_row
-from tdb_server.scalars.entry_blocks import best_entries
-from tdb_server.scalars.scalar_values import DenseScalars
+from tdb_server.engine.block_maxima import top_k_per_row
+from tdb_server.engine.products import Layers, Product
+from tdb_server.engine.top_nodes import BestNodes, BlockMaxima, Numbers, PlainTop
+from tdb_server.engine.transfers import download
 from torch import Tensor
 
 from tests.property.requests import examples
@@ -52,61 +56,61 @@ def test_top_k_per_row(
     assert all(len(set(row)) == k for row in indices.tolist())
 
 
-@examples(200)
+@examples(40)
 @given(
-    n_columns=st.sampled_from([1, 5, 64, 300]),
-    n_rows=st.sampled_from([1, 2, 40, 200]),
-    k=st.sampled_from([1, 3, 12, 50, 100_000]),
-    largest=st.booleans(),
-    n_values=TIES,
-    seed=st.integers(0, 1000),
-)
-def test_top_k_entries(
-    n_columns: int, n_rows: int, k: int, largest: bool, n_values: int | None, seed: int
-) -> None:
-    numbers = random_numbers((2, n_rows, n_columns), seed, n_values)
-    values, flat = top_k_entries(numbers, k, largest)
-    expected = numbers.flatten().sort(descending=largest).values[:k].numpy()
-    assert np.array_equal(values, expected)
-    assert np.array_equal(numbers.flatten().numpy()[flat], expected)
-    assert len(set(flat.tolist())) == len(expected)
-
-
-@examples(200)
-@given(
-    shapes=st.lists(
-        st.tuples(st.sampled_from([1, 2, 40, 200]), st.sampled_from([1, 5, 64, 300])), min_size=1, max_size=4
-    ),
-    k=st.sampled_from([1, 3, 12, 50, 100_000]),
+    sizes=st.lists(st.sampled_from([1, 200, 8_000, 12_345]), min_size=3, max_size=3),
+    ks=st.lists(st.sampled_from([1, 3, 12, 50, 2000]), min_size=3, max_size=3),
     largest=st.booleans(),
     n_values=TIES,
     shift=st.sampled_from([-1000, 0, 1000]),
+    way=st.sampled_from([BlockMaxima, PlainTop]),
     seed=st.integers(0, 1000),
 )
-def test_best_entries_of_several_layers(
-    shapes: list[tuple[int, int]], k: int, largest: bool, n_values: int | None, shift: int, seed: int
+def test_best_nodes_of_several_layers(
+    sizes: list[int],
+    ks: list[int],
+    largest: bool,
+    n_values: int | None,
+    shift: int,
+    way: type[BlockMaxima | PlainTop],
+    seed: int,
 ) -> None:
-    """All that equals the k-th is there, so that whoever asks can choose; zeros are only counted."""
-    layers = [random_numbers(shape, seed + n, n_values) + shift for n, shape in enumerate(shapes)]
-    blocks = [DenseScalars((one,), AXES, AXES, len(one)).blocks(k, largest, None) for one in layers]
-    values, which, nodes = best_entries(blocks, k, largest)
-    everything = torch.cat([one.flatten() for one in layers]).sort(descending=largest).values.numpy()
-    last = everything[min(k, len(everything)) - 1]
-    is_listed = (everything >= last if largest else everything <= last) & (everything != 0)
-    assert np.array_equal(np.sort(values), np.sort(everything[is_listed]))
-    found = [(int(layer), *node) for layer, node in zip(which, nodes.tolist(), strict=True)]
-    assert [layers[layer][row, column].item() for layer, row, column in found] == values.tolist()
-    assert len(set(found)) == len(found)
+    """Of rows that want different numbers of them, in layers large enough for blocks."""
+    layers = [random_numbers((3, 1, size), seed + n, n_values) + shift for n, size in enumerate(sizes)]
+    product = Product((Layers(layers),), tuple(range(3)), AXES, AXES, 3, 1, (1, 1, 1))
+    for row, found in enumerate(best_nodes(way, product, ks, largest)):
+        values = np.concatenate([one[row, 0].numpy() for one in layers])
+        nodes = np.concatenate(
+            [
+                np.stack([np.full(size, layer), np.zeros(size, int), np.arange(size)], axis=1)
+                for layer, size in enumerate(sizes)
+            ]
+        )
+        order = np.argsort(-values if largest else values, kind="stable")[: ks[row]]
+        assert np.array_equal(found.nodes, nodes[order[values[order] != 0]])
 
 
+def best_nodes(
+    way: type[BlockMaxima | PlainTop], product: Product, ks: Sequence[int], largest: bool
+) -> list[BestNodes]:
+    top = way(product, ks, largest)
+    for part in product.parts():
+        top.add(Numbers(part, part.numbers()))
+    return top.best(download(top.tensors()))
+
+
+@pytest.mark.parametrize("way", [BlockMaxima, PlainTop])
 @pytest.mark.parametrize("largest", [True, False])
 @pytest.mark.parametrize("k", [1, 20, 100_000])
-def test_blocks_without_numbers_are_left_out(largest: bool, k: int) -> None:
-    numbers = random_numbers((200, 300), 0, None)
-    broken = torch.full_like(numbers, torch.nan)
-    blocks = [DenseScalars((one,), AXES, AXES, 200).blocks(k, largest, None) for one in (broken, numbers)]
-    values, which, _ = best_entries(blocks, k, largest)
-    expected = numbers.flatten().sort(descending=largest).values[:k]
-    assert np.array_equal(np.sort(values), expected.sort().values)
-    assert (which == 1).all()
-    assert len(best_entries(blocks[:1], k, largest)[0]) == 0
+def test_layers_without_numbers_are_left_out(
+    way: type[BlockMaxima | PlainTop], largest: bool, k: int
+) -> None:
+    numbers = random_numbers((1, 1, 20_000), 0, None)
+    layers = Layers([torch.full_like(numbers, torch.nan), numbers])
+    product = Product((layers,), (0, 1), AXES, AXES, 1, 1, (1,))
+    (found,) = best_nodes(way, product, [k], largest)
+    expected = numbers[0, 0].sort(descending=largest, stable=True).indices[:k]
+    assert found.nodes[:, 2].tolist() == expected.tolist()
+    assert (found.nodes[:, 0] == 1).all()
+    (nothing,) = best_nodes(way, replace(product, factors=(Layers([layers.tensors[0]] * 2),)), [k], largest)
+    assert nothing.nodes.shape == (0, 3)

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tdb_server.domain.derived_scalar import DerivedScalar
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import PassType
-from tdb_server.domain.place import Place
 from tdb_server.domain.requests import (
     AblationSpec,
     ActivationIndex,
@@ -30,26 +30,26 @@ from tests.property.small_models import MAIN_MODELS, SmallModel, small_autoencod
 
 PROMPT = (8, 30, 30, 55)
 LOSS = LossConfig(LossName.LOGIT_DIFF, (1, 2), (3,))
-EMBEDDING = (Place.RESID_POST_EMB, None)
+EMBEDDING = (HookPoint.RESID_POST_EMB, None)
 LATENTS = {
-    Place.ONLINE_MLP_AUTOENCODER_LATENT: Site.MLP_POST_ACT,
-    Place.ONLINE_ATTENTION_AUTOENCODER_LATENT: Site.RESID_DELTA_ATTN,
+    HookPoint.ONLINE_MLP_AUTOENCODER_LATENT: Site.MLP_POST_ACT,
+    HookPoint.ONLINE_ATTENTION_AUTOENCODER_LATENT: Site.RESID_DELTA_ATTN,
 }
 ERRORS = {
-    Place.ONLINE_MLP_AUTOENCODER_ERROR: Site.MLP_POST_ACT,
-    Place.ONLINE_ATTENTION_AUTOENCODER_ERROR: Site.RESID_DELTA_ATTN,
+    HookPoint.ONLINE_MLP_AUTOENCODER_ERROR: Site.MLP_POST_ACT,
+    HookPoint.ONLINE_ATTENTION_AUTOENCODER_ERROR: Site.RESID_DELTA_ATTN,
 }
-PLAIN_PLACES = [place for place in Place if "autoencoder" not in place.value]
-WITHOUT_LAYERS = (Place.RESID_POST_EMB, Place.RESID_LN_F_SCALE, Place.LOGITS)
+PLAIN_PLACES = [place for place in HookPoint if "autoencoder" not in place.value]
+WITHOUT_LAYERS = (HookPoint.RESID_POST_EMB, HookPoint.RESID_LN_F_SCALE, HookPoint.LOGITS)
 
 
 class Target:
     """A place as something that can be read from, and put back into, a tensor of the plain model."""
 
-    def __init__(self, model: SmallModel, place: Place, layer_index: int | None) -> None:
+    def __init__(self, model: SmallModel, place: HookPoint, layer_index: int | None) -> None:
         self.model, self.place, self.layer_index = model.plain, place, layer_index
         self.site = (LATENTS | ERRORS).get(place)
-        self.spot: Spot = (self.site.place if self.site else place, layer_index)
+        self.spot: Spot = (self.site.hook_point if self.site else place, layer_index)
 
     def read(self, x: Tensor, autoencoders: list[Autoencoder]) -> Tensor:
         if self.site is None:
@@ -74,7 +74,9 @@ class Target:
         return next(one for one in autoencoders if one.site is self.site).layers[self.layer_index or 0]
 
 
-def cells_of(model: PlainModel, place: Place, shape: torch.Size, indices: tuple[int | None, ...]) -> Tensor:
+def cells_of(
+    model: PlainModel, place: HookPoint, shape: torch.Size, indices: tuple[int | None, ...]
+) -> Tensor:
     """True where an ablation of these indices sets something: never at masked attention cells."""
     cells = torch.zeros(shape, dtype=torch.bool)
     cells[tuple(slice(None) if one is None else one for one in indices)] = True
@@ -91,7 +93,7 @@ def draw_index(data: st.DataObject, target: Target, x: Tensor, pass_type: PassTy
     return ActivationIndex(target.place, target.layer_index, tuple(indices), pass_type)
 
 
-def layers_of(place: Place, model: SmallModel) -> st.SearchStrategy[int | None]:
+def layers_of(place: HookPoint, model: SmallModel) -> st.SearchStrategy[int | None]:
     return st.none() if place in WITHOUT_LAYERS else st.integers(0, model.config.n_layers - 1)
 
 
@@ -99,7 +101,7 @@ def layers_of(place: Place, model: SmallModel) -> st.SearchStrategy[int | None]:
 @pytest.mark.parametrize("name", MAIN_MODELS)
 @examples(4)
 @given(data=st.data())
-def test_values(name: str, place: Place, data: st.DataObject) -> None:
+def test_values(name: str, place: HookPoint, data: st.DataObject) -> None:
     model = small_model(name)
     is_normed = data.draw(st.booleans())
     autoencoders = [small_autoencoder(name, site, norms_inputs=is_normed) for site in LATENTS.values()]
@@ -113,7 +115,7 @@ def test_values(name: str, place: Place, data: st.DataObject) -> None:
         cells = cells_of(model.plain, place, old.shape[1:], index.tensor_indices)
         return target.put(x, torch.where(cells, value, old), autoencoders)
 
-    expected = loss_value(LOSS, model.plain.run(PROMPT, {target.spot: edit})[Place.LOGITS, None])
+    expected = loss_value(LOSS, model.plain.run(PROMPT, {target.spot: edit})[HookPoint.LOGITS, None])
     found = answer(
         model.engine(*autoencoders), InferenceSpec(PROMPT, LOSS, None, (AblationSpec(index, value),))
     )
@@ -124,7 +126,7 @@ def test_values(name: str, place: Place, data: st.DataObject) -> None:
 @pytest.mark.parametrize("name", MAIN_MODELS)
 @examples(4)
 @given(data=st.data())
-def test_gradients(name: str, place: Place, data: st.DataObject) -> None:
+def test_gradients(name: str, place: HookPoint, data: st.DataObject) -> None:
     """With its gradient set to g, a cell is a constant to the objective, which has g times the cell added."""
     model = small_model(name)
     is_normed = data.draw(st.booleans())
@@ -149,7 +151,7 @@ def test_gradients(name: str, place: Place, data: st.DataObject) -> None:
             return target.put(x, torch.where(cells, before, read[0]), autoencoders)
 
         edits: dict[Spot, Edit] = {EMBEDDING: scaled, target.spot: held}
-        loss = loss_value(LOSS, model.plain.run(PROMPT, edits)[Place.LOGITS, None])
+        loss = loss_value(LOSS, model.plain.run(PROMPT, edits)[HookPoint.LOGITS, None])
         return loss + value * read[0][0][cells].sum()
 
     slopes = torch.cat([objective(t, STEP) - objective(t, -STEP) for t in range(len(PROMPT))]) / (2 * STEP)
@@ -167,7 +169,7 @@ def test_a_gradient_set_at_a_logit_that_is_set_too_goes_no_further(token: int | 
     """A cell with a value of its own is nobody's function; its gradient is still reported."""
     model, logit = small_model("gpt2"), 5
     value, gradient = (
-        AblationSpec(ActivationIndex(Place.LOGITS, None, (token, logit), one), -0.7) for one in PassType
+        AblationSpec(ActivationIndex(HookPoint.LOGITS, None, (token, logit), one), -0.7) for one in PassType
     )
     both, value_alone = (
         answer(

@@ -76,7 +76,7 @@ def test_activations_norms_and_direct_effects(
     assert {node.layer_index for node in listed["latents"].nodes} <= set(layers)
     for layer in layers:
         weights = autoencoder.layers[layer]
-        site_values = seen[site.place, layer][0]
+        site_values = seen[site.hook_point, layer][0]
         latents = latents_of(weights, site_values)
         writes = unit_writes(model.plain, site, layer, weights, site_values)
         assert ((latents > 0).sum(dim=1) <= (top_k or N_LATENTS)).all()
@@ -112,10 +112,10 @@ def test_ablated_latents_count_at_their_new_value(
         small_model("llama"),
         small_autoencoder("llama", site, top_k, norms_inputs=norms_inputs),
     )
-    ablation = AblationSpec(ActivationIndex(site.latent_place, 1, (1, None)), value)
+    ablation = AblationSpec(ActivationIndex(site.latent_hook_point, 1, (1, None)), value)
     processing = {kind: every_node(scalar) for kind, scalar in scalars_of(site).items()}
     found = answer(model.engine(autoencoder), inference(token_ids, loss, ablations=[ablation]), **processing)
-    site_values = model.plain.run(token_ids)[site.place, 1][0]
+    site_values = model.plain.run(token_ids)[site.hook_point, 1][0]
     latents = ablated_latents(latents_of(autoencoder.layers[1], site_values), [ablation])
     norms = unit_writes(model.plain, site, 1, autoencoder.layers[1], site_values).norm(dim=-1)
     assert_same(latents, numbers_of_layer(found.top_k("latents"), 1, latents.shape))
@@ -140,7 +140,7 @@ def test_direct_effects_on_a_traced_neuron(
     direction = gradient(of_residual, seen[residual_before(trace)][0])
     for layer in (0, 1):
         weights = autoencoder.layers[layer]
-        site_values = seen[site.place, layer][0]
+        site_values = seen[site.hook_point, layer][0]
         latents = latents_of(weights, site_values)
         writes = unit_writes(model.plain, site, layer, weights, site_values)
         is_before = layer == 0 or site is Site.RESID_DELTA_ATTN
@@ -158,9 +158,11 @@ def test_setting_a_latent_to_what_it_is_changes_nothing(
     """Spliced in with its error, an autoencoder leaves the forward pass as it was."""
     model, autoencoder = small_model(name), small_autoencoder(name, site, norms_inputs=norms_inputs)
     seen = model.plain.run(token_ids)
-    latents = latents_of(autoencoder.layers[0], seen[site.place, 0][0])[-1]
+    latents = latents_of(autoencoder.layers[0], seen[site.hook_point, 0][0])[-1]
     ablations = [
-        AblationSpec(ActivationIndex(site.latent_place, 0, (len(token_ids) - 1, one)), latents[one].item())
+        AblationSpec(
+            ActivationIndex(site.latent_hook_point, 0, (len(token_ids) - 1, one)), latents[one].item()
+        )
         for one in range(N_LATENTS)
     ]
     engine = model.engine(autoencoder)

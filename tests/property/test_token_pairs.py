@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
-from tdb_server.domain.place import Place
 from tdb_server.domain.requests import (
     AblationSpec,
     ActivationIndex,
@@ -39,10 +39,10 @@ def writes_to_latents(model: PlainModel, seen: Seen, autoencoder: Autoencoder, l
     """Every token pair's and every latent's attribution [q, k, n], zero for inactive latents."""
     weights = autoencoder.layers[layer]
     values = torch.einsum(
-        "khe,hed->khd", model.for_heads(seen[Place.ATTN_V, layer])[0], model.out_weights(layer)
+        "khe,hed->khd", model.for_heads(seen[HookPoint.ATTN_V, layer])[0], model.out_weights(layer)
     )
-    writes = torch.einsum("qkh,khd->qkd", seen[Place.ATTN_QK_PROBS, layer][0], values)
-    site = seen[Place.RESID_DELTA_ATTN, layer][0]
+    writes = torch.einsum("qkh,khd->qkd", seen[HookPoint.ATTN_QK_PROBS, layer][0], values)
+    site = seen[HookPoint.RESID_DELTA_ATTN, layer][0]
     reads = weights.encoder_weight.expand(len(site), -1, -1)
     if weights.norms_inputs:  # the scale is held constant
         reads = (reads - reads.mean(dim=-1, keepdim=True)) / (deviation_of(site)[:, None] + 1e-5)
@@ -88,9 +88,11 @@ def test_only_latents_that_were_active_have_token_pairs() -> None:
     """One that an ablation switches on has none, one that it switches off still has them."""
     token_ids, model = (3, 9, 27, 41), small_model("gpt2")
     autoencoder = small_autoencoder("gpt2", Site.RESID_DELTA_ATTN)
-    latents = latents_of(autoencoder.layers[1], model.plain.run(token_ids)[Place.RESID_DELTA_ATTN, 1][0])
+    latents = latents_of(autoencoder.layers[1], model.plain.run(token_ids)[HookPoint.RESID_DELTA_ATTN, 1][0])
     inactive = (latents[2] == 0).nonzero()[0].item()
-    ablation = AblationSpec(ActivationIndex(Place.ONLINE_ATTENTION_AUTOENCODER_LATENT, 1, (2, inactive)), 5.0)
+    ablation = AblationSpec(
+        ActivationIndex(HookPoint.ONLINE_ATTENTION_AUTOENCODER_LATENT, 1, (2, inactive)), 5.0
+    )
     found = answer(
         model.engine(autoencoder),
         inference(token_ids, LOSS, ablations=[ablation]),
@@ -130,7 +132,7 @@ def test_writes_to_one_latent(
         small_autoencoder(name, Site.RESID_DELTA_ATTN, top_k, norms_inputs=norms_inputs),
     )
     token = len(token_ids) - 1 if is_one_token else None
-    wanted = ActivationIndex(Place.ONLINE_ATTENTION_AUTOENCODER_LATENT, layer, (token, latent))
+    wanted = ActivationIndex(HookPoint.ONLINE_ATTENTION_AUTOENCODER_LATENT, layer, (token, latent))
     scalar = DerivedScalar.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS
     found = answer(
         model.engine(autoencoder),

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import NodeIndex, NodeType
-from tdb_server.domain.place import Place
 from tdb_server.domain.requests import (
     AttentionTraceType,
     LossConfig,
@@ -67,17 +67,17 @@ def write_vector(
     layer, indices = node.layer_index, node.tensor_indices
     match node.node_type:
         case NodeType.LAYER:
-            return seen[Place.RESID_POST_EMB, None][0, indices[0]]
+            return seen[HookPoint.RESID_POST_EMB, None][0, indices[0]]
         case NodeType.MLP_NEURON:
-            return seen[Place.MLP_POST_ACT, layer][0][indices] * model.mlp_out_weight(layer)[indices[1]]
+            return seen[HookPoint.MLP_POST_ACT, layer][0][indices] * model.mlp_out_weight(layer)[indices[1]]
         case NodeType.ATTENTION_HEAD:
             _, key, head = indices
-            value = model.for_heads(seen[Place.ATTN_V, layer])[0, key, head]
-            return seen[Place.ATTN_QK_PROBS, layer][0][indices] * (value @ model.out_weights(layer)[head])
+            value = model.for_heads(seen[HookPoint.ATTN_V, layer])[0, key, head]
+            return seen[HookPoint.ATTN_QK_PROBS, layer][0][indices] * (value @ model.out_weights(layer)[head])
         case node_type:
             autoencoder = next(one for one in autoencoders if one.site.node_type is node_type)
             weights = autoencoder.layers[layer]
-            site = seen[autoencoder.site.place, layer][0]
+            site = seen[autoencoder.site.hook_point, layer][0]
             latents = torch.zeros_like(latents_of(weights, site))
             latents[indices] = latents_of(weights, site)[indices]
             write = written_by(weights, latents, site)[indices[0]]

@@ -1,4 +1,4 @@
-"""A trace's value, and the gradients from it, by the definitions of SEMANTICS section 3."""
+"""A trace's value, and the gradients from it, by their definitions."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tdb_server.domain.debug import node_ablation_spec
 from tdb_server.domain.derived_scalar import DerivedScalar
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import NodeIndex, NodeType
-from tdb_server.domain.place import Place
 from tdb_server.domain.requests import LossConfig, LossName, NodeAblation, Trace
 from tdb_server.model.autoencoder import Autoencoder
 from torch import Tensor
@@ -77,16 +77,16 @@ def assert_follows_definition(
     def objective(seen: Seen) -> Tensor:
         return of_residual(seen[spot])
 
-    def slopes(place: Place, layer: int) -> Tensor:
+    def slopes(place: HookPoint, layer: int) -> Tensor:
         return slopes_of_scaling(model.plain, PROMPT, objective, (place, layer), edits)
 
-    embedding = (Place.RESID_POST_EMB, None)
+    embedding = (HookPoint.RESID_POST_EMB, None)
     of_tokens = slopes_of_scaling_tokens(model.plain, PROMPT, objective, embedding, edits)[:, None]
     assert_same(of_tokens, numbers_of_layer(found.top_k("embeddings"), None, of_tokens.shape))
     for layer in range(model.config.n_layers):
-        of_neurons = slopes(Place.MLP_POST_ACT, layer)
+        of_neurons = slopes(HookPoint.MLP_POST_ACT, layer)
         assert_same(of_neurons, numbers_of_layer(found.top_k("neurons"), layer, of_neurons.shape))
-        of_heads = slopes(Place.ATTN_QK_PROBS, layer)
+        of_heads = slopes(HookPoint.ATTN_QK_PROBS, layer)
         assert_same(of_heads, numbers_of_layer(found.top_k("heads"), layer, of_heads.shape))
 
 
@@ -135,11 +135,11 @@ def test_the_value_is_what_the_forward_pass_computes(
     seen = model.plain.run(PROMPT)
     if autoencoders:
         weights = autoencoders[0].layers[layer]
-        site = seen[autoencoders[0].site.place, layer][0]
+        site = seen[autoencoders[0].site.hook_point, layer][0]
         of_node = pre_activations_of(weights, site)[indices]
     else:
-        gated = Place.MLP_POST_ACT if model.config.gated else Place.MLP_PRE_ACT
-        place = gated if kind == "neuron" else Place.ATTN_QK_LOGITS
+        gated = HookPoint.MLP_POST_ACT if model.config.gated else HookPoint.MLP_PRE_ACT
+        place = gated if kind == "neuron" else HookPoint.ATTN_QK_LOGITS
         of_node = seen[place, layer][0][indices]
     found = traced(model, trace, autoencoders=autoencoders)
     assert found.loss is None

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import PassType
-from tdb_server.domain.place import Place
 from tdb_server.domain.requests import (
     AblationSpec,
     ActivationIndex,
@@ -20,7 +20,7 @@ from tdb_server.domain.requests import (
     MultipleTopKSpec,
 )
 from tdb_server.domain.results import DerivedScalarsResult
-from tdb_server.scalars import derived
+from tdb_server.engine import logit_scalars
 from torch import Tensor
 
 from tests.property.requests import EVERY_NODE, answer, examples, numbers_of_layer
@@ -35,7 +35,7 @@ from tests.property.small_models import (
 )
 
 READS = DerivedScalar.VOCAB_TOKEN_WRITE_TO_INPUT_DIRECTION
-NEURON, LATENT = Place.MLP_POST_ACT, Place.ONLINE_MLP_AUTOENCODER_LATENT
+NEURON, LATENT = HookPoint.MLP_POST_ACT, HookPoint.ONLINE_MLP_AUTOENCODER_LATENT
 PROMPT = (3, 9, 27)
 
 
@@ -43,18 +43,18 @@ def expected(model: SmallModel, site: Site, index: ActivationIndex) -> Tensor:
     """Each embedding as the stream before the MLP: what comes before the component's nonlinearity [V]."""
     plain, layer = model.plain, index.layer_index
     assert layer is not None
-    seen: dict[Place, Tensor] = {}
+    seen: dict[HookPoint, Tensor] = {}
 
-    def look(place: Place, _: int, x: Tensor) -> Tensor:
+    def look(place: HookPoint, _: int, x: Tensor) -> Tensor:
         seen[place] = x[0]
         return x
 
     plain.mlp(layer, plain.token_embedding[None], look)
     component = index.tensor_indices[1]
-    if index.place is NEURON:
-        return seen[Place.MLP_PRE_ACT if plain.is_gpt2 else Place.MLP_POST_ACT][:, component]
+    if index.hook_point is NEURON:
+        return seen[HookPoint.MLP_PRE_ACT if plain.is_gpt2 else HookPoint.MLP_POST_ACT][:, component]
     weights = small_autoencoder(NAMES[id(model)], site).layers[layer]
-    centred = seen[site.place] - weights.pre_bias
+    centred = seen[site.hook_point] - weights.pre_bias
     return centred @ weights.encoder_weight[component] + weights.latent_bias[component]
 
 
@@ -75,7 +75,7 @@ NAMES = {id(small_model(name)): name for name in MAIN_MODELS}
 def test_reads_of_neurons_and_latents(
     name: str,
     site: Site,
-    places: list[Place],
+    places: list[HookPoint],
     layer: int,
     component: int,
     token: int | None,
@@ -103,10 +103,10 @@ def test_reads_of_neurons_and_latents(
 def test_top_tokens_of_a_latent_are_those_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a viewer asks: one token as prompt, no loss to speak of. The vocabulary goes through in parts."""
     model = small_model("gpt2")
-    index = ActivationIndex(Place.ONLINE_AUTOENCODER_LATENT, 1, (0, N_LATENTS - 1), PassType.BACKWARD)
+    index = ActivationIndex(HookPoint.ONLINE_AUTOENCODER_LATENT, 1, (0, N_LATENTS - 1), PassType.BACKWARD)
     run = InferenceSpec((3,), LossConfig(LossName.ZERO), ablations=(AblationSpec(index, 1.0),))
     engine = model.engine(small_autoencoder("gpt2", Site.MLP_POST_ACT))
-    monkeypatch.setattr(derived, "_N_EMBEDDINGS", 7)
+    monkeypatch.setattr(logit_scalars, "_N_EMBEDDINGS", 7)
     result = answer(engine, run, one=DerivedScalarsSpec(READS, None, 0, n_top_tokens=5)).results["one"]
     assert isinstance(result, DerivedScalarsResult)
     assert result.top_tokens is not None

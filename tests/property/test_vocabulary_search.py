@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tdb_server.scalars.quantized_scores import Int8Product, plain_int8_product
-from tdb_server.scalars.vocabulary_search import VocabularySearch
+from tdb_server.engine.quantized_scores import Int8Product, plain_int8_product
+from tdb_server.engine.vocabulary_search import VocabularySearch
 from torch import Tensor
 
 from tests.int8_products import RIGHT_PRODUCTS

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import NodeType
-from tdb_server.domain.place import Place
 from tdb_server.domain.requests import AttentionTraceType, LossConfig, Trace
 from tdb_server.model.autoencoder import Autoencoder
 from torch import Tensor
@@ -17,15 +17,15 @@ from tests.property.plain_model import PlainModel, Seen, Spot
 
 Definition = Callable[[Tensor], Tensor]
 """The residual stream [c, T, d] to the objective [c]."""
-_SCALES = (Place.ATTN_LN_SCALE, Place.MLP_LN_SCALE)
+_SCALES = (HookPoint.ATTN_LN_SCALE, HookPoint.MLP_LN_SCALE)
 
 
 def residual_before(trace: Trace) -> Spot:
     layer_index = trace.node.layer_index
     assert layer_index is not None
     if trace.node.node_type in (NodeType.MLP_NEURON, NodeType.MLP_AUTOENCODER_LATENT):
-        return Place.RESID_POST_ATTN, layer_index
-    return (Place.RESID_POST_MLP, layer_index - 1) if layer_index else (Place.RESID_POST_EMB, None)
+        return HookPoint.RESID_POST_ATTN, layer_index
+    return (HookPoint.RESID_POST_MLP, layer_index - 1) if layer_index else (HookPoint.RESID_POST_EMB, None)
 
 
 def definition(
@@ -64,17 +64,17 @@ def direction_of_value(
 def direction_of_loss(model: PlainModel, base: Seen, loss: LossConfig | None) -> Tensor:
     """Gradient of the loss at the last residual stream, the final norm's scale held constant [T, d]."""
     assert loss is not None
-    scale = base[Place.RESID_LN_F_SCALE, None]
+    scale = base[HookPoint.RESID_LN_F_SCALE, None]
 
     def of_residual(x: Tensor) -> Tensor:
         return loss_value(loss, model.norm(x, scale, model.names["final_norm"]) @ model.unembedding.T)
 
-    return gradient(of_residual, base[Place.RESID_POST_MLP, model.n_layers - 1][0])
+    return gradient(of_residual, base[HookPoint.RESID_POST_MLP, model.n_layers - 1][0])
 
 
 def _neuron(model: PlainModel, trace: Trace, base: Seen) -> Definition:
     layer, (token, neuron) = trace.node.layer_index, trace.node.tensor_indices
-    scale = base[Place.MLP_LN_SCALE, layer]
+    scale = base[HookPoint.MLP_LN_SCALE, layer]
 
     def of_residual(x: Tensor) -> Tensor:
         pre, up = model.mlp_inputs(layer, x, scale)
@@ -87,7 +87,7 @@ def _neuron(model: PlainModel, trace: Trace, base: Seen) -> Definition:
 
 def _attention(model: PlainModel, trace: Trace, base: Seen) -> Definition:
     layer, (query, key, head) = trace.node.layer_index, trace.node.tensor_indices
-    scale = base[Place.ATTN_LN_SCALE, layer]
+    scale = base[HookPoint.ATTN_LN_SCALE, layer]
     base_q, base_k, _ = model.queries_keys_values(layer, base[residual_before(trace)], scale)
 
     def of_residual(x: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def _attention(model: PlainModel, trace: Trace, base: Seen) -> Definition:
 
 def _value(model: PlainModel, trace: Trace, base: Seen, direction: Tensor) -> Definition:
     layer, (query, key, head) = trace.node.layer_index, trace.node.tensor_indices
-    scale, probs = base[Place.ATTN_LN_SCALE, layer], base[Place.ATTN_QK_PROBS, layer]
+    scale, probs = base[HookPoint.ATTN_LN_SCALE, layer], base[HookPoint.ATTN_QK_PROBS, layer]
 
     def of_residual(x: Tensor) -> Tensor:
         _, _, v = model.queries_keys_values(layer, x, scale)
@@ -126,8 +126,8 @@ def _latent(model: PlainModel, trace: Trace, base: Seen, autoencoders: Sequence[
     def site_of(x: Tensor) -> Tensor:
         site: list[Tensor] = []
 
-        def tap(place: Place, at_layer: int | None, x: Tensor) -> Tensor:
-            if place is autoencoder.site.place:
+        def tap(place: HookPoint, at_layer: int | None, x: Tensor) -> Tensor:
+            if place is autoencoder.site.hook_point:
                 site.append(x)
             return base[place, at_layer] if place in _SCALES else x
 

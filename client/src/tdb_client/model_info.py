@@ -78,7 +78,7 @@ class ModelInfo:
         autoencoders: those loaded.
         limits: the limits in force.
         derived_scalars: derived scalars that can be asked for.
-        ablatable_places: places that an AblationSpec may name.
+        ablatable_hook_points: places that an AblationSpec may name.
         api_version: version of the interface, such as `v1`.
         server_version: version of the server's software.
         kernels: how a worker computes what can be computed in several ways: `{"rank_tokens": "int8"}`.
@@ -103,7 +103,7 @@ class ModelInfo:
     autoencoders: tuple[AutoencoderInfo, ...]
     limits: Limits
     derived_scalars: tuple[str, ...]
-    ablatable_places: tuple[str, ...]
+    ablatable_hook_points: tuple[str, ...]
     api_version: str
     server_version: str
     kernels: dict[str, str]
@@ -131,7 +131,7 @@ def model_info(message: model_service_pb2.ModelInfo) -> ModelInfo:
         autoencoders=tuple(_autoencoder(one) for one in message.autoencoders),
         limits=_limits(message.limits),
         derived_scalars=tuple(enum_name(DerivedScalarType, one) for one in message.derived_scalar_types),
-        ablatable_places=tuple(
+        ablatable_hook_points=tuple(
             enum_name(ActivationLocationType, one) for one in message.ablatable_location_types
         ),
         api_version=message.api_version,

@@ -79,7 +79,7 @@ def test_names_are_the_references() -> None:
     assert "mlp_post_act" in SCHEMAS["DerivedScalarType"]["enum"]
     assert "mlp.post_act" in SCHEMAS["ActivationLocationType"]["enum"]
     assert SCHEMAS["ComponentTypeForMlp"]["enum"] == ["neuron", "autoencoder_latent"]
-    assert not {"Place", "DerivedScalar", "MlpComponent"} & set(SCHEMAS)
+    assert not {"HookPoint", "DerivedScalar", "MlpComponent"} & set(SCHEMAS)
     assert all(schema["title"] == name for name, schema in SCHEMAS.items())
     assert "topAndBottomKForNodeTable" in SCHEMAS["TdbRequestSpec"]["properties"]
 

@@ -13,8 +13,8 @@ import gguf
 import pytest
 import torch
 from tdb_server.errors import ModelBroken, ModelError, UnsupportedModel
-from tdb_server.model.decoder import MIN_ROTARY_TOKENS
 from tdb_server.model.gguf_file import MAX_ENTRIES, read_gguf
+from tdb_server.model.positions import MIN_ROTARY_TOKENS, Positions
 from tdb_server.model.rotary import rotary_frequencies
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.model.weights import load_decoder
@@ -106,8 +106,9 @@ def test_a_table_of_angles_is_as_long_as_prompts_are(tmp_path: Path) -> None:
     short = load_decoder(FIXTURES / "tiny-llama-c", "cpu", torch.float32)
     token_ids = torch.arange(60)[None]
     assert torch.equal(*(one.forward(one.embed(token_ids)) for one in (decoder, short)))
+    positions = Positions(decoder.config, decoder.token_embedding)
     for n_tokens in (3, MIN_ROTARY_TOKENS, MIN_ROTARY_TOKENS + 1, 3000, 5):
-        cosine, sine = decoder._turns(slice(n_tokens), torch.float32)
+        cosine, sine = positions.turns(slice(n_tokens), torch.float32)
         assert isinstance(cosine, Tensor)
         assert sine is not None
         expected = rotary_frequencies(decoder.config, n_tokens, decoder.device)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from tdb_server.domain.place import Place
-from tdb_server.model.decoder import Decoder, Tap
+from tdb_server.domain.hook_point import HookPoint
+from tdb_server.model.decoder import Decoder
+from tdb_server.model.hooks import Hooks as Tap
 from tdb_server.model.weights import load_decoder
 from torch import Tensor
 
@@ -51,9 +52,9 @@ class Recorder:
     """Keeps everything it sees."""
 
     def __init__(self) -> None:
-        self.seen: dict[tuple[Place, int | None], Tensor] = {}
+        self.seen: dict[tuple[HookPoint, int | None], Tensor] = {}
 
-    def __call__(self, place: Place, layer_index: int | None, x: Tensor) -> Tensor:
+    def __call__(self, place: HookPoint, layer_index: int | None, x: Tensor) -> Tensor:
         self.seen[place, layer_index] = x
         return x
 
@@ -82,15 +83,16 @@ def test_everything_that_transformers_shows_is_equal(folder: Path, decoder: Deco
     last = decoder.forward(decoder.embed(ids), tap)
 
     torch.testing.assert_close(decoder.logits(last, tap), expected.logits, atol=1e-4, rtol=1e-4)
-    streams = [recorder.seen[Place.RESID_POST_EMB, None]]
+    streams = [recorder.seen[HookPoint.RESID_POST_EMB, None]]
     streams += [
-        recorder.seen[Place.RESID_POST_MLP, layer_index] for layer_index in range(decoder.config.n_layers - 1)
+        recorder.seen[HookPoint.RESID_POST_MLP, layer_index]
+        for layer_index in range(decoder.config.n_layers - 1)
     ]
-    streams.append(decoder.final_normed(last))  # transformers shows the last one behind the final norm
+    streams.append(decoder.final_norm(last))  # transformers shows the last one behind the final norm
     for ours, theirs in zip(streams, expected.hidden_states, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     for layer_index, theirs in enumerate(expected.attentions):
-        probs = recorder.seen[Place.ATTN_QK_PROBS, layer_index]
+        probs = recorder.seen[HookPoint.ATTN_QK_PROBS, layer_index]
         torch.testing.assert_close(probs, theirs, atol=1e-5, rtol=1e-4)
         assert probs.max(dim=-1).values.mean() > 0.3, "attention is too even to prove anything"
 
@@ -115,20 +117,20 @@ def test_places_have_the_documented_shapes(decoder: Decoder) -> None:
     decoder.logits(decoder.forward(decoder.embed(random_ids(2)), tap), tap)
     heads, groups = (2, config.n_heads, N_TOKENS), (2, config.n_key_value_heads, N_TOKENS)
     shapes = {
-        Place.ATTN_LN_SCALE: (2, N_TOKENS, 1),
-        Place.ATTN_Q: (*heads, config.d_head),
-        Place.ATTN_K: (*groups, config.d_head),
-        Place.ATTN_V: (*groups, config.d_head),
-        Place.ATTN_QK_LOGITS: (*heads, N_TOKENS),
-        Place.ATTN_QK_PROBS: (*heads, N_TOKENS),
-        Place.ATTN_V_OUT: (*heads, config.d_head),
-        Place.MLP_PRE_ACT: (2, N_TOKENS, config.n_neurons),
-        Place.MLP_POST_ACT: (2, N_TOKENS, config.n_neurons),
-        Place.RESID_DELTA_MLP: (2, N_TOKENS, config.d_model),
+        HookPoint.ATTN_LN_SCALE: (2, N_TOKENS, 1),
+        HookPoint.ATTN_Q: (*heads, config.d_head),
+        HookPoint.ATTN_K: (*groups, config.d_head),
+        HookPoint.ATTN_V: (*groups, config.d_head),
+        HookPoint.ATTN_QK_LOGITS: (*heads, N_TOKENS),
+        HookPoint.ATTN_QK_PROBS: (*heads, N_TOKENS),
+        HookPoint.ATTN_V_OUT: (*heads, config.d_head),
+        HookPoint.MLP_PRE_ACT: (2, N_TOKENS, config.n_neurons),
+        HookPoint.MLP_POST_ACT: (2, N_TOKENS, config.n_neurons),
+        HookPoint.RESID_DELTA_MLP: (2, N_TOKENS, config.d_model),
     }
     for place, shape in shapes.items():
         assert recorder.seen[place, 0].shape == shape, place
-    assert recorder.seen[Place.RESID_LN_F_SCALE, None].shape == (2, N_TOKENS, 1)
+    assert recorder.seen[HookPoint.RESID_LN_F_SCALE, None].shape == (2, N_TOKENS, 1)
 
 
 def test_weights_are_contiguous_frozen_and_listed_once(decoder: Decoder) -> None:
@@ -157,11 +159,11 @@ def test_a_later_key_out_of_bounds_does_not_reach_earlier_queries(decoder: Decod
     """Not even an infinite one, which nothing that is added to its logits could hide."""
     x = decoder.embed(random_ids(1))
 
-    def look(place: Place, layer_index: int | None, x: Tensor) -> Tensor:
-        if place is Place.ATTN_K:
+    def look(place: HookPoint, layer_index: int | None, x: Tensor) -> Tensor:
+        if place is HookPoint.ATTN_K:
             x = x.clone()
             x[:, :, -1] = torch.inf
         return x
 
-    disturbed = decoder.attention(0, x, Tap(look))
-    torch.testing.assert_close(disturbed[:, :-1], decoder.attention(0, x)[:, :-1])
+    disturbed = decoder.blocks[0].attention(x, Tap(look))
+    torch.testing.assert_close(disturbed[:, :-1], decoder.blocks[0].attention(x)[:, :-1])

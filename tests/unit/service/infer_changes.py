@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
-from tdb_server.domain.place import Place
 from tdb_server.service.enum_names import DERIVED_SCALARS, GROUP_IDS, PLACES
 from transformer_debugger.v1.activation_pb2 import ActivationIndex as ActivationIndexMessage
 from transformer_debugger.v1.activation_pb2 import TensorIndex
@@ -37,7 +37,7 @@ def loss(name: int, targets: tuple[str, ...] = (" the",), distractors: tuple[str
 
 
 def at(
-    place: Place, layer: int | None, *indices: int | TensorIndex, pass_type: int = 0
+    place: HookPoint, layer: int | None, *indices: int | TensorIndex, pass_type: int = 0
 ) -> ActivationIndexMessage:
     cells = [one if isinstance(one, TensorIndex) else TensorIndex(index=one) for one in indices]
     return ActivationIndexMessage(

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 from tdb_server.domain.debug import inference_sub_request
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import ModelInfo, Site
 from tdb_server.domain.node import NodeIndex, NodeType
-from tdb_server.domain.place import Place
 from tdb_server.domain.requests import (
     AttentionComponent,
     AttentionTraceType,
@@ -115,8 +115,8 @@ def test_a_head_is_ablated_at_all_it_attends_to_unless_the_pair_is_meant(
 ) -> None:
     (found,) = parse(debug(ablated(HEAD, 0, 5, 1, 2, value=0.5, pair_only=pair_only)))
     (cells,) = found.inference.ablations[:-1]
-    assert (cells.index.place, cells.index.tensor_indices, cells.value) == (
-        Place.ATTN_QK_PROBS,
+    assert (cells.index.hook_point, cells.index.tensor_indices, cells.value) == (
+        HookPoint.ATTN_QK_PROBS,
         (5, attended_to, 2),
         0.5,
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from tdb_server.domain.derived_scalar import DerivedScalar
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import ModelInfo, Site
-from tdb_server.domain.place import Place
 from tdb_server.domain.requests import ActivationIndex
 from transformer_debugger.v1.activation_pb2 import ActivationIndex as ActivationIndexMessage
 
@@ -24,7 +24,7 @@ SPEC = "processing_specs[0]"
 PAIRS = f"{SPEC}.derived_attention_scalars"
 TO_LATENT = pairs(DerivedScalar.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS, 2)
 LATENT_INDEX = "inference_spec.activation_index_for_within_layer_grad"
-GENERIC, MLP_LATENT = Place.ONLINE_AUTOENCODER_LATENT, Place.ONLINE_MLP_AUTOENCODER_LATENT
+GENERIC, MLP_LATENT = HookPoint.ONLINE_AUTOENCODER_LATENT, HookPoint.ONLINE_MLP_AUTOENCODER_LATENT
 
 
 def test_attention_writes_to_a_latent() -> None:
@@ -35,7 +35,7 @@ def test_attention_writes_to_a_latent() -> None:
 def test_with_both_autoencoders_the_plain_place_is_attentions() -> None:
     both = model(Site.RESID_DELTA_MLP, Site.RESID_DELTA_ATTN)
     (found,) = parse(infer(latent(at(GENERIC, 2, ALL, 69)), TO_LATENT), both)
-    specific = Place.ONLINE_ATTENTION_AUTOENCODER_LATENT
+    specific = HookPoint.ONLINE_ATTENTION_AUTOENCODER_LATENT
     assert found.inference.within_layer_gradient == ActivationIndex(specific, 2, (None, 69))
 
 
@@ -50,7 +50,7 @@ def test_the_components_index_is_not_looked_at() -> None:
     ("index", "info", "expected"),
     [
         (
-            at(Place.MLP_POST_ACT, 2, ALL, 6),
+            at(HookPoint.MLP_POST_ACT, 2, ALL, 6),
             ATTENTION_AUTOENCODER,
             [(f"{LATENT_INDEX}.activation_location_type", "FIELD_NOT_ALLOWED")],
         ),

@@ -6,7 +6,7 @@ import math
 
 import pytest
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
-from tdb_server.domain.place import Place
+from tdb_server.domain.hook_point import HookPoint
 
 from tests.unit.service.infer_changes import (
     ALL,
@@ -186,12 +186,14 @@ def test_a_read_direction_needs_the_neuron_or_latent_that_reads() -> None:
     field = f"sub_requests[0].{ONE}.derived_scalar_type"
     refused = [(field, "DERIVED_SCALAR_DOES_NOT_FIT")]
     assert violations(infer(read)) == refused
-    assert violations(infer(ablated(at(Place.MLP_POST_ACT, 1, ALL, 5)), read)) == refused
-    assert violations(infer(ablated(at(Place.MLP_POST_ACT, 1, 2, ALL, pass_type=BACKWARD)), read)) == refused
-    assert parse(infer(ablated(at(Place.MLP_POST_ACT, 1, ALL, 5, pass_type=BACKWARD), 1.0), read))
-    for place in (Place.ONLINE_AUTOENCODER_LATENT, Place.ONLINE_MLP_AUTOENCODER_LATENT):
+    assert violations(infer(ablated(at(HookPoint.MLP_POST_ACT, 1, ALL, 5)), read)) == refused
+    assert (
+        violations(infer(ablated(at(HookPoint.MLP_POST_ACT, 1, 2, ALL, pass_type=BACKWARD)), read)) == refused
+    )
+    assert parse(infer(ablated(at(HookPoint.MLP_POST_ACT, 1, ALL, 5, pass_type=BACKWARD), 1.0), read))
+    for place in (HookPoint.ONLINE_AUTOENCODER_LATENT, HookPoint.ONLINE_MLP_AUTOENCODER_LATENT):
         latent, latents = (ablated(at(place, 1, 2, one, pass_type=BACKWARD), 1.0) for one in (5, ALL))
         assert parse(infer(latent, read), MLP_AUTOENCODER)
         assert violations(infer(latents, read), MLP_AUTOENCODER) == refused
-    of_attention = ablated(at(Place.ONLINE_AUTOENCODER_LATENT, 1, 2, 5, pass_type=BACKWARD), 1.0)
+    of_attention = ablated(at(HookPoint.ONLINE_AUTOENCODER_LATENT, 1, 2, 5, pass_type=BACKWARD), 1.0)
     assert violations(infer(of_attention, read), ATTENTION_AUTOENCODER) == refused

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import Dimension, NodeIndex, NodeType, PassType
-from tdb_server.domain.place import Place
 from tdb_server.domain.requests import (
     AblationSpec,
     ActivationIndex,
@@ -42,13 +42,13 @@ from tests.unit.service.tiny_requests import LIMITS, N_TOKENS, infer, model, nod
 def test_how_it_is_run() -> None:
     request = infer(
         loss(1, (" the",), (" of",)),
-        ablated(at(Place.RESID_POST_ATTN, 1, 2, 5)),
-        ablated(at(Place.MLP_POST_ACT, 0, ALL, 9, pass_type=BACKWARD), 1.5),
+        ablated(at(HookPoint.RESID_POST_ATTN, 1, 2, 5)),
+        ablated(at(HookPoint.MLP_POST_ACT, 0, ALL, 9, pass_type=BACKWARD), 1.5),
     )
     (found,) = parse(request)
     assert found.inference.ablations == (
-        AblationSpec(ActivationIndex(Place.RESID_POST_ATTN, 1, (2, 5)), 0.0),
-        AblationSpec(ActivationIndex(Place.MLP_POST_ACT, 0, (None, 9), PassType.BACKWARD), 1.5),
+        AblationSpec(ActivationIndex(HookPoint.RESID_POST_ATTN, 1, (2, 5)), 0.0),
+        AblationSpec(ActivationIndex(HookPoint.MLP_POST_ACT, 0, (None, 9), PassType.BACKWARD), 1.5),
     )
     assert found.processing == {}
 
@@ -120,10 +120,10 @@ def test_what_is_wanted() -> None:
 
 def test_keys_and_values_are_counted_by_key_value_head() -> None:
     info = replace(model(), n_key_value_heads=2)
-    assert parse(infer(ablated(at(Place.ATTN_K, 0, 0, 1, 0))), info)
-    fields = violations(infer(ablated(at(Place.ATTN_V, 0, 0, 2, 0))), info)
+    assert parse(infer(ablated(at(HookPoint.ATTN_K, 0, 0, 1, 0))), info)
+    fields = violations(infer(ablated(at(HookPoint.ATTN_V, 0, 0, 2, 0))), info)
     assert fields[0][1] == "TENSOR_INDEX_OUT_OF_RANGE"
-    assert parse(infer(ablated(at(Place.ATTN_Q, 0, 0, 3, 0))), info)
+    assert parse(infer(ablated(at(HookPoint.ATTN_Q, 0, 0, 3, 0))), info)
 
 
 def test_rankings_of_one_name_rank_the_same() -> None:

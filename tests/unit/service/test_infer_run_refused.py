@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from tdb_server.domain.place import Place
+from tdb_server.domain.hook_point import HookPoint
 from transformer_debugger.v1.activation_pb2 import ActivationIndex as ActivationIndexMessage
 from transformer_debugger.v1.activation_pb2 import TensorIndex
 
@@ -73,30 +73,30 @@ HOW_IT_IS_RUN: list[tuple[list[Change], list[tuple[str, str]]]] = [
         [(f"{INDEX}.activation_location_type", "FIELD_REQUIRED")],
     ),
     (
-        [ablated(at(Place.MLP_POST_ACT, 0, TensorIndex(), TensorIndex(all=False)))],
+        [ablated(at(HookPoint.MLP_POST_ACT, 0, TensorIndex(), TensorIndex(all=False)))],
         [(f"{INDEX}.tensor_indices[0]", "FIELD_REQUIRED"), (f"{INDEX}.tensor_indices[1]", "FIELD_REQUIRED")],
     ),
-    ([ablated(at(Place.LOGITS, 0, ALL, ALL))], [(f"{INDEX}.layer_index", "FIELD_NOT_ALLOWED")]),
-    ([ablated(at(Place.ATTN_Q, None, ALL, ALL, ALL))], [(f"{INDEX}.layer_index", "FIELD_REQUIRED")]),
-    ([ablated(at(Place.ATTN_Q, 1, ALL, ALL))], [(f"{INDEX}.tensor_indices", "WRONG_NUMBER_OF_INDICES")]),
+    ([ablated(at(HookPoint.LOGITS, 0, ALL, ALL))], [(f"{INDEX}.layer_index", "FIELD_NOT_ALLOWED")]),
+    ([ablated(at(HookPoint.ATTN_Q, None, ALL, ALL, ALL))], [(f"{INDEX}.layer_index", "FIELD_REQUIRED")]),
+    ([ablated(at(HookPoint.ATTN_Q, 1, ALL, ALL))], [(f"{INDEX}.tensor_indices", "WRONG_NUMBER_OF_INDICES")]),
     (
-        [ablated(at(Place.ATTN_Q, 1, 9, 4, 12))],
+        [ablated(at(HookPoint.ATTN_Q, 1, 9, 4, 12))],
         [(f"{INDEX}.tensor_indices[{i}]", "TENSOR_INDEX_OUT_OF_RANGE") for i in range(3)],
     ),
     (
-        [ablated(at(Place.ATTN_QK_LOGITS, 1, 2, 3, ALL))],
+        [ablated(at(HookPoint.ATTN_QK_LOGITS, 1, 2, 3, ALL))],
         [(f"{INDEX}.tensor_indices", "MASKED_ATTENTION_CELL")],
     ),
     (
-        [without_loss, ablated(at(Place.MLP_POST_ACT, 0, ALL, 3, pass_type=BACKWARD))],
+        [without_loss, ablated(at(HookPoint.MLP_POST_ACT, 0, ALL, 3, pass_type=BACKWARD))],
         [(f"{INDEX}.pass_type", "OBJECTIVE_REQUIRED")],
     ),
     (
-        [ablated(at(Place.MLP_POST_ACT, 0, ALL, 3), math.inf)],
+        [ablated(at(HookPoint.MLP_POST_ACT, 0, ALL, 3), math.inf)],
         [("inference_spec.ablation_specs[0].value", "NOT_FINITE")],
     ),
     (
-        [ablated(at(Place.MLP_POST_ACT, 0, ALL, 3)), ablated(at(Place.MLP_POST_ACT, 0, 2, ALL), 1.0)],
+        [ablated(at(HookPoint.MLP_POST_ACT, 0, ALL, 3)), ablated(at(HookPoint.MLP_POST_ACT, 0, 2, ALL), 1.0)],
         [("inference_spec.ablation_specs[1]", "DUPLICATE_ABLATION")],
     ),
 ]
@@ -109,15 +109,15 @@ def test_how_it_is_run_is_refused(changes: list[Change], expected: list[tuple[st
 
 def test_an_autoencoder_by_two_names_is_one() -> None:
     request = infer(
-        ablated(at(Place.ONLINE_AUTOENCODER_LATENT, 0, 1, 3)),
-        ablated(at(Place.ONLINE_MLP_AUTOENCODER_LATENT, 0, 1, 3), 1.0),
+        ablated(at(HookPoint.ONLINE_AUTOENCODER_LATENT, 0, 1, 3)),
+        ablated(at(HookPoint.ONLINE_MLP_AUTOENCODER_LATENT, 0, 1, 3), 1.0),
     )
     field = "sub_requests[0].inference_spec.ablation_specs[1]"
     assert violations(request, MLP_AUTOENCODER) == [(field, "DUPLICATE_ABLATION")]
 
 
 def test_the_error_of_an_autoencoder_is_as_wide_as_its_site() -> None:
-    request = infer(ablated(at(Place.ONLINE_AUTOENCODER_ERROR, 0, 1, 191)))
+    request = infer(ablated(at(HookPoint.ONLINE_AUTOENCODER_ERROR, 0, 1, 191)))
     assert parse(request, MLP_AUTOENCODER)
     field = "sub_requests[0].inference_spec.ablation_specs[0].index.tensor_indices[1]"
     assert violations(request, ATTENTION_AUTOENCODER) == [(field, "TENSOR_INDEX_OUT_OF_RANGE")]

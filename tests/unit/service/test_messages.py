@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import AutoencoderInfo, Site
-from tdb_server.domain.node import Dimension, NodeIndex, NodeType, PassType
-from tdb_server.domain.place import Place
-from tdb_server.domain.processing_validation import needs_objective
+from tdb_server.domain.node import Dimension, NodeIndex, NodeType
 from tdb_server.domain.reason import Reason
 from tdb_server.domain.results import (
     AttentionTotals,
@@ -25,7 +24,6 @@ from tdb_server.domain.results import (
     TokenPairAttributionResult,
     TopTokens,
 )
-from tdb_server.scalars.derived import reads_objective
 from tdb_server.service.enum_names import DERIVED_SCALARS, NODE_TYPES, PLACES
 from tdb_server.service.model_messages import model_info_message
 from tdb_server.service.result_messages import put_named_result
@@ -162,8 +160,10 @@ def test_the_model() -> None:
     assert "attn_write_to_latent_summed_over_heads" in names
     assert len([one for one in names if one.startswith("online_attention_autoencoder")]) == 5
     assert len(names) == 6
-    assert PLACES.numbers[Place.ONLINE_AUTOENCODER_LATENT] in message.ablatable_location_types
-    assert PLACES.numbers[Place.ONLINE_ATTENTION_AUTOENCODER_ERROR] not in message.ablatable_location_types
+    assert PLACES.numbers[HookPoint.ONLINE_AUTOENCODER_LATENT] in message.ablatable_location_types
+    assert (
+        PLACES.numbers[HookPoint.ONLINE_ATTENTION_AUTOENCODER_ERROR] not in message.ablatable_location_types
+    )
 
 
 def test_the_k_of_an_autoencoder() -> None:
@@ -189,9 +189,3 @@ def test_two_autoencoders_leave_no_single_one() -> None:
 
 def test_reasons_are_those_of_the_protos() -> None:
     assert {f"ERROR_REASON_{one.value}" for one in Reason} <= set(error_pb2.ErrorReason.keys())
-
-
-def test_what_needs_an_objective_is_what_the_engine_differentiates() -> None:
-    for scalar in DerivedScalar:
-        for pass_type in PassType:
-            assert needs_objective(scalar, pass_type) == reads_objective(scalar, pass_type), scalar

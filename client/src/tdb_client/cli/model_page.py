@@ -32,7 +32,7 @@ def model_page(model: ModelInfo) -> Group:
         "context": f"{model.context_length} tokens",
         "autoencoders": "\n".join(map(_autoencoder, model.autoencoders)) or "none",
         "derived scalars": f"{len(model.derived_scalars)} (--json lists them)",
-        "ablatable places": f"{len(model.ablatable_places)} (--json lists them)",
+        "ablatable places": f"{len(model.ablatable_hook_points)} (--json lists them)",
         "kernels": ", ".join(f"{operation}: {way}" for operation, way in model.kernels.items()),
         "server": f"{model.server_version}, interface {model.api_version}",
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
-from tdb_server.domain.axes import specific_place
+from tdb_server.domain.axes import specific_hook_point
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.reason import Reason
 from tdb_server.domain.requests import AblationSpec
@@ -13,7 +13,7 @@ from tdb_server.errors import FieldViolation
 
 Axes = tuple[int, ...]
 _Cells = dict[Axes, dict[Axes, dict[tuple[int, ...], dict[float, int]]]]
-"""Ablations of one place by the axes that they fix, some of these axes, and where they fix those: for each
+"""Ablations of one hook point by the axes they fix, some of these axes, and where they fix those: for each
 value the first one's number. So an ablation finds those it meets without a look at each."""
 
 
@@ -24,7 +24,9 @@ def conflict_violations(
     seen: dict[tuple[object, ...], _Cells] = {}
     for number, (path, ablation) in enumerate(ablations):
         index = ablation.index
-        cells = seen.setdefault((specific_place(index.place, info), index.layer_index, index.pass_type), {})
+        cells = seen.setdefault(
+            (specific_hook_point(index.hook_point, info), index.layer_index, index.pass_type), {}
+        )
         earlier = _first_conflict(cells, index.tensor_indices, ablation.value)
         if earlier is not None:
             earlier_path, other = ablations[earlier]

@@ -1,11 +1,11 @@
-"""Checks of what is set: nodes and places that can be ablated, and values that can be set."""
+"""Checks of what is set: nodes and hook points that can be ablated, and values that can be set."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 
-from tdb_server.domain.axes import NODE_PLACES
+from tdb_server.domain.axes import NODE_HOOK_POINTS
 from tdb_server.domain.index_validation import activation_violations, node_violations
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.node import NodeType, PassType
@@ -38,7 +38,7 @@ def node_ablation_violations(
         yield FieldViolation(
             f"{path}.attended_to_token_only", "is for attention heads", Reason.FIELD_NOT_ALLOWED
         )
-    if node_type in NODE_PLACES:
+    if node_type in NODE_HOOK_POINTS:
         yield from node_violations(ablation.node, info, n_tokens, f"{path}.node_index")
     else:
         yield FieldViolation(

@@ -34,8 +34,8 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 
-from tdb_server.domain.axes import is_autoencoder_place, scalar_axes
-from tdb_server.domain.derived_scalar import DERIVED_SCALAR_SHAPES, DerivedScalar
+from tdb_server.domain.axes import is_of_autoencoder, scalar_axes
+from tdb_server.domain.derived_scalar import DERIVED_SCALARS, DerivedScalar
 from tdb_server.domain.model_info import AutoencoderInfo, ModelInfo
 from tdb_server.domain.node import NodeType
 from tdb_server.domain.requests import (
@@ -101,7 +101,7 @@ def _wide_numbers(info: ModelInfo, sub_request: InferenceSubRequest, n_tokens: i
     usual = info.n_heads * n_tokens**2 + n_tokens * (info.n_neurons + info.d_model)
     found: dict[tuple[DerivedScalar, object], int] = {}
     for scalar, pass_type in _derived_scalars(sub_request):
-        shape = DERIVED_SCALAR_SHAPES[scalar]
+        shape = DERIVED_SCALARS[scalar]
         if not shape.node_type.is_latent:
             n_entries = math.prod(scalar_axes(scalar, info, n_tokens))
             if n_entries > usual:
@@ -123,9 +123,9 @@ def _derived_scalars(sub_request: InferenceSubRequest) -> Iterator[tuple[Derived
 
 def _ablated_latents(info: ModelInfo, sub_request: InferenceSubRequest, n_tokens: int) -> int:
     layers = {
-        (one.index.place, one.index.layer_index)
+        (one.index.hook_point, one.index.layer_index)
         for one in sub_request.inference.ablations
-        if is_autoencoder_place(one.index.place)
+        if is_of_autoencoder(one.index.hook_point)
     }
     n_latents = max((one.n_latents for one in info.autoencoders), default=0)
     return _ABLATED * n_tokens * n_latents * len(layers)
@@ -163,7 +163,7 @@ def _n_nodes_by_type(
     there_are: dict[NodeType, int] = {}
     for group, scalars in spec.groups:
         for scalar in scalars:
-            shape = DERIVED_SCALAR_SHAPES[scalar]
+            shape = DERIVED_SCALARS[scalar]
             n_ends = 2 if group.has_bottom else 1
             n_chosen = len(sub_requests) * n_ends * spec.top_and_bottom_k
             chosen[shape.node_type] = chosen.get(shape.node_type, 0) + n_chosen

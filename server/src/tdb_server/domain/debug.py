@@ -8,8 +8,8 @@ heads or latents) differs between requests; the four groups are always the same.
 from __future__ import annotations
 
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import NodeType, PassType
-from tdb_server.domain.place import Place
 from tdb_server.domain.requests import (
     AblationSpec,
     ActivationIndex,
@@ -68,7 +68,7 @@ _ATTENTION_SCALARS = {
 }
 
 HOLD_FINAL_NORM_SCALE = AblationSpec(
-    ActivationIndex(Place.RESID_LN_F_SCALE, None, (None, None), PassType.BACKWARD), 0.0
+    ActivationIndex(HookPoint.RESID_LN_F_SCALE, None, (None, None), PassType.BACKWARD), 0.0
 )
 """The gradient does not flow through the final norm's scale."""
 
@@ -97,7 +97,7 @@ def traces_towards_loss(trace: Trace) -> bool:
 
 
 def node_ablation_spec(ablation: NodeAblation) -> AblationSpec:
-    """A node's ablation as cells of a place.
+    """A node's ablation as cells of a hook point.
 
     A head writes through its whole attention pattern, so that ablating one of its nodes sets the pattern at
     every attended-to token of that query, unless the pair alone is meant.
@@ -107,18 +107,18 @@ def node_ablation_spec(ablation: NodeAblation) -> AblationSpec:
     match node.node_type:
         case NodeType.ATTENTION_HEAD:
             attended_to = indices[1] if ablation.attended_to_token_only else None
-            place, indices = Place.ATTN_QK_PROBS, (indices[0], attended_to, indices[2])
+            hook_point, indices = HookPoint.ATTN_QK_PROBS, (indices[0], attended_to, indices[2])
         case NodeType.MLP_NEURON:
-            place = Place.MLP_POST_ACT
+            hook_point = HookPoint.MLP_POST_ACT
         case NodeType.MLP_AUTOENCODER_LATENT:
-            place = Place.ONLINE_MLP_AUTOENCODER_LATENT
+            hook_point = HookPoint.ONLINE_MLP_AUTOENCODER_LATENT
         case NodeType.ATTENTION_AUTOENCODER_LATENT:
-            place = Place.ONLINE_ATTENTION_AUTOENCODER_LATENT
+            hook_point = HookPoint.ONLINE_ATTENTION_AUTOENCODER_LATENT
         case NodeType.AUTOENCODER_LATENT:
-            place = Place.ONLINE_AUTOENCODER_LATENT
+            hook_point = HookPoint.ONLINE_AUTOENCODER_LATENT
         case other:
             raise ValueError(f"nodes of type {other.value} cannot be ablated")
-    return AblationSpec(ActivationIndex(place, node.layer_index, indices), ablation.value)
+    return AblationSpec(ActivationIndex(hook_point, node.layer_index, indices), ablation.value)
 
 
 def _processing(request: DebugSubRequest) -> dict[str, ProcessingSpec]:

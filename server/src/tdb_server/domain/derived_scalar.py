@@ -1,7 +1,11 @@
-"""Derived scalars: the numbers that can be asked for by name, and the axes of each.
+"""Derived scalars: the numbers that can be asked for by name, each declared once.
 
-`DERIVED_SCALAR_SHAPES` says what a derived scalar's axes are and which node each entry belongs to;
-`tdb_server.scalars.derived` says how it is computed.
+A declaration says what a derived scalar's axes are, which node each entry belongs to, and what it measures of
+which hook point. Everything else follows: what a run keeps for it, whether it needs an objective, whether it
+has a backward pass, and which product of factors computes it (`tdb_server.engine.scalars`).
+
+To add a derived scalar that measures something known, declare it here. To measure something new, add a
+`Measure`, and say there how it is computed.
 """
 
 from __future__ import annotations
@@ -9,8 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from tdb_server.domain.node import Dimension, NodeType
-from tdb_server.domain.place import PLACE_SHAPES, Place
+from tdb_server.domain.hook_point import HOOK_POINT_SHAPES, HookPoint
+from tdb_server.domain.node import Dimension, NodeType, PassType
 
 
 class GroupId(Enum):
@@ -97,111 +101,186 @@ class DerivedScalar(Enum):
     ONLINE_ATTENTION_AUTOENCODER_ERROR = "online_attention_autoencoder_error"
 
 
+class Measure(Enum):
+    """What is measured of a node's activation, or of a vector at a hook point."""
+
+    ACTIVATION = "activation"  # the activation itself; with the backward pass, its gradient too
+    ACT_TIMES_GRAD = "act_times_grad"  # activation x d objective / d activation
+    WRITE_NORM = "write_norm"  # activation x norm of the unit write
+    DIRECT_EFFECT = "direct_effect"  # activation x unit write . direction of interest
+    VECTOR_NORM = "vector_norm"  # norm of the vector of each token
+    VECTOR_TIMES_GRAD = "vector_times_grad"  # vector . d objective / d vector
+    VECTOR_EFFECT = "vector_effect"  # vector . direction of interest
+    SUMMED_WRITE = "summed_write"  # what all heads together move from token to token
+    ONE = "one"
+    VOCABULARY_READ = "vocabulary_read"  # what embeddings alone give the neurons or latents that are named
+    WRITE_TO_LATENT = "write_to_latent"  # what all heads together move towards one latent
+
+
+_OF_THE_OBJECTIVE = frozenset(
+    {Measure.ACT_TIMES_GRAD, Measure.DIRECT_EFFECT, Measure.VECTOR_TIMES_GRAD, Measure.VECTOR_EFFECT}
+)
+
+
 @dataclass(frozen=True, slots=True)
-class DerivedScalarShape:
-    """The axes of a derived scalar and the node that an entry belongs to.
+class Declaration:
+    """What a derived scalar is.
 
     Attributes:
         dimensions: axes, in the order of a node's tensor indices.
         node_type: what an entry is a number of.
+        measure: what is measured.
+        hook_point: of what. For latents, where they are read.
         is_per_layer: whether there is one per layer.
-        place: the place it simply reads, if it does: then it has a backward pass too.
+        is_previous_layer: whether it is read behind the layer before; before the first, of the embedding.
     """
 
     dimensions: tuple[Dimension, ...]
     node_type: NodeType
+    measure: Measure
+    hook_point: HookPoint | None = None
     is_per_layer: bool = True
-    place: Place | None = None
+    is_previous_layer: bool = False
 
+    @property
+    def has_backward_pass(self) -> bool:
+        """Whether there is a gradient of the objective for each of its numbers."""
+        return self.measure is Measure.ACTIVATION
 
-def _read(place: Place) -> DerivedScalarShape:
-    shape = PLACE_SHAPES[place]
-    return DerivedScalarShape(shape.dimensions, shape.node_type, shape.is_per_layer, place)
+    def needs_objective(self, pass_type: PassType) -> bool:
+        """Whether it is made from a gradient of the objective."""
+        return pass_type is PassType.BACKWARD or self.measure in _OF_THE_OBJECTIVE
+
+    @property
+    def reads(self) -> HookPoint | None:
+        """The hook point that it simply reads, if it does."""
+        return self.hook_point if self.has_backward_pass and not self.is_previous_layer else None
 
 
 _TOKENS, _KEYS = Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS
-_WHOLE_LAYER = DerivedScalarShape((_TOKENS, Dimension.SINGLE), NodeType.LAYER)
-_EMBEDDING = DerivedScalarShape((_TOKENS, Dimension.SINGLE), NodeType.LAYER, is_per_layer=False)
-_NEURONS = DerivedScalarShape((_TOKENS, Dimension.MLP_ACTS), NodeType.MLP_NEURON)
-_HEAD_PAIRS = DerivedScalarShape((_TOKENS, _KEYS, Dimension.ATTN_HEADS), NodeType.ATTENTION_HEAD)
-_HEAD_TOKENS = DerivedScalarShape((_TOKENS, Dimension.ATTN_HEADS), NodeType.ATTENTION_HEAD)
 _CHANNELS = Dimension.RESIDUAL_STREAM_CHANNELS
 
 
-def _latents(node_type: NodeType) -> DerivedScalarShape:
-    return DerivedScalarShape((_TOKENS, Dimension.AUTOENCODER_LATENTS), node_type)
+def _read(hook_point: HookPoint) -> Declaration:
+    shape = HOOK_POINT_SHAPES[hook_point]
+    return Declaration(shape.dimensions, shape.node_type, Measure.ACTIVATION, hook_point, shape.is_per_layer)
 
 
-_ANY, _MLP, _ATTENTION = (
-    _latents(NodeType.AUTOENCODER_LATENT),
-    _latents(NodeType.MLP_AUTOENCODER_LATENT),
-    _latents(NodeType.ATTENTION_AUTOENCODER_LATENT),
-)
+def _of_neurons(measure: Measure) -> Declaration:
+    return Declaration((_TOKENS, Dimension.MLP_ACTS), NodeType.MLP_NEURON, measure, HookPoint.MLP_POST_ACT)
 
-DERIVED_SCALAR_SHAPES: dict[DerivedScalar, DerivedScalarShape] = {
-    DerivedScalar.LOGITS: _read(Place.LOGITS),
-    DerivedScalar.RESID_POST_EMBEDDING: _read(Place.RESID_POST_EMB),
-    DerivedScalar.MLP_PRE_ACT: _read(Place.MLP_PRE_ACT),
-    DerivedScalar.MLP_POST_ACT: _read(Place.MLP_POST_ACT),
-    DerivedScalar.RESID_DELTA_MLP: _read(Place.RESID_DELTA_MLP),
-    DerivedScalar.RESID_POST_MLP: _read(Place.RESID_POST_MLP),
-    DerivedScalar.ATTN_QUERY: _read(Place.ATTN_Q),
-    DerivedScalar.ATTN_KEY: _read(Place.ATTN_K),
-    DerivedScalar.ATTN_VALUE: _read(Place.ATTN_V),
-    DerivedScalar.ATTN_QK_LOGITS: _read(Place.ATTN_QK_LOGITS),
-    DerivedScalar.ATTN_QK_PROBS: _read(Place.ATTN_QK_PROBS),
-    DerivedScalar.ATTN_WEIGHTED_SUM_OF_VALUES: _read(Place.ATTN_V_OUT),
-    DerivedScalar.RESID_DELTA_ATTN: _read(Place.RESID_DELTA_ATTN),
-    DerivedScalar.RESID_POST_ATTN: _read(Place.RESID_POST_ATTN),
-    DerivedScalar.RESID_FINAL_LAYER_NORM_SCALE: _read(Place.RESID_LN_F_SCALE),
-    DerivedScalar.ATTN_INPUT_LAYER_NORM_SCALE: _read(Place.ATTN_LN_SCALE),
-    DerivedScalar.MLP_INPUT_LAYER_NORM_SCALE: _read(Place.MLP_LN_SCALE),
-    DerivedScalar.PREVIOUS_LAYER_RESID_POST_MLP: DerivedScalarShape(
-        (_TOKENS, _CHANNELS), NodeType.RESIDUAL_STREAM_CHANNEL
-    ),
-    DerivedScalar.ALWAYS_ONE: _EMBEDDING,
-    DerivedScalar.TOKEN_ATTRIBUTION: _EMBEDDING,
-    DerivedScalar.VOCAB_TOKEN_WRITE_TO_INPUT_DIRECTION: DerivedScalarShape(
-        (_TOKENS, Dimension.VOCAB_SIZE), NodeType.VOCAB_TOKEN, is_per_layer=False
-    ),
-    DerivedScalar.RESID_POST_EMBEDDING_NORM: _EMBEDDING,
-    DerivedScalar.RESID_POST_EMBEDDING_PROJ_TO_FINAL_RESIDUAL_GRAD: _EMBEDDING,
-    DerivedScalar.RESID_POST_MLP_NORM: _WHOLE_LAYER,
-    DerivedScalar.RESID_POST_MLP_PROJ_TO_FINAL_RESIDUAL_GRAD: _WHOLE_LAYER,
-    DerivedScalar.RESID_POST_ATTN_NORM: _WHOLE_LAYER,
-    DerivedScalar.RESID_POST_ATTN_PROJ_TO_FINAL_RESIDUAL_GRAD: _WHOLE_LAYER,
-    DerivedScalar.MLP_LAYER_WRITE_NORM: _WHOLE_LAYER,
-    DerivedScalar.MLP_LAYER_WRITE_TO_FINAL_RESIDUAL_GRAD: _WHOLE_LAYER,
-    DerivedScalar.ATTN_LAYER_WRITE_NORM: _WHOLE_LAYER,
-    DerivedScalar.ATTN_LAYER_WRITE_TO_FINAL_RESIDUAL_GRAD: _WHOLE_LAYER,
-    DerivedScalar.MLP_WRITE_NORM: _NEURONS,
-    DerivedScalar.MLP_ACT_TIMES_GRAD: _NEURONS,
-    DerivedScalar.MLP_WRITE_TO_FINAL_RESIDUAL_GRAD: _NEURONS,
-    DerivedScalar.UNFLATTENED_ATTN_WRITE_NORM: _HEAD_PAIRS,
-    DerivedScalar.UNFLATTENED_ATTN_ACT_TIMES_GRAD: _HEAD_PAIRS,
-    DerivedScalar.UNFLATTENED_ATTN_WRITE_TO_FINAL_RESIDUAL_GRAD: _HEAD_PAIRS,
-    DerivedScalar.ATTN_WRITE_NORM_PER_SEQUENCE_TOKEN: _HEAD_TOKENS,
-    DerivedScalar.ATTN_ACT_TIMES_GRAD_PER_SEQUENCE_TOKEN: _HEAD_TOKENS,
-    DerivedScalar.ATTN_WRITE_TO_FINAL_RESIDUAL_GRAD_PER_SEQUENCE_TOKEN: _HEAD_TOKENS,
-    DerivedScalar.ATTN_WRITE_SUM_HEADS: DerivedScalarShape(
-        (_TOKENS, _KEYS, _CHANNELS), NodeType.RESIDUAL_STREAM_CHANNEL
-    ),
-    DerivedScalar.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS: DerivedScalarShape(
-        (_TOKENS, _KEYS), NodeType.AUTOENCODER_LATENT
-    ),
-    DerivedScalar.ONLINE_AUTOENCODER_LATENT: _read(Place.ONLINE_AUTOENCODER_LATENT),
-    DerivedScalar.ONLINE_AUTOENCODER_ACT_TIMES_GRAD: _ANY,
-    DerivedScalar.ONLINE_AUTOENCODER_WRITE_NORM: _ANY,
-    DerivedScalar.ONLINE_AUTOENCODER_WRITE_TO_FINAL_RESIDUAL_GRAD: _ANY,
-    DerivedScalar.ONLINE_AUTOENCODER_ERROR: _read(Place.ONLINE_AUTOENCODER_ERROR),
-    DerivedScalar.ONLINE_MLP_AUTOENCODER_LATENT: _read(Place.ONLINE_MLP_AUTOENCODER_LATENT),
-    DerivedScalar.ONLINE_MLP_AUTOENCODER_ACT_TIMES_GRAD: _MLP,
-    DerivedScalar.ONLINE_MLP_AUTOENCODER_WRITE_NORM: _MLP,
-    DerivedScalar.ONLINE_MLP_AUTOENCODER_WRITE_TO_FINAL_RESIDUAL_GRAD: _MLP,
-    DerivedScalar.ONLINE_MLP_AUTOENCODER_ERROR: _read(Place.ONLINE_MLP_AUTOENCODER_ERROR),
-    DerivedScalar.ONLINE_ATTENTION_AUTOENCODER_LATENT: _read(Place.ONLINE_ATTENTION_AUTOENCODER_LATENT),
-    DerivedScalar.ONLINE_ATTENTION_AUTOENCODER_ACT_TIMES_GRAD: _ATTENTION,
-    DerivedScalar.ONLINE_ATTENTION_AUTOENCODER_WRITE_NORM: _ATTENTION,
-    DerivedScalar.ONLINE_ATTENTION_AUTOENCODER_WRITE_TO_FINAL_RESIDUAL_GRAD: _ATTENTION,
-    DerivedScalar.ONLINE_ATTENTION_AUTOENCODER_ERROR: _read(Place.ONLINE_ATTENTION_AUTOENCODER_ERROR),
+
+def _of_pairs(measure: Measure) -> Declaration:
+    axes = (_TOKENS, _KEYS, Dimension.ATTN_HEADS)
+    return Declaration(axes, NodeType.ATTENTION_HEAD, measure, HookPoint.ATTN_QK_PROBS)
+
+
+def _of_heads(measure: Measure) -> Declaration:
+    """A head at a token, whatever it attends to."""
+    return Declaration(
+        (_TOKENS, Dimension.ATTN_HEADS), NodeType.ATTENTION_HEAD, measure, HookPoint.ATTN_V_OUT
+    )
+
+
+def _of_layers(measure: Measure, hook_point: HookPoint) -> Declaration:
+    axes = (_TOKENS, Dimension.SINGLE)
+    return Declaration(axes, NodeType.LAYER, measure, hook_point)
+
+
+def _of_embeddings(measure: Measure) -> Declaration:
+    axes = (_TOKENS, Dimension.SINGLE)
+    return Declaration(axes, NodeType.LAYER, measure, HookPoint.RESID_POST_EMB, is_per_layer=False)
+
+
+def _of_latents(measure: Measure, latents: HookPoint) -> Declaration:
+    shape = HOOK_POINT_SHAPES[latents]
+    return Declaration(shape.dimensions, shape.node_type, measure, latents)
+
+
+_LATENTS = {
+    "ONLINE_AUTOENCODER": HookPoint.ONLINE_AUTOENCODER_LATENT,
+    "ONLINE_MLP_AUTOENCODER": HookPoint.ONLINE_MLP_AUTOENCODER_LATENT,
+    "ONLINE_ATTENTION_AUTOENCODER": HookPoint.ONLINE_ATTENTION_AUTOENCODER_LATENT,
 }
+
+DERIVED_SCALARS: dict[DerivedScalar, Declaration] = {
+    DerivedScalar.LOGITS: _read(HookPoint.LOGITS),
+    DerivedScalar.RESID_POST_EMBEDDING: _read(HookPoint.RESID_POST_EMB),
+    DerivedScalar.MLP_PRE_ACT: _read(HookPoint.MLP_PRE_ACT),
+    DerivedScalar.MLP_POST_ACT: _read(HookPoint.MLP_POST_ACT),
+    DerivedScalar.RESID_DELTA_MLP: _read(HookPoint.RESID_DELTA_MLP),
+    DerivedScalar.RESID_POST_MLP: _read(HookPoint.RESID_POST_MLP),
+    DerivedScalar.ATTN_QUERY: _read(HookPoint.ATTN_Q),
+    DerivedScalar.ATTN_KEY: _read(HookPoint.ATTN_K),
+    DerivedScalar.ATTN_VALUE: _read(HookPoint.ATTN_V),
+    DerivedScalar.ATTN_QK_LOGITS: _read(HookPoint.ATTN_QK_LOGITS),
+    DerivedScalar.ATTN_QK_PROBS: _read(HookPoint.ATTN_QK_PROBS),
+    DerivedScalar.ATTN_WEIGHTED_SUM_OF_VALUES: _read(HookPoint.ATTN_V_OUT),
+    DerivedScalar.RESID_DELTA_ATTN: _read(HookPoint.RESID_DELTA_ATTN),
+    DerivedScalar.RESID_POST_ATTN: _read(HookPoint.RESID_POST_ATTN),
+    DerivedScalar.RESID_FINAL_LAYER_NORM_SCALE: _read(HookPoint.RESID_LN_F_SCALE),
+    DerivedScalar.ATTN_INPUT_LAYER_NORM_SCALE: _read(HookPoint.ATTN_LN_SCALE),
+    DerivedScalar.MLP_INPUT_LAYER_NORM_SCALE: _read(HookPoint.MLP_LN_SCALE),
+    DerivedScalar.PREVIOUS_LAYER_RESID_POST_MLP: Declaration(
+        (_TOKENS, _CHANNELS),
+        NodeType.RESIDUAL_STREAM_CHANNEL,
+        Measure.ACTIVATION,
+        HookPoint.RESID_POST_MLP,
+        is_previous_layer=True,
+    ),
+    DerivedScalar.ALWAYS_ONE: _of_embeddings(Measure.ONE),
+    DerivedScalar.TOKEN_ATTRIBUTION: _of_embeddings(Measure.VECTOR_TIMES_GRAD),
+    DerivedScalar.VOCAB_TOKEN_WRITE_TO_INPUT_DIRECTION: Declaration(
+        (_TOKENS, Dimension.VOCAB_SIZE), NodeType.VOCAB_TOKEN, Measure.VOCABULARY_READ, is_per_layer=False
+    ),
+    DerivedScalar.RESID_POST_EMBEDDING_NORM: _of_embeddings(Measure.VECTOR_NORM),
+    DerivedScalar.RESID_POST_EMBEDDING_PROJ_TO_FINAL_RESIDUAL_GRAD: _of_embeddings(Measure.VECTOR_EFFECT),
+    DerivedScalar.RESID_POST_MLP_NORM: _of_layers(Measure.VECTOR_NORM, HookPoint.RESID_POST_MLP),
+    DerivedScalar.RESID_POST_MLP_PROJ_TO_FINAL_RESIDUAL_GRAD: _of_layers(
+        Measure.VECTOR_EFFECT, HookPoint.RESID_POST_MLP
+    ),
+    DerivedScalar.RESID_POST_ATTN_NORM: _of_layers(Measure.VECTOR_NORM, HookPoint.RESID_POST_ATTN),
+    DerivedScalar.RESID_POST_ATTN_PROJ_TO_FINAL_RESIDUAL_GRAD: _of_layers(
+        Measure.VECTOR_EFFECT, HookPoint.RESID_POST_ATTN
+    ),
+    DerivedScalar.MLP_LAYER_WRITE_NORM: _of_layers(Measure.VECTOR_NORM, HookPoint.RESID_DELTA_MLP),
+    DerivedScalar.MLP_LAYER_WRITE_TO_FINAL_RESIDUAL_GRAD: _of_layers(
+        Measure.VECTOR_EFFECT, HookPoint.RESID_DELTA_MLP
+    ),
+    DerivedScalar.ATTN_LAYER_WRITE_NORM: _of_layers(Measure.VECTOR_NORM, HookPoint.RESID_DELTA_ATTN),
+    DerivedScalar.ATTN_LAYER_WRITE_TO_FINAL_RESIDUAL_GRAD: _of_layers(
+        Measure.VECTOR_EFFECT, HookPoint.RESID_DELTA_ATTN
+    ),
+    DerivedScalar.MLP_WRITE_NORM: _of_neurons(Measure.WRITE_NORM),
+    DerivedScalar.MLP_ACT_TIMES_GRAD: _of_neurons(Measure.ACT_TIMES_GRAD),
+    DerivedScalar.MLP_WRITE_TO_FINAL_RESIDUAL_GRAD: _of_neurons(Measure.DIRECT_EFFECT),
+    DerivedScalar.UNFLATTENED_ATTN_WRITE_NORM: _of_pairs(Measure.WRITE_NORM),
+    DerivedScalar.UNFLATTENED_ATTN_ACT_TIMES_GRAD: _of_pairs(Measure.ACT_TIMES_GRAD),
+    DerivedScalar.UNFLATTENED_ATTN_WRITE_TO_FINAL_RESIDUAL_GRAD: _of_pairs(Measure.DIRECT_EFFECT),
+    DerivedScalar.ATTN_WRITE_NORM_PER_SEQUENCE_TOKEN: _of_heads(Measure.WRITE_NORM),
+    DerivedScalar.ATTN_ACT_TIMES_GRAD_PER_SEQUENCE_TOKEN: _of_heads(Measure.ACT_TIMES_GRAD),
+    DerivedScalar.ATTN_WRITE_TO_FINAL_RESIDUAL_GRAD_PER_SEQUENCE_TOKEN: _of_heads(Measure.DIRECT_EFFECT),
+    DerivedScalar.ATTN_WRITE_SUM_HEADS: Declaration(
+        (_TOKENS, _KEYS, _CHANNELS),
+        NodeType.RESIDUAL_STREAM_CHANNEL,
+        Measure.SUMMED_WRITE,
+        HookPoint.ATTN_QK_PROBS,
+    ),
+    DerivedScalar.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS: Declaration(
+        (_TOKENS, _KEYS), NodeType.AUTOENCODER_LATENT, Measure.WRITE_TO_LATENT, HookPoint.ATTN_QK_PROBS
+    ),
+    DerivedScalar.ONLINE_AUTOENCODER_LATENT: _read(HookPoint.ONLINE_AUTOENCODER_LATENT),
+    DerivedScalar.ONLINE_AUTOENCODER_ERROR: _read(HookPoint.ONLINE_AUTOENCODER_ERROR),
+    DerivedScalar.ONLINE_MLP_AUTOENCODER_LATENT: _read(HookPoint.ONLINE_MLP_AUTOENCODER_LATENT),
+    DerivedScalar.ONLINE_MLP_AUTOENCODER_ERROR: _read(HookPoint.ONLINE_MLP_AUTOENCODER_ERROR),
+    DerivedScalar.ONLINE_ATTENTION_AUTOENCODER_LATENT: _read(HookPoint.ONLINE_ATTENTION_AUTOENCODER_LATENT),
+    DerivedScalar.ONLINE_ATTENTION_AUTOENCODER_ERROR: _read(HookPoint.ONLINE_ATTENTION_AUTOENCODER_ERROR),
+}
+for _prefix, _latents in _LATENTS.items():
+    DERIVED_SCALARS |= {
+        DerivedScalar[f"{_prefix}_ACT_TIMES_GRAD"]: _of_latents(Measure.ACT_TIMES_GRAD, _latents),
+        DerivedScalar[f"{_prefix}_WRITE_NORM"]: _of_latents(Measure.WRITE_NORM, _latents),
+        DerivedScalar[f"{_prefix}_WRITE_TO_FINAL_RESIDUAL_GRAD"]: _of_latents(
+            Measure.DIRECT_EFFECT, _latents
+        ),
+    }

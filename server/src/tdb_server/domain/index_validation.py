@@ -8,20 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tdb_server.domain.axes import (
-    NODE_PLACES,
+    NODE_HOOK_POINTS,
     TOKEN_DIMENSIONS,
-    autoencoders_of_place,
-    is_autoencoder_place,
-    place_axes,
+    autoencoders_of_hook_point,
+    hook_point_axes,
+    is_of_autoencoder,
 )
+from tdb_server.domain.hook_point import HOOK_POINT_SHAPES, HookPoint
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.node import NodeIndex, PassType
-from tdb_server.domain.place import PLACE_SHAPES, Place
 from tdb_server.domain.reason import Reason
 from tdb_server.domain.requests import ActivationIndex
 from tdb_server.errors import FieldViolation
 
-_PAIR_PLACES = frozenset({Place.ATTN_QK_LOGITS, Place.ATTN_QK_PROBS})
+_PAIR_HOOK_POINTS = frozenset({HookPoint.ATTN_QK_LOGITS, HookPoint.ATTN_QK_PROBS})
 
 
 def node_violations(
@@ -39,7 +39,7 @@ def node_violations(
         yield FieldViolation(
             f"{path}.pass_type", "nodes are ablated and traced in the forward pass", Reason.FIELD_NOT_ALLOWED
         )
-    index = ActivationIndex(NODE_PLACES[node.node_type], node.layer_index, node.tensor_indices)
+    index = ActivationIndex(NODE_HOOK_POINTS[node.node_type], node.layer_index, node.tensor_indices)
     yield from _index_violations(index, info, n_tokens, path, f"{path}.node_type")
 
 
@@ -68,20 +68,20 @@ def layer_violations(
 
 
 def autoencoder_violations(
-    place: Place, layer_index: int | None, info: ModelInfo, named_by: str, layer_path: str
+    hook_point: HookPoint, layer_index: int | None, info: ModelInfo, named_by: str, layer_path: str
 ) -> Iterator[FieldViolation]:
     """An autoencoder that is not loaded, not for that layer, or not said which.
 
     Args:
-        place: the place that may need an autoencoder.
+        hook_point: the hook point that may need an autoencoder.
         layer_index: the layer; None for every layer.
         info: the model.
-        named_by: the field that names the place.
+        named_by: the field that names the hook point.
         layer_path: the field of the layer.
     """
-    if not is_autoencoder_place(place):
+    if not is_of_autoencoder(hook_point):
         return
-    loaded = autoencoders_of_place(place, info)
+    loaded = autoencoders_of_hook_point(hook_point, info)
     sites = ", ".join(one.site.value for one in info.autoencoders) or "none"
     if not loaded:
         yield FieldViolation(
@@ -123,15 +123,17 @@ def range_violations(index: int, size: int | None, what: str, path: str) -> Iter
 def _index_violations(
     index: ActivationIndex, info: ModelInfo, n_tokens: int | None, path: str, named_by: str
 ) -> Iterator[FieldViolation]:
-    place, layer_index, tensor_indices = index.place, index.layer_index, index.tensor_indices
+    hook_point, layer_index, tensor_indices = index.hook_point, index.layer_index, index.tensor_indices
     layer_path, indices_path = f"{path}.layer_index", f"{path}.tensor_indices"
-    wrong_layer = list(layer_violations(layer_index, PLACE_SHAPES[place].is_per_layer, info, layer_path))
+    wrong_layer = list(
+        layer_violations(layer_index, HOOK_POINT_SHAPES[hook_point].is_per_layer, info, layer_path)
+    )
     yield from wrong_layer
     known_layer = None if wrong_layer else layer_index
-    no_autoencoder = list(autoencoder_violations(place, known_layer, info, named_by, layer_path))
+    no_autoencoder = list(autoencoder_violations(hook_point, known_layer, info, named_by, layer_path))
     yield from no_autoencoder
 
-    dimensions = PLACE_SHAPES[place].dimensions
+    dimensions = HOOK_POINT_SHAPES[hook_point].dimensions
     if len(tensor_indices) != len(dimensions):
         axes = ", ".join(dimension.value for dimension in dimensions)
         yield FieldViolation(
@@ -141,7 +143,7 @@ def _index_violations(
         )
         return
     is_of_unknown_size = any(one.field == named_by for one in no_autoencoder)
-    sizes = None if is_of_unknown_size else place_axes(place, info, n_tokens or 0)
+    sizes = None if is_of_unknown_size else hook_point_axes(hook_point, info, n_tokens or 0)
     out_of_range = False
     for i, (cell, dimension) in enumerate(zip(tensor_indices, dimensions, strict=True)):
         if cell is None:
@@ -152,7 +154,7 @@ def _index_violations(
         for violation in range_violations(cell, size, what, f"{indices_path}[{i}]"):
             out_of_range = True
             yield violation
-    if place in _PAIR_PLACES and not out_of_range:
+    if hook_point in _PAIR_HOOK_POINTS and not out_of_range:
         yield from _masked_cell(tensor_indices, indices_path)
 
 

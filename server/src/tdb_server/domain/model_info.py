@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import NodeType
-from tdb_server.domain.place import Place
 
 
 class Site(Enum):
@@ -22,12 +22,12 @@ class Site(Enum):
         return self is not Site.RESID_DELTA_ATTN
 
     @property
-    def place(self) -> Place:
+    def hook_point(self) -> HookPoint:
         """Where the site is read."""
         return {
-            Site.MLP_POST_ACT: Place.MLP_POST_ACT,
-            Site.RESID_DELTA_MLP: Place.RESID_DELTA_MLP,
-            Site.RESID_DELTA_ATTN: Place.RESID_DELTA_ATTN,
+            Site.MLP_POST_ACT: HookPoint.MLP_POST_ACT,
+            Site.RESID_DELTA_MLP: HookPoint.RESID_DELTA_MLP,
+            Site.RESID_DELTA_ATTN: HookPoint.RESID_DELTA_ATTN,
         }[self]
 
     @property
@@ -36,10 +36,12 @@ class Site(Enum):
         return NodeType.MLP_AUTOENCODER_LATENT if self.is_mlp else NodeType.ATTENTION_AUTOENCODER_LATENT
 
     @property
-    def latent_place(self) -> Place:
+    def latent_hook_point(self) -> HookPoint:
         """Where its latents are read."""
         return (
-            Place.ONLINE_MLP_AUTOENCODER_LATENT if self.is_mlp else Place.ONLINE_ATTENTION_AUTOENCODER_LATENT
+            HookPoint.ONLINE_MLP_AUTOENCODER_LATENT
+            if self.is_mlp
+            else HookPoint.ONLINE_ATTENTION_AUTOENCODER_LATENT
         )
 
 

@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tdb_server.domain.axes import place_of_scalar, scalar_axes, specific_place
-from tdb_server.domain.derived_scalar import DERIVED_SCALAR_SHAPES, DerivedScalar
+from tdb_server.domain.axes import hook_point_of_scalar, scalar_axes, specific_hook_point
+from tdb_server.domain.derived_scalar import DERIVED_SCALARS, DerivedScalar
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.index_validation import autoencoder_violations, layer_violations, range_violations
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.node import Dimension, PassType
-from tdb_server.domain.place import Place
 from tdb_server.domain.reason import Reason
 from tdb_server.domain.requests import (
     AblationSpec,
@@ -30,26 +30,7 @@ from tdb_server.errors import FieldViolation
 _TO_LATENT = DerivedScalar.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS
 _PAIRS_AND_HEAD = (Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS, Dimension.ATTN_HEADS)
 _READ = DerivedScalar.VOCAB_TOKEN_WRITE_TO_INPUT_DIRECTION
-_READ_PLACES = (Place.MLP_POST_ACT, Place.ONLINE_MLP_AUTOENCODER_LATENT)
-
-
-def needs_objective(scalar: DerivedScalar, pass_type: PassType) -> bool:
-    """Whether a derived scalar is made from a gradient of the objective."""
-    name = scalar.value
-    return (
-        pass_type is PassType.BACKWARD
-        or scalar is DerivedScalar.TOKEN_ATTRIBUTION
-        or "act_times_grad" in name
-        or "to_final_residual_grad" in name
-    )
-
-
-def has_backward_pass(scalar: DerivedScalar) -> bool:
-    """Whether there is a gradient of the objective for each of its numbers."""
-    return (
-        DERIVED_SCALAR_SHAPES[scalar].place is not None
-        or scalar is DerivedScalar.PREVIOUS_LAYER_RESID_POST_MLP
-    )
+_READ_HOOK_POINTS = (HookPoint.MLP_POST_ACT, HookPoint.ONLINE_MLP_AUTOENCODER_LATENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +80,7 @@ class ProcessingCheck:
         yield from kind_violations(spec, path)
 
     def _derived_scalars(self, spec: DerivedScalarsSpec, path: str) -> Iterator[FieldViolation]:
-        scalar, shape = spec.derived_scalar, DERIVED_SCALAR_SHAPES[spec.derived_scalar]
+        scalar, shape = spec.derived_scalar, DERIVED_SCALARS[spec.derived_scalar]
         scalar_path, layer_path = f"{path}.derived_scalar_type", f"{path}.layer_index"
         if len(shape.dimensions) != 2 or scalar is _TO_LATENT:
             yield self._does_not_fit(scalar, scalar_path, "it is not one number per token and component")
@@ -123,7 +104,7 @@ class ProcessingCheck:
     def _derived_attention_scalars(
         self, spec: DerivedAttentionScalarsSpec, path: str
     ) -> Iterator[FieldViolation]:
-        scalar, shape = spec.derived_scalar, DERIVED_SCALAR_SHAPES[spec.derived_scalar]
+        scalar, shape = spec.derived_scalar, DERIVED_SCALARS[spec.derived_scalar]
         scalar_path, layer_path = f"{path}.derived_scalar_type", f"{path}.layer_index"
         if scalar is not _TO_LATENT and shape.dimensions != _PAIRS_AND_HEAD:
             yield self._does_not_fit(scalar, scalar_path, "it is not one number per token pair and head")
@@ -164,14 +145,14 @@ class ProcessingCheck:
         scalar_path: str,
         layer_path: str,
     ) -> Iterator[FieldViolation]:
-        place = place_of_scalar(scalar)
-        if place is not None:
-            yield from autoencoder_violations(place, layer_index, self.info, scalar_path, layer_path)
-        if pass_type is PassType.BACKWARD and not has_backward_pass(scalar):
+        hook_point = hook_point_of_scalar(scalar)
+        if hook_point is not None:
+            yield from autoencoder_violations(hook_point, layer_index, self.info, scalar_path, layer_path)
+        if pass_type is PassType.BACKWARD and not DERIVED_SCALARS[scalar].has_backward_pass:
             yield self._does_not_fit(
                 scalar, scalar_path, "it has no gradient of its own, so no backward pass"
             )
-        elif needs_objective(scalar, pass_type) and not self.has_objective:
+        elif DERIVED_SCALARS[scalar].needs_objective(pass_type) and not self.has_objective:
             yield FieldViolation(
                 scalar_path,
                 f"{scalar.value} needs gradients; give a loss or a trace",
@@ -190,7 +171,7 @@ class ProcessingCheck:
         components = [
             one.index.tensor_indices[-1]
             for one in self.ablations
-            if specific_place(one.index.place, self.info) in _READ_PLACES
+            if specific_hook_point(one.index.hook_point, self.info) in _READ_HOOK_POINTS
             and one.index.pass_type is PassType.BACKWARD
         ]
         return bool(components) and None not in components

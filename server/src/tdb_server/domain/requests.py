@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import Dimension, NodeIndex, PassType
-from tdb_server.domain.place import Place
 
 
 class LossName(Enum):
@@ -83,9 +83,9 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class ActivationIndex:
-    """A cell or a slab of a place; None among the indices stands for all of that axis."""
+    """A cell or a slab of a hook point; None among the indices stands for all of that axis."""
 
-    place: Place
+    hook_point: HookPoint
     layer_index: int | None
     tensor_indices: tuple[int | None, ...]
     pass_type: PassType = PassType.FORWARD

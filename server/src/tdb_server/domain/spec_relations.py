@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from tdb_server.domain.axes import LATENT_PLACES, specific_place
-from tdb_server.domain.derived_scalar import DERIVED_SCALAR_SHAPES, DerivedScalar
+from tdb_server.domain.axes import LATENT_HOOK_POINTS, specific_hook_point
+from tdb_server.domain.derived_scalar import DERIVED_SCALARS, DerivedScalar
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.index_validation import activation_violations
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.node import Dimension, NodeType, PassType
-from tdb_server.domain.place import Place
 from tdb_server.domain.reason import Reason
 from tdb_server.domain.requests import ActivationIndex, MultipleTopKSpec, ProcessingSpec
 from tdb_server.errors import FieldViolation
@@ -32,7 +32,7 @@ def kind_violations(spec: MultipleTopKSpec, path: str) -> Iterator[FieldViolatio
                     f"the group has another derived scalar for nodes of type {kind[0].value}",
                     Reason.DERIVED_SCALAR_DOES_NOT_FIT,
                 )
-            kinds[kind] = DERIVED_SCALAR_SHAPES[scalar].dimensions
+            kinds[kind] = DERIVED_SCALARS[scalar].dimensions
         if first is None:
             first = kinds
         elif kinds != first:
@@ -45,7 +45,7 @@ def kind_violations(spec: MultipleTopKSpec, path: str) -> Iterator[FieldViolatio
 
 def kind_of(scalar: DerivedScalar) -> Kind:
     """The kind of node that a derived scalar is a number of."""
-    shape = DERIVED_SCALAR_SHAPES[scalar]
+    shape = DERIVED_SCALARS[scalar]
     return shape.node_type, shape.is_per_layer
 
 
@@ -103,9 +103,9 @@ def within_layer_gradient_violations(
         n_tokens: tokens of the prompt; None where the prompt itself is refused.
         path: the index's field.
     """
-    if index.place not in LATENT_PLACES:
+    if index.hook_point not in LATENT_HOOK_POINTS:
         yield FieldViolation(
-            f"{path}.activation_location_type", "must be a place of latents", Reason.FIELD_NOT_ALLOWED
+            f"{path}.activation_location_type", "must be a hook point of latents", Reason.FIELD_NOT_ALLOWED
         )
         return
     refused = list(activation_violations(index, info, n_tokens, path))
@@ -123,7 +123,7 @@ def within_layer_gradient_violations(
         )
     if latent is None:
         yield FieldViolation(f"{path}.tensor_indices[1]", "must be one latent", Reason.FIELD_REQUIRED)
-    if specific_place(index.place, info) is not Place.ONLINE_ATTENTION_AUTOENCODER_LATENT:
+    if specific_hook_point(index.hook_point, info) is not HookPoint.ONLINE_ATTENTION_AUTOENCODER_LATENT:
         yield FieldViolation(
             f"{path}.activation_location_type",
             "attention's writes to a latent are those to a latent of the attention's autoencoder",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tdb_server.domain.axes import NODE_PLACES
+from tdb_server.domain.axes import NODE_HOOK_POINTS
 from tdb_server.domain.index_validation import node_violations
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.node import NodeType
@@ -64,7 +64,7 @@ def trace_violations(
 
 def node_type_violations(node_type: NodeType, path: str) -> Iterator[FieldViolation]:
     """A type of node that cannot be an objective."""
-    if node_type not in NODE_PLACES:
+    if node_type not in NODE_HOOK_POINTS:
         yield FieldViolation(
             path,
             f"nodes of type {node_type.value} cannot be traced; neurons, attention heads and latents can",

@@ -23,9 +23,9 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import CoreSchema
 
-from tdb_server.domain.derived_scalar import DERIVED_SCALAR_SHAPES, DerivedScalar, GroupId
+from tdb_server.domain.derived_scalar import DERIVED_SCALARS, DerivedScalar, GroupId
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import Dimension, NodeType, PassType
-from tdb_server.domain.place import Place
 from tdb_server.domain.reason import Reason
 from tdb_server.domain.requests import (
     AttentionComponent,
@@ -125,7 +125,7 @@ class MirroredNodeIndex(Body):
 class MirroredActivationIndex(Body):
     """Cells of a place."""
 
-    activation_location_type: Place | None = needed()
+    activation_location_type: HookPoint | None = needed()
     tensor_indices: Listed[CellIndex] | None = None
     """An index for each axis; those that are left out at the end are "All"."""
     layer_index: Integer | None = None
@@ -290,7 +290,7 @@ _TELLING_KEYS: dict[str, type[Body]] = {
 }
 _SCALARS_OF_PAIRS = {
     scalar.value
-    for scalar, shape in DERIVED_SCALAR_SHAPES.items()
+    for scalar, shape in DERIVED_SCALARS.items()
     if Dimension.ATTENDED_TO_SEQUENCE_TOKENS in shape.dimensions[1:]
 }
 

@@ -19,7 +19,7 @@ _REFERENCE_NAMES = {
     "DerivedScalar": "DerivedScalarType",
     "LossName": "LossFnName",
     "MlpComponent": "ComponentTypeForMlp",
-    "Place": "ActivationLocationType",
+    "HookPoint": "ActivationLocationType",
 }
 """Enums that are called otherwise in this program."""
 

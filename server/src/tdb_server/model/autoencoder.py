@@ -21,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import AutoencoderInfo, Site
-from tdb_server.domain.place import Place
-from tdb_server.model.decoder import Decoder, Tap
+from tdb_server.model.decoder import Decoder
+from tdb_server.model.hooks import Hooks
 
 _TRIED_TOKENS = 64
 INPUT_NORM_EPSILON = 1e-5
@@ -69,6 +70,13 @@ class AutoencoderLayer:
     def times_write_scale(self, vectors: Tensor, x: Tensor) -> Tensor:
         """What latents write, or what is along it, at site values: [..., m] and [..., s] to [..., m]."""
         return vectors * x.std(dim=-1, keepdim=True) if self.norms_inputs else vectors
+
+    @property
+    def known_write_norms(self) -> Tensor:
+        """`write_norms`, which are computed when an autoencoder is loaded."""
+        if self.write_norms is None:
+            raise RuntimeError("write norms are computed when an autoencoder is loaded")
+        return self.write_norms
 
     @property
     def keeps_few(self) -> bool:
@@ -127,7 +135,7 @@ class Autoencoder:
         """What each latent [m] adds to the residual stream per unit of activation: [m, d]."""
         directions = self.layers[layer_index].directions[latents]
         if self.site is Site.MLP_POST_ACT:
-            return F.linear(directions, decoder.weights.layers[layer_index].mlp_out_weight)
+            return decoder.blocks[layer_index].mlp.write(directions)
         return directions
 
     def compute_write_norms(self, decoder: Decoder, chunk: int = 4096) -> None:
@@ -154,10 +162,10 @@ class Autoencoder:
         ]
         found = []
 
-        def look(place: Place, layer_index: int | None, x: Tensor) -> Tensor:
-            if place is self.site.place and layer_index in self.layers:
+        def hook(hook_point: HookPoint, layer_index: int | None, x: Tensor) -> Tensor:
+            if hook_point is self.site.hook_point and layer_index in self.layers:
                 found.append((self.layers[layer_index].encode(x) > 0).sum(dim=-1).amax())
             return x
 
-        decoder.forward(decoder.embed(token_ids), Tap(look, frozenset()))
+        decoder.forward(decoder.embed(token_ids), Hooks(hook, frozenset()))
         self.n_active = int(torch.stack(found).amax())

@@ -20,7 +20,8 @@ from torch import Tensor
 from tdb_server.errors import ConversionDamaged, ModelBroken, ModelError
 from tdb_server.model.checkpoint import Checkpoint, Target
 from tdb_server.model.config import DecoderConfig
-from tdb_server.model.decoder import Decoder, DecoderWeights, LayerWeights, NormWeights
+from tdb_server.model.decoder import Decoder
+from tdb_server.model.decoder_weights import DecoderWeights, LayerWeights, NormWeights
 from tdb_server.model.families import decoder_config_from_hugging_face
 from tdb_server.model.model_files import CONFIG_FILE, read_config, weight_files
 from tdb_server.model.progress import Progress, no_progress

@@ -14,7 +14,7 @@ def ablation_message(ablation: AblationSpec) -> AblationSpecMessage:
     index = ablation.index
     return AblationSpecMessage(
         index=ActivationIndex(
-            activation_location_type=PLACES.numbers[index.place],
+            activation_location_type=PLACES.numbers[index.hook_point],
             layer_index=index.layer_index,
             tensor_indices=[
                 TensorIndex(all=True) if one is None else TensorIndex(index=one)

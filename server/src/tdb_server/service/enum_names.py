@@ -22,9 +22,9 @@ from transformer_debugger.v1 import (
 )
 
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import KernelOutcome, Site
 from tdb_server.domain.node import Dimension, NodeType, PassType
-from tdb_server.domain.place import Place
 from tdb_server.domain.priority import Priority
 from tdb_server.domain.requests import (
     AttentionComponent,
@@ -61,7 +61,7 @@ class EnumNames(Generic[MemberT, NumberT]):
 
 NODE_TYPES = EnumNames(node_pb2.NodeType.items(), "NODE_TYPE", NodeType)
 PASS_TYPES = EnumNames(node_pb2.PassType.items(), "PASS_TYPE", PassType)
-PLACES = EnumNames(activation_pb2.ActivationLocationType.items(), "ACTIVATION_LOCATION_TYPE", Place)
+PLACES = EnumNames(activation_pb2.ActivationLocationType.items(), "ACTIVATION_LOCATION_TYPE", HookPoint)
 DIMENSIONS = EnumNames(activation_pb2.Dimension.items(), "DIMENSION", Dimension)
 DERIVED_SCALARS = EnumNames(
     derived_scalar_pb2.DerivedScalarType.items(), "DERIVED_SCALAR_TYPE", DerivedScalar

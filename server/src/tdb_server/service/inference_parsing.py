@@ -12,7 +12,7 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import (
 
 from tdb_server.domain.ablation_conflicts import conflict_violations
 from tdb_server.domain.ablation_validation import ablation_violations
-from tdb_server.domain.place import Place
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.processing_validation import ProcessingCheck
 from tdb_server.domain.reason import Reason
 from tdb_server.domain.requests import (
@@ -75,9 +75,9 @@ def _parse_inference(reader: RequestReader, message: InferenceSpecMessage, path:
         index_path = f"{path}.activation_index_for_within_layer_grad"
         index = parse_activation_index(reader, message.activation_index_for_within_layer_grad, index_path)
         if index is not None:
-            if index.place is Place.ONLINE_AUTOENCODER_LATENT and len(reader.info.autoencoders) > 1:
+            if index.hook_point is HookPoint.ONLINE_AUTOENCODER_LATENT and len(reader.info.autoencoders) > 1:
                 # No other autoencoder than attention's can be meant.
-                index = replace(index, place=Place.ONLINE_ATTENTION_AUTOENCODER_LATENT)
+                index = replace(index, hook_point=HookPoint.ONLINE_ATTENTION_AUTOENCODER_LATENT)
             reader.note(within_layer_gradient_violations(index, reader.info, n_tokens, index_path))
         within_layer_gradient = index
     if prompt is None:

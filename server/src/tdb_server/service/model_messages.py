@@ -6,11 +6,11 @@ import re
 
 from transformer_debugger.v1 import model_service_pb2
 
-from tdb_server.domain.axes import autoencoders_of_place, is_autoencoder_place, place_of_scalar
+from tdb_server.domain.axes import autoencoders_of_hook_point, hook_point_of_scalar, is_of_autoencoder
 from tdb_server.domain.derived_scalar import DerivedScalar
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import AutoencoderInfo, KernelChoice, ModelInfo
-from tdb_server.domain.place import Place
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.service.enum_names import DERIVED_SCALARS, KERNEL_OUTCOMES, PLACES, SITES
 from tdb_server.service.tensor_messages import D_TYPES_BY_NAME
@@ -43,7 +43,7 @@ def model_info_message(info: ModelInfo, limits: Limits, server_version: str) -> 
         autoencoders=[_autoencoder(one) for one in info.autoencoders],
         limits=_limits(limits, info.context_length),
         derived_scalar_types=[DERIVED_SCALARS.numbers[one] for one in offered_derived_scalars(info)],
-        ablatable_location_types=[PLACES.numbers[one] for one in ablatable_places(info)],
+        ablatable_location_types=[PLACES.numbers[one] for one in ablatable_hook_points(info)],
         api_version=API_VERSION,
         server_version=server_version,
         default_top_and_bottom_k=limits.default_top_and_bottom_k,
@@ -62,20 +62,22 @@ def put_bos(message: model_service_pb2.ModelInfo, tokenizer: Tokenizer) -> None:
 def offered_derived_scalars(info: ModelInfo) -> list[DerivedScalar]:
     """The derived scalars whose component is there."""
     offered = [
-        one for one in DerivedScalar if (place := place_of_scalar(one)) is None or _is_there(place, info)
+        one
+        for one in DerivedScalar
+        if (hook_point := hook_point_of_scalar(one)) is None or _is_there(hook_point, info)
     ]
     if info.autoencoder(is_mlp=False) is None:
         offered.remove(DerivedScalar.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS)
     return offered
 
 
-def ablatable_places(info: ModelInfo) -> list[Place]:
-    """The places whose cells can be set: all that are there."""
-    return [place for place in Place if _is_there(place, info)]
+def ablatable_hook_points(info: ModelInfo) -> list[HookPoint]:
+    """The hook points whose cells can be set: all that are there."""
+    return [hook_point for hook_point in HookPoint if _is_there(hook_point, info)]
 
 
-def _is_there(place: Place, info: ModelInfo) -> bool:
-    return not is_autoencoder_place(place) or len(autoencoders_of_place(place, info)) == 1
+def _is_there(hook_point: HookPoint, info: ModelInfo) -> bool:
+    return not is_of_autoencoder(hook_point) or len(autoencoders_of_hook_point(hook_point, info)) == 1
 
 
 def _autoencoder(info: AutoencoderInfo) -> model_service_pb2.AutoencoderInfo:

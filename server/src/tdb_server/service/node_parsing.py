@@ -23,7 +23,7 @@ from tdb_server.service.enum_names import ATTENTION_TRACE_TYPES, NODE_TYPES, PAS
 from tdb_server.service.request_reader import RequestReader
 
 _MOST_INDICES = 16
-"""No node or place has as many. Fewer are counted against what is needed."""
+"""No node or hook point has as many. Fewer are counted against what is needed."""
 
 
 def parse_node(reader: RequestReader, message: NodeIndexMessage, path: str) -> NodeIndex | None:
@@ -42,7 +42,7 @@ def parse_activation_index(
     reader: RequestReader, message: ActivationIndexMessage, path: str
 ) -> ActivationIndex | None:
     """An activation index, not yet checked against the model; None where it cannot be read."""
-    place = reader.member(message.activation_location_type, PLACES, f"{path}.activation_location_type")
+    hook_point = reader.member(message.activation_location_type, PLACES, f"{path}.activation_location_type")
     pass_type = reader.member(message.pass_type, PASS_TYPES, f"{path}.pass_type", PassType.FORWARD)
     if not _are_few(reader, message.tensor_indices, f"{path}.tensor_indices"):
         return None
@@ -50,11 +50,11 @@ def parse_activation_index(
         _is_readable(reader, one, f"{path}.tensor_indices[{i}]")
         for i, one in enumerate(message.tensor_indices)
     ]
-    if place is None or pass_type is None or not all(are_readable):
+    if hook_point is None or pass_type is None or not all(are_readable):
         return None
     indices = tuple(None if one.HasField("all") else one.index for one in message.tensor_indices)
     layer_index = message.layer_index if message.HasField("layer_index") else None
-    return ActivationIndex(place, layer_index, indices, pass_type)
+    return ActivationIndex(hook_point, layer_index, indices, pass_type)
 
 
 def parse_node_ablation(

@@ -12,7 +12,7 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugSubReq
 
 from tdb_server.domain.ablation_conflicts import conflict_violations
 from tdb_server.domain.ablation_validation import node_ablation_violations
-from tdb_server.domain.axes import NODE_PLACES
+from tdb_server.domain.axes import NODE_HOOK_POINTS
 from tdb_server.domain.debug import inference_sub_request, node_ablation_spec, traces_towards_loss
 from tdb_server.domain.index_validation import autoencoder_violations
 from tdb_server.domain.limits import Limits
@@ -197,11 +197,11 @@ def _parse_components(
         AttentionComponent.ATTENTION_HEAD,
     )
     if mlp is MlpComponent.AUTOENCODER_LATENT:
-        place = NODE_PLACES[NodeType.MLP_AUTOENCODER_LATENT]
-        reader.note(autoencoder_violations(place, None, reader.info, mlp_path, mlp_path))
+        hook_point = NODE_HOOK_POINTS[NodeType.MLP_AUTOENCODER_LATENT]
+        reader.note(autoencoder_violations(hook_point, None, reader.info, mlp_path, mlp_path))
     if attention is AttentionComponent.AUTOENCODER_LATENT:
-        place = NODE_PLACES[NodeType.ATTENTION_AUTOENCODER_LATENT]
-        reader.note(autoencoder_violations(place, None, reader.info, attention_path, attention_path))
+        hook_point = NODE_HOOK_POINTS[NodeType.ATTENTION_AUTOENCODER_LATENT]
+        reader.note(autoencoder_violations(hook_point, None, reader.info, attention_path, attention_path))
     return mlp, attention
 
 

@@ -15,7 +15,7 @@ from tdb_server.errors import Internal, TdbError
 from tdb_server.workers.messages import CallProgress, OutOfMemory, RunBatch
 
 if TYPE_CHECKING:
-    from tdb_server.scalars.engine import Engine, IsCancelled
+    from tdb_server.engine.engine import Engine, IsCancelled
 
 _log = logging.getLogger(__name__)
 _CPU_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")

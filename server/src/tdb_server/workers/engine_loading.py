@@ -20,10 +20,10 @@ from tdb_server.model.load_failures import load_failures
 from tdb_server.workers.messages import Configuration, Ready
 
 if TYPE_CHECKING:
+    from tdb_server.engine.engine import Engine
     from tdb_server.model.autoencoder import Autoencoder
     from tdb_server.model.decoder import Decoder
     from tdb_server.model.progress import Progress
-    from tdb_server.scalars.engine import Engine
 
 _log = logging.getLogger(__name__)
 
@@ -54,8 +54,8 @@ def _load_engine(
     # These take seconds: whoever called has by now said that it exists.
     import torch
 
+    from tdb_server.engine.engine import Engine
     from tdb_server.model.model_loading import load_model
-    from tdb_server.scalars.engine import Engine
 
     torch.set_num_threads(configuration.n_threads)
     device = device_of(configuration)
@@ -67,7 +67,7 @@ def _load_engine(
 
         with load_failures(", ".join(map(str, configuration.autoencoders))):
             autoencoders = load_autoencoders(configuration.autoencoders, decoder)
-    digest = _digest(decoder.weights.digest, configuration.autoencoders)
+    digest = _digest(decoder.digest, configuration.autoencoders)
     engine = Engine(decoder, autoencoders, ranking=configuration.ranking)
     for kernel in engine.kernels:
         _log.info("%s", kernel)

@@ -1,0 +1,148 @@
+"""One component over all tokens, or over all token pairs, of one row."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tdb_server.domain.derived_scalar import DERIVED_SCALARS, DerivedScalar, Measure
+from tdb_server.domain.node import Dimension, NodeIndex, Nodes, NodeType, PassType
+from tdb_server.domain.requests import DerivedAttentionScalarsSpec, DerivedScalarsSpec
+from tdb_server.domain.results import (
+    AttentionTotals,
+    DerivedAttentionScalarsResult,
+    DerivedScalarsResult,
+    TopTokens,
+)
+from tdb_server.engine.products import NodeCoordinates, Product
+from tdb_server.engine.rank_tokens import Scoring, TokenRanker, scaled
+from tdb_server.engine.rows import Rows
+from tdb_server.engine.scalars import product_of
+from tdb_server.engine.token_pairs import writes_to_latent
+from tdb_server.engine.transfers import Array, download
+
+
+def derived_scalars(
+    scalars: Rows, row: int, spec: DerivedScalarsSpec, ranker: TokenRanker
+) -> DerivedScalarsResult:
+    """One component's derived scalar at every token, and the tokens of its direction."""
+    declared = DERIVED_SCALARS[spec.derived_scalar]
+    product = product_of(scalars, spec.derived_scalar, spec.pass_type)
+    n_tokens = scalars.planned[row].n_tokens
+    cells = np.stack([np.arange(n_tokens), np.full(n_tokens, spec.activation_index)], axis=1)
+    activations = numbers_at(product, row, spec.layer_index, cells)
+    pass_type = spec.pass_type if declared.reads is not None else PassType.FORWARD
+    make_node = partial(NodeIndex, declared.node_type, spec.layer_index, pass_type=pass_type)
+    maximum = activations.max() if spec.normalizes_by_prompt_maximum else spec.normalizing_value
+    top_tokens = None
+    if spec.n_top_tokens is not None:
+        top_tokens = _top_tokens(scalars, row, spec, spec.n_top_tokens, ranker, activations[:1], product)
+    return DerivedScalarsResult(
+        nodes=Nodes(make_node((token, spec.activation_index)) for token in range(n_tokens)),
+        activations=activations,
+        normalized_activations=None if maximum is None else normalized_by(activations, maximum),
+        top_tokens=top_tokens,
+    )
+
+
+def numbers_at(product: Product, row: int, layer_index: int | None, cells: Array) -> Array:
+    """A derived scalar's numbers in one row and layer, at cells in node order [m, n_axes]: [m]."""
+    found = np.zeros(len(cells), np.float32)
+    is_covered = np.ones(len(cells), dtype=bool)
+    if product.tokens is not None:
+        axis = product.order.index(Dimension.SEQUENCE_TOKENS)
+        is_token = product.tokens[row] == cells[:, axis, None]
+        is_covered, cells = is_token.any(axis=1), cells.copy()
+        cells[:, axis] = is_token.argmax(axis=1)
+    if not is_covered.any():
+        return found
+    layer = product.layers.index(layer_index)
+    coordinates = torch.from_numpy(cells[is_covered].T.copy()).to(product.device)
+    rows = torch.full_like(coordinates[0], row)
+    where = NodeCoordinates(rows, torch.full_like(rows, layer), [(layer, slice(None))])
+    (numbers,) = download([product.at(where, dict(zip(product.order, coordinates, strict=True)))])
+    found = found.astype(numbers.dtype)
+    found[is_covered] = numbers
+    return found
+
+
+def _top_tokens(
+    scalars: Rows,
+    row: int,
+    spec: DerivedScalarsSpec,
+    n_tokens: int,
+    ranker: TokenRanker,
+    first: Array,
+    product: Product,
+) -> TopTokens | None:
+    """Output tokens that the component's write at the first token upvotes.
+
+    `first` [1] is its activation there. For a read direction, the input tokens that feed it.
+    """
+    if DERIVED_SCALARS[spec.derived_scalar].measure is Measure.VOCABULARY_READ:
+        scores = product.factors[0].tensors[0][row, :1]  # [1, V]
+        return scaled(ranker.ranked(scores, n_tokens), np.ones_like(first))
+    write = _unit_write(scalars, spec)
+    if write is None:
+        return None
+    scales = torch.from_numpy(first).to(write.device)
+    return next(ranker.score([Scoring(write[None], np.zeros(1, int), scales, n_tokens, is_output=True)]))
+
+
+def _unit_write(scalars: Rows, spec: DerivedScalarsSpec) -> Tensor | None:
+    """What the component writes per unit of activation [d]; None where that depends on the prompt."""
+    node_type = DERIVED_SCALARS[spec.derived_scalar].node_type
+    if spec.layer_index is None:
+        return None
+    decoder = scalars.model.decoder
+    which = torch.tensor([spec.activation_index], device=decoder.device)
+    if node_type is NodeType.MLP_NEURON:
+        return decoder.blocks[spec.layer_index].mlp.unit_writes(which)[0]
+    if node_type.is_latent:
+        return scalars.autoencoder(node_type).write_directions(decoder, spec.layer_index, which)[0]
+    return None
+
+
+def derived_attention_scalars(
+    scalars: Rows, row: int, spec: DerivedAttentionScalarsSpec
+) -> DerivedAttentionScalarsResult:
+    """One head (or all heads' writes to one latent) at every token pair, with totals and maxima per token."""
+    planned = scalars.planned[row]
+    n_tokens = planned.n_tokens
+    if spec.derived_scalar is DerivedScalar.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS:
+        wanted = planned.inference.within_layer_gradient
+        assert wanted is not None
+        (pairs,) = download([writes_to_latent(scalars, row, spec.layer_index, wanted)])
+    else:
+        query, key = np.divmod(np.arange(n_tokens**2), n_tokens)
+        cells = np.stack([query, key, np.full(n_tokens**2, spec.activation_index)], axis=1)
+        pairs = numbers_at(product_of(scalars, spec.derived_scalar), row, spec.layer_index, cells)
+        pairs = pairs.reshape(n_tokens, n_tokens)
+    visible = np.tril(pairs)
+    best = np.where(np.triu(np.ones_like(pairs, dtype=bool), 1), -np.inf, pairs)
+    total_in, total_out = visible.sum(axis=1), visible.sum(axis=0)
+    scalar_max = best.max() if spec.max_scalar is None else spec.max_scalar
+    in_max = total_in.max() if spec.max_total_in is None else spec.max_total_in
+    out_max = total_out.max() if spec.max_total_out is None else spec.max_total_out
+    return DerivedAttentionScalarsResult(
+        visible,
+        normalized_by(visible, scalar_max),
+        _totals(total_in, in_max, best.max(axis=1), scalar_max),
+        _totals(total_out, out_max, best.max(axis=0), scalar_max),
+    )
+
+
+def _totals(total: Array, total_max: float, maximum: Array, scalar_max: float) -> AttentionTotals:
+    return AttentionTotals(
+        total, normalized_by(total, total_max), maximum, normalized_by(maximum, scalar_max)
+    )
+
+
+def normalized_by(x: Array, maximum: float) -> Array:
+    """`x` over its maximum, negative numbers as zero, as for a colour scale; zeros where none is positive."""
+    with np.errstate(over="ignore"):  # over a maximum that is close to zero, numbers are infinite
+        found: Array = (x.clip(min=0) / np.float64(maximum if maximum > 0 else 1)).astype(x.dtype)
+    return found

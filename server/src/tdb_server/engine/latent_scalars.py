@@ -1,0 +1,143 @@
+"""Derived scalars of autoencoder latents, of which only the active ones are touched, and of errors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tdb_server.domain.derived_scalar import Declaration, Measure
+from tdb_server.domain.hook_point import HOOK_POINT_SHAPES, HookPoint
+from tdb_server.domain.model_info import Site
+from tdb_server.domain.node import PassType
+from tdb_server.engine.interventions import Intervention, set_values
+from tdb_server.engine.latents import dot_directions
+from tdb_server.engine.plan import (
+    attention_depth,
+    is_error,
+    mlp_depth,
+)
+from tdb_server.engine.product_of_rows import product_at_all_tokens, product_at_directions
+from tdb_server.engine.products import Layers, Product
+from tdb_server.engine.rows import Rows, of_each
+from tdb_server.model.autoencoder import Autoencoder
+
+_NO_CELLS = torch.zeros(0, 0, dtype=torch.bool)
+
+
+def latent_scalars(rows: Rows, declared: Declaration, hook_point: HookPoint, pass_type: PassType) -> Product:
+    """Of latents that are active; every other latent's number is zero."""
+    autoencoder, axes = rows.autoencoder(hook_point), declared.dimensions
+    ids, values = rows.latents(autoencoder)
+    key = autoencoder.site
+    product = product_at_all_tokens
+    match declared.measure:
+        case Measure.ACTIVATION if pass_type is PassType.FORWARD:
+            factors = [values]
+        case Measure.ACTIVATION:
+            is_active = of_each(lambda x: x != 0, values)
+            factors = [_latent_gradients(rows, autoencoder, ids), is_active]
+        case Measure.ACT_TIMES_GRAD:
+            factors = [values, _latent_gradients(rows, autoencoder, ids)]
+        case Measure.WRITE_NORM:
+            factors = [values, _latent_write_norms(rows, autoencoder, ids)]
+        case _:
+            values = rows.at_direction_tokens((key, "values"), values, axes)
+            ids = rows.at_direction_tokens((key, "ids"), ids, axes)
+            factors = [values, _latent_effects(rows, autoencoder, ids)]
+            product = product_at_directions
+    made = product(rows, declared, factors, axes)
+    return replace(made, ids=ids, n_latents=autoencoder.info.n_latents)
+
+
+def _latent_gradients(rows: Rows, autoencoder: Autoencoder, ids: Layers) -> Layers:
+    """Gradients of the objectives at the active latents: of each layer [B, T, K]."""
+
+    def compute() -> list[Tensor]:
+        found = []
+        for own_ids, (layer_index, layer) in zip(
+            ids.tensors, sorted(autoencoder.layers.items()), strict=True
+        ):
+            site = rows.values(autoencoder.site.hook_point).tensors[layer_index]
+            at_site = layer.times_write_scale(rows.site_gradient(autoencoder, layer_index), site)
+            gradient = dot_directions(layer, own_ids, at_site)
+            for one in rows.interventions(autoencoder, layer_index):
+                if not one.is_forward and not is_error(one.hook_point):
+                    _set_latent_gradients(gradient, own_ids, one)
+            found.append(gradient)
+        return found
+
+    return rows.once((autoencoder.site, "gradients"), compute)
+
+
+def _latent_write_norms(rows: Rows, autoencoder: Autoencoder, ids: Layers) -> Layers:
+    """Norms of the active latents' unit writes: of each layer [B, T, K]."""
+    layers = [layer for _, layer in sorted(autoencoder.layers.items())]
+    if ids.together is not None and not any(layer.norms_inputs for layer in layers):
+        norms = torch.stack([layer.known_write_norms for layer in layers])  # [L, n]
+        which = torch.arange(len(layers), device=norms.device)[:, None, None]
+        return Layers.of(norms[which, ids.together])
+    site = rows.values(autoencoder.site.hook_point).tensors
+    return Layers(
+        [
+            layer.times_write_scale(layer.known_write_norms[own_ids], site[layer_index])
+            for own_ids, (layer_index, layer) in zip(
+                ids.tensors, sorted(autoencoder.layers.items()), strict=True
+            )
+        ]
+    )
+
+
+def _latent_effects(rows: Rows, autoencoder: Autoencoder, ids: Layers) -> Layers:
+    """The active latents' unit writes · directions of interest: of each layer [B, n, K]."""
+    found = []
+    depth = mlp_depth if autoencoder.site.is_mlp else attention_depth
+    for own_ids, (layer_index, layer) in zip(ids.tensors, sorted(autoencoder.layers.items()), strict=True):
+        direction = rows.seen_directions(depth(layer_index))
+        if autoencoder.site is Site.MLP_POST_ACT:
+            mlp = rows.model.decoder.blocks[layer_index].mlp
+            direction = mlp.write_transposed(direction)  # [B, n, F]
+        if layer.norms_inputs:
+            site = rows.values(autoencoder.site.hook_point).tensors[layer_index]
+            direction = layer.times_write_scale(direction, rows.picked(site, 1))
+        found.append(dot_directions(layer, own_ids, direction))
+    return Layers(found)
+
+
+def error_scalars(rows: Rows, declared: Declaration, hook_point: HookPoint, pass_type: PassType) -> Product:
+    """What the autoencoder fails to reconstruct [B, T, s], or the gradient at it."""
+    autoencoder = rows.autoencoder(hook_point)
+    layers = sorted(autoencoder.layers)
+    found = []
+    for layer_index in layers:
+        layer = autoencoder.layers[layer_index]
+        site = rows.values(autoencoder.site.hook_point).tensors[layer_index]
+        if pass_type is PassType.FORWARD:
+            error = site - layer.reconstruct(layer.encode(site), site)
+        else:
+            error = rows.site_gradient(autoencoder, layer_index)
+        own = [
+            one
+            for one in rows.interventions(autoencoder, layer_index)
+            if is_error(one.hook_point) and one.is_forward == (pass_type is PassType.FORWARD)
+        ]
+        error = set_values(error, own, _NO_CELLS)
+        if rows.inputs.has_padding:
+            error = error.clone()
+            for row, planned in enumerate(rows.plan.rows[rows.rows]):
+                error[row, planned.n_tokens :] = 0
+        found.append(error)
+    axes = HOOK_POINT_SHAPES[autoencoder.site.hook_point].dimensions
+    return product_at_all_tokens(rows, replace(declared, dimensions=axes), [Layers(found)], axes)
+
+
+def _set_latent_gradients(gradient: Tensor, ids: Tensor, one: Intervention) -> None:
+    """Sets gradients at active latents [B, T, K], in place."""
+    token, latent = one.ablation.index.tensor_indices
+    tokens = slice(0, one.n_tokens) if token is None else slice(token, token + 1)
+    own = gradient[one.row, tokens]
+    if latent is None:
+        own.fill_(one.ablation.value)
+    else:
+        own.masked_fill_(ids[one.row, tokens] == latent, one.ablation.value)

@@ -1,0 +1,113 @@
+"""Autoencoder latents inside a pass: spliced into the forward pass, and read back.
+
+An autoencoder is spliced in "online" with its error added back, so `site = reconstruction + error` and
+nothing changes downstream. That is why the splice costs nothing unless a latent (or the error) is set: then
+only what differs is added, `(set - latent) @ directions` (times the inputs' deviation where they are layer
+normed), where gradients flow through the latent as it was, and through the norm.
+
+Few latents are active at a token. Read back, each token has its active ones side by side [B, T, K]; what is
+left of K are zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tdb_server.engine.interventions import Intervention, set_gradients, set_values
+from tdb_server.engine.plan import is_error
+from tdb_server.engine.sampled_products import sampled_products
+from tdb_server.model.autoencoder import AutoencoderLayer
+
+_MAX_GATHERED = 2**25
+"""Numbers of directions that are gathered at once on a GPU."""
+_NO_CELLS = torch.zeros(0, 0, dtype=torch.bool)
+
+
+def splice(layer: AutoencoderLayer, x: Tensor, interventions: Sequence[Intervention]) -> Tensor:
+    """The site's value after latents or errors are set: [B, T, s] to [B, T, s]."""
+    spliced = x.clone()
+    for row in {one.row for one in interventions}:
+        own = [_alone(one) for one in interventions if one.row == row]
+        n_tokens = own[0].n_tokens
+        site = x[row : row + 1, :n_tokens]
+        latents = layer.encode(site)
+        change = torch.zeros_like(site)
+        errors = [one for one in own if is_error(one.hook_point)]
+        if errors:
+            error = site - layer.reconstruct(latents, site)
+            change = change + _set(error, errors) - error
+        if len(errors) < len(own):
+            altered = _set(latents, [one for one in own if not is_error(one.hook_point)])
+            change = change + layer.times_write_scale((altered - latents) @ layer.directions, site)
+        spliced[row : row + 1, :n_tokens] = site + change  # not into x, whose values the way back still needs
+    return spliced
+
+
+def _alone(one: Intervention) -> Intervention:
+    """The same in a batch of one row."""
+    return Intervention(0, one.n_tokens, one.ablation)
+
+
+def _set(x: Tensor, interventions: Sequence[Intervention]) -> Tensor:
+    forward = [one for one in interventions if one.is_forward]
+    backward = [one for one in interventions if not one.is_forward]
+    return set_gradients(set_values(x, forward, _NO_CELLS), backward, _NO_CELLS)
+
+
+def active_latents(
+    layer: AutoencoderLayer, site: Tensor, interventions: Sequence[Intervention]
+) -> tuple[Tensor, Tensor]:
+    """The active latents for site values [B, T, s], those that are set at their new value.
+
+    Returns:
+        Which they are, and their activations, two [B, T, K]; any latent may stand where the activation is 0.
+    """
+    altered = [one for one in interventions if one.is_forward and not is_error(one.hook_point)]
+    if layer.keeps_few and not altered:
+        values, ids = layer.largest(layer.pre_activations(site))
+        return ids, torch.relu(values)
+    return _side_by_side(set_values(layer.encode(site), altered, _NO_CELLS))
+
+
+def _side_by_side(latents: Tensor) -> tuple[Tensor, Tensor]:
+    """The latents [B, T, n] that are not zero."""
+    counts = (latents != 0).sum(dim=-1)
+    n_kept = max(1, int(counts.max())) if counts.numel() else 1
+    if latents.device.type != "cpu":
+        ids = latents.abs().topk(n_kept, dim=-1, sorted=False).indices
+        return ids, latents.gather(-1, ids)
+    where = latents.nonzero().unbind(1)
+    ends = counts.flatten().cumsum(0)
+    token = where[0] * latents.shape[1] + where[1]
+    position = torch.arange(len(token)) - F.pad(ends, (1, 0))[token]
+    ids = torch.full((*latents.shape[:-1], n_kept), latents.shape[-1] - 1)
+    values = latents.new_zeros(ids.shape)
+    ids[where[0], where[1], position] = where[2]
+    values[where[0], where[1], position] = latents[where]
+    return ids, values
+
+
+def dot_directions(layer: AutoencoderLayer, ids: Tensor, vectors: Tensor) -> Tensor:
+    """Of each latent its direction · its token's vector: [..., K] and [..., s] to [..., K].
+
+    The directions of few latents are gathered; many are cheaper as one product.
+    """
+    shape, n_latents = ids.shape, len(layer.directions)
+    if not ids.numel():
+        return vectors.new_zeros(shape)
+    if 8 * shape[-1] > n_latents:
+        return (vectors @ layer.directions.T).gather(-1, ids)
+    flat, tokens = ids.reshape(-1, shape[-1]), vectors.reshape(-1, vectors.shape[-1])
+    if ids.device.type == "cpu":
+        rows = torch.arange(len(flat)).repeat_interleave(shape[-1])
+        return sampled_products(tokens, layer.directions, rows, flat.reshape(-1)).view(shape)
+    step = max(1, _MAX_GATHERED // (shape[-1] * vectors.shape[-1]))
+    parts = [
+        (layer.directions[some] @ own[:, :, None])[:, :, 0]
+        for some, own in zip(torch.split(flat, step), torch.split(tokens, step), strict=True)
+    ]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(shape)

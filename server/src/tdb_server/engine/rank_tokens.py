@@ -1,0 +1,249 @@
+"""The second door for speed: vocabulary tokens ranked along directions, and what was ranked is remembered.
+
+Ranking reads the whole vocabulary matrix, which for a short prompt costs more than the model itself. On a
+CPU, each distinct direction is ranked once, and its best tokens are remembered under the direction's own
+bytes: all uses of one neuron write along one row of its output weights, in one call and in the next. On a GPU
+ranking is faster than to wait for what is remembered.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tdb_server.domain.results import TopTokens
+from tdb_server.engine.ranking_trial import MANY_TOKENS, N_DIRECTIONS, RANKINGS, choose_ranking
+from tdb_server.engine.token_ranking import RankedTokens, Ranking, rank_scores
+from tdb_server.engine.transfers import Array, download
+from tdb_server.model.decoder import Decoder
+
+MAX_REMEMBERED = 2**18
+"""Rankings of ten tokens at both ends take about 100 MB."""
+Key = tuple[bool, int, bytes]
+"""What a ranking is remembered under: output or input tokens, how many of them, and the direction's bytes."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Both ends of rankings of the vocabulary, best first: arrays [m, n_tokens]."""
+
+    high: Array
+    high_ids: Array
+    low: Array
+    low_ids: Array
+
+
+RankedRow = tuple[Ranked, int]
+"""One ranking: those it was made with, and which of them it is."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Some directions to be ranked along.
+
+    Attributes:
+        vectors: distinct directions [u, d].
+        which: the vector of each node [m], on the host.
+        scales: what each node's vector is multiplied with [m].
+        n_tokens: tokens wanted at both ends of each ranking.
+        is_output: output tokens are scored that writes upvote, the mean over the vocabulary subtracted;
+            else input tokens, whose embeddings upvote what is read.
+    """
+
+    vectors: Tensor
+    which: Array
+    scales: Tensor
+    n_tokens: int
+    is_output: bool
+
+
+class TokenRanker:
+    """Ranks a model's vocabulary along directions."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        excluded: Sequence[int] = (),
+        max_remembered: int = MAX_REMEMBERED,
+        ranking: str | None = None,
+    ) -> None:
+        """Starts with nothing remembered.
+
+        Args:
+            excluded: token ids that are never listed.
+            max_remembered: directions whose rankings are kept, least recently used dropped first.
+            ranking: how vocabularies are ranked, one of `RANKINGS`; None for the fastest way on this machine.
+
+        Raises:
+            ModelError: that ranking cannot be had here.
+        """
+        vocabulary, embedding = decoder.unembedding, decoder.token_embedding
+        self._decoder = decoder
+        self._mean = vocabulary.mean(dim=0)
+        self._excluded = torch.tensor(list(excluded), device=decoder.device) if excluded else None
+        middle = decoder.blocks[len(decoder.blocks) // 2].mlp
+        some = torch.arange(min(N_DIRECTIONS, decoder.config.n_neurons), device=decoder.device)
+        writes = decoder.along_logits(middle.unit_writes(some))
+        self._rank_outputs, self.kernel = choose_ranking(vocabulary, self._excluded, writes, ranking)
+        self._rank_inputs = (
+            self._rank_outputs
+            if vocabulary is embedding
+            else RANKINGS[self.kernel.chosen](embedding, self._excluded)
+        )
+        self._remembered: OrderedDict[Key, RankedRow] = OrderedDict()
+        self.max_remembered = max_remembered
+        self.remembers = decoder.device.type == "cpu"
+        self.is_slow = self.remembers and len(vocabulary) >= MANY_TOKENS
+
+    def score(self, scorings: Sequence[Scoring]) -> Iterator[TopTokens]:
+        """The token lists of every node of each scoring, one scoring after the other."""
+        return self._score_remembering(scorings) if self.remembers else self._score_at_once(scorings)
+
+    def prepare(self, scoring: Scoring) -> None:
+        """Ranks along a few directions that later calls may ask for."""
+        along = self._along(scoring)
+        for part in self._rank_others(self._remembered, [_keys(scoring, along)], [along]):
+            self._remember(part)
+
+    def ranked(self, scores: Tensor, n_tokens: int) -> Ranked:
+        """Both ends of rows of scores [m, V]."""
+        return _arrays(rank_scores(scores, n_tokens, self._excluded))
+
+    def _along(self, scoring: Scoring) -> Tensor:
+        return self._decoder.along_logits(scoring.vectors) if scoring.is_output else scoring.vectors
+
+    def _score_at_once(self, scorings: Sequence[Scoring]) -> Iterator[TopTokens]:
+        """Ranks along all directions in as few products as there is room for; one copy to the host."""
+        by_product: dict[tuple[int, int], list[int]] = {}
+        for index, one in enumerate(scorings):
+            ranking = self._rank_outputs if one.is_output else self._rank_inputs
+            by_product.setdefault((id(ranking), one.n_tokens), []).append(index)
+        along = [self._along(one) for one in scorings]
+        tensors: list[Tensor] = []
+        counts: list[tuple[list[int], int]] = []
+        for (_, n_tokens), own in by_product.items():
+            ranking = self._rank_outputs if scorings[own[0]].is_output else self._rank_inputs
+            together = torch.cat([along[index] for index in own])
+            parts = [ranking.rank(part, n_tokens) for part in torch.split(together, ranking.max_directions)]
+            for part in parts:
+                tensors += [part.high, part.high_ids, part.low, part.low_ids]
+            counts.append((own, len(parts)))
+        means = [one @ self._mean for one, scoring in zip(along, scorings, strict=True) if scoring.is_output]
+        arrays = iter(download([*tensors, *means, *(one.scales for one in scorings)]))
+        ranked: dict[int, Ranked] = {}
+        for own, n_parts in counts:
+            parts_of_arrays = [[next(arrays) for _ in range(4)] for _ in range(n_parts)]
+            joined = [np.concatenate(one) for one in zip(*parts_of_arrays, strict=True)]
+            start = 0
+            for index in own:
+                stop = start + len(scorings[index].vectors)
+                ranked[index] = Ranked(*(one[start:stop] for one in joined))
+                start = stop
+        of_outputs = [index for index, one in enumerate(scorings) if one.is_output]
+        found_means = {index: next(arrays) for index in of_outputs}
+        for index, one in enumerate(scorings):
+            yield _lists(ranked[index], one, found_means.get(index), next(arrays))
+
+    def _score_remembering(self, scorings: Sequence[Scoring]) -> Iterator[TopTokens]:
+        """What is not remembered is ranked together, a part at a time.
+
+        The first lists are ready, and on their way to the caller, while the last directions still wait.
+        """
+        directions = [self._along(one) for one in scorings]
+        keys = [_keys(one, along) for one, along in zip(scorings, directions, strict=True)]
+        found = {key: self._remembered[key] for own in keys for key in own if key in self._remembered}
+        self._remember(found)
+        parts = self._rank_others(found, keys, directions)
+        for scoring, along, own in zip(scorings, directions, keys, strict=True):
+            while not found.keys() >= set(own):
+                part = next(parts)
+                self._remember(part)
+                found |= part
+            means = (along @ self._mean) if scoring.is_output else None
+            (scales,), mean = download([scoring.scales]), None if means is None else download([means])[0]
+            yield _lists(_stacked([found[key] for key in own]), scoring, mean, scales)
+
+    def _rank_others(
+        self, found: Mapping[Key, RankedRow], keys: Sequence[Sequence[Key]], directions: Sequence[Tensor]
+    ) -> Iterator[dict[Key, RankedRow]]:
+        """The rankings under every key that is not found, in parts, in the order of the keys."""
+        missing: dict[tuple[Ranking, int], dict[Key, Tensor]] = {}
+        for own, along in zip(keys, directions, strict=True):
+            for key, direction in zip(own, along, strict=True):
+                if key not in found:
+                    ranking = self._rank_outputs if key[0] else self._rank_inputs
+                    missing.setdefault((ranking, key[1]), {})[key] = direction
+        for (ranking, n_tokens), wanted in missing.items():
+            waiting = iter(wanted)
+            for part in torch.split(torch.stack(list(wanted.values())), ranking.max_directions):
+                ranked = _arrays(ranking.rank(part, n_tokens))
+                yield {next(waiting): (ranked, row) for row in range(len(part))}
+
+    def _remember(self, found: Mapping[Key, RankedRow]) -> None:
+        for key, row in found.items():
+            self._remembered[key] = row
+            self._remembered.move_to_end(key)
+        while len(self._remembered) > self.max_remembered:
+            self._remembered.popitem(last=False)
+
+
+def _keys(scoring: Scoring, directions: Tensor) -> list[Key]:
+    (rows,) = download([directions])
+    return [(scoring.is_output, scoring.n_tokens, sha256(row.tobytes()).digest()) for row in rows]
+
+
+def _arrays(ranked: RankedTokens) -> Ranked:
+    return Ranked(*download([ranked.high, ranked.high_ids, ranked.low, ranked.low_ids]))
+
+
+def _stacked(rows: Sequence[RankedRow]) -> Ranked:
+    if not rows:
+        ids, floats = np.zeros((0, 1), np.int32), np.zeros((0, 1), np.float32)
+        return Ranked(floats, ids, floats, ids)
+    return Ranked(
+        np.stack([ranked.high[row] for ranked, row in rows]),
+        np.stack([ranked.high_ids[row] for ranked, row in rows]),
+        np.stack([ranked.low[row] for ranked, row in rows]),
+        np.stack([ranked.low_ids[row] for ranked, row in rows]),
+    )
+
+
+def _lists(ranked: Ranked, scoring: Scoring, mean: Array | None, scales: Array) -> TopTokens:
+    """Each node's token lists, from the rankings of the distinct directions."""
+    of_nodes = Ranked(*(one[scoring.which] for one in vars(ranked).values()))
+    if mean is None:
+        return scaled(of_nodes, scales)
+    less = mean[scoring.which][:, None]
+    return scaled(
+        Ranked(of_nodes.high - less, of_nodes.high_ids, of_nodes.low - less, of_nodes.low_ids), scales
+    )
+
+
+def scaled(ranked: Ranked, scales: Array) -> TopTokens:
+    """Each node's token lists: those of its direction times its scale [n]; a negative one swaps the ends."""
+    by = scales[:, None]
+    is_flipped = by < 0
+    top = np.where(is_flipped, ranked.low, ranked.high) * by
+    bottom = np.where(is_flipped, ranked.high, ranked.low) * by
+    leading = np.maximum(np.abs(top[:, :1]), np.abs(bottom[:, :1]))
+    leading[leading == 0] = 1
+    return TopTokens(
+        np.where(is_flipped, ranked.low_ids, ranked.high_ids).astype(np.int32),
+        top,
+        top / leading,
+        np.where(is_flipped, ranked.high_ids, ranked.low_ids).astype(np.int32),
+        bottom,
+        bottom / leading,
+    )
+
+
+def no_tokens() -> TopTokens:
+    """Token lists of no node."""
+    ids, floats = np.zeros((0, 0), np.int32), np.zeros((0, 0), np.float32)
+    return TopTokens(ids, floats, floats, ids, floats, floats)

@@ -1,0 +1,103 @@
+"""What attention hands from token to token towards one latent, summed over heads."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tdb_server.domain.hook_point import HookPoint
+from tdb_server.domain.requests import ActivationIndex
+from tdb_server.domain.results import TokenPairAttributionResult
+from tdb_server.engine.nodes import NodeTable
+from tdb_server.engine.rows import Rows
+from tdb_server.engine.scalars import project_values
+from tdb_server.engine.transfers import download
+from tdb_server.model.autoencoder import Autoencoder
+
+
+def writes_towards(scalars: Rows, layer_index: int, row: int, queries: Tensor, directions: Tensor) -> Tensor:
+    """`sum over heads of attn(q, k, h) v(k, h) W_O[h] · direction`, for m queries, each with its direction.
+
+    Args:
+        row: of the group.
+        queries: tokens [m].
+        directions: [m, d].
+
+    Returns:
+        Attributions to every attended-to token [m, T].
+    """
+    probs = scalars.values(HookPoint.ATTN_QK_PROBS).tensors[layer_index][row][:, queries]  # [H, m, T]
+    values = scalars.values(HookPoint.ATTN_V).tensors[layer_index][row]
+    onto = scalars.model.decoder.blocks[layer_index].attention.write_transposed(directions)
+    return (probs * project_values(values, onto)).sum(dim=0)
+
+
+def latent_gradients(
+    scalars: Rows,
+    autoencoder: Autoencoder,
+    layer_index: int,
+    row: int,
+    tokens: Tensor,
+    latents: Tensor,
+) -> Tensor:
+    """Gradient of latents at attention's write, each at its own token, before any intervention [m, d].
+
+    It is zero for inactive latents. The scale of normed inputs is held constant.
+    """
+    layer = autoencoder.layers[layer_index]
+    site = scalars.values(autoencoder.site.hook_point).tensors[layer_index][row, tokens]
+    is_active = layer.encode(site).gather(1, latents[:, None]) != 0  # [m, 1]
+    return layer.read_directions(latents, site) * is_active
+
+
+def token_pair_attribution(
+    scalars: Rows, row: int, table: NodeTable, n_tokens_attended_to: int
+) -> TokenPairAttributionResult:
+    """For every active attention latent: the tokens whose values fed it most."""
+    n_tokens = scalars.planned[row].n_tokens
+    n_listed = min(n_tokens_attended_to, n_tokens)
+    device = scalars.model.decoder.device
+    found: list[Tensor] = []
+    placed: list[np.ndarray] = []
+    for (node_type, _), (places, layers, indices) in table.by_type.items():
+        if not node_type.is_latent or scalars.autoencoder(node_type).site.is_mlp:
+            continue
+        autoencoder = scalars.autoencoder(node_type)
+        for layer_index in np.unique(layers).tolist():
+            own = layers == layer_index
+            tokens, latents = torch.from_numpy(indices[own].T.copy()).to(device)
+            gradients = latent_gradients(scalars, autoencoder, layer_index, row, tokens, latents)
+            towards = writes_towards(scalars, layer_index, row, tokens, gradients)[:, :n_tokens]
+            best = towards.topk(n_listed, dim=1)
+            found += [(gradients != 0).any(dim=1), best.values, best.indices]
+            placed.append(places[own])
+    rows = np.full(len(table.nodes), -1, np.int32)
+    arrays = download(found) if found else []
+    is_active = [one.astype(bool) for one in arrays[0::3]]
+    order = np.concatenate([own[active] for own, active in zip(placed, is_active, strict=True)] or [rows[:0]])
+    rows[order] = np.arange(len(order))
+    values = [one[active] for one, active in zip(arrays[1::3], is_active, strict=True)]
+    indices_found = [one[active] for one, active in zip(arrays[2::3], is_active, strict=True)]
+    return TokenPairAttributionResult(
+        table.nodes,
+        rows,
+        np.concatenate([np.zeros((0, n_listed), np.int32), *(one.astype(np.int32) for one in indices_found)]),
+        np.concatenate([np.zeros((0, n_listed), np.float32), *(one.astype(np.float32) for one in values)]),
+    )
+
+
+def writes_to_latent(scalars: Rows, row: int, layer_index: int, wanted: ActivationIndex) -> Tensor:
+    """Attention's writes to one latent at every token pair [q, k]; zero but for the asked-for queries."""
+    autoencoder = scalars.autoencoder(wanted.hook_point)
+    token, latent = wanted.tensor_indices
+    assert latent is not None
+    n_tokens = scalars.planned[row].n_tokens
+    queries = torch.arange(n_tokens, device=scalars.model.decoder.device)
+    if token is not None:
+        queries = queries[token : token + 1]
+    which = torch.full_like(queries, latent)
+    gradients = latent_gradients(scalars, autoencoder, layer_index, row, queries, which)
+    writes = torch.zeros(n_tokens, n_tokens, dtype=gradients.dtype, device=gradients.device)
+    writes[queries] = writes_towards(scalars, layer_index, row, queries, gradients)[:, :n_tokens]
+    return writes

@@ -1,0 +1,45 @@
+"""What sees the tensors of a forward pass, at its hook points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tdb_server.domain.hook_point import HookPoint
+
+Hook = Callable[[HookPoint, int | None, Tensor], Tensor]
+"""From a hook point, its layer and its tensor to the tensor to go on with."""
+NORM_SCALES = frozenset({HookPoint.ATTN_LN_SCALE, HookPoint.MLP_LN_SCALE, HookPoint.RESID_LN_F_SCALE})
+INNER_HOOK_POINTS = NORM_SCALES | {HookPoint.MLP_PRE_ACT}
+"""Hook points inside norms and gated MLPs."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """A hook, and where it must be called.
+
+    Attributes:
+        hook: may keep a tensor, replace it, or return one whose gradient is altered.
+        inner: the inner hook points at which it is called; a norm or a gated MLP with none of them is
+            computed in one step.
+    """
+
+    hook: Hook
+    inner: frozenset[HookPoint] = INNER_HOOK_POINTS
+
+    def __call__(self, hook_point: HookPoint, layer_index: int | None, x: Tensor) -> Tensor:
+        """Calls the hook."""
+        return self.hook(hook_point, layer_index, x)
+
+
+NO_HOOKS = Hooks(lambda hook_point, layer_index, x: x, frozenset())
+
+
+def _hold_norm_scale(hook_point: HookPoint, layer_index: int | None, x: Tensor) -> Tensor:
+    return x.detach() if hook_point in NORM_SCALES else x
+
+
+HOLD_NORM_SCALES = Hooks(_hold_norm_scale, NORM_SCALES)
+"""With these, norm scales are constants on the way back."""

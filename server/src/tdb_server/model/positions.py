@@ -1,0 +1,75 @@
+"""Where tokens are: which of them attention may look at, and by which angles queries and keys turn.
+
+Both are tables that all layers share, made when they are first needed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tdb_server.model.config import DecoderConfig
+from tdb_server.model.rotary import rotary_frequencies
+
+MIN_ROTARY_TOKENS = 1024
+
+
+class Positions:
+    """The tables of one decoder. The last of each is kept: most calls need one of the same length."""
+
+    def __init__(self, config: DecoderConfig, like: Tensor) -> None:
+        """Tables are made where `like` is, and of its type."""
+        self._config, self._like = config, like
+        self._half_scale: float = config.d_head**-0.25
+        self._rotary: tuple[Tensor, Tensor] | None = None
+        self._mask: Tensor | None = None
+        self._barrier: Tensor | None = None
+
+    def turns(self, tokens: slice | Tensor, dtype: torch.dtype) -> tuple[Tensor | float, Tensor | None]:
+        """What queries and keys are multiplied with for their scale and their rotation, at some tokens.
+
+        Each carries half of the `1 / sqrt(e)` scale. Without rotation, that alone and None.
+        """
+        if self._config.rotary_theta is None:
+            return self._half_scale, None
+        n_tokens = tokens.stop if isinstance(tokens, slice) else 0
+        if self._rotary is None or len(self._rotary[0]) < n_tokens:
+            self._rotary = self._scaled_frequencies(n_tokens)
+        cosine, sine = (table[tokens].to(dtype) for table in self._rotary)
+        return cosine, sine
+
+    def _scaled_frequencies(self, n_tokens: int) -> tuple[Tensor, Tensor]:
+        """Tables long enough: they grow in powers of two, as far as the context goes.
+
+        A model may claim a context that nobody's memory has room for.
+        """
+        n_rows = max(MIN_ROTARY_TOKENS, 1 << (n_tokens - 1).bit_length())
+        n_rows = min(n_rows, self._config.context_length)
+        cosine, sine = rotary_frequencies(self._config, n_rows, self._like.device)
+        return cosine * self._half_scale, sine * self._half_scale
+
+    def mask(self, n_tokens: int) -> Tensor:
+        """True where attention may not look: [T, T]."""
+        if self._mask is None or len(self._mask) != n_tokens:
+            ones = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=self._like.device)
+            self._mask = ones.triu(1)
+            if self._config.sliding_window is not None:
+                self._mask |= ones.tril(-self._config.sliding_window)
+        return self._mask
+
+    def hide(self, logits: Tensor) -> None:
+        """Makes logits [..., T, T] -inf where attention may not look, in place.
+
+        On a CPU, to clear and to add takes a quarter of what it takes to choose. Nothing is left of what was
+        there, not even of what is not a number. On a GPU one kernel is better than two.
+        """
+        n_tokens = logits.shape[-1]
+        if logits.device.type != "cpu":
+            logits.masked_fill_(self.mask(n_tokens), -torch.inf)
+            return
+        if self._barrier is None or len(self._barrier) != n_tokens:
+            self._barrier = logits.new_zeros(n_tokens, n_tokens).masked_fill(self.mask(n_tokens), -torch.inf)
+        logits.tril_()
+        if self._config.sliding_window is not None:
+            logits.triu_(1 - self._config.sliding_window)
+        logits.add_(self._barrier)

@@ -1,0 +1,54 @@
+"""What follows from the weights alone and every call needs: computed once, when the model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tdb_server.model.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class Precomputed:
+    """Norms and sums of frozen weights.
+
+    Attributes:
+        neuron_write_norms: norm of each neuron's unit write [L, F].
+        head_write_grams: per head `W_O[h]^T W_O[h]` [L, H, e, e], so that `‖v W_O[h]‖² = v gram v`.
+        attention_gains: of the norms before attention [L, d].
+        mlp_gains: of the norms before MLPs [L, d].
+        mlp_biases: of the same norms, where they have one [L, d].
+        unembedding_sum: the unembedding summed over the vocabulary [d].
+    """
+
+    neuron_write_norms: Tensor
+    head_write_grams: Tensor
+    attention_gains: Tensor
+    mlp_gains: Tensor
+    mlp_biases: Tensor | None
+    unembedding_sum: Tensor
+
+
+def precompute(decoder: Decoder) -> Precomputed:
+    """Computes them for a decoder."""
+    grams, norms = [], []
+    for block in decoder.blocks:
+        by_head = block.attention.out_weights()  # [H, d, e]
+        grams.append(by_head.transpose(1, 2) @ by_head)
+        norms.append(block.mlp.unit_write_norms())
+    return Precomputed(
+        torch.stack(norms),
+        torch.stack(grams),
+        torch.stack([block.attention.norm.gain for block in decoder.blocks]),
+        torch.stack([block.mlp.norm.gain for block in decoder.blocks]),
+        _stacked([block.mlp.norm.bias for block in decoder.blocks]),
+        decoder.unembedding.sum(dim=0),
+    )
+
+
+def _stacked(biases: Sequence[Tensor | None]) -> Tensor | None:
+    found = [one for one in biases if one is not None]
+    return torch.stack(found) if found else None

@@ -1,1 +1,0 @@
-"""From one forward and one backward pass to the numbers of an answer."""

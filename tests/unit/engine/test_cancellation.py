@@ -1,0 +1,111 @@
+"""Cancelled calls: their batch stops early when nobody is left, and goes on for whoever is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from tdb_server.domain.call import Call
+from tdb_server.domain.debug import inference_sub_request
+from tdb_server.domain.requests import AttentionComponent, DebugSubRequest, MlpComponent
+from tdb_server.domain.results import Finished, NamedResult, ObjectiveValues
+from tdb_server.engine import passes
+from tdb_server.engine.engine import Engine
+
+from tests.property.small_models import small_model
+
+N_LAYERS = 3
+NAME = "gpt2-deep-untied"
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    assert small_model(NAME).config.n_layers == N_LAYERS
+    return small_model(NAME).engine()
+
+
+def call(call_id: str, n_sub_requests: int = 1) -> Call:
+    components = (MlpComponent.NEURON, AttentionComponent.ATTENTION_HEAD)
+    sub_request = inference_sub_request(DebugSubRequest((3, 4, 5), (1,), (2,), *components, 3))
+    return Call(call_id, (sub_request,) * n_sub_requests)
+
+
+class Cancelling:
+    """Says that calls are cancelled from the n-th question about any of them on, and counts questions."""
+
+    def __init__(self, from_question: float, *call_ids: str) -> None:
+        self.from_question, self.call_ids, self.n_questions = from_question, call_ids, 0
+
+    def __call__(self, call_id: str) -> bool:
+        if call_id not in self.call_ids:
+            return False
+        self.n_questions += 1
+        return self.n_questions >= self.from_question
+
+
+def test_it_is_asked_in_every_layer_on_the_way_forward_and_back(engine: Engine) -> None:
+    nobody = Cancelling(float("inf"), "a")
+    events = engine.run([call("a")], nobody)
+    first = next(events)
+    assert isinstance(first[1], NamedResult)
+    asked_forward = nobody.n_questions
+    assert asked_forward >= N_LAYERS
+    next(events)
+    assert nobody.n_questions - asked_forward >= N_LAYERS
+
+
+def test_a_call_cancelled_before_it_starts_is_given_nothing(engine: Engine) -> None:
+    assert list(engine.run([call("a")], lambda _: True)) == []
+
+
+@pytest.mark.parametrize("question", range(1, N_LAYERS + 1))
+def test_the_forward_pass_stops_in_the_layer_where_all_are_cancelled(engine: Engine, question: int) -> None:
+    cancelling = Cancelling(question, "a")
+    assert list(engine.run([call("a")], cancelling)) == []
+    assert cancelling.n_questions == question
+
+
+def test_the_backward_pass_stops(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits have left by then; no gradient arrives."""
+    arrived: list[object] = []
+    original = passes._present
+
+    def present(*args: object) -> object:
+        arrived.append(args)
+        return original(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(passes, "_present", present)
+    is_cancelled = False
+    events = engine.run([call("a")], lambda _: is_cancelled)
+    _, first = next(events)
+    assert isinstance(first, NamedResult)
+    assert first.name == "topOutputTokenLogits"
+    is_cancelled = True
+    assert list(events) == []
+    assert arrived == []
+
+
+@pytest.mark.parametrize("n_events", range(1, 9))
+def test_no_event_follows_a_cancellation(engine: Engine, n_events: int) -> None:
+    """Wherever it comes: among logits, objectives, rankings or token lists."""
+    is_cancelled = False
+    events = engine.run([call("a", n_sub_requests=2)], lambda _: is_cancelled)
+    for _ in range(n_events):
+        next(events)
+    is_cancelled = True
+    assert list(events) == []
+
+
+@pytest.mark.parametrize("cancel_first", [True, False])
+def test_other_calls_of_the_batch_are_answered(engine: Engine, cancel_first: bool) -> None:
+    gone, kept = ("a", "b") if cancel_first else ("b", "a")
+    complete = [kinds(event) for _, event in engine.run([call(kept)], lambda _: False)]
+    found = list(engine.run([call("a"), call("b")], lambda call_id: call_id == gone))
+    assert {call_id for call_id, _ in found} == {kept}
+    assert [kinds(event) for _, event in found] == complete
+    assert isinstance(found[-1][1], Finished)
+
+
+def kinds(event: object) -> tuple[Callable[..., object], str | None]:
+    assert isinstance(event, NamedResult | ObjectiveValues | Finished)
+    return type(event), event.name if isinstance(event, NamedResult) else None

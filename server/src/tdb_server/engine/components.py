@@ -30,6 +30,8 @@ def derived_scalars(
 ) -> DerivedScalarsResult:
     """One component's derived scalar at every token, and the tokens of its direction."""
     declared = DERIVED_SCALARS[spec.derived_scalar]
+    if declared.node_type.is_latent and spec.layer_index is not None:
+        scalars = scalars.with_latents_of(spec.layer_index)
     product = product_of(scalars, spec.derived_scalar, spec.pass_type)
     n_tokens = scalars.planned[row].n_tokens
     cells = np.stack([np.arange(n_tokens), np.full(n_tokens, spec.activation_index)], axis=1)

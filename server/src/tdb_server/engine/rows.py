@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -57,6 +58,7 @@ class Rows:
         self.cache, self.backward, self.rows = cache, backward, rows
         self._layers: dict[object, Layers] = {}
         self._latents: dict[Site, tuple[Layers, Layers]] = {}
+        self._of_layers: dict[int, Rows] = {}
 
     @property
     def planned(self) -> Sequence[Row]:
@@ -150,6 +152,20 @@ class Rows:
             for one in latent_interventions(self.plan, self.model, autoencoder, layer_index)
             if self.rows.start <= one.row < self.rows.stop
         ]
+
+    def with_latents_of(self, layer_index: int) -> Rows:
+        """The same rows for what is asked of one layer: others' latents are not computed."""
+        if layer_index not in self._of_layers:
+            autoencoders = [
+                replace(one, layers={layer_index: one.layers[layer_index]})
+                for one in self.model.autoencoders
+                if layer_index in one.layers
+            ]
+            model = Model(self.model.decoder, tuple(autoencoders))
+            self._of_layers[layer_index] = Rows(
+                model, self.precomputed, self.plan, self.inputs, self.cache, self.backward, self.rows
+            )
+        return self._of_layers[layer_index]
 
     def latents(self, autoencoder: Autoencoder) -> tuple[Layers, Layers]:
         """The active latents of its layers, after interventions: which, and their activations [B, T, K]."""

@@ -97,6 +97,8 @@ class Engine:
             if all(is_cancelled(call.call_id) for call in calls):
                 raise Cancelled("every call of the batch was cancelled")
 
+        if not calls:
+            return
         clock = StageClock(self.decoder.device)
         cancelled: set[str] = set()
 

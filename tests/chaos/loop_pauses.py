@@ -4,7 +4,7 @@ The loop's lateness (`tdb_event_loop_lag_seconds`) is wall time: on a machine th
 much about them. So a few lines that every Python runs at its start measure the processor time of each
 callback, which is what the loop itself does before it looks at anybody else. What it does not show is a
 thread that keeps the interpreter's lock; that shows in the lateness, for which `test_costly_requests.py` has
-a bound, a generous one in the short form.
+a bound.
 """
 
 from __future__ import annotations

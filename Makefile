@@ -14,9 +14,16 @@ help:  ## say what can be made
 demo: $(INSTALLED)  ## explain why a real language model says " Mary"
 	$(BIN)/python examples/demo.py
 
-test: check programs  ## check, then run all tests but clients, gpu, ray, cluster and deploy; PYTEST_ARGS are passed on
-	$(BIN)/python -m pytest --ignore=tests/clients --ignore=tests/gpu --ignore=tests/ray --ignore=tests/cluster \
-		--ignore=tests/deploy $(PYTEST_ARGS)
+# These only compute, and run on all cores, with a thread each. The others start servers and measure time.
+COMPUTING = tests/golden/test_goldens_in_process.py tests/property tests/unit/benchmarks tests/unit/engine tests/unit/model
+OTHERS = --ignore=tests/clients --ignore=tests/gpu --ignore=tests/ray --ignore=tests/cluster --ignore=tests/deploy
+test: check programs  ## check, then run all tests but clients, gpu, ray, cluster and deploy; PYTEST_ARGS say which
+ifdef PYTEST_ARGS
+	$(BIN)/python -m pytest $(OTHERS) $(PYTEST_ARGS)
+else
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(COMPUTING)
+	$(BIN)/python -m pytest $(OTHERS) $(addprefix --ignore=,$(COMPUTING))
+endif
 
 chaos: $(INSTALLED)  ## kill workers, hang up, fill queues and send nonsense for minutes, with figures
 	TDB_CHAOS_LONG=1 $(BIN)/python -m pytest tests/chaos -s $(PYTEST_ARGS)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tdb_server.domain.derived_scalar import Declaration, Measure
-from tdb_server.domain.hook_point import HOOK_POINT_SHAPES, HookPoint
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import PassType
 from tdb_server.engine.interventions import Intervention, set_values
@@ -128,8 +128,7 @@ def error_scalars(rows: Rows, declared: Declaration, hook_point: HookPoint, pass
             for row, planned in enumerate(rows.plan.rows[rows.rows]):
                 error[row, planned.n_tokens :] = 0
         found.append(error)
-    axes = HOOK_POINT_SHAPES[autoencoder.site.hook_point].dimensions
-    return product_at_all_tokens(rows, replace(declared, dimensions=axes), [Layers(found)], axes)
+    return product_at_all_tokens(rows, declared, [Layers(found)], declared.dimensions)
 
 
 def _set_latent_gradients(gradient: Tensor, ids: Tensor, one: Intervention) -> None:

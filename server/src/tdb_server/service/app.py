@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 from collections.abc import Callable
@@ -82,6 +83,9 @@ async def serve(
         await app.start()
         try:
             if await app.until_ready(stopped):
+                # What is loaded stays: to look through it again and again would hold up the event loop.
+                gc.collect()
+                gc.freeze()
                 with ready_file(settings.ready_file, app.ports):
                     await stopped.wait()
         finally:

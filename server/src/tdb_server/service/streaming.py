@@ -62,6 +62,15 @@ def result_parts(result: NamedResult) -> Iterator[NamedResult]:
                 yield replace(result, result=replace(whole, nodes=nodes, rows=whole.rows[part]))
 
 
+def _marked(parts: Iterator[NamedResult]) -> Iterator[tuple[NamedResult, bool]]:
+    """Parts, each with whether it is the last. One is cut ahead: all would hold up the event loop."""
+    part = next(parts)
+    for following in parts:
+        yield part, False
+        part = following
+    yield part, True
+
+
 def _tokens_per_node(result: ProcessingResult) -> int:
     match result:
         case ScoredTokensResult(tokens=tokens):
@@ -130,11 +139,10 @@ class StreamWriter(Generic[StreamMessage]):
 
     def result(self, result: NamedResult) -> Iterator[StreamMessage]:
         """A result's parts, each followed by the chunks of its tensors."""
-        parts = list(result_parts(result))
-        for part in parts:
+        for part, is_last in _marked(result_parts(result)):
             message = self._new_message()
             message.result.sub_request_index = result.sub_request_index
-            message.result.last_part = part is parts[-1]
+            message.result.last_part = is_last
             named = message.result.result
             put_named_result(named, part, self._tokenizer, self._prompts[part.sub_request_index])
             chunked = self._take_out(tensors_of(named))

@@ -15,7 +15,7 @@ demo: $(INSTALLED)  ## explain why a real language model says " Mary"
 	$(BIN)/python examples/demo.py
 
 # These only compute, and run on all cores, with a thread each. The others start servers and measure time.
-COMPUTING = tests/golden/test_goldens_in_process.py tests/property tests/unit/benchmarks tests/unit/engine tests/unit/model
+COMPUTING = tests/golden/test_goldens_in_process.py tests/property $(addprefix tests/unit/,benchmarks client docs engine gateway model protos service)
 OTHERS = --ignore=tests/clients --ignore=tests/gpu --ignore=tests/ray --ignore=tests/cluster --ignore=tests/deploy
 test: check programs  ## check, then run all tests but clients, gpu, ray, cluster and deploy; PYTEST_ARGS say which
 ifdef PYTEST_ARGS

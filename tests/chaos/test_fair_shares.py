@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 
 import grpc
 import pytest
 from transformer_debugger.v1.call_pb2 import PRIORITY_SWEEP
+from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest
 from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import TransformerDebuggerServiceStub
 
 from tests.chaos.metrics_page import reading
@@ -17,6 +19,7 @@ from tests.chaos.watched_servers import QUEUE_LENGTH
 from tests.running_server import RunningServer
 
 N_HEAVY = 4
+_numbers = itertools.count()
 
 
 class Crowd:
@@ -28,10 +31,10 @@ class Crowd:
         own = (("grpc.use_local_subchannel_pool", 1),)
         n_channels = 1 if one_connection else n_calls
         self._channels = [grpc.insecure_channel(f"127.0.0.1:{server.port}", own) for _ in range(n_channels)]
-        request = debug_request(LONG_PROMPT, n_sub_requests=8, k=50)
-        request.priority = priority  # type: ignore[assignment]
         stubs = [TransformerDebuggerServiceStub(channel) for channel in self._channels]
-        self.streams = [stubs[i % n_channels].StreamDebug(request, timeout=600) for i in range(n_calls)]
+        self.streams = [
+            stubs[i % n_channels].StreamDebug(_heavy_request(priority), timeout=600) for i in range(n_calls)
+        ]
         self.errors: list[grpc.RpcError] = []
         self.n_done = 0
         self._threads = [threading.Thread(target=self._read, args=(one,)) for one in self.streams]
@@ -53,6 +56,13 @@ class Crowd:
             thread.join()
         for channel in self._channels:
             channel.close()
+
+
+def _heavy_request(priority: int) -> DebugRequest:
+    """One that nobody has sent before: what was answered once comes from the cache."""
+    request = debug_request(LONG_PROMPT, n_sub_requests=8, k=50 + next(_numbers))
+    request.priority = priority  # type: ignore[assignment]
+    return request
 
 
 @pytest.mark.parametrize("priority", [0, PRIORITY_SWEEP])

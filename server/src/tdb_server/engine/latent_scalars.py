@@ -123,10 +123,8 @@ def error_scalars(rows: Rows, declared: Declaration, hook_point: HookPoint, pass
             if is_error(one.hook_point) and one.is_forward == (pass_type is PassType.FORWARD)
         ]
         error = set_values(error, own, _NO_CELLS)
-        if rows.inputs.has_padding:
-            error = error.clone()
-            for row, planned in enumerate(rows.plan.rows[rows.rows]):
-                error[row, planned.n_tokens :] = 0
+        if rows.absent_tokens is not None:
+            error = error.masked_fill(rows.absent_tokens[..., None], 0)
         found.append(error)
     return product_at_all_tokens(rows, declared, [Layers(found)], declared.dimensions)
 

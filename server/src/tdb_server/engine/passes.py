@@ -271,10 +271,11 @@ def forward(model: Model, plan: Plan, inputs: Inputs, check_cancelled: Callable[
         interventions = [one for one in logit_interventions(plan) if _is_at_last_token(one)]
         before = _set_last(logits, [one for one in interventions if one.is_forward], set_values)
         after = _set_last(before, [one for one in interventions if not one.is_forward], set_gradients)
+    of_traces = trace_sites(plan)
     sites = {
         site: x
         for site, x in recorder.values.items()
-        if site[0] in plan.gradients or site in trace_sites(plan) or site == last_residual(decoder)
+        if site[0] in plan.gradients or site in of_traces or site == last_residual(decoder)
     }
     by_hook_point: dict[HookPoint, list[Tensor]] = {}
     for (hook_point, _), x in recorder.values.items():  # the forward pass comes by layers in order

@@ -6,7 +6,7 @@ computed for all at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -69,6 +69,12 @@ def autoencoder_of(named: HookPoint | NodeType, autoencoders: Sequence[Autoencod
     return next(one for one in autoencoders if is_mlp is None or one.site.is_mlp == is_mlp)
 
 
+_ATTENTION_WRITES = frozenset(
+    {HookPoint.RESID_POST_ATTN, HookPoint.RESID_DELTA_ATTN, HookPoint.ATTN_QK_PROBS}
+)
+"""Hook points that stand before their layer's MLP."""
+
+
 def attention_depth(layer_index: int) -> int:
     """Where attention's write stands among all writes to the residual stream, the embedding being 0."""
     return 2 * layer_index + 1
@@ -77,6 +83,11 @@ def attention_depth(layer_index: int) -> int:
 def mlp_depth(layer_index: int) -> int:
     """Where the MLP's write stands among all writes to the residual stream."""
     return 2 * layer_index + 2
+
+
+def write_depth(hook_point: HookPoint) -> Callable[[int], int]:
+    """Of a layer index, where the write that a hook point keeps of it stands among all writes."""
+    return attention_depth if hook_point in _ATTENTION_WRITES else mlp_depth
 
 
 def trace_site(trace: Trace) -> HookSite:

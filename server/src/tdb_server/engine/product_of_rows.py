@@ -11,14 +11,10 @@ from torch import Tensor
 from tdb_server.domain.derived_scalar import Declaration
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import Dimension
-from tdb_server.engine.plan import attention_depth, is_of_autoencoder, mlp_depth
+from tdb_server.engine.plan import attention_depth, is_of_autoencoder, mlp_depth, write_depth
 from tdb_server.engine.products import Layers, Product
 from tdb_server.engine.rows import Rows
 
-_ATTENTION_WRITES = frozenset(
-    {HookPoint.RESID_POST_ATTN, HookPoint.RESID_DELTA_ATTN, HookPoint.ATTN_QK_PROBS}
-)
-"""Hook points that stand before their layer's MLP."""
 _KEYS = Dimension.ATTENDED_TO_SEQUENCE_TOKENS
 
 
@@ -84,11 +80,9 @@ def _unseen_layers(
         return None
     hook_point = declared.hook_point
     assert hook_point is not None
+    depth = write_depth(hook_point)
     if is_of_autoencoder(hook_point):
-        is_attention = not rows.autoencoder(hook_point).site.is_mlp
-    else:
-        is_attention = hook_point in _ATTENTION_WRITES
-    depth = attention_depth if is_attention else mlp_depth
+        depth = mlp_depth if rows.autoencoder(hook_point).site.is_mlp else attention_depth
     seen = rows.inputs.depths[rows.rows, None]
     # All depths are made on the device and some picked: to copy a list there, the host would wait for a GPU.
     all_depths = torch.arange(mlp_depth(rows.model.decoder.config.n_layers), device=seen.device)

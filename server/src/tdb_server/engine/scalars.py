@@ -29,15 +29,11 @@ from tdb_server.engine.plan import (
     is_error,
     is_of_autoencoder,
     mlp_depth,
+    write_depth,
 )
 from tdb_server.engine.product_of_rows import product_at_all_tokens, product_at_directions
 from tdb_server.engine.products import Layers, Product
 from tdb_server.engine.rows import Rows, axes_of, of_each
-
-_ATTENTION_WRITES = frozenset(
-    {HookPoint.RESID_POST_ATTN, HookPoint.RESID_DELTA_ATTN, HookPoint.ATTN_QK_PROBS}
-)
-"""Hook points that stand before their layer's MLP."""
 
 
 def product_of(rows: Rows, scalar: DerivedScalar, pass_type: PassType = PassType.FORWARD) -> Product:
@@ -177,9 +173,8 @@ def _of_vectors(rows: Rows, declared: Declaration, hook_point: HookPoint) -> Pro
     if declared.measure is Measure.ONE:
         like = rows.cache.final_residual
         ones = like.new_ones(rows.n_rows, rows.plan.n_tokens)
-        if rows.inputs.has_padding:
-            for row, one in enumerate(rows.planned):
-                ones[row, one.n_tokens :] = 0
+        if rows.absent_tokens is not None:
+            ones = ones.masked_fill(rows.absent_tokens, 0)
         return product_at_all_tokens(rows, declared, [Layers([ones[..., None]])], axes)
     vectors = rows.values(hook_point)
     if declared.measure is Measure.VECTOR_NORM:
@@ -189,7 +184,7 @@ def _of_vectors(rows: Rows, declared: Declaration, hook_point: HookPoint) -> Pro
         found = of_each(lambda x, y: (x * y).sum(dim=-1, keepdim=True), vectors, rows.gradients(hook_point))
         return product_at_all_tokens(rows, declared, [found], axes)
     at_tokens = rows.at_direction_tokens(hook_point, vectors, axes)
-    depth = attention_depth if hook_point in _ATTENTION_WRITES else mlp_depth
+    depth = write_depth(hook_point)
     effects = [
         (x * rows.seen_directions(depth(layer) if declared.is_per_layer else 0)).sum(dim=-1, keepdim=True)
         for layer, x in enumerate(at_tokens.tensors)

@@ -69,7 +69,7 @@ def derive(
     Raises:
         Cancelled: as `check_cancelled`, which is asked between parts.
     """
-    found, waiting = [], []
+    waiting = []
     for group, scalars in groups:
         rankings, sums = group.rankings(only_logits=only_logits), group.sums(only_logits=only_logits)
         wanted = {(one.scalar, one.pass_type): None for one in rankings}
@@ -85,14 +85,18 @@ def derive(
                 _go_through(
                     plan, group, product, part, {one: tops[one] for one in own_tops}, own_sums, totals
                 )
-        found.append(Derived(products, {}, totals))
-        waiting.append(tops)
-    tensors = [tensor for tops in waiting for top in tops.values() for tensor in top.tensors()]
-    arrays = iter(download(tensors))
-    for derived, tops in zip(found, waiting, strict=True):
-        for ranking, top in tops.items():
-            derived.best[ranking] = top.best([next(arrays) for _ in top.tensors()])
-    return found
+        waiting.append((products, tops, totals))
+    arrays = iter(
+        download([tensor for _, tops, _ in waiting for top in tops.values() for tensor in top.tensors()])
+    )
+    return [
+        Derived(
+            products,
+            {one: top.best([next(arrays) for _ in top.tensors()]) for one, top in tops.items()},
+            totals,
+        )
+        for products, tops, totals in waiting
+    ]
 
 
 def _top_nodes(plan: Plan, group: Group, product: Product, ranking: Ranking) -> TopNodes:

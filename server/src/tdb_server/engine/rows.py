@@ -50,6 +50,14 @@ class Rows:
     layers: Sequence[int]
     _made: dict[object, Any] = field(default_factory=dict)
 
+    def part(self, rows: slice) -> Rows:
+        """Some rows of the batch."""
+        return replace(self, rows=rows, _made={})
+
+    def after(self, backward: Gradients) -> Rows:
+        """The same after the backward pass."""
+        return replace(self, backward=backward, _made={})
+
     def of_layer(self, layer_index: int) -> Rows:
         """The same rows for what is asked of one layer: nothing of others is computed."""
         return self.once(("layer", layer_index), lambda: replace(self, layers=(layer_index,), _made={}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from tdb_server.domain.axes import NODE_HOOK_POINTS
+from tdb_server.domain.hook_point import NODE_HOOK_POINTS
 from tdb_server.domain.index_validation import activation_violations, node_violations
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.node import NodeType, PassType

@@ -35,7 +35,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from tdb_server.domain.axes import is_of_autoencoder, scalar_axes
-from tdb_server.domain.derived_scalar import DERIVED_SCALARS, DerivedScalar
+from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.model_info import AutoencoderInfo, ModelInfo
 from tdb_server.domain.node import NodeType
 from tdb_server.domain.requests import (
@@ -101,7 +101,7 @@ def _wide_numbers(info: ModelInfo, sub_request: InferenceSubRequest, n_tokens: i
     usual = info.n_heads * n_tokens**2 + n_tokens * (info.n_neurons + info.d_model)
     found: dict[tuple[DerivedScalar, object], int] = {}
     for scalar, pass_type in _derived_scalars(sub_request):
-        shape = DERIVED_SCALARS[scalar]
+        shape = scalar.declared
         if not shape.node_type.is_latent:
             n_entries = math.prod(scalar_axes(scalar, info, n_tokens))
             if n_entries > usual:
@@ -163,7 +163,7 @@ def _n_nodes_by_type(
     there_are: dict[NodeType, int] = {}
     for group, scalars in spec.groups:
         for scalar in scalars:
-            shape = DERIVED_SCALARS[scalar]
+            shape = scalar.declared
             n_ends = 2 if group.has_bottom else 1
             n_chosen = len(sub_requests) * n_ends * spec.top_and_bottom_k
             chosen[shape.node_type] = chosen.get(shape.node_type, 0) + n_chosen
@@ -186,9 +186,3 @@ def _has_list(node_type: NodeType, scoring: TokenScoringType) -> bool:
             return node_type not in (NodeType.ATTENTION_HEAD, NodeType.ATTENTION_AUTOENCODER_LATENT)
         case _:
             return node_type is not NodeType.MLP_NEURON
-
-
-def n_chosen_nodes(spec: MultipleTopKSpec) -> int:
-    """The most nodes that one sub-request can choose."""
-    ends = sum(len(scalars) * (2 if group.has_bottom else 1) for group, scalars in spec.groups)
-    return spec.top_and_bottom_k * ends

@@ -13,7 +13,7 @@ from math import prod
 
 from tdb_server.domain.axes import scalar_axes
 from tdb_server.domain.debug import HOLD_FINAL_NORM_SCALE
-from tdb_server.domain.derived_scalar import DERIVED_SCALARS, DerivedScalar
+from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.node import Dimension, NodeType, PassType
 from tdb_server.domain.requests import (
@@ -127,7 +127,7 @@ def _least_nodes(sub_request: InferenceSubRequest, name: str, info: ModelInfo) -
 
 
 def _kind(scalar: DerivedScalar) -> Kind:
-    shape = DERIVED_SCALARS[scalar]
+    shape = scalar.declared
     return shape.node_type, len(shape.dimensions)
 
 
@@ -143,7 +143,7 @@ def _sets_much(inference: InferenceSpec) -> bool:
 
 
 def _n_cells(scalar: DerivedScalar, info: ModelInfo, n_tokens: int) -> int:
-    n_layers = info.n_layers if DERIVED_SCALARS[scalar].is_per_layer else 1
+    n_layers = info.n_layers if scalar.declared.is_per_layer else 1
     return n_layers * prod(scalar_axes(scalar, info, n_tokens))
 
 
@@ -153,9 +153,9 @@ def _n_sure_cells(
     """Half of the cells that are not zero, but for chance."""
     n_tokens = len(inference.token_ids)
     n_cells = _n_cells(scalar, info, n_tokens)
-    if Dimension.ATTENDED_TO_SEQUENCE_TOKENS in DERIVED_SCALARS[scalar].dimensions:
+    if Dimension.ATTENDED_TO_SEQUENCE_TOKENS in scalar.declared.dimensions:
         n_cells //= 2  # no token attends to those after it
-    if DERIVED_SCALARS[scalar].needs_objective(ranking.pass_type):
+    if scalar.declared.needs_objective(ranking.pass_type):
         loss = inference.loss
         if loss is None or loss.name is LossName.ZERO or loss.target_tokens == loss.distractor_tokens:
             return 0
@@ -189,7 +189,7 @@ def _tensor_bytes(spec: ProcessingSpec, n_tokens: int) -> int:
 
 def _kept_entries(scalar: DerivedScalar, kept: set[Dimension], n_tokens: int) -> int:
     """Entries of a sum; only token axes are counted, as others may have any size."""
-    axes = DERIVED_SCALARS[scalar].dimensions
+    axes = scalar.declared.dimensions
     entries: int = n_tokens ** sum(axis in kept and axis in _TOKEN_AXES for axis in axes)
     return entries
 

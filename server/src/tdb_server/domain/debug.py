@@ -8,7 +8,7 @@ heads or latents) differs between requests; the four groups are always the same.
 from __future__ import annotations
 
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
-from tdb_server.domain.hook_point import HookPoint
+from tdb_server.domain.hook_point import NODE_HOOK_POINTS, HookPoint
 from tdb_server.domain.node import NodeType, PassType
 from tdb_server.domain.requests import (
     AblationSpec,
@@ -104,20 +104,9 @@ def node_ablation_spec(ablation: NodeAblation) -> AblationSpec:
     """
     node = ablation.node
     indices: tuple[int | None, ...] = node.tensor_indices
-    match node.node_type:
-        case NodeType.ATTENTION_HEAD:
-            attended_to = indices[1] if ablation.attended_to_token_only else None
-            hook_point, indices = HookPoint.ATTN_QK_PROBS, (indices[0], attended_to, indices[2])
-        case NodeType.MLP_NEURON:
-            hook_point = HookPoint.MLP_POST_ACT
-        case NodeType.MLP_AUTOENCODER_LATENT:
-            hook_point = HookPoint.ONLINE_MLP_AUTOENCODER_LATENT
-        case NodeType.ATTENTION_AUTOENCODER_LATENT:
-            hook_point = HookPoint.ONLINE_ATTENTION_AUTOENCODER_LATENT
-        case NodeType.AUTOENCODER_LATENT:
-            hook_point = HookPoint.ONLINE_AUTOENCODER_LATENT
-        case other:
-            raise ValueError(f"nodes of type {other.value} cannot be ablated")
+    if node.node_type is NodeType.ATTENTION_HEAD and not ablation.attended_to_token_only:
+        indices = (indices[0], None, indices[2])
+    hook_point = NODE_HOOK_POINTS[node.node_type]
     return AblationSpec(ActivationIndex(hook_point, node.layer_index, indices), ablation.value)
 
 

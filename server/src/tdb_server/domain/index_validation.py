@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tdb_server.domain.axes import (
-    NODE_HOOK_POINTS,
     TOKEN_DIMENSIONS,
     autoencoders_of_hook_point,
     hook_point_axes,
     is_of_autoencoder,
 )
-from tdb_server.domain.hook_point import HOOK_POINT_SHAPES, HookPoint
+from tdb_server.domain.hook_point import NODE_HOOK_POINTS, HookPoint
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.node import NodeIndex, PassType
 from tdb_server.domain.reason import Reason
@@ -125,15 +124,13 @@ def _index_violations(
 ) -> Iterator[FieldViolation]:
     hook_point, layer_index, tensor_indices = index.hook_point, index.layer_index, index.tensor_indices
     layer_path, indices_path = f"{path}.layer_index", f"{path}.tensor_indices"
-    wrong_layer = list(
-        layer_violations(layer_index, HOOK_POINT_SHAPES[hook_point].is_per_layer, info, layer_path)
-    )
+    wrong_layer = list(layer_violations(layer_index, hook_point.is_per_layer, info, layer_path))
     yield from wrong_layer
     known_layer = None if wrong_layer else layer_index
     no_autoencoder = list(autoencoder_violations(hook_point, known_layer, info, named_by, layer_path))
     yield from no_autoencoder
 
-    dimensions = HOOK_POINT_SHAPES[hook_point].dimensions
+    dimensions = hook_point.dimensions
     if len(tensor_indices) != len(dimensions):
         axes = ", ".join(dimension.value for dimension in dimensions)
         yield FieldViolation(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from tdb_server.domain.axes import LATENT_HOOK_POINTS, specific_hook_point
-from tdb_server.domain.derived_scalar import DERIVED_SCALARS, DerivedScalar
+from tdb_server.domain.axes import specific_hook_point
+from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.index_validation import activation_violations
 from tdb_server.domain.model_info import ModelInfo
@@ -32,7 +32,7 @@ def kind_violations(spec: MultipleTopKSpec, path: str) -> Iterator[FieldViolatio
                     f"the group has another derived scalar for nodes of type {kind[0].value}",
                     Reason.DERIVED_SCALAR_DOES_NOT_FIT,
                 )
-            kinds[kind] = DERIVED_SCALARS[scalar].dimensions
+            kinds[kind] = scalar.declared.dimensions
         if first is None:
             first = kinds
         elif kinds != first:
@@ -45,7 +45,7 @@ def kind_violations(spec: MultipleTopKSpec, path: str) -> Iterator[FieldViolatio
 
 def kind_of(scalar: DerivedScalar) -> Kind:
     """The kind of node that a derived scalar is a number of."""
-    shape = DERIVED_SCALARS[scalar]
+    shape = scalar.declared
     return shape.node_type, shape.is_per_layer
 
 
@@ -103,7 +103,7 @@ def within_layer_gradient_violations(
         n_tokens: tokens of the prompt; None where the prompt itself is refused.
         path: the index's field.
     """
-    if index.hook_point not in LATENT_HOOK_POINTS:
+    if not index.hook_point.node_type.is_latent:
         yield FieldViolation(
             f"{path}.activation_location_type", "must be a hook point of latents", Reason.FIELD_NOT_ALLOWED
         )

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tdb_server.domain.derived_scalar import DERIVED_SCALARS, DerivedScalar, Measure
+from tdb_server.domain.derived_scalar import DerivedScalar, Measure
 from tdb_server.domain.node import Dimension, NodeIndex, Nodes, NodeType, PassType
 from tdb_server.domain.requests import DerivedAttentionScalarsSpec, DerivedScalarsSpec
 from tdb_server.domain.results import (
@@ -29,7 +29,7 @@ def derived_scalars(
     scalars: Rows, row: int, spec: DerivedScalarsSpec, ranker: TokenRanker
 ) -> DerivedScalarsResult:
     """One component's derived scalar at every token, and the tokens of its direction."""
-    declared = DERIVED_SCALARS[spec.derived_scalar]
+    declared = spec.derived_scalar.declared
     if declared.node_type.is_latent and spec.layer_index is not None:
         scalars = scalars.with_latents_of(spec.layer_index)
     product = product_of(scalars, spec.derived_scalar, spec.pass_type)
@@ -84,7 +84,7 @@ def _top_tokens(
 
     `first` [1] is its activation there. For a read direction, the input tokens that feed it.
     """
-    if DERIVED_SCALARS[spec.derived_scalar].measure is Measure.VOCABULARY_READ:
+    if spec.derived_scalar.declared.measure is Measure.VOCABULARY_READ:
         scores = product.factors[0].tensors[0][row, :1]  # [1, V]
         return scaled(ranker.ranked(scores, n_tokens), np.ones_like(first))
     write = _unit_write(scalars, spec)
@@ -96,7 +96,7 @@ def _top_tokens(
 
 def _unit_write(scalars: Rows, spec: DerivedScalarsSpec) -> Tensor | None:
     """What the component writes per unit of activation [d]; None where that depends on the prompt."""
-    node_type = DERIVED_SCALARS[spec.derived_scalar].node_type
+    node_type = spec.derived_scalar.declared.node_type
     if spec.layer_index is None:
         return None
     decoder = scalars.model.decoder

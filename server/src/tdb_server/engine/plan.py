@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from tdb_server.domain.call import Call
-from tdb_server.domain.derived_scalar import DERIVED_SCALARS, DerivedScalar, GroupId, Measure
+from tdb_server.domain.derived_scalar import DerivedScalar, GroupId, Measure
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import Dimension, NodeType, PassType
@@ -260,12 +260,12 @@ def rankings_of(name: str, spec: MultipleTopKSpec, group: GroupId, scalar: Deriv
 
 def ranked_pass(spec: MultipleTopKSpec, scalar: DerivedScalar) -> PassType:
     """The pass whose numbers are ranked, and told of each node."""
-    return spec.pass_type if DERIVED_SCALARS[scalar].is_previous_layer else PassType.FORWARD
+    return spec.pass_type if scalar.declared.is_previous_layer else PassType.FORWARD
 
 
 def summing_of(spec: MultipleTopKSpec, scalar: DerivedScalar) -> Summing:
     """The sum that a spec wants: a hook point read backward adds its gradients to its activations."""
-    declared = DERIVED_SCALARS[scalar]
+    declared = scalar.declared
     kept = spec.dimensions_to_keep or TOKEN_DIMENSIONS
     keep = tuple(one for one in declared.dimensions if one in kept)
     if declared.has_backward_pass and not declared.is_previous_layer:
@@ -461,7 +461,7 @@ def _keep_for_spec(kept: _Kept, spec: ProcessingSpec, row: Row, autoencoders: Se
 def _keep_for_scalar(
     kept: _Kept, scalar: DerivedScalar, pass_type: PassType, autoencoders: Sequence[Autoencoder]
 ) -> None:
-    declared = DERIVED_SCALARS[scalar]
+    declared = scalar.declared
     hook_point, measure = declared.hook_point, declared.measure
     wants_gradient = pass_type is PassType.BACKWARD or measure in (
         Measure.ACT_TIMES_GRAD,
@@ -489,7 +489,7 @@ def _node_types(row: Row, name: str) -> set[NodeType]:
     spec = row.processing[name]
     if not isinstance(spec, MultipleTopKSpec):
         raise TypeError(f"{name} is not a multiple top-k")
-    return {DERIVED_SCALARS[scalar].node_type for _, scalars in spec.groups for scalar in scalars}
+    return {scalar.declared.node_type for _, scalars in spec.groups for scalar in scalars}
 
 
 _WRITES = {

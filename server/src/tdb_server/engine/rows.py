@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from tdb_server.domain.hook_point import HOOK_POINT_SHAPES, HookPoint
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import Dimension, NodeType
 from tdb_server.engine.interventions import HEAD_HOOK_POINTS, PAIR_HOOK_POINTS, Intervention
@@ -81,7 +81,7 @@ class Rows:
     def _gradients_at(self, hook_point: HookPoint) -> Sequence[Tensor]:
         assert self.backward is not None
         at = self.backward.at
-        layered = HOOK_POINT_SHAPES[hook_point].is_per_layer
+        layered = hook_point.is_per_layer
         zeros: dict[torch.Size, Tensor] = {}
         found = []
         for layer, x in enumerate(self.cache.values[hook_point]):
@@ -206,7 +206,7 @@ def of_each(compute: Callable[..., Tensor], *factors: Layers) -> Layers:
 
 def axes_of(hook_point: HookPoint) -> tuple[Dimension, ...]:
     """A hook point's axes as they are laid out in a pass."""
-    dimensions = HOOK_POINT_SHAPES[hook_point].dimensions
+    dimensions = hook_point.dimensions
     if hook_point in PAIR_HOOK_POINTS:
         query, key, head = dimensions
         return head, query, key

@@ -24,7 +24,6 @@ from tdb_server.domain.limits import Limits
 from tdb_server.domain.priority import Priority
 from tdb_server.domain.results import Finished
 from tdb_server.errors import Internal, OverLimit, TdbError, Unavailable
-from tdb_server.workers.answer_room import AnswerRoom
 from tdb_server.workers.batching import BatchRule
 from tdb_server.workers.callbacks import guarded
 from tdb_server.workers.device_time import Pace
@@ -114,11 +113,10 @@ class Scheduler:
                     yield one
             return
         displaced = self.check_room(terms.caller, terms.priority)
-        room = self._room(cost, terms.caller)
+        buffer = self._new_buffer(cost, terms.caller)
         if displaced is not None:
             self._displace(displaced)
         recording = self._cache.recording(terms.cache_key)
-        buffer: EventBuffer[Event] = EventBuffer(self._buffer_bytes, room=room)
         ticket = Ticket(call, cost, terms, buffer, recording)
         with self.open_call(terms.caller):
             self._open_tickets.add(ticket)
@@ -141,21 +139,17 @@ class Scheduler:
                 if recording is not None:
                     recording.give_up()
                 self._drop(ticket)
-                room.close()
+                buffer.close()
 
-    @property
-    def _buffer_bytes(self) -> int:
-        return BUFFER_CHUNKS * self._limits.chunk_bytes
-
-    def _room(self, cost: Cost, caller: Caller) -> AnswerRoom:
-        """What the call may hold for its reader. What does not fit into memory will wait on disk.
+    def _new_buffer(self, cost: Cost, caller: Caller) -> EventBuffer[Event]:
+        """What holds the call's events for its reader. What does not fit into memory will wait on disk.
 
         Raises:
             OverLimit: there is no room for what it will make at the least.
         """
-        least = cost.least_response_bytes
-        reserved = least if least > self._buffer_bytes else 0
-        return AnswerRoom(self.memory, self._disk, caller.name, reserved)
+        max_bytes, least = BUFFER_CHUNKS * self._limits.chunk_bytes, cost.least_response_bytes
+        reserved_bytes = least if least > max_bytes else 0
+        return EventBuffer(max_bytes, self.memory, self._disk, caller.name, reserved_bytes)
 
     def check_room(self, caller: Caller, priority: Priority) -> Ticket | None:
         """Refuses a call for which there is no room, before any work is put into it.

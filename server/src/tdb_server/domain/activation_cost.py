@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from tdb_server.domain.axes import is_of_autoencoder, scalar_axes
@@ -113,8 +114,7 @@ def _derived_scalars(sub_request: InferenceSubRequest) -> Iterator[tuple[Derived
     for spec in sub_request.processing.values():
         match spec:
             case MultipleTopKSpec():
-                for _, scalars in spec.groups:
-                    yield from ((scalar, spec.pass_type) for scalar in scalars)
+                yield from ((scalar, spec.pass_type) for scalar, _ in spec.chosen)
             case DerivedScalarsSpec():
                 yield spec.derived_scalar, spec.pass_type
             case DerivedAttentionScalarsSpec():
@@ -159,21 +159,18 @@ def _n_nodes_by_type(
 ) -> dict[NodeType, int]:
     """The most nodes of each type that the sub-requests can choose together."""
     n_tokens = max(len(one.inference.token_ids) for one in sub_requests)
-    chosen: dict[NodeType, int] = {}
-    there_are: dict[NodeType, int] = {}
-    for group, scalars in spec.groups:
-        for scalar in scalars:
-            shape = scalar.declared
-            n_ends = 2 if group.has_bottom else 1
-            n_chosen = len(sub_requests) * n_ends * spec.top_and_bottom_k
-            chosen[shape.node_type] = chosen.get(shape.node_type, 0) + n_chosen
-            if shape.node_type.is_latent:
-                n = n_tokens * sum(_most_active(one) * len(one.layers) for one in info.autoencoders)
-                n *= len(sub_requests)
-            else:
-                n_layers = info.n_layers if shape.is_per_layer else 1
-                n = n_layers * math.prod(scalar_axes(scalar, info, n_tokens))
-            there_are[shape.node_type] = max(n, there_are.get(shape.node_type, 0))
+    chosen: Counter[NodeType] = Counter()
+    there_are: Counter[NodeType] = Counter()
+    for scalar, n_chosen in spec.chosen:
+        shape = scalar.declared
+        chosen[shape.node_type] += len(sub_requests) * n_chosen
+        if shape.node_type.is_latent:
+            n = n_tokens * sum(_most_active(one) * len(one.layers) for one in info.autoencoders)
+            n *= len(sub_requests)
+        else:
+            n_layers = info.n_layers if shape.is_per_layer else 1
+            n = n_layers * math.prod(scalar_axes(scalar, info, n_tokens))
+        there_are[shape.node_type] = max(n, there_are[shape.node_type])
     return {one: min(n, there_are[one]) for one, n in chosen.items()}
 
 

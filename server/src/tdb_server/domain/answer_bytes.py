@@ -90,11 +90,10 @@ def _most_nodes(sub_request: InferenceSubRequest, name: str, info: ModelInfo) ->
     n_tokens = len(sub_request.inference.token_ids)
     chosen: Counter[Kind] = Counter()
     there: Counter[Kind] = Counter()
-    for group, scalars in ranking.groups:
-        for scalar in scalars:
-            kind = _kind(scalar)
-            chosen[kind] += ranking.top_and_bottom_k * (2 if group.has_bottom else 1)
-            there[kind] = max(there[kind], _n_cells(scalar, info, n_tokens))
+    for scalar, n_chosen in ranking.chosen:
+        kind = _kind(scalar)
+        chosen[kind] += n_chosen
+        there[kind] = max(there[kind], _n_cells(scalar, info, n_tokens))
     return {kind: (min(number, there[kind]), there[kind]) for kind, number in chosen.items()}
 
 
@@ -115,14 +114,11 @@ def _least_nodes(sub_request: InferenceSubRequest, name: str, info: ModelInfo) -
         return least
     if _sets_much(sub_request.inference):
         return least
-    for group, scalars in ranking.groups:
-        for scalar in scalars:
-            kind = _kind(scalar)
-            if kind[0] in _NEVER_ZERO:
-                n_ends = 2 if group.has_bottom else 1
-                n_cells = _n_sure_cells(scalar, ranking, sub_request.inference, info)
-                found = min(n_ends * ranking.top_and_bottom_k, n_cells)
-                least[kind] = max(least.get(kind, 0), found)
+    for scalar, n_chosen in ranking.chosen:
+        kind = _kind(scalar)
+        if kind[0] in _NEVER_ZERO:
+            found = min(n_chosen, _n_sure_cells(scalar, ranking, sub_request.inference, info))
+            least[kind] = max(least.get(kind, 0), found)
     return least
 
 
@@ -174,11 +170,7 @@ def _tensor_bytes(spec: ProcessingSpec, n_tokens: int) -> int:
     match spec:
         case MultipleTopKSpec():
             kept = set(_TOKEN_AXES if spec.dimensions_to_keep is None else spec.dimensions_to_keep)
-            return sum(
-                _FLOAT_BYTES * _kept_entries(scalar, kept, n_tokens)
-                for _, scalars in spec.groups
-                for scalar in scalars
-            )
+            return sum(_FLOAT_BYTES * _kept_entries(scalar, kept, n_tokens) for scalar, _ in spec.chosen)
         case DerivedScalarsSpec():
             return 2 * _FLOAT_BYTES * n_tokens
         case DerivedAttentionScalarsSpec():

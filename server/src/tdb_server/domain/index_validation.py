@@ -1,6 +1,8 @@
 """Checks that an index points at something: a layer, a token, a component that the model has.
 
-Every check yields violations under the path of the field it was given, and knows nothing of the wire.
+Every check yields violations under the path of the field it was given, and knows nothing of the wire. Here
+and in the modules beside this one `info` is the model, and `n_tokens` those of the prompt; None where the
+prompt itself is refused.
 """
 
 from __future__ import annotations
@@ -26,14 +28,7 @@ _PAIR_HOOK_POINTS = frozenset({HookPoint.ATTN_QK_LOGITS, HookPoint.ATTN_QK_PROBS
 def node_violations(
     node: NodeIndex, info: ModelInfo, n_tokens: int | None, path: str
 ) -> Iterator[FieldViolation]:
-    """What keeps a node from being one of the model. Its type must be one that can be ablated or traced.
-
-    Args:
-        node: the node.
-        info: the model.
-        n_tokens: tokens of the prompt; None where the prompt itself is refused.
-        path: the node's field.
-    """
+    """What keeps a node from being one of the model. Its type must be one that can be ablated or traced."""
     if node.pass_type is not PassType.FORWARD:
         yield FieldViolation(
             f"{path}.pass_type", "nodes are ablated and traced in the forward pass", Reason.FIELD_NOT_ALLOWED
@@ -45,7 +40,7 @@ def node_violations(
 def activation_violations(
     index: ActivationIndex, info: ModelInfo, n_tokens: int | None, path: str
 ) -> Iterator[FieldViolation]:
-    """What keeps an activation index from pointing into the model; arguments as in `node_violations`."""
+    """What keeps an activation index from pointing into the model."""
     yield from _index_violations(index, info, n_tokens, path, f"{path}.activation_location_type")
 
 
@@ -72,9 +67,7 @@ def autoencoder_violations(
     """An autoencoder that is not loaded, not for that layer, or not said which.
 
     Args:
-        hook_point: the hook point that may need an autoencoder.
         layer_index: the layer; None for every layer.
-        info: the model.
         named_by: the field that names the hook point.
         layer_path: the field of the layer.
     """

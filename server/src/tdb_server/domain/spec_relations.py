@@ -54,10 +54,7 @@ def dependency_violations(
 ) -> Iterator[FieldViolation]:
     """A spec that depends on one which is not there, or which ranks no nodes.
 
-    Args:
-        depends_on: the name it depends on.
-        specs: the sub-request's specs by name; None for one that was refused already.
-        path: the field with the name.
+    Of the sub-request's specs, by name, those that were refused already are None.
     """
     if not depends_on:
         yield FieldViolation(path, "name the multiple_top_k spec it depends on", Reason.FIELD_REQUIRED)
@@ -95,14 +92,7 @@ def difference_violations(
 def within_layer_gradient_violations(
     index: ActivationIndex, info: ModelInfo, n_tokens: int | None, path: str
 ) -> Iterator[FieldViolation]:
-    """What keeps an index from naming one attention latent at every token.
-
-    Args:
-        index: the latent.
-        info: the model.
-        n_tokens: tokens of the prompt; None where the prompt itself is refused.
-        path: the index's field.
-    """
+    """What keeps an index from naming one attention latent at every token."""
     if not index.hook_point.node_type.is_latent:
         yield FieldViolation(
             f"{path}.activation_location_type", "must be a hook point of latents", Reason.FIELD_NOT_ALLOWED

@@ -23,15 +23,7 @@ _V = AttentionTraceType.V
 def trace_violations(
     trace: Trace, info: ModelInfo, n_tokens: int | None, path: str, downstream_path: str
 ) -> Iterator[FieldViolation]:
-    """What keeps a trace from being an objective.
-
-    Args:
-        trace: the trace, with its downstream node.
-        info: the model.
-        n_tokens: tokens of the prompt; None where the prompt itself is refused.
-        path: the trace's field.
-        downstream_path: the downstream node's field.
-    """
+    """What keeps a trace, with the downstream node under a path of its own, from being an objective."""
     upstream = list(_single_trace_violations(trace, info, n_tokens, path))
     yield from upstream
     if trace.downstream is None:

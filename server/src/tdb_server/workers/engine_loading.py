@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import hashlib
 import logging
@@ -17,6 +15,7 @@ from tdb_server.domain.model_info import KernelChoice, ModelInfo
 from tdb_server.domain.requests import AttentionComponent, DebugSubRequest, MlpComponent
 from tdb_server.errors import ModelError
 from tdb_server.model.load_failures import load_failures
+from tdb_server.workers.idle_memory import return_free_memory
 from tdb_server.workers.messages import Configuration, Ready
 
 if TYPE_CHECKING:
@@ -73,7 +72,8 @@ def _load_engine(
         _log.info("%s", kernel)
     info = model_info(model.name, digest, configuration.dtype, decoder, autoencoders, engine.kernels)
     _warm_up(engine, progress)
-    _return_free_memory()
+    return_free_memory()  # what was needed to load only
+    gc.freeze()  # what is left stays: the garbage collector need not look through it again and again
     return engine, Ready(model.tokenizer_path, info, device)
 
 
@@ -84,17 +84,6 @@ def _warm_up(engine: Engine, progress: Progress) -> None:
     for _ in engine.run([Call("warm-up", (inference_sub_request(request),))], lambda _: False):
         pass
     progress("warming up", 1.0)
-
-
-def _return_free_memory() -> None:
-    """Gives back what was needed to load only; the C library would keep it, in pages of 2 MiB.
-
-    What is left stays: the garbage collector need not look through it again and again.
-    """
-    gc.collect()
-    gc.freeze()
-    with contextlib.suppress(AttributeError, TypeError, OSError):  # other systems, other C libraries
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def device_of(configuration: Configuration) -> str:

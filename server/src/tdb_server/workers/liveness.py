@@ -64,11 +64,7 @@ class Look:
 
 
 class Liveness:
-    """Judges one worker from one look to the next.
-
-    Args:
-        bounds: what is too long.
-    """
+    """Judges one worker from one look to the next."""
 
     def __init__(self, bounds: LivenessBounds) -> None:
         self._bounds = bounds

@@ -34,13 +34,7 @@ class CacheKey:
 
 
 def cache_key(owner: str, digest: str, sub_requests: Sequence[InferenceSubRequest]) -> CacheKey:
-    """Equal for equal sub-requests of one owner to equal weights.
-
-    Args:
-        owner: who asks, see `Caller.cache_owner`.
-        digest: of the weights.
-        sub_requests: what is asked of them.
-    """
+    """The key for an owner (see `Caller.cache_owner`), the digest of weights, and what is asked of them."""
     # The text of a frozen dataclass names every field, and numbers in full precision.
     return CacheKey(owner, hashlib.sha256(f"{digest} {tuple(sub_requests)!r}".encode()).digest())
 

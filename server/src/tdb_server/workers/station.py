@@ -64,10 +64,6 @@ class Station:
     def end(self, batch_id: int, n_stations: int) -> list[Ticket]:
         """Notes that a batch has ended.
 
-        Args:
-            batch_id: which.
-            n_stations: workers that share the calls.
-
         Returns:
             The calls of the batch; none when it is not the current one.
         """

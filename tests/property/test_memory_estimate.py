@@ -71,7 +71,7 @@ def loaded(family: str, has_autoencoders: bool) -> tuple[Engine, ModelInfo]:
             autoencoder(decoder, Site.RESID_DELTA_ATTN, 8),
         ]
     engine = Engine(decoder, autoencoders)
-    return engine, model_info("small", "d", "float32", decoder, autoencoders, engine.kernels)
+    return engine, model_info("small", "d", "float32", engine)
 
 
 def autoencoder(decoder: Decoder, site: Site, top_k: int | None) -> Autoencoder:

@@ -1,5 +1,24 @@
 # ruff: noqa: N818 - the names say what happened; a base class named TdbError says that they are errors
-"""Every error this program raises on purpose; the base classes say what kinds there are.
+"""Every error this program raises on purpose.
+
+    TdbError
+    ├── ModelError                  the model cannot be served
+    │   ├── ModelNotFound           no such folder, file or hub model, or no network to fetch it
+    │   ├── ModelBroken             a file of it is missing, damaged or contradicts another
+    │   │   └── ConversionDamaged   what we have made of a model and kept is not what it was
+    │   ├── UnsupportedModel        sound, but of a kind that the decoder cannot compute
+    │   └── AutoencoderBroken       the same for the files of an autoencoder
+    ├── ConfigurationBroken         a file of tokens or certificates cannot be used
+    ├── InvalidRequest              the request can never work; names the fields at fault
+    ├── FailedPrecondition          the request cannot work with what is loaded; names the fields at fault
+    ├── OverLimit                   a limit is exceeded or the queue is full
+    │   └── ResponseTooLarge        the answer does not fit a call that does not stream
+    ├── Unavailable                 nobody can do the work right now; try again
+    ├── Cancelled                   the caller no longer wants the answer
+    ├── DeadlineExceeded            the answer would come too late
+    ├── Unauthenticated             no credentials, or wrong ones
+    ├── PermissionDenied            the caller may not do this
+    └── Internal                    a fault of ours, logged under an id
 
 Each has a `reason`, an upper-snake word for programs, and a `message` for people. Errors cross the border
 between worker and front process, so all of them can be pickled.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,10 +24,10 @@ async def test_events_keep_their_order_in_memory_and_on_disk():
 
 
 async def test_memory_is_bounded():
-    buffer: EventBuffer[np.ndarray] = make_buffer(1000)
+    memory, _, buffer = buffer_of(memory=10**6, disk=10**6)
     for i in range(50):
         buffer.put(np.full(100, i), n_bytes=800)
-    assert buffer.bytes_in_memory <= 1000
+    assert memory.n_bytes <= 1000
     for i in range(50):
         assert (await buffer.get())[0] == i
 
@@ -65,7 +66,7 @@ async def test_a_cleared_buffer_is_empty_and_can_be_used_again():
     assert await buffer.get() == "new"
 
 
-def buffer_of(memory: int, disk: int, reserved: int = 0) -> tuple[Budget, Budget, EventBuffer[int]]:
+def buffer_of(memory: int, disk: int, reserved: int = 0) -> tuple[Budget, Budget, EventBuffer[Any]]:
     budgets = Budget(memory, "memory", "BUFFERS_FULL"), Budget(disk, "disk", "NO_ROOM_FOR_ANSWER")
     return (*budgets, EventBuffer(1000, *budgets, "caller", reserved))
 

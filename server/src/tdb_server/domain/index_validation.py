@@ -34,14 +34,49 @@ def node_violations(
             f"{path}.pass_type", "nodes are ablated and traced in the forward pass", Reason.FIELD_NOT_ALLOWED
         )
     index = ActivationIndex(NODE_HOOK_POINTS[node.node_type], node.layer_index, node.tensor_indices)
-    yield from _index_violations(index, info, n_tokens, path, f"{path}.node_type")
+    yield from activation_violations(index, info, n_tokens, path, named_by="node_type")
 
 
 def activation_violations(
-    index: ActivationIndex, info: ModelInfo, n_tokens: int | None, path: str
+    index: ActivationIndex,
+    info: ModelInfo,
+    n_tokens: int | None,
+    path: str,
+    named_by: str = "activation_location_type",
 ) -> Iterator[FieldViolation]:
-    """What keeps an activation index from pointing into the model."""
-    yield from _index_violations(index, info, n_tokens, path, f"{path}.activation_location_type")
+    """What keeps an index from pointing into the model; its field `named_by` names the hook point."""
+    hook_point, layer_index, tensor_indices = index.hook_point, index.layer_index, index.tensor_indices
+    place_path, layer_path = f"{path}.{named_by}", f"{path}.layer_index"
+    indices_path = f"{path}.tensor_indices"
+    wrong_layer = list(layer_violations(layer_index, hook_point.is_per_layer, info, layer_path))
+    yield from wrong_layer
+    known_layer = None if wrong_layer else layer_index
+    no_autoencoder = list(autoencoder_violations(hook_point, known_layer, info, place_path, layer_path))
+    yield from no_autoencoder
+
+    dimensions = hook_point.dimensions
+    if len(tensor_indices) != len(dimensions):
+        axes = ", ".join(dimension.value for dimension in dimensions)
+        yield FieldViolation(
+            indices_path,
+            f"{len(tensor_indices)} indices given; {len(dimensions)} are needed ({axes})",
+            Reason.WRONG_NUMBER_OF_INDICES,
+        )
+        return
+    is_of_unknown_size = any(one.field == place_path for one in no_autoencoder)
+    sizes = None if is_of_unknown_size else hook_point_axes(hook_point, info, n_tokens or 0)
+    out_of_range = False
+    for i, (cell, dimension) in enumerate(zip(tensor_indices, dimensions, strict=True)):
+        if cell is None:
+            continue
+        is_token = dimension in TOKEN_DIMENSIONS
+        size = None if sizes is None or (is_token and n_tokens is None) else sizes[i]
+        what = "token" if is_token else dimension.value.removesuffix("s").replace("_", " ")
+        for violation in range_violations(cell, size, what, f"{indices_path}[{i}]"):
+            out_of_range = True
+            yield violation
+    if hook_point in _PAIR_HOOK_POINTS and not out_of_range:
+        yield from _masked_cell(tensor_indices, indices_path)
 
 
 def layer_violations(
@@ -110,42 +145,6 @@ def range_violations(index: int, size: int | None, what: str, path: str) -> Iter
             f"there is no {what} {index}; there are {size}, counted from 0",
             Reason.TENSOR_INDEX_OUT_OF_RANGE,
         )
-
-
-def _index_violations(
-    index: ActivationIndex, info: ModelInfo, n_tokens: int | None, path: str, named_by: str
-) -> Iterator[FieldViolation]:
-    hook_point, layer_index, tensor_indices = index.hook_point, index.layer_index, index.tensor_indices
-    layer_path, indices_path = f"{path}.layer_index", f"{path}.tensor_indices"
-    wrong_layer = list(layer_violations(layer_index, hook_point.is_per_layer, info, layer_path))
-    yield from wrong_layer
-    known_layer = None if wrong_layer else layer_index
-    no_autoencoder = list(autoencoder_violations(hook_point, known_layer, info, named_by, layer_path))
-    yield from no_autoencoder
-
-    dimensions = hook_point.dimensions
-    if len(tensor_indices) != len(dimensions):
-        axes = ", ".join(dimension.value for dimension in dimensions)
-        yield FieldViolation(
-            indices_path,
-            f"{len(tensor_indices)} indices given; {len(dimensions)} are needed ({axes})",
-            Reason.WRONG_NUMBER_OF_INDICES,
-        )
-        return
-    is_of_unknown_size = any(one.field == named_by for one in no_autoencoder)
-    sizes = None if is_of_unknown_size else hook_point_axes(hook_point, info, n_tokens or 0)
-    out_of_range = False
-    for i, (cell, dimension) in enumerate(zip(tensor_indices, dimensions, strict=True)):
-        if cell is None:
-            continue
-        is_token = dimension in TOKEN_DIMENSIONS
-        size = None if sizes is None or (is_token and n_tokens is None) else sizes[i]
-        what = "token" if is_token else dimension.value.removesuffix("s").replace("_", " ")
-        for violation in range_violations(cell, size, what, f"{indices_path}[{i}]"):
-            out_of_range = True
-            yield violation
-    if hook_point in _PAIR_HOOK_POINTS and not out_of_range:
-        yield from _masked_cell(tensor_indices, indices_path)
 
 
 def _masked_cell(tensor_indices: tuple[int | None, ...], path: str) -> Iterator[FieldViolation]:

@@ -54,26 +54,20 @@ def trace_violations(
         yield from _order_violations(trace, trace.downstream, info, downstream_path)
 
 
-def node_type_violations(node_type: NodeType, path: str) -> Iterator[FieldViolation]:
-    """A type of node that cannot be an objective."""
-    if node_type not in NODE_HOOK_POINTS:
-        yield FieldViolation(
-            path,
-            f"nodes of type {node_type.value} cannot be traced; neurons, attention heads and latents can",
-            Reason.NODE_NOT_TRACEABLE,
-        )
-
-
 def _single_trace_violations(
     trace: Trace, info: ModelInfo, n_tokens: int | None, path: str
 ) -> Iterator[FieldViolation]:
-    node = trace.node
-    not_traceable = list(node_type_violations(node.node_type, f"{path}.node_index.node_type"))
-    yield from not_traceable
-    if not not_traceable:
+    node, node_type = trace.node, trace.node.node_type
+    if node_type in NODE_HOOK_POINTS:
         yield from node_violations(node, info, n_tokens, f"{path}.node_index")
+    else:
+        yield FieldViolation(
+            f"{path}.node_index.node_type",
+            f"nodes of type {node_type.value} cannot be traced; neurons, attention heads and latents can",
+            Reason.NODE_NOT_TRACEABLE,
+        )
     type_path = f"{path}.attention_trace_type"
-    if node.node_type is NodeType.ATTENTION_HEAD:
+    if node_type is NodeType.ATTENTION_HEAD:
         if trace.attention_trace_type is None:
             yield FieldViolation(
                 type_path,
@@ -83,7 +77,7 @@ def _single_trace_violations(
     elif trace.attention_trace_type is not None:
         yield FieldViolation(
             type_path,
-            f"only attention heads have one, not a {node.node_type.value}",
+            f"only attention heads have one, not a {node_type.value}",
             Reason.ATTENTION_TRACE_TYPE_NOT_ALLOWED,
         )
     if trace.attention_trace_type is _V and trace.post_act:

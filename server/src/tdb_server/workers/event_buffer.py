@@ -47,11 +47,6 @@ class EventBuffer(Generic[Event]):
         self._failure: BaseException | None = None
         self._changed = asyncio.Event()
 
-    @property
-    def bytes_in_memory(self) -> int:
-        """What the events in memory take, without those on their way to disk."""
-        return self._bytes_in_memory
-
     def put(self, event: Event, n_bytes: int) -> asyncio.Future[None] | None:
         """Adds an event of about this size.
 

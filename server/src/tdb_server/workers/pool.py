@@ -13,8 +13,9 @@ from functools import partial
 from typing import Protocol
 
 from tdb_server.errors import ModelError, TdbError
+from tdb_server.pool_settings import WorkerCare
 from tdb_server.workers.callbacks import guarded, keep_trying
-from tdb_server.workers.liveness import LOOK_SECONDS, Liveness, LivenessBounds
+from tdb_server.workers.liveness import LOOK_SECONDS, Liveness
 from tdb_server.workers.messages import (
     BatchEnded,
     CallProgress,
@@ -33,7 +34,7 @@ FIRST_DELAY_SECONDS = 0.1
 LONGEST_DELAY_SECONDS = 30.0
 MAX_CRASHES_WHILE_LOADING = 3
 """Of workers that a signal ended before any was ready. Memory may have been short for a moment only."""
-DEFAULT_BOUNDS = LivenessBounds()
+DEFAULT_CARE = WorkerCare()
 
 
 class Worker(Protocol):
@@ -124,7 +125,7 @@ class LocalPool(Pool):
 
     Args:
         configurations: what each worker loads, and where.
-        bounds: when a worker counts as hung, and is replaced. The other arguments are those of every pool.
+        care: when a worker counts as hung, and is replaced. The other arguments are those of every pool.
     """
 
     def __init__(
@@ -133,10 +134,10 @@ class LocalPool(Pool):
         observer: PoolObserver,
         on_readiness: Callable[[int], None],
         on_loading: Callable[[int, str, float], None],
-        bounds: LivenessBounds = DEFAULT_BOUNDS,
+        care: WorkerCare = DEFAULT_CARE,
     ) -> None:
         super().__init__(observer, on_readiness, on_loading)
-        self.bounds = bounds
+        self.care = care
         self._watching: asyncio.Task[None] | None = None
         self._slots = [_Slot(self, configuration) for configuration in configurations]
         self.weights_file = os.memfd_create("tdb-weights") if hasattr(os, "memfd_create") else None
@@ -199,7 +200,7 @@ class _Slot:
         self._pool = pool
         self._configuration = configuration
         self._process: WorkerProcess | None = None
-        self._liveness = Liveness(pool.bounds)
+        self._liveness = Liveness(pool.care)
         self._fault: str | None = None  # why it was ended
         self._restart: asyncio.TimerHandle | None = None
         self._gone = asyncio.Event()
@@ -214,7 +215,7 @@ class _Slot:
         self._restart = None
         self._stage = "starting"
         self._process = None
-        self._liveness, self._fault = Liveness(self._pool.bounds), None
+        self._liveness, self._fault = Liveness(self._pool.care), None
         try:
             self._process = WorkerProcess(
                 self._configuration, self._pool.weights_file, self._on_message, self._on_exit

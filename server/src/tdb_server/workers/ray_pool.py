@@ -120,7 +120,8 @@ class RayPool(Pool):
             level = logging.INFO if state.n_running else logging.WARNING
             _log.log(level, "%d replicas run; %s", state.n_running, state.failure or "no failure")
             self.set_ready(state.n_running)
-        n_wanted = self._n_wanted(state.n_running)
+        # One for each replica, twice as many while there may be more: what waits at Ray is load.
+        n_wanted = max(state.n_running, min(2 * state.n_running, self._settings.max_replicas))
         while self._make_worker is not None and len(self._workers) < n_wanted:
             worker = self._make_worker()
             self._workers.append(worker)
@@ -129,10 +130,6 @@ class RayPool(Pool):
         for worker in free[: max(0, len(self._workers) - n_wanted)]:
             worker.retire()
             self._remove(worker)
-
-    def _n_wanted(self, n_running: int) -> int:
-        """One worker for each replica, twice as many while there may be more: what waits at Ray is load."""
-        return max(n_running, min(2 * n_running, self._settings.max_replicas))
 
     def _on_loss(self, worker: RayWorker) -> None:
         self.n_restarts += 1  # Ray Serve replaces the replica

@@ -326,8 +326,7 @@ class Scheduler:
             _log.exception("a batch cannot be counted")
 
     def _check_cost(self, cost: Cost, caller: Caller) -> None:
-        own_limit = caller.limits.max_activation_bytes
-        limit = min(self._limits.max_activation_bytes, own_limit or self._limits.max_activation_bytes)
+        limit = caller.limits.within(self._limits).max_activation_bytes
         if cost.activation_bytes > limit:
             raise OverLimit(
                 f"the call would take about {cost.activation_bytes} bytes of activations, more than the "

@@ -35,7 +35,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from tdb_server.domain.axes import is_of_autoencoder, scalar_axes
+from tdb_server.domain.axes import is_of_autoencoder, n_cells, scalar_axes
 from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.model_info import AutoencoderInfo, ModelInfo
 from tdb_server.domain.node import NodeType
@@ -168,8 +168,7 @@ def _n_nodes_by_type(
             n = n_tokens * sum(_most_active(one) * len(one.layers) for one in info.autoencoders)
             n *= len(sub_requests)
         else:
-            n_layers = info.n_layers if shape.is_per_layer else 1
-            n = n_layers * math.prod(scalar_axes(scalar, info, n_tokens))
+            n = n_cells(scalar, info, n_tokens)
         there_are[shape.node_type] = max(n, there_are[shape.node_type])
     return {one: min(n, there_are[one]) for one, n in chosen.items()}
 

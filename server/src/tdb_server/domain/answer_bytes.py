@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from math import prod
 
-from tdb_server.domain.axes import scalar_axes
+from tdb_server.domain.axes import n_cells
 from tdb_server.domain.debug import HOLD_FINAL_NORM_SCALE
 from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.model_info import ModelInfo
@@ -93,7 +92,7 @@ def _most_nodes(sub_request: InferenceSubRequest, name: str, info: ModelInfo) ->
     for scalar, n_chosen in ranking.chosen:
         kind = _kind(scalar)
         chosen[kind] += n_chosen
-        there[kind] = max(there[kind], _n_cells(scalar, info, n_tokens))
+        there[kind] = max(there[kind], n_cells(scalar, info, n_tokens))
     return {kind: (min(number, there[kind]), there[kind]) for kind, number in chosen.items()}
 
 
@@ -138,19 +137,14 @@ def _sets_much(inference: InferenceSpec) -> bool:
     )
 
 
-def _n_cells(scalar: DerivedScalar, info: ModelInfo, n_tokens: int) -> int:
-    n_layers = info.n_layers if scalar.declared.is_per_layer else 1
-    return n_layers * prod(scalar_axes(scalar, info, n_tokens))
-
-
 def _n_sure_cells(
     scalar: DerivedScalar, ranking: MultipleTopKSpec, inference: InferenceSpec, info: ModelInfo
 ) -> int:
     """Half of the cells that are not zero, but for chance."""
     n_tokens = len(inference.token_ids)
-    n_cells = _n_cells(scalar, info, n_tokens)
+    n = n_cells(scalar, info, n_tokens)
     if Dimension.ATTENDED_TO_SEQUENCE_TOKENS in scalar.declared.dimensions:
-        n_cells //= 2  # no token attends to those after it
+        n //= 2  # no token attends to those after it
     if scalar.declared.needs_objective(ranking.pass_type):
         loss = inference.loss
         if loss is None or loss.name is LossName.ZERO or loss.target_tokens == loss.distractor_tokens:
@@ -158,12 +152,12 @@ def _n_sure_cells(
         if inference.trace is not None:
             return 0  # nothing after the traced node counts
         if "to_final_residual_grad" in scalar.value or info.n_layers == 1:
-            n_cells //= n_tokens  # the loss sees the last token
+            n //= n_tokens  # the loss sees the last token
         else:
-            n_cells = n_cells * (info.n_layers - 1) // info.n_layers
+            n = n * (info.n_layers - 1) // info.n_layers
     if ranking.token_index is not None:
-        n_cells //= n_tokens
-    return n_cells // 2
+        n //= n_tokens
+    return n // 2
 
 
 def _tensor_bytes(spec: ProcessingSpec, n_tokens: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.hook_point import NODE_HOOK_POINTS, HookPoint
 from tdb_server.domain.model_info import AutoencoderInfo, ModelInfo, Site
@@ -61,6 +63,12 @@ def scalar_axes(scalar: DerivedScalar, info: ModelInfo, n_tokens: int) -> tuple[
     """Lengths of a derived scalar's axes; its autoencoder must be loaded."""
     hook_point = hook_point_of_scalar(scalar)
     return tuple(_length(one, hook_point, info, n_tokens) for one in scalar.declared.dimensions)
+
+
+def n_cells(scalar: DerivedScalar, info: ModelInfo, n_tokens: int) -> int:
+    """Numbers of a derived scalar in all layers; its autoencoder must be loaded."""
+    n_layers = info.n_layers if scalar.declared.is_per_layer else 1
+    return n_layers * math.prod(scalar_axes(scalar, info, n_tokens))
 
 
 def _length(dimension: Dimension, hook_point: HookPoint | None, info: ModelInfo, n_tokens: int) -> int:

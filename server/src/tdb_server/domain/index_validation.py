@@ -135,9 +135,7 @@ def range_violations(index: int, size: int | None, what: str, path: str) -> Iter
     """An index below 0 or past the end; a size of None is not known."""
     if index < 0:
         yield FieldViolation(
-            path,
-            f"{what} {index} is negative; indices are counted from 0",
-            Reason.TENSOR_INDEX_OUT_OF_RANGE,
+            path, f"{what} {index} is negative; indices are counted from 0", Reason.TENSOR_INDEX_OUT_OF_RANGE
         )
     elif size is not None and index >= size:
         yield FieldViolation(

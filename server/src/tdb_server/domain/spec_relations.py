@@ -70,9 +70,7 @@ def dependency_violations(
         )
 
 
-def difference_violations(
-    rankings: Sequence[tuple[str, str, MultipleTopKSpec]],
-) -> Iterator[FieldViolation]:
+def difference_violations(rankings: Sequence[tuple[str, str, MultipleTopKSpec]]) -> Iterator[FieldViolation]:
     """Rankings of one name whose nodes cannot be joined across the sub-requests of a call.
 
     Args:

@@ -34,7 +34,6 @@ FIRST_DELAY_SECONDS = 0.1
 LONGEST_DELAY_SECONDS = 30.0
 MAX_CRASHES_WHILE_LOADING = 3
 """Of workers that a signal ended before any was ready. Memory may have been short for a moment only."""
-DEFAULT_CARE = WorkerCare()
 
 
 class Worker(Protocol):
@@ -134,7 +133,7 @@ class LocalPool(Pool):
         observer: PoolObserver,
         on_readiness: Callable[[int], None],
         on_loading: Callable[[int, str, float], None],
-        care: WorkerCare = DEFAULT_CARE,
+        care: WorkerCare,
     ) -> None:
         super().__init__(observer, on_readiness, on_loading)
         self.care = care

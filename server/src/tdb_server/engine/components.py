@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from tdb_server.domain.derived_scalar import DERIVED_SCALARS, DerivedScalar, Measure
+from tdb_server.domain.derived_scalar import DerivedScalar, Measure
 from tdb_server.domain.node import Dimension, NodeIndex, Nodes, NodeType, PassType
 from tdb_server.domain.requests import DerivedAttentionScalarsSpec, DerivedScalarsSpec
 from tdb_server.domain.results import (

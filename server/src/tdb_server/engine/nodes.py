@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tdb_server.domain.derived_scalar import DERIVED_SCALARS, DerivedScalar
+from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.node import Dimension, NodeIndex, Nodes, NodeType, PassType
 from tdb_server.domain.requests import MultipleTopKSpec
 from tdb_server.domain.results import GroupResult, LabelledArray, MultipleTopKResult
@@ -214,7 +214,7 @@ def union_of_nodes(
 def _nodes(scalar: DerivedScalar, best: Sequence[BestNodes], row: int, k: int) -> Iterator[NodeIndex]:
     if not best:  # all layers are left out
         return
-    node_type = DERIVED_SCALARS[scalar].node_type
+    node_type = scalar.declared.node_type
     for layer, *indices in best[row].first(k).tolist():
         yield NodeIndex(node_type, None if layer < 0 else layer, tuple(indices))
 
@@ -345,7 +345,7 @@ def _want(
                 own = by_scalar.setdefault((scalar, ranked_pass(spec, scalar)), [])
                 own += [(row, name, place) for row in range(group.start, group.stop)]
     for (scalar, pass_type), asked in by_scalar.items():
-        declared, product = DERIVED_SCALARS[scalar], derived.products[scalar, pass_type]
+        declared, product = scalar.declared, derived.products[scalar, pass_type]
         node_type = declared.node_type, len(declared.dimensions)
         asked = [one for one in asked if node_type in tables[plan.rows[one[0]].call_index][one[1]].by_type]
         if not asked:

@@ -222,7 +222,7 @@ def of_each(compute: Callable[..., Tensor], *factors: Layers) -> Layers:
 
 def axes_of(hook_point: HookPoint) -> tuple[Dimension, ...]:
     """A hook point's axes as they are laid out in a pass."""
-    dimensions = HOOK_POINT_SHAPES[hook_point].dimensions
+    dimensions = hook_point.dimensions
     if hook_point in PAIR_HOOK_POINTS:
         query, key, head = dimensions
         return head, query, key

@@ -23,7 +23,6 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import (
     InferRequest,
 )
 
-from tdb_server.domain.hook_point import HOOK_POINT_SHAPES
 from tdb_server.gateway import json_bodies as bodies
 from tdb_server.gateway.json_faults import read_body
 from tdb_server.gateway.json_processing import SINGLE_SPECS, named_spec
@@ -181,7 +180,7 @@ def _activation_index(body: bodies.MirroredActivationIndex | None) -> Activation
     ]
     place = body.activation_location_type
     if place is not None:
-        n_axes = len(HOOK_POINT_SHAPES[place].dimensions)
+        n_axes = len(place.dimensions)
         indices += [TensorIndex(all=True)] * (n_axes - len(indices))
     return ActivationIndex(
         activation_location_type=PLACES.number(place),

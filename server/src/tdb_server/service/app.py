@@ -35,7 +35,6 @@ from tdb_server.service.telemetry.reporting import Reporting
 from tdb_server.settings import Settings
 from tdb_server.telemetry_settings import LOG_LEVELS
 from tdb_server.workers.batching import BatchRule
-from tdb_server.workers.liveness import LivenessBounds
 from tdb_server.workers.measures import OnBatch, Readings
 from tdb_server.workers.messages import Configuration, Ready
 from tdb_server.workers.pool import LocalPool, Pool, PoolObserver
@@ -293,8 +292,7 @@ def pool(
     """
     configurations = worker_configurations(settings)
     if settings.ray is None:
-        bounds = LivenessBounds(settings.care.silence_seconds, settings.care.step_seconds)
-        return LocalPool(configurations, observer, on_readiness, on_loading, bounds)
+        return LocalPool(configurations, observer, on_readiness, on_loading, settings.care)
     prepare_ray(settings.ray.address)
     try:
         from tdb_server.workers.ray_pool import RayPool  # only where it is wanted

@@ -112,7 +112,6 @@ class CallEvents:
         writer = StreamWriter(new_message, model.tokenizer, prompts, chunk_bytes)
         terms = Terms(
             caller,
-            in_pieces=unary is None,
             cache_key=prepared.cache_key,
             priority=priority,
             unary=unary,

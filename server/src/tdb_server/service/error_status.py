@@ -15,10 +15,8 @@ MAX_VIOLATION_BYTES = 3072
 """Details travel as a trailer, and clients take 8 KiB of trailers unless told otherwise."""
 
 
-class NotImplementedHere(errors.TdbError):
+class NotImplementedHere(errors.TdbError, reason="NOT_IMPLEMENTED"):
     """No such method on this server."""
-
-    default_reason = "NOT_IMPLEMENTED"
 
 
 STATUS_CODES: dict[type[errors.TdbError], grpc.StatusCode] = {

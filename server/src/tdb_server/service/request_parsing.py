@@ -12,8 +12,8 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugSubReq
 
 from tdb_server.domain.ablation_conflicts import conflict_violations
 from tdb_server.domain.ablation_validation import node_ablation_violations
-from tdb_server.domain.axes import NODE_HOOK_POINTS
 from tdb_server.domain.debug import inference_sub_request, node_ablation_spec, traces_towards_loss
+from tdb_server.domain.hook_point import NODE_HOOK_POINTS
 from tdb_server.domain.index_validation import autoencoder_violations
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import ModelInfo

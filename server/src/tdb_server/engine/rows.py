@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from tdb_server.domain.hook_point import HOOK_POINT_SHAPES, HookPoint
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import Dimension, NodeType, PassType
 from tdb_server.engine.inputs import Inputs
 from tdb_server.engine.interventions import HEAD_HOOK_POINTS, PAIR_HOOK_POINTS, Intervention
@@ -102,7 +102,7 @@ class Rows:
 
     def values(self, hook_point: HookPoint, pass_type: PassType = PassType.FORWARD) -> Layers:
         """The same in every layer."""
-        layers = self.layers if HOOK_POINT_SHAPES[hook_point].is_per_layer else (None,)
+        layers = self.layers if hook_point.is_per_layer else (None,)
         return self.once(
             (hook_point, pass_type),
             lambda: Layers([self.at_layer(hook_point, one, pass_type) for one in layers]),

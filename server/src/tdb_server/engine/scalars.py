@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tdb_server.domain.axes import is_of_autoencoder
-from tdb_server.domain.derived_scalar import DERIVED_SCALARS, Declaration, DerivedScalar, Measure
+from tdb_server.domain.derived_scalar import Declaration, DerivedScalar, Measure
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import Dimension, PassType
 from tdb_server.engine.interventions import PAIR_HOOK_POINTS

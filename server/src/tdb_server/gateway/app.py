@@ -27,8 +27,7 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import (
 )
 
 from tdb_server.gateway.http_calls import JSON, Answer, Endpoint, HttpCalls
-from tdb_server.gateway.json_processing import SINGLE_SPECS
-from tdb_server.gateway.json_requests import debug_request, infer_request, single_infer_request
+from tdb_server.gateway.json_requests import SINGLE_SPECS, debug_request, infer_request, single_infer_request
 from tdb_server.gateway.json_responses import batched_response, model_info_response, single_response
 from tdb_server.gateway.json_text import Body
 from tdb_server.gateway.openapi import WITHOUT_BODY, openapi_document

@@ -10,7 +10,7 @@ from enum import Enum
 from functools import cache
 from typing import Any
 
-from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor, EnumDescriptor
 from pydantic.alias_generators import to_camel
 from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest, InferRequest
 
@@ -37,8 +37,8 @@ _FIELDS = {
 }
 """Of keys that are called otherwise in messages."""
 _NEEDLESS = {"detach_layer_norm_scale", "normalize_by_prompt_maximum", "spec_type"}
-"""What changes nothing where the message has no field for it: there is but one way, or another field tells."""
-_SPEC_FIELDS: dict[type[bodies.Body], str] = {
+"""What changes nothing where the message has no field for it."""
+_SPECS: dict[type[bodies.Body], str] = {
     bodies.MultipleTopKDerivedScalarsRequestSpec: "multiple_top_k",
     bodies.DerivedScalarsRequestSpec: "derived_scalars",
     bodies.DerivedAttentionScalarsRequestSpec: "derived_attention_scalars",
@@ -93,19 +93,28 @@ def _fields(body: bodies.Body, message: Descriptor) -> dict[str, Any]:
     }
 
 
-def _value(value: Any, field: FieldDescriptor) -> Any:
+def _value(value: Any, field: Any) -> Any:
+    """What a message's field is made of.
+
+    Args:
+        value: of a body's key; not None.
+        field: the field's descriptor.
+    """
     match value:
         case _ if field.name == "normalize_by_prompt_maximum":
             return True
-        case dict() if field.name == "groups":
-            scalars = field.message_type.fields_by_name["derived_scalar_types"]
-            group_id = field.message_type.fields_by_name["group_id"]
-            return [
-                {"group_id": _value(group, group_id), "derived_scalar_types": _value(of_group, scalars)}
-                for group, of_group in value.items()
-            ]
         case dict():
-            return [_named_spec(name, spec, field.message_type) for name, spec in value.items()]
+            inner = field.message_type.fields_by_name
+            if field.name == "groups":
+                keys = ("group_id", "derived_scalar_types")
+                return [
+                    {key: _value(one, inner[key]) for key, one in zip(keys, group, strict=True)}
+                    for group in value.items()
+                ]
+            return [
+                {"name": name, (kind := _SPECS[type(spec)]): _value(spec, inner[kind])}
+                for name, spec in value.items()
+            ]
         case list():
             return [_value(one, field) for one in value]
         case bodies.Body():
@@ -116,11 +125,6 @@ def _value(value: Any, field: FieldDescriptor) -> Any:
             return {"all": True} if value == bodies.ALL else {"index": value}
         case _:
             return value
-
-
-def _named_spec(name: str, spec: bodies.Body, message: Descriptor) -> dict[str, Any]:
-    kind = _SPEC_FIELDS[type(spec)]
-    return {"name": name, kind: _fields(spec, message.fields_by_name[kind].message_type)}
 
 
 def _with_all_axes(index: bodies.MirroredActivationIndex) -> bodies.MirroredActivationIndex:

@@ -70,6 +70,16 @@ class CallRecord:
         """Since the call's arrival."""
         return time.perf_counter() - self._begun
 
+    @property
+    def http_attributes(self) -> dict[str, str | int]:
+        """What metrics and traces say of a call over HTTP, as OpenTelemetry's conventions name it."""
+        method, _, route = self.method.partition(" ")
+        return {
+            "http.request.method": method,
+            "http.route": route,
+            "http.response.status_code": self.http_status,
+        }
+
     def named(self, request_id: str, n_sub_requests: int) -> None:
         """The request has been read, and not been checked yet."""
         self.request_id, self.n_sub_requests = request_id, n_sub_requests

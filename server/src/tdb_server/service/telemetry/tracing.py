@@ -88,12 +88,7 @@ class CallTraces:
 def _protocol_attributes(record: CallRecord) -> dict[str, str | int]:
     """As OpenTelemetry's semantic conventions name them."""
     if record.is_http:
-        method, _, route = record.method.partition(" ")
-        return {
-            "http.request.method": method,
-            "http.route": route,
-            "http.response.status_code": record.http_status,
-        }
+        return record.http_attributes
     service, _, method = record.method.rpartition("/")
     return {
         "rpc.system": "grpc",

@@ -44,13 +44,9 @@ class DebuggerService(TransformerDebuggerServiceServicer):
         events = self._calls.answer(request, parse_debug_request, StreamDebugResponse, unary)
         return await self._collected(DebugResponse(), events, unary)
 
-    async def StreamDebug(self, request: DebugRequest, context: Any) -> AsyncIterator[StreamDebugResponse]:  # noqa: N802
+    def StreamDebug(self, request: DebugRequest, context: Any) -> AsyncIterator[StreamDebugResponse]:  # noqa: N802
         """See the proto."""
-        async with aclosing(
-            self._calls.answer(request, parse_debug_request, StreamDebugResponse)
-        ) as messages:
-            async for message in messages:
-                yield message
+        return self._calls.answer(request, parse_debug_request, StreamDebugResponse)
 
     async def Infer(self, request: InferRequest, context: Any) -> InferResponse:  # noqa: N802
         """See the proto."""
@@ -58,13 +54,9 @@ class DebuggerService(TransformerDebuggerServiceServicer):
         events = self._calls.answer(request, parse_infer_request, StreamInferResponse, unary)
         return await self._collected(InferResponse(), events, unary)
 
-    async def StreamInfer(self, request: InferRequest, context: Any) -> AsyncIterator[StreamInferResponse]:  # noqa: N802
+    def StreamInfer(self, request: InferRequest, context: Any) -> AsyncIterator[StreamInferResponse]:  # noqa: N802
         """See the proto."""
-        async with aclosing(
-            self._calls.answer(request, parse_infer_request, StreamInferResponse)
-        ) as messages:
-            async for message in messages:
-                yield message
+        return self._calls.answer(request, parse_infer_request, StreamInferResponse)
 
     async def _collected(
         self, response: Response, messages: AsyncGenerator[StreamMessage], unary: Unary
@@ -117,15 +109,8 @@ class _CollectedAnswer:
         if started.HasField("estimated_cost"):
             response.estimated_cost.CopyFrom(started.estimated_cost)
             return
-        for tokens in started.sub_requests:
-            response.sub_responses.add(
-                token_ids=tokens.token_ids,
-                token_strings=tokens.token_strings,
-                bos_added=tokens.bos_added,
-                targets=tokens.targets if tokens.HasField("targets") else None,
-                distractors=tokens.distractors if tokens.HasField("distractors") else None,
-                ablation_specs=tokens.ablation_specs,
-            )
+        for tokens in started.sub_requests:  # their fields are called the same
+            response.sub_responses.add(**{field.name: value for field, value in tokens.ListFields()})
 
     def _add_part(self, part: call_pb2.ResultPart) -> None:
         key = (part.sub_request_index, part.result.name)

@@ -54,17 +54,12 @@ def create_gateway(backend: Backend, calls: HttpCalls, hosts: AllowedHosts, serv
         server_version: version of this software.
     """
 
-    async def debug(request: DebugRequest) -> Answer:
-        response = await backend.debug(request)
-        return Answer(batched_response(response), response.ByteSize())
+    def computed(read: Callable[[Any], Any], answer: Any, body_of: Callable[[Any], Body]) -> Endpoint:
+        async def answer_as_body(request: Any) -> Answer:
+            response = await answer(request)
+            return Answer(body_of(response), response.ByteSize())
 
-    async def infer(request: InferRequest) -> Answer:
-        response = await backend.infer(request)
-        return Answer(batched_response(response), response.ByteSize())
-
-    async def infer_single(request: InferRequest) -> Answer:
-        response = await backend.infer(request)
-        return Answer(single_response(response), response.ByteSize())
+        return Endpoint(read, answer_as_body, has_priority=True)
 
     async def model_info(_: Any) -> Answer:
         return Answer(model_info_response(await backend.model_info()))
@@ -73,26 +68,23 @@ def create_gateway(backend: Backend, calls: HttpCalls, hosts: AllowedHosts, serv
         return Answer(body)
 
     endpoints = {
-        "batched_tdb": Endpoint(debug_request, debug, has_priority=True),
-        "batched": Endpoint(infer_request, infer, has_priority=True),
+        "batched_tdb": computed(debug_request, backend.debug, batched_response),
+        "batched": computed(infer_request, backend.infer, batched_response),
         "model_info": Endpoint(lambda _: None, model_info, has_body=False),
         **{
-            name: Endpoint(partial(single_infer_request, name), infer_single, has_priority=True)
+            name: computed(partial(single_infer_request, name), backend.infer, single_response)
             for name in SINGLE_SPECS
         },
         **{name: Endpoint(read, as_read, name not in WITHOUT_BODY) for name, read in RECORD_ANSWERS.items()},
     }
     routes = [Route(f"/{name}", calls.at(endpoint), methods=["POST"]) for name, endpoint in endpoints.items()]
-    document = openapi_document(server_version)
     routes += [
         Route("/", _constant({"name": "transformer-debugger", "documentation": "/openapi.json"})),
-        Route("/openapi.json", _constant(document)),
+        Route("/openapi.json", _constant(openapi_document(server_version))),
     ]
+    methods = ["GET", "POST"]
     cors = Middleware(
-        CORSMiddleware,
-        allow_origin_regex=hosts.origins,
-        allow_methods=["GET", "POST"],
-        allow_headers=["*"],
+        CORSMiddleware, allow_origin_regex=hosts.origins, allow_methods=methods, allow_headers=["*"]
     )
     handlers: Any = {HTTPException: _no_such_page}
     application = Starlette(routes=routes, middleware=[cors], exception_handlers=handlers)

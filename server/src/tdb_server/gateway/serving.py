@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from transformer_debugger.v1.model_service_pb2 import GetModelInfoRequest, ModelInfo
-from transformer_debugger.v1.transformer_debugger_service_pb2 import (
-    DebugRequest,
-    DebugResponse,
-    InferRequest,
-    InferResponse,
-)
 
 from tdb_server.gateway.app import Backend, create_gateway
 from tdb_server.gateway.http_calls import HttpCalls
@@ -27,18 +23,15 @@ def http_server(parts: Parts) -> HttpListener:
     settings = parts.settings
     debugger = DebuggerService(parts.calls, RESPONSE_FACTOR * settings.limits.max_response_bytes)
 
-    async def debug(request: DebugRequest) -> DebugResponse:
-        return await debugger.Debug(request, None)
-
-    async def infer(request: InferRequest) -> InferResponse:
-        return await debugger.Infer(request, None)
-
     async def model_info() -> ModelInfo:
         return (await parts.model.GetModelInfo(GetModelInfoRequest(), None)).model_info
 
+    backend = Backend(
+        partial(debugger.Debug, context=None), partial(debugger.Infer, context=None), model_info
+    )
     hosts = AllowedHosts(settings.host, settings.security.allowed_hosts)
     calls = HttpCalls(parts.guard, parts.threads, parts.memory, settings.security.max_body_seconds)
-    gateway = create_gateway(Backend(debug, infer, model_info), calls, hosts, parts.version)
+    gateway = create_gateway(backend, calls, hosts, parts.version)
     application = Probes(gateway, parts.is_ready)
     tls = None if parts.tls is None else parts.tls.context()
     return HttpListener(application, settings.host, settings.http_port or 0, settings.security, tls)

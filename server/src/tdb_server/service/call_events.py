@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from transformer_debugger.v1 import call_pb2
+from transformer_debugger.v1.ablation_pb2 import AblationSpec as AblationSpecMessage
+from transformer_debugger.v1.activation_pb2 import ActivationIndex, TensorIndex
 from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest, InferRequest
 
 from tdb_server.domain.call import Call
@@ -19,13 +21,12 @@ from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.priority import Priority
 from tdb_server.domain.reason import Reason
-from tdb_server.domain.requests import InferenceSubRequest
+from tdb_server.domain.requests import AblationSpec, InferenceSubRequest
 from tdb_server.domain.results import Finished, NamedResult, ObjectiveValues
 from tdb_server.errors import FieldViolation, InvalidRequest
 from tdb_server.model.tokenizer import Tokenizer
-from tdb_server.service.ablation_messages import ablation_message
 from tdb_server.service.caller import current_caller
-from tdb_server.service.enum_names import PRIORITIES
+from tdb_server.service.enum_names import PASS_TYPES, PLACES, PRIORITIES
 from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.long_requests import LONG_REQUEST_BYTES, MEMORY_FACTOR
 from tdb_server.service.served_model import ModelSlot, ServedModel
@@ -230,7 +231,7 @@ def _put_started(
             token_ids=inference.token_ids,
             token_strings=token_strings(inference.token_ids),
             bos_added=inference.bos_added,
-            ablation_specs=map(ablation_message, inference.ablations),
+            ablation_specs=map(_ablation_message, inference.ablations),
         )
         if inference.loss is not None:
             for message, token_ids in (
@@ -240,3 +241,19 @@ def _put_started(
                 message.SetInParent()  # no tokens are something else than no loss
                 message.token_ids.extend(token_ids)
                 message.token_strings.extend(token_strings(token_ids))
+
+
+def _ablation_message(ablation: AblationSpec) -> AblationSpecMessage:
+    index = ablation.index
+    return AblationSpecMessage(
+        index=ActivationIndex(
+            activation_location_type=PLACES.numbers[index.hook_point],
+            layer_index=index.layer_index,
+            tensor_indices=[
+                TensorIndex(all=True) if one is None else TensorIndex(index=one)
+                for one in index.tensor_indices
+            ],
+            pass_type=PASS_TYPES.numbers[index.pass_type],
+        ),
+        value=ablation.value,
+    )

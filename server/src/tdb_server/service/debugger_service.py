@@ -122,8 +122,6 @@ class _CollectedAnswer:
             self._results[key] = results[-1]
 
     def _add_values(self, values: call_pb2.SubRequestValues) -> None:
-        sub_response = self._response.sub_responses[values.sub_request_index]
-        if values.HasField("loss"):
-            sub_response.loss = values.loss
-        if values.HasField("activation_value_for_backward_pass"):
-            sub_response.activation_value_for_backward_pass = values.activation_value_for_backward_pass
+        for field, value in values.ListFields():
+            if field.name != "sub_request_index":
+                setattr(self._response.sub_responses[values.sub_request_index], field.name, value)

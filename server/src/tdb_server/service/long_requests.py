@@ -1,4 +1,4 @@
-"""Requests that are long or compressed: they are read beside the event loop, where they hold up nobody else."""
+"""Requests that are long or compressed: read beside the event loop, where they hold up nobody else."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ its place and follows in chunks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Generic, TypeVar
 
 import google_crc32c
@@ -95,23 +95,12 @@ def _rows_of_tokens(tokens: TopTokens, rows: IntArray) -> TopTokens:
 
 def tensors_of(result: result_pb2.NamedResult) -> list[tensor_pb2.Tensor]:
     """The tensors of a result, in the order of its fields."""
-    match result.WhichOneof("result"):
-        case "multiple_top_k":
-            groups = result.multiple_top_k.groups
-            return [
-                tensor for group in groups for tensor in (group.activations, *(one.sum for one in group.sums))
-            ]
-        case "derived_scalars":
-            scalars = result.derived_scalars
-            normalized = (
-                [scalars.normalized_activations] if scalars.HasField("normalized_activations") else []
-            )
-            return [scalars.activations, *normalized]
-        case "derived_attention_scalars":
-            fields = result.derived_attention_scalars.ListFields()
-            return [value for _, value in fields if isinstance(value, tensor_pb2.Tensor)]
-        case _:
-            return []
+    kind = result.WhichOneof("result")
+    if kind == "multiple_top_k":
+        groups = result.multiple_top_k.groups
+        return [one for group in groups for one in (group.activations, *(sums.sum for sums in group.sums))]
+    fields = [] if kind is None else getattr(result, kind).ListFields()
+    return [value for _, value in fields if isinstance(value, tensor_pb2.Tensor)]
 
 
 class StreamWriter(Generic[StreamMessage]):
@@ -163,13 +152,9 @@ class StreamWriter(Generic[StreamMessage]):
     def finished(self, finished: Finished, serialize_seconds: float, n_messages: int) -> StreamMessage:
         """Where the time went, and how many messages the stream has with this one."""
         message = self._new_message()
-        seconds, timings = finished.seconds, message.finished.timings
-        timings.queue_seconds = seconds.queue
-        timings.forward_seconds = seconds.forward
-        timings.backward_seconds = seconds.backward
-        timings.derive_seconds = seconds.derive
-        timings.score_seconds = seconds.score
-        timings.serialize_seconds = serialize_seconds
+        seconds = asdict(replace(finished.seconds, serialize=serialize_seconds))
+        for stage, taken in seconds.items():
+            setattr(message.finished.timings, f"{stage}_seconds", taken)
         message.finished.peak_memory_bytes = finished.peak_memory_bytes
         message.finished.message_count = n_messages
         return message

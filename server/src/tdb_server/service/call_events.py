@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from transformer_debugger.v1 import call_pb2
@@ -41,6 +41,7 @@ FEW_SUB_REQUESTS = 4
 _VALUES = None
 """In place of a result's name: the objective values of a sub-request."""
 Request = TypeVar("Request", DebugRequest, InferRequest)
+_Prepared = tuple[tuple[InferenceSubRequest, ...], Cost, CacheKey | None]
 Parse = Callable[[Request, ModelInfo, Limits, Tokenizer], Sequence[InferenceSubRequest]]
 
 
@@ -48,26 +49,26 @@ class IncompleteAnswer(Exception):  # noqa: N818
     """Something is missing although all went well: a fault of the server's."""
 
 
+@dataclass(frozen=True, slots=True)
 class CallEvents:
     """Answers calls as events of a stream.
 
-    Args:
+    Attributes:
         slot: where the model is.
         scheduler: who runs them.
         threads: where long requests are read.
     """
 
-    def __init__(self, slot: ModelSlot, scheduler: Scheduler, threads: FairThreads) -> None:
-        self._threads = threads
-        self._slot = slot
-        self._scheduler = scheduler
-        self._call_ids = itertools.count(1)
+    slot: ModelSlot
+    scheduler: Scheduler
+    threads: FairThreads
+    _call_ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     async def answer(
         self,
         request: Request,
         parse: Parse[Request],
-        new_message: Callable[[], StreamMessage],
+        new_message: Callable[..., StreamMessage],
         unary: Unary | None = None,
     ) -> AsyncGenerator[StreamMessage]:
         """Runs a request. Closing the generator cancels it.
@@ -84,18 +85,19 @@ class CallEvents:
         Raises:
             TdbError: the request is refused, or failed.
         """
-        model, caller, record = self._slot.model(), current_caller(), current_record()
+        model, caller, record = self.slot.model(), current_caller(), current_record()
         priority = _priority(request).at_most(caller.limits.max_priority)
-        record.named(request.request_id or uuid.uuid4().hex, len(request.sub_requests))
+        record.request_id = request.request_id or uuid.uuid4().hex
+        record.n_sub_requests = len(request.sub_requests)
         if request.validate_only:
-            reading = self._scheduler.call_without_worker(caller)
+            reading = self.scheduler.call_without_worker(caller)
         else:
-            self._scheduler.check_room(caller, priority)
-            reading = self._scheduler.open_call(caller)
+            self.scheduler.check_room(caller, priority)
+            reading = self.scheduler.open_call(caller)
         first = new_message()
         with reading:
-            prepared = await self._prepared(request, parse, model, first.started, record.request_id)
-        sub_requests, cost = prepared.sub_requests, prepared.cost
+            prepared = self._prepared(request, parse, model, first.started, record.request_id)
+            sub_requests, cost, key = await prepared
         record.parsed([one.token_strings for one in first.started.sub_requests])
         if request.validate_only:
             first.started.estimated_cost.activation_bytes = cost.activation_bytes
@@ -111,15 +113,9 @@ class CallEvents:
         prompts = [one.inference.token_ids for one in sub_requests]
         chunk_bytes = None if unary else model.limits.chunk_bytes
         writer = StreamWriter(new_message, model.tokenizer, prompts, chunk_bytes)
-        terms = Terms(
-            caller,
-            in_pieces=unary is None,
-            cache_key=prepared.cache_key,
-            priority=priority,
-            unary=unary,
-        )
-        record.submitted()
-        async with aclosing(self._scheduler.submit(call, cost, terms)) as events:
+        terms = Terms(caller, in_pieces=unary is None, cache_key=key, priority=priority, unary=unary)
+        record.submitted_seconds = record.elapsed_seconds
+        async with aclosing(self.scheduler.submit(call, cost, terms)) as events:
             async for message in _messages(events, sub_requests, first, writer, record):
                 yield message
 
@@ -131,7 +127,11 @@ class CallEvents:
         started: call_pb2.Started,
         request_id: str,
     ) -> _Prepared:
-        """Does what comes before a call runs: on the event loop, or beside it when that may take long."""
+        """Does what comes before a call runs: on the event loop, or beside it when that may take long.
+
+        Returns:
+            What is asked for, its estimated cost, and what equal requests share; None where nothing will run.
+        """
         caller = current_caller()
 
         def prepare() -> _Prepared:
@@ -140,28 +140,13 @@ class CallEvents:
             key = None
             if not request.validate_only:
                 key = cache_key(caller.cache_owner, model.info.digest, sub_requests)
-            return _Prepared(sub_requests, estimated_cost(model.info, sub_requests), key)
+            return sub_requests, estimated_cost(model.info, sub_requests), key
 
         # Protobuf puts a message together once more to say how long it is.
         n_bytes = current_record().received_bytes or request.ByteSize()
         if n_bytes <= LONG_REQUEST_BYTES and len(request.sub_requests) <= FEW_SUB_REQUESTS:
             return prepare()
-        return await self._threads.run(caller.name, MEMORY_FACTOR * n_bytes, prepare)
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """A request that may run.
-
-    Attributes:
-        sub_requests: what it asks for.
-        cost: their estimate.
-        cache_key: what equal requests share; None where nothing is to run.
-    """
-
-    sub_requests: tuple[InferenceSubRequest, ...]
-    cost: Cost
-    cache_key: CacheKey | None
+        return await self.threads.run(caller.name, MEMORY_FACTOR * n_bytes, prepare)
 
 
 async def _messages(
@@ -179,7 +164,7 @@ async def _messages(
             case TakenUp(queue_seconds, is_cached):
                 first.started.queue_seconds = queue_seconds
                 first.started.cached = is_cached
-                record.taken_up(queue_seconds, is_cached=is_cached)
+                record.queue_seconds, record.is_cached = queue_seconds, is_cached
                 n_messages += 1
                 yield first
             case ObjectiveValues():

@@ -22,7 +22,7 @@ from tdb_server.service.call_guard import CallGuard
 from tdb_server.service.compressed_requests import message_bytes, unpacked
 from tdb_server.service.error_status import STATUS_DETAILS_KEY, NotImplementedHere, error_status, status_code
 from tdb_server.service.fair_threads import FairThreads
-from tdb_server.service.handlers import Convert, answer_of, handler_like, handler_that_refuses
+from tdb_server.service.handlers import Convert, answer_of, handler_like
 from tdb_server.service.long_requests import is_long, parsed, read_long
 from tdb_server.service.telemetry.call_record import CallRecord, recorded
 from tdb_server.service.telemetry.load_meter import OUR_METHODS
@@ -157,7 +157,9 @@ class GrpcCalls(grpc.aio.ServerInterceptor):
         return handler_like(handler, answer_recorded, read if reads_stream else None, serialize_later)
 
     def _refused_unread(self, record: CallRecord, error: TdbError) -> Handler:
-        async def refuse(context: Context) -> None:
+        """A handler for any method, for which no byte of the request is read."""
+
+        async def refuse(_: Any, context: Context) -> None:
             record.peer = context.peer()
 
             async def fail() -> None:
@@ -165,7 +167,8 @@ class GrpcCalls(grpc.aio.ServerInterceptor):
 
             await self.guard.answered(record, fail, partial(_abort, context))
 
-        return handler_that_refuses(refuse)
+        handler: Handler = grpc.stream_stream_rpc_method_handler(refuse)
+        return handler
 
     def _one_of_address(self, context: Context) -> AbstractContextManager[None]:
         address = host_of(context.peer())

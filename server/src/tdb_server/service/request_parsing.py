@@ -32,10 +32,11 @@ from tdb_server.domain.requests import (
 )
 from tdb_server.domain.spec_relations import difference_violations
 from tdb_server.domain.trace_validation import trace_violations
+from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.service.enum_names import ATTENTION_COMPONENTS, MLP_COMPONENTS
 from tdb_server.service.inference_parsing import parse_inference_sub_request
 from tdb_server.service.node_parsing import parse_node_ablation, parse_trace
-from tdb_server.service.request_reader import Encoder, MessageReader, RequestReader
+from tdb_server.service.request_reader import MessageReader, RequestReader
 
 MAX_REQUEST_ID_CHARACTERS = 128
 _N_TOKENS_SHOWN = 64
@@ -43,7 +44,7 @@ Call = TypeVar("Call", DebugRequest, InferRequest)
 
 
 def parse_debug_request(
-    request: DebugRequest, info: ModelInfo, limits: Limits, tokenizer: Encoder
+    request: DebugRequest, info: ModelInfo, limits: Limits, tokenizer: Tokenizer
 ) -> tuple[InferenceSubRequest, ...]:
     """What a debug request stands for.
 
@@ -73,7 +74,7 @@ def parse_debug_request(
 
 
 def parse_infer_request(
-    request: InferRequest, info: ModelInfo, limits: Limits, tokenizer: Encoder
+    request: InferRequest, info: ModelInfo, limits: Limits, tokenizer: Tokenizer
 ) -> tuple[InferenceSubRequest, ...]:
     """What a general request stands for; as `parse_debug_request`."""
     reader = MessageReader(RequestReader(info, limits, tokenizer), request)

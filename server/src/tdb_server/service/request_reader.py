@@ -7,9 +7,9 @@ cannot be read is None, and what depends on it is not checked further.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
@@ -17,7 +17,8 @@ from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.reason import LIMIT_REASONS, PRECONDITION_REASONS, Reason
 from tdb_server.errors import FailedPrecondition, FieldViolation, InvalidRequest, OverLimit, in_words
-from tdb_server.service.beginning_of_text import BosTokenizer, bos_violations, with_bos
+from tdb_server.model.tokenizer import Tokenizer
+from tdb_server.service.beginning_of_text import bos_violations, with_bos
 from tdb_server.service.enum_names import EnumNames
 from tdb_server.service.token_words import shortened, tokens_in_words
 
@@ -30,28 +31,6 @@ NumberT = TypeVar("NumberT", bound=int)
 MessageT = TypeVar("MessageT", bound=Message)
 
 
-class Encoder(BosTokenizer, Protocol):
-    """What turns text into tokens. The tokenizer does."""
-
-    longest_token_bytes: int
-
-    def encode_at_most(self, text: str, n_tokens: int) -> list[int] | None:
-        """Token ids of a text; None where there are far more."""
-        ...
-
-    def encode_continuation(self, text: str) -> list[int]:
-        """Token ids of a text where other text stands before it."""
-        ...
-
-    def spelled(self, piece: str) -> int | None:
-        """The id of the token that the vocabulary spells so."""
-        ...
-
-    def token_strings(self, ids: Iterable[int]) -> list[str]:
-        """What each token says by itself."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A prompt's tokens, and whether the first one was put in front of its text."""
@@ -60,25 +39,23 @@ class Prompt:
     bos_added: bool
 
 
+@dataclass(slots=True)
 class RequestReader:
     """What a request is read against, and what was found to be wrong.
 
-    Args:
+    Attributes:
         info: the model.
         limits: what the server is willing to do.
         tokenizer: the model's tokenizer.
-
-    Attributes:
         n_violations: mistakes found so far.
     """
 
-    def __init__(self, info: ModelInfo, limits: Limits, tokenizer: Encoder) -> None:
-        self.info = info
-        self.limits = limits
-        self.tokenizer = tokenizer
-        self.n_violations = 0
-        self._violations: list[FieldViolation] = []
-        self._reasons: set[str] = set()
+    info: ModelInfo
+    limits: Limits
+    tokenizer: Tokenizer
+    n_violations: int = 0
+    _violations: list[FieldViolation] = field(default_factory=list)
+    _reasons: set[str] = field(default_factory=set)
 
     def refuse(self, field: str, description: str, reason: Reason) -> None:
         """Notes a field at fault."""
@@ -236,21 +213,20 @@ class MessageReader(Generic[MessageT]):
         n_violations, limit = self.request.n_violations, self.request.limits.max_target_tokens
         of_texts, of_ids = f"{name}s", f"{name}_ids"
         texts, ids = self.value(of_texts), self.value(of_ids)
-        for field in (of_texts, of_ids):
-            if not self.at_most(field, limit, Reason.TOO_MANY_TARGET_TOKENS):
-                return None
+        if not all(self.at_most(one, limit, Reason.TOO_MANY_TARGET_TOKENS) for one in (of_texts, of_ids)):
+            return None
         token_ids: list[int] = []
         for i, text in enumerate(texts):
-            field = f"{of_texts}[{i}]"
+            place = f"{of_texts}[{i}]"
             if len(text) > MAX_TARGET_CHARACTERS:
                 description = f"must be one token, and has {len(text)} characters"
-                self.refuse(field, description, Reason.NOT_ONE_TOKEN)
+                self.refuse(place, description, Reason.NOT_ONE_TOKEN)
                 continue
             found = self.request.tokenizer.encode_continuation(text)
             if len(found) == 1:
-                self._are_in_vocabulary(found, field)
+                self._are_in_vocabulary(found, place)
             else:
-                self.refuse(field, self._not_one_token(text, found), Reason.NOT_ONE_TOKEN)
+                self.refuse(place, self._not_one_token(text, found), Reason.NOT_ONE_TOKEN)
             token_ids += found
         for i, token_id in enumerate(ids):
             self._are_in_vocabulary([token_id], f"{of_ids}[{i}]")

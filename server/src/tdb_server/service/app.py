@@ -112,7 +112,9 @@ class App:
         self._is_stopping = False
         self._systemd = Systemd()
         self._tls = server_tls(settings)
-        tokens = token_file(settings)
+        security = settings.security
+        tokens = None if security.token_file is None else TokenFile(security.token_file)
+        proxies = [ip_network(one) for one in security.trusted_proxies]
         self._files = FileReader([one.look for one in (tokens, self._tls) if one is not None])
         readings = Readings(
             lambda: self._scheduler.n_waiting,
@@ -132,7 +134,7 @@ class App:
             CallGuard(
                 settings.limits,
                 self._calls,
-                access(settings, tokens),
+                Access(tokens, frozenset(security.tls_client_names), proxies),
                 self._reporting.listeners,
                 settings.telemetry.log_prompts,
             ),
@@ -249,34 +251,13 @@ class App:
             await self._health.set(service, status)
 
 
-def access(settings: Settings, tokens: TokenFile | None) -> Access:
-    """Who may call, by the settings."""
-    security = settings.security
-    proxies = [ip_network(one) for one in security.trusted_proxies]
-    return Access(tokens, frozenset(security.tls_client_names), proxies)
-
-
-def token_file(settings: Settings) -> TokenFile | None:
-    """The tokens that may call; None where everybody may.
-
-    Raises:
-        ConfigurationBroken: the token file cannot be read or makes no sense.
-    """
-    path = settings.security.token_file
-    return None if path is None else TokenFile(path)
-
-
 def scheduler(settings: Settings, on_batch: OnBatch) -> Scheduler:
     """The scheduler, with the rules that the settings give."""
-    sharing = settings.scheduling
-    rule = BatchRule(
-        sharing.max_batch_tokens,
-        settings.limits.max_activation_bytes,
-        sharing.max_wait_seconds,
-        sharing.max_batch_seconds,
-    )
+    sharing, limits = settings.scheduling, settings.limits
+    longest = (sharing.max_wait_seconds, sharing.max_batch_seconds)
+    rule = BatchRule(sharing.max_batch_tokens, limits.max_activation_bytes, *longest)
     cache = ResultCache(sharing.cache_bytes)
-    return Scheduler(settings.limits, rule, sharing.max_calls_per_caller, cache, on_batch)
+    return Scheduler(limits, rule, sharing.max_calls_per_caller, cache, on_batch)
 
 
 def pool(

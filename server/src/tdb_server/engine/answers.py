@@ -289,7 +289,7 @@ class Answers:
         directions: dict[TokenScoringType, list[Directions]] = {}
         for scoring, nodes in to_score.nodes.items():
             directions[scoring] = [
-                node_directions(everything, DeviceNodes.of(own, [next(waiting) for _ in own.arrays]), scoring)
+                node_directions(everything, DeviceNodes(own, [next(waiting) for _ in own.arrays]), scoring)
                 for own in nodes
             ]
         if to_score.heads is not None:

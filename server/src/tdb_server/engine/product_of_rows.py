@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from tdb_server.domain.derived_scalar import Declaration
-from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import Dimension
 from tdb_server.engine.plan import attention_depth, is_of_autoencoder, mlp_depth, write_depth
 from tdb_server.engine.products import Layers, Product
@@ -22,7 +21,6 @@ def product_at_all_tokens(
     rows: Rows, declared: Declaration, factors: Sequence[Layers], axes: Sequence[Dimension]
 ) -> Product:
     """The product of factors whose axes behind rows and layers are `axes`."""
-    absent = None if declared.hook_point is HookPoint.LOGITS else _padding(rows, axes)
     return Product(
         factors=tuple(factors),
         layers=_layers(rows, declared),
@@ -31,7 +29,7 @@ def product_at_all_tokens(
         n_rows=rows.n_rows,
         n_tokens=rows.plan.n_tokens,
         lengths=tuple(row.n_tokens for row in rows.planned),
-        absent=absent,
+        absent=_padding(rows, axes),
     )
 
 

@@ -26,10 +26,11 @@ from tdb_server.engine.quantized_scores import (
     onednn_int8_product,
     plain_int8_product,
 )
-from tdb_server.engine.token_ranking import ExactRanking, RankedTokens, Ranking
+from tdb_server.engine.token_ranking import ExactRanking, RankedTokens
 from tdb_server.engine.vocabulary_search import VocabularySearch
 from tdb_server.errors import ModelError
 
+Ranking = ExactRanking | VocabularySearch
 EXACT, INT8 = "exact", "int8"
 RANKINGS: dict[str, Callable[[Tensor, Tensor | None], Ranking]] = {
     EXACT: ExactRanking,
@@ -74,7 +75,7 @@ def choose_ranking(
     if wanted == EXACT or (wanted is None and len(vocabulary) < MANY_TOKENS):
         return exact, _choice(wanted, KernelTrial(EXACT, None, KernelOutcome.CHOSEN))
 
-    def rank_exactly() -> RankedTokens:
+    def rank_exactly() -> RankedTokens[Tensor]:
         return exact.rank(directions, _K)
 
     expected, exact_seconds = _timed(rank_exactly)
@@ -139,7 +140,7 @@ def _timed(compute: Callable[[], T]) -> tuple[T, float]:
     return compute(), time.perf_counter() - started_at
 
 
-def _is_same(found: RankedTokens, expected: RankedTokens) -> bool:
+def _is_same(found: RankedTokens[Tensor], expected: RankedTokens[Tensor]) -> bool:
     """Whether scores agree as closely as two ways of adding up floats do."""
     pairs = (found.high, expected.high), (found.low, expected.low)
     return all(

@@ -69,18 +69,25 @@ def product_of(rows: Rows, scalar: DerivedScalar, pass_type: PassType = PassType
 
 
 def _activations(rows: Rows, declared: Declaration, hook_point: HookPoint, pass_type: PassType) -> Product:
-    read = rows.values if pass_type is PassType.FORWARD else rows.gradients
-    values = read(hook_point)
     if declared.is_previous_layer:
-        tensors = [*read(HookPoint.RESID_POST_EMB).tensors, *values.tensors[:-1]]
-        values = rows.once((declared.is_previous_layer, pass_type), lambda: tensors)
+        values = before_layers(rows, pass_type)
+    else:
+        values = rows.values(hook_point) if pass_type is PassType.FORWARD else rows.gradients(hook_point)
     not_nodes = None
     is_pattern = pass_type is PassType.FORWARD and hook_point is HookPoint.ATTN_QK_PROBS
     if hook_point in PAIR_HOOK_POINTS and not is_pattern:  # which is zero where attention may not look
-        not_nodes = rows.model.decoder.hidden_cells(rows.plan.n_tokens)
+        not_nodes = rows.model.decoder.hidden_cells(rows.plan.n_tokens)[None, None, None]
     product = product_at_all_tokens(rows, declared, [values], axes_of(hook_point))
     # The first token attends to itself alone, in every head.
-    return replace(product, not_nodes=not_nodes, has_ties=is_pattern)
+    n_heads = rows.model.decoder.config.n_heads
+    return replace(product, not_nodes=not_nodes, n_ties=n_heads if is_pattern else 0)
+
+
+def before_layers(rows: Rows, pass_type: PassType = PassType.FORWARD) -> Layers:
+    """The residual stream before each layer [B, T, d], or the gradients there."""
+    read = rows.values if pass_type is PassType.FORWARD else rows.gradients
+    embedding, behind = read(HookPoint.RESID_POST_EMB).tensors, read(HookPoint.RESID_POST_MLP).tensors
+    return rows.once(("before layers", pass_type), lambda: [*embedding, *behind[:-1]])
 
 
 def _write_norms(rows: Rows, hook_point: HookPoint) -> Layers:

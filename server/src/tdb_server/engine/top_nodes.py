@@ -42,29 +42,8 @@ class BestNodes:
         return found
 
 
-@dataclass(frozen=True)
-class _Entries:
-    """Some entries of a part.
-
-    Attributes:
-        rows: of the group [m].
-        better: the numbers, or where the smallest are wanted, their negatives [m].
-        places: behind the row axis [m].
-        ids: of latents, which they are [m].
-    """
-
-    part: Part
-    rows: Array
-    better: Array
-    places: Array
-    ids: Sequence[Array]
-
-    def where(self, is_wanted: Array) -> _Entries:
-        """Some of them."""
-        others = [one[is_wanted] for one in self.ids]
-        return _Entries(
-            self.part, self.rows[is_wanted], self.better[is_wanted], self.places[is_wanted], others
-        )
+Entries = tuple[Array, Array, Array]
+"""Rows of the group [m], numbers (their negatives where the smallest are wanted) [m], and nodes [m, ...]."""
 
 
 class TopNodes:
@@ -73,7 +52,7 @@ class TopNodes:
     def __init__(self, product: Product, ks: Sequence[int], largest: bool, first_layer: int = 0) -> None:
         """Takes how many nodes each row wants, and the place of the first layer that is looked at."""
         self.product, self._ks, self._largest, self._first_layer = product, ks, largest, first_layer
-        self._parts: list[Part] = []
+        self._parts: list[tuple[Part, int]] = []  # each with its number of entries in a row
         self.tensors: list[Tensor] = []
 
     def add(self, part: Part, numbers: Tensor) -> None:
@@ -81,17 +60,17 @@ class TopNodes:
         if part.layer is not None and part.layer < self._first_layer:
             return
         entries = self._ranked(part, numbers)
-        if not entries.shape[1]:
-            return
         n_entries, n_layers = entries.shape[1], 1 if part.layer is not None else len(self.product.layers)
-        k = max(self._ks) + 1 + n_layers * self.product.n_ties  # one more shows ties
+        if not n_entries:
+            return
+        k = min(max(self._ks) + 1 + n_layers * self.product.n_ties, n_entries)  # one more shows ties
         # Of equals that no layer has, as all embeddings' "activations", it goes by how `topk` ranks all.
         is_listed = self.product.layers == (None,) and n_entries <= SMALL
-        values, places = top_k_per_row(entries, n_entries if is_listed else min(k, n_entries), self._largest)
-        self._parts.append(part)
+        values, places = top_k_per_row(entries, n_entries if is_listed else k, self._largest)
+        self._parts.append((part, n_entries))
         self.tensors += [values, places]
         if self.product.ids is not None:
-            self.tensors.append(self._ids(part).gather(1, places))
+            self.tensors.append(self._seen(part, self.product.cut(self.product.ids, part)).gather(1, places))
 
     def _ranked(self, part: Part, numbers: Tensor) -> Tensor:
         """A part's numbers by row [b, n]: zero where there are no nodes, last where there is nothing."""
@@ -100,87 +79,79 @@ class TopNodes:
         if self.product.absent is not None:
             nothing = -math.inf if self._largest else math.inf
             numbers = numbers.masked_fill(self.product.cut(self.product.absent, part), nothing)
-        return self._seen(part, numbers).flatten(1)
-
-    def _ids(self, part: Part) -> Tensor:
-        """Which latents a part's entries are, by row [b, n]."""
-        assert self.product.ids is not None
-        return self._seen(part, self.product.cut(self.product.ids, part)).flatten(1)
+        return self._seen(part, numbers)
 
     def _seen(self, part: Part, x: Tensor) -> Tensor:
-        return x[:, self._first_layer :] if part.layer is None and self._first_layer else x
+        """What a part has in the layers that are looked at, by row [b, n]."""
+        return (x[:, self._first_layer :] if part.layer is None and self._first_layer else x).flatten(1)
 
     def best(self, arrays: Sequence[Array]) -> list[BestNodes]:
         """The k best of each row, given `tensors` on the host."""
         waiting = iter(arrays)
-        listed = []
-        for part in self._parts:
-            values, places, *ids = (next(waiting) for _ in range(2 if self.product.ids is None else 3))
+        n_zeros, found = self._n_zeros(), [self._no_entries()]
+        lists = [[next(waiting) for _ in range(2 if self.product.ids is None else 3)] for _ in self._parts]
+        for (part, _), (values, places, *ids) in zip(self._parts, lists, strict=True):
             rows = np.arange(part.rows.start, part.rows.stop).repeat(values.shape[1])
-            better = values if self._largest else -values
-            listed.append(_Entries(part, rows, better.ravel(), places.ravel(), [one.ravel() for one in ids]))
-        if not listed:
-            return [
-                BestNodes(np.zeros((0, 1 + len(self.product.axes)), np.int64), np.zeros(0, np.int64))
-            ] * len(self._ks)
-        n_zeros = self._n_zeros()
-        least = self._least(listed, n_zeros)
-        entries = [self._completed(one, least) for one in listed]
+            found.append(self._entries(part, rows, *(one.ravel() for one in (values, places, *ids))))
+        least = self._least(found, n_zeros)
+        for index, ((part, n_entries), (values, *_)) in enumerate(zip(self._parts, lists, strict=True), 1):
+            if values.shape[1] < n_entries and self._may_lack_some(values, least[part.rows]):
+                found[index] = self._looked_through(part, least[part.rows])
+        rows, better, nodes = (np.concatenate(one) for one in zip(*found, strict=True))
+        is_good = better > -math.inf
         if self.product.layers != (None,):
-            entries = [one.where(one.better >= least[one.rows]) for one in entries]
-        entries = [one.where(one.better > -math.inf) for one in entries]
-        rows, better = (
-            np.concatenate([getattr(one, name) for one in entries]) for name in ("rows", "better")
-        )
-        nodes = np.concatenate([self._nodes(one) for one in entries])
+            is_good &= better >= least[rows]
         return [
             self._best(better[own], nodes[own], k, n_zeros[row])
             for row, k in enumerate(self._ks)
-            for own in [rows == row]
+            for own in [is_good & (rows == row)]
         ]
 
-    def _least(self, listed: Sequence[_Entries], n_zeros: Sequence[int]) -> Array:
+    def _no_entries(self) -> Entries:
+        return (
+            np.zeros(0, np.int64),
+            np.zeros(0, np.float32),
+            np.zeros((0, 1 + len(self.product.axes)), np.int64),
+        )
+
+    def _entries(
+        self, part: Part, rows: Array, values: Array, places: Array, ids: Array | None = None
+    ) -> Entries:
+        """Some of a part's entries, by row of the group and place behind it."""
+        n_left_out = self._first_layer * math.prod(self.product.shape(part)[2:]) if part.layer is None else 0
+        nodes = self.product.nodes(part, rows, places + n_left_out)
+        if ids is not None:
+            nodes[:, -1] = ids
+        return rows, values if self._largest else -values, nodes
+
+    def _least(self, found: Sequence[Entries], n_zeros: Sequence[int]) -> Array:
         """The k-th best number of each row, zeros beside the entries included; -inf where there are fewer."""
-        rows, better = (np.concatenate([getattr(one, name) for one in listed]) for name in ("rows", "better"))
-        found = np.full(len(self._ks), -math.inf, better.dtype)
+        rows, better = (np.concatenate([one[axis] for one in found]) for axis in (0, 1))
+        least = np.full(len(self._ks), -math.inf, better.dtype)
         for row, k in enumerate(self._ks):
             own = better[(rows == row) & ~np.isnan(better)]
             own = np.concatenate([own, np.zeros(min(n_zeros[row], k), own.dtype)])
             if len(own) >= k:
-                found[row] = np.partition(own, -k)[-k]
-        return found
+                least[row] = np.partition(own, -k)[-k]
+        return least
 
-    def _completed(self, listed: _Entries, least: Array) -> _Entries:
-        """A part's list, or all of its entries that are good enough where the list may leave some out."""
-        part, rows = listed.part, slice(listed.part.rows.start, listed.part.rows.stop)
-        better = listed.better.reshape(rows.stop - rows.start, -1)
-        is_whole = better.shape[1] == math.prod(self._shape(part))
-        last, own = better[:, -1], least[rows]
-        is_cut = (last >= own) & (last != 0) & (last != -math.inf)
-        if is_whole or not (is_cut.any() or np.isnan(better).any()):
-            return listed
+    def _may_lack_some(self, values: Array, least: Array) -> bool:
+        """Whether a list [b, k] ends among a row's equals, or what is not a number takes places in it."""
+        last = values[:, -1] if self._largest else -values[:, -1]
+        is_cut = (last >= least) & (last != 0) & (last != -math.inf)
+        return bool(is_cut.any() or np.isnan(values).any())
+
+    def _looked_through(self, part: Part, least: Array) -> Entries:
+        """All of a part's entries that are good enough."""
         entries = self._ranked(part, self.product.numbers(part))
-        all_better = entries if self._largest else -entries
-        is_good = all_better >= torch.from_numpy(own).to(all_better)[:, None]
-        in_part, places = is_good.nonzero().unbind(1)
-        wanted = [in_part, all_better[in_part, places], places]
+        limit = torch.from_numpy(least).to(entries)[:, None]
+        rows, places = (entries >= limit if self._largest else entries <= -limit).nonzero().unbind(1)
+        wanted = [rows, entries[rows, places], places]
         if self.product.ids is not None:
-            wanted.append(self._ids(part)[in_part, places])
-        found_rows, found, found_places, *ids = download(wanted)
-        return _Entries(part, found_rows + rows.start, found, found_places, ids)
-
-    def _shape(self, part: Part) -> tuple[int, ...]:
-        """Of a part's entries behind the row axis."""
-        _, n_layers, *others = self.product.shape(part)
-        return (n_layers - self._first_layer if part.layer is None else 1, *others)
-
-    def _nodes(self, entries: _Entries) -> Array:
-        part = entries.part
-        skipped = self._first_layer * math.prod(self._shape(part)[1:]) if part.layer is None else 0
-        found = self.product.nodes(part, entries.rows, entries.places + skipped)
-        for ids in entries.ids:
-            found[:, -1] = ids
-        return found
+            ids = self._seen(part, self.product.cut(self.product.ids, part))
+            wanted.append(ids[rows, places])
+        found_rows, *others = download(wanted)
+        return self._entries(part, found_rows + part.rows.start, *others)
 
     def _n_zeros(self) -> list[int]:
         """How many zeros each row has beside the entries of its parts: latents that stand nowhere in them."""

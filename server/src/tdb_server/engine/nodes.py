@@ -36,7 +36,6 @@ from tdb_server.engine.scalars import product_of
 from tdb_server.engine.top_nodes import BestNodes, TopNodes
 from tdb_server.engine.transfers import Array, download
 
-Products = dict[tuple[DerivedScalar, PassType], Product]
 _TOKENS = Dimension.SEQUENCE_TOKENS
 
 
@@ -44,7 +43,7 @@ _TOKENS = Dimension.SEQUENCE_TOKENS
 class Derived:
     """What a group's derived scalars gave: the best nodes of each row on the host, sums on the device."""
 
-    products: Products
+    products: dict[tuple[DerivedScalar, PassType], Product]
     best: dict[Ranking, list[BestNodes]]
     sums: dict[Summing, Tensor]
 
@@ -67,15 +66,16 @@ def derive(
         rankings, sums = group.rankings(only_logits=only_logits), group.sums(only_logits=only_logits)
         wanted = {(one.scalar, one.pass_type): None for one in rankings}
         wanted |= {(one.scalar, pass_type): None for one in sums for pass_type in one.pass_types}
-        products = {key: product_of(scalars, *key) for key in wanted}
-        tops = {one: _top_nodes(plan, group, products[one.scalar, one.pass_type], one) for one in rankings}
+        products: dict[tuple[DerivedScalar, PassType], Product] = {}
+        tops: dict[Ranking, TopNodes] = {}
         totals: dict[Summing, Tensor] = {}
-        for (scalar, pass_type), product in products.items():
-            own_tops = [
-                top for one, top in tops.items() if (one.scalar, one.pass_type) == (scalar, pass_type)
-            ]
+        for scalar, pass_type in wanted:
+            product = products[scalar, pass_type] = product_of(scalars, scalar, pass_type)
+            of_it = [one for one in rankings if (one.scalar, one.pass_type) == (scalar, pass_type)]
+            own_tops = {one: _top_nodes(plan, group, product, one) for one in of_it}
             own_sums = [one for one in sums if one.scalar is scalar and pass_type in one.pass_types]
-            _go_through(product, own_tops, own_sums, totals, check_cancelled)
+            _go_through(product, list(own_tops.values()), own_sums, totals, check_cancelled)
+            tops |= own_tops
         found.append(Derived(products, {}, totals))
         waiting.append(tops)
     arrays = iter(download([one for tops in waiting for top in tops.values() for one in top.tensors]))
@@ -257,14 +257,12 @@ class LookUps:
 
     def values(self, uploaded: Sequence[Tensor]) -> list[Tensor]:
         """The numbers, given the arrays on the device."""
-        waiting = iter(uploaded)
-        return [
-            values
-            for one in self.nodes
-            for values in one.values(
-                [torch.from_numpy(array) if one.is_on_host else next(waiting) for array in one.arrays]
+        waiting, found = iter(uploaded), []
+        for one in self.nodes:
+            found += one.values(
+                [torch.from_numpy(x) if one.is_on_host else next(waiting) for x in one.arrays]
             )
-        ]
+        return found
 
 
 def look_ups(

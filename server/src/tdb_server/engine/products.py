@@ -90,12 +90,10 @@ class NodeCoordinates:
 
 def spans_of(layers: Array) -> list[tuple[int, slice]]:
     """By layer, which of some nodes in the order of layers are there."""
-    found, starts = np.unique(layers, return_index=True)
-    stops = [*starts[1:].tolist(), len(layers)]
-    return [
-        (layer, slice(start, stop))
-        for layer, start, stop in zip(found.tolist(), starts.tolist(), stops, strict=False)
-    ]
+    found, counts = np.unique(layers, return_counts=True)
+    stops = counts.cumsum()
+    starts = stops - counts
+    return list(zip(found.tolist(), map(slice, starts.tolist(), stops.tolist()), strict=True))
 
 
 @dataclass(frozen=True)
@@ -186,7 +184,7 @@ class Product:
         if len(found) > 1:
             found = found[part.rows]
         if part.tokens != _ALL and self.token_axis is not None and found.shape[self.token_axis] > 1:
-            found = found[(slice(None),) * self.token_axis + (part.tokens,)]
+            found = found[(_ALL,) * self.token_axis + (part.tokens,)]
         return found
 
     def numbers(self, part: Part) -> Tensor:
@@ -194,7 +192,7 @@ class Product:
         return reduce(torch.mul, [self.cut(one, part) for one in self.factors])
 
     def at_tokens(self, tokens: Array) -> Product:
-        """The same of one token of each row alone [B]; where that is not covered, there is nothing."""
+        """The same of one token of each row alone [B], to be ranked; there is nothing where it is not covered."""
         assert self.token_axis is not None
         if self.tokens is not None and np.array_equal(self.tokens, tokens[:, None]):
             return self
@@ -241,10 +239,8 @@ class Product:
         if order != sorted(order):
             found = found.permute(0, *(1 + one for one in order))
         axis = 1 + keep.index(_TOKENS) if _TOKENS in keep else None
-        is_whole = part.rows == slice(0, self.n_rows) and (
-            axis is None or (self.device_tokens is None and found.shape[axis] == self.n_tokens)
-        )
-        if is_whole:
+        is_of_all = axis is None or (self.device_tokens is None and part.tokens == _ALL)
+        if is_of_all and part.rows == slice(0, self.n_rows):
             return found if total is None else total.add_(found)
         if total is None:
             shape = [self.n_rows, *found.shape[1:]]
@@ -252,10 +248,8 @@ class Product:
                 shape[axis] = self.n_tokens
             total = found.new_zeros(shape)
         own = total[part.rows]
-        if axis is None:
-            own.add_(found)
-        elif self.device_tokens is None:
-            own.narrow(axis, part.tokens.start or 0, found.shape[axis]).add_(found)
+        if axis is None or self.device_tokens is None:
+            own[() if axis is None else (_ALL,) * axis + (part.tokens,)].add_(found)
         else:
             tokens = self.device_tokens[part.rows, part.tokens]
             index = tokens.view(len(tokens), *[1] * (axis - 1), -1, *[1] * (found.dim() - 1 - axis))

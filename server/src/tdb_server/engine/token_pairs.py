@@ -12,7 +12,7 @@ from tdb_server.domain.results import TokenPairAttributionResult
 from tdb_server.engine.nodes import NodeTable
 from tdb_server.engine.rows import Rows
 from tdb_server.engine.scalars import project_values
-from tdb_server.engine.transfers import download
+from tdb_server.engine.transfers import Array, download
 from tdb_server.model.autoencoder import Autoencoder
 
 
@@ -58,8 +58,8 @@ def token_pair_attribution(
     n_tokens = scalars.planned[row].n_tokens
     n_listed = min(n_tokens_attended_to, n_tokens)
     device = scalars.model.decoder.device
-    found: list[Tensor] = []
-    placed: list[np.ndarray] = []
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    placed: list[Array] = []
     for (node_type, _), (places, layers, indices) in table.by_type.items():
         if not node_type.is_latent or scalars.autoencoder(node_type).site.is_mlp:
             continue
@@ -69,22 +69,16 @@ def token_pair_attribution(
             tokens, latents = torch.from_numpy(indices[own].T.copy()).to(device)
             gradients = latent_gradients(scalars, autoencoder, layer_index, row, tokens, latents)
             towards = writes_towards(scalars, layer_index, row, tokens, gradients)[:, :n_tokens]
-            best = towards.topk(n_listed, dim=1)
-            found += [(gradients != 0).any(dim=1), best.values, best.indices]
+            found.append(((gradients != 0).any(dim=1), *towards.topk(n_listed, dim=1)))
             placed.append(places[own])
     rows = np.full(len(table.nodes), -1, np.int32)
-    arrays = download(found) if found else []
-    is_active = [one.astype(bool) for one in arrays[0::3]]
-    order = np.concatenate([own[active] for own, active in zip(placed, is_active, strict=True)] or [rows[:0]])
-    rows[order] = np.arange(len(order))
-    values = [one[active] for one, active in zip(arrays[1::3], is_active, strict=True)]
-    indices_found = [one[active] for one, active in zip(arrays[2::3], is_active, strict=True)]
-    return TokenPairAttributionResult(
-        table.nodes,
-        rows,
-        np.concatenate([np.zeros((0, n_listed), np.int32), *(one.astype(np.int32) for one in indices_found)]),
-        np.concatenate([np.zeros((0, n_listed), np.float32), *(one.astype(np.float32) for one in values)]),
-    )
+    values, keys = np.zeros((0, n_listed), np.float32), np.zeros((0, n_listed), np.int32)
+    if found:
+        is_active, values, keys = download([torch.cat(one) for one in zip(*found, strict=True)])
+        order = np.flatnonzero(is_active)
+        values, keys = values[order].astype(np.float32), keys[order].astype(np.int32)
+        rows[np.concatenate(placed)[order]] = np.arange(len(order))
+    return TokenPairAttributionResult(table.nodes, rows, keys, values)
 
 
 def writes_to_latent(scalars: Rows, row: int, layer_index: int, wanted: ActivationIndex) -> Tensor:

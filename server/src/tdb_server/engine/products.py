@@ -192,7 +192,7 @@ class Product:
         return reduce(torch.mul, [self.cut(one, part) for one in self.factors])
 
     def at_tokens(self, tokens: Array) -> Product:
-        """The same of one token of each row alone [B], to be ranked; there is nothing where it is not covered."""
+        """The same of one token of each row alone [B], to be ranked; nothing is there that is not covered."""
         assert self.token_axis is not None
         if self.tokens is not None and np.array_equal(self.tokens, tokens[:, None]):
             return self

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from tdb_server.model.activations import activate
-from tdb_server.model.rotary import rotate
 from tdb_server.model.written_gradients import (
     gated,
     linear_read_at_few_outputs,
     linear_seen_at_few_tokens,
+    plain_gated,
     plain_rms_norm,
+    plain_split_heads,
     rms_norm,
     split_heads,
 )
@@ -34,18 +34,6 @@ class Pair:
     step: Step
     plain: Step
     seen: Tensor | None = None
-
-
-def plain_split_heads(
-    qkv: Tensor, n_queries: int, n_keys: int, cosine: Tensor | float, sine: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = torch.split(qkv.transpose(1, 2), [n_queries, n_keys, n_keys], dim=1)
-    return rotate(q, cosine, sine), rotate(k, cosine, sine), v
-
-
-def plain_gated(activation: str, hidden: Tensor) -> Tensor:
-    gate, up = hidden.chunk(2, dim=-1)
-    return activate(activation, gate) * up
 
 
 def a_norm(draw: Draw, shape: tuple[int, ...], size: float) -> Pair:

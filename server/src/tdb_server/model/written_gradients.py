@@ -1,9 +1,8 @@
-"""Steps of the decoder whose gradients are written out.
+"""Steps of the decoder whose gradients are written out, each beside the plain steps that say what it is.
 
 Autograd differentiates one operation at a time: it joins from copies what was cut apart, makes two dozen
 small steps of a norm, and multiplies zeros. For a short prompt on a CPU this costs as much as products with
-weights. A test holds each step to plain ones that autograd differentiates. It stays as long as calls are
-faster with it.
+weights. Each step has its plain twin's value and gradient, and stays as long as calls are faster with it.
 
 Shapes: B rows, T tokens, d model width, H heads, G key/value heads, e head width, F neurons, V vocabulary.
 """
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tdb_server.model.activations import activate, write_activation_gradient
-from tdb_server.model.rotary import write_rotated
+from tdb_server.model.rotary import rotate, write_rotated
 
 # RMS norm (Zhang and Sennrich 2019)
 
@@ -60,12 +59,10 @@ class _RmsNorm(torch.autograd.Function):
 # Queries, keys and values
 
 
-def split_heads(
+def plain_split_heads(
     qkv: Tensor, n_queries: int, n_keys: int, cosine: Tensor | float, sine: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries [B, H, T, e], keys [B, G, T, e] and values [B, G, T, e] out of [B, T, H + 2G, e].
-
-    On the way back each of the three writes its part where it belongs.
 
     Args:
         n_queries: heads H.
@@ -73,6 +70,14 @@ def split_heads(
         cosine: what queries and keys are multiplied with: a table [T, e], or the same everywhere.
         sine: where they are rotated, what their other half is multiplied with [T, e].
     """
+    q, k, v = torch.split(qkv.transpose(1, 2), [n_queries, n_keys, n_keys], dim=1)
+    return rotate(q, cosine, sine), rotate(k, cosine, sine), v
+
+
+def split_heads(
+    qkv: Tensor, n_queries: int, n_keys: int, cosine: Tensor | float, sine: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `plain_split_heads`. On the way back each of the three writes its part where it belongs."""
     apply: Callable[..., tuple[Tensor, Tensor, Tensor]] = _SplitHeads.apply
     return apply(qkv, n_queries, n_keys, cosine, sine)
 
@@ -105,8 +110,14 @@ class _SplitHeads(torch.autograd.Function):
 # A gated MLP's activations
 
 
+def plain_gated(activation: str, hidden: Tensor) -> Tensor:
+    """`activation(gate) * up`, both side by side in [..., 2F]: to [..., F]."""
+    gate, up = hidden.chunk(2, dim=-1)
+    return activate(activation, gate) * up
+
+
 def gated(activation: str, hidden: Tensor) -> Tensor:
-    """`activation(gate) * up`, both side by side in [..., 2F]: to [..., F]; so are their gradients."""
+    """As `plain_gated`. Both gradients are written side by side, as the product before takes them."""
     apply: Callable[[Tensor, str], Tensor] = _Gated.apply
     return apply(hidden, activation)
 
@@ -132,7 +143,7 @@ class _Gated(torch.autograd.Function):
         return found, None
 
 
-# Products whose gradient is mostly zero
+# Products whose gradient is mostly zero. Their plain twin is `F.linear`.
 
 
 def linear_seen_at_few_tokens(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,9 +1,9 @@
 """Loading: from the files of a model folder to the decoder's weights.
 
 Names and shapes are compared before anything is allocated. Then each of the decoder's tensors is allocated
-once, in its final place and type, and the files are read once, from beginning to end: their tensors are
-copied straight to where they go, so that no more than the weights themselves is ever held, and their digest
-is taken on the way.
+once, in its final place and type, and the files are read once, from beginning to end (`tensor_reading.py`):
+their tensors are copied to where they go, so that no more than the weights themselves is ever held, and their
+digest is taken on the way.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tdb_server.errors import ConversionDamaged, ModelBroken, ModelError
-from tdb_server.model.checkpoint import Checkpoint, Target
+from tdb_server.model.checkpoint import Checkpoint
 from tdb_server.model.config import DecoderConfig
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.decoder_weights import DecoderWeights, LayerWeights, NormWeights
@@ -27,6 +27,7 @@ from tdb_server.model.model_files import CONFIG_FILE, read_config, weight_files
 from tdb_server.model.progress import Progress, no_progress
 from tdb_server.model.rotary import inverse_frequencies
 from tdb_server.model.shared_weights import SharedWeights, room_for, shared_weights
+from tdb_server.model.tensor_reading import Target
 from tdb_server.model.weight_names import WeightNames, weight_names
 
 _log = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ _log = logging.getLogger(__name__)
 
 WRAPPERS = frozenset(("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
 """What torch.compile, data parallel training and checkpointing put into the names of a model's tensors."""
+
+_COMPUTED = {"F64": torch.float64, "BF16": torch.bfloat16}
+"""Types that weights keep as they are stored."""
 
 _COMPARED_ELEMENTS = 1 << 22
 """Numbers that are compared at a time, so that a comparison needs no second copy of a large tensor."""
@@ -57,6 +61,11 @@ class StoredTensor:
     def shape(self) -> list[int]:
         """As stored."""
         return list(self.handle.get_slice(self.name).get_shape())
+
+    @property
+    def dtype(self) -> str:
+        """As the format calls it, such as BF16."""
+        return str(self.handle.get_slice(self.name).get_dtype())
 
     def equals(self, other: StoredTensor) -> bool:
         """Whether both are the same bit for bit; reads a few rows of each at a time."""
@@ -118,6 +127,17 @@ class Checkpoint:
     def n_elements(self) -> int:
         """Numbers in all tensors together."""
         return sum(math.prod(one.shape) for one in self._stored.values())
+
+    @property
+    def usual_dtype(self) -> torch.dtype:
+        """The type in which most numbers are stored and can be computed with.
+
+        float16 becomes float32: it holds the weights, but not every gradient. So does all that is no number.
+        """
+        counts = Counter({torch.float32: 0})
+        for one in self._stored.values():
+            counts[_COMPUTED.get(one.dtype, torch.float32)] += math.prod(one.shape)
+        return counts.most_common(1)[0][0]
 
     def stored(self, name: str) -> StoredTensor | None:
         """Where a tensor is stored, by its name without prefix."""

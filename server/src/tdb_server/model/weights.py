@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 def load_decoder(
     folder: Path,
     device: str,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     progress: Progress | None = None,
     shared_file: int | None = None,
     expected_digest: str | None = None,
@@ -46,7 +46,7 @@ def load_decoder(
     Args:
         folder: holds `config.json` and `model.safetensors`, or several files with an index.
         device: as torch names it, "cpu" or "cuda:0".
-        dtype: what the weights become.
+        dtype: what the weights become; None for what most of them are stored as (`Checkpoint.usual_dtype`).
         progress: told how far it is.
         shared_file: descriptor of a file in memory that holds a CPU's weights for several processes.
         expected_digest: what `weights_digest` was when the folder was written; None where nobody knows.
@@ -69,6 +69,7 @@ def load_decoder(
     with ExitStack() as stack:
         checkpoint = stack.enter_context(Checkpoint(folder, names.prefix))
         config, names = _settle_tied_embeddings(config, names, checkpoint)
+        dtype = checkpoint.usual_dtype if dtype is None else dtype
         shared = None
         if shared_file is not None and torch.device(device).type == "cpu":
             key = _files_key(folder, dtype)

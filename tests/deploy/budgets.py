@@ -27,7 +27,10 @@ def host_bytes(settings: Settings, spool_bytes: int, *, computes_here: bool) -> 
         spool_bytes: size of the folder for what waits.
         computes_here: whether activations are in this memory, rather than in that of GPUs.
     """
-    activations = settings.limits.max_activation_bytes * len(settings.worker_devices) if computes_here else 0
+    activations = 0
+    if computes_here:
+        assert settings.limits.max_activation_bytes is not None, "what a wall is built around has to be told"
+        activations = settings.limits.max_activation_bytes * len(settings.worker_devices)
     return front_bytes(settings) + spool_bytes + activations
 
 

@@ -45,25 +45,25 @@ N_CALLS = 6
 MAX_TIMES = 10
 """How many times as much as was needed may be estimated, in the median."""
 _SIZES: dict[str, dict[str, Any]] = {
-    "gpt2": {"n_layer": 3, "n_embd": 48, "n_head": 4, "n_inner": 192, "n_positions": 256, "vocab_size": 1000},
+    "gpt2": {"n_layer": 3, "n_embd": 48, "n_head": 4, "n_inner": 192, "n_positions": 512, "vocab_size": 1000},
     "llama": {
-        "num_hidden_layers": 3,
+        "num_hidden_layers": 6,
         "hidden_size": 48,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 12,
         "intermediate_size": 128,
-        "max_position_embeddings": 256,
+        "max_position_embeddings": 512,
         "vocab_size": 1000,
     },
 }
 
 
 @cache
-def loaded(family: str, has_autoencoders: bool) -> tuple[Engine, ModelInfo]:
+def loaded(family: str, has_autoencoders: bool, dtype: str = "float32") -> tuple[Engine, ModelInfo]:
     with TemporaryDirectory() as folder:
         path = write_random_model(Path(folder), family, bos_token_id=0, eos_token_id=0, **_SIZES[family])
-        decoder = load_decoder(path, "cpu", torch.float32)
+        decoder = load_decoder(path, "cpu", getattr(torch, dtype))
     autoencoders = []
     if has_autoencoders:
         autoencoders = [
@@ -71,7 +71,7 @@ def loaded(family: str, has_autoencoders: bool) -> tuple[Engine, ModelInfo]:
             autoencoder(decoder, Site.RESID_DELTA_ATTN, 8),
         ]
     engine = Engine(decoder, autoencoders)
-    return engine, model_info("small", "d", "float32", engine)
+    return engine, model_info("small", "d", dtype, engine)
 
 
 def autoencoder(decoder: Decoder, site: Site, top_k: int | None) -> Autoencoder:
@@ -164,9 +164,33 @@ def test_every_derived_scalar_at_once_takes_no_more_than_is_estimated(
         and not (not has_autoencoders and "autoencoder" in scalar.value)
     }
     for n_tokens in (5, 100):
-        loss = LossConfig(LossName.LOGIT_DIFF, (1,), (2,))
-        run = InferenceSpec(tuple(range(n_tokens)), loss, None, (HOLD_FINAL_NORM_SCALE,))
-        assert times_too_much(engine, info, [InferenceSubRequest(run, specs)]) >= 1
+        assert times_too_much(engine, info, [InferenceSubRequest(run_of(n_tokens), specs)]) >= 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_long_prompts_take_no_more_than_is_estimated(family: str, dtype: str) -> None:
+    """There attention's pairs of tokens outweigh all else: of every layer, and of what is ranked together."""
+    engine, info = loaded(family, False, dtype)
+    debug = inference_sub_request(
+        DebugSubRequest(
+            tuple(range(500)), (1,), (2,), MlpComponent.NEURON, AttentionComponent.ATTENTION_HEAD, 10
+        )
+    )
+    assert 1 <= times_too_much(engine, info, [debug]) <= 4
+    scalars = (
+        DerivedScalar.ATTN_QK_PROBS,
+        DerivedScalar.UNFLATTENED_ATTN_ACT_TIMES_GRAD,
+        DerivedScalar.UNFLATTENED_ATTN_WRITE_NORM,
+    )
+    specs = {one.value: MultipleTopKSpec(((GroupId.SINGLETON, (one,)),), 20) for one in scalars}
+    for n_tokens in (100, 400):
+        assert 1 <= times_too_much(engine, info, [InferenceSubRequest(run_of(n_tokens), specs)]) <= 6
+
+
+def run_of(n_tokens: int) -> InferenceSpec:
+    loss = LossConfig(LossName.LOGIT_DIFF, (1,), (2,))
+    return InferenceSpec(tuple(range(n_tokens)), loss, None, (HOLD_FINAL_NORM_SCALE,))
 
 
 def test_the_measure_knows_what_torch_allocates() -> None:

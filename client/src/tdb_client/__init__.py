@@ -5,6 +5,7 @@ Start with Client, or AsyncClient for asyncio; `tdb` is the same on the command 
 """
 
 from tdb_client.async_client import AsyncClient
+from tdb_client.chat import ChatTemplate
 from tdb_client.client import Client
 from tdb_client.compatibility import ApiVersionWarning
 from tdb_client.connection import Tls
@@ -13,6 +14,7 @@ from tdb_client.debug_result import DebugResult
 from tdb_client.errors import (
     CallError,
     CancelledCallError,
+    ChatTemplateError,
     ChecksumError,
     DeadlineError,
     FailedPreconditionError,
@@ -82,6 +84,8 @@ __all__ = [
     "CallError",
     "CallInfo",
     "CancelledCallError",
+    "ChatTemplate",
+    "ChatTemplateError",
     "ChecksumError",
     "Client",
     "DeadlineError",

@@ -12,6 +12,7 @@ from typing import Self
 import grpc
 
 from tdb_client.attention import N_HEADS, attention_requests, with_answers
+from tdb_client.chat import Chat
 from tdb_client.client_core import Call, ClientCore, Flow, Result, debug_results
 from tdb_client.connection import Connection
 from tdb_client.debug_result import DebugResult
@@ -56,7 +57,7 @@ class AsyncClient(ClientCore):
 
     async def debug(
         self,
-        prompt: str,
+        prompt: Chat,
         target: TokenWords | Sequence[TokenWords] = (),
         distractor: TokenWords | Sequence[TokenWords] = (),
         *,
@@ -68,11 +69,14 @@ class AsyncClient(ClientCore):
         attention: AttentionComponent = "attention_head",
         hide_early_layers: bool = False,
         add_bos: bool | None = None,
+        chat: bool = False,
         timeout: float | None = None,
         request_id: str = "",
         on_event: Callable[[Event], object] | None = None,
     ) -> DebugResult:
         """Explains why the model predicts `target` rather than `distractor`; see Client.debug."""
+        if chat or not isinstance(prompt, str):
+            prompt, add_bos = await self.chat_prompt(prompt, timeout=timeout), add_bos or False
         sub_request = DebugSubRequest.of(
             prompt,
             target,
@@ -176,6 +180,12 @@ class AsyncClient(ClientCore):
     ) -> PromptTokens:
         """Splits text into the model's tokens, as prompts are split; see Client.tokenize."""
         return await self._run(self._tokenized(text, add_bos), timeout)
+
+    async def chat_prompt(
+        self, chat: Chat, *, system: str | None = None, timeout: float | None = None
+    ) -> str:
+        """The prompt that the model's chat template makes of a chat; see Client.chat_prompt."""
+        return await self._run(self._chat_prompt(chat, system), timeout)
 
     async def detokenize(
         self, token_ids: Sequence[int], *, add_bos: bool | None = None, timeout: float | None = None

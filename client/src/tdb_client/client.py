@@ -10,6 +10,7 @@ from typing import Self
 import grpc
 
 from tdb_client.attention import N_HEADS, attention_requests, with_answers
+from tdb_client.chat import Chat
 from tdb_client.client_core import Call, ClientCore, Flow, Result, debug_results
 from tdb_client.connection import Connection
 from tdb_client.debug_result import DebugResult
@@ -65,7 +66,7 @@ class Client(ClientCore):
 
     def debug(
         self,
-        prompt: str,
+        prompt: Chat,
         target: TokenWords | Sequence[TokenWords] = (),
         distractor: TokenWords | Sequence[TokenWords] = (),
         *,
@@ -77,6 +78,7 @@ class Client(ClientCore):
         attention: AttentionComponent = "attention_head",
         hide_early_layers: bool = False,
         add_bos: bool | None = None,
+        chat: bool = False,
         timeout: float | None = None,
         request_id: str = "",
         on_event: Callable[[Event], object] | None = None,
@@ -97,8 +99,11 @@ class Client(ClientCore):
             client.debug(prompt, trace=neuron(20, 426, token=-1))
             client.debug(prompt, trace="L23 head 3 @ -1 -> 9 through Q")  # Trace(head(23, 3, ...), "Q")
 
+            # Of a model that chats: why does its answer begin so?
+            client.debug("Is Paris in France?", "Yes", "No", chat=True)
+
         Args:
-            prompt: the prompt.
+            prompt: the prompt. Messages, such as `{"role": "user", "content": "Hello"}`, are a chat.
             target: a token, or tokens, whose logits after the prompt count for the objective: as text, where
                 the space in front belongs to it, or as vocabulary indices, such as 198 for a line's end. A
                 trace needs none, unless it is through V without `downstream`.
@@ -112,7 +117,9 @@ class Client(ClientCore):
             attention: what attention is taken apart into; latents need an autoencoder.
             hide_early_layers: with ablations, leave out nodes of layers before the first ablated layer.
             add_bos: whether the beginning-of-text token stands in front of the prompt; then it is token 0,
-                and all others are one further. None means as the model's own tokenizer does.
+                and all others are one further. None means as the model's own tokenizer does; in a chat, that
+                it stands there where the template writes it.
+            chat: whether the prompt is what the user says in a chat: `chat_prompt` makes the prompt of it.
             timeout: seconds the call may take; None for the client's.
             request_id: an id for the server's logs.
             on_event: called with every event as it arrives, to show progress.
@@ -122,7 +129,10 @@ class Client(ClientCore):
 
         Raises:
             NodeError: a node is misspelled or does not fit the prompt.
+            ChatTemplateError: as `chat_prompt`.
         """
+        if chat or not isinstance(prompt, str):
+            prompt, add_bos = self.chat_prompt(prompt, timeout=timeout), add_bos or False
         sub_request = DebugSubRequest.of(
             prompt,
             target,
@@ -247,6 +257,28 @@ class Client(ClientCore):
             timeout: as in `debug`.
         """
         return self._run(self._tokenized(text, add_bos), timeout)
+
+    def chat_prompt(self, chat: Chat, *, system: str | None = None, timeout: float | None = None) -> str:
+        """The prompt that the model's chat template makes of a chat, up to where the model's answer begins.
+
+        Send it with `add_bos=False`: where the model's chats begin with the beginning-of-text token, the
+        template has written it. What is appended to it is what the model has already answered.
+
+        Example:
+            prompt = client.chat_prompt("Is Paris in France?", system="Answer in one word.")
+            client.debug(prompt, "Yes", "No", add_bos=False)
+            client.debug(prompt + "No,", " Paris", " it", add_bos=False)
+
+        Args:
+            chat: what the user says, or messages such as `{"role": "user", "content": "Hello"}`.
+            system: what a system message in front of them says; None for none.
+            timeout: as in `debug`.
+
+        Raises:
+            ChatTemplateError: the model has no template, it refuses the chat, or jinja2 is not installed.
+            InvalidValueError: something is no message.
+        """
+        return self._run(self._chat_prompt(chat, system), timeout)
 
     def detokenize(
         self, token_ids: Sequence[int], *, add_bos: bool | None = None, timeout: float | None = None

@@ -17,9 +17,11 @@ from transformer_debugger.v1.model_service_pb2_grpc import ModelServiceStub
 from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import TransformerDebuggerServiceStub
 
 from tdb_client import decoding, encoding
+from tdb_client.chat import Chat, chat_prompt, messages
 from tdb_client.compatibility import CHECK_SECONDS, VersionCheck
 from tdb_client.connection import Connection, Tls, default_server
 from tdb_client.debug_result import DebugResult, debug_result
+from tdb_client.errors import ChatTemplateError
 from tdb_client.events import Event, inference_results
 from tdb_client.health import HealthStatus, health_check, health_request, health_status
 from tdb_client.inference import InferenceSubRequest
@@ -103,6 +105,16 @@ class ClientCore:
         if self._versions.take_turn():
             self._versions.compare(response.model_info.api_version)
         return model_info(response.model_info)
+
+    def _chat_prompt(self, chat: Chat, system: str | None) -> Flow[str]:
+        spoken = messages(chat, system)
+        model = yield from self._model_info()
+        if model.chat_template is None:
+            raise ChatTemplateError(
+                f"{model.name} has no chat template, or its server, version {model.server_version},"
+                " is too old to send it"
+            )
+        return chat_prompt(model.chat_template, spoken)
 
     def _tokenized(self, text: str, add_bos: bool | None) -> Flow[PromptTokens]:
         tokens = yield from self._tokens(text, add_bos)

@@ -78,7 +78,11 @@ def processing_result(named: result_pb2.NamedResult) -> results.ProcessingResult
 def prompt_tokens(message: TokenizeResponse) -> results.PromptTokens:
     """A text's tokens."""
     return results.PromptTokens(
-        tuple(message.token_ids), tuple(message.token_strings), message.bos_added, message.prompt_adds_bos
+        tuple(message.token_ids),
+        tuple(message.token_strings),
+        message.bos_added,
+        message.prompt_adds_bos,
+        tuple(message.special_token_indices),
     )
 
 

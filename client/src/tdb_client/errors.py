@@ -4,6 +4,7 @@ TdbError
 ├── NodeError (ValueError)           a node is misspelled or does not fit the prompt
 ├── InvalidValueError (ValueError)   no message can carry a value: text that is none, a number too large
 ├── UnknownNameError (ValueError)    no derived scalar, place, ... has that name
+├── ChatTemplateError                no prompt can be made of a chat
 ├── ResponseError                    the answer is not as the protos promise
 │   ├── ChecksumError                a tensor's bytes changed on the way
 │   └── IncompleteResponseError      the stream ended before all was there
@@ -67,6 +68,13 @@ class InvalidValueError(TdbError, ValueError):
 
 class UnknownNameError(TdbError, ValueError):
     """No derived scalar, place, group, ... has that name."""
+
+
+class ChatTemplateError(TdbError):
+    """No prompt can be made of a chat.
+
+    The model has no chat template, its template refuses the messages or fails, or jinja2 is not installed.
+    """
 
 
 class ResponseError(TdbError):

@@ -10,6 +10,7 @@ from transformer_debugger.v1.call_pb2 import Priority
 from transformer_debugger.v1.derived_scalar_pb2 import DerivedScalarType
 from transformer_debugger.v1.tensor_pb2 import DType
 
+from tdb_client.chat import ChatTemplate
 from tdb_client.names import enum_name
 
 
@@ -86,6 +87,7 @@ class ModelInfo:
         adds_bos: whether prompts begin with the beginning-of-text token where requests do not say `add_bos`.
         bos_token_id: that token's vocabulary index; None when the model has none.
         bos_token: that token as text; empty when the model has none.
+        chat_template: how chats are written for the model; None when it does not say, or the server is older.
     """
 
     name: str
@@ -111,6 +113,7 @@ class ModelInfo:
     adds_bos: bool = False
     bos_token_id: int | None = None
     bos_token: str = ""
+    chat_template: ChatTemplate | None = None
 
 
 def model_info(message: model_service_pb2.ModelInfo) -> ModelInfo:
@@ -141,7 +144,12 @@ def model_info(message: model_service_pb2.ModelInfo) -> ModelInfo:
         adds_bos=message.adds_bos,
         bos_token_id=message.bos_token_id if message.HasField("bos_token_id") else None,
         bos_token=message.bos_token,
+        chat_template=_chat_template(message.chat_template) if message.HasField("chat_template") else None,
     )
+
+
+def _chat_template(message: model_service_pb2.ChatTemplate) -> ChatTemplate:
+    return ChatTemplate(message.source, dict(message.special_tokens))
 
 
 def _autoencoder(message: model_service_pb2.AutoencoderInfo) -> AutoencoderInfo:

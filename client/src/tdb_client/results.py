@@ -177,12 +177,14 @@ class PromptTokens:
         bos_added: whether the first is the beginning-of-text token and was put in front of the text.
         prompt_adds_bos: of Client.tokenize, whether the text has that token in front of it as a prompt that
             does not say `add_bos`; then each token of the prompt is one further.
+        special: of Client.tokenize, which tokens are marks, such as of a turn in a chat, and no text.
     """
 
     token_ids: tuple[int, ...]
     tokens: tuple[str, ...]
     bos_added: bool = False
     prompt_adds_bos: bool = False
+    special: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.token_ids)

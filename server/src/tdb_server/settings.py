@@ -78,7 +78,10 @@ class Settings:
         "FOLDER", "autoencoder to splice in; may be given several times", "--autoencoder"
     )
     dtype: str = flag(
-        "float32", one_of("float32", "float64", "bfloat16"), "TYPE", "float32, float64 or bfloat16"
+        "float32",
+        one_of("auto", "float32", "float64", "bfloat16"),
+        "TYPE",
+        "of the weights: float32, float64, bfloat16, or auto for that of the model's files",
     )
     device: str = flag(
         "auto",

@@ -53,6 +53,10 @@ SCALARS = {
     GroupId.GROUP_ID_ACTIVATION: (1.0, 0.875, 12.5, 123.0, 4321.0),
 }
 VOCABULARY = {" Mary": 7, " John": 8, " [bold]the": 9}
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for one in messages %}[{{ one.role }}]{{ one.content }}{% endfor %}"
+    "{% if add_generation_prompt %}[answer]{% endif %}"
+)
 REFUSED, SLOW, BUSY, BROKEN = "refuse me", "be slow", "be busy", "be broken"
 
 
@@ -285,6 +289,7 @@ class FakeService(
     api_version: str = "v1"
     metadata: list[dict[str, str | bytes]] = field(default_factory=list)
     adds_bos: bool = False
+    chat_template: str | None = CHAT_TEMPLATE
     n_unavailable: int = 0
     n_broken_off: int = 0
     streams_were_whole: list[bool] = field(default_factory=list)
@@ -386,6 +391,9 @@ class FakeService(
             input_norm=model_service_pb2.AUTOENCODER_INPUT_NORM_LAYER_NORM,
         )
         info.limits.max_prompt_tokens = 64
+        if self.chat_template is not None:
+            info.chat_template.source = self.chat_template
+            info.chat_template.special_tokens["bos_token"] = "<s>"
         return model_service_pb2.GetModelInfoResponse(model_info=info)
 
     def Tokenize(self, request: Any, context: grpc.ServicerContext) -> model_service_pb2.TokenizeResponse:
@@ -395,6 +403,7 @@ class FakeService(
             token_strings=TOKENS,
             bos_added=request.add_bos,
             prompt_adds_bos=self.adds_bos,
+            special_token_indices=[0] if request.text.startswith("<s>") else [],
         )
 
     def Detokenize(self, request: Any, context: grpc.ServicerContext) -> model_service_pb2.DetokenizeResponse:

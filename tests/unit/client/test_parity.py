@@ -27,6 +27,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "estimate": lambda client: client.estimate([ASKED]),
     "model_info": lambda client: client.model_info(),
     "tokenize": lambda client: client.tokenize("x"),
+    "chat_prompt": lambda client: client.chat_prompt("Hello", system="Be brief."),
     "detokenize": lambda client: client.detokenize([1, 2]),
     "health": lambda client: client.health(),
     "close": lambda client: client.close(),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tdb_server.errors import ModelBroken, UnsupportedModel
+from tdb_server.model.chat_template import ChatTemplate
 from tdb_server.model.gguf_tokenizer import tokenizer_from_gguf, write_tokenizer
 from tdb_server.model.tokenizer import Tokenizer
 from tokenizers import Tokenizer as RawTokenizer
@@ -221,3 +222,18 @@ def test_a_token_without_text_has_a_name(tmp_path: Path) -> None:
         Path("m.gguf"), bytes_alone(tokens=["x", "y", "xy", "<|end|>", ""], token_type=None), tmp_path
     )
     assert Tokenizer(tmp_path).token_strings([4]) == ["[EMPTY_4]"]
+
+
+def test_the_chat_template_is_kept(tmp_path: Path) -> None:
+    metadata = sentence_pieces(eos_token_id=2) | {"tokenizer.chat_template": "{{ bos_token }}"}
+    write_tokenizer(tmp_path / "model.gguf", metadata, tmp_path)
+    tokenizer = Tokenizer(tmp_path)
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    assert tokenizer.chat_template == ChatTemplate("{{ bos_token }}", special)
+    assert [one for one in range(len(PIECES)) if tokenizer.is_special(one)] == [0, 1, 2]
+
+
+def test_a_chat_template_that_is_no_text_is_left_out(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path / "model.gguf", sentence_pieces() | {"tokenizer.chat_template": 1}, tmp_path)
+    assert Tokenizer(tmp_path).chat_template is None
+    assert "the chat template is no text: it is left out" in (tmp_path / "warnings.txt").read_text()

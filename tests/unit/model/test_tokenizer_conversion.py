@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from tdb_server.errors import ModelBroken
+from tdb_server.model.chat_template import MAX_TEMPLATE_BYTES, ChatTemplate
 from tdb_server.model.sources import resolve_model
 from tdb_server.model.tokenizer import Tokenizer
 from transformers import AutoTokenizer
@@ -272,3 +273,30 @@ def test_no_vocabulary(folder: Path) -> None:
         ModelBroken, match=r"tokenizer\.model: it needs the package sentencepiece|transformers cannot read"
     ):
         resolve_model(str(folder))
+
+
+def test_chat_templates_are_kept_with_the_tokens_they_name(folder: Path) -> None:
+    write(folder, "tokenizer_config.json", PLAIN | {"bos_token": "<|endoftext|>", "chat_template": "{{ 1 }}"})
+    assert ours(folder).chat_template == ChatTemplate("{{ 1 }}", {"bos_token": "<|endoftext|>"})
+    (folder / "chat_template.jinja").write_text("{{ 2 }}")  # made anew; transformers takes this one
+    template = ours(folder).chat_template
+    assert template is not None
+    assert template.source == AutoTokenizer.from_pretrained(folder).chat_template == "{{ 2 }}"
+
+
+def test_of_several_templates_the_default_counts(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    others = [{"name": "rag", "template": "{{ 1 }}"}, {"name": "tool_use", "template": "{{ 2 }}"}]
+    write(folder, "tokenizer_config.json", PLAIN | {"chat_template": others})
+    with caplog.at_level(logging.WARNING):
+        assert ours(folder).chat_template is None
+    assert "of the chat templates rag, tool_use none is named default: it is left out" in caplog.text
+    default = {"name": "default", "template": "{{ 3 }}"}
+    write(folder, "tokenizer_config.json", PLAIN | {"chat_template": [*others, default]})
+    assert ours(folder).chat_template == ChatTemplate("{{ 3 }}", {})
+
+
+def test_templates_without_end_are_left_out(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "chat_template.jinja").write_text("é" * (MAX_TEMPLATE_BYTES // 2) + "x")
+    with caplog.at_level(logging.WARNING):
+        assert ours(folder).chat_template is None
+    assert "the chat template has more than" in caplog.text

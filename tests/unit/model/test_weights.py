@@ -100,6 +100,25 @@ def test_half_precision_files_are_widened(llama: Path) -> None:
     assert load(llama).dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("stored", "computed"),
+    [
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_the_type_may_be_that_of_the_files(llama: Path, stored: torch.dtype, computed: torch.dtype) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:  # norms often have a type of their own
+        tensors.update({n: t.float() if "norm" in n else t.to(stored) for n, t in tensors.items()})
+
+    edit_tensors(llama, change)
+    decoder = load_decoder(llama, "cpu", None)
+    assert decoder.dtype == computed
+    assert {one.dtype for one in (decoder.weights.unembedding, decoder.weights.final_norm.gain)} == {computed}
+
+
 def test_progress_ends_at_one(llama: Path) -> None:
     seen: list[tuple[str, float]] = []
     load_decoder(llama, "cpu", torch.float32, lambda stage, fraction: seen.append((stage, fraction)))
@@ -232,7 +251,7 @@ def test_integers_are_no_weights(llama: Path) -> None:
     edit_tensors(
         llama, lambda tensors: tensors.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)})
     )
-    with pytest.raises(UnsupportedModel, match=r"model\.norm\.weight is stored as torch\.int8"):
+    with pytest.raises(UnsupportedModel, match=r"model\.norm\.weight is stored as I8, not as floating point"):
         load(llama)
 
 

@@ -314,6 +314,17 @@ async def test_refused_when_too_dear(make_worker):
     assert (refused.value.reason, refused.value.retry_after_seconds) == ("COST_TOO_HIGH", None)
 
 
+async def test_what_is_too_dear_is_known_when_a_worker_has_said_what_it_has_room_for(make_worker):
+    scheduler = make_scheduler()
+    worker = make_worker(scheduler)
+    (task,) = await start(run(scheduler))
+    worker.answer()
+    await task
+    scheduler.set_max_activation_bytes(99)
+    with pytest.raises(OverLimit, match="more than the 99 allowed"):
+        await run(scheduler)
+
+
 async def test_cancelled_while_it_waits(make_worker):
     scheduler = make_scheduler()
     worker = make_worker(scheduler)

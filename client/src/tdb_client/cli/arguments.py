@@ -90,9 +90,29 @@ def _add_bos(parser: argparse.ArgumentParser | argparse._ArgumentGroup, default:
     )
 
 
+def _add_prompt(run: argparse._ArgumentGroup) -> None:
+    prompts = run.add_mutually_exclusive_group(required=True)
+    prompts.add_argument("--prompt", metavar="TEXT", help="the prompt; with --chat what the user says")
+    file = prompts.add_argument(
+        "--chat-file",
+        metavar="FILE",
+        type=Path,
+        help='a chat as JSON: [{"role": "user", "content": TEXT}, ...]; - for stdin',
+    )
+    offer_files(file)
+    run.add_argument("--chat", action="store_true", help="make the prompt with the model's chat template")
+    run.add_argument("--system", metavar="TEXT", help="in a chat, a system message before the others")
+    run.add_argument("--reply", metavar="TEXT", help="in a chat, what the model has answered so far")
+    run.add_argument(
+        "--show-tokens",
+        action="store_true",
+        help="first list the prompt's tokens and their numbers, on stderr",
+    )
+
+
 def _add_run(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("what to run")
-    run.add_argument("--prompt", required=True, metavar="TEXT", help="the prompt")
+    _add_prompt(run)
     _add_bos(run, "default: as the model's own tokenizer does")
     _add_tokens(run, "--target", 'token that counts for the objective, such as " Mary"')
     _add_tokens(run, "--distractor", "token that counts against the objective")

@@ -14,10 +14,11 @@ from pathlib import Path
 import shtab
 from rich.console import Console
 
-from tdb_client.cli import csv_output, doctor_page, json_output, model_page, pages
+from tdb_client.cli import chats, csv_output, doctor_page, json_output, model_page, pages
 from tdb_client.cli.connecting import client, connection
 from tdb_client.cli.exit_codes import ExitCode
 from tdb_client.cli.progress import shown_progress, shown_waiting
+from tdb_client.client import Client
 from tdb_client.debug_result import DebugResult
 from tdb_client.diagnosis import diagnose
 from tdb_client.interventions import Trace
@@ -41,7 +42,8 @@ def tokenize(options: argparse.Namespace) -> ExitCode:
     with client(options) as one, shown_waiting("asking for the tokens"):
         tokens = one.tokenize(options.text, add_bos=options.add_bos)
     if options.json:
-        _print_json(json_output.tokens(tokens) | {"prompt_adds_bos": tokens.prompt_adds_bos})
+        facts = {"prompt_adds_bos": tokens.prompt_adds_bos, "special": list(tokens.special)}
+        _print_json(json_output.tokens(tokens) | facts)
     else:
         _console().print(model_page.token_table(tokens))
     return ExitCode.DONE
@@ -107,6 +109,10 @@ def _explain(options: argparse.Namespace, sub_request: DebugSubRequest) -> ExitC
     if sub_request.ablate:
         sub_requests.insert(0, replace(sub_request, ablate=(), hide_early_layers=False))
     with client(options) as one:
+        prompt, add_bos = chats.prompt(one, options)
+        if options.show_tokens:
+            _show_tokens(one, prompt, add_bos)
+        sub_requests = [replace(each, prompt=prompt, add_bos=add_bos) for each in sub_requests]
         with shown_progress(len(sub_requests)) as on_event:
             results = one.debug_many(sub_requests, on_event=on_event)
         if options.html is not None:
@@ -115,6 +121,15 @@ def _explain(options: argparse.Namespace, sub_request: DebugSubRequest) -> ExitC
     _warn_of_missing_spaces(results[0])
     _print_results(options, results)
     return ExitCode.DONE
+
+
+def _show_tokens(one: Client, prompt: str, add_bos: bool | None) -> None:
+    """Lists a prompt's tokens, as they are counted in it, for those who will name some of them."""
+    with shown_waiting("asking for the tokens"):
+        tokens = one.tokenize(prompt, add_bos=add_bos)
+        if add_bos is None and tokens.prompt_adds_bos:
+            tokens = one.tokenize(prompt, add_bos=True)
+    _console(stderr=True).print(model_page.token_table(tokens))
 
 
 def _warn_of_missing_spaces(result: DebugResult) -> None:
@@ -163,7 +178,7 @@ def _write(file: Path, page: str) -> None:
 
 def _sub_request(options: argparse.Namespace) -> DebugSubRequest:
     return DebugSubRequest(
-        prompt=options.prompt,
+        prompt=options.prompt or "",
         target=(*options.target, *options.target_id),
         distractor=(*options.distractor, *options.distractor_id),
         k=options.k,
@@ -181,8 +196,9 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-def _console() -> Console:
-    return _Console(markup=False, emoji=False, highlight=False)  # tokens are text, whatever they look like
+def _console(*, stderr: bool = False) -> Console:
+    # Tokens are text, whatever they look like.
+    return _Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 def _print_json(value: Mapping[str, object]) -> None:

@@ -39,6 +39,8 @@ _OPTIONS = {
     "token": "--token-file",
     "timeout": "--timeout",
     "text": "TEXT",
+    "chat": "--chat-file",
+    "system": "--system",
 }
 """By field of the protos, or attribute of the library's requests, what one types for it."""
 

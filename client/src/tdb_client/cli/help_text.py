@@ -50,6 +50,8 @@ examples:
 examples:
   tdb debug --prompt {PROMPT} \\
             --target " Mary" --distractor " John"
+  tdb debug --chat --prompt "Is Paris in France?" --target Yes --distractor No --show-tokens
+                                                     why does the answer in a chat begin so?
   tdb debug ... --sort act_times_grad --rows 0       all nodes, by their estimated total effect
   tdb debug ... --ablate "L23 head 1 @ -1"           beside the run without that head
   tdb debug ... --html report.html                   the same as a page, to look at, print and send

@@ -29,6 +29,7 @@ def model_page(model: ModelInfo) -> Group:
         "MLP neurons": f"{model.n_mlp_neurons} per layer",
         "vocabulary": f"{model.vocab_size} tokens",
         "beginning of text": _beginning(model),
+        "chats": "no template" if model.chat_template is None else "written with the model's chat template",
         "context": f"{model.context_length} tokens",
         "autoencoders": "\n".join(map(_autoencoder, model.autoencoders)) or "none",
         "derived scalars": f"{len(model.derived_scalars)} (--json lists them)",
@@ -45,13 +46,16 @@ def model_page(model: ModelInfo) -> Group:
 
 
 def token_table(tokens: PromptTokens) -> Group:
-    """Position, text and vocabulary index of every token; a note where prompts count otherwise."""
+    """Position, text and index of every token, special ones marked; a note where prompts count otherwise."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("@", justify="right", style="dim")
     table.add_column("token")
     table.add_column("id", justify="right")
+    if tokens.special:
+        table.add_column("", style="dim")
     for position, (token, token_id) in enumerate(zip(tokens.tokens, tokens.token_ids, strict=True)):
-        table.add_row(str(position), Text(quoted(token)), str(token_id))
+        mark = ("special",) if position in tokens.special else ()
+        table.add_row(str(position), Text(quoted(token), "bold" if mark else ""), str(token_id), *mark)
     if tokens.bos_added or not tokens.prompt_adds_bos:
         return Group(table)
     note = "in a prompt the beginning-of-text token is @ 0, and each of these one further: see --add-bos"

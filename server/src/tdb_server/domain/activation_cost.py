@@ -6,10 +6,11 @@ N latents, V vocabulary, all times the bytes of a number. For each row (sub-requ
     of every layer, for the backward pass, with gradients and what is kept:
         residual-sized    8 · T · d
         per head          T · e · (6 H + 4 G)
-        per token pair    4 · H · T²
+        per token pair    5 · H · T²
         per neuron        4 · T · F
     logits                2 · T · V
-    ranking one layer     3 · (H · T² + T · F)
+    ranking               4 · (H · T² + T · F) for one layer, or as many as are ranked together
+    one layer's softmax   4 · H · T² in half precision, which is widened there
     derived scalars wider than those, such as what all heads write between two tokens (T² · d):
                           L + 2 times their entries, each
     latents               6 · T · N of one layer at a time, 8 · T · N of each layer where some are ablated,
@@ -51,12 +52,14 @@ from tdb_server.domain.requests import (
 DTYPE_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
 SCORED_DIRECTIONS = 512
 """Nodes whose vocabularies are scored at once."""
+RANKED_TOGETHER = 2**25
+"""Numbers up to which all layers are ranked as one tensor, on the device that joins the most."""
 _MIN_SCORED = 64
 _ACTIVITY_MARGIN = 4
 """How many times as many ReLU latents may be active in a prompt as were in the trial."""
 
-_RESIDUALS, _PAIRS, _NEURONS, _LOGITS = 8, 4, 4, 2
-_RANKED, _WIDE, _SCORED = 3, 2, 3
+_RESIDUALS, _PAIRS, _NEURONS, _LOGITS = 8, 5, 4, 2
+_RANKED, _WIDENED, _WIDE, _SCORED = 4, 4, 2, 3
 _ENCODED, _ABLATED = 6, 8
 _ACTIVE_BYTES, _ACTIVE_NUMBERS = 128, 24
 _NODE_BYTES, _NODE_VECTORS, _NODE_TOKENS = 256, 2, 8
@@ -83,8 +86,11 @@ def _numbers_per_row(info: ModelInfo, n_tokens: int) -> int:
         + _PAIRS * info.n_heads * n_tokens**2
         + _NEURONS * n_tokens * info.n_neurons
     )
-    ranked = _RANKED * (info.n_heads * n_tokens**2 + n_tokens * info.n_neurons)
+    of_layer = info.n_heads * n_tokens**2 + n_tokens * info.n_neurons
+    ranked = _RANKED * max(of_layer, min(info.n_layers * of_layer, RANKED_TOGETHER))
     encoded = _ENCODED * n_tokens * max((one.n_latents for one in info.autoencoders), default=0)
+    if info.dtype == "bfloat16":
+        ranked += _WIDENED * info.n_heads * n_tokens**2
     return info.n_layers * per_layer + ranked + encoded + _LOGITS * n_tokens * info.vocabulary_size
 
 

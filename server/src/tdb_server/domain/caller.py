@@ -28,8 +28,10 @@ class CallerLimits:
         """The server's limits, where this caller's are not stricter."""
         return replace(
             limits,
-            max_concurrent_calls=_smaller(limits.max_concurrent_calls, self.max_concurrent_calls),
-            max_activation_bytes=_smaller(limits.max_activation_bytes, self.max_activation_bytes),
+            max_concurrent_calls=min(_known(limits.max_concurrent_calls, self.max_concurrent_calls)),
+            max_activation_bytes=min(
+                _known(limits.max_activation_bytes, self.max_activation_bytes), default=None
+            ),
         )
 
 
@@ -59,5 +61,5 @@ class Caller:
         return f"caller {self.name}" if self.tenant is None else f"tenant {self.tenant}"
 
 
-def _smaller(limit: int, own: int | None) -> int:
-    return limit if own is None else min(limit, own)
+def _known(*limits: int | None) -> list[int]:
+    return [one for one in limits if one is not None]

@@ -22,6 +22,7 @@ class Limits:
 
     `max_prompt_bytes` is looked at before the prompt is cut into tokens; None stands for as many as the
     longest tokens of the vocabulary would take. `max_top_and_bottom_k` also bounds the tokens of a list.
+    `max_activation_bytes` is None until the first worker has said how much memory is free beside its model.
     """
 
     max_prompt_tokens: int | None = _limit(None, "tokens of a prompt (default: the model's context)")
@@ -41,8 +42,8 @@ class Limits:
     )
     max_concurrent_calls: int = _limit(256, "calls taken up at the same time, waiting ones included")
     max_queue_length: int = _limit(128, "calls that may wait for a worker")
-    max_activation_bytes: int = _limit(
-        8 * 1024 * MIB, "estimated bytes of activations and gradients of a call"
+    max_activation_bytes: int | None = _limit(
+        None, "estimated bytes of activations and gradients of a call (default: as the device has free)"
     )
     max_call_seconds: float = _limit(300.0, "seconds a call may take, waiting included")
     chunk_bytes: int = _limit(1 * MIB, "bytes of tensor data in one message of a stream")

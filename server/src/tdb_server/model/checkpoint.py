@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tdb_server.errors import ModelBroken, UnsupportedModel
+from tdb_server.errors import ModelBroken
 from tdb_server.model.model_files import INDEX_FILE, WeightFiles, weight_files
 from tdb_server.model.progress import Progress
+from tdb_server.model.tensor_reading import Target, read_file
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -30,6 +32,9 @@ _log = logging.getLogger(__name__)
 
 WRAPPERS = frozenset(("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
 """What torch.compile, data parallel training and checkpointing put into the names of a model's tensors."""
+
+_COMPUTED = {"F64": torch.float64, "BF16": torch.bfloat16}
+"""Types that weights keep as they are stored."""
 
 _COMPARED_ELEMENTS = 1 << 22
 """Numbers that are compared at a time, so that a comparison needs no second copy of a large tensor."""
@@ -57,6 +62,11 @@ class StoredTensor:
         """As stored."""
         return list(self.handle.get_slice(self.name).get_shape())
 
+    @property
+    def dtype(self) -> str:
+        """As the format calls it, such as BF16."""
+        return str(self.handle.get_slice(self.name).get_dtype())
+
     def equals(self, other: StoredTensor) -> bool:
         """Whether both are the same bit for bit; reads a few rows of each at a time."""
         one, two = self.handle.get_slice(self.name), other.handle.get_slice(other.name)
@@ -68,19 +78,6 @@ class StoredTensor:
         n_rows = max(1, _COMPARED_ELEMENTS // max(1, math.prod(shape[1:])))
         starts = range(0, shape[0], n_rows)
         return all(_same_bytes(one[at : at + n_rows], two[at : at + n_rows]) for at in starts)
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where a stored tensor goes.
-
-    Attributes:
-        place: of the shape that the configuration demands.
-        is_transposed: whether the tensor is stored as [inputs, outputs].
-    """
-
-    place: Tensor
-    is_transposed: bool
 
 
 class Checkpoint:
@@ -131,6 +128,17 @@ class Checkpoint:
         """Numbers in all tensors together."""
         return sum(math.prod(one.shape) for one in self._stored.values())
 
+    @property
+    def usual_dtype(self) -> torch.dtype:
+        """The type in which most numbers are stored and can be computed with.
+
+        float16 becomes float32: it holds the weights, but not every gradient. So does all that is no number.
+        """
+        counts = Counter({torch.float32: 0})
+        for one in self._stored.values():
+            counts[_COMPUTED.get(one.dtype, torch.float32)] += math.prod(one.shape)
+        return counts.most_common(1)[0][0]
+
     def stored(self, name: str) -> StoredTensor | None:
         """Where a tensor is stored, by its name without prefix."""
         return self._stored.get(name)
@@ -166,21 +174,22 @@ class Checkpoint:
             ModelBroken: a file cannot be read, or a tensor holds values that are not finite.
             UnsupportedModel: a tensor holds something other than floating point numbers.
         """
+        n_bytes = sum(path.stat().st_size for path in self._handles)
+        n_read = 0
+
+        def on_read(n: int) -> None:
+            nonlocal n_read
+            n_read += n
+            progress("loading weights", min(1.0, n_read / n_bytes))
+
         progress("loading weights", 0.0)
-        n_done, n_elements = 0, max(1, self.n_elements)
-        for path, handle in self._handles.items():
-            digest.update(_header(path))
-            for full_name in handle.offset_keys():  # the format allows no gaps between tensors
-                try:
-                    source: Tensor = handle.get_tensor(full_name)
-                except (SafetensorError, OSError) as error:
-                    raise ModelBroken(f"{path}: {full_name} cannot be read: {error}") from error
-                digest.update(source.flatten().view(torch.uint8).numpy().data)
-                name = self._short(full_name)
-                if name in targets and self._stored[name].path == path:
-                    _copy(f"{path}: {full_name}", source, targets[name])
-                n_done += source.numel()
-                progress("loading weights", min(1.0, n_done / n_elements))
+        for path in self._handles:
+            places = {
+                self._stored[name].name: target
+                for name, target in targets.items()
+                if self._stored[name].path == path
+            }
+            read_file(path, places, digest, on_read)
 
     def _find(self, name: str) -> StoredTensor:
         found = self._stored.get(name)
@@ -231,29 +240,9 @@ class Checkpoint:
             )
 
 
-def _header(path: Path) -> bytes:
-    """All that stands before the tensors; safetensors has found it sound."""
-    with path.open("rb") as file:
-        start = file.read(8)
-        return start + file.read(int.from_bytes(start, "little"))
-
-
-def _copy(what: str, source: Tensor, target: Target) -> None:
-    if not source.is_floating_point() or source.element_size() < 2:
-        raise UnsupportedModel(f"{what} is stored as {source.dtype}, not as floating point")
-    target.place.copy_(source.T if target.is_transposed else source)
-    if not _is_finite(target.place):
-        raise ModelBroken(f"{what} holds values that are not finite as {target.place.dtype}")
-
-
 def _unwrapped(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def _same_bytes(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.flatten().view(torch.uint8), other.flatten().view(torch.uint8))
-
-
-def _is_finite(x: Tensor) -> bool:
-    # Cheap first: a sum may overflow, but with an infinity or a NaN in it it is never finite.
-    return bool(x.sum().isfinite()) or bool(torch.isfinite(x).all())

@@ -37,6 +37,7 @@ _log = logging.getLogger(__name__)
 
 CONVERTERS = (
     *sorted(Path(__file__).parent.glob("gguf*.py")),
+    Path(__file__).with_name("chat_template.py"),
     Path(__file__).with_name("tokenizer_conversion.py"),
     Path(__file__).with_name("weight_names.py"),
 )

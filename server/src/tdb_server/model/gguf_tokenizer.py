@@ -17,13 +17,19 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from tdb_server.errors import ModelBroken, TdbError, UnsupportedModel
+from tdb_server.model.chat_template import chat_template_entry
 from tdb_server.model.model_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, WARNINGS_FILE
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
 """Token types that stand outside the merges: special tokens, and added text."""
 
 _KEYS = "tokenizer.ggml."
-_NAMED_SPECIAL = ("bos_token_id", "eos_token_id", "unknown_token_id")
+_NAMED_SPECIAL = {
+    "bos_token_id": "bos_token",
+    "eos_token_id": "eos_token",
+    "unknown_token_id": "unk_token",
+}
+"""Keys that name special tokens, and what chat templates call these."""
 _CHANGING = ("remove_extra_whitespaces", "precompiled_charsmap")
 
 _WORDS = (
@@ -89,9 +95,12 @@ def write_tokenizer(path: Path, metadata: dict[str, Any], folder: Path) -> None:
     except Exception as error:  # the library raises nothing more precise
         raise ModelBroken(f"{path}: not a tokenizer: {error}") from error
     (folder / TOKENIZER_FILE).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
-    bos_token_id = metadata.get(f"{_KEYS}bos_token_id")
-    bos_token = None if bos_token_id is None else tokenizer.id_to_token(bos_token_id)
-    (folder / TOKENIZER_CONFIG_FILE).write_text(json.dumps({"bos_token": bos_token}), encoding="utf-8")
+    named = _named_special(metadata, tokenizer.get_vocab_size())
+    special = {_NAMED_SPECIAL[name]: tokenizer.id_to_token(one) for name, one in named.items()}
+    template, more_warnings = chat_template_entry(metadata.get("tokenizer.chat_template"), special)
+    warnings += [f"{line}: it is left out" for line in more_warnings]
+    configuration = {"bos_token": special.get("bos_token"), **template}
+    (folder / TOKENIZER_CONFIG_FILE).write_text(json.dumps(configuration), encoding="utf-8")
     if warnings:
         text = "".join(f"{path}: {line}\n" for line in warnings)
         (folder / WARNINGS_FILE).write_text(text, encoding="utf-8")

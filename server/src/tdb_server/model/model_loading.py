@@ -17,7 +17,11 @@ _log = logging.getLogger(__name__)
 
 
 def load_model(
-    name: str | None, device: str, dtype: torch.dtype, progress: Progress, shared_file: int | None = None
+    name: str | None,
+    device: str,
+    dtype: torch.dtype | None,
+    progress: Progress,
+    shared_file: int | None = None,
 ) -> tuple[ModelFolder, Decoder]:
     """Loads a model. What was converted, and is found damaged, is converted again.
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import tokenizers
 
 from tdb_server.errors import ModelBroken
+from tdb_server.model.chat_template import read_chat_template
 from tdb_server.model.continuations import continuing
 from tdb_server.model.json_file import read_json_object
 from tdb_server.model.model_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
@@ -57,6 +58,7 @@ class Tokenizer:
         bos_token_id: the token for the beginning of text, which the model's own tokenizer puts in front of a
             text or can be asked to; None where there is none.
         adds_bos: whether it puts that token in front unasked.
+        chat_template: how chats are written as a text; None where the model does not say.
         longest_token_bytes: UTF-8 bytes of what the longest token says.
 
     Raises:
@@ -86,6 +88,7 @@ class Tokenizer:
         configuration = read_json_object(named, ModelBroken) if named.is_file() else {}
         self.adds_bos = leading is not None
         self.bos_token_id = self._named(configuration.get("bos_token")) if leading is None else leading
+        self.chat_template = read_chat_template(configuration)
         self._tokenizer.encode_special_tokens = configuration.get("split_special_tokens") is True
         self._continuing = continuing(self._tokenizer)
         self._strings = np.array([self._spell(token_id) for token_id in range(n_spelled)], object)
@@ -136,6 +139,11 @@ class Tokenizer:
             rows: list[list[str]] = self._strings[ids].tolist()
             return rows
         return [self.token_strings(row) for row in ids.tolist()]
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether a token is a mark, such as of a text's beginning or of a turn in a chat, and no text."""
+        added = self._added.get(token_id)
+        return added is not None and added.special
 
     def spelled(self, piece: str) -> int | None:
         """The id of the token that the vocabulary spells so, such as "Ġto", "▁to" or "<0x0A>"."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tdb_server.errors import ModelBroken
+from tdb_server.model.chat_template import chat_template_entry
 from tdb_server.model.json_file import read_json_object
 from tdb_server.model.load_failures import reason
 from tdb_server.model.model_files import (
@@ -33,7 +34,7 @@ VOCABULARY_FILES = (TOKENIZER_FILE, "vocab.json", "tokenizer.model", "tekken.jso
 """A folder without any of these has no tokenizer."""
 
 _OTHER_FILES = (TOKENIZER_CONFIG_FILE, ADDED_TOKENS_FILE, SPECIAL_TOKENS_FILE)
-_READ_SUFFIXES = (".json", ".txt", ".model", ".tiktoken")
+_READ_SUFFIXES = (".json", ".txt", ".model", ".tiktoken", ".jinja")
 _READ_PREFIXES = ("tokenizer", "vocab", "merges", "tekken", "tiktoken")
 
 
@@ -76,7 +77,9 @@ def convert_tokenizer(folder: Path, target: Path) -> None:
     warnings += more_warnings
     # The library's own way to save raises no OSError where the disk is full.
     (target / TOKENIZER_FILE).write_text(backend.to_str(pretty=True), encoding="utf-8")
-    configuration: dict[str, object] = {"bos_token": bos_token}
+    template, more_warnings = chat_template_entry(tokenizer.chat_template, tokenizer.special_tokens_map)
+    warnings += [f"{folder}: {line}: it is left out" for line in more_warnings]
+    configuration: dict[str, object] = {"bos_token": bos_token, **template}
     if tokenizer.split_special_tokens:
         configuration["split_special_tokens"] = True
     (target / TOKENIZER_CONFIG_FILE).write_text(json.dumps(configuration), encoding="utf-8")

@@ -1,9 +1,9 @@
 """Loading: from the files of a model folder to the decoder's weights.
 
 Names and shapes are compared before anything is allocated. Then each of the decoder's tensors is allocated
-once, in its final place and type, and the files are read once, from beginning to end: their tensors are
-copied straight to where they go, so that no more than the weights themselves is ever held, and their digest
-is taken on the way.
+once, in its final place and type, and the files are read once, from beginning to end (`tensor_reading.py`):
+their tensors are copied to where they go, so that no more than the weights themselves is ever held, and their
+digest is taken on the way.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tdb_server.errors import ConversionDamaged, ModelBroken, ModelError
-from tdb_server.model.checkpoint import Checkpoint, Target
+from tdb_server.model.checkpoint import Checkpoint
 from tdb_server.model.config import DecoderConfig
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.decoder_weights import DecoderWeights, LayerWeights, NormWeights
@@ -27,6 +27,7 @@ from tdb_server.model.model_files import CONFIG_FILE, read_config, weight_files
 from tdb_server.model.progress import Progress, no_progress
 from tdb_server.model.rotary import inverse_frequencies
 from tdb_server.model.shared_weights import SharedWeights, room_for, shared_weights
+from tdb_server.model.tensor_reading import Target
 from tdb_server.model.weight_names import WeightNames, weight_names
 
 _log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ _log = logging.getLogger(__name__)
 def load_decoder(
     folder: Path,
     device: str,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     progress: Progress | None = None,
     shared_file: int | None = None,
     expected_digest: str | None = None,
@@ -45,7 +46,7 @@ def load_decoder(
     Args:
         folder: holds `config.json` and `model.safetensors`, or several files with an index.
         device: as torch names it, "cpu" or "cuda:0".
-        dtype: what the weights become.
+        dtype: what the weights become; None for what most of them are stored as (`Checkpoint.usual_dtype`).
         progress: told how far it is.
         shared_file: descriptor of a file in memory that holds a CPU's weights for several processes.
         expected_digest: what `weights_digest` was when the folder was written; None where nobody knows.
@@ -68,6 +69,7 @@ def load_decoder(
     with ExitStack() as stack:
         checkpoint = stack.enter_context(Checkpoint(folder, names.prefix))
         config, names = _settle_tied_embeddings(config, names, checkpoint)
+        dtype = checkpoint.usual_dtype if dtype is None else dtype
         shared = None
         if shared_file is not None and torch.device(device).type == "cpu":
             key = _files_key(folder, dtype)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import ip_network
 from typing import Protocol
 
@@ -228,7 +229,11 @@ class App:
     async def _fill_slot(self, ready: Ready) -> None:
         with load_failures(ready.tokenizer_folder):
             tokenizer = await asyncio.to_thread(read_tokenizer, ready)
-        self._slot.fill(ServedModel(ready.info, tokenizer, self._settings.limits))
+        limits = self._settings.limits
+        if limits.max_activation_bytes is None:
+            limits = replace(limits, max_activation_bytes=ready.room_bytes)
+            self._scheduler.set_max_activation_bytes(ready.room_bytes)
+        self._slot.fill(ServedModel(ready.info, tokenizer, limits))
         await self._set_health(_SERVING if self._pool.n_ready else _NOT_SERVING)
 
     def _on_readiness(self, n_ready: int) -> None:
@@ -254,7 +259,7 @@ def scheduler(settings: Settings, on_batch: OnBatch) -> Scheduler:
     """The scheduler, with the rules that the settings give."""
     sharing, limits = settings.scheduling, settings.limits
     longest = (sharing.max_wait_seconds, sharing.max_batch_seconds)
-    rule = BatchRule(sharing.max_batch_tokens, limits.max_activation_bytes, *longest)
+    rule = BatchRule(sharing.max_batch_tokens, limits.max_activation_bytes or 0, *longest)
     cache = ResultCache(sharing.cache_bytes)
     return Scheduler(limits, rule, sharing.max_calls_per_caller, cache, on_batch)
 
@@ -300,6 +305,7 @@ def worker_configurations(settings: Settings) -> list[Configuration]:
             log_level,
             settings.care.step_seconds,
             settings.care.idle_memory_seconds,
+            n_alike=settings.worker_devices.count(device) if settings.ray is None else 1,
         )
         for index, device in enumerate(settings.worker_devices)
     ]

@@ -54,8 +54,11 @@ def model_info_message(info: ModelInfo, limits: Limits, server_version: str) -> 
     )
 
 
-def put_bos(message: model_service_pb2.ModelInfo, tokenizer: Tokenizer) -> None:
-    """Says which token begins a text, and whether prompts get it."""
+def put_conventions(message: model_service_pb2.ModelInfo, tokenizer: Tokenizer) -> None:
+    """Says which token begins a text, whether prompts get it, and how chats are written."""
+    if (template := tokenizer.chat_template) is not None:
+        message.chat_template.source = template.source
+        message.chat_template.special_tokens.update(template.special_tokens)
     message.adds_bos = tokenizer.adds_bos
     if tokenizer.bos_token_id is not None:
         message.bos_token_id = tokenizer.bos_token_id

@@ -24,7 +24,7 @@ from tdb_server.service.enum_names import PRIORITIES
 from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.long_requests import LONG_REQUEST_BYTES, MEMORY_FACTOR
 from tdb_server.service.message_survey import MAX_TOKEN_IDS
-from tdb_server.service.model_messages import model_info_message, put_bos
+from tdb_server.service.model_messages import model_info_message, put_conventions
 from tdb_server.service.request_reader import MAX_VIOLATIONS
 from tdb_server.service.served_model import ModelSlot, ServedModel
 from tdb_server.workers.scheduler import Scheduler
@@ -57,7 +57,7 @@ class ModelService(ModelServiceServicer):
         limits = own.within(model.limits)
         message = model_info_message(model.info, limits, self.server_version)
         message.limits.max_priority = PRIORITIES.number(own.max_priority)
-        put_bos(message, model.tokenizer)
+        put_conventions(message, model.tokenizer)
         message.limits.max_prompt_bytes = limits.prompt_bytes(
             model.info.context_length, model.tokenizer.longest_token_bytes
         )
@@ -99,6 +99,7 @@ def _tokenized(request: TokenizeRequest, tokenizer: Tokenizer) -> TokenizeRespon
         token_ids=token_ids,
         token_strings=tokenizer.token_strings(token_ids),
         bos_added=len(token_ids) > len(encoded),
+        special_token_indices=[i for i, one in enumerate(token_ids) if tokenizer.is_special(one)],
         prompt_adds_bos=len(with_bos(encoded, None, tokenizer)) > len(encoded),
     )
 

@@ -22,13 +22,13 @@ SHORT_SECONDS = 0.02
 """What takes less counts as this."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BatchRule:
     """How large a batch may be, and how long it may wait for company.
 
     Attributes:
         max_tokens: tokens of all rows, padding included.
-        max_activation_bytes: estimated bytes of all rows.
+        max_activation_bytes: estimated bytes of all rows; set when a worker has said what it has room for.
         max_wait_seconds: how long a worker that has just been busy waits for more calls.
         max_seconds: estimated time of a batch of several calls.
     """

@@ -15,6 +15,7 @@ from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.requests import AttentionComponent, DebugSubRequest, MlpComponent
 from tdb_server.errors import ModelError
 from tdb_server.model.load_failures import load_failures
+from tdb_server.workers.free_memory import room_bytes
 from tdb_server.workers.idle_memory import return_free_memory
 from tdb_server.workers.messages import Configuration, Ready
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from tdb_server.model.progress import Progress
 
 _log = logging.getLogger(__name__)
+AUTO = "auto"
+"""Of devices and types: what is there."""
 
 
 def load_engine(
@@ -51,7 +54,7 @@ def load_engine(
 
         torch.set_num_threads(configuration.n_threads)
         device = device_of(configuration)
-        dtype = getattr(torch, configuration.dtype)
+        dtype = None if configuration.dtype == AUTO else getattr(torch, configuration.dtype)
         model, decoder = load_model(configuration.model, device, dtype, progress, shared_file)
         autoencoders: Sequence[Autoencoder] = ()
         if configuration.autoencoders:
@@ -63,11 +66,13 @@ def load_engine(
         engine = Engine(decoder, autoencoders, ranking=configuration.ranking)
         for kernel in engine.kernels:
             _log.info("%s", kernel)
-        info = model_info(model.name, digest, configuration.dtype, engine)
+        info = model_info(model.name, digest, str(decoder.dtype).removeprefix("torch."), engine)
         _warm_up(engine, progress)
         return_free_memory()  # what was needed to load only
         gc.freeze()  # what is left stays: the garbage collector need not look through it again and again
-        return engine, Ready(model.tokenizer_path, info, device)
+        room = room_bytes(device, configuration.n_alike, is_dealt_out=configuration.device == AUTO)
+        _log.info("calls may take %d MiB beside the model on %s, unless told otherwise", room >> 20, device)
+        return engine, Ready(model.tokenizer_path, info, device, room)
 
 
 def _warm_up(engine: Engine, progress: Progress) -> None:
@@ -88,7 +93,7 @@ def device_of(configuration: Configuration) -> str:
     import torch
 
     n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if configuration.device == "auto":
+    if configuration.device == AUTO:
         return f"cuda:{configuration.worker_index % n_gpus}" if n_gpus else "cpu"
     try:
         device = torch.device(configuration.device)

@@ -23,13 +23,14 @@ class Configuration:
         autoencoders: folders.
         device: "auto", "cpu", "cuda:0"...
         worker_index: which of the devices "auto" finds.
-        dtype: type to compute in.
+        dtype: type of the weights; "auto" for the one in which most of them are stored.
         n_threads: CPU threads to compute with.
         ranking: how vocabularies are ranked, "exact" or "int8"; None for the faster on the worker's machine.
         log_format: "text" or "json".
         log_level: of the least important lines to log, as `logging` numbers them.
         step_seconds: how long one step may take; a Ray replica that takes longer calls itself unhealthy.
         idle_memory_seconds: after so long without calls memory is given back; None for never.
+        n_alike: workers on this machine that were told the same device, this one included.
     """
 
     model: str | None
@@ -43,6 +44,7 @@ class Configuration:
     log_level: int = logging.INFO
     step_seconds: float = 120.0
     idle_memory_seconds: float | None = None
+    n_alike: int = 1
 
     @property
     def model_name(self) -> str:
@@ -81,12 +83,14 @@ class Ready:
         tokenizer_folder: where the model's tokenizer lies, on the worker's machine.
         info: the model.
         device: where it computes, as torch names it.
+        room_bytes: what a batch may take beside the model, of what is free there.
         tokenizer_files: what lies there, by name; None where the front is on the same machine.
     """
 
     tokenizer_folder: Path
     info: ModelInfo
     device: str
+    room_bytes: int
     tokenizer_files: dict[str, bytes] | None = None
 
 

@@ -15,6 +15,7 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from tdb_server.domain.budget import Budget
 from tdb_server.domain.call import Call
@@ -82,6 +83,11 @@ class Scheduler:
         self._open_tickets: set[Ticket] = set()
         self._n_batches = 0
         self._wake_up: asyncio.TimerHandle | None = None
+
+    def set_max_activation_bytes(self, max_activation_bytes: int) -> None:
+        """Says how much a call, and a batch, may take: workers know when their model is loaded."""
+        self._limits = replace(self._limits, max_activation_bytes=max_activation_bytes)
+        self._rule.max_activation_bytes = max_activation_bytes
 
     @property
     def n_callers_waiting(self) -> int:
@@ -327,7 +333,7 @@ class Scheduler:
 
     def _check_cost(self, cost: Cost, caller: Caller) -> None:
         limit = caller.limits.within(self._limits).max_activation_bytes
-        if cost.activation_bytes > limit:
+        if limit is not None and cost.activation_bytes > limit:
             raise OverLimit(
                 f"the call would take about {cost.activation_bytes} bytes of activations, more than the "
                 f"{limit} allowed; send fewer sub-requests or shorter prompts",

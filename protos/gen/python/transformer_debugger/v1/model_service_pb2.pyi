@@ -346,6 +346,54 @@ class KernelChoice(_message.Message):
 Global___KernelChoice: _TypeAlias = KernelChoice  # noqa: Y015
 
 @_typing.final
+class ChatTemplate(_message.Message):
+    """How a chat is written as one text, as the model was trained to read it. The server runs no template; clients may."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class SpecialTokensEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """The template, in Jinja's language with the additions of Hugging Face's transformers."""
+    @_builtins.property
+    def special_tokens(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Texts of special tokens, by the names under which the template knows them: "bos_token", "eos_token" and others."""
+
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        special_tokens: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "special_tokens", b"special_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChatTemplate: _TypeAlias = ChatTemplate  # noqa: Y015
+
+@_typing.final
 class ModelInfo(_message.Message):
     """The model that is loaded and what can be asked of it."""
 
@@ -372,6 +420,7 @@ class ModelInfo(_message.Message):
     ADDS_BOS_FIELD_NUMBER: _builtins.int
     BOS_TOKEN_ID_FIELD_NUMBER: _builtins.int
     BOS_TOKEN_FIELD_NUMBER: _builtins.int
+    CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     DEFAULT_TOP_AND_BOTTOM_K_FIELD_NUMBER: _builtins.int
     KERNELS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
@@ -431,6 +480,12 @@ class ModelInfo(_message.Message):
         """Places that ablation specs may name with what is loaded."""
 
     @_builtins.property
+    def chat_template(self) -> Global___ChatTemplate:
+        """The model's chat template. Absent when it has none. What a template makes of a chat is a prompt with add_bos false: where
+        a chat begins with the beginning-of-text token, the template writes it.
+        """
+
+    @_builtins.property
     def kernels(self) -> _containers.RepeatedCompositeFieldContainer[Global___KernelChoice]:
         """How the first worker computes what can be computed in several ways."""
 
@@ -458,12 +513,13 @@ class ModelInfo(_message.Message):
         adds_bos: _builtins.bool = ...,
         bos_token_id: _builtins.int | None = ...,
         bos_token: _builtins.str = ...,
+        chat_template: Global___ChatTemplate | None = ...,
         default_top_and_bottom_k: _builtins.int = ...,
         kernels: _abc.Iterable[Global___KernelChoice] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "bos_token_id", b"bos_token_id", "limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "bos_token_id", b"bos_token_id", "chat_template", b"chat_template", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "ablatable_location_types", b"ablatable_location_types", "adds_bos", b"adds_bos", "api_version", b"api_version", "autoencoders", b"autoencoders", "bos_token", b"bos_token", "bos_token_id", b"bos_token_id", "context_length", b"context_length", "d_head", b"d_head", "d_model", b"d_model", "default_top_and_bottom_k", b"default_top_and_bottom_k", "derived_scalar_types", b"derived_scalar_types", "digest", b"digest", "dtype", b"dtype", "family", b"family", "kernels", b"kernels", "limits", b"limits", "n_heads", b"n_heads", "n_key_value_heads", b"n_key_value_heads", "n_layers", b"n_layers", "n_mlp_neurons", b"n_mlp_neurons", "name", b"name", "server_version", b"server_version", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "ablatable_location_types", b"ablatable_location_types", "adds_bos", b"adds_bos", "api_version", b"api_version", "autoencoders", b"autoencoders", "bos_token", b"bos_token", "bos_token_id", b"bos_token_id", "chat_template", b"chat_template", "context_length", b"context_length", "d_head", b"d_head", "d_model", b"d_model", "default_top_and_bottom_k", b"default_top_and_bottom_k", "derived_scalar_types", b"derived_scalar_types", "digest", b"digest", "dtype", b"dtype", "family", b"family", "kernels", b"kernels", "limits", b"limits", "n_heads", b"n_heads", "n_key_value_heads", b"n_key_value_heads", "n_layers", b"n_layers", "n_mlp_neurons", b"n_mlp_neurons", "name", b"name", "server_version", b"server_version", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bos_token_id: _TypeAlias = _typing.Literal["bos_token_id"]  # noqa: Y015
     _WhichOneofArgType__bos_token_id: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id"]  # noqa: Y015
@@ -552,6 +608,7 @@ class TokenizeResponse(_message.Message):
     TOKEN_STRINGS_FIELD_NUMBER: _builtins.int
     BOS_ADDED_FIELD_NUMBER: _builtins.int
     PROMPT_ADDS_BOS_FIELD_NUMBER: _builtins.int
+    SPECIAL_TOKEN_INDICES_FIELD_NUMBER: _builtins.int
     bos_added: _builtins.bool
     """True when the first token is the beginning-of-text token and was put in front of the text."""
     prompt_adds_bos: _builtins.bool
@@ -564,6 +621,12 @@ class TokenizeResponse(_message.Message):
     def token_strings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The tokens as text. Bytes that are not UTF-8 by themselves are given as U+FFFD."""
 
+    @_builtins.property
+    def special_token_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Which tokens are special, that is, marks, such as the beginning of text or of a turn in a chat, and no text. Indices into
+        token_ids, ascending.
+        """
+
     def __init__(
         self,
         *,
@@ -571,10 +634,11 @@ class TokenizeResponse(_message.Message):
         token_strings: _abc.Iterable[_builtins.str] | None = ...,
         bos_added: _builtins.bool = ...,
         prompt_adds_bos: _builtins.bool = ...,
+        special_token_indices: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bos_added", b"bos_added", "prompt_adds_bos", b"prompt_adds_bos", "token_ids", b"token_ids", "token_strings", b"token_strings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bos_added", b"bos_added", "prompt_adds_bos", b"prompt_adds_bos", "special_token_indices", b"special_token_indices", "token_ids", b"token_ids", "token_strings", b"token_strings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tdb_server.errors import ModelBroken, UnsupportedModel
+from tdb_server.model.config import Rotary
 from tdb_server.model.families import decoder_config_from_hugging_face
 from tdb_server.model.rotary import inverse_frequencies, rotary_frequencies
 
@@ -37,16 +38,23 @@ LLAMA3 = {
 }
 
 
+def rotary_of(entries: dict[str, Any]) -> Rotary:
+    found = decoder_config_from_hugging_face(entries).rotary
+    assert found is not None
+    return found
+
+
 def test_gpt2_defaults() -> None:
     config = decoder_config_from_hugging_face(GPT2)
     assert (config.n_neurons, config.d_head, config.n_heads_per_group) == (3072, 64, 1)
     assert (config.activation, config.norm, config.tied_embeddings) == ("gelu_tanh", "layer_norm", True)
-    assert config.rotary_theta is None
+    assert config.rotary is None
 
 
 def test_llama_defaults() -> None:
     config = decoder_config_from_hugging_face(LLAMA)
-    assert (config.n_key_value_heads, config.d_head, config.rotary_theta) == (4, 16, 10000.0)
+    assert config.rotary is not None
+    assert (config.n_key_value_heads, config.d_head, config.rotary.theta) == (4, 16, 10000.0)
     assert (config.tied_embeddings, config.qkv_bias, config.sliding_window) == (False, False, None)
 
 
@@ -63,16 +71,15 @@ def test_llama_defaults() -> None:
 )
 def test_old_and_new_ways_to_write_rotary_parameters(entries: dict[str, Any]) -> None:
     old, new = (
-        decoder_config_from_hugging_face(LLAMA | block)
-        for block in (entries, {"rope_parameters": {"rope_theta": 5e5, **LLAMA3}})
+        rotary_of(LLAMA | block) for block in (entries, {"rope_parameters": {"rope_theta": 5e5, **LLAMA3}})
     )
-    assert old.rotary_theta == 5e5
+    assert old.theta == 5e5
     assert torch.equal(inverse_frequencies(old), inverse_frequencies(new))
 
 
 def test_default_rotation_turns_the_first_pair_by_one_radian_a_token() -> None:
-    config = decoder_config_from_hugging_face(LLAMA | {"rope_scaling": {"rope_type": "default"}})
-    cosine, sine = rotary_frequencies(config, 256, torch.device("cpu"))
+    rotary = rotary_of(LLAMA | {"rope_scaling": {"rope_type": "default"}})
+    cosine, sine = rotary_frequencies(rotary, 256, torch.device("cpu"))
     assert cosine.shape == sine.shape == (256, 16)
     torch.testing.assert_close(cosine[:, 0], torch.arange(256.0).cos(), atol=1e-4, rtol=0)
     torch.testing.assert_close(sine[:, 8], torch.arange(256.0).sin(), atol=1e-4, rtol=0)
@@ -92,14 +99,8 @@ def test_default_rotation_turns_the_first_pair_by_one_radian_a_token() -> None:
     ],
 )
 def test_rotary_scaling_that_is_refused(scaling: dict[str, Any], error: type[Exception]) -> None:
-    config = decoder_config_from_hugging_face(LLAMA | {"rope_scaling": scaling})
     with pytest.raises(error):
-        rotary_frequencies(config, 256, torch.device("cpu"))
-
-
-def test_learned_positions_have_no_frequencies() -> None:
-    with pytest.raises(ValueError, match="learned positions"):
-        inverse_frequencies(decoder_config_from_hugging_face(GPT2))
+        rotary_frequencies(rotary_of(LLAMA | {"rope_scaling": scaling}), 256, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_learned_positions_have_no_frequencies() -> None:
         ({}, "model_type None"),
         (
             {"model_type": "mamba"},
-            "model_type 'mamba' is not supported; gpt2, llama, mistral, qwen2, qwen3 are",
+            "model_type 'mamba' is not supported; gemma2, .*gpt2, gpt_neox, .*qwen3, stablelm are",
         ),
         (GPT2 | {"activation_function": "relu"}, "activation_function 'relu'"),
         (LLAMA | {"hidden_act": ["silu"]}, "hidden_act"),
@@ -122,14 +123,8 @@ def test_learned_positions_have_no_frequencies() -> None:
         (LLAMA | {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         (LLAMA | {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "differ between layers"),
         (
-            LLAMA | {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1},
-            "in some of the layers",
-        ),
-        (
-            LLAMA
-            | {"model_type": "qwen2", "use_sliding_window": True}
-            | {"layer_types": ["full_attention", "sliding_attention"]},
-            "in some of the layers",
+            LLAMA | {"model_type": "mistral", "layer_types": ["full_attention", "sliding_attention"]},
+            "in some of Mistral's layers",
         ),
         (LLAMA | {"model_type": "mistral", "layer_types": ["chunked_attention"] * 2}, "layer_types"),
         (LLAMA | {"transformers_weights": "other.safetensors"}, r"transformers_weights 'other\.safetensors'"),
@@ -166,7 +161,7 @@ def test_unsupported(config: dict[str, Any], message: str) -> None:
 )
 def test_broken(entries: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelBroken, match=message):
-        inverse_frequencies(decoder_config_from_hugging_face(LLAMA | entries))
+        inverse_frequencies(rotary_of(LLAMA | entries))
 
 
 @pytest.mark.parametrize(

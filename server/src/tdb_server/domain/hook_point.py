@@ -28,11 +28,13 @@ class HookPoint(Enum):
     ATTN_QK_LOGITS = "attn.qk_logits"
     ATTN_QK_PROBS = "attn.qk_probs"
     ATTN_V_OUT = "attn.v_out"
+    ATTN_POST_LN_SCALE = "attn_post_ln.scale"
     RESID_DELTA_ATTN = "resid.delta_attn"
     RESID_POST_ATTN = "resid.post_attn"
     MLP_LN_SCALE = "mlp_ln.scale"
     MLP_PRE_ACT = "mlp.pre_act"
     MLP_POST_ACT = "mlp.post_act"
+    MLP_POST_LN_SCALE = "mlp_post_ln.scale"
     RESID_DELTA_MLP = "resid.delta_mlp"
     RESID_POST_MLP = "resid.post_mlp"
     RESID_LN_F_SCALE = "resid.ln_f.scale"
@@ -65,11 +67,13 @@ HOOK_POINT_SHAPES: dict[HookPoint, HookPointShape] = {
     HookPoint.ATTN_QK_LOGITS: HookPointShape((_TOKENS, _KEYS, _HEADS), NodeType.ATTENTION_HEAD),
     HookPoint.ATTN_QK_PROBS: HookPointShape((_TOKENS, _KEYS, _HEADS), NodeType.ATTENTION_HEAD),
     HookPoint.ATTN_V_OUT: HookPointShape((_TOKENS, _HEADS, Dimension.V_CHANNELS), NodeType.V_CHANNEL),
+    HookPoint.ATTN_POST_LN_SCALE: HookPointShape((_TOKENS, Dimension.SINGLE), NodeType.LAYER),
     HookPoint.RESID_DELTA_ATTN: HookPointShape((_TOKENS, _CHANNELS), NodeType.RESIDUAL_STREAM_CHANNEL),
     HookPoint.RESID_POST_ATTN: HookPointShape((_TOKENS, _CHANNELS), NodeType.RESIDUAL_STREAM_CHANNEL),
     HookPoint.MLP_LN_SCALE: HookPointShape((_TOKENS, Dimension.SINGLE), NodeType.LAYER),
     HookPoint.MLP_PRE_ACT: HookPointShape((_TOKENS, Dimension.MLP_ACTS), NodeType.MLP_NEURON),
     HookPoint.MLP_POST_ACT: HookPointShape((_TOKENS, Dimension.MLP_ACTS), NodeType.MLP_NEURON),
+    HookPoint.MLP_POST_LN_SCALE: HookPointShape((_TOKENS, Dimension.SINGLE), NodeType.LAYER),
     HookPoint.RESID_DELTA_MLP: HookPointShape((_TOKENS, _CHANNELS), NodeType.RESIDUAL_STREAM_CHANNEL),
     HookPoint.RESID_POST_MLP: HookPointShape((_TOKENS, _CHANNELS), NodeType.RESIDUAL_STREAM_CHANNEL),
     HookPoint.RESID_LN_F_SCALE: HookPointShape((_TOKENS, Dimension.SINGLE), NodeType.LAYER, False),

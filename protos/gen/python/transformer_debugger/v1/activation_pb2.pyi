@@ -74,6 +74,10 @@ class _ActivationLocationTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper
     """online_mlp_autoencoder_error: what the MLP's autoencoder fails to reconstruct. Shape of its site: [T, d] or [T, F]."""
     ACTIVATION_LOCATION_TYPE_ONLINE_ATTENTION_AUTOENCODER_ERROR: _ActivationLocationType.ValueType  # 23
     """online_attention_autoencoder_error, shape [T, d]: what the attention's autoencoder fails to reconstruct."""
+    ACTIVATION_LOCATION_TYPE_ATTN_POST_LN_SCALE: _ActivationLocationType.ValueType  # 24
+    """attn_post_ln.scale, shape [T, 1]: the scale the norm behind attention divides by, in models that have one."""
+    ACTIVATION_LOCATION_TYPE_MLP_POST_LN_SCALE: _ActivationLocationType.ValueType  # 25
+    """mlp_post_ln.scale, shape [T, 1]: the scale the norm behind the MLP divides by, in models that have one."""
 
 class ActivationLocationType(_ActivationLocationType, metaclass=_ActivationLocationTypeEnumTypeWrapper):
     """A place in the model whose value, or whose gradient, can be read or ablated.
@@ -129,6 +133,10 @@ ACTIVATION_LOCATION_TYPE_ONLINE_MLP_AUTOENCODER_ERROR: ActivationLocationType.Va
 """online_mlp_autoencoder_error: what the MLP's autoencoder fails to reconstruct. Shape of its site: [T, d] or [T, F]."""
 ACTIVATION_LOCATION_TYPE_ONLINE_ATTENTION_AUTOENCODER_ERROR: ActivationLocationType.ValueType  # 23
 """online_attention_autoencoder_error, shape [T, d]: what the attention's autoencoder fails to reconstruct."""
+ACTIVATION_LOCATION_TYPE_ATTN_POST_LN_SCALE: ActivationLocationType.ValueType  # 24
+"""attn_post_ln.scale, shape [T, 1]: the scale the norm behind attention divides by, in models that have one."""
+ACTIVATION_LOCATION_TYPE_MLP_POST_LN_SCALE: ActivationLocationType.ValueType  # 25
+"""mlp_post_ln.scale, shape [T, 1]: the scale the norm behind the MLP divides by, in models that have one."""
 Global___ActivationLocationType: _TypeAlias = ActivationLocationType  # noqa: Y015
 
 class _Dimension:

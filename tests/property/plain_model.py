@@ -88,7 +88,7 @@ class PlainModel:
         self.names = _NAMES.get(kind, _LLAMA_NAMES)
         self.n_layers = config.num_hidden_layers
         self.n_heads = config.num_attention_heads
-        self.n_groups = getattr(config, "num_key_value_heads", None) or self.n_heads
+        self.n_groups = config.num_key_value_heads if self.is_gated else self.n_heads
         self.d_model = config.hidden_size
         self.d_head = getattr(config, "head_dim", None) or self.d_model // self.n_heads
         named = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon")
@@ -195,7 +195,7 @@ class PlainModel:
         return x / self.root_mean_square(x.flatten(2))[..., None] * gain.view(-1, self.d_head)
 
     def rotated(self, x: Tensor, layer: int) -> Tensor:
-        """Channel i of those that turn and channel i + n/2 are one complex number, which turns with the position."""
+        """Channels i and i + n/2 of the n that turn are one complex number, which turns with the position."""
         rope = self.config.rope_parameters
         rope = rope.get(self.layer_type(layer), rope)
         half = int(self.d_head * (rope.get("partial_rotary_factor") or 1.0)) // 2

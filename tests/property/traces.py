@@ -36,11 +36,11 @@ def traces_of(
         reads_key = kind == "K"
         if token is None:
             query = draw(st.integers(0, n_tokens - 1))
-            key = draw(st.integers(max(0, query - _window(config) + 1), query))
+            key = draw(st.integers(max(0, query - _window(config, layer) + 1), query))
         elif reads_key:
-            key, query = token, draw(st.integers(token, min(n_tokens, token + _window(config)) - 1))
+            key, query = token, draw(st.integers(token, min(n_tokens, token + _window(config, layer)) - 1))
         else:
-            query, key = token, draw(st.integers(max(0, token - _window(config) + 1), token))
+            query, key = token, draw(st.integers(max(0, token - _window(config, layer) + 1), token))
         node = NodeIndex(NodeType.ATTENTION_HEAD, layer, (query, key, head))
         return Trace(node, AttentionTraceType(kind), post_act)
     at = draw(st.integers(0, n_tokens - 1)) if token is None else token

@@ -9,13 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tdb_server.domain.debug import inference_sub_request
-from tdb_server.domain.derived_scalar import DERIVED_SCALARS, DerivedScalar, GroupId
+from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import NodeIndex, NodeType
 from tdb_server.domain.requests import InferenceSubRequest, LossConfig, LossName, MultipleTopKSpec
-from tdb_server.engine import nodes, products
+from tdb_server.engine import block_maxima, products
 from tdb_server.engine.engine import Engine
-from tdb_server.engine.top_nodes import PlainTop
 
 from tests.property.debug_sub_requests import debug_sub_requests
 from tests.property.requests import EVERY_NODE, Answer, answers_of_calls, examples, inference
@@ -35,7 +34,7 @@ def in_parts_of(max_entries: int) -> Another:
 
 def ranks_plainly(patch: pytest.MonkeyPatch, _: Engine) -> None:
     """As on a GPU."""
-    patch.setattr(nodes, "BlockMaxima", PlainTop)
+    patch.setattr(block_maxima, "SMALL", 10**9)
 
 
 def ranks_tokens_at_once(patch: pytest.MonkeyPatch, engine: Engine) -> None:
@@ -88,7 +87,7 @@ def ranked_scalars() -> list[DerivedScalar]:
     not_ranked = DerivedScalar.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS
     return [
         one
-        for one, declared in DERIVED_SCALARS.items()
+        for one in DerivedScalar
         if one is not not_ranked and not one.value.startswith("online_autoencoder")
     ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from tdb_server.domain.hook_point import HookPoint
+from tdb_server.domain.hook_point import NODE_HOOK_POINTS, HookPoint
 from tdb_server.domain.node import NodeType
 
 
@@ -24,11 +24,7 @@ class Site(Enum):
     @property
     def hook_point(self) -> HookPoint:
         """Where the site is read."""
-        return {
-            Site.MLP_POST_ACT: HookPoint.MLP_POST_ACT,
-            Site.RESID_DELTA_MLP: HookPoint.RESID_DELTA_MLP,
-            Site.RESID_DELTA_ATTN: HookPoint.RESID_DELTA_ATTN,
-        }[self]
+        return HookPoint[self.name]
 
     @property
     def node_type(self) -> NodeType:
@@ -38,11 +34,7 @@ class Site(Enum):
     @property
     def latent_hook_point(self) -> HookPoint:
         """Where its latents are read."""
-        return (
-            HookPoint.ONLINE_MLP_AUTOENCODER_LATENT
-            if self.is_mlp
-            else HookPoint.ONLINE_ATTENTION_AUTOENCODER_LATENT
-        )
+        return NODE_HOOK_POINTS[self.node_type]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from tdb_server.service.access.token_file import TokenFile
 from tdb_server.service.call_events import CallEvents
 from tdb_server.service.call_guard import CallGuard
 from tdb_server.service.fair_threads import FairThreads
+from tdb_server.service.front_memory import keep_few_arenas, keep_what_is_loaded
 from tdb_server.service.grpc_server import OUR_SERVICES, grpc_server
 from tdb_server.service.listening import listen, server_tls
 from tdb_server.service.loading_report import LoadingReport
@@ -35,7 +35,6 @@ from tdb_server.service.telemetry.reporting import Reporting
 from tdb_server.settings import Settings
 from tdb_server.telemetry_settings import LOG_LEVELS
 from tdb_server.workers.batching import BatchRule
-from tdb_server.workers.liveness import LivenessBounds
 from tdb_server.workers.measures import OnBatch, Readings
 from tdb_server.workers.messages import Configuration, Ready
 from tdb_server.workers.pool import LocalPool, Pool, PoolObserver
@@ -78,14 +77,13 @@ async def serve(
         TdbError: the model cannot be loaded.
         OSError: the port cannot be had.
     """
+    keep_few_arenas()
     app = App(settings, version, make_http)
     with signals_handled(app.reload) as stopped:
         await app.start()
         try:
             if await app.until_ready(stopped):
-                # What is loaded stays: to look through it again and again would hold up the event loop.
-                gc.collect()
-                gc.freeze()
+                keep_what_is_loaded()
                 with ready_file(settings.ready_file, app.ports):
                     await stopped.wait()
         finally:
@@ -113,7 +111,9 @@ class App:
         self._is_stopping = False
         self._systemd = Systemd()
         self._tls = server_tls(settings)
-        tokens = token_file(settings)
+        security = settings.security
+        tokens = None if security.token_file is None else TokenFile(security.token_file)
+        proxies = [ip_network(one) for one in security.trusted_proxies]
         self._files = FileReader([one.look for one in (tokens, self._tls) if one is not None])
         readings = Readings(
             lambda: self._scheduler.n_waiting,
@@ -133,7 +133,7 @@ class App:
             CallGuard(
                 settings.limits,
                 self._calls,
-                access(settings, tokens),
+                Access(tokens, frozenset(security.tls_client_names), proxies),
                 self._reporting.listeners,
                 settings.telemetry.log_prompts,
             ),
@@ -250,34 +250,13 @@ class App:
             await self._health.set(service, status)
 
 
-def access(settings: Settings, tokens: TokenFile | None) -> Access:
-    """Who may call, by the settings."""
-    security = settings.security
-    proxies = [ip_network(one) for one in security.trusted_proxies]
-    return Access(tokens, frozenset(security.tls_client_names), proxies)
-
-
-def token_file(settings: Settings) -> TokenFile | None:
-    """The tokens that may call; None where everybody may.
-
-    Raises:
-        ConfigurationBroken: the token file cannot be read or makes no sense.
-    """
-    path = settings.security.token_file
-    return None if path is None else TokenFile(path)
-
-
 def scheduler(settings: Settings, on_batch: OnBatch) -> Scheduler:
     """The scheduler, with the rules that the settings give."""
-    sharing = settings.scheduling
-    rule = BatchRule(
-        sharing.max_batch_tokens,
-        settings.limits.max_activation_bytes,
-        sharing.max_wait_seconds,
-        sharing.max_batch_seconds,
-    )
+    sharing, limits = settings.scheduling, settings.limits
+    longest = (sharing.max_wait_seconds, sharing.max_batch_seconds)
+    rule = BatchRule(sharing.max_batch_tokens, limits.max_activation_bytes, *longest)
     cache = ResultCache(sharing.cache_bytes)
-    return Scheduler(settings.limits, rule, sharing.max_calls_per_caller, cache, on_batch)
+    return Scheduler(limits, rule, sharing.max_calls_per_caller, cache, on_batch)
 
 
 def pool(
@@ -293,8 +272,7 @@ def pool(
     """
     configurations = worker_configurations(settings)
     if settings.ray is None:
-        bounds = LivenessBounds(settings.care.silence_seconds, settings.care.step_seconds)
-        return LocalPool(configurations, observer, on_readiness, on_loading, bounds)
+        return LocalPool(configurations, observer, on_readiness, on_loading, settings.care)
     prepare_ray(settings.ray.address)
     try:
         from tdb_server.workers.ray_pool import RayPool  # only where it is wanted

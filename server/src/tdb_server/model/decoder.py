@@ -22,6 +22,8 @@ Rows are padded on the right. The causal mask alone keeps padding away from real
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -132,7 +134,7 @@ class Attention:
         q = hooks(HookPoint.ATTN_Q, layer_index, q)
         k = hooks(HookPoint.ATTN_K, layer_index, k)
         v = hooks(HookPoint.ATTN_V, layer_index, v)
-        products = soft_cap(self.grouped(q) @ k.transpose(-1, -2), self.config.attention_cap)
+        products = self.cap(self.grouped(q) @ k.transpose(-1, -2))
         logits = products.view(n_rows, -1, n_tokens, n_tokens)  # [B, H, T, T]
         with torch.no_grad():  # what softmax ignores gets no gradient from it, with or without the mask
             self._positions.hide(logits)
@@ -201,7 +203,11 @@ class Attention:
         q, k = self.normed_heads(q, self.weights.q_norm), self.normed_heads(k, self.weights.k_norm)
         own = torch.cat((q, k), dim=1)[torch.arange(len(heads), device=heads.device), heads]  # [m, e]
         turned = rotate(own, *self._positions.turns(tokens, own.dtype))
-        return soft_cap((turned * others).sum(dim=-1), config.attention_cap)
+        return self.cap((turned * others).sum(dim=-1))
+
+    def cap(self, logits: Tensor) -> Tensor:
+        """Products of queries and keys to what enters the softmax."""
+        return soft_cap(logits, self.config.attention_cap)
 
     def turned_back(self, others: Tensor, tokens: Tensor) -> Tensor:
         """Queries or keys [m, e] as products of the other side at some tokens [m] are multiplied with."""
@@ -430,6 +436,16 @@ class Decoder:
         return frozenset((*no_pre, *no_post, *no_between))
 
     @property
+    def write_scales(self) -> dict[HookPoint, HookPoint]:
+        """By the hook point of what is written with, that of the scale which writes are divided by."""
+        if not self.config.post_norms:
+            return {}
+        of_heads = dict.fromkeys(
+            (HookPoint.ATTN_QK_PROBS, HookPoint.ATTN_V_OUT), HookPoint.ATTN_POST_LN_SCALE
+        )
+        return {**of_heads, HookPoint.MLP_POST_ACT: HookPoint.MLP_POST_LN_SCALE}
+
+    @property
     def heads_read_alike(self) -> bool:
         """Whether attention logits are linear in queries and in keys, which turn alike in all layers."""
         config = self.config
@@ -442,8 +458,7 @@ class Decoder:
     def embed(self, token_ids: Tensor) -> Tensor:
         """Token ids [B, T] to the first residual stream [B, T, d]."""
         x = F.embedding(token_ids, self.weights.token_embedding)
-        if self.embedding_scale != 1:
-            x = x * self.embedding_scale
+        x = self.entering(x)
         if self.weights.position_embedding is not None:
             x = x + self.weights.position_embedding[: token_ids.shape[1]]
         return x
@@ -467,18 +482,23 @@ class Decoder:
         """What the final norm gives [..., d] to logits [..., V], before their cap."""
         return linear_read_at_few_outputs(normed, self.weights.unembedding)
 
+    @property
+    def caps_logits(self) -> bool:
+        """Whether final logits have a cap."""
+        return self.config.logit_cap is not None
+
     def cap(self, logits: Tensor) -> Tensor:
         """Logits before their cap to the model's own, of which probabilities are made."""
         return soft_cap(logits, self.config.logit_cap)
 
-    def starts(self, token_ids: Tensor) -> Tensor:
-        """What tokens [m] alone add to the residual stream, as it gets there [m, d]."""
-        found = self.weights.token_embedding[token_ids]
-        return found if self.embedding_scale == 1 else found * self.embedding_scale
+    def entering(self, x: Tensor) -> Tensor:
+        """Token embeddings [..., d], or what is multiplied with them, as they enter the residual stream."""
+        return x if self.embedding_scale == 1 else x * self.embedding_scale
 
-    def hidden_cells(self, n_tokens: int) -> Tensor:
-        """True where attention may not look: [T, T]."""
-        return self.blocks[0].attention.hidden_cells(n_tokens)
+    def hidden_cells(self, n_tokens: int, layers: Sequence[int]) -> Tensor:
+        """True where attention of layers may not look: [L, T, T], or [1, T, T] where all look alike."""
+        masks = [self.blocks[layer].attention.hidden_cells(n_tokens) for layer in layers]
+        return masks[0][None] if all(one is masks[0] for one in masks) else torch.stack(masks)
 
 
 def times_gain(x: Tensor, norm: Norm) -> Tensor:

@@ -142,14 +142,12 @@ class HeadNodes:
     Attributes:
         tokens: that are read: of queries q, of keys k.
         heads: the query heads, or behind all of them the key heads, that read.
-        is_query: through which [m, 1].
         others: the keys that queries are multiplied with, and the other way round [m, e].
         residual: the residual stream before the layer, at the tokens [m, d].
     """
 
     tokens: Tensor
     heads: Tensor
-    is_query: Tensor
     others: Tensor
     residual: Tensor
 

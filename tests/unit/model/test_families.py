@@ -127,6 +127,23 @@ def test_rotary_scaling_that_is_refused(scaling: dict[str, Any], error: type[Exc
             "in some of Mistral's layers",
         ),
         (LLAMA | {"model_type": "mistral", "layer_types": ["chunked_attention"] * 2}, "layer_types"),
+        (LLAMA | {"model_type": "qwen3", "layer_types": ["linear_attention"] * 2}, "linear_attention"),
+        (LLAMA | {"model_type": "qwen3_moe"}, "model_type 'qwen3_moe'"),
+        (LLAMA | {"model_type": "gpt_oss"}, "model_type 'gpt_oss'"),
+        (
+            LLAMA | {"model_type": "gemma2", "use_bidirectional_attention": True},
+            "use_bidirectional_attention",
+        ),
+        (LLAMA | {"model_type": "gemma2", "hidden_activation": "relu"}, "hidden_activation 'relu'"),
+        (LLAMA | {"model_type": "gemma2", "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        (LLAMA | {"model_type": "gemma3_text", "attn_logit_softcapping": 30.0}, "attn_logit_softcapping"),
+        (
+            LLAMA | {"model_type": "gemma3_text", "rope_parameters": {"rope_theta": 1e4}},
+            r"rope_parameters\.rope",
+        ),
+        (LLAMA | {"model_type": "olmo3", "rope_parameters": {"chunked": {"rope_theta": 1e4}}}, "chunked"),
+        (LLAMA | {"model_type": "stablelm", "use_parallel_residual": True}, "use_parallel_residual"),
+        (LLAMA | {"model_type": "stablelm", "qk_layernorm": True}, "qk_layernorm"),
         (LLAMA | {"transformers_weights": "other.safetensors"}, r"transformers_weights 'other\.safetensors'"),
     ],
 )
@@ -144,6 +161,13 @@ def test_unsupported(config: dict[str, Any], message: str) -> None:
         ({"num_attention_heads": True}, "num_attention_heads"),
         ({"num_key_value_heads": 3}, "cannot share"),
         ({"head_dim": 7}, "even head width"),
+        ({"model_type": "gpt_neox", "rotary_pct": 0.2}, "even head width"),
+        ({"model_type": "gpt_neox", "rotary_pct": 1.5}, "even head width"),
+        ({"model_type": "gemma2", "attn_logit_softcapping": -1}, "attn_logit_softcapping must be a number"),
+        ({"model_type": "gemma2", "query_pre_attn_scalar": 0}, "query_pre_attn_scalar must be a number"),
+        ({"model_type": "gemma2", "sliding_window": None}, "no sliding_window is in force"),
+        ({"model_type": "gemma3", "text_config": 5}, "text_config must be an object"),
+        ({"model_type": "phi3", "rope_scaling": {"type": "su", "short_factor": [1.0]}}, "needs 8 numbers"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps"),
         ({"rope_theta": -1}, "rope_theta"),
         ({"rope_parameters": [1]}, "must be an object"),
@@ -192,3 +216,38 @@ def test_broken(entries: dict[str, Any], message: str) -> None:
 )
 def test_sliding_windows(entries: dict[str, Any], window: int | None) -> None:
     assert decoder_config_from_hugging_face(LLAMA | entries).sliding_window == window
+
+
+def test_windows_and_rotations_by_layer() -> None:
+    gemma3 = LLAMA | {"model_type": "gemma3_text", "num_hidden_layers": 12, "sliding_window": 9}
+    config = decoder_config_from_hugging_face(
+        gemma3 | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    )
+    assert [layer for layer, window in enumerate(config.windows) if window is None] == [5, 11]
+    local, everywhere = config.rotary_of(0), config.rotary_of(5)
+    assert local is not None
+    assert everywhere is not None
+    assert (local.theta, everywhere.theta) == (1e4, 1e6)
+    torch.testing.assert_close(inverse_frequencies(everywhere)[0], torch.tensor(1 / 8))
+    torch.testing.assert_close(inverse_frequencies(local)[0], torch.tensor(1.0))
+    assert decoder_config_from_hugging_face(LLAMA | {"model_type": "gemma2"}).windows == (4096, None)
+    assert decoder_config_from_hugging_face(LLAMA).windows == ()
+
+
+def test_prompts_end_where_longrope_changes(caplog: pytest.LogCaptureFixture) -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    block = {"rope_scaling": {"type": "longrope", **factors}, "original_max_position_embeddings": 64}
+    config = decoder_config_from_hugging_face(LLAMA | {"model_type": "phi3"} | block)
+    assert config.context_length == 64
+    assert "prompts may have 64 tokens, not 256" in caplog.text
+    same = block["rope_scaling"] | {"long_factor": [1.0] * 8}
+    other = decoder_config_from_hugging_face(LLAMA | {"model_type": "phi3"} | block | {"rope_scaling": same})
+    assert other.context_length == 256
+
+
+def test_the_decoder_of_a_folder_that_sees_images_has_its_own_defaults() -> None:
+    found = decoder_config_from_hugging_face(
+        {"model_type": "gemma3", "text_config": {"num_hidden_layers": 34}}
+    )
+    assert (found.d_model, found.n_layers, found.vocabulary_size) == (2304, 34, 262_208)
+    assert (found.context_length, found.tied_embeddings, found.d_head) == (131_072, True, 256)

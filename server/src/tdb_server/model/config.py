@@ -104,6 +104,12 @@ class DecoderConfig:
         """How many tokens back attention of a layer may look; None without bound."""
         return self.sliding_window if self.slides(layer_index) else None
 
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The windows of all layers; empty where no layer has one."""
+        found = tuple(map(self.window_of, range(self.n_layers)))
+        return found if any(found) else ()
+
     def rotary_of(self, layer_index: int) -> Rotary | None:
         """How queries and keys of a layer turn."""
         return self.sliding_rotary or self.rotary if self.slides(layer_index) else self.rotary

@@ -107,12 +107,7 @@ def presence_violations(
         named_by: the field that names the hook point.
         layer_path: the field of the layer.
     """
-    if hook_point in info.absent_hook_points:
-        yield FieldViolation(
-            named_by,
-            f"there is no {hook_point.value} in a {info.family} model such as this one",
-            Reason.NOT_IN_THIS_MODEL,
-        )
+    yield from absence_violations(hook_point, info, named_by)
     if not is_of_autoencoder(hook_point):
         return
     loaded = autoencoders_of_hook_point(hook_point, info)
@@ -135,6 +130,16 @@ def presence_violations(
             layer_path,
             f"the autoencoder of {loaded[0].site.value} covers layers {layers}, not {layer_index}",
             Reason.AUTOENCODER_NOT_LOADED,
+        )
+
+
+def absence_violations(hook_point: HookPoint, info: ModelInfo, path: str) -> Iterator[FieldViolation]:
+    """A hook point that other models have."""
+    if hook_point in info.absent_hook_points:
+        yield FieldViolation(
+            path,
+            f"there is no {hook_point.value} in a {info.family} model such as this one",
+            Reason.NOT_IN_THIS_MODEL,
         )
 
 

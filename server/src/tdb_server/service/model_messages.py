@@ -70,7 +70,8 @@ def offered_derived_scalars(info: ModelInfo) -> list[DerivedScalar]:
     offered = [
         one
         for one in DerivedScalar
-        if (hook_point := hook_point_of_scalar(one)) is None or _is_there(hook_point, info)
+        if (hook_point := hook_point_of_scalar(one) or one.declared.hook_point) is None
+        or _is_there(hook_point, info)
     ]
     if info.autoencoder(is_mlp=False) is None:
         offered.remove(DerivedScalar.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS)

@@ -197,7 +197,8 @@ def test_a_logit_that_is_set_is_that_before_its_cap_and_behind_it() -> None:
     model, value, last = small_model("gemma2"), 1.5, len(PROMPT) - 1
     set_one = AblationSpec(ActivationIndex(HookPoint.LOGITS, None, (last, 1)), value)
     capped = model.plain.run(PROMPT)[HookPoint.LOGITS, None][0, -1].clone()
-    cap = model.plain.logit_cap
+    cap, largest = model.plain.logit_cap, int(capped.abs().argmax())
+    assert largest != 1
     capped[1] = value
     found, likely = (
         answer(
@@ -205,10 +206,10 @@ def test_a_logit_that_is_set_is_that_before_its_cap_and_behind_it() -> None:
             InferenceSpec(PROMPT, LossConfig(loss, (1,), distractors), None, (set_one,)),
             logits=DerivedScalarsSpec(DerivedScalar.LOGITS, None, 1),
         )
-        for loss, distractors in ((LossName.LOGIT_DIFF, (2,)), (LossName.PROBS, ()))
+        for loss, distractors in ((LossName.LOGIT_DIFF, (largest,)), (LossName.PROBS, ()))
     )
-    other = cap * (capped[2] / cap).atanh()
-    assert abs(other - capped[2]) > 1e-3, "the cap would not show"
+    other = cap * (capped[largest] / cap).atanh()
+    assert abs(other - capped[largest]) > 1e-3, "the cap would not show"
     assert found.loss == pytest.approx(value - other.item(), abs=1e-6)
     assert likely.loss == pytest.approx(capped.softmax(dim=0)[1].item(), abs=1e-6)
     logits = found.results["logits"]

@@ -9,11 +9,10 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from tdb_server.domain.axes import is_of_autoencoder
+from tdb_server.domain.axes import TOKEN_DIMENSIONS, is_of_autoencoder
 from tdb_server.domain.derived_scalar import Declaration
 from tdb_server.domain.node import Dimension
 from tdb_server.engine.plan import (
-    TOKEN_DIMENSIONS,
     attention_depth,
     mlp_depth,
     write_depth,

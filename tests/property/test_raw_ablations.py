@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tdb_server.domain.derived_scalar import DerivedScalar
+from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import PassType
@@ -17,8 +17,10 @@ from tdb_server.domain.requests import (
     InferenceSpec,
     LossConfig,
     LossName,
+    MultipleTopKSpec,
 )
 from tdb_server.domain.results import DerivedScalarsResult
+from tdb_server.engine import logit_scalars
 from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
 from torch import Tensor
 
@@ -215,3 +217,14 @@ def test_a_logit_that_is_set_is_that_before_its_cap_and_behind_it() -> None:
     logits = found.results["logits"]
     assert isinstance(logits, DerivedScalarsResult)
     assert logits.activations[last] == pytest.approx(value)
+
+
+@pytest.mark.parametrize("n_at_once", [64, 3])
+def test_sums_of_capped_logits(n_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model("gemma2")
+    monkeypatch.setattr(logit_scalars, "_N_CAPPED", n_at_once)
+    everywhere = MultipleTopKSpec(((GroupId.LOGITS, (DerivedScalar.LOGITS,)),), 2)
+    found = answer(model.engine(), InferenceSpec(PROMPT, LOSS), logits=everywhere)
+    (group,) = found.top_k("logits").groups.values()
+    expected = model.plain.run(PROMPT)[HookPoint.LOGITS, None][0].sum(dim=-1)
+    assert_same(expected, torch.from_numpy(group.sums[DerivedScalar.LOGITS].array))

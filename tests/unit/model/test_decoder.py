@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.hooks import Hooks as Tap
@@ -209,7 +210,7 @@ def test_weights_are_contiguous_frozen_and_listed_once(decoder: Decoder) -> None
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("family", ["gpt2", "qwen3"])
+@pytest.mark.parametrize("family", ["gpt2", "qwen3", "gemma2", "gpt_neox", "olmo2"])
 def test_other_types_agree_roughly(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
     folder = write_random_model(tmp_path, family)
     ids = random_ids(1)
@@ -233,3 +234,16 @@ def test_a_later_key_out_of_bounds_does_not_reach_earlier_queries(decoder: Decod
 
     disturbed = decoder.blocks[0].attention(x, Tap(look))
     torch.testing.assert_close(disturbed[:, :-1], decoder.blocks[0].attention(x)[:, :-1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_gains_that_are_stored_less_1_are_sums_in_float32_at_least(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    folder = write_random_model(tmp_path, "gemma2")
+    stored = load_file(folder / "model.safetensors")["model.layers.1.pre_feedforward_layernorm.weight"]
+    decoder = load_decoder(folder, "cpu", dtype)
+    norm = decoder.weights.layers[1].mlp_norm
+    assert norm is not None
+    assert torch.equal(norm.gain, 1 + stored.to(torch.promote_types(dtype, torch.float32)))
+    assert decoder.blocks[1].mlp.norm.gain.dtype == dtype

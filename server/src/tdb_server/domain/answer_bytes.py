@@ -7,10 +7,11 @@ only those kinds count whose numbers are not zero but by chance, at half of what
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from tdb_server.domain.axes import n_cells
+from tdb_server.domain.axes import n_cells, scalar_axes
 from tdb_server.domain.debug import HOLD_FINAL_NORM_SCALE
 from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.model_info import ModelInfo
@@ -58,7 +59,7 @@ def answer_bytes(info: ModelInfo, sub_requests: Sequence[InferenceSubRequest]) -
         chosen = _joined(most_nodes[id(one), ranked] for one, ranked in zip(users, rankings, strict=True))
         for one, ranked in zip(users, rankings, strict=True):
             spec = one.processing[name]
-            tensors = _tensor_bytes(spec, len(one.inference.token_ids))
+            tensors = _tensor_bytes(spec, info, len(one.inference.token_ids))
             most += _RESULT_BYTES + len(name.encode()) + tensors
             most += _list_bytes(spec, chosen, info, _NODE_BYTES, _TOKEN_BYTES)
             if isinstance(spec, DerivedScalarsSpec | DerivedAttentionScalarsSpec):
@@ -160,11 +161,13 @@ def _n_sure_cells(
     return n // 2
 
 
-def _tensor_bytes(spec: ProcessingSpec, n_tokens: int) -> int:
+def _tensor_bytes(spec: ProcessingSpec, info: ModelInfo, n_tokens: int) -> int:
     match spec:
         case MultipleTopKSpec():
             kept = set(_TOKEN_AXES if spec.dimensions_to_keep is None else spec.dimensions_to_keep)
-            return sum(_FLOAT_BYTES * _kept_entries(scalar, kept, n_tokens) for scalar, _ in spec.chosen)
+            return sum(
+                _FLOAT_BYTES * _kept_entries(scalar, kept, info, n_tokens) for scalar, _ in spec.chosen
+            )
         case DerivedScalarsSpec():
             return 2 * _FLOAT_BYTES * n_tokens
         case DerivedAttentionScalarsSpec():
@@ -173,11 +176,10 @@ def _tensor_bytes(spec: ProcessingSpec, n_tokens: int) -> int:
             return 0
 
 
-def _kept_entries(scalar: DerivedScalar, kept: set[Dimension], n_tokens: int) -> int:
-    """Entries of a sum; only token axes are counted, as others may have any size."""
-    axes = scalar.declared.dimensions
-    entries: int = n_tokens ** sum(axis in kept and axis in _TOKEN_AXES for axis in axes)
-    return entries
+def _kept_entries(scalar: DerivedScalar, kept: set[Dimension], info: ModelInfo, n_tokens: int) -> int:
+    """Entries of a sum."""
+    sizes = zip(scalar.declared.dimensions, scalar_axes(scalar, info, n_tokens), strict=True)
+    return math.prod(size for axis, size in sizes if axis in kept)
 
 
 def _list_bytes(

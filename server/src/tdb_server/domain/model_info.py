@@ -107,6 +107,9 @@ class ModelInfo:
     """Name, weights and dimensions of the model that is served.
 
     Attributes:
+        absent_hook_points: what other models have and this one has not.
+        attention_cap, logit_cap: bounds of soft caps of attention and of final logits; None without.
+        windows: by layer, how many tokens back attention may look, None without bound; empty without any.
         kernels: how the first worker computes; others may differ, on another processor, and serve the same.
     """
 
@@ -123,7 +126,16 @@ class ModelInfo:
     context_length: int
     dtype: str
     autoencoders: tuple[AutoencoderInfo, ...] = ()
+    absent_hook_points: frozenset[HookPoint] = frozenset()
+    attention_cap: float | None = None
+    logit_cap: float | None = None
+    windows: tuple[int | None, ...] = ()
     kernels: tuple[KernelChoice, ...] = field(default=(), compare=False)
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether MLPs read the residual stream before their layer, side by side with attention."""
+        return HookPoint.RESID_POST_ATTN in self.absent_hook_points
 
     def autoencoder(self, *, is_mlp: bool) -> AutoencoderInfo | None:
         """The one loaded for the MLP, or the one loaded for attention."""

@@ -90,7 +90,8 @@ def _order_violations(head: Trace, downstream: Trace, info: ModelInfo, path: str
     head_layer, layer = head.node.layer_index, downstream.node.layer_index
     if head_layer is None or layer is None:
         return
-    first_layer = head_layer if _belongs_to_mlp(downstream.node.node_type, info) else head_layer + 1
+    reads_behind_head = _belongs_to_mlp(downstream.node.node_type, info) and not info.is_parallel
+    first_layer = head_layer if reads_behind_head else head_layer + 1
     if layer < first_layer:
         yield FieldViolation(
             f"{path}.node_index.layer_index",

@@ -28,7 +28,7 @@ from tdb_server.engine.interventions import (
 )
 from tdb_server.engine.latents import autoencoder_of, splice
 from tdb_server.engine.objectives import losses, traced_values
-from tdb_server.engine.plan import HookSite, Plan, trace_site
+from tdb_server.engine.plan import HookSite, Plan
 from tdb_server.model.autoencoder import Autoencoder
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.hooks import HOLD_NORM_SCALES, INNER_HOOK_POINTS, Hooks
@@ -52,7 +52,7 @@ class Cache:
         values: by hook point, of each layer in order [B, ...]; of hook points that no layer has, one.
         final_residual: the last residual stream [B, T, d].
         final_normed: what the unembedding reads [B, T, d].
-        last_logits: of each row's last token, after interventions [B, V].
+        last_logits: of each row's last token, after interventions and their cap [B, V].
     """
 
     values: dict[HookPoint, list[Tensor]]
@@ -70,7 +70,8 @@ class Graph:
         site_outputs: autoencoders' sites behind the splice, whose gradients are wanted.
         final_normed: what the unembedding reads [B, T, d].
         logits_before: the last tokens' logits [B, 1, V] before gradients are set there.
-        logits: the same behind it, of which losses are computed [B, V].
+        logits: the same behind it, of which differences are computed [B, V].
+        capped: the model's own, of which probabilities are computed; the same where they have no cap.
     """
 
     sites: dict[HookSite, Tensor]
@@ -78,6 +79,7 @@ class Graph:
     final_normed: Tensor
     logits_before: Tensor
     logits: Tensor
+    capped: Tensor
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,6 @@ class _Recorder:
         self.values: dict[HookPoint, list[Tensor]] = {}
         self.graph_sites: dict[HookSite, Tensor] = {}
         self.site_outputs: dict[tuple[Site, int], Tensor] = {}
-        self._hidden_cells = model.decoder.hidden_cells(plan.n_tokens)
         self._past_trace: set[int] = set()
         """Rows whose trace starts here or before. Gradients are not set in these: their own never get here,
         but those of other rows take the whole batch's tensor along."""
@@ -126,14 +127,18 @@ class _Recorder:
                 x.register_hook(lambda _: check_cancelled())  # type: ignore[no-untyped-call]
         plan, site = self._plan, (hook_point, layer_index)
         interventions = plan.interventions.get(site, ())
-        x = set_values(x, [one for one in interventions if one.is_forward], self._hidden_cells)
+        hidden_cells = None
+        if interventions and hook_point in PAIR_HOOK_POINTS:
+            assert layer_index is not None
+            (hidden_cells,) = self._model.decoder.hidden_cells(plan.n_tokens, (layer_index,))
+        x = set_values(x, [one for one in interventions if one.is_forward], hidden_cells)
         if hook_point in plan.values:  # the forward pass comes by layers in order
             self.values.setdefault(hook_point, []).append(x.detach())
         starts = site in plan.trace_sites or site == last_residual(self._model.decoder)
         if hook_point in plan.gradients or starts:
             self.graph_sites[site] = x
         self._past_trace |= plan.trace_sites.get(site, set())
-        x = set_gradients(x, [one for one in interventions if self._sets_gradient(one)], self._hidden_cells)
+        x = set_gradients(x, [one for one in interventions if self._sets_gradient(one)], hidden_cells)
         for autoencoder in self._model.autoencoders:
             if autoencoder.site.hook_point is hook_point and layer_index in autoencoder.layers:
                 x = self._splice(autoencoder, layer_index, x)
@@ -194,10 +199,12 @@ def forward(
         normed = decoder.read_by_logits(residual, hooks)
         logits = decoder.unembed(normed[inputs.rows, inputs.last])[:, None]  # [B, 1, V]
         of_last = [found for one in logit_interventions(plan) if (found := _at_last_token(one))]
-        before = set_values(logits, [one for one in of_last if one.is_forward])
+        set_logits = [one for one in of_last if one.is_forward]
+        before = set_values(logits, set_logits)
         after = set_gradients(before, [one for one in of_last if not one.is_forward])
-    graph = Graph(recorder.graph_sites, recorder.site_outputs, normed, before, after[:, 0])
-    return Cache(recorder.values, residual.detach(), normed.detach(), graph.logits.detach()), graph
+        capped = set_values(decoder.cap(after), set_logits) if decoder.caps_logits else after
+    graph = Graph(recorder.graph_sites, recorder.site_outputs, normed, before, after[:, 0], capped[:, 0])
+    return Cache(recorder.values, residual.detach(), normed.detach(), graph.capped.detach()), graph
 
 
 def _at_last_token(one: Intervention) -> Intervention | None:
@@ -216,8 +223,8 @@ def backward(model: Model, plan: Plan, inputs: Inputs, cache: Cache, graph: Grap
         directions = _directions(model.decoder, plan, inputs, cache, {})
         return Gradients(no_losses, [], {}, {}, None, {}, directions)
     with torch.enable_grad():
-        of_rows = losses(inputs.loss_terms, inputs.losses, graph.logits)
-        traced = [_traced(model, inputs, cache, graph, one) for one in inputs.traces]
+        of_rows = losses(inputs.loss_terms, inputs.losses, graph.logits, graph.capped)
+        traced = [_traced(model, plan, inputs, cache, graph, one) for one in inputs.traces]
         terms = [one.sum() for one in traced]
         if len(inputs.loss_rows):
             is_all = len(inputs.loss_rows) == len(plan.rows)
@@ -263,7 +270,7 @@ def _directions(
     """The directions of interest of all rows [B, n, d]: each at the last site that its objective can see."""
     tokens = inputs.direction_tokens
     sites = {
-        (last_residual(decoder) if row.trace is None else trace_site(row.trace)): row.direction_depth
+        (last_residual(decoder) if row.trace is None else plan.trace_site(row.trace)): row.direction_depth
         for row in plan.rows
     }
     found: Tensor | None = None
@@ -278,22 +285,27 @@ def _directions(
     return found * inputs.is_direction[:, :, None].to(found.dtype) if inputs.is_ragged else found
 
 
-def _traced(model: Model, inputs: Inputs, cache: Cache, graph: Graph, traced: TracedRows) -> Tensor:
+def _traced(
+    model: Model, plan: Plan, inputs: Inputs, cache: Cache, graph: Graph, traced: TracedRows
+) -> Tensor:
     """The traced objectives of rows [m]."""
     trace, rows = traced.trace, traced.rows
-    residual = graph.sites[trace_site(trace)]
+    residual = graph.sites[plan.trace_site(trace)]
     if trace.attention_trace_type is not AttentionTraceType.V:
         return traced_values(model.decoder, model.autoencoders, trace, residual, rows, traced.node)
     query, key, head = traced.node
     assert trace.node.layer_index is not None
     probs = cache.values[HookPoint.ATTN_QK_PROBS][trace.node.layer_index][rows, head, query, key]
-    towards = _downstream_directions(model, inputs, cache, graph, traced)
+    towards = _downstream_directions(model, plan, inputs, cache, graph, traced)
+    scale = model.decoder.write_scales.get(HookPoint.ATTN_QK_PROBS)
+    if scale is not None:
+        towards = towards / cache.values[scale][trace.node.layer_index][rows, query]
     values = traced_values(model.decoder, model.autoencoders, trace, residual, rows, traced.node, towards)
     return probs * values
 
 
 def _downstream_directions(
-    model: Model, inputs: Inputs, cache: Cache, graph: Graph, traced: TracedRows
+    model: Model, plan: Plan, inputs: Inputs, cache: Cache, graph: Graph, traced: TracedRows
 ) -> Tensor:
     """Where traced values are projected, at their queries: downstream nodes' read directions, or the loss's.
 
@@ -303,9 +315,10 @@ def _downstream_directions(
     if downstream is None:  # the loss sees the last token alone
         last = cache.final_residual[inputs.rows, inputs.last].requires_grad_()
         logits = model.decoder.logits(last, HOLD_NORM_SCALES)
-        (direction,) = torch.autograd.grad(losses(inputs.loss_terms, inputs.losses, logits).sum(), last)
+        found = losses(inputs.loss_terms, inputs.losses, logits, model.decoder.cap(logits))
+        (direction,) = torch.autograd.grad(found.sum(), last)
         return direction[rows] * (query == inputs.last[rows])[:, None]
-    residual = graph.sites[trace_site(downstream)].detach().requires_grad_()
+    residual = graph.sites[plan.trace_site(downstream)].detach().requires_grad_()
     nodes = traced.downstream
     values = traced_values(model.decoder, model.autoencoders, downstream, residual, rows, nodes)
     (direction,) = torch.autograd.grad(values.sum(), residual)

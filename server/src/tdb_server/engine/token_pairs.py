@@ -29,6 +29,9 @@ def writes_towards(batch: Rows, layer_index: int, row: int, queries: Tensor, dir
     """
     probs = batch.values(HookPoint.ATTN_QK_PROBS).tensors[layer_index][row][:, queries]  # [H, m, T]
     values = batch.values(HookPoint.ATTN_V).tensors[layer_index][row]
+    scale = batch.write_scale(HookPoint.ATTN_QK_PROBS, layer_index)
+    if scale is not None:
+        directions = directions / scale[row, queries]
     onto = batch.model.decoder.blocks[layer_index].attention.write_transposed(directions)
     return (probs * project_values(values, onto)).sum(dim=0)
 

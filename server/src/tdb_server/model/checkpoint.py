@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tdb_server.errors import ModelBroken
+from tdb_server.model.families.weight_names import WeightNames
 from tdb_server.model.model_files import INDEX_FILE, WeightFiles, weight_files
 from tdb_server.model.progress import Progress
 from tdb_server.model.tensor_reading import Target, read_file
@@ -85,7 +86,7 @@ class Checkpoint:
 
     Args:
         folder: a Hugging Face model folder.
-        prefix: what may stand before the names of tensors.
+        names: what may stand before the names of tensors, and what else they may be called.
 
     Attributes:
         unread: names of the tensors that nobody has checked, without prefix.
@@ -94,9 +95,9 @@ class Checkpoint:
         ModelBroken: a file is missing or damaged, or a tensor is stored twice with different values.
     """
 
-    def __init__(self, folder: Path, prefix: str) -> None:
+    def __init__(self, folder: Path, names: WeightNames) -> None:
         self.folder = folder
-        self._prefix = prefix
+        self._names = names
         self._open_files = ExitStack()
         self._stored: dict[str, StoredTensor] = {}
         self._handles: dict[Path, Any] = {}
@@ -195,7 +196,9 @@ class Checkpoint:
         found = self._stored.get(name)
         if found is None:
             files = ", ".join(sorted({one.path.name for one in self._stored.values()})) or "empty"
-            raise ModelBroken(f"{self.folder} ({files}): no tensor {name}, nor {self._prefix}{name}")
+            raise ModelBroken(
+                f"{self.folder} ({files}): no tensor {name}, nor {self._names.prefixes[-1]}{name}"
+            )
         return found
 
     def _add(self, path: Path) -> None:
@@ -211,7 +214,10 @@ class Checkpoint:
                 raise ModelBroken(f"{self.folder}: {known} and {stored} are one tensor with different values")
 
     def _short(self, full_name: str) -> str:
-        return _unwrapped(full_name).removeprefix(self._prefix)
+        name = _unwrapped(full_name)
+        prefix = next((one for one in self._names.prefixes if name.startswith(one)), "")
+        short = name.removeprefix(prefix)
+        return self._names.other_names.get(short, short)
 
     def _tell_of_contradictions(self, files: WeightFiles) -> None:
         """Says in the log what the folder says twice, and how that was settled: as transformers does."""

@@ -32,12 +32,12 @@ class Target:
     """Where a stored tensor goes.
 
     Attributes:
-        place: of the shape that the configuration demands.
-        is_transposed: whether the tensor is stored as [inputs, outputs].
+        place: in the order of the stored tensor: a view where the decoder keeps another.
+        converted: from some entries of the first axis, as they are stored, to the numbers that go there.
     """
 
     place: Tensor
-    is_transposed: bool
+    converted: Callable[[Tensor], Tensor]
 
 
 def read_file(
@@ -86,18 +86,17 @@ def _read_tensor(
     if target is None:
         yield from _parts(file, what, end - start, 1)
         return
-    dtype, shape = _DTYPES.get(entry["dtype"]), entry["shape"] or [1]
+    dtype, place = _DTYPES.get(entry["dtype"]), target.place
     if dtype is None:
         raise UnsupportedModel(f"{what} is stored as {entry['dtype']}, not as floating point")
-    place = target.place.T if target.is_transposed else target.place.view(shape)
     n_done = 0
-    for part in _parts(file, what, end - start, dtype.itemsize * math.prod(shape[1:])):
-        rows = torch.frombuffer(part, dtype=dtype).view(-1, *shape[1:])
-        place[n_done : n_done + len(rows)].copy_(rows)
+    for part in _parts(file, what, end - start, dtype.itemsize * math.prod(place.shape[1:])):
+        rows = torch.frombuffer(part, dtype=dtype).view(-1, *place.shape[1:])
+        place[n_done : n_done + len(rows)].copy_(target.converted(rows))
         n_done += len(rows)
         yield part
-    if not _is_finite(target.place):
-        raise ModelBroken(f"{what} holds values that are not finite as {target.place.dtype}")
+    if not _is_finite(place):
+        raise ModelBroken(f"{what} holds values that are not finite as {place.dtype}")
 
 
 def _parts(file: IO[bytes], what: str, n_bytes: int, row_bytes: int) -> Iterator[memoryview]:

@@ -35,19 +35,20 @@ def file(tmp_path: Path) -> Path:
 def test_all_arrives_whatever_the_parts(file: Path, part_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensor_reading, "PART_BYTES", part_bytes)
     wanted = {name: one for name, one in STORED.items() if name != "ignored"}
-    targets = {name: Target(torch.full(one.shape, 9.0), False) for name, one in wanted.items()}
-    targets["float32"] = Target(torch.full((4, 7), 9.0), True)
+    targets = {
+        name: Target(torch.full(one.shape or (1,), 9.0), torch.Tensor.float) for name, one in wanted.items()
+    }
+    targets["float32"] = Target(torch.full((4, 7), 9.0).T, torch.Tensor.float)
     digest, parts = hashlib.sha256(), list[int]()
     read_file(file, targets, digest, parts.append)
     for name, one in wanted.items():
-        expected = one.float().T if name == "float32" else one.float()
-        assert torch.equal(targets[name].place, expected), name
+        assert torch.equal(targets[name].place.reshape(one.shape), one.float()), name
     assert digest.hexdigest() == hashlib.sha256(file.read_bytes()).hexdigest()
     assert sum(parts) == file.stat().st_size
 
 
 def test_what_is_no_number(file: Path) -> None:
-    targets = {"ignored": Target(torch.zeros(100), False)}
+    targets = {"ignored": Target(torch.zeros(100), torch.Tensor.float)}
     with pytest.raises(UnsupportedModel, match="ignored is stored as I64, not as floating point"):
         read_file(file, targets, hashlib.sha256(), lambda n: None)
 
@@ -75,7 +76,7 @@ def peak():  # that of getrusage is at least that of the process that started th
 place = torch.empty(12 * 1024, 4096) if {is_transposed} else torch.empty(4096, 12 * 1024)
 torch.zeros(1024).sum().isfinite()
 before = peak()
-read_file(Path({str(file)!r}), {{"weight": Target(place, {is_transposed})}}, hashlib.sha256(), lambda n: None)
+read_file(Path({str(file)!r}), {{"weight": Target(place.T if {is_transposed} else place, torch.Tensor.float)}}, hashlib.sha256(), lambda n: None)
 print(peak() - before)
 """
     run = subprocess.run(

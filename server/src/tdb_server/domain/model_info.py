@@ -10,25 +10,32 @@ from tdb_server.domain.node import NodeType
 
 
 class Site(Enum):
-    """The tensors that an autoencoder can be trained on."""
+    """Where a dictionary reads and writes. All but the transcoder's write where they read."""
 
     MLP_POST_ACT = "mlp_post_act"
     RESID_DELTA_MLP = "resid_delta_mlp"
     RESID_DELTA_ATTN = "resid_delta_attn"
+    ATTN_V_OUT = "attn_v_out"
+    RESID_POST_ATTN = "resid_post_attn"
+    RESID_POST_MLP = "resid_post_mlp"
+    MLP_TRANSCODER = "mlp_transcoder"
 
     @property
     def is_mlp(self) -> bool:
-        """Whether the site belongs to the MLP rather than to attention."""
-        return self is not Site.RESID_DELTA_ATTN
+        """Whether the site belongs to the MLP."""
+        return self in (Site.MLP_POST_ACT, Site.RESID_DELTA_MLP, Site.MLP_TRANSCODER)
 
     @property
     def hook_point(self) -> HookPoint:
-        """Where the site is read."""
-        return {
-            Site.MLP_POST_ACT: HookPoint.MLP_POST_ACT,
-            Site.RESID_DELTA_MLP: HookPoint.RESID_DELTA_MLP,
-            Site.RESID_DELTA_ATTN: HookPoint.RESID_DELTA_ATTN,
-        }[self]
+        """Where the dictionary writes."""
+        return _WRITTEN[self]
+
+    @property
+    def read_hook_points(self) -> tuple[HookPoint, ...]:
+        """What its inputs are made of."""
+        if self is Site.MLP_TRANSCODER:
+            return HookPoint.RESID_POST_ATTN, HookPoint.MLP_LN_SCALE
+        return (self.hook_point,)
 
     @property
     def node_type(self) -> NodeType:
@@ -43,6 +50,17 @@ class Site(Enum):
             if self.is_mlp
             else HookPoint.ONLINE_ATTENTION_AUTOENCODER_LATENT
         )
+
+
+_WRITTEN = {
+    Site.MLP_POST_ACT: HookPoint.MLP_POST_ACT,
+    Site.RESID_DELTA_MLP: HookPoint.RESID_DELTA_MLP,
+    Site.RESID_DELTA_ATTN: HookPoint.RESID_DELTA_ATTN,
+    Site.ATTN_V_OUT: HookPoint.ATTN_V_OUT,
+    Site.RESID_POST_ATTN: HookPoint.RESID_POST_ATTN,
+    Site.RESID_POST_MLP: HookPoint.RESID_POST_MLP,
+    Site.MLP_TRANSCODER: HookPoint.RESID_DELTA_MLP,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ heads or latents) differs between requests; the four groups are always the same.
 from __future__ import annotations
 
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
-from tdb_server.domain.hook_point import HookPoint
+from tdb_server.domain.hook_point import DICTIONARY_HOOK_POINTS, HookPoint
 from tdb_server.domain.node import NodeType, PassType
 from tdb_server.domain.requests import (
     AblationSpec,
@@ -110,12 +110,8 @@ def node_ablation_spec(ablation: NodeAblation) -> AblationSpec:
             hook_point, indices = HookPoint.ATTN_QK_PROBS, (indices[0], attended_to, indices[2])
         case NodeType.MLP_NEURON:
             hook_point = HookPoint.MLP_POST_ACT
-        case NodeType.MLP_AUTOENCODER_LATENT:
-            hook_point = HookPoint.ONLINE_MLP_AUTOENCODER_LATENT
-        case NodeType.ATTENTION_AUTOENCODER_LATENT:
-            hook_point = HookPoint.ONLINE_ATTENTION_AUTOENCODER_LATENT
-        case NodeType.AUTOENCODER_LATENT:
-            hook_point = HookPoint.ONLINE_AUTOENCODER_LATENT
+        case latent if latent.is_latent:
+            hook_point, _ = DICTIONARY_HOOK_POINTS[latent]
         case other:
             raise ValueError(f"nodes of type {other.value} cannot be ablated")
     return AblationSpec(ActivationIndex(hook_point, node.layer_index, indices), ablation.value)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from tdb_server.domain.hook_point import HOOK_POINT_SHAPES, HookPoint
+from tdb_server.domain.hook_point import DICTIONARY_HOOK_POINTS, HOOK_POINT_SHAPES, HookPoint
 from tdb_server.domain.node import Dimension, NodeType, PassType
 
 
@@ -80,6 +80,25 @@ class DerivedScalar(Enum):
     )
     ATTN_WRITE_SUM_HEADS = "attn_write_sum_heads"
     ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS = "attn_write_to_latent_summed_over_heads"
+    ONLINE_RESID_POST_ATTN_AUTOENCODER_LATENT = "online_resid_post_attn_autoencoder_latent"
+    ONLINE_RESID_POST_ATTN_AUTOENCODER_ACT_TIMES_GRAD = "online_resid_post_attn_autoencoder_act_times_grad"
+    ONLINE_RESID_POST_ATTN_AUTOENCODER_WRITE_NORM = "online_resid_post_attn_autoencoder_write_norm"
+    ONLINE_RESID_POST_ATTN_AUTOENCODER_WRITE_TO_FINAL_RESIDUAL_GRAD = (
+        "online_resid_post_attn_autoencoder_write_to_final_residual_grad"
+    )
+    ONLINE_RESID_POST_ATTN_AUTOENCODER_ERROR = "online_resid_post_attn_autoencoder_error"
+    ONLINE_RESID_POST_MLP_AUTOENCODER_LATENT = "online_resid_post_mlp_autoencoder_latent"
+    ONLINE_RESID_POST_MLP_AUTOENCODER_ACT_TIMES_GRAD = "online_resid_post_mlp_autoencoder_act_times_grad"
+    ONLINE_RESID_POST_MLP_AUTOENCODER_WRITE_NORM = "online_resid_post_mlp_autoencoder_write_norm"
+    ONLINE_RESID_POST_MLP_AUTOENCODER_WRITE_TO_FINAL_RESIDUAL_GRAD = (
+        "online_resid_post_mlp_autoencoder_write_to_final_residual_grad"
+    )
+    ONLINE_RESID_POST_MLP_AUTOENCODER_ERROR = "online_resid_post_mlp_autoencoder_error"
+    ONLINE_MLP_TRANSCODER_LATENT = "online_mlp_transcoder_latent"
+    ONLINE_MLP_TRANSCODER_ACT_TIMES_GRAD = "online_mlp_transcoder_act_times_grad"
+    ONLINE_MLP_TRANSCODER_WRITE_NORM = "online_mlp_transcoder_write_norm"
+    ONLINE_MLP_TRANSCODER_WRITE_TO_FINAL_RESIDUAL_GRAD = "online_mlp_transcoder_write_to_final_residual_grad"
+    ONLINE_MLP_TRANSCODER_ERROR = "online_mlp_transcoder_error"
     ONLINE_AUTOENCODER_LATENT = "online_autoencoder_latent"
     ONLINE_AUTOENCODER_ACT_TIMES_GRAD = "online_autoencoder_act_times_grad"
     ONLINE_AUTOENCODER_WRITE_NORM = "online_autoencoder_write_norm"
@@ -197,12 +216,6 @@ def _of_latents(measure: Measure, latents: HookPoint) -> Declaration:
     return Declaration(shape.dimensions, shape.node_type, measure, latents)
 
 
-_LATENTS = {
-    "ONLINE_AUTOENCODER": HookPoint.ONLINE_AUTOENCODER_LATENT,
-    "ONLINE_MLP_AUTOENCODER": HookPoint.ONLINE_MLP_AUTOENCODER_LATENT,
-    "ONLINE_ATTENTION_AUTOENCODER": HookPoint.ONLINE_ATTENTION_AUTOENCODER_LATENT,
-}
-
 DERIVED_SCALARS: dict[DerivedScalar, Declaration] = {
     DerivedScalar.LOGITS: _read(HookPoint.LOGITS),
     DerivedScalar.RESID_POST_EMBEDDING: _read(HookPoint.RESID_POST_EMB),
@@ -269,18 +282,15 @@ DERIVED_SCALARS: dict[DerivedScalar, Declaration] = {
     DerivedScalar.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS: Declaration(
         (_TOKENS, _KEYS), NodeType.AUTOENCODER_LATENT, Measure.WRITE_TO_LATENT, HookPoint.ATTN_QK_PROBS
     ),
-    DerivedScalar.ONLINE_AUTOENCODER_LATENT: _read(HookPoint.ONLINE_AUTOENCODER_LATENT),
-    DerivedScalar.ONLINE_AUTOENCODER_ERROR: _read(HookPoint.ONLINE_AUTOENCODER_ERROR),
-    DerivedScalar.ONLINE_MLP_AUTOENCODER_LATENT: _read(HookPoint.ONLINE_MLP_AUTOENCODER_LATENT),
-    DerivedScalar.ONLINE_MLP_AUTOENCODER_ERROR: _read(HookPoint.ONLINE_MLP_AUTOENCODER_ERROR),
-    DerivedScalar.ONLINE_ATTENTION_AUTOENCODER_LATENT: _read(HookPoint.ONLINE_ATTENTION_AUTOENCODER_LATENT),
-    DerivedScalar.ONLINE_ATTENTION_AUTOENCODER_ERROR: _read(HookPoint.ONLINE_ATTENTION_AUTOENCODER_ERROR),
 }
-for _prefix, _latents in _LATENTS.items():
+for _latents, _error in DICTIONARY_HOOK_POINTS.values():
+    _prefix = _latents.name.removesuffix("_LATENT")
     DERIVED_SCALARS |= {
+        DerivedScalar[_latents.name]: _read(_latents),
         DerivedScalar[f"{_prefix}_ACT_TIMES_GRAD"]: _of_latents(Measure.ACT_TIMES_GRAD, _latents),
         DerivedScalar[f"{_prefix}_WRITE_NORM"]: _of_latents(Measure.WRITE_NORM, _latents),
         DerivedScalar[f"{_prefix}_WRITE_TO_FINAL_RESIDUAL_GRAD"]: _of_latents(
             Measure.DIRECT_EFFECT, _latents
         ),
+        DerivedScalar[_error.name]: _read(_error),
     }

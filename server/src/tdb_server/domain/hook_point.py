@@ -43,6 +43,12 @@ class HookPoint(Enum):
     ONLINE_AUTOENCODER_ERROR = "online_autoencoder_error"
     ONLINE_MLP_AUTOENCODER_ERROR = "online_mlp_autoencoder_error"
     ONLINE_ATTENTION_AUTOENCODER_ERROR = "online_attention_autoencoder_error"
+    ONLINE_RESID_POST_ATTN_AUTOENCODER_LATENT = "online_resid_post_attn_autoencoder_latent"
+    ONLINE_RESID_POST_ATTN_AUTOENCODER_ERROR = "online_resid_post_attn_autoencoder_error"
+    ONLINE_RESID_POST_MLP_AUTOENCODER_LATENT = "online_resid_post_mlp_autoencoder_latent"
+    ONLINE_RESID_POST_MLP_AUTOENCODER_ERROR = "online_resid_post_mlp_autoencoder_error"
+    ONLINE_MLP_TRANSCODER_LATENT = "online_mlp_transcoder_latent"
+    ONLINE_MLP_TRANSCODER_ERROR = "online_mlp_transcoder_error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +59,6 @@ class HookPointShape:
     node_type: NodeType
     is_per_layer: bool = True
 
-
-_LATENTS = (_TOKENS, Dimension.AUTOENCODER_LATENTS)
 
 HOOK_POINT_SHAPES: dict[HookPoint, HookPointShape] = {
     HookPoint.RESID_POST_EMB: HookPointShape((_TOKENS, _CHANNELS), NodeType.RESIDUAL_STREAM_CHANNEL, False),
@@ -74,18 +78,20 @@ HOOK_POINT_SHAPES: dict[HookPoint, HookPointShape] = {
     HookPoint.RESID_POST_MLP: HookPointShape((_TOKENS, _CHANNELS), NodeType.RESIDUAL_STREAM_CHANNEL),
     HookPoint.RESID_LN_F_SCALE: HookPointShape((_TOKENS, Dimension.SINGLE), NodeType.LAYER, False),
     HookPoint.LOGITS: HookPointShape((_TOKENS, Dimension.VOCAB_SIZE), NodeType.VOCAB_TOKEN, False),
-    HookPoint.ONLINE_AUTOENCODER_LATENT: HookPointShape(_LATENTS, NodeType.AUTOENCODER_LATENT),
-    HookPoint.ONLINE_MLP_AUTOENCODER_LATENT: HookPointShape(_LATENTS, NodeType.MLP_AUTOENCODER_LATENT),
-    HookPoint.ONLINE_ATTENTION_AUTOENCODER_LATENT: HookPointShape(
-        _LATENTS, NodeType.ATTENTION_AUTOENCODER_LATENT
-    ),
-    HookPoint.ONLINE_AUTOENCODER_ERROR: HookPointShape(
-        (_TOKENS, _CHANNELS), NodeType.RESIDUAL_STREAM_CHANNEL
-    ),
-    HookPoint.ONLINE_MLP_AUTOENCODER_ERROR: HookPointShape(
-        (_TOKENS, _CHANNELS), NodeType.RESIDUAL_STREAM_CHANNEL
-    ),
-    HookPoint.ONLINE_ATTENTION_AUTOENCODER_ERROR: HookPointShape(
-        (_TOKENS, _CHANNELS), NodeType.RESIDUAL_STREAM_CHANNEL
-    ),
 }
+DICTIONARY_HOOK_POINTS = {
+    node_type: (
+        HookPoint[f"ONLINE_{node_type.name}"],
+        HookPoint[f"ONLINE_{node_type.name.removesuffix('LATENT')}ERROR"],
+    )
+    for node_type in NodeType
+    if node_type.is_latent
+}
+"""By the node type of a dictionary's latents: where they are read, and what it fails to reconstruct."""
+LATENT_TYPES = {
+    hook_point: node_type for node_type, pair in DICTIONARY_HOOK_POINTS.items() for hook_point in pair
+}
+"""The same the other way round. These hook points exist only with a dictionary."""
+for _node_type, (_latent, _error) in DICTIONARY_HOOK_POINTS.items():
+    HOOK_POINT_SHAPES[_latent] = HookPointShape((_TOKENS, Dimension.AUTOENCODER_LATENTS), _node_type)
+    HOOK_POINT_SHAPES[_error] = HookPointShape((_TOKENS, _CHANNELS), NodeType.RESIDUAL_STREAM_CHANNEL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from tdb_server.domain.hook_point import HookPoint
+from tdb_server.domain.hook_point import DICTIONARY_HOOK_POINTS, HookPoint
 from tdb_server.domain.node import NodeType
 
 
@@ -40,16 +40,17 @@ class Site(Enum):
     @property
     def node_type(self) -> NodeType:
         """What its latents are called as nodes."""
-        return NodeType.MLP_AUTOENCODER_LATENT if self.is_mlp else NodeType.ATTENTION_AUTOENCODER_LATENT
+        return _NODE_TYPES[self]
 
     @property
     def latent_hook_point(self) -> HookPoint:
         """Where its latents are read."""
-        return (
-            HookPoint.ONLINE_MLP_AUTOENCODER_LATENT
-            if self.is_mlp
-            else HookPoint.ONLINE_ATTENTION_AUTOENCODER_LATENT
-        )
+        return DICTIONARY_HOOK_POINTS[self.node_type][0]
+
+    @property
+    def error_hook_point(self) -> HookPoint:
+        """Where what it fails to reconstruct is read."""
+        return DICTIONARY_HOOK_POINTS[self.node_type][1]
 
 
 _WRITTEN = {
@@ -61,11 +62,20 @@ _WRITTEN = {
     Site.RESID_POST_MLP: HookPoint.RESID_POST_MLP,
     Site.MLP_TRANSCODER: HookPoint.RESID_DELTA_MLP,
 }
+_NODE_TYPES = {
+    Site.MLP_POST_ACT: NodeType.MLP_AUTOENCODER_LATENT,
+    Site.RESID_DELTA_MLP: NodeType.MLP_AUTOENCODER_LATENT,
+    Site.RESID_DELTA_ATTN: NodeType.ATTENTION_AUTOENCODER_LATENT,
+    Site.ATTN_V_OUT: NodeType.ATTENTION_AUTOENCODER_LATENT,
+    Site.RESID_POST_ATTN: NodeType.RESID_POST_ATTN_AUTOENCODER_LATENT,
+    Site.RESID_POST_MLP: NodeType.RESID_POST_MLP_AUTOENCODER_LATENT,
+    Site.MLP_TRANSCODER: NodeType.MLP_TRANSCODER_LATENT,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class AutoencoderInfo:
-    """One loaded autoencoder: its site, its size and the layers it covers.
+    """One loaded dictionary: its site, its size and the layers it covers.
 
     `n_active` is how many latents were active at one token, at the most, when that was tried; None where it
     was not. `norms_inputs` says whether inputs are layer normed.
@@ -151,6 +161,16 @@ class ModelInfo:
     autoencoders: tuple[AutoencoderInfo, ...] = ()
     kernels: tuple[KernelChoice, ...] = field(default=(), compare=False)
 
-    def autoencoder(self, *, is_mlp: bool) -> AutoencoderInfo | None:
-        """The one loaded for the MLP, or the one loaded for attention."""
-        return next((one for one in self.autoencoders if one.site.is_mlp == is_mlp), None)
+    def autoencoder(self, node_type: NodeType) -> AutoencoderInfo | None:
+        """The dictionary that is loaded for latents of a type that says whose they are."""
+        return next((one for one in self.autoencoders if one.site.node_type is node_type), None)
+
+    def site_width(self, site: Site) -> int:
+        """Channels of what is read and written at a site."""
+        match site:
+            case Site.MLP_POST_ACT:
+                return self.n_neurons
+            case Site.ATTN_V_OUT:
+                return self.n_heads * self.d_head
+            case _:
+                return self.d_model

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tdb_server.domain.axes import NODE_HOOK_POINTS
+from tdb_server.domain.axes import NODE_HOOK_POINTS, specific_node_type
 from tdb_server.domain.index_validation import node_violations
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.node import NodeType
@@ -104,7 +104,7 @@ def _order_violations(head: Trace, downstream: Trace, info: ModelInfo, path: str
     head_layer, layer = head.node.layer_index, downstream.node.layer_index
     if head_layer is None or layer is None:
         return
-    first_layer = head_layer if _belongs_to_mlp(downstream.node.node_type, info) else head_layer + 1
+    first_layer = head_layer if _is_behind_attention(downstream.node.node_type, info) else head_layer + 1
     if layer < first_layer:
         yield FieldViolation(
             f"{path}.node_index.layer_index",
@@ -126,10 +126,12 @@ def _order_violations(head: Trace, downstream: Trace, info: ModelInfo, path: str
         )
 
 
-def _belongs_to_mlp(node_type: NodeType, info: ModelInfo) -> bool:
-    if node_type is NodeType.AUTOENCODER_LATENT:
-        return info.autoencoders[0].site.is_mlp
-    return node_type in (NodeType.MLP_NEURON, NodeType.MLP_AUTOENCODER_LATENT)
+def _is_behind_attention(node_type: NodeType, info: ModelInfo) -> bool:
+    """Whether a node reads, at its own token alone, what its layer's attention has written."""
+    return specific_node_type(node_type, info) not in (
+        NodeType.ATTENTION_HEAD,
+        NodeType.ATTENTION_AUTOENCODER_LATENT,
+    )
 
 
 def _tokens_read(trace: Trace, info: ModelInfo) -> tuple[int, ...] | range:
@@ -144,4 +146,4 @@ def _tokens_read(trace: Trace, info: ModelInfo) -> tuple[int, ...] | range:
             return (token, others[0])
         case _:
             # An attention latent reads every token that its own attends to.
-            return (token,) if _belongs_to_mlp(trace.node.node_type, info) else range(token + 1)
+            return (token,) if _is_behind_attention(trace.node.node_type, info) else range(token + 1)

@@ -37,6 +37,14 @@ class _AutoencoderSiteEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Autoe
     """What the MLP adds to the residual stream."""
     AUTOENCODER_SITE_RESID_DELTA_ATTN: _AutoencoderSite.ValueType  # 3
     """What attention adds to the residual stream."""
+    AUTOENCODER_SITE_ATTN_V_OUT: _AutoencoderSite.ValueType  # 4
+    """All heads' weighted sums of values, side by side."""
+    AUTOENCODER_SITE_RESID_POST_ATTN: _AutoencoderSite.ValueType  # 5
+    """The residual stream after attention."""
+    AUTOENCODER_SITE_RESID_POST_MLP: _AutoencoderSite.ValueType  # 6
+    """The residual stream after the MLP, which is the layer's output."""
+    AUTOENCODER_SITE_MLP_TRANSCODER: _AutoencoderSite.ValueType  # 7
+    """A transcoder: reads what the MLP reads, and writes what the MLP adds to the residual stream."""
 
 class AutoencoderSite(_AutoencoderSite, metaclass=_AutoencoderSiteEnumTypeWrapper):
     """Where in a layer an autoencoder reads and writes."""
@@ -49,6 +57,14 @@ AUTOENCODER_SITE_RESID_DELTA_MLP: AutoencoderSite.ValueType  # 2
 """What the MLP adds to the residual stream."""
 AUTOENCODER_SITE_RESID_DELTA_ATTN: AutoencoderSite.ValueType  # 3
 """What attention adds to the residual stream."""
+AUTOENCODER_SITE_ATTN_V_OUT: AutoencoderSite.ValueType  # 4
+"""All heads' weighted sums of values, side by side."""
+AUTOENCODER_SITE_RESID_POST_ATTN: AutoencoderSite.ValueType  # 5
+"""The residual stream after attention."""
+AUTOENCODER_SITE_RESID_POST_MLP: AutoencoderSite.ValueType  # 6
+"""The residual stream after the MLP, which is the layer's output."""
+AUTOENCODER_SITE_MLP_TRANSCODER: AutoencoderSite.ValueType  # 7
+"""A transcoder: reads what the MLP reads, and writes what the MLP adds to the residual stream."""
 Global___AutoencoderSite: _TypeAlias = AutoencoderSite  # noqa: Y015
 
 class _AutoencoderActivation:
@@ -63,6 +79,8 @@ class _AutoencoderActivationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[
     """Negative pre-activations become 0."""
     AUTOENCODER_ACTIVATION_TOPK: _AutoencoderActivation.ValueType  # 2
     """All but the k largest pre-activations of a token become 0."""
+    AUTOENCODER_ACTIVATION_JUMPRELU: _AutoencoderActivation.ValueType  # 3
+    """Pre-activations up to a threshold of the latent's own become 0."""
 
 class AutoencoderActivation(_AutoencoderActivation, metaclass=_AutoencoderActivationEnumTypeWrapper):
     """What makes an autoencoder's latents sparse."""
@@ -73,6 +91,8 @@ AUTOENCODER_ACTIVATION_RELU: AutoencoderActivation.ValueType  # 1
 """Negative pre-activations become 0."""
 AUTOENCODER_ACTIVATION_TOPK: AutoencoderActivation.ValueType  # 2
 """All but the k largest pre-activations of a token become 0."""
+AUTOENCODER_ACTIVATION_JUMPRELU: AutoencoderActivation.ValueType  # 3
+"""Pre-activations up to a threshold of the latent's own become 0."""
 Global___AutoencoderActivation: _TypeAlias = AutoencoderActivation  # noqa: Y015
 
 class _AutoencoderInputNorm:
@@ -141,7 +161,7 @@ Global___KernelOutcome: _TypeAlias = KernelOutcome  # noqa: Y015
 
 @_typing.final
 class AutoencoderInfo(_message.Message):
-    """Autoencoders of one site and size. Sizes that differ between layers have an entry each."""
+    """Autoencoders, or transcoders, of one site and size. Sizes that differ between layers have an entry each."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

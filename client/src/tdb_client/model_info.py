@@ -20,7 +20,7 @@ class AutoencoderInfo:
     Attributes:
         site: where they read and write: `mlp_post_act`, `resid_delta_mlp` or `resid_delta_attn`.
         n_latents: latents per layer.
-        activation: what makes the latents sparse: `relu` or `topk`.
+        activation: what makes the latents sparse: `relu`, `topk` or `jumprelu`.
         k: for top-k, how many latents of a token may be active; else None.
         layers: the layers that have one.
         input_norm: what is done to inputs before they are read: `none` or `layer_norm`; `unspecified` by

@@ -6,7 +6,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from tdb_server.domain.derived_scalar import DERIVED_SCALARS, DerivedScalar, Measure
 from tdb_server.domain.node import Dimension, NodeIndex, Nodes, NodeType, PassType
@@ -26,27 +25,24 @@ from tdb_server.engine.transfers import Array, download
 
 
 def derived_scalars(
-    scalars: Rows, row: int, spec: DerivedScalarsSpec, ranker: TokenRanker
+    rows: Rows, row: int, spec: DerivedScalarsSpec, ranker: TokenRanker
 ) -> DerivedScalarsResult:
     """One component's derived scalar at every token, and the tokens of its direction."""
     declared = DERIVED_SCALARS[spec.derived_scalar]
-    if declared.node_type.is_latent and spec.layer_index is not None:
-        scalars = scalars.with_latents_of(spec.layer_index)
-    product = product_of(scalars, spec.derived_scalar, spec.pass_type)
-    n_tokens = scalars.planned[row].n_tokens
+    if spec.layer_index is not None:
+        rows = rows.of_layer(spec.layer_index)
+    product = product_of(rows, spec.derived_scalar, spec.pass_type)
+    n_tokens = rows.planned[row].n_tokens
     cells = np.stack([np.arange(n_tokens), np.full(n_tokens, spec.activation_index)], axis=1)
     activations = numbers_at(product, row, spec.layer_index, cells)
     pass_type = spec.pass_type if declared.reads is not None else PassType.FORWARD
     make_node = partial(NodeIndex, declared.node_type, spec.layer_index, pass_type=pass_type)
     maximum = activations.max() if spec.normalizes_by_prompt_maximum else spec.normalizing_value
-    top_tokens = None
-    if spec.n_top_tokens is not None:
-        top_tokens = _top_tokens(scalars, row, spec, spec.n_top_tokens, ranker, activations[:1], product)
     return DerivedScalarsResult(
         nodes=Nodes(make_node((token, spec.activation_index)) for token in range(n_tokens)),
         activations=activations,
         normalized_activations=None if maximum is None else normalized_by(activations, maximum),
-        top_tokens=top_tokens,
+        top_tokens=_top_tokens(rows, row, spec, ranker, activations[:1], product),
     )
 
 
@@ -63,8 +59,8 @@ def numbers_at(product: Product, row: int, layer_index: int | None, cells: Array
         return found
     layer = product.layers.index(layer_index)
     coordinates = torch.from_numpy(cells[is_covered].T.copy()).to(product.device)
-    rows = torch.full_like(coordinates[0], row)
-    where = NodeCoordinates(rows, torch.full_like(rows, layer), [(layer, slice(None))])
+    of_row = torch.full_like(coordinates[0], row)
+    where = NodeCoordinates(of_row, torch.full_like(of_row, layer), [(layer, slice(None))])
     (numbers,) = download([product.at(where, dict(zip(product.order, coordinates, strict=True)))])
     found = found.astype(numbers.dtype)
     found[is_covered] = numbers
@@ -72,74 +68,63 @@ def numbers_at(product: Product, row: int, layer_index: int | None, cells: Array
 
 
 def _top_tokens(
-    scalars: Rows,
-    row: int,
-    spec: DerivedScalarsSpec,
-    n_tokens: int,
-    ranker: TokenRanker,
-    first: Array,
-    product: Product,
+    rows: Rows, row: int, spec: DerivedScalarsSpec, ranker: TokenRanker, first: Array, product: Product
 ) -> TopTokens | None:
-    """Output tokens that the component's write at the first token upvotes.
+    """Output tokens that the component's write at the first token upvotes, where they are asked for.
 
-    `first` [1] is its activation there. For a read direction, the input tokens that feed it.
+    `first` [1] is its activation there. For a read direction, the input tokens that feed it. None where what
+    a unit of activation writes depends on the prompt.
     """
-    if DERIVED_SCALARS[spec.derived_scalar].measure is Measure.VOCABULARY_READ:
+    declared, decoder, n_tokens = DERIVED_SCALARS[spec.derived_scalar], rows.model.decoder, spec.n_top_tokens
+    if n_tokens is None:
+        return None
+    if declared.measure is Measure.VOCABULARY_READ:
         scores = product.factors[0].tensors[0][row, :1]  # [1, V]
         return scaled(ranker.ranked(scores, n_tokens), np.ones_like(first))
-    write = _unit_write(scalars, spec)
-    if write is None:
-        return None
-    scales = torch.from_numpy(first).to(write.device)
-    return next(ranker.score([Scoring(write[None], np.zeros(1, int), scales, n_tokens, is_output=True)]))
-
-
-def _unit_write(scalars: Rows, spec: DerivedScalarsSpec) -> Tensor | None:
-    """What the component writes per unit of activation [d]; None where that depends on the prompt."""
-    node_type = DERIVED_SCALARS[spec.derived_scalar].node_type
     if spec.layer_index is None:
         return None
-    decoder = scalars.model.decoder
     which = torch.tensor([spec.activation_index], device=decoder.device)
-    if node_type is NodeType.MLP_NEURON:
-        return decoder.blocks[spec.layer_index].mlp.unit_writes(which)[0]
-    if node_type.is_latent:
-        return scalars.autoencoder(node_type).write_directions(decoder, spec.layer_index, which)[0]
-    return None
+    if declared.node_type is NodeType.MLP_NEURON:
+        write = decoder.blocks[spec.layer_index].mlp.unit_writes(which)  # [1, d]
+    elif declared.node_type.is_latent:
+        write = rows.autoencoder(declared.node_type).write_directions(decoder, spec.layer_index, which)
+    else:
+        return None
+    scales = torch.from_numpy(first).to(write.device)
+    return next(ranker.score([Scoring(write, np.zeros(1, int), scales, n_tokens, is_output=True)]))
 
 
 def derived_attention_scalars(
-    scalars: Rows, row: int, spec: DerivedAttentionScalarsSpec
+    rows: Rows, row: int, spec: DerivedAttentionScalarsSpec
 ) -> DerivedAttentionScalarsResult:
     """One head (or all heads' writes to one latent) at every token pair, with totals and maxima per token."""
-    planned = scalars.planned[row]
+    planned = rows.planned[row]
     n_tokens = planned.n_tokens
     if spec.derived_scalar is DerivedScalar.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS:
         wanted = planned.inference.within_layer_gradient
         assert wanted is not None
-        (pairs,) = download([writes_to_latent(scalars, row, spec.layer_index, wanted)])
+        (pairs,) = download([writes_to_latent(rows, row, spec.layer_index, wanted)])
     else:
         query, key = np.divmod(np.arange(n_tokens**2), n_tokens)
         cells = np.stack([query, key, np.full(n_tokens**2, spec.activation_index)], axis=1)
-        pairs = numbers_at(product_of(scalars, spec.derived_scalar), row, spec.layer_index, cells)
-        pairs = pairs.reshape(n_tokens, n_tokens)
+        product = product_of(rows.of_layer(spec.layer_index), spec.derived_scalar)
+        pairs = numbers_at(product, row, spec.layer_index, cells).reshape(n_tokens, n_tokens)
     visible = np.tril(pairs)
     best = np.where(np.triu(np.ones_like(pairs, dtype=bool), 1), -np.inf, pairs)
     total_in, total_out = visible.sum(axis=1), visible.sum(axis=0)
     scalar_max = best.max() if spec.max_scalar is None else spec.max_scalar
     in_max = total_in.max() if spec.max_total_in is None else spec.max_total_in
     out_max = total_out.max() if spec.max_total_out is None else spec.max_total_out
+    best_in, best_out = best.max(axis=1), best.max(axis=0)
     return DerivedAttentionScalarsResult(
         visible,
         normalized_by(visible, scalar_max),
-        _totals(total_in, in_max, best.max(axis=1), scalar_max),
-        _totals(total_out, out_max, best.max(axis=0), scalar_max),
-    )
-
-
-def _totals(total: Array, total_max: float, maximum: Array, scalar_max: float) -> AttentionTotals:
-    return AttentionTotals(
-        total, normalized_by(total, total_max), maximum, normalized_by(maximum, scalar_max)
+        AttentionTotals(
+            total_in, normalized_by(total_in, in_max), best_in, normalized_by(best_in, scalar_max)
+        ),
+        AttentionTotals(
+            total_out, normalized_by(total_out, out_max), best_out, normalized_by(best_out, scalar_max)
+        ),
     )
 
 

@@ -16,7 +16,8 @@ from tdb_server.domain.call import Call
 from tdb_server.domain.model_info import KernelChoice
 from tdb_server.domain.results import CallEvent, Finished
 from tdb_server.engine.answers import Answers
-from tdb_server.engine.passes import Inputs, Model, backward, forward, without_graph
+from tdb_server.engine.inputs import Inputs
+from tdb_server.engine.passes import Model, backward, forward, zero_padding
 from tdb_server.engine.plan import plan_batch
 from tdb_server.engine.preparation import preparation
 from tdb_server.engine.rank_tokens import TokenRanker
@@ -99,7 +100,7 @@ class Engine:
 
         if not calls:
             return
-        clock = StageClock(self.decoder.device)
+        model, clock = self._model, StageClock(self.decoder.device)
         cancelled: set[str] = set()
 
         def is_wanted(call_id: str) -> bool:
@@ -110,25 +111,18 @@ class Engine:
         try:
             plan = plan_batch(calls, self.autoencoders)
             inputs = Inputs(plan, self.decoder.device)
-            answers = Answers(
-                self._model,
-                self._precomputed,
-                self._ranker,
-                plan,
-                inputs,
-                clock,
-                is_wanted,
-                check_cancelled,
-            )
-            cache = forward(self._model, plan, inputs, check_cancelled)
+            made_of = (model, self._precomputed, self._ranker, plan, inputs)
+            answers = Answers(*made_of, clock, is_wanted, check_cancelled)
+            cache, graph = forward(model, plan, inputs, check_cancelled)
             clock.end("forward")
             logits = answers.ranked_logits(cache)
             for call_id, event in answers.logits(logits):
                 if is_wanted(call_id):
                     yield call_id, event
             clock.start()
-            gradients = backward(self._model, plan, inputs, cache)
-            cache = without_graph(cache, inputs)
+            gradients = backward(model, plan, inputs, cache, graph)
+            del graph  # which holds all that the way back needed
+            zero_padding(cache, inputs)
             clock.end("backward")
             for call_id, event in answers.others(cache, gradients, logits):
                 if is_wanted(call_id):

@@ -7,13 +7,13 @@ row, and the value they get. They are applied here and nowhere else.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tdb_server.domain.hook_point import HookPoint
+from tdb_server.domain.hook_point import HOOK_POINT_SHAPES, HookPoint
 from tdb_server.domain.node import PassType
 from tdb_server.domain.requests import AblationSpec
 
@@ -48,29 +48,38 @@ class Intervention:
         """Whether values are set, rather than gradients."""
         return self.ablation.index.pass_type is PassType.FORWARD
 
-    def set_in(self, batch: Tensor, hidden_cells: Tensor) -> None:
+    @property
+    def is_of_latents(self) -> bool:
+        """Whether its cells are latents."""
+        return HOOK_POINT_SHAPES[self.hook_point].node_type.is_latent
+
+    @property
+    def alone(self) -> Intervention:
+        """The same in a batch of its row alone."""
+        return replace(self, row=0)
+
+    def set_in(self, batch: Tensor, hidden_cells: Tensor | None) -> None:
         """Sets the cells of a batch's tensor [B, ...], in place.
 
         Args:
             hidden_cells: [T, T], True where attention may not look; of pairs, only others are set.
         """
-        own = batch[self.row]
-        slices = [slice(None) if one is None else slice(one, one + 1) for one in self._indices]
-        tokens = slice(0, self.n_tokens) if self._indices[0] is None else slices[0]
+        own, indices = batch[self.row], self.ablation.index.tensor_indices
+        slices = [slice(None) if one is None else slice(one, one + 1) for one in indices]
+        tokens = slice(0, self.n_tokens) if indices[0] is None else slices[0]
         if self.hook_point in PAIR_HOOK_POINTS:
-            keys = slice(0, self.n_tokens) if self._indices[1] is None else slices[1]
+            assert hidden_cells is not None
+            keys = slice(0, self.n_tokens) if indices[1] is None else slices[1]
             own[slices[2], tokens, keys].masked_fill_(~hidden_cells[tokens, keys], self.ablation.value)
         elif self.hook_point in HEAD_HOOK_POINTS:
             own[slices[1], tokens, slices[2]] = self.ablation.value
         else:
             own[tokens, slices[1]] = self.ablation.value
 
-    @property
-    def _indices(self) -> tuple[int | None, ...]:
-        return self.ablation.index.tensor_indices
 
-
-def set_values(x: Tensor, interventions: Sequence[Intervention], hidden_cells: Tensor) -> Tensor:
+def set_values(
+    x: Tensor, interventions: Sequence[Intervention], hidden_cells: Tensor | None = None
+) -> Tensor:
     """`x` [B, ...] with cells set; nothing flows back through them."""
     if not interventions:
         return x
@@ -82,16 +91,18 @@ def set_values(x: Tensor, interventions: Sequence[Intervention], hidden_cells: T
 
 class _SetGradients(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, interventions: Sequence[Intervention], hidden_cells: Tensor) -> Tensor:
-        ctx.interventions, ctx.hidden_cells = interventions, hidden_cells
+    def forward(ctx: Any, x: Tensor, *settings: Any) -> Tensor:
+        ctx.settings = settings
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        return set_values(gradients[0], ctx.interventions, ctx.hidden_cells), None, None
+        return set_values(gradients[0], *ctx.settings), None, None
 
 
-def set_gradients(x: Tensor, interventions: Sequence[Intervention], hidden_cells: Tensor) -> Tensor:
+def set_gradients(
+    x: Tensor, interventions: Sequence[Intervention], hidden_cells: Tensor | None = None
+) -> Tensor:
     """`x` [B, ...] as it is; on the way back the gradient's cells are set."""
     if not interventions:
         return x

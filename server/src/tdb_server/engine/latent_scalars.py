@@ -13,17 +13,11 @@ from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import PassType
 from tdb_server.engine.interventions import Intervention, set_values
 from tdb_server.engine.latents import dot_directions
-from tdb_server.engine.plan import (
-    attention_depth,
-    is_error,
-    mlp_depth,
-)
+from tdb_server.engine.plan import attention_depth, mlp_depth
 from tdb_server.engine.product_of_rows import product_at_all_tokens, product_at_directions
 from tdb_server.engine.products import Layers, Product
 from tdb_server.engine.rows import Rows, of_each
 from tdb_server.model.autoencoder import Autoencoder
-
-_NO_CELLS = torch.zeros(0, 0, dtype=torch.bool)
 
 
 def latent_scalars(rows: Rows, declared: Declaration, hook_point: HookPoint, pass_type: PassType) -> Product:
@@ -54,37 +48,34 @@ def latent_scalars(rows: Rows, declared: Declaration, hook_point: HookPoint, pas
 def _latent_gradients(rows: Rows, autoencoder: Autoencoder, ids: Layers) -> Layers:
     """Gradients of the objectives at the active latents: of each layer [B, T, K]."""
 
-    def compute() -> list[Tensor]:
+    def compute() -> Layers:
         found = []
-        for own_ids, (layer_index, layer) in zip(
-            ids.tensors, sorted(autoencoder.layers.items()), strict=True
-        ):
-            site = rows.values(autoencoder.site.hook_point).tensors[layer_index]
+        for own_ids, (layer_index, layer) in zip(ids.tensors, rows.layers_of(autoencoder), strict=True):
+            site = rows.at_layer(autoencoder.site.hook_point, layer_index)
             at_site = layer.times_write_scale(rows.site_gradient(autoencoder, layer_index), site)
             gradient = dot_directions(layer, own_ids, at_site)
             for one in rows.interventions(autoencoder, layer_index):
-                if not one.is_forward and not is_error(one.hook_point):
+                if not one.is_forward and one.is_of_latents:
                     _set_latent_gradients(gradient, own_ids, one)
             found.append(gradient)
-        return found
+        return Layers(found)
 
     return rows.once((autoencoder.site, "gradients"), compute)
 
 
 def _latent_write_norms(rows: Rows, autoencoder: Autoencoder, ids: Layers) -> Layers:
     """Norms of the active latents' unit writes: of each layer [B, T, K]."""
-    layers = [layer for _, layer in sorted(autoencoder.layers.items())]
-    if ids.together is not None and not any(layer.norms_inputs for layer in layers):
-        norms = torch.stack([layer.known_write_norms for layer in layers])  # [L, n]
+    layers = rows.layers_of(autoencoder)
+    if ids.together is not None and not any(layer.norms_inputs for _, layer in layers):
+        norms = torch.stack([layer.known_write_norms for _, layer in layers])  # [L, n]
         which = torch.arange(len(layers), device=norms.device)[:, None, None]
         return Layers.of(norms[which, ids.together])
-    site = rows.values(autoencoder.site.hook_point).tensors
     return Layers(
         [
-            layer.times_write_scale(layer.known_write_norms[own_ids], site[layer_index])
-            for own_ids, (layer_index, layer) in zip(
-                ids.tensors, sorted(autoencoder.layers.items()), strict=True
+            layer.times_write_scale(
+                layer.known_write_norms[own_ids], rows.at_layer(autoencoder.site.hook_point, layer_index)
             )
+            for own_ids, (layer_index, layer) in zip(ids.tensors, layers, strict=True)
         ]
     )
 
@@ -93,13 +84,12 @@ def _latent_effects(rows: Rows, autoencoder: Autoencoder, ids: Layers) -> Layers
     """The active latents' unit writes · directions of interest: of each layer [B, n, K]."""
     found = []
     depth = mlp_depth if autoencoder.site.is_mlp else attention_depth
-    for own_ids, (layer_index, layer) in zip(ids.tensors, sorted(autoencoder.layers.items()), strict=True):
+    for own_ids, (layer_index, layer) in zip(ids.tensors, rows.layers_of(autoencoder), strict=True):
         direction = rows.seen_directions(depth(layer_index))
         if autoencoder.site is Site.MLP_POST_ACT:
-            mlp = rows.model.decoder.blocks[layer_index].mlp
-            direction = mlp.write_transposed(direction)  # [B, n, F]
+            direction = rows.model.decoder.blocks[layer_index].mlp.write_transposed(direction)  # [B, n, F]
         if layer.norms_inputs:
-            site = rows.values(autoencoder.site.hook_point).tensors[layer_index]
+            site = rows.at_layer(autoencoder.site.hook_point, layer_index)
             direction = layer.times_write_scale(direction, rows.picked(site, 1))
         found.append(dot_directions(layer, own_ids, direction))
     return Layers(found)
@@ -107,22 +97,17 @@ def _latent_effects(rows: Rows, autoencoder: Autoencoder, ids: Layers) -> Layers
 
 def error_scalars(rows: Rows, declared: Declaration, hook_point: HookPoint, pass_type: PassType) -> Product:
     """What the autoencoder fails to reconstruct [B, T, s], or the gradient at it."""
-    autoencoder = rows.autoencoder(hook_point)
-    layers = sorted(autoencoder.layers)
+    autoencoder, is_forward = rows.autoencoder(hook_point), pass_type is PassType.FORWARD
     found = []
-    for layer_index in layers:
-        layer = autoencoder.layers[layer_index]
-        site = rows.values(autoencoder.site.hook_point).tensors[layer_index]
-        if pass_type is PassType.FORWARD:
+    for layer_index, layer in rows.layers_of(autoencoder):
+        if is_forward:
+            site = rows.at_layer(autoencoder.site.hook_point, layer_index)
             error = site - layer.reconstruct(layer.encode(site), site)
         else:
             error = rows.site_gradient(autoencoder, layer_index)
-        own = [
-            one
-            for one in rows.interventions(autoencoder, layer_index)
-            if is_error(one.hook_point) and one.is_forward == (pass_type is PassType.FORWARD)
-        ]
-        error = set_values(error, own, _NO_CELLS)
+        own = rows.interventions(autoencoder, layer_index)
+        own = [one for one in own if not one.is_of_latents and one.is_forward == is_forward]
+        error = set_values(error, own)
         if rows.absent_tokens is not None:
             error = error.masked_fill(rows.absent_tokens[..., None], 0)
         found.append(error)

@@ -17,45 +17,54 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tdb_server.domain.hook_point import HookPoint
+from tdb_server.domain.node import NodeType
 from tdb_server.engine.interventions import Intervention, set_gradients, set_values
-from tdb_server.engine.plan import is_error
 from tdb_server.engine.sampled_products import sampled_products
-from tdb_server.model.autoencoder import AutoencoderLayer
+from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
 
 _MAX_GATHERED = 2**25
 """Numbers of directions that are gathered at once on a GPU."""
-_NO_CELLS = torch.zeros(0, 0, dtype=torch.bool)
+
+
+def autoencoder_of(named: HookPoint | NodeType, autoencoders: Sequence[Autoencoder]) -> Autoencoder:
+    """The loaded autoencoder that a hook point or a node type means; requests were checked before."""
+    is_any = named in (
+        HookPoint.ONLINE_AUTOENCODER_LATENT,
+        HookPoint.ONLINE_AUTOENCODER_ERROR,
+        NodeType.AUTOENCODER_LATENT,
+    )
+    is_mlp = named in (
+        HookPoint.ONLINE_MLP_AUTOENCODER_LATENT,
+        HookPoint.ONLINE_MLP_AUTOENCODER_ERROR,
+        NodeType.MLP_AUTOENCODER_LATENT,
+    )
+    return next(one for one in autoencoders if is_any or one.site.is_mlp == is_mlp)
 
 
 def splice(layer: AutoencoderLayer, x: Tensor, interventions: Sequence[Intervention]) -> Tensor:
     """The site's value after latents or errors are set: [B, T, s] to [B, T, s]."""
     spliced = x.clone()
     for row in {one.row for one in interventions}:
-        own = [_alone(one) for one in interventions if one.row == row]
-        n_tokens = own[0].n_tokens
-        site = x[row : row + 1, :n_tokens]
+        own = [one.alone for one in interventions if one.row == row]
+        site = x[row : row + 1, : own[0].n_tokens]
         latents = layer.encode(site)
         change = torch.zeros_like(site)
-        errors = [one for one in own if is_error(one.hook_point)]
+        errors = [one for one in own if not one.is_of_latents]
         if errors:
             error = site - layer.reconstruct(latents, site)
             change = change + _set(error, errors) - error
         if len(errors) < len(own):
-            altered = _set(latents, [one for one in own if not is_error(one.hook_point)])
+            altered = _set(latents, [one for one in own if one.is_of_latents])
             change = change + layer.times_write_scale((altered - latents) @ layer.directions, site)
-        spliced[row : row + 1, :n_tokens] = site + change  # not into x, whose values the way back still needs
+        # Not into x, whose values the way back still needs.
+        spliced[row : row + 1, : own[0].n_tokens] = site + change
     return spliced
 
 
-def _alone(one: Intervention) -> Intervention:
-    """The same in a batch of one row."""
-    return Intervention(0, one.n_tokens, one.ablation)
-
-
 def _set(x: Tensor, interventions: Sequence[Intervention]) -> Tensor:
-    forward = [one for one in interventions if one.is_forward]
-    backward = [one for one in interventions if not one.is_forward]
-    return set_gradients(set_values(x, forward, _NO_CELLS), backward, _NO_CELLS)
+    altered = set_values(x, [one for one in interventions if one.is_forward])
+    return set_gradients(altered, [one for one in interventions if not one.is_forward])
 
 
 def active_latents(
@@ -66,11 +75,11 @@ def active_latents(
     Returns:
         Which they are, and their activations, two [B, T, K]; any latent may stand where the activation is 0.
     """
-    altered = [one for one in interventions if one.is_forward and not is_error(one.hook_point)]
+    altered = [one for one in interventions if one.is_forward and one.is_of_latents]
     if layer.keeps_few and not altered:
         values, ids = layer.largest(layer.pre_activations(site))
         return ids, torch.relu(values)
-    return _side_by_side(set_values(layer.encode(site), altered, _NO_CELLS))
+    return _side_by_side(set_values(layer.encode(site), altered))
 
 
 def _side_by_side(latents: Tensor) -> tuple[Tensor, Tensor]:

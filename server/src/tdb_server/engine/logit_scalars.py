@@ -11,13 +11,9 @@ from tdb_server.domain.derived_scalar import Declaration
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import PassType
 from tdb_server.domain.requests import ActivationIndex
+from tdb_server.engine.interventions import set_values
 from tdb_server.engine.objectives import latent_pre_activations, mlp_site
-from tdb_server.engine.passes import (
-    logit_interventions,
-)
-from tdb_server.engine.plan import (
-    autoencoder_of,
-)
+from tdb_server.engine.passes import logit_interventions
 from tdb_server.engine.product_of_rows import product_at_all_tokens
 from tdb_server.engine.products import Layers, Product
 from tdb_server.engine.rows import Rows
@@ -32,12 +28,8 @@ def logit_scalars(rows: Rows, declared: Declaration, pass_type: PassType) -> Pro
     axes = declared.dimensions
     if pass_type is PassType.BACKWARD:
         return product_at_all_tokens(rows, declared, [Layers([_logit_gradients(rows)])], axes)
-    logits, sums, host_tokens = (
-        logits_at_tokens(rows),
-        _logit_sums(rows),
-        rows.inputs.host_logit_tokens[rows.rows],
-    )
-    tokens = rows.inputs.logit_tokens[rows.rows]
+    logits, sums = logits_at_tokens(rows), _logit_sums(rows)
+    tokens, host_tokens = rows.inputs.logit_tokens[rows.rows], rows.inputs.host_logit_tokens[rows.rows]
     if logits.shape[1] == 1:  # one copy now, in place of three for what is ranked and looked up
         logits, sums = (torch.from_numpy(one) for one in download([logits, sums]))
         tokens = torch.from_numpy(host_tokens)
@@ -46,69 +38,46 @@ def logit_scalars(rows: Rows, declared: Declaration, pass_type: PassType) -> Pro
 
 
 def logits_at_tokens(rows: Rows) -> Tensor:
-    """Logits at the tokens whose logits are wanted [B, m, V], the last token's last."""
+    """Logits at the tokens whose logits are wanted [B, m, V], the last token's last; zero in padding."""
     last, tokens = rows.cache.last_logits[rows.rows], rows.inputs.logit_tokens[rows.rows]
     if tokens.shape[1] == 1:
         return last[:, None]
-    normed = rows.cache.final_normed[rows.rows].detach()
+    normed = rows.cache.final_normed[rows.rows]
     found = rows.model.decoder.unembed(normed[rows.inputs.rows[: rows.n_rows, None], tokens])
     for row, planned in enumerate(rows.planned):
         found[row, len(planned.logit_tokens) - 1] = last[row]  # the very numbers that losses are made of
-    _set_logits(rows, found)
+        found[row, len(planned.logit_tokens) :] = 0
+    for one in rows.own(logit_interventions(rows.plan)):
+        if one.is_forward:
+            token, entry = one.ablation.index.tensor_indices
+            own = enumerate(rows.planned[one.row].logit_tokens)
+            places = [place for place, at in own if token in (None, at)]
+            found[one.row, places, slice(None) if entry is None else entry] = one.ablation.value
     return found
 
 
-def _set_logits(rows: Rows, logits: Tensor) -> None:
-    """Sets what interventions set of logits [B, m, V], in place, and zeros where there is only padding."""
-    for row, planned in enumerate(rows.planned):
-        logits[row, len(planned.logit_tokens) :] = 0
-        for one in logit_interventions(rows.plan):
-            token, entry = one.ablation.index.tensor_indices
-            if one.is_forward and one.row == rows.rows.start + row:
-                tokens = planned.logit_tokens
-                places = (
-                    slice(0, len(tokens))
-                    if token is None
-                    else [place for place, own in enumerate(tokens) if own == token]
-                )
-                logits[row, places, slice(None) if entry is None else entry] = one.ablation.value
-
-
 def _logit_sums(rows: Rows) -> Tensor:
-    """Logits summed over the vocabulary, at every token [B, T], where they can be without computing them."""
-    normed = rows.cache.final_normed[rows.rows].detach()
-    own = [
-        one
-        for one in logit_interventions(rows.plan)
-        if one.is_forward and rows.rows.start <= one.row < rows.rows.stop
-    ]
-    if not own:
-        return normed @ rows.precomputed.unembedding_sum
-    found = []
-    for index in range(rows.n_rows):
-        logits = rows.model.decoder.unembed(normed[index])
-        for one in own:
-            if one.row == rows.rows.start + index:
-                token, entry = one.ablation.index.tensor_indices
-                cells = (slice(None) if token is None else token, slice(None) if entry is None else entry)
-                logits[cells] = one.ablation.value
-        found.append(logits.sum(dim=-1))
-    return torch.stack(found)
+    """Logits summed over the vocabulary, at every token [B, T]; computed one by one where some are set."""
+    normed = rows.cache.final_normed[rows.rows]
+    found = normed @ rows.precomputed.unembedding_sum
+    altered = [one for one in rows.own(logit_interventions(rows.plan)) if one.is_forward]
+    for row in {one.row for one in altered}:
+        logits = rows.model.decoder.unembed(normed[row : row + 1])  # [1, T, V]
+        found[row] = set_values(logits, [one.alone for one in altered if one.row == row]).sum(dim=-1)[0]
+    return found
 
 
 def _logit_gradients(rows: Rows) -> Tensor:
     """Gradients at the logits of every token [B, T, V]."""
     assert rows.backward is not None
-    last = rows.backward.at_last_logits
-    n_vocabulary = rows.cache.last_logits.shape[1]
-    found = rows.cache.last_logits.new_zeros(rows.n_rows, rows.plan.n_tokens, n_vocabulary)
-    for row in range(rows.n_rows):
-        index = rows.rows.start + row
-        n_tokens = rows.plan.rows[index].n_tokens
+    last, earlier = rows.backward.at_last_logits, rows.backward.at_earlier_logits
+    found = rows.cache.last_logits.new_zeros(rows.n_rows, rows.plan.n_tokens, rows.cache.last_logits.shape[1])
+    for row, planned in enumerate(rows.planned):
+        index, n_earlier = rows.rows.start + row, planned.n_tokens - 1
         if last is not None:
-            found[row, n_tokens - 1] = last[index]
-        if index in rows.backward.at_earlier_logits:
-            found[row, : n_tokens - 1] = rows.backward.at_earlier_logits[index]
+            found[row, n_earlier] = last[index, 0]
+        if index in earlier:
+            found[row, :n_earlier] = earlier[index]
     return found
 
 
@@ -120,8 +89,7 @@ def vocabulary_reads(rows: Rows) -> Tensor:
     """
     embedding = rows.model.decoder.token_embedding
     reads = embedding.new_zeros(rows.n_rows, rows.plan.n_tokens, len(embedding))
-    for row in range(rows.n_rows):
-        planned = rows.plan.rows[rows.rows.start + row]
+    for row, planned in enumerate(rows.planned):
         for one in planned.inference.ablations:
             if one.index.pass_type is PassType.BACKWARD and _has_reads(rows, one.index.hook_point):
                 token = one.index.tensor_indices[0]
@@ -133,7 +101,7 @@ def vocabulary_reads(rows: Rows) -> Tensor:
 def _has_reads(rows: Rows, hook_point: HookPoint) -> bool:
     """Whether a hook point's cells are neurons or latents of the MLP's autoencoder."""
     if hook_point is HookPoint.ONLINE_AUTOENCODER_LATENT:
-        return autoencoder_of(hook_point, rows.model.autoencoders).site.is_mlp
+        return rows.autoencoder(hook_point).site.is_mlp
     return hook_point in (HookPoint.MLP_POST_ACT, HookPoint.ONLINE_MLP_AUTOENCODER_LATENT)
 
 
@@ -149,7 +117,7 @@ def _embedding_reads(rows: Rows, index: ActivationIndex) -> Tensor:
         if index.hook_point is HookPoint.MLP_POST_ACT:
             found.append(decoder.blocks[layer_index].mlp.objectives(embedding, which))
         else:
-            autoencoder = autoencoder_of(index.hook_point, rows.model.autoencoders)
+            autoencoder = rows.autoencoder(index.hook_point)
             site = mlp_site(decoder, autoencoder, layer_index, embedding)
             found.append(latent_pre_activations(autoencoder.layers[layer_index], site, which))
     return torch.cat(found)

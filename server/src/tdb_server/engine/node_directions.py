@@ -18,7 +18,7 @@ from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import NodeType
 from tdb_server.domain.requests import TokenScoringType
 from tdb_server.engine.nodes import NodeTable
-from tdb_server.engine.products import Layers, NodeCoordinates
+from tdb_server.engine.products import NodeCoordinates
 from tdb_server.engine.rows import Rows
 from tdb_server.engine.transfers import Array
 from tdb_server.model.node_maps import (
@@ -354,7 +354,7 @@ def head_read_directions(
     keys = scalars.values(HookPoint.ATTN_K).at(where, group, key)
     queries = scalars.values(HookPoint.ATTN_Q).at(where, head, query)
     is_of_query = is_query[:, None] != 0
-    residual = before_attention(scalars).at(where, tokens)
+    residual = scalars.before_layers().at(where, tokens)
     others = torch.where(is_of_query, keys, queries)
     vectors, scales = head_reads(
         scalars.model.decoder,
@@ -367,12 +367,6 @@ def head_read_directions(
         for is_own, which in zip((nodes.is_query, ~nodes.is_query), ways, strict=True)
     )
     return of_queries, of_keys
-
-
-def before_attention(scalars: Rows) -> Layers:
-    """The residual stream before each layer."""
-    embedding = scalars.values(HookPoint.RESID_POST_EMB).tensors
-    return Layers([*embedding, *scalars.values(HookPoint.RESID_POST_MLP).tensors[:-1]])
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:

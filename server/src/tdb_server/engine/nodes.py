@@ -193,7 +193,7 @@ def union_of_nodes(
     """The nodes that any sub-request of a call chose under each name, in first-seen order."""
     chosen: dict[str, dict[NodeIndex, None]] = {}
     for row_index in plan.rows_of(call_index):
-        group_index = group_of(plan, row_index)
+        group_index = plan.group_of[row_index]
         best = derived[group_index].best
         row_in_group = row_index - plan.groups[group_index].start
         for name, spec in top_k_specs(plan.rows[row_index]).items():
@@ -213,11 +213,6 @@ def _nodes(scalar: DerivedScalar, best: Sequence[BestNodes], row: int, k: int) -
     node_type = DERIVED_SCALARS[scalar].node_type
     for layer, *indices in best[row].first(k).tolist():
         yield NodeIndex(node_type, None if layer < 0 else layer, tuple(indices))
-
-
-def group_of(plan: Plan, row_index: int) -> int:
-    """Which group a row belongs to."""
-    return next(index for index, one in enumerate(plan.groups) if one.start <= row_index < one.stop)
 
 
 # Looking up
@@ -466,7 +461,7 @@ def _result(
     totals: Sequence[dict[Summing, Array]],
 ) -> MultipleTopKResult:
     """One row's result under a name, without padding."""
-    row, group_index = plan.rows[row_index], group_of(plan, row_index)
+    row, group_index = plan.rows[row_index], plan.group_of[row_index]
     spec = row.processing[name]
     assert isinstance(spec, MultipleTopKSpec)
     groups = {}

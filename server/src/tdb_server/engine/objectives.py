@@ -8,7 +8,6 @@ gradient at that residual stream is the node's own read direction.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,42 +16,25 @@ from torch import Tensor
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import NodeType
 from tdb_server.domain.requests import AttentionTraceType, LossConfig, LossName, Trace
-from tdb_server.engine.plan import autoencoder_of
+from tdb_server.engine.latents import autoencoder_of
 from tdb_server.engine.transfers import Array
 from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
 from tdb_server.model.decoder import Decoder, wide
 from tdb_server.model.hooks import HOLD_NORM_SCALES, NORM_SCALES, Hooks
 
 
-@dataclass(frozen=True)
-class LossTerms:
-    """Losses of m rows as weighted sums, ready for upload.
+def loss_terms(configs: Sequence[LossConfig | None]) -> list[Array]:
+    """The losses of m rows as weighted sums; where a row has none, the weights are zeros.
 
-    Attributes:
-        tokens: vocabulary tokens that each row looks at [m, n], padded.
-        of_logits: what their logits are multiplied with [m, n].
-        of_probabilities: what their probabilities are multiplied with [m, n].
-        of_mean: what the mean of all logits is multiplied with [m].
+    Returns:
+        The vocabulary tokens that each row looks at, padded [m, n]; what their logits [m, n], what their
+        probabilities [m, n], and what the mean of all logits [m] is multiplied with.
     """
-
-    tokens: Array
-    of_logits: Array
-    of_probabilities: Array
-    of_mean: Array
-
-    @property
-    def arrays(self) -> list[Array]:
-        """All of them."""
-        return [self.tokens, self.of_logits, self.of_probabilities, self.of_mean]
-
-
-def loss_terms(losses: Sequence[LossConfig | None]) -> LossTerms:
-    """The losses of rows; where a row has none, zeros."""
-    width = max([1, *(len(one.target_tokens) + len(one.distractor_tokens) for one in losses if one)])
-    tokens = np.zeros((len(losses), width), np.int64)
+    width = max([1, *(len(one.target_tokens) + len(one.distractor_tokens) for one in configs if one)])
+    tokens = np.zeros((len(configs), width), np.int64)
     of_logits, of_probabilities = np.zeros(tokens.shape), np.zeros(tokens.shape)
-    of_mean = np.zeros(len(losses))
-    for row, config in enumerate(losses):
+    of_mean = np.zeros(len(configs))
+    for row, config in enumerate(configs):
         if config is None or config.name is LossName.ZERO:
             continue
         targets, distractors = config.target_tokens, config.distractor_tokens
@@ -65,70 +47,56 @@ def loss_terms(losses: Sequence[LossConfig | None]) -> LossTerms:
             of_mean[row] = -1
         elif distractors:
             of_logits[row, len(targets) : len(targets) + len(distractors)] = -1 / len(distractors)
-    return LossTerms(tokens, of_logits, of_probabilities, of_mean)
+    return [tokens, of_logits, of_probabilities, of_mean]
 
 
-def losses(terms: LossTerms, uploaded: Sequence[Tensor], logits: Tensor) -> Tensor:
-    """The losses of logits [m, V]: [m]. `uploaded` are the terms' arrays on the device."""
+def losses(terms: Sequence[Array], uploaded: Sequence[Tensor], logits: Tensor) -> Tensor:
+    """The losses of logits [m, V]: [m]. `uploaded` are the terms on the device."""
     tokens, of_logits, of_probabilities, of_mean = uploaded
     found = (logits.gather(1, tokens) * of_logits.to(logits.dtype)).sum(dim=1)
-    if terms.of_mean.any():
+    if terms[3].any():
         found = found + logits.mean(dim=1) * of_mean.to(logits.dtype)
-    if terms.of_probabilities.any():
+    if terms[2].any():
         probabilities = torch.softmax(wide(logits), dim=-1).gather(1, tokens)
         found = found + (probabilities * of_probabilities.to(probabilities.dtype)).sum(dim=1).to(found.dtype)
     return found
 
 
-def loss_direction(
-    decoder: Decoder, terms: LossTerms, uploaded: Sequence[Tensor], residual: Tensor
-) -> Tensor:
-    """Gradient of one row's loss at the last residual stream [T, d], final norm's scale held: [T, d]."""
-    with torch.enable_grad():
-        last = residual[-1:].detach().requires_grad_()
-        value = losses(terms, uploaded, decoder.logits(last, HOLD_NORM_SCALES)).sum()
-        (gradient,) = torch.autograd.grad(value, last)
-    direction = torch.zeros_like(residual)
-    direction[-1:] = gradient
-    return direction
-
-
-def traced_value(
+def traced_values(
     decoder: Decoder,
     autoencoders: Sequence[Autoencoder],
     trace: Trace,
     residual: Tensor,
-    probs: Tensor | None = None,
-    direction: Tensor | None = None,
+    rows: Tensor,
+    node: Tensor,
+    towards: Tensor | None = None,
 ) -> Tensor:
-    """The traced objective, a scalar, as a function of the residual stream before the node [T, d].
+    """The objectives [m] of traces that are alike but for the nodes' indices.
 
     Args:
-        probs: for V, the attention of the node `attn(q, k, h)`, a constant scalar.
-        direction: for V, where the value's write is projected [T, d].
+        trace: theirs.
+        residual: the residual stream before the nodes' block, of the whole batch [B, T, d].
+        rows: the rows of the batch that are traced [m].
+        node: the nodes' indices [n_axes, m].
+        towards: of values, where what each writes is projected [m, d].
     """
-    node, layer_index = trace.node, trace.node.layer_index
+    layer_index = trace.node.layer_index
     assert layer_index is not None
-    token, *_, index = node.tensor_indices
+    token, component = node[0], node[-1]
     block = decoder.blocks[layer_index]
-    match node.node_type:
-        case NodeType.MLP_NEURON:
-            neurons = _on_device(index, residual)
-            return block.mlp.objectives(residual[token : token + 1], neurons, trace.post_act)[0]
-        case NodeType.MLP_AUTOENCODER_LATENT:
-            autoencoder = autoencoder_of(node.node_type, autoencoders)
-            site = mlp_site(decoder, autoencoder, layer_index, residual[token : token + 1])[0]
-            return _latent_objective(autoencoder.layers[layer_index], site, index, trace.post_act)
-        case NodeType.ATTENTION_AUTOENCODER_LATENT:
-            autoencoder = autoencoder_of(node.node_type, autoencoders)
-            site = block.attention(residual[None], HOLD_NORM_SCALES)[0, token]
-            return _latent_objective(autoencoder.layers[layer_index], site, index, trace.post_act)
-        case NodeType.ATTENTION_HEAD if trace.attention_trace_type is AttentionTraceType.V:
-            assert probs is not None
-            assert direction is not None
-            return probs * _value_write(decoder, layer_index, node.tensor_indices, residual, direction)
-        case _:
-            return _attention_logit(decoder, trace, residual)
+    if trace.node.node_type is NodeType.ATTENTION_HEAD:
+        return _of_heads(decoder, layer_index, trace, residual[rows], node, towards)
+    if trace.node.node_type is NodeType.MLP_NEURON:
+        return block.mlp.objectives(residual[rows, token], component, trace.post_act)
+    autoencoder = autoencoder_of(trace.node.node_type, autoencoders)
+    layer = autoencoder.layers[layer_index]
+    if autoencoder.site.is_mlp:
+        site = mlp_site(decoder, autoencoder, layer_index, residual[rows, token])
+    else:
+        site = block.attention(residual[rows], HOLD_NORM_SCALES)[_each(rows), token]
+    if trace.post_act:
+        return layer.activate(layer.pre_activations(site, holds_scale=True))[_each(rows), component]
+    return latent_pre_activations(layer, site, component)
 
 
 def mlp_site(decoder: Decoder, autoencoder: Autoencoder, layer_index: int, residual: Tensor) -> Tensor:
@@ -144,17 +112,6 @@ def mlp_site(decoder: Decoder, autoencoder: Autoencoder, layer_index: int, resid
     return found[0] if found else output
 
 
-def _latent_objective(layer: AutoencoderLayer, site: Tensor, latent: int, post_act: bool) -> Tensor:
-    if post_act:
-        return layer.activate(layer.pre_activations(site, holds_scale=True))[latent]
-    return latent_pre_activations(layer, site[None], _on_device(latent, site))[0]
-
-
-def _on_device(index: int, x: Tensor) -> Tensor:
-    """An index [1] where a tensor is. It is made there: a GPU would be waited for to copy it."""
-    return torch.full((1,), index, device=x.device)
-
-
 def latent_pre_activations(layer: AutoencoderLayer, site: Tensor, latents: Tensor) -> Tensor:
     """Pre-activations of m latents, each of its own site values: [m, s] and [m] to [m].
 
@@ -164,32 +121,38 @@ def latent_pre_activations(layer: AutoencoderLayer, site: Tensor, latents: Tenso
     return (inputs * weights).sum(dim=-1) + layer.latent_bias[latents]
 
 
-def _value_write(
-    decoder: Decoder, layer_index: int, indices: tuple[int, ...], residual: Tensor, direction: Tensor
+def _of_heads(
+    decoder: Decoder,
+    layer_index: int,
+    trace: Trace,
+    residual: Tensor,
+    node: Tensor,
+    towards: Tensor | None,
 ) -> Tensor:
-    """`(v(k, h) W_O[h]) · direction(q)`, the gradient through the value alone."""
-    query, key, head = indices
-    attention = decoder.blocks[layer_index].attention
-    _, _, values = attention.held(residual)
-    seen = attention.write_transposed(direction[query]).view(-1, values.shape[-1])  # [H, e]
-    return values[attention.group_of(head), key] @ seen[head]
+    """The heads' attention logits (or attention) through their queries, their keys or both [m].
 
-
-def _attention_logit(decoder: Decoder, trace: Trace, residual: Tensor) -> Tensor:
-    """The head's attention logit (or attention, post-activation) through its query, its key or both."""
-    query, key, head = trace.node.tensor_indices
-    layer_index = trace.node.layer_index
-    assert layer_index is not None
+    Through their values: `(v(k, h) W_O[h]) · towards`. The residual stream is [m, T, d].
+    """
+    (query, key, head), each = node, _each(node[0])
     attention = decoder.blocks[layer_index].attention
-    queries, keys, _ = attention.held(residual)
-    q = queries[head, query]  # [e]
-    k = keys[attention.group_of(head)]  # [T, e]
+    queries, keys, values = attention.held(residual)
+    group = head // decoder.config.n_heads_per_group
+    if trace.attention_trace_type is AttentionTraceType.V:
+        assert towards is not None
+        seen = attention.write_transposed(towards).view(len(each), -1, values.shape[-1])  # [m, H, e]
+        return (values[each, group, key] * seen[each, head]).sum(dim=-1)
+    q, k = queries[each, head, query], keys[each, group]  # [m, e] and [m, T, e]
     if trace.attention_trace_type is AttentionTraceType.Q:
         k = k.detach()
     if trace.attention_trace_type is AttentionTraceType.K:
         q = q.detach()
-    logits = k @ q  # [T]
+    logits = (k @ q[:, :, None])[:, :, 0]  # [m, T]
     if trace.post_act:
-        hidden = decoder.hidden_cells(len(residual))[query]
-        return torch.softmax(logits.masked_fill(hidden, -torch.inf), dim=-1)[key]
-    return logits[key]
+        hidden = decoder.hidden_cells(logits.shape[1])[query]
+        logits = torch.softmax(logits.masked_fill(hidden, -torch.inf), dim=-1)
+    return logits[each, key]
+
+
+def _each(x: Tensor) -> Tensor:
+    """0 to m - 1, of a tensor [m]."""
+    return torch.arange(len(x), device=x.device)

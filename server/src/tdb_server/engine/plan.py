@@ -11,96 +11,54 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from tdb_server.domain.call import Call
-from tdb_server.domain.derived_scalar import DERIVED_SCALARS, DerivedScalar, GroupId, Measure
+from tdb_server.domain.derived_scalar import DERIVED_SCALARS, DerivedScalar, GroupId
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import Dimension, NodeType, PassType
 from tdb_server.domain.requests import (
     AttentionTraceType,
-    DerivedAttentionScalarsSpec,
     DerivedScalarsSpec,
     InferenceSpec,
     MultipleTopKSpec,
     ProcessingSpec,
-    ScoredTokensSpec,
-    TokenPairAttributionSpec,
-    TokenScoringType,
     Trace,
 )
 from tdb_server.engine.interventions import Intervention
+from tdb_server.engine.keeping import kept_for, scalars_of
+from tdb_server.engine.latents import autoencoder_of
 from tdb_server.model.autoencoder import Autoencoder
 
 HookSite = tuple[HookPoint, int | None]
 """A hook point in a layer; None for those that no layer has."""
 TOKEN_DIMENSIONS = (Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS)
-_ERRORS = frozenset(
-    {
-        HookPoint.ONLINE_AUTOENCODER_ERROR,
-        HookPoint.ONLINE_MLP_AUTOENCODER_ERROR,
-        HookPoint.ONLINE_ATTENTION_AUTOENCODER_ERROR,
-    }
-)
-_AUTOENCODERS = {  # the hook point or node type: whether it is the MLP's, None for whichever is loaded
-    HookPoint.ONLINE_AUTOENCODER_LATENT: None,
-    HookPoint.ONLINE_MLP_AUTOENCODER_LATENT: True,
-    HookPoint.ONLINE_ATTENTION_AUTOENCODER_LATENT: False,
-    HookPoint.ONLINE_AUTOENCODER_ERROR: None,
-    HookPoint.ONLINE_MLP_AUTOENCODER_ERROR: True,
-    HookPoint.ONLINE_ATTENTION_AUTOENCODER_ERROR: False,
-    NodeType.AUTOENCODER_LATENT: None,
-    NodeType.MLP_AUTOENCODER_LATENT: True,
-    NodeType.ATTENTION_AUTOENCODER_LATENT: False,
-}
 
 
-def is_error(hook_point: HookPoint) -> bool:
-    """Whether it is what an autoencoder fails to reconstruct."""
-    return hook_point in _ERRORS
-
-
-def is_of_autoencoder(hook_point: HookPoint) -> bool:
-    """Whether it exists only with an autoencoder."""
-    return hook_point in _AUTOENCODERS
-
-
-def autoencoder_of(named: HookPoint | NodeType, autoencoders: Sequence[Autoencoder]) -> Autoencoder:
-    """The loaded autoencoder that a hook point or a node type means; requests were checked before."""
-    is_mlp = _AUTOENCODERS[named]
-    return next(one for one in autoencoders if is_mlp is None or one.site.is_mlp == is_mlp)
-
-
-_ATTENTION_WRITES = frozenset(
-    {HookPoint.RESID_POST_ATTN, HookPoint.RESID_DELTA_ATTN, HookPoint.ATTN_QK_PROBS}
-)
-"""Hook points that stand before their layer's MLP."""
+# Where a hook point, or a trace, stands among all writes to the residual stream, the embedding being 0
 
 
 def attention_depth(layer_index: int) -> int:
-    """Where attention's write stands among all writes to the residual stream, the embedding being 0."""
+    """Of attention's write."""
     return 2 * layer_index + 1
 
 
 def mlp_depth(layer_index: int) -> int:
-    """Where the MLP's write stands among all writes to the residual stream."""
+    """Of the MLP's write."""
     return 2 * layer_index + 2
 
 
 def write_depth(hook_point: HookPoint) -> Callable[[int], int]:
-    """Of a layer index, where the write that a hook point keeps of it stands among all writes."""
-    return attention_depth if hook_point in _ATTENTION_WRITES else mlp_depth
+    """Of a layer index, the depth of the write that a hook point keeps of it."""
+    before_mlp = (HookPoint.RESID_POST_ATTN, HookPoint.RESID_DELTA_ATTN, HookPoint.ATTN_QK_PROBS)
+    return attention_depth if hook_point in before_mlp else mlp_depth
 
 
 def trace_site(trace: Trace) -> HookSite:
     """The residual stream that a trace starts from: before the MLP, or before the layer for attention."""
     layer_index = trace.node.layer_index
     assert layer_index is not None
-    if trace.node.node_type in (NodeType.ATTENTION_HEAD, NodeType.ATTENTION_AUTOENCODER_LATENT):
-        return (
-            (HookPoint.RESID_POST_EMB, None)
-            if layer_index == 0
-            else (HookPoint.RESID_POST_MLP, layer_index - 1)
-        )
-    return HookPoint.RESID_POST_ATTN, layer_index
+    if trace.node.node_type not in (NodeType.ATTENTION_HEAD, NodeType.ATTENTION_AUTOENCODER_LATENT):
+        return HookPoint.RESID_POST_ATTN, layer_index
+    return (HookPoint.RESID_POST_MLP, layer_index - 1) if layer_index else (HookPoint.RESID_POST_EMB, None)
 
 
 @dataclass(frozen=True)
@@ -192,13 +150,7 @@ class Row:
         if self.trace is None:
             return None
         hook_point, layer_index = trace_site(self.trace)
-        if layer_index is None:
-            return 0
-        return (
-            attention_depth(layer_index)
-            if hook_point is HookPoint.RESID_POST_ATTN
-            else mlp_depth(layer_index)
-        )
+        return 0 if layer_index is None else write_depth(hook_point)(layer_index)
 
 
 @dataclass(frozen=True)
@@ -222,27 +174,25 @@ class Group:
 
     def rankings(self, *, only_logits: bool) -> list[Ranking]:
         """All rankings that some spec wants, of specs that do (not) rank logits alone."""
-        found = {
-            ranking: None
-            for name, spec in self._specs(only_logits=only_logits)
+        found = (
+            ranking
+            for name, spec in self.specs.items()
             for group, scalars in spec.groups
             for scalar in scalars
             for ranking in rankings_of(name, spec, group, scalar)
-        }
-        return list(found)
+            if ranks_only_logits(spec) == only_logits
+        )
+        return list(dict.fromkeys(found))
 
     def sums(self, *, only_logits: bool) -> list[Summing]:
         """All sums that some spec wants."""
-        found = {
-            summing_of(spec, scalar): None
-            for _, spec in self._specs(only_logits=only_logits)
-            for _, scalars in spec.groups
-            for scalar in scalars
-        }
-        return list(found)
-
-    def _specs(self, *, only_logits: bool) -> list[tuple[str, MultipleTopKSpec]]:
-        return [one for one in self.specs.items() if ranks_only_logits(one[1]) == only_logits]
+        found = (
+            summing_of(spec, scalar)
+            for spec in self.specs.values()
+            for scalar in scalars_of(spec)
+            if ranks_only_logits(spec) == only_logits
+        )
+        return list(dict.fromkeys(found))
 
 
 def rankings_of(name: str, spec: MultipleTopKSpec, group: GroupId, scalar: DerivedScalar) -> list[Ranking]:
@@ -268,17 +218,14 @@ def summing_of(spec: MultipleTopKSpec, scalar: DerivedScalar) -> Summing:
     declared = DERIVED_SCALARS[scalar]
     kept = spec.dimensions_to_keep or TOKEN_DIMENSIONS
     keep = tuple(one for one in declared.dimensions if one in kept)
-    if declared.has_backward_pass and not declared.is_previous_layer:
-        both = (PassType.FORWARD, PassType.BACKWARD)
-        return Summing(scalar, both if spec.pass_type is PassType.BACKWARD else both[:1], keep)
-    return Summing(scalar, (spec.pass_type,), keep)
+    if declared.reads is None or spec.pass_type is PassType.FORWARD:
+        return Summing(scalar, (spec.pass_type,), keep)
+    return Summing(scalar, (PassType.FORWARD, PassType.BACKWARD), keep)
 
 
 def ranks_only_logits(spec: MultipleTopKSpec) -> bool:
     """Whether it can be answered before the backward pass."""
-    return spec.pass_type is PassType.FORWARD and all(
-        scalar is DerivedScalar.LOGITS for _, scalars in spec.groups for scalar in scalars
-    )
+    return spec.pass_type is PassType.FORWARD and set(scalars_of(spec)) <= {DerivedScalar.LOGITS}
 
 
 @dataclass(frozen=True)
@@ -304,7 +251,7 @@ class Plan:
     @cached_property
     def n_tokens(self) -> int:
         """Tokens of the longest row."""
-        return max((row.n_tokens for row in self.rows), default=0)
+        return max(row.n_tokens for row in self.rows)
 
     @property
     def has_objective(self) -> bool:
@@ -321,41 +268,67 @@ class Plan:
                 found.setdefault(site, []).append(Intervention(row_index, row.n_tokens, one))
         return found
 
+    @cached_property
+    def traces(self) -> dict[Trace, list[int]]:
+        """Rows by their trace, which stands without its indices: those that differ in these go together."""
+        found: dict[Trace, list[int]] = {}
+        for row_index, row in enumerate(self.rows):
+            if row.trace is not None:
+                found.setdefault(_without_indices(row.trace), []).append(row_index)
+        return found
+
+    @cached_property
+    def trace_sites(self) -> dict[HookSite, set[int]]:
+        """The residual streams that traces start from, each with the rows whose objective it is."""
+        found: dict[HookSite, set[int]] = {}
+        for trace, rows in self.traces.items():
+            found.setdefault(trace_site(trace), set()).update(rows)
+            if trace.downstream is not None:
+                found.setdefault(trace_site(trace.downstream), set())
+        return found
+
     def rows_of(self, call_index: int) -> list[int]:
         """The rows of a call, in the order of its sub-requests."""
-        found = [
-            (row.sub_request_index, index)
-            for index, row in enumerate(self.rows)
-            if row.call_index == call_index
-        ]
-        return [index for _, index in sorted(found)]
+        return self._rows_of_calls[call_index]
+
+    @cached_property
+    def _rows_of_calls(self) -> list[list[int]]:
+        found: list[list[int]] = [[] for _ in self.calls]
+        for index in sorted(range(len(self.rows)), key=lambda index: self.rows[index].sub_request_index):
+            found[self.rows[index].call_index].append(index)
+        return found
+
+    @cached_property
+    def group_of(self) -> list[int]:
+        """Of each row, which group it belongs to."""
+        return [index for index, group in enumerate(self.groups) for _ in range(group.start, group.stop)]
 
 
 def plan_batch(calls: Sequence[Call], autoencoders: Sequence[Autoencoder]) -> Plan:
     """Makes the plan of a batch of calls."""
-    rows = [row for call_index, call in enumerate(calls) for row in _rows_of(call_index, call, autoencoders)]
-    by_key: dict[tuple[object, ...], list[Row]] = {}
-    for row in rows:
-        by_key.setdefault(_group_key(row), []).append(row)
-    ordered = [row for together in by_key.values() for row in together]
-    groups, start = [], 0
-    for together in by_key.values():
-        groups.append(Group(start, start + len(together), top_k_specs(together[0])))
-        start += len(together)
-    kept = _Kept(set(), set(), set())
-    for row in rows:
-        for spec in row.processing.values():
-            _keep_for_spec(kept, spec, row, autoencoders)
-        if row.trace is not None and row.trace.attention_trace_type is AttentionTraceType.V:
-            kept.values.add(HookPoint.ATTN_QK_PROBS)
-    return Plan(
-        tuple(calls),
-        tuple(ordered),
-        tuple(groups),
-        frozenset(kept.values),
-        frozenset(kept.gradients),
-        frozenset(kept.site_gradients),
-    )
+    by_specs: dict[tuple[object, ...], list[Row]] = {}
+    values: set[HookPoint] = set()
+    gradients: set[HookPoint] = set()
+    site_gradients: set[Site] = set()
+    for call_index, call in enumerate(calls):
+        for row in _rows_of(call_index, call, autoencoders):
+            by_specs.setdefault(_group_key(row), []).append(row)
+            if row.trace is not None and row.trace.attention_trace_type is AttentionTraceType.V:
+                values.add(HookPoint.ATTN_QK_PROBS)
+        for one in call.sub_requests:
+            for kept, with_gradient in kept_for(one, autoencoders):
+                values.add(kept.hook_point if isinstance(kept, Site) else kept)
+                if isinstance(kept, Site):
+                    site_gradients.update({kept} if with_gradient else ())
+                elif with_gradient:
+                    gradients.add(kept)
+    rows: list[Row] = []
+    groups = []
+    for together in by_specs.values():
+        groups.append(Group(len(rows), len(rows) + len(together), top_k_specs(together[0])))
+        rows += together
+    kept_sets = frozenset(values), frozenset(gradients), frozenset(site_gradients)
+    return Plan(tuple(calls), tuple(rows), tuple(groups), *kept_sets)
 
 
 def top_k_specs(row: Row) -> dict[str, MultipleTopKSpec]:
@@ -386,126 +359,34 @@ def _rows_of(call_index: int, call: Call, autoencoders: Sequence[Autoencoder]) -
             else spec
             for name, spec in one.processing.items()
         }
-        trace = one.inference.trace
+        trace = one.inference.trace and _specific_trace(one.inference.trace, autoencoders)
         n_tokens = len(one.inference.token_ids)
         tokens = range(n_tokens) if logit_tokens is None else sorted({*logit_tokens, n_tokens - 1})
-        rows.append(
-            Row(
-                call_index,
-                index,
-                one.inference,
-                processing,
-                None if trace is None else _specific_trace(trace, autoencoders),
-                tuple(tokens),
-            )
-        )
+        rows.append(Row(call_index, index, one.inference, processing, trace, tuple(tokens)))
     return rows
 
 
 def _logit_tokens(call: Call) -> set[int] | None:
     """The tokens whose logits any sub-request of the call wants; None for all tokens."""
-    tokens: set[int] = set()
+    tokens: set[int | None] = set()
     for sub_request in call.sub_requests:
         for spec in sub_request.processing.values():
             if isinstance(spec, DerivedScalarsSpec) and spec.derived_scalar is DerivedScalar.LOGITS:
                 return None
-            if isinstance(spec, MultipleTopKSpec) and any(
-                DerivedScalar.LOGITS in one for _, one in spec.groups
-            ):
-                if spec.token_index is None:
-                    return None
+            if isinstance(spec, MultipleTopKSpec) and DerivedScalar.LOGITS in scalars_of(spec):
                 tokens.add(spec.token_index)
-    return tokens
+    return None if None in tokens else {one for one in tokens if one is not None}
 
 
 def _specific_trace(trace: Trace, autoencoders: Sequence[Autoencoder]) -> Trace:
     """The trace with "whichever autoencoder is loaded" spelled out."""
-    node, downstream = trace.node, trace.downstream
+    node = trace.node
     if node.node_type is NodeType.AUTOENCODER_LATENT:
         node = replace(node, node_type=autoencoder_of(node.node_type, autoencoders).site.node_type)
-    if downstream is not None:
-        downstream = _specific_trace(downstream, autoencoders)
+    downstream = trace.downstream and _specific_trace(trace.downstream, autoencoders)
     return replace(trace, node=node, downstream=downstream)
 
 
-# What is kept
-
-
-@dataclass(frozen=True)
-class _Kept:
-    values: set[HookPoint]
-    gradients: set[HookPoint]
-    site_gradients: set[Site]
-
-
-def _keep_for_spec(kept: _Kept, spec: ProcessingSpec, row: Row, autoencoders: Sequence[Autoencoder]) -> None:
-    match spec:
-        case MultipleTopKSpec():
-            for _, scalars in spec.groups:
-                for scalar in scalars:
-                    _keep_for_scalar(kept, scalar, spec.pass_type, autoencoders)
-        case DerivedScalarsSpec():
-            _keep_for_scalar(kept, spec.derived_scalar, spec.pass_type, autoencoders)
-        case DerivedAttentionScalarsSpec():
-            _keep_for_scalar(kept, spec.derived_scalar, PassType.FORWARD, autoencoders)
-            within = row.inference.within_layer_gradient
-            if within is not None:
-                kept.values.add(autoencoder_of(within.hook_point, autoencoders).site.hook_point)
-        case ScoredTokensSpec():
-            kept.values.update(_kept_for_scoring(spec.scoring, _node_types(row, spec.depends_on)))
-        case TokenPairAttributionSpec():
-            if any(one.is_latent for one in _node_types(row, spec.depends_on)):
-                kept.values.update({HookPoint.ATTN_QK_PROBS, HookPoint.ATTN_V})
-
-
-def _keep_for_scalar(
-    kept: _Kept, scalar: DerivedScalar, pass_type: PassType, autoencoders: Sequence[Autoencoder]
-) -> None:
-    declared = DERIVED_SCALARS[scalar]
-    hook_point, measure = declared.hook_point, declared.measure
-    wants_gradient = pass_type is PassType.BACKWARD or measure in (
-        Measure.ACT_TIMES_GRAD,
-        Measure.VECTOR_TIMES_GRAD,
-    )
-    if hook_point is None or measure is Measure.ONE:
-        return
-    if is_of_autoencoder(hook_point):
-        site = autoencoder_of(hook_point, autoencoders).site
-        kept.values.add(site.hook_point)
-        kept.site_gradients.update({site} if wants_gradient else ())
-        return
-    read = {hook_point}
-    if declared.is_previous_layer:
-        read.add(HookPoint.RESID_POST_EMB)
-    if hook_point is HookPoint.ATTN_V_OUT and measure in (Measure.ACT_TIMES_GRAD, Measure.DIRECT_EFFECT):
-        read = {HookPoint.ATTN_QK_PROBS}  # summed over what is attended to
-    kept.values.update(read)
-    kept.gradients.update(read if wants_gradient else ())
-    if read == {HookPoint.ATTN_QK_PROBS} and measure not in (Measure.ACTIVATION, Measure.ACT_TIMES_GRAD):
-        kept.values.add(HookPoint.ATTN_V)
-
-
-def _node_types(row: Row, name: str) -> set[NodeType]:
-    spec = row.processing[name]
-    if not isinstance(spec, MultipleTopKSpec):
-        raise TypeError(f"{name} is not a multiple top-k")
-    return {DERIVED_SCALARS[scalar].node_type for _, scalars in spec.groups for scalar in scalars}
-
-
-_WRITES = {
-    NodeType.LAYER: {HookPoint.RESID_POST_EMB},
-    NodeType.MLP_NEURON: {HookPoint.MLP_POST_ACT},
-    NodeType.ATTENTION_HEAD: {HookPoint.ATTN_QK_PROBS, HookPoint.ATTN_V, HookPoint.ATTN_V_OUT},
-}
-
-
-def _kept_for_scoring(scoring: TokenScoringType, node_types: set[NodeType]) -> set[HookPoint]:
-    match scoring:
-        case TokenScoringType.UPVOTED_OUTPUT_TOKENS:
-            return set().union(*(_WRITES.get(one, set()) for one in node_types))
-        case TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_MLP:
-            return {HookPoint.RESID_POST_ATTN}
-        case _ if NodeType.ATTENTION_HEAD in node_types:
-            return {HookPoint.RESID_POST_EMB, HookPoint.RESID_POST_MLP, HookPoint.ATTN_Q, HookPoint.ATTN_K}
-        case _:
-            return set()
+def _without_indices(trace: Trace) -> Trace:
+    downstream = trace.downstream and _without_indices(trace.downstream)
+    return replace(trace, node=replace(trace.node, tensor_indices=()), downstream=downstream)

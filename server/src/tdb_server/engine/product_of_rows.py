@@ -8,10 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from tdb_server.domain.axes import is_of_autoencoder
 from tdb_server.domain.derived_scalar import Declaration
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import Dimension
-from tdb_server.engine.plan import attention_depth, is_of_autoencoder, mlp_depth, write_depth
+from tdb_server.engine.plan import attention_depth, mlp_depth, write_depth
 from tdb_server.engine.products import Layers, Product
 from tdb_server.engine.rows import Rows
 
@@ -54,8 +55,8 @@ def _layers(rows: Rows, declared: Declaration) -> tuple[int | None, ...]:
     if not declared.is_per_layer:
         return (None,)
     if declared.hook_point is not None and is_of_autoencoder(declared.hook_point):
-        return tuple(sorted(rows.autoencoder(declared.hook_point).layers))
-    return tuple(range(rows.model.decoder.config.n_layers))
+        return tuple(layer for layer, _ in rows.layers_of(rows.autoencoder(declared.hook_point)))
+    return tuple(rows.layers)
 
 
 def _padding(rows: Rows, axes: Sequence[Dimension], *, of_directions: bool = False) -> Tensor | None:

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from tdb_server.domain.hook_point import HOOK_POINT_SHAPES, HookPoint
-from tdb_server.domain.model_info import Site
-from tdb_server.domain.node import Dimension, NodeType
+from tdb_server.domain.node import Dimension, NodeType, PassType
+from tdb_server.engine.inputs import Inputs
 from tdb_server.engine.interventions import HEAD_HOOK_POINTS, PAIR_HOOK_POINTS, Intervention
-from tdb_server.engine.latents import active_latents
-from tdb_server.engine.passes import (
-    Cache,
-    Gradients,
-    Inputs,
-    Model,
-    latent_interventions,
-)
-from tdb_server.engine.plan import (
-    Plan,
-    Row,
-    autoencoder_of,
-)
+from tdb_server.engine.latents import active_latents, autoencoder_of
+from tdb_server.engine.passes import Cache, Gradients, Model, latent_interventions
+from tdb_server.engine.plan import Plan, Row
 from tdb_server.engine.products import Layers
-from tdb_server.model.autoencoder import Autoencoder
+from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
+from tdb_server.model.decoder import Block
 from tdb_server.model.precomputed import Precomputed
 
+Made = TypeVar("Made")
 
+
+@dataclass(frozen=True, eq=False)
 class Rows:
     """Rows that stand together in a batch. What several derived scalars are made of is computed once.
 
@@ -42,23 +37,29 @@ class Rows:
         cache: of the batch's forward pass.
         backward: of its backward pass; None before that.
         rows: which of the batch's rows they are.
+        layers: those that are looked at.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        precomputed: Precomputed,
-        plan: Plan,
-        inputs: Inputs,
-        cache: Cache,
-        backward: Gradients | None,
-        rows: slice,
-    ) -> None:
-        self.model, self.precomputed, self.plan, self.inputs = model, precomputed, plan, inputs
-        self.cache, self.backward, self.rows = cache, backward, rows
-        self._layers: dict[object, Layers] = {}
-        self._latents: dict[Site, tuple[Layers, Layers]] = {}
-        self._of_layers: dict[int, Rows] = {}
+    model: Model
+    precomputed: Precomputed
+    plan: Plan
+    inputs: Inputs
+    cache: Cache
+    backward: Gradients | None
+    rows: slice
+    layers: Sequence[int]
+    _made: dict[object, Any] = field(default_factory=dict)
+
+    def of_layer(self, layer_index: int) -> Rows:
+        """The same rows for what is asked of one layer: nothing of others is computed."""
+        return self.once(("layer", layer_index), lambda: replace(self, layers=(layer_index,), _made={}))
+
+    def once(self, key: object, make: Callable[[], Made]) -> Made:
+        """What is made when it is first asked for under this key."""
+        if key not in self._made:
+            self._made[key] = make()
+        found: Made = self._made[key]
+        return found
 
     @property
     def planned(self) -> Sequence[Row]:
@@ -70,32 +71,52 @@ class Rows:
         """How many there are."""
         return len(self.planned)
 
-    def values(self, hook_point: HookPoint) -> Layers:
-        """A hook point's values after interventions, in every layer."""
-        return self.once(("value", hook_point), lambda: [x[self.rows] for x in self.cache.values[hook_point]])
+    @property
+    def blocks(self) -> list[tuple[int, Block]]:
+        """The layers that are looked at."""
+        return [(layer, self.model.decoder.blocks[layer]) for layer in self.layers]
+
+    def layers_of(self, autoencoder: Autoencoder) -> list[tuple[int, AutoencoderLayer]]:
+        """Those of these layers that an autoencoder has."""
+        return [(layer, autoencoder.layers[layer]) for layer in self.layers if layer in autoencoder.layers]
+
+    def at_layer(
+        self, hook_point: HookPoint, layer_index: int | None, pass_type: PassType = PassType.FORWARD
+    ) -> Tensor:
+        """A hook point's values after interventions [B, ...], or gradients, zero where none is seen."""
+        x = self.cache.values[hook_point][layer_index or 0]
+        if pass_type is PassType.BACKWARD:
+            assert self.backward is not None
+            gradient = self.backward.at.get((hook_point, layer_index))
+            like, kind = x, ("zeros", x.shape, x.dtype)
+            x = self.once(kind, lambda: torch.zeros_like(like)) if gradient is None else gradient
+        return x[self.rows]
+
+    def values(self, hook_point: HookPoint, pass_type: PassType = PassType.FORWARD) -> Layers:
+        """The same in every layer."""
+        layers = self.layers if HOOK_POINT_SHAPES[hook_point].is_per_layer else (None,)
+        return self.once(
+            (hook_point, pass_type),
+            lambda: Layers([self.at_layer(hook_point, one, pass_type) for one in layers]),
+        )
 
     def gradients(self, hook_point: HookPoint) -> Layers:
         """Gradients of the objectives at a hook point; zero where an objective cannot see it."""
-        return self.once(("gradient", hook_point), lambda: list(self._gradients_at(hook_point)))
+        return self.values(hook_point, PassType.BACKWARD)
 
-    def _gradients_at(self, hook_point: HookPoint) -> Sequence[Tensor]:
-        assert self.backward is not None
-        at = self.backward.at
-        layered = HOOK_POINT_SHAPES[hook_point].is_per_layer
-        zeros: dict[torch.Size, Tensor] = {}
-        found = []
-        for layer, x in enumerate(self.cache.values[hook_point]):
-            gradient = at.get((hook_point, layer if layered else None))
-            if gradient is None:
-                gradient = zeros.setdefault(x.shape, torch.zeros_like(x))
-            found.append(gradient[self.rows])
-        return found
-
-    def once(self, key: object, tensors: Callable[[], Sequence[Tensor]]) -> Layers:
-        """A tensor for each layer, made when it is first asked for under this key."""
-        if key not in self._layers:
-            self._layers[key] = Layers(tensors())
-        return self._layers[key]
+    def before_layers(self, pass_type: PassType = PassType.FORWARD) -> Layers:
+        """The residual stream before each layer, or gradients there."""
+        return self.once(
+            ("before layers", pass_type),
+            lambda: Layers(
+                [
+                    self.at_layer(HookPoint.RESID_POST_MLP, layer - 1, pass_type)
+                    if layer
+                    else self.at_layer(HookPoint.RESID_POST_EMB, None, pass_type)
+                    for layer in self.layers
+                ]
+            ),
+        )
 
     @cached_property
     def directions(self) -> Tensor:
@@ -122,11 +143,11 @@ class Rows:
 
     def at_direction_tokens(self, key: object, values: Layers, axes: Sequence[Dimension]) -> Layers:
         """Values at the tokens of the directions of interest, along the token axis."""
-        key = "at direction tokens", key
-        if key not in self._layers:
-            axis = list(axes).index(Dimension.SEQUENCE_TOKENS)
-            self._layers[key] = of_each(lambda x: self.picked(x, x.dim() - len(axes) + axis), values)
-        return self._layers[key]
+        axis = list(axes).index(Dimension.SEQUENCE_TOKENS)
+        return self.once(
+            ("at direction tokens", key),
+            lambda: of_each(lambda x: self.picked(x, x.dim() - len(axes) + axis), values),
+        )
 
     def picked(self, x: Tensor, token_axis: int) -> Tensor:
         """Values [B, ...] at the tokens of the directions of interest."""
@@ -145,55 +166,42 @@ class Rows:
         """The autoencoder that a hook point or a node type means."""
         return autoencoder_of(named, self.model.autoencoders)
 
-    def interventions(self, autoencoder: Autoencoder, layer_index: int) -> list[Intervention]:
-        """What is set of its latents and errors in the rows of the group, whose first row is 0."""
-        return [
-            Intervention(one.row - self.rows.start, one.n_tokens, one.ablation)
-            for one in latent_interventions(self.plan, self.model, autoencoder, layer_index)
-            if self.rows.start <= one.row < self.rows.stop
-        ]
+    def own(self, interventions: Iterable[Intervention]) -> list[Intervention]:
+        """Those in these rows, of which the first is row 0."""
+        rows = range(self.rows.start, self.rows.stop)
+        return [replace(one, row=one.row - rows.start) for one in interventions if one.row in rows]
 
-    def with_latents_of(self, layer_index: int) -> Rows:
-        """The same rows for what is asked of one layer: others' latents are not computed."""
-        if layer_index not in self._of_layers:
-            autoencoders = [
-                replace(one, layers={layer_index: one.layers[layer_index]})
-                for one in self.model.autoencoders
-                if layer_index in one.layers
-            ]
-            model = Model(self.model.decoder, tuple(autoencoders))
-            self._of_layers[layer_index] = Rows(
-                model, self.precomputed, self.plan, self.inputs, self.cache, self.backward, self.rows
-            )
-        return self._of_layers[layer_index]
+    def interventions(self, autoencoder: Autoencoder, layer_index: int) -> list[Intervention]:
+        """What is set of an autoencoder's latents and errors."""
+        return self.own(latent_interventions(self.plan, self.model, autoencoder, layer_index))
 
     def latents(self, autoencoder: Autoencoder) -> tuple[Layers, Layers]:
         """The active latents of its layers, after interventions: which, and their activations [B, T, K]."""
-        key = autoencoder.site
-        if key not in self._latents:
-            active = [
-                active_latents(
-                    autoencoder.layers[layer_index],
-                    self.values(autoencoder.site.hook_point).tensors[layer_index],
-                    self.interventions(autoencoder, layer_index),
-                )
-                for layer_index in sorted(autoencoder.layers)
-            ]
-            ids, values = (Layers(same_width(one)) for one in zip(*active, strict=True))
-            absent = self.absent_tokens
-            if absent is not None:
-                values = of_each(
-                    lambda x: x.masked_fill(absent.view(len(absent), *[1] * (x.dim() - 3), -1, 1), 0), values
-                )
-            self._latents[key] = ids, values
-        return self._latents[key]
+        return self.once((autoencoder.site, "latents"), lambda: self._latents(autoencoder))
+
+    def _latents(self, autoencoder: Autoencoder) -> tuple[Layers, Layers]:
+        active = [
+            active_latents(
+                layer,
+                self.at_layer(autoencoder.site.hook_point, layer_index),
+                self.interventions(autoencoder, layer_index),
+            )
+            for layer_index, layer in self.layers_of(autoencoder)
+        ]
+        ids, values = (Layers(same_width(one)) for one in zip(*active, strict=True))
+        absent = self.absent_tokens
+        if absent is not None:
+            values = of_each(
+                lambda x: x.masked_fill(absent.view(len(absent), *[1] * (x.dim() - 3), -1, 1), 0), values
+            )
+        return ids, values
 
     def site_gradient(self, autoencoder: Autoencoder, layer_index: int) -> Tensor:
         """Gradient at the site's output, behind the splice [B, T, s]."""
         assert self.backward is not None
         found = self.backward.at_sites.get((autoencoder.site, layer_index))
         if found is None:
-            return torch.zeros_like(self.values(autoencoder.site.hook_point).tensors[layer_index])
+            return torch.zeros_like(self.at_layer(autoencoder.site.hook_point, layer_index))
         return found[self.rows]
 
 

@@ -12,25 +12,19 @@ so that the activation is one factor, and the other depends on fewer indices, or
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from tdb_server.domain.axes import is_of_autoencoder
 from tdb_server.domain.derived_scalar import DERIVED_SCALARS, Declaration, DerivedScalar, Measure
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import Dimension, PassType
 from tdb_server.engine.interventions import PAIR_HOOK_POINTS
 from tdb_server.engine.latent_scalars import error_scalars, latent_scalars
 from tdb_server.engine.logit_scalars import logit_scalars, vocabulary_reads
-from tdb_server.engine.plan import (
-    attention_depth,
-    is_error,
-    is_of_autoencoder,
-    mlp_depth,
-    write_depth,
-)
+from tdb_server.engine.plan import attention_depth, mlp_depth, write_depth
 from tdb_server.engine.product_of_rows import product_at_all_tokens, product_at_directions
 from tdb_server.engine.products import Layers, Product
 from tdb_server.engine.rows import Rows, axes_of, of_each
@@ -46,22 +40,25 @@ def product_of(rows: Rows, scalar: DerivedScalar, pass_type: PassType = PassType
     if hook_point is HookPoint.LOGITS:
         return logit_scalars(rows, declared, pass_type)
     if is_of_autoencoder(hook_point):
-        if is_error(hook_point):
-            return error_scalars(rows, declared, hook_point, pass_type)
-        return latent_scalars(rows, declared, hook_point, pass_type)
+        of_latents = latent_scalars if declared.node_type.is_latent else error_scalars
+        return of_latents(rows, declared, hook_point, pass_type)
     if hook_point is HookPoint.ATTN_V_OUT and declared.measure is not Measure.ACTIVATION:
         return _of_heads(rows, declared)
+    axes = axes_of(hook_point)
     match declared.measure:
         case Measure.ACTIVATION:
             return _activations(rows, declared, hook_point, pass_type)
         case Measure.ACT_TIMES_GRAD:
             factors = [rows.values(hook_point), rows.gradients(hook_point)]
-            return product_at_all_tokens(rows, declared, factors, axes_of(hook_point))
+            return product_at_all_tokens(rows, declared, factors, axes)
         case Measure.WRITE_NORM:
             factors = [rows.values(hook_point), _write_norms(rows, hook_point)]
-            return product_at_all_tokens(rows, declared, factors, axes_of(hook_point))
+            return product_at_all_tokens(rows, declared, factors, axes)
         case Measure.DIRECT_EFFECT:
-            return _direct_effects(rows, declared, hook_point)
+            values = rows.at_direction_tokens(hook_point, rows.values(hook_point), axes)
+            is_neuron = hook_point is HookPoint.MLP_POST_ACT
+            projected = _projected_neurons(rows) if is_neuron else _projected_values(rows)
+            return product_at_directions(rows, declared, [values, projected], axes)
         case Measure.SUMMED_WRITE:
             return product_at_all_tokens(rows, declared, [_summed_writes(rows)], declared.dimensions)
         case _:
@@ -69,100 +66,78 @@ def product_of(rows: Rows, scalar: DerivedScalar, pass_type: PassType = PassType
 
 
 def _activations(rows: Rows, declared: Declaration, hook_point: HookPoint, pass_type: PassType) -> Product:
-    read = rows.values if pass_type is PassType.FORWARD else rows.gradients
-    values = read(hook_point)
-    if declared.is_previous_layer:
-        tensors = [*read(HookPoint.RESID_POST_EMB).tensors, *values.tensors[:-1]]
-        values = rows.once((declared.is_previous_layer, pass_type), lambda: tensors)
-    not_nodes = None
-    is_pattern = pass_type is PassType.FORWARD and hook_point is HookPoint.ATTN_QK_PROBS
-    if hook_point in PAIR_HOOK_POINTS and not is_pattern:  # which is zero where attention may not look
-        not_nodes = rows.model.decoder.hidden_cells(rows.plan.n_tokens)
+    is_before = declared.is_previous_layer
+    values = rows.before_layers(pass_type) if is_before else rows.values(hook_point, pass_type)
     product = product_at_all_tokens(rows, declared, [values], axes_of(hook_point))
-    # The first token attends to itself alone, in every head.
-    return replace(product, not_nodes=not_nodes, has_ties=is_pattern)
+    if pass_type is PassType.FORWARD and hook_point is HookPoint.ATTN_QK_PROBS:
+        # Zero where attention may not look; and the first token attends to itself alone, in every head.
+        return replace(product, has_ties=True)
+    if hook_point in PAIR_HOOK_POINTS:
+        return replace(product, not_nodes=rows.model.decoder.hidden_cells(rows.plan.n_tokens))
+    return product
 
 
 def _write_norms(rows: Rows, hook_point: HookPoint) -> Layers:
     """Norms of what activation 1 of each neuron, or full attention of each head to a token, writes."""
+    layers = slice(rows.layers[0], rows.layers[-1] + 1)
     if hook_point is HookPoint.MLP_POST_ACT:
-        return Layers.of(rows.precomputed.neuron_write_norms[None, :, None])  # [1, L, 1, F]
-    return rows.once("value norms", lambda: [one[:, :, None] for one in _value_norms(rows)])
-
-
-def _value_norms(rows: Rows) -> Sequence[Tensor]:
-    """Norms of what each head's value of each token writes: of each layer [B, H, T]."""
-    values, grams = rows.values(HookPoint.ATTN_V), rows.precomputed.head_write_grams  # [L, H, e, e]
-    if values.together is not None:
-        of_heads = rows.model.decoder.blocks[0].attention.by_head(values.together)  # [B, L, H, T, e]
-        return _norms(of_heads, grams).unbind(1)
-    return [
-        _norms(rows.model.decoder.blocks[0].attention.by_head(one), gram)
-        for one, gram in zip(values.tensors, grams, strict=True)
-    ]
-
-
-def _direct_effects(rows: Rows, declared: Declaration, hook_point: HookPoint) -> Product:
-    if hook_point is HookPoint.MLP_POST_ACT:
-        projected = rows.once("projected neurons", lambda: _projected_neurons(rows))
-    else:
-        projected = rows.once("projected values", lambda: _projected_values(rows))
-    axes = axes_of(hook_point)
-    values = rows.at_direction_tokens(hook_point, rows.values(hook_point), axes)
-    return product_at_directions(rows, declared, [values, projected], axes)
-
-
-def _projected_neurons(rows: Rows) -> Sequence[Tensor]:
-    """Unit writes · directions of interest: of each layer [B, n, F]."""
-    return [
-        block.mlp.write_transposed(rows.seen_directions(mlp_depth(layer)))
-        for layer, block in enumerate(rows.model.decoder.blocks)
-    ]
-
-
-def _projected_values(rows: Rows) -> Sequence[Tensor]:
-    """What full attention to a token writes · directions of interest: of each layer [B, H, n, T]."""
-    found = []
-    for layer, block in enumerate(rows.model.decoder.blocks):
-        onto = block.attention.write_transposed(rows.seen_directions(attention_depth(layer)))
-        found.append(onto)
+        return Layers.of(rows.precomputed.neuron_write_norms[None, layers, None])  # [1, L, 1, F]
+    by_head = rows.model.decoder.blocks[0].attention.by_head
+    grams = Layers.of(rows.precomputed.head_write_grams[None, layers])  # [1, L, H, e, e]
     values = rows.values(HookPoint.ATTN_V)
-    if values.together is not None:
-        onto = found[0][:, None] if len(found) == 1 else torch.stack(found, dim=1)
-        return project_values(values.together, onto).unbind(1)
-    return [project_values(v, onto) for v, onto in zip(values.tensors, found, strict=True)]
+    return rows.once("value norms", lambda: of_each(lambda v, gram: _norms(by_head(v), gram), values, grams))
+
+
+def _projected_neurons(rows: Rows) -> Layers:
+    """Unit writes · directions of interest: of each layer [B, n, F]."""
+    return rows.once(
+        "projected neurons",
+        lambda: Layers(
+            [block.mlp.write_transposed(rows.seen_directions(mlp_depth(at))) for at, block in rows.blocks]
+        ),
+    )
+
+
+def _projected_values(rows: Rows) -> Layers:
+    """What full attention to a token writes · directions of interest: of each layer [B, H, n, T]."""
+
+    def project() -> Layers:
+        onto = [
+            block.attention.write_transposed(rows.seen_directions(attention_depth(at)))
+            for at, block in rows.blocks
+        ]
+        return of_each(project_values, rows.values(HookPoint.ATTN_V), Layers(onto))
+
+    return rows.once("projected values", project)
 
 
 def _of_heads(rows: Rows, declared: Declaration) -> Product:
     """A head at a token: its node's numbers summed over what it attends to."""
     axes = (Dimension.ATTN_HEADS, Dimension.SEQUENCE_TOKENS)
+    pattern = HookPoint.ATTN_QK_PROBS
     match declared.measure:
         case Measure.WRITE_NORM:
-            v_out = rows.values(HookPoint.ATTN_V_OUT)
             norms = [
                 torch.einsum("bhte,hde->bhtd", x, block.attention.out_weights()).norm(dim=-1)
-                for x, block in zip(v_out.tensors, rows.model.decoder.blocks, strict=True)
+                for x, (_, block) in zip(rows.values(HookPoint.ATTN_V_OUT).tensors, rows.blocks, strict=True)
             ]
             return product_at_all_tokens(rows, declared, [Layers(norms)], axes)
         case Measure.ACT_TIMES_GRAD:
-            pairs = [rows.values(HookPoint.ATTN_QK_PROBS), rows.gradients(HookPoint.ATTN_QK_PROBS)]
-            return product_at_all_tokens(rows, declared, [_summed_over_keys(*pairs)], axes)
+            summed = _summed_over_keys(rows.values(pattern), rows.gradients(pattern))
+            return product_at_all_tokens(rows, declared, [summed], axes)
         case _:
-            values = rows.values(HookPoint.ATTN_QK_PROBS)
-            probs = rows.at_direction_tokens(
-                HookPoint.ATTN_QK_PROBS, values, axes_of(HookPoint.ATTN_QK_PROBS)
-            )
-            projected = rows.once("projected values", lambda: _projected_values(rows))
-            return product_at_directions(rows, declared, [_summed_over_keys(probs, projected)], axes)
+            probs = rows.at_direction_tokens(pattern, rows.values(pattern), axes_of(pattern))
+            summed = _summed_over_keys(probs, _projected_values(rows))
+            return product_at_directions(rows, declared, [summed], axes)
 
 
 def _summed_writes(rows: Rows) -> Layers:
     """What all heads together move from token k to token q: of each layer [B, q, k, d]."""
     found = []
-    for layer, block in enumerate(rows.model.decoder.blocks):
-        values = rows.model.decoder.blocks[0].attention.by_head(rows.values(HookPoint.ATTN_V).tensors[layer])
+    for layer, block in rows.blocks:
+        values = block.attention.by_head(rows.at_layer(HookPoint.ATTN_V, layer))
         written = torch.einsum("bhke,hde->bhkd", values, block.attention.out_weights())
-        probs = rows.values(HookPoint.ATTN_QK_PROBS).tensors[layer]
+        probs = rows.at_layer(HookPoint.ATTN_QK_PROBS, layer)
         found.append(torch.einsum("bhqk,bhkd->bqkd", probs, written))
     return Layers(found)
 
@@ -171,11 +146,10 @@ def _of_vectors(rows: Rows, declared: Declaration, hook_point: HookPoint) -> Pro
     """One number per token, laid out [B, T, 1]."""
     axes = declared.dimensions
     if declared.measure is Measure.ONE:
-        like = rows.cache.final_residual
-        ones = like.new_ones(rows.n_rows, rows.plan.n_tokens)
+        ones = rows.cache.final_residual.new_ones(rows.n_rows, rows.plan.n_tokens, 1)
         if rows.absent_tokens is not None:
-            ones = ones.masked_fill(rows.absent_tokens, 0)
-        return product_at_all_tokens(rows, declared, [Layers([ones[..., None]])], axes)
+            ones = ones.masked_fill(rows.absent_tokens[..., None], 0)
+        return product_at_all_tokens(rows, declared, [Layers([ones])], axes)
     vectors = rows.values(hook_point)
     if declared.measure is Measure.VECTOR_NORM:
         norms = of_each(lambda x: x.norm(dim=-1, keepdim=True), vectors)
@@ -183,11 +157,11 @@ def _of_vectors(rows: Rows, declared: Declaration, hook_point: HookPoint) -> Pro
     if declared.measure is Measure.VECTOR_TIMES_GRAD:
         found = of_each(lambda x, y: (x * y).sum(dim=-1, keepdim=True), vectors, rows.gradients(hook_point))
         return product_at_all_tokens(rows, declared, [found], axes)
+    depths = [write_depth(hook_point)(layer) for layer in rows.layers] if declared.is_per_layer else [0]
     at_tokens = rows.at_direction_tokens(hook_point, vectors, axes)
-    depth = write_depth(hook_point)
     effects = [
-        (x * rows.seen_directions(depth(layer) if declared.is_per_layer else 0)).sum(dim=-1, keepdim=True)
-        for layer, x in enumerate(at_tokens.tensors)
+        (x * rows.seen_directions(depth)).sum(dim=-1, keepdim=True)
+        for x, depth in zip(at_tokens.tensors, depths, strict=True)
     ]
     return product_at_directions(rows, declared, [Layers(effects)], axes)
 
@@ -206,8 +180,8 @@ def project_values(values: Tensor, onto: Tensor) -> Tensor:
 
 
 def _norms(values: Tensor, grams: Tensor) -> Tensor:
-    """Norms of what values [..., T, e] write, given their heads' grams [..., e, e]: [..., T]."""
-    return ((values @ grams) * values).sum(dim=-1).clamp(min=0).sqrt()
+    """Norms of what values [..., T, e] write, given their heads' grams [..., e, e]: [..., 1, T]."""
+    return ((values @ grams) * values).sum(dim=-1).clamp(min=0).sqrt()[..., None, :]
 
 
 def _summed_over_keys(probs: Layers, others: Layers) -> Layers:

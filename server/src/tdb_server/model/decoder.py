@@ -138,9 +138,8 @@ class Attention:
         return rotate(x, *self._positions.turns(tokens, x.dtype))
 
     def held(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of the residual stream [T, d], the norm's scale held: [H or G, T, e]."""
-        q, k, v = self.queries_keys_values(self.norm(x[None], HOLD_NORM_SCALES))
-        return q[0], k[0], v[0]
+        """Queries, keys and values of the residual stream [m, T, d], norm's scale held: [m, H or G, T, e]."""
+        return self.queries_keys_values(self.norm(x, HOLD_NORM_SCALES))
 
     def one_head(self, x: Tensor, heads: Tensor) -> Tensor:
         """Each residual stream's query or key, of one head each, before it is normed and turned.
@@ -172,10 +171,6 @@ class Attention:
     def grouped(self, x: Tensor) -> Tensor:
         """Query heads that share keys and values together: [B, H, T, n] to [B, G, H / G * T, n]."""
         return x.reshape(x.shape[0], self.config.n_key_value_heads, -1, x.shape[-1])
-
-    def group_of(self, head: int) -> int:
-        """The key/value head that a query head uses."""
-        return head // self.config.n_heads_per_group
 
     def by_head(self, values: Tensor) -> Tensor:
         """Each query head's values: [..., G, T, e] to [..., H, T, e]."""

@@ -1,0 +1,112 @@
+"""What a plan brings to the device, in one copy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tdb_server.domain.requests import Trace
+from tdb_server.engine.objectives import loss_terms
+from tdb_server.engine.plan import Plan
+from tdb_server.engine.transfers import Array, upload
+
+ALL_WRITES = 2**31
+"""A depth behind all writes."""
+
+
+@dataclass(frozen=True)
+class TracedRows:
+    """Rows whose traces are alike but for their nodes' indices.
+
+    Attributes:
+        trace: theirs.
+        rows: of the batch [m].
+        node: the nodes' indices [n_axes, m].
+        downstream: those of the downstream nodes.
+    """
+
+    trace: Trace
+    rows: Tensor
+    node: Tensor
+    downstream: Tensor
+
+
+class Inputs:
+    """What a plan brings to the device.
+
+    Attributes:
+        token_ids: padded on the right [B, T].
+        n_tokens: of each row [B].
+        last: each row's last token [B].
+        rows: 0 to B - 1.
+        direction_tokens: where directions of interest can be other than zero [B, n], padded with the first.
+        is_direction: which of these are not padding [B, n], 1 or 0.
+        logit_tokens: the tokens whose logits are wanted [B, m], padded with the last.
+        padded_rows: the row of each token that is padding, and
+        padded_tokens: where it is.
+        depths: writes to the residual stream at this depth or before are seen by a row's objective [B].
+        loss_rows: those whose objective is a loss.
+        losses: the arrays of `loss_terms`.
+        traces: the others that have an objective.
+    """
+
+    def __init__(self, plan: Plan, device: torch.device) -> None:
+        rows = plan.rows
+        n_tokens = np.array([row.n_tokens for row in rows])
+        token_ids, is_token = _padded([row.inference.token_ids for row in rows], 0)
+        self.host_direction_tokens, is_direction = _padded([row.direction_tokens for row in rows], 0)
+        self.host_logit_tokens, _ = _padded([row.logit_tokens for row in rows], -1)
+        self.loss_terms = loss_terms([row.inference.loss for row in rows])
+        depths = [row.direction_depth for row in rows]
+        has_loss = [row.trace is None and row.inference.loss is not None for row in rows]
+        traces = [
+            [
+                np.array(own),
+                _indices([rows[one].trace for one in own]),
+                _indices([rows[one].trace.downstream for one in own]),  # type: ignore[union-attr]
+            ]
+            for own in plan.traces.values()
+        ]
+        uploaded = upload(
+            [
+                token_ids,
+                n_tokens,
+                n_tokens - 1,
+                np.arange(len(rows)),
+                self.host_direction_tokens,
+                is_direction.astype(np.float64),
+                self.host_logit_tokens,
+                *np.nonzero(~is_token),
+                np.array([ALL_WRITES if depth is None else depth for depth in depths]),
+                np.flatnonzero(has_loss),
+                *self.loss_terms,
+                *(array for own in traces for array in own),
+            ],
+            device,
+        )
+        self.token_ids, self.n_tokens, self.last, self.rows = uploaded[:4]
+        self.direction_tokens, self.is_direction, self.logit_tokens = uploaded[4:7]
+        self.padded_rows, self.padded_tokens, self.depths, self.loss_rows = uploaded[7:11]
+        self.losses, of_traces = uploaded[11:15], iter(uploaded[15:])
+        self.traces = [
+            TracedRows(trace, own, node, downstream)
+            for trace, own, node, downstream in zip(plan.traces, of_traces, of_traces, of_traces, strict=True)
+        ]
+        self.has_padding = not is_token.all()
+        self.is_ragged = not is_direction.all()
+
+
+def _padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Array, Array]:
+    """Rows of equal length, padded with their first or last entry; and which entries are not padding."""
+    width = max(len(row) for row in rows)
+    found = [[*row, *[row[pad]] * (width - len(row))] for row in rows]
+    return np.array(found, np.int64), np.array([[at < len(row) for at in range(width)] for row in rows])
+
+
+def _indices(traces: Sequence[Trace | None]) -> Array:
+    """Indices of traced nodes, axis by axis; none where there is no trace."""
+    return np.array([one.node.tensor_indices if one else () for one in traces], np.int64).T

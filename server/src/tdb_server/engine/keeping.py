@@ -1,0 +1,98 @@
+"""What must be kept of a batch's passes, so that all that is wanted of its rows can be computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from tdb_server.domain.axes import is_of_autoencoder
+from tdb_server.domain.derived_scalar import DERIVED_SCALARS, DerivedScalar, Measure
+from tdb_server.domain.hook_point import HookPoint
+from tdb_server.domain.model_info import Site
+from tdb_server.domain.node import NodeType, PassType
+from tdb_server.domain.requests import (
+    DerivedAttentionScalarsSpec,
+    DerivedScalarsSpec,
+    InferenceSubRequest,
+    MultipleTopKSpec,
+    ScoredTokensSpec,
+    TokenPairAttributionSpec,
+    TokenScoringType,
+)
+from tdb_server.engine.latents import autoencoder_of
+from tdb_server.model.autoencoder import Autoencoder
+
+Kept = HookPoint | Site
+"""A hook point or, of an autoencoder's site, its values and the gradient behind the splice."""
+_TIMES_GRADIENT = (Measure.ACT_TIMES_GRAD, Measure.VECTOR_TIMES_GRAD)
+_WRITES = {
+    NodeType.LAYER: [HookPoint.RESID_POST_EMB],
+    NodeType.MLP_NEURON: [HookPoint.MLP_POST_ACT],
+    NodeType.ATTENTION_HEAD: [HookPoint.ATTN_QK_PROBS, HookPoint.ATTN_V, HookPoint.ATTN_V_OUT],
+}
+_HEADS_READ = [HookPoint.RESID_POST_EMB, HookPoint.RESID_POST_MLP, HookPoint.ATTN_Q, HookPoint.ATTN_K]
+
+
+def kept_for(
+    sub_request: InferenceSubRequest, autoencoders: Sequence[Autoencoder]
+) -> Iterator[tuple[Kept, bool]]:
+    """What a sub-request's results are made of, and whether its gradient is wanted too."""
+    for spec in sub_request.processing.values():
+        match spec:
+            case MultipleTopKSpec():
+                for scalar in scalars_of(spec):
+                    yield from _kept_for_scalar(scalar, spec.pass_type, autoencoders)
+            case DerivedScalarsSpec():
+                yield from _kept_for_scalar(spec.derived_scalar, spec.pass_type, autoencoders)
+            case DerivedAttentionScalarsSpec():
+                yield from _kept_for_scalar(spec.derived_scalar, PassType.FORWARD, autoencoders)
+                latent = sub_request.inference.within_layer_gradient
+                if latent is not None:
+                    yield autoencoder_of(latent.hook_point, autoencoders).site, False
+            case ScoredTokensSpec(depends_on, scoring):
+                types = _node_types(sub_request, depends_on)
+                yield from ((one, False) for one in _kept_for_scoring(scoring, types))
+            case TokenPairAttributionSpec(depends_on):
+                if any(one.is_latent for one in _node_types(sub_request, depends_on)):
+                    yield from ((HookPoint.ATTN_QK_PROBS, False), (HookPoint.ATTN_V, False))
+
+
+def scalars_of(spec: MultipleTopKSpec) -> list[DerivedScalar]:
+    """All derived scalars that a spec ranks, group by group."""
+    return [scalar for _, scalars in spec.groups for scalar in scalars]
+
+
+def _kept_for_scalar(
+    scalar: DerivedScalar, pass_type: PassType, autoencoders: Sequence[Autoencoder]
+) -> Iterator[tuple[Kept, bool]]:
+    declared = DERIVED_SCALARS[scalar]
+    hook_point, measure = declared.hook_point, declared.measure
+    gradient = pass_type is PassType.BACKWARD or measure in _TIMES_GRADIENT
+    if hook_point is None or measure is Measure.ONE:
+        return
+    if is_of_autoencoder(hook_point):
+        yield autoencoder_of(hook_point, autoencoders).site, gradient
+        return
+    if declared.is_previous_layer:
+        yield HookPoint.RESID_POST_EMB, gradient
+    if hook_point is HookPoint.ATTN_V_OUT and measure in (Measure.ACT_TIMES_GRAD, Measure.DIRECT_EFFECT):
+        hook_point = HookPoint.ATTN_QK_PROBS  # summed over what is attended to
+    yield hook_point, gradient
+    if hook_point is HookPoint.ATTN_QK_PROBS and measure not in (Measure.ACTIVATION, Measure.ACT_TIMES_GRAD):
+        yield HookPoint.ATTN_V, False
+
+
+def _kept_for_scoring(scoring: TokenScoringType, node_types: set[NodeType]) -> list[HookPoint]:
+    match scoring:
+        case TokenScoringType.UPVOTED_OUTPUT_TOKENS:
+            return [hook_point for one in node_types for hook_point in _WRITES.get(one, ())]
+        case TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_MLP:
+            return [HookPoint.RESID_POST_ATTN]
+        case _:
+            return _HEADS_READ if NodeType.ATTENTION_HEAD in node_types else []
+
+
+def _node_types(sub_request: InferenceSubRequest, name: str) -> set[NodeType]:
+    spec = sub_request.processing[name]
+    if not isinstance(spec, MultipleTopKSpec):
+        raise TypeError(f"{name} is not a multiple top-k")
+    return {DERIVED_SCALARS[scalar].node_type for scalar in scalars_of(spec)}

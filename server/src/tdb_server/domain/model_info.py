@@ -26,6 +26,16 @@ class Site(Enum):
         return self in (Site.MLP_POST_ACT, Site.RESID_DELTA_MLP, Site.MLP_TRANSCODER)
 
     @property
+    def is_attention(self) -> bool:
+        """Whether the site belongs to attention: what is read there comes from all tokens attended to."""
+        return self in (Site.RESID_DELTA_ATTN, Site.ATTN_V_OUT)
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the site is the residual stream itself, of which blocks are parts."""
+        return self in (Site.RESID_POST_ATTN, Site.RESID_POST_MLP)
+
+    @property
     def hook_point(self) -> HookPoint:
         """Where the dictionary writes."""
         return _WRITTEN[self]

@@ -262,11 +262,10 @@ def _latent_values(scalars: Rows, nodes: DeviceNodes) -> Tensor:
     found = (values.at(where, tokens) * (ids.at(where, tokens) == latents[:, None])).sum(dim=1)
     if not any(layer.norms_inputs for layer in autoencoder.layers.values()):
         return found
-    site = scalars.values(autoencoder.site.hook_point).tensors
     return _joined(
         [
             autoencoder.layers[layer].times_write_scale(
-                found[span, None], site[layer][nodes.rows[span], tokens[span]]
+                found[span, None], scalars.read_by(autoencoder, layer)[nodes.rows[span], tokens[span]]
             )[:, 0]
             for layer, span in nodes.host.spans
         ]

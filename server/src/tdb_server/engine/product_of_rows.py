@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from tdb_server.domain.axes import is_of_autoencoder
 from tdb_server.domain.derived_scalar import Declaration
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import Dimension
-from tdb_server.engine.plan import attention_depth, mlp_depth, write_depth
+from tdb_server.engine.plan import latent_depth, mlp_depth, write_depth
 from tdb_server.engine.products import Layers, Product
 from tdb_server.engine.rows import Rows
 
@@ -83,7 +84,7 @@ def _unseen_layers(
     assert hook_point is not None
     depth = write_depth(hook_point)
     if is_of_autoencoder(hook_point):
-        depth = mlp_depth if rows.autoencoder(hook_point).site.is_mlp else attention_depth
+        depth = partial(latent_depth, rows.autoencoder(hook_point).site)
     seen = rows.inputs.depths[rows.rows, None]
     # All depths are made on the device and some picked: to copy a list there, the host would wait for a GPU.
     all_depths = torch.arange(mlp_depth(rows.model.decoder.config.n_layers), device=seen.device)

@@ -178,8 +178,52 @@ class Autoencoder:
         if self.site is Site.MLP_TRANSCODER:
             norm = decoder.blocks[layer_index].mlp.norm
             return norm.centered(values(HookPoint.RESID_POST_ATTN)) / values(HookPoint.MLP_LN_SCALE)
-        x = values(self.site.hook_point)
+        return self.side_by_side(values(self.site.hook_point))
+
+    def side_by_side(self, x: Tensor) -> Tensor:
+        """What a hook point has, as the dictionary sees it [B, T, s]: heads [B, H, T, e] side by side."""
         return x.transpose(1, 2).flatten(2) if self.site is Site.ATTN_V_OUT else x
+
+    def as_at_hook_point(self, x: Tensor, like: Tensor) -> Tensor:
+        """The way back: [B, T, s] to what the hook point has."""
+        if self.site is not Site.ATTN_V_OUT:
+            return x
+        return x.view(*x.shape[:2], like.shape[1], -1).transpose(1, 2)
+
+    def recomputed_inputs(self, decoder: Decoder, layer_index: int, residual: Tensor) -> Tensor:
+        """What is read, made from the residual stream before the block, with the norm's scale held.
+
+        Args:
+            residual: [m, d]; at attention's sites of all tokens [m, T, d]; where the stream itself is read,
+                that stream.
+
+        Returns:
+            [m, s] or [m, T, s].
+        """
+        block = decoder.blocks[layer_index]
+        if self.site.is_stream:
+            return residual
+        if self.site is Site.MLP_TRANSCODER:
+            norm = block.mlp.norm
+            return norm.centered(residual) / norm.scale(residual).detach()
+        found: list[Tensor] = []
+
+        def hook(hook_point: HookPoint, _: int | None, x: Tensor) -> Tensor:
+            if hook_point is self.site.hook_point:
+                found.append(x)
+            return x.detach() if hook_point in NORM_SCALES else x
+
+        output = (block.attention if self.site.is_attention else block.mlp)(
+            residual, Hooks(hook, NORM_SCALES)
+        )
+        return self.side_by_side(found[0] if found else output)
+
+    def as_seen(self, decoder: Decoder, layer_index: int, directions: Tensor) -> Tensor:
+        """Directions of the residual stream [..., d] as seen from the site [..., s]."""
+        block = decoder.blocks[layer_index]
+        if self.site is Site.MLP_POST_ACT:
+            return block.mlp.write_transposed(directions)
+        return block.attention.write_transposed(directions) if self.site is Site.ATTN_V_OUT else directions
 
     def compute_write_norms(self, decoder: Decoder, chunk: int = 4096) -> None:
         """Fills in every layer's `write_norms`, a chunk of latents at a time."""

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import random
 
-from tdb_server.domain.axes import NODE_HOOK_POINTS, hook_point_axes, hook_point_of_scalar
-from tdb_server.domain.derived_scalar import DERIVED_SCALARS as DECLARED
+from tdb_server.domain.axes import hook_point_axes, hook_point_of_scalar
 from tdb_server.domain.derived_scalar import DerivedScalar
-from tdb_server.domain.hook_point import HOOK_POINT_SHAPES, HookPoint
+from tdb_server.domain.hook_point import NODE_HOOK_POINTS, HookPoint
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.node import Dimension, NodeType
 from tdb_server.domain.spec_relations import kind_of
@@ -102,7 +101,7 @@ class LikelyRequests:
     def _index(
         self, place: HookPoint, n_tokens: int, *, has_objective: bool
     ) -> activation_pb2.ActivationIndex:
-        shape = HOOK_POINT_SHAPES[place]
+        shape = place
         sizes = [min(one, LARGE_INDEX) for one in hook_point_axes(place, self._info, n_tokens)]
         chosen = sorted((self._chance.randrange(size) for size in sizes[:2]), reverse=place in PAIR_PLACES)
         positions = [*chosen, *(self._chance.randrange(size) for size in sizes[2:])]
@@ -125,7 +124,7 @@ class LikelyRequests:
         candidates = [one for one in self._scalars if one not in (TO_LATENT, READ)]
         chosen = self._chance.sample(candidates, self._chance.choice((1, 2, 4)))
         scalars = {kind_of(one): one for one in chosen}
-        is_backward = has_objective and all(DECLARED[one].has_backward_pass for one in scalars.values())
+        is_backward = has_objective and all(one.declared.has_backward_pass for one in scalars.values())
         named = processing_pb2.NamedProcessingSpec(name=name)
         groups = self._chance.sample(sorted(set(GroupId.values()) - {0}), self._chance.choice((1, 1, 2)))
         for group in groups:
@@ -150,7 +149,7 @@ class LikelyRequests:
     def _fill_scalars(self, named: processing_pb2.NamedProcessingSpec, _: str) -> None:
         spec, scalar = named.derived_scalars, self._chance.choice(self._of_shape(2))
         spec.derived_scalar_type = DERIVED_SCALARS.numbers[scalar]
-        if DECLARED[scalar].is_per_layer:
+        if scalar.declared.is_per_layer:
             spec.layer_index = self._chance.randrange(self._info.n_layers)
         if self._chance.random() < 0.3:
             spec.normalizer = self._chance.choice((1.0, 1e-300, 1e300))
@@ -173,7 +172,7 @@ class LikelyRequests:
 
     def _of_shape(self, n_axes: int) -> list[DerivedScalar]:
         """One number per token and component, or one per token pair and head."""
-        shapes = {one: DECLARED[one].dimensions for one in self._scalars}
+        shapes = {one: one.declared.dimensions for one in self._scalars}
         if n_axes == 3:
             return [one for one, axes in shapes.items() if axes == PAIRS_AND_HEAD]
         return [one for one, axes in shapes.items() if len(axes) == 2 and one not in (TO_LATENT, READ)]

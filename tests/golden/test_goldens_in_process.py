@@ -43,7 +43,7 @@ def engine(fixture: str, sites: tuple[str, ...], device: str, dtype: str = "floa
 
 
 def served(fixture: str, running: Engine) -> ModelInfo:
-    return model_info(fixture, "", "float32", running.decoder, running.autoencoders, running.kernels)
+    return model_info(fixture, "", "float32", running)
 
 
 @cache

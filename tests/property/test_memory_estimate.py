@@ -15,7 +15,7 @@ import torch
 from tdb_server.domain.activation_cost import activation_bytes
 from tdb_server.domain.call import Call
 from tdb_server.domain.debug import HOLD_FINAL_NORM_SCALE, inference_sub_request
-from tdb_server.domain.derived_scalar import DERIVED_SCALARS, DerivedScalar, GroupId
+from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
 from tdb_server.domain.model_info import ModelInfo, Site
 from tdb_server.domain.node import NodeIndex, NodeType
 from tdb_server.domain.requests import (
@@ -71,7 +71,7 @@ def loaded(family: str, has_autoencoders: bool) -> tuple[Engine, ModelInfo]:
             autoencoder(decoder, Site.RESID_DELTA_ATTN, 8),
         ]
     engine = Engine(decoder, autoencoders)
-    return engine, model_info("small", "d", "float32", decoder, autoencoders, engine.kernels)
+    return engine, model_info("small", "d", "float32", engine)
 
 
 def autoencoder(decoder: Decoder, site: Site, top_k: int | None) -> Autoencoder:
@@ -158,8 +158,8 @@ def test_every_derived_scalar_at_once_takes_no_more_than_is_estimated(
         for scalar in DerivedScalar
         if scalar is not DerivedScalar.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS
         and (
-            not DERIVED_SCALARS[scalar].node_type.is_latent
-            or (has_autoencoders and DERIVED_SCALARS[scalar].node_type is not NodeType.AUTOENCODER_LATENT)
+            not scalar.declared.node_type.is_latent
+            or (has_autoencoders and scalar.declared.node_type is not NodeType.AUTOENCODER_LATENT)
         )
         and not (not has_autoencoders and "autoencoder" in scalar.value)
     }

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tdb_server.domain.debug import inference_sub_request
-from tdb_server.domain.derived_scalar import DERIVED_SCALARS, DerivedScalar, GroupId
+from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import NodeIndex, NodeType
 from tdb_server.domain.requests import InferenceSubRequest, LossConfig, LossName, MultipleTopKSpec
@@ -88,7 +88,7 @@ def ranked_scalars() -> list[DerivedScalar]:
     not_ranked = DerivedScalar.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS
     return [
         one
-        for one, declared in DERIVED_SCALARS.items()
+        for one in DerivedScalar
         if one is not not_ranked and not one.value.startswith("online_autoencoder")
     ]
 

@@ -55,7 +55,6 @@ KNOWN = {
     ("workers/process.py", "action"): TOLD,
     ("workers/ray_outbox.py", "self._has_some.set"): CANNOT,
     ("workers/ray_outbox.py", "self._end"): CANNOT,
-    ("workers/ray_pool.py", "lambda done: done.cancelled() or done.exception()"): CANNOT,
     ("workers/ray_pool.py", "self._keep()"): REPLICAS,
     ("workers/ray_replica.py", "lambda _: self._batches.pop(key, None)"): CANNOT,
     ("workers/ray_worker.py", "self._lost"): REPLICAS,

@@ -48,7 +48,7 @@ def _http_maker(settings: Settings) -> Callable[[Parts], OtherFace] | None:
     if settings.http_port is None:
         return None
     try:
-        from tdb_server.gateway.serving import http_server
+        from tdb_server.gateway.app import http_server
     except ModuleNotFoundError as error:
         needed = "pip install 'transformer-debugger-server[gateway]'"
         raise ConfigurationBroken(f"--http-port needs `{needed}`: {error}") from error

@@ -41,6 +41,9 @@ class TdbError(Exception):
 
     default_reason: ClassVar[str] = "INTERNAL"
 
+    def __init_subclass__(cls, reason: str | None = None) -> None:
+        cls.default_reason = reason or cls.default_reason
+
     def __init__(self, message: str, reason: str | None = None) -> None:
         super().__init__(message)
         self.message = message
@@ -57,44 +60,32 @@ def _restore(kind: type[TdbError], args: tuple[object, ...], attributes: dict[st
     return error
 
 
-class ModelError(TdbError):
+class ModelError(TdbError, reason="MODEL_ERROR"):
     """The model cannot be served; the server does not start."""
 
-    default_reason = "MODEL_ERROR"
 
-
-class ModelNotFound(ModelError):
+class ModelNotFound(ModelError, reason="MODEL_NOT_FOUND"):
     """There is no model where one was looked for."""
 
-    default_reason = "MODEL_NOT_FOUND"
 
-
-class ModelBroken(ModelError):
+class ModelBroken(ModelError, reason="MODEL_BROKEN"):
     """A file of the model is missing, damaged, unsafe to read, or contradicts another."""
-
-    default_reason = "MODEL_BROKEN"
 
 
 class ConversionDamaged(ModelBroken):
     """What was made of a model and kept is not what it was; it can be made again."""
 
 
-class UnsupportedModel(ModelError):
+class UnsupportedModel(ModelError, reason="UNSUPPORTED_MODEL"):
     """The model asks for mathematics that the decoder does not have."""
 
-    default_reason = "UNSUPPORTED_MODEL"
 
-
-class AutoencoderBroken(ModelError):
+class AutoencoderBroken(ModelError, reason="AUTOENCODER_BROKEN"):
     """A file of an autoencoder is missing, damaged, or does not fit the model."""
 
-    default_reason = "AUTOENCODER_BROKEN"
 
-
-class ConfigurationBroken(TdbError):
+class ConfigurationBroken(TdbError, reason="CONFIGURATION_BROKEN"):
     """A file that an option names is missing, damaged, or contradicts another; the server does not start."""
-
-    default_reason = "CONFIGURATION_BROKEN"
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,28 +174,20 @@ class Unavailable(RetryableError):
     """No worker can take the work right now."""
 
 
-class Cancelled(TdbError):
+class Cancelled(TdbError, reason="CANCELLED"):
     """The caller went away or said so."""
 
-    default_reason = "CANCELLED"
 
-
-class DeadlineExceeded(TdbError):
+class DeadlineExceeded(TdbError, reason="DEADLINE_EXCEEDED"):
     """The caller's deadline or the server's own time limit has passed."""
 
-    default_reason = "DEADLINE_EXCEEDED"
 
-
-class Unauthenticated(TdbError):
+class Unauthenticated(TdbError, reason="UNAUTHENTICATED"):
     """The call carries no credentials, or wrong ones."""
 
-    default_reason = "UNAUTHENTICATED"
 
-
-class PermissionDenied(TdbError):
+class PermissionDenied(TdbError, reason="PERMISSION_DENIED"):
     """The caller is known and may not do this."""
-
-    default_reason = "PERMISSION_DENIED"
 
 
 class Internal(TdbError):

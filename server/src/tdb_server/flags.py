@@ -64,13 +64,7 @@ def group(kind: Callable[[], Any], title: str | None = None, description: str | 
 
 
 def add_flags(kind: Any, parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> None:
-    """Adds the flags of a dataclass.
-
-    Args:
-        kind: the dataclass.
-        parser: of the command that has the flags.
-        environment: where `TDB_SERVER_...` variables are looked up; a flag wins over its variable.
-    """
+    """Adds the flags of a dataclass to a command. A flag wins over its variable `TDB_SERVER_...`."""
     _add_flags(kind, parser, environment, parser)
 
 

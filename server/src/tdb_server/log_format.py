@@ -20,13 +20,7 @@ surrogates."""
 
 
 def configure_logging(log_format: str, level: int, stream: TextIO | None = None) -> None:
-    """Sends everything that is logged in this process to a stream.
-
-    Args:
-        log_format: "text" or "json".
-        level: of the least important lines to write.
-        stream: where to; None for stderr.
-    """
+    """Sends what is logged in this process, from a level on, to a stream or stderr, as "text" or "json"."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonLines() if log_format == "json" else TextLines())
     logging.basicConfig(handlers=[handler], level=level, force=True)
@@ -64,8 +58,7 @@ class JsonLines(logging.Formatter):
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
-    fields: dict[str, object] = getattr(record, FIELDS, {})
-    return fields
+    return dict(getattr(record, FIELDS, {}))
 
 
 def _time(record: logging.LogRecord) -> str:

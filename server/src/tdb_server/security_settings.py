@@ -136,40 +136,24 @@ def add_token_command(commands: Any) -> None:
         epilog=_TOKEN_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    token.add_argument(
-        "name", type=token_name, metavar="NAME", help="of the caller, in logs and in the queue"
-    )
-    token.add_argument("--max-concurrent-calls", type=at_least(1), metavar="N", help="calls at the same time")
-    token.add_argument("--calls-per-minute", type=at_least(1), metavar="N", help="calls begun in any minute")
-    token.add_argument(
+    add = token.add_argument
+    add("name", type=token_name, metavar="NAME", help="of the caller, in logs and in the queue")
+    add("--max-concurrent-calls", type=at_least(1), metavar="N", help="calls at the same time")
+    add("--calls-per-minute", type=at_least(1), metavar="N", help="calls begun in any minute")
+    add(
         "--max-activation-bytes", type=byte_size, metavar="N", help="estimated bytes of activations of a call"
     )
-    token.add_argument(
-        "--max-priority",
-        choices=[one.value for one in Priority],
-        default=Priority.INTERACTIVE.value,
-        help="the highest that calls get",
-    )
-    token.add_argument(
-        "--weight",
-        type=positive_number,
-        default=1.0,
-        metavar="W",
-        help="share of the devices' time, beside 1 of others (default: 1)",
-    )
-    token.add_argument(
-        "--tenant", type=token_name, metavar="NAME", help="callers of one tenant share cached results"
-    )
+    priorities = [one.value for one in Priority]
+    add("--max-priority", choices=priorities, default=priorities[0], help="the highest that calls get")
+    share = "share of the devices' time, beside 1 of others (default: 1)"
+    add("--weight", type=positive_number, default=1.0, metavar="W", help=share)
+    add("--tenant", type=token_name, metavar="NAME", help="callers of one tenant share cached results")
 
 
 def read_new_token(told: argparse.Namespace) -> NewToken:
     """What `token` was told."""
-    limits = CallerLimits(
-        told.max_concurrent_calls,
-        told.calls_per_minute,
-        told.max_activation_bytes,
-        Priority(told.max_priority),
-    )
+    at_once, per_minute = told.max_concurrent_calls, told.calls_per_minute
+    limits = CallerLimits(at_once, per_minute, told.max_activation_bytes, Priority(told.max_priority))
     return NewToken(told.name, limits, told.weight, told.tenant)
 
 

@@ -28,13 +28,7 @@ from tdb_server.flags import (
 )
 from tdb_server.pool_settings import LOCAL, RayPoolSettings, WorkerCare
 from tdb_server.scheduling_settings import Scheduling
-from tdb_server.security_settings import (
-    NewToken,
-    Security,
-    add_token_command,
-    check_security,
-    read_new_token,
-)
+from tdb_server.security_settings import NewToken, Security, add_token_command, check_security, read_new_token
 from tdb_server.telemetry_settings import Telemetry
 
 _DESCRIPTION = "Holds a language model and explains over gRPC why it predicts one token rather than another."

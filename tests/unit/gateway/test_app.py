@@ -14,7 +14,7 @@ from tdb_server import errors
 from tdb_server.domain.budget import Budget
 from tdb_server.domain.limits import Limits
 from tdb_server.errors import FieldViolation, TdbError
-from tdb_server.gateway.app import Backend, create_gateway
+from tdb_server.gateway.app import create_gateway
 from tdb_server.gateway.http_calls import HttpCalls
 from tdb_server.security_settings import Security
 from tdb_server.service.call_guard import CallGuard
@@ -23,13 +23,15 @@ from tdb_server.service.http.host_check import AllowedHosts, HostCheck
 from tdb_server.service.http.listener import HttpListener
 from tdb_server.service.open_calls import OpenCalls
 from transformer_debugger.v1.call_pb2 import PRIORITY_INTERACTIVE, PRIORITY_SWEEP, PRIORITY_UNSPECIFIED
-from transformer_debugger.v1.model_service_pb2 import ModelInfo
+from transformer_debugger.v1.model_service_pb2 import GetModelInfoRequest, GetModelInfoResponse, ModelInfo
+from transformer_debugger.v1.model_service_pb2_grpc import ModelServiceServicer
 from transformer_debugger.v1.transformer_debugger_service_pb2 import (
     DebugRequest,
     DebugResponse,
     InferRequest,
     InferResponse,
 )
+from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import TransformerDebuggerServiceServicer
 
 LIMITS = replace(Limits(), max_request_bytes=2000, max_call_seconds=5.0)
 VIOLATION = FieldViolation("sub_requests[0].prompt", "is empty", "EMPTY_PROMPT")
@@ -37,7 +39,7 @@ Client = httpx.AsyncClient
 JSON = {"content-type": "application/json"}
 
 
-class StandIn:
+class StandIn(TransformerDebuggerServiceServicer, ModelServiceServicer):
     """Answers with the prompt's text as its only token, or raises what it was told to."""
 
     def __init__(self) -> None:
@@ -47,7 +49,7 @@ class StandIn:
         self.cancelled = asyncio.Event()
         self.has_begun = asyncio.Event()
 
-    async def debug(self, request: DebugRequest) -> DebugResponse:
+    async def Debug(self, request: DebugRequest, context: Any) -> DebugResponse:  # noqa: N802
         self.priorities.append(request.priority)
         self.has_begun.set()
         try:
@@ -62,7 +64,7 @@ class StandIn:
             response.sub_responses.add(token_strings=[one.prompt])
         return response
 
-    async def infer(self, request: InferRequest) -> InferResponse:
+    async def Infer(self, request: InferRequest, context: Any) -> InferResponse:  # noqa: N802
         self.priorities.append(request.priority)
         response = InferResponse()
         for one in request.sub_requests:
@@ -71,8 +73,8 @@ class StandIn:
                 sub_response.results.add(name=spec.name).scored_tokens.SetInParent()
         return response
 
-    async def model_info(self) -> ModelInfo:
-        return ModelInfo(name="stand-in", n_layers=2)
+    async def GetModelInfo(self, request: GetModelInfoRequest, context: Any) -> GetModelInfoResponse:  # noqa: N802
+        return GetModelInfoResponse(model_info=ModelInfo(name="stand-in", n_layers=2))
 
 
 @pytest.fixture
@@ -89,7 +91,7 @@ def gateway(backend: StandIn, open_calls: OpenCalls, limits: Limits = LIMITS) ->
     memory = Budget(256 * 2**20, "bodies", "BUFFERS_FULL")
     calls = HttpCalls(CallGuard(limits, open_calls), FairThreads(memory), memory, max_body_seconds=0.5)
     hosts = AllowedHosts("127.0.0.1", ["test"])
-    return create_gateway(Backend(backend.debug, backend.infer, backend.model_info), calls, hosts, "1.2.3")
+    return create_gateway(backend, backend, calls, hosts, "1.2.3")
 
 
 @pytest.fixture
@@ -379,14 +381,14 @@ async def test_large_answers_leave_in_pieces(server: HttpListener) -> None:
 
 
 async def test_an_answer_that_breaks_off_has_no_end(server: HttpListener, monkeypatch: Any) -> None:
-    def breaking_off(response: DebugResponse) -> dict[str, Any]:
+    def breaking_off(*_: Any) -> dict[str, Any]:
         def rows() -> Any:
             yield "a" * 1_000_000
             raise RuntimeError("secret")
 
         return {"rows": rows()}
 
-    monkeypatch.setattr("tdb_server.gateway.app.batched_response", breaking_off)
+    monkeypatch.setattr("tdb_server.gateway.json_responses._inference", breaking_off)
     async with Client(base_url=f"http://127.0.0.1:{server.port}") as client:
         with pytest.raises(httpx.RemoteProtocolError):
             await client.post("/batched_tdb", json=debug_body())

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic.alias_generators import to_camel
 from tdb_server.errors import InvalidRequest
-from tdb_server.gateway.json_processing import SINGLE_SPECS
 from tdb_server.gateway.json_requests import debug_request, infer_request, single_infer_request
 from tdb_server.service.enum_names import (
     ATTENTION_COMPONENTS,
@@ -179,7 +179,7 @@ def test_every_golden_request_without_loss(path: Path) -> None:
         (spec,) = sub_request.processing_specs
         found = {
             "inferenceRequestSpec": body_of(sub_request.inference_spec),
-            SINGLE_SPECS[golden["endpoint"]].request_key: body_of(
+            to_camel(f"{golden['endpoint']}_request_spec"): body_of(
                 getattr(spec, spec.WhichOneof("spec") or "")
             ),
         }

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tdb_server.errors import InvalidRequest
-from tdb_server.gateway.json_processing import SINGLE_SPECS
+from tdb_server.gateway.json_requests import SINGLE_SPECS
 from tdb_server.gateway.openapi import openapi_document
 from tdb_server.gateway.records import RECORD_ANSWERS
 

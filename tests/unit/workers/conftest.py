@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
+from tdb_server.domain.budget import Budget
 from tdb_server.domain.call import Call
 from tdb_server.domain.caller import Caller
 from tdb_server.domain.cost import Cost
@@ -31,6 +33,12 @@ def make_cost(activation_bytes: int = 100) -> Cost:
     return Cost(activation_bytes, response_bytes=0, least_response_bytes=0)
 
 
+def make_buffer(max_bytes: int = 1000) -> EventBuffer[Any]:
+    """Of a server that has as much memory and disk as is wanted."""
+    memory, disk = Budget(10**9, "memory", "BUFFERS_FULL"), Budget(10**9, "disk", "NO_ROOM_FOR_ANSWER")
+    return EventBuffer(max_bytes, memory, disk, "caller")
+
+
 def make_ticket(
     caller: str | Caller = "anyone",
     n_tokens: int = 4,
@@ -40,7 +48,7 @@ def make_ticket(
     **fields: object,
 ) -> Ticket:
     terms = Terms(Caller(caller) if isinstance(caller, str) else caller, priority=priority)
-    return Ticket(make_call(n_tokens, n_rows), cost or make_cost(), terms, EventBuffer(1000), **fields)
+    return Ticket(make_call(n_tokens, n_rows), cost or make_cost(), terms, make_buffer(), **fields)
 
 
 def make_pace(seconds_per_byte: float = 1e-9) -> Pace:

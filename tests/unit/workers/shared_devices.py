@@ -14,11 +14,10 @@ from tdb_server.domain.cost import Cost
 from tdb_server.domain.priority import Priority
 from tdb_server.workers.batching import BatchRule
 from tdb_server.workers.device_time import Pace
-from tdb_server.workers.event_buffer import EventBuffer
 from tdb_server.workers.fair_queue import FairQueue
 from tdb_server.workers.ticket import Terms, Ticket
 
-from tests.unit.workers.conftest import make_call
+from tests.unit.workers.conftest import make_buffer, make_call
 
 BYTES_PER_SECOND = 10**9
 
@@ -90,7 +89,7 @@ class SharedDevices:
     def _asks(self, client: Client) -> None:
         cost = Cost(int(client.seconds / client.wrong_by * BYTES_PER_SECOND), 0, 0)
         terms = Terms(client.caller, priority=client.priority)
-        ticket = Ticket(make_call(), cost, terms, EventBuffer(1000))
+        ticket = Ticket(make_call(), cost, terms, make_buffer())
         self._owners[ticket] = client, self.now
         self.queue.put(ticket)
 

@@ -26,7 +26,7 @@ from tdb_server.workers.messages import BatchEnded, CallProgress, CancelCall, Ou
 from tdb_server.workers.result_cache import CacheKey, Recording, ResultCache
 from tdb_server.workers.scheduler import Scheduler
 from tdb_server.workers.station import Station
-from tdb_server.workers.ticket import TakenUp, Terms, Ticket
+from tdb_server.workers.ticket import TakenUp, Terms, Ticket, Unary
 
 from tests.unit.workers.conftest import make_call, make_cost
 
@@ -128,7 +128,7 @@ def is_whole(events: list[object]) -> bool:
         (Scheduler, "_after_death"),
         (Scheduler, "worker_is_gone"),
         (Scheduler, "_let_go"),
-        (Scheduler, "_lose"),
+        (Scheduler, "_settle"),
         (Scheduler, "_batch_ended"),
         (Scheduler, "_watch"),
         (Scheduler, "_dispatch"),
@@ -155,7 +155,7 @@ async def test_no_fault_is_silent(monkeypatch, owner, name, turn):
         for number in range(0, N_CALLS, 4):
             keys = [CacheKey("anyone", bytes((number + one,))) for one in range(4)]
             terms = [
-                Terms(Caller("anyone"), in_pieces=bool(one % 2), cache_key=key)
+                Terms(Caller("anyone"), unary=None if one % 2 else Unary("StreamDebug", 10**9), cache_key=key)
                 for one, key in enumerate(keys)
             ]
             outcomes += await asyncio.gather(
@@ -202,7 +202,7 @@ async def test_a_fault_when_the_wait_for_company_ends_fails_the_call_that_waited
         assert isinstance((await asking)[-1], Finished)
 
 
-@pytest.mark.parametrize("name", ["worker_is_gone", "_let_go", "_lose", "_settle", "_after_death"])
+@pytest.mark.parametrize("name", ["worker_is_gone", "_let_go", "_settle", "_after_death"])
 async def test_a_fault_when_a_worker_is_gone_leaves_none_of_its_calls_waiting(make_worker, monkeypatch, name):
     """With no other worker, and nothing else that happens."""
     monkeypatch.setattr(callbacks, "RETRY_SECONDS", 0.001)

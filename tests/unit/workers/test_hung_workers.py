@@ -17,10 +17,11 @@ from tdb_server.domain.limits import Limits
 from tdb_server.domain.requests import InferenceSpec, InferenceSubRequest
 from tdb_server.domain.results import Finished
 from tdb_server.errors import ModelError
+from tdb_server.pool_settings import WorkerCare
 from tdb_server.workers import liveness
 from tdb_server.workers import pool as pool_module
 from tdb_server.workers.batching import BatchRule
-from tdb_server.workers.liveness import Liveness, LivenessBounds
+from tdb_server.workers.liveness import Liveness
 from tdb_server.workers.messages import Configuration
 from tdb_server.workers.pool import LocalPool
 from tdb_server.workers.result_cache import ResultCache
@@ -29,8 +30,8 @@ from tdb_server.workers.ticket import Terms
 
 TINY_MODEL = Path(__file__).parents[2] / "fixtures" / "tiny-a"
 PATIENCE_SECONDS = 90
-SHORT = LivenessBounds(silence_seconds=3, step_seconds=60)
-SHORT_STEP = LivenessBounds(silence_seconds=60, step_seconds=2)
+SHORT = WorkerCare(silence_seconds=3, step_seconds=60)
+SHORT_STEP = WorkerCare(silence_seconds=60, step_seconds=2)
 
 HANG_ONCE = """
 import pathlib
@@ -52,7 +53,7 @@ def make_scheduler() -> Scheduler:
 
 
 @asynccontextmanager
-async def running_pool(scheduler: Scheduler, bounds: LivenessBounds = SHORT) -> AsyncIterator[LocalPool]:
+async def running_pool(scheduler: Scheduler, bounds: WorkerCare = SHORT) -> AsyncIterator[LocalPool]:
     """One worker, stopped at the end."""
     configuration = Configuration(str(TINY_MODEL), (), "cpu", 0, "float32", 1)
     pool = LocalPool([configuration], scheduler, lambda _: None, lambda *_: None, bounds)

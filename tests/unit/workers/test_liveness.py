@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from tdb_server.workers.liveness import Liveness, LivenessBounds, Look
+from tdb_server.pool_settings import WorkerCare
+from tdb_server.workers.liveness import Liveness, Look
 from tdb_server.workers.messages import Activity, Heartbeat
 from tdb_server.workers.process_activity import ProcessActivity, process_activity
 
-BOUNDS = LivenessBounds(silence_seconds=10, step_seconds=120)
+BOUNDS = WorkerCare(silence_seconds=10, step_seconds=120)
 MANY_SECONDS = 5000
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tdb_server.errors import ModelError, ModelNotFound
+from tdb_server.pool_settings import WorkerCare
 from tdb_server.workers import callbacks as callbacks_module
 from tdb_server.workers import pool as pool_module
 from tdb_server.workers.messages import Configuration
@@ -50,7 +51,7 @@ def make_pool(observer: Observer, n_workers: int = 1, model: Path = TINY_MODEL, 
     configurations = [Configuration(str(model), (), "cpu", i, "float32", 1) for i in range(n_workers)]
     on_readiness = callbacks.get("on_readiness", lambda n_ready: None)
     on_loading = callbacks.get("on_loading", lambda worker_index, stage, fraction: None)
-    return LocalPool(configurations, observer, on_readiness, on_loading)
+    return LocalPool(configurations, observer, on_readiness, on_loading, WorkerCare())
 
 
 async def test_workers_start_say_how_far_they_are_and_are_replaced():

@@ -24,7 +24,8 @@ from tests.unit.workers.conftest import make_call, make_cost
 
 ANYONE = Caller("anyone")
 KEY = CacheKey("anyone", b"key")
-WHOLE = Terms(ANYONE, in_pieces=False)
+UNARY = Unary("StreamDebug", max_response_bytes=10**9)
+WHOLE = Terms(ANYONE, unary=UNARY)
 IN_PIECES = Terms(ANYONE)
 
 
@@ -235,7 +236,7 @@ async def test_nobody_can_fill_the_queue(make_worker):
     scheduler = make_scheduler(Limits(max_queue_length=3))
     worker = make_worker(scheduler)
     flood = await start(*(run(scheduler) for _ in range(4)))
-    other = Terms(Caller("someone else"), in_pieces=False)
+    other = Terms(Caller("someone else"), unary=UNARY)
     (light,) = await start(run(scheduler, terms=other))
     assert scheduler.n_displaced == 1
     with pytest.raises(OverLimit) as refused:
@@ -250,7 +251,7 @@ async def test_connections_of_a_caller_share_its_places(make_worker):
     scheduler = make_scheduler(max_calls_per_caller=3)
     worker = make_worker(scheduler)
     flood = await start(*(run(scheduler) for _ in range(3)))
-    beside = Terms(Caller("anyone", connection="another"), in_pieces=False)
+    beside = Terms(Caller("anyone", connection="another"), unary=UNARY)
     (light,) = await start(run(scheduler, terms=beside))
     with pytest.raises(OverLimit):
         await flood[2]
@@ -266,7 +267,7 @@ async def test_a_light_call_has_the_next_turn(make_worker):
     scheduler._pace.saw(1e9, 1.0)
     heavy = await start(*(run(scheduler, terms=Terms(Caller("a")), cost=make_cost(10**9)) for _ in range(4)))
     call = make_call()
-    (light,) = await start(run(scheduler, call, Terms(Caller("b"), in_pieces=False)))
+    (light,) = await start(run(scheduler, call, Terms(Caller("b"), unary=UNARY)))
     worker.answer()
     assert worker.batches[1].calls == (call,)
     while not all(task.done() for task in heavy):
@@ -281,7 +282,7 @@ async def test_equal_callers_share_one_batch(make_worker):
     for _ in range(3):
         (first,) = await start(run(scheduler))
         tasks = await start(
-            *(run(scheduler, terms=Terms(Caller(str(number)), in_pieces=False)) for number in range(8))
+            *(run(scheduler, terms=Terms(Caller(str(number)), unary=UNARY)) for number in range(8))
         )
         worker.answer()
         worker.answer()
@@ -295,7 +296,7 @@ async def test_what_a_batch_has_taken_is_shared_out(make_worker):
     worker = make_worker(scheduler)
     scheduler._pace.saw(1e12, 1.0)
     (first,) = await start(run(scheduler))
-    alice = Terms(Caller("alice", has_token=True), in_pieces=False)
+    alice = Terms(Caller("alice", has_token=True), unary=UNARY)
     tasks = await start(run(scheduler, terms=alice), run(scheduler))
     worker.answer()
     worker.answer()
@@ -450,7 +451,7 @@ async def test_a_fault_in_company_is_tried_again_alone(make_worker):
 async def test_results_are_kept_for_equal_calls(make_worker):
     scheduler = make_scheduler(cache_bytes=10_000)
     worker = make_worker(scheduler)
-    terms = Terms(ANYONE, in_pieces=True, cache_key=KEY)
+    terms = Terms(ANYONE, cache_key=KEY)
     (task,) = await start(run(scheduler, terms=terms))
     worker.answer()
     computed = await task
@@ -518,7 +519,7 @@ async def test_calls_without_a_worker_count_as_calls(make_worker):
 async def test_a_unary_answer_that_grows_too_large_ends_at_once(make_worker):
     scheduler = make_scheduler()
     worker = make_worker(scheduler)
-    terms = Terms(ANYONE, in_pieces=False, unary=Unary("StreamDebug", max_response_bytes=1000))
+    terms = Terms(ANYONE, unary=Unary("StreamDebug", max_response_bytes=1000))
     call = make_call()
     (task,) = await start(run(scheduler, call, terms))
     message = CallProgress(call.call_id, ObjectiveValues(0, 1.5, None))

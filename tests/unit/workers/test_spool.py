@@ -14,6 +14,8 @@ from tdb_server.errors import Internal, OverLimit
 from tdb_server.workers.event_buffer import EventBuffer
 from tdb_server.workers.spool import Closed, Spool
 
+from tests.unit.workers.conftest import make_buffer
+
 
 def n_open_files() -> int:
     return len([*Path("/proc/self/fd").iterdir()])
@@ -83,7 +85,7 @@ async def test_an_event_that_cannot_be_kept_breaks_the_answer_off(monkeypatch, e
         raise error
 
     monkeypatch.setattr(tempfile, "TemporaryFile", failing)
-    buffer: EventBuffer[int] = EventBuffer(max_bytes=1)
+    buffer: EventBuffer[int] = make_buffer(1)
     buffer.put(0, n_bytes=1)
     stored = [buffer.put(number, n_bytes=1) for number in range(1, 4)]
     outcomes = await asyncio.gather(*stored, return_exceptions=True)
@@ -97,7 +99,7 @@ async def test_an_event_that_cannot_be_kept_breaks_the_answer_off(monkeypatch, e
 
 async def test_what_was_read_from_disk_is_dropped_with_all_else_that_is_cleared(monkeypatch):
     """Else a call that runs again would have the first result of its first run twice."""
-    buffer: EventBuffer[str] = EventBuffer(max_bytes=1)
+    buffer: EventBuffer[str] = make_buffer(1)
     buffer.put("in memory", n_bytes=1)
     buffer.put("on disk", n_bytes=1)
     assert await buffer.get() == "in memory"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from tdb_server.domain.axes import NODE_HOOK_POINTS
+from tdb_server.domain.hook_point import NODE_HOOK_POINTS
 from tdb_server.domain.index_validation import activation_violations, node_violations
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.node import NodeType, PassType
@@ -24,14 +24,7 @@ _LARGEST = {
 def node_ablation_violations(
     ablation: NodeAblation, info: ModelInfo, n_tokens: int | None, path: str
 ) -> Iterator[FieldViolation]:
-    """What keeps a node from being ablated.
-
-    Args:
-        ablation: the ablation.
-        info: the model.
-        n_tokens: tokens of the prompt; None where the prompt itself is refused.
-        path: the ablation's field.
-    """
+    """What keeps a node from being ablated."""
     yield from _value_violations(ablation.value, info, path)
     node_type = ablation.node.node_type
     if ablation.attended_to_token_only and node_type is not NodeType.ATTENTION_HEAD:
@@ -51,15 +44,7 @@ def node_ablation_violations(
 def ablation_violations(
     ablation: AblationSpec, info: ModelInfo, n_tokens: int | None, has_objective: bool, path: str
 ) -> Iterator[FieldViolation]:
-    """What keeps activations, or gradients, from being set; arguments as in `node_ablation_violations`.
-
-    Args:
-        ablation: the ablation.
-        info: the model.
-        n_tokens: tokens of the prompt; None where the prompt itself is refused.
-        has_objective: whether there is a backward pass.
-        path: the ablation's field.
-    """
+    """What keeps activations from being set, or gradients, for which there must be an objective."""
     yield from _value_violations(ablation.value, info, path)
     yield from activation_violations(ablation.index, info, n_tokens, f"{path}.index")
     if ablation.index.pass_type is PassType.BACKWARD and not has_objective:

@@ -32,10 +32,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from tdb_server.domain.axes import is_of_autoencoder, scalar_axes
-from tdb_server.domain.derived_scalar import DERIVED_SCALARS, DerivedScalar
+from tdb_server.domain.axes import is_of_autoencoder, n_cells, scalar_axes
+from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.model_info import AutoencoderInfo, ModelInfo
 from tdb_server.domain.node import NodeType
 from tdb_server.domain.requests import (
@@ -101,7 +102,7 @@ def _wide_numbers(info: ModelInfo, sub_request: InferenceSubRequest, n_tokens: i
     usual = info.n_heads * n_tokens**2 + n_tokens * (info.n_neurons + info.d_model)
     found: dict[tuple[DerivedScalar, object], int] = {}
     for scalar, pass_type in _derived_scalars(sub_request):
-        shape = DERIVED_SCALARS[scalar]
+        shape = scalar.declared
         if not shape.node_type.is_latent:
             n_entries = math.prod(scalar_axes(scalar, info, n_tokens))
             if n_entries > usual:
@@ -113,8 +114,7 @@ def _derived_scalars(sub_request: InferenceSubRequest) -> Iterator[tuple[Derived
     for spec in sub_request.processing.values():
         match spec:
             case MultipleTopKSpec():
-                for _, scalars in spec.groups:
-                    yield from ((scalar, spec.pass_type) for scalar in scalars)
+                yield from ((scalar, spec.pass_type) for scalar, _ in spec.chosen)
             case DerivedScalarsSpec():
                 yield spec.derived_scalar, spec.pass_type
             case DerivedAttentionScalarsSpec():
@@ -159,21 +159,17 @@ def _n_nodes_by_type(
 ) -> dict[NodeType, int]:
     """The most nodes of each type that the sub-requests can choose together."""
     n_tokens = max(len(one.inference.token_ids) for one in sub_requests)
-    chosen: dict[NodeType, int] = {}
-    there_are: dict[NodeType, int] = {}
-    for group, scalars in spec.groups:
-        for scalar in scalars:
-            shape = DERIVED_SCALARS[scalar]
-            n_ends = 2 if group.has_bottom else 1
-            n_chosen = len(sub_requests) * n_ends * spec.top_and_bottom_k
-            chosen[shape.node_type] = chosen.get(shape.node_type, 0) + n_chosen
-            if shape.node_type.is_latent:
-                n = n_tokens * sum(_most_active(one) * len(one.layers) for one in info.autoencoders)
-                n *= len(sub_requests)
-            else:
-                n_layers = info.n_layers if shape.is_per_layer else 1
-                n = n_layers * math.prod(scalar_axes(scalar, info, n_tokens))
-            there_are[shape.node_type] = max(n, there_are.get(shape.node_type, 0))
+    chosen: Counter[NodeType] = Counter()
+    there_are: Counter[NodeType] = Counter()
+    for scalar, n_chosen in spec.chosen:
+        shape = scalar.declared
+        chosen[shape.node_type] += len(sub_requests) * n_chosen
+        if shape.node_type.is_latent:
+            n = n_tokens * sum(_most_active(one) * len(one.layers) for one in info.autoencoders)
+            n *= len(sub_requests)
+        else:
+            n = n_cells(scalar, info, n_tokens)
+        there_are[shape.node_type] = max(n, there_are[shape.node_type])
     return {one: min(n, there_are[one]) for one, n in chosen.items()}
 
 
@@ -186,9 +182,3 @@ def _has_list(node_type: NodeType, scoring: TokenScoringType) -> bool:
             return node_type not in (NodeType.ATTENTION_HEAD, NodeType.ATTENTION_AUTOENCODER_LATENT)
         case _:
             return node_type is not NodeType.MLP_NEURON
-
-
-def n_chosen_nodes(spec: MultipleTopKSpec) -> int:
-    """The most nodes that one sub-request can choose."""
-    ends = sum(len(scalars) * (2 if group.has_bottom else 1) for group, scalars in spec.groups)
-    return spec.top_and_bottom_k * ends

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from math import prod
 
-from tdb_server.domain.axes import scalar_axes
+from tdb_server.domain.axes import n_cells
 from tdb_server.domain.debug import HOLD_FINAL_NORM_SCALE
-from tdb_server.domain.derived_scalar import DERIVED_SCALARS, DerivedScalar
+from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.node import Dimension, NodeType, PassType
 from tdb_server.domain.requests import (
@@ -90,11 +89,10 @@ def _most_nodes(sub_request: InferenceSubRequest, name: str, info: ModelInfo) ->
     n_tokens = len(sub_request.inference.token_ids)
     chosen: Counter[Kind] = Counter()
     there: Counter[Kind] = Counter()
-    for group, scalars in ranking.groups:
-        for scalar in scalars:
-            kind = _kind(scalar)
-            chosen[kind] += ranking.top_and_bottom_k * (2 if group.has_bottom else 1)
-            there[kind] = max(there[kind], _n_cells(scalar, info, n_tokens))
+    for scalar, n_chosen in ranking.chosen:
+        kind = _kind(scalar)
+        chosen[kind] += n_chosen
+        there[kind] = max(there[kind], n_cells(scalar, info, n_tokens))
     return {kind: (min(number, there[kind]), there[kind]) for kind, number in chosen.items()}
 
 
@@ -115,19 +113,16 @@ def _least_nodes(sub_request: InferenceSubRequest, name: str, info: ModelInfo) -
         return least
     if _sets_much(sub_request.inference):
         return least
-    for group, scalars in ranking.groups:
-        for scalar in scalars:
-            kind = _kind(scalar)
-            if kind[0] in _NEVER_ZERO:
-                n_ends = 2 if group.has_bottom else 1
-                n_cells = _n_sure_cells(scalar, ranking, sub_request.inference, info)
-                found = min(n_ends * ranking.top_and_bottom_k, n_cells)
-                least[kind] = max(least.get(kind, 0), found)
+    for scalar, n_chosen in ranking.chosen:
+        kind = _kind(scalar)
+        if kind[0] in _NEVER_ZERO:
+            found = min(n_chosen, _n_sure_cells(scalar, ranking, sub_request.inference, info))
+            least[kind] = max(least.get(kind, 0), found)
     return least
 
 
 def _kind(scalar: DerivedScalar) -> Kind:
-    shape = DERIVED_SCALARS[scalar]
+    shape = scalar.declared
     return shape.node_type, len(shape.dimensions)
 
 
@@ -142,43 +137,34 @@ def _sets_much(inference: InferenceSpec) -> bool:
     )
 
 
-def _n_cells(scalar: DerivedScalar, info: ModelInfo, n_tokens: int) -> int:
-    n_layers = info.n_layers if DERIVED_SCALARS[scalar].is_per_layer else 1
-    return n_layers * prod(scalar_axes(scalar, info, n_tokens))
-
-
 def _n_sure_cells(
     scalar: DerivedScalar, ranking: MultipleTopKSpec, inference: InferenceSpec, info: ModelInfo
 ) -> int:
     """Half of the cells that are not zero, but for chance."""
     n_tokens = len(inference.token_ids)
-    n_cells = _n_cells(scalar, info, n_tokens)
-    if Dimension.ATTENDED_TO_SEQUENCE_TOKENS in DERIVED_SCALARS[scalar].dimensions:
-        n_cells //= 2  # no token attends to those after it
-    if DERIVED_SCALARS[scalar].needs_objective(ranking.pass_type):
+    n = n_cells(scalar, info, n_tokens)
+    if Dimension.ATTENDED_TO_SEQUENCE_TOKENS in scalar.declared.dimensions:
+        n //= 2  # no token attends to those after it
+    if scalar.declared.needs_objective(ranking.pass_type):
         loss = inference.loss
         if loss is None or loss.name is LossName.ZERO or loss.target_tokens == loss.distractor_tokens:
             return 0
         if inference.trace is not None:
             return 0  # nothing after the traced node counts
         if "to_final_residual_grad" in scalar.value or info.n_layers == 1:
-            n_cells //= n_tokens  # the loss sees the last token
+            n //= n_tokens  # the loss sees the last token
         else:
-            n_cells = n_cells * (info.n_layers - 1) // info.n_layers
+            n = n * (info.n_layers - 1) // info.n_layers
     if ranking.token_index is not None:
-        n_cells //= n_tokens
-    return n_cells // 2
+        n //= n_tokens
+    return n // 2
 
 
 def _tensor_bytes(spec: ProcessingSpec, n_tokens: int) -> int:
     match spec:
         case MultipleTopKSpec():
             kept = set(_TOKEN_AXES if spec.dimensions_to_keep is None else spec.dimensions_to_keep)
-            return sum(
-                _FLOAT_BYTES * _kept_entries(scalar, kept, n_tokens)
-                for _, scalars in spec.groups
-                for scalar in scalars
-            )
+            return sum(_FLOAT_BYTES * _kept_entries(scalar, kept, n_tokens) for scalar, _ in spec.chosen)
         case DerivedScalarsSpec():
             return 2 * _FLOAT_BYTES * n_tokens
         case DerivedAttentionScalarsSpec():
@@ -189,7 +175,7 @@ def _tensor_bytes(spec: ProcessingSpec, n_tokens: int) -> int:
 
 def _kept_entries(scalar: DerivedScalar, kept: set[Dimension], n_tokens: int) -> int:
     """Entries of a sum; only token axes are counted, as others may have any size."""
-    axes = DERIVED_SCALARS[scalar].dimensions
+    axes = scalar.declared.dimensions
     entries: int = n_tokens ** sum(axis in kept and axis in _TOKEN_AXES for axis in axes)
     return entries
 

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from tdb_server.domain.derived_scalar import DERIVED_SCALARS, DerivedScalar
-from tdb_server.domain.hook_point import (
-    DICTIONARY_HOOK_POINTS,
-    HOOK_POINT_SHAPES,
-    LATENT_TYPES,
-    HookPoint,
-)
+import math
+
+from tdb_server.domain.derived_scalar import DerivedScalar
+from tdb_server.domain.hook_point import DICTIONARY_HOOK_POINTS, LATENT_TYPES, NODE_HOOK_POINTS, HookPoint
 from tdb_server.domain.model_info import AutoencoderInfo, ModelInfo
 from tdb_server.domain.node import Dimension, NodeType
 
 TOKEN_DIMENSIONS = frozenset({Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS})
-
-NODE_HOOK_POINTS = {
-    NodeType.ATTENTION_HEAD: HookPoint.ATTN_QK_PROBS,
-    NodeType.MLP_NEURON: HookPoint.MLP_POST_ACT,
-    **{node_type: latents for node_type, (latents, _) in DICTIONARY_HOOK_POINTS.items()},
-}
-"""The nodes that can be ablated or traced, and the hook point whose cells they are."""
 
 LATENT_HOOK_POINTS = frozenset(latents for latents, _ in DICTIONARY_HOOK_POINTS.values())
 _PER_GROUP = frozenset({HookPoint.ATTN_K, HookPoint.ATTN_V})
@@ -33,7 +23,7 @@ def is_of_autoencoder(hook_point: HookPoint) -> bool:
 
 def hook_point_of_scalar(scalar: DerivedScalar) -> HookPoint | None:
     """The hook point that a derived scalar reads or, for numbers about latents, the latents themselves."""
-    shape = DERIVED_SCALARS[scalar]
+    shape = scalar.declared
     if shape.reads is not None:
         return shape.reads
     return NODE_HOOK_POINTS[shape.node_type] if Dimension.AUTOENCODER_LATENTS in shape.dimensions else None
@@ -66,13 +56,19 @@ def specific_hook_point(hook_point: HookPoint, info: ModelInfo) -> HookPoint:
 
 def hook_point_axes(hook_point: HookPoint, info: ModelInfo, n_tokens: int) -> tuple[int, ...]:
     """Lengths of a hook point's axes; its autoencoder must be loaded."""
-    return tuple(_length(one, hook_point, info, n_tokens) for one in HOOK_POINT_SHAPES[hook_point].dimensions)
+    return tuple(_length(one, hook_point, info, n_tokens) for one in hook_point.dimensions)
 
 
 def scalar_axes(scalar: DerivedScalar, info: ModelInfo, n_tokens: int) -> tuple[int, ...]:
     """Lengths of a derived scalar's axes; its autoencoder must be loaded."""
     hook_point = hook_point_of_scalar(scalar)
-    return tuple(_length(one, hook_point, info, n_tokens) for one in DERIVED_SCALARS[scalar].dimensions)
+    return tuple(_length(one, hook_point, info, n_tokens) for one in scalar.declared.dimensions)
+
+
+def n_cells(scalar: DerivedScalar, info: ModelInfo, n_tokens: int) -> int:
+    """Numbers of a derived scalar in all layers; its autoencoder must be loaded."""
+    n_layers = info.n_layers if scalar.declared.is_per_layer else 1
+    return n_layers * math.prod(scalar_axes(scalar, info, n_tokens))
 
 
 def _length(dimension: Dimension, hook_point: HookPoint | None, info: ModelInfo, n_tokens: int) -> int:

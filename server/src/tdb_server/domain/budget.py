@@ -45,13 +45,7 @@ class Budget:
         Raises:
             OverLimit: there is no room for them.
         """
-        self.check(caller, n_bytes)
-        self._held[caller] += n_bytes
-
-    def check(self, caller: str, n_bytes: int) -> None:
-        """Whether there would be room for bytes; raises as `take`."""
-        room = self._max_bytes - self.n_bytes - n_bytes
-        if self._held[caller] + n_bytes <= room:
+        if self.try_take(caller, n_bytes):
             return
         fits_alone = 2 * n_bytes <= self._max_bytes
         raise OverLimit(

@@ -1,10 +1,6 @@
 """What a call would cost, estimated from its shape before anything is computed.
 
-Activations: see `activation_cost.py`.
-
-Answers. Sums that keep two token axes have T² entries, those that keep one T; nodes and token lists are
-counted at the most there can be, and, for what is refused before it is computed, at the least
-(`tdb_server.domain.answer_bytes`).
+See `activation_cost.py` and `answer_bytes.py`.
 """
 
 from __future__ import annotations

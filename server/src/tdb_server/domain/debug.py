@@ -7,8 +7,8 @@ heads or latents) differs between requests; the four groups are always the same.
 
 from __future__ import annotations
 
-from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
-from tdb_server.domain.hook_point import DICTIONARY_HOOK_POINTS, HookPoint
+from tdb_server.domain.derived_scalar import DerivedScalar, GroupId, Measure
+from tdb_server.domain.hook_point import NODE_HOOK_POINTS, HookPoint
 from tdb_server.domain.node import NodeType, PassType
 from tdb_server.domain.requests import (
     AblationSpec,
@@ -32,40 +32,22 @@ from tdb_server.domain.requests import (
 
 N_OUTPUT_TOKENS = 100
 
-_EMBEDDING_SCALARS = {
-    GroupId.WRITE_NORM: DerivedScalar.RESID_POST_EMBEDDING_NORM,
-    GroupId.ACT_TIMES_GRAD: DerivedScalar.TOKEN_ATTRIBUTION,
-    GroupId.DIRECTION_WRITE: DerivedScalar.RESID_POST_EMBEDDING_PROJ_TO_FINAL_RESIDUAL_GRAD,
-    GroupId.ACTIVATION: DerivedScalar.ALWAYS_ONE,
+_GROUPS = {
+    GroupId.WRITE_NORM: (Measure.WRITE_NORM, Measure.VECTOR_NORM),
+    GroupId.ACT_TIMES_GRAD: (Measure.ACT_TIMES_GRAD, Measure.VECTOR_TIMES_GRAD),
+    GroupId.DIRECTION_WRITE: (Measure.DIRECT_EFFECT, Measure.VECTOR_EFFECT),
+    GroupId.ACTIVATION: (Measure.ACTIVATION, Measure.ONE),
 }
-_MLP_SCALARS = {
-    MlpComponent.NEURON: {
-        GroupId.WRITE_NORM: DerivedScalar.MLP_WRITE_NORM,
-        GroupId.ACT_TIMES_GRAD: DerivedScalar.MLP_ACT_TIMES_GRAD,
-        GroupId.DIRECTION_WRITE: DerivedScalar.MLP_WRITE_TO_FINAL_RESIDUAL_GRAD,
-        GroupId.ACTIVATION: DerivedScalar.MLP_POST_ACT,
-    },
-    MlpComponent.AUTOENCODER_LATENT: {
-        GroupId.WRITE_NORM: DerivedScalar.ONLINE_MLP_AUTOENCODER_WRITE_NORM,
-        GroupId.ACT_TIMES_GRAD: DerivedScalar.ONLINE_MLP_AUTOENCODER_ACT_TIMES_GRAD,
-        GroupId.DIRECTION_WRITE: DerivedScalar.ONLINE_MLP_AUTOENCODER_WRITE_TO_FINAL_RESIDUAL_GRAD,
-        GroupId.ACTIVATION: DerivedScalar.ONLINE_MLP_AUTOENCODER_LATENT,
-    },
+"""What each group measures of MLP and attention components, and of embeddings."""
+_MLP_HOOK_POINTS = {
+    MlpComponent.NEURON: HookPoint.MLP_POST_ACT,
+    MlpComponent.AUTOENCODER_LATENT: HookPoint.ONLINE_MLP_AUTOENCODER_LATENT,
 }
-_ATTENTION_SCALARS = {
-    AttentionComponent.ATTENTION_HEAD: {
-        GroupId.WRITE_NORM: DerivedScalar.UNFLATTENED_ATTN_WRITE_NORM,
-        GroupId.ACT_TIMES_GRAD: DerivedScalar.UNFLATTENED_ATTN_ACT_TIMES_GRAD,
-        GroupId.DIRECTION_WRITE: DerivedScalar.UNFLATTENED_ATTN_WRITE_TO_FINAL_RESIDUAL_GRAD,
-        GroupId.ACTIVATION: DerivedScalar.ATTN_QK_PROBS,
-    },
-    AttentionComponent.AUTOENCODER_LATENT: {
-        GroupId.WRITE_NORM: DerivedScalar.ONLINE_ATTENTION_AUTOENCODER_WRITE_NORM,
-        GroupId.ACT_TIMES_GRAD: DerivedScalar.ONLINE_ATTENTION_AUTOENCODER_ACT_TIMES_GRAD,
-        GroupId.DIRECTION_WRITE: DerivedScalar.ONLINE_ATTENTION_AUTOENCODER_WRITE_TO_FINAL_RESIDUAL_GRAD,
-        GroupId.ACTIVATION: DerivedScalar.ONLINE_ATTENTION_AUTOENCODER_LATENT,
-    },
+_ATTENTION_HOOK_POINTS = {
+    AttentionComponent.ATTENTION_HEAD: HookPoint.ATTN_QK_PROBS,
+    AttentionComponent.AUTOENCODER_LATENT: HookPoint.ONLINE_ATTENTION_AUTOENCODER_LATENT,
 }
+_SCALARS = {(one.declared.measure, one.declared.hook_point): one for one in DerivedScalar}
 
 HOLD_FINAL_NORM_SCALE = AblationSpec(
     ActivationIndex(HookPoint.RESID_LN_F_SCALE, None, (None, None), PassType.BACKWARD), 0.0
@@ -104,16 +86,9 @@ def node_ablation_spec(ablation: NodeAblation) -> AblationSpec:
     """
     node = ablation.node
     indices: tuple[int | None, ...] = node.tensor_indices
-    match node.node_type:
-        case NodeType.ATTENTION_HEAD:
-            attended_to = indices[1] if ablation.attended_to_token_only else None
-            hook_point, indices = HookPoint.ATTN_QK_PROBS, (indices[0], attended_to, indices[2])
-        case NodeType.MLP_NEURON:
-            hook_point = HookPoint.MLP_POST_ACT
-        case latent if latent.is_latent:
-            hook_point, _ = DICTIONARY_HOOK_POINTS[latent]
-        case other:
-            raise ValueError(f"nodes of type {other.value} cannot be ablated")
+    if node.node_type is NodeType.ATTENTION_HEAD and not ablation.attended_to_token_only:
+        indices = (indices[0], None, indices[2])
+    hook_point = NODE_HOOK_POINTS[node.node_type]
     return AblationSpec(ActivationIndex(hook_point, node.layer_index, indices), ablation.value)
 
 
@@ -150,9 +125,10 @@ def _processing(request: DebugSubRequest) -> dict[str, ProcessingSpec]:
 def _component_groups(
     mlp: MlpComponent, attention: AttentionComponent
 ) -> tuple[tuple[GroupId, tuple[DerivedScalar, ...]], ...]:
+    places = _MLP_HOOK_POINTS[mlp], _ATTENTION_HOOK_POINTS[attention]
     return tuple(
-        (group, (_EMBEDDING_SCALARS[group], _MLP_SCALARS[mlp][group], _ATTENTION_SCALARS[attention][group]))
-        for group in (GroupId.WRITE_NORM, GroupId.ACT_TIMES_GRAD, GroupId.DIRECTION_WRITE, GroupId.ACTIVATION)
+        (group, (_SCALARS[of_vectors, HookPoint.RESID_POST_EMB], *(_SCALARS[measure, one] for one in places)))
+        for group, (measure, of_vectors) in _GROUPS.items()
     )
 
 

@@ -1,6 +1,8 @@
 """Checks that an index points at something: a layer, a token, a component that the model has.
 
-Every check yields violations under the path of the field it was given, and knows nothing of the wire.
+Every check yields violations under the path of the field it was given, and knows nothing of the wire. Here
+and in the modules beside this one `info` is the model, and `n_tokens` those of the prompt; None where the
+prompt itself is refused.
 """
 
 from __future__ import annotations
@@ -8,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tdb_server.domain.axes import (
-    NODE_HOOK_POINTS,
     TOKEN_DIMENSIONS,
     autoencoders_of_hook_point,
     hook_point_axes,
     is_of_autoencoder,
 )
-from tdb_server.domain.hook_point import HOOK_POINT_SHAPES, HookPoint
+from tdb_server.domain.hook_point import NODE_HOOK_POINTS, HookPoint
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.node import NodeIndex, PassType
 from tdb_server.domain.reason import Reason
@@ -27,27 +28,55 @@ _PAIR_HOOK_POINTS = frozenset({HookPoint.ATTN_QK_LOGITS, HookPoint.ATTN_QK_PROBS
 def node_violations(
     node: NodeIndex, info: ModelInfo, n_tokens: int | None, path: str
 ) -> Iterator[FieldViolation]:
-    """What keeps a node from being one of the model. Its type must be one that can be ablated or traced.
-
-    Args:
-        node: the node.
-        info: the model.
-        n_tokens: tokens of the prompt; None where the prompt itself is refused.
-        path: the node's field.
-    """
+    """What keeps a node from being one of the model. Its type must be one that can be ablated or traced."""
     if node.pass_type is not PassType.FORWARD:
         yield FieldViolation(
             f"{path}.pass_type", "nodes are ablated and traced in the forward pass", Reason.FIELD_NOT_ALLOWED
         )
     index = ActivationIndex(NODE_HOOK_POINTS[node.node_type], node.layer_index, node.tensor_indices)
-    yield from _index_violations(index, info, n_tokens, path, f"{path}.node_type")
+    yield from activation_violations(index, info, n_tokens, path, named_by="node_type")
 
 
 def activation_violations(
-    index: ActivationIndex, info: ModelInfo, n_tokens: int | None, path: str
+    index: ActivationIndex,
+    info: ModelInfo,
+    n_tokens: int | None,
+    path: str,
+    named_by: str = "activation_location_type",
 ) -> Iterator[FieldViolation]:
-    """What keeps an activation index from pointing into the model; arguments as in `node_violations`."""
-    yield from _index_violations(index, info, n_tokens, path, f"{path}.activation_location_type")
+    """What keeps an index from pointing into the model; its field `named_by` names the hook point."""
+    hook_point, layer_index, tensor_indices = index.hook_point, index.layer_index, index.tensor_indices
+    place_path, layer_path = f"{path}.{named_by}", f"{path}.layer_index"
+    indices_path = f"{path}.tensor_indices"
+    wrong_layer = list(layer_violations(layer_index, hook_point.is_per_layer, info, layer_path))
+    yield from wrong_layer
+    known_layer = None if wrong_layer else layer_index
+    no_autoencoder = list(autoencoder_violations(hook_point, known_layer, info, place_path, layer_path))
+    yield from no_autoencoder
+
+    dimensions = hook_point.dimensions
+    if len(tensor_indices) != len(dimensions):
+        axes = ", ".join(dimension.value for dimension in dimensions)
+        yield FieldViolation(
+            indices_path,
+            f"{len(tensor_indices)} indices given; {len(dimensions)} are needed ({axes})",
+            Reason.WRONG_NUMBER_OF_INDICES,
+        )
+        return
+    is_of_unknown_size = any(one.field == place_path for one in no_autoencoder)
+    sizes = None if is_of_unknown_size else hook_point_axes(hook_point, info, n_tokens or 0)
+    out_of_range = False
+    for i, (cell, dimension) in enumerate(zip(tensor_indices, dimensions, strict=True)):
+        if cell is None:
+            continue
+        is_token = dimension in TOKEN_DIMENSIONS
+        size = None if sizes is None or (is_token and n_tokens is None) else sizes[i]
+        what = "token" if is_token else dimension.value.removesuffix("s").replace("_", " ")
+        for violation in range_violations(cell, size, what, f"{indices_path}[{i}]"):
+            out_of_range = True
+            yield violation
+    if hook_point in _PAIR_HOOK_POINTS and not out_of_range:
+        yield from _masked_cell(tensor_indices, indices_path)
 
 
 def layer_violations(
@@ -73,9 +102,7 @@ def autoencoder_violations(
     """An autoencoder that is not loaded, not for that layer, or not said which.
 
     Args:
-        hook_point: the hook point that may need an autoencoder.
         layer_index: the layer; None for every layer.
-        info: the model.
         named_by: the field that names the hook point.
         layer_path: the field of the layer.
     """
@@ -108,9 +135,7 @@ def range_violations(index: int, size: int | None, what: str, path: str) -> Iter
     """An index below 0 or past the end; a size of None is not known."""
     if index < 0:
         yield FieldViolation(
-            path,
-            f"{what} {index} is negative; indices are counted from 0",
-            Reason.TENSOR_INDEX_OUT_OF_RANGE,
+            path, f"{what} {index} is negative; indices are counted from 0", Reason.TENSOR_INDEX_OUT_OF_RANGE
         )
     elif size is not None and index >= size:
         yield FieldViolation(
@@ -118,44 +143,6 @@ def range_violations(index: int, size: int | None, what: str, path: str) -> Iter
             f"there is no {what} {index}; there are {size}, counted from 0",
             Reason.TENSOR_INDEX_OUT_OF_RANGE,
         )
-
-
-def _index_violations(
-    index: ActivationIndex, info: ModelInfo, n_tokens: int | None, path: str, named_by: str
-) -> Iterator[FieldViolation]:
-    hook_point, layer_index, tensor_indices = index.hook_point, index.layer_index, index.tensor_indices
-    layer_path, indices_path = f"{path}.layer_index", f"{path}.tensor_indices"
-    wrong_layer = list(
-        layer_violations(layer_index, HOOK_POINT_SHAPES[hook_point].is_per_layer, info, layer_path)
-    )
-    yield from wrong_layer
-    known_layer = None if wrong_layer else layer_index
-    no_autoencoder = list(autoencoder_violations(hook_point, known_layer, info, named_by, layer_path))
-    yield from no_autoencoder
-
-    dimensions = HOOK_POINT_SHAPES[hook_point].dimensions
-    if len(tensor_indices) != len(dimensions):
-        axes = ", ".join(dimension.value for dimension in dimensions)
-        yield FieldViolation(
-            indices_path,
-            f"{len(tensor_indices)} indices given; {len(dimensions)} are needed ({axes})",
-            Reason.WRONG_NUMBER_OF_INDICES,
-        )
-        return
-    is_of_unknown_size = any(one.field == named_by for one in no_autoencoder)
-    sizes = None if is_of_unknown_size else hook_point_axes(hook_point, info, n_tokens or 0)
-    out_of_range = False
-    for i, (cell, dimension) in enumerate(zip(tensor_indices, dimensions, strict=True)):
-        if cell is None:
-            continue
-        is_token = dimension in TOKEN_DIMENSIONS
-        size = None if sizes is None or (is_token and n_tokens is None) else sizes[i]
-        what = "token" if is_token else dimension.value.removesuffix("s").replace("_", " ")
-        for violation in range_violations(cell, size, what, f"{indices_path}[{i}]"):
-            out_of_range = True
-            yield violation
-    if hook_point in _PAIR_HOOK_POINTS and not out_of_range:
-        yield from _masked_cell(tensor_indices, indices_path)
 
 
 def _masked_cell(tensor_indices: tuple[int | None, ...], path: str) -> Iterator[FieldViolation]:

@@ -38,7 +38,7 @@ class Site(Enum):
     @property
     def hook_point(self) -> HookPoint:
         """Where the dictionary writes."""
-        return _WRITTEN[self]
+        return HookPoint.RESID_DELTA_MLP if self is Site.MLP_TRANSCODER else HookPoint[self.name]
 
     @property
     def read_hook_points(self) -> tuple[HookPoint, ...]:
@@ -63,15 +63,6 @@ class Site(Enum):
         return DICTIONARY_HOOK_POINTS[self.node_type][1]
 
 
-_WRITTEN = {
-    Site.MLP_POST_ACT: HookPoint.MLP_POST_ACT,
-    Site.RESID_DELTA_MLP: HookPoint.RESID_DELTA_MLP,
-    Site.RESID_DELTA_ATTN: HookPoint.RESID_DELTA_ATTN,
-    Site.ATTN_V_OUT: HookPoint.ATTN_V_OUT,
-    Site.RESID_POST_ATTN: HookPoint.RESID_POST_ATTN,
-    Site.RESID_POST_MLP: HookPoint.RESID_POST_MLP,
-    Site.MLP_TRANSCODER: HookPoint.RESID_DELTA_MLP,
-}
 _NODE_TYPES = {
     Site.MLP_POST_ACT: NodeType.MLP_AUTOENCODER_LATENT,
     Site.RESID_DELTA_MLP: NodeType.MLP_AUTOENCODER_LATENT,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tdb_server.domain.axes import hook_point_of_scalar, scalar_axes, specific_hook_point
-from tdb_server.domain.derived_scalar import DERIVED_SCALARS, DerivedScalar
+from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.index_validation import autoencoder_violations, layer_violations, range_violations
 from tdb_server.domain.limits import Limits
@@ -84,7 +84,7 @@ class ProcessingCheck:
         yield from kind_violations(spec, path)
 
     def _derived_scalars(self, spec: DerivedScalarsSpec, path: str) -> Iterator[FieldViolation]:
-        scalar, shape = spec.derived_scalar, DERIVED_SCALARS[spec.derived_scalar]
+        scalar, shape = spec.derived_scalar, spec.derived_scalar.declared
         scalar_path, layer_path = f"{path}.derived_scalar_type", f"{path}.layer_index"
         if len(shape.dimensions) != 2 or scalar is _TO_LATENT:
             yield self._does_not_fit(scalar, scalar_path, "it is not one number per token and component")
@@ -108,7 +108,7 @@ class ProcessingCheck:
     def _derived_attention_scalars(
         self, spec: DerivedAttentionScalarsSpec, path: str
     ) -> Iterator[FieldViolation]:
-        scalar, shape = spec.derived_scalar, DERIVED_SCALARS[spec.derived_scalar]
+        scalar, shape = spec.derived_scalar, spec.derived_scalar.declared
         scalar_path, layer_path = f"{path}.derived_scalar_type", f"{path}.layer_index"
         if scalar is not _TO_LATENT and shape.dimensions != _PAIRS_AND_HEAD:
             yield self._does_not_fit(scalar, scalar_path, "it is not one number per token pair and head")
@@ -152,11 +152,11 @@ class ProcessingCheck:
         hook_point = hook_point_of_scalar(scalar)
         if hook_point is not None:
             yield from autoencoder_violations(hook_point, layer_index, self.info, scalar_path, layer_path)
-        if pass_type is PassType.BACKWARD and not DERIVED_SCALARS[scalar].has_backward_pass:
+        if pass_type is PassType.BACKWARD and not scalar.declared.has_backward_pass:
             yield self._does_not_fit(
                 scalar, scalar_path, "it has no gradient of its own, so no backward pass"
             )
-        elif DERIVED_SCALARS[scalar].needs_objective(pass_type) and not self.has_objective:
+        elif scalar.declared.needs_objective(pass_type) and not self.has_objective:
             yield FieldViolation(
                 scalar_path,
                 f"{scalar.value} needs gradients; give a loss or a trace",

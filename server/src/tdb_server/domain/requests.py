@@ -6,6 +6,7 @@ sub-request into a general one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -144,6 +145,12 @@ class MultipleTopKSpec:
     pass_type: PassType = PassType.FORWARD
     dimensions_to_keep: tuple[Dimension, ...] | None = None
     first_layer_index: int | None = None
+
+    @property
+    def chosen(self) -> Iterator[tuple[DerivedScalar, int]]:
+        """Each derived scalar, with the most nodes that it chooses."""
+        for group, scalars in self.groups:
+            yield from ((one, self.top_and_bottom_k * (2 if group.has_bottom else 1)) for one in scalars)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from tdb_server.domain.axes import LATENT_HOOK_POINTS, specific_hook_point
-from tdb_server.domain.derived_scalar import DERIVED_SCALARS, DerivedScalar
+from tdb_server.domain.axes import specific_hook_point
+from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.index_validation import activation_violations
 from tdb_server.domain.model_info import ModelInfo
@@ -32,7 +32,7 @@ def kind_violations(spec: MultipleTopKSpec, path: str) -> Iterator[FieldViolatio
                     f"the group has another derived scalar for nodes of type {kind[0].value}",
                     Reason.DERIVED_SCALAR_DOES_NOT_FIT,
                 )
-            kinds[kind] = DERIVED_SCALARS[scalar].dimensions
+            kinds[kind] = scalar.declared.dimensions
         if first is None:
             first = kinds
         elif kinds != first:
@@ -45,7 +45,7 @@ def kind_violations(spec: MultipleTopKSpec, path: str) -> Iterator[FieldViolatio
 
 def kind_of(scalar: DerivedScalar) -> Kind:
     """The kind of node that a derived scalar is a number of."""
-    shape = DERIVED_SCALARS[scalar]
+    shape = scalar.declared
     return shape.node_type, shape.is_per_layer
 
 
@@ -54,10 +54,7 @@ def dependency_violations(
 ) -> Iterator[FieldViolation]:
     """A spec that depends on one which is not there, or which ranks no nodes.
 
-    Args:
-        depends_on: the name it depends on.
-        specs: the sub-request's specs by name; None for one that was refused already.
-        path: the field with the name.
+    Of the sub-request's specs, by name, those that were refused already are None.
     """
     if not depends_on:
         yield FieldViolation(path, "name the multiple_top_k spec it depends on", Reason.FIELD_REQUIRED)
@@ -73,9 +70,7 @@ def dependency_violations(
         )
 
 
-def difference_violations(
-    rankings: Sequence[tuple[str, str, MultipleTopKSpec]],
-) -> Iterator[FieldViolation]:
+def difference_violations(rankings: Sequence[tuple[str, str, MultipleTopKSpec]]) -> Iterator[FieldViolation]:
     """Rankings of one name whose nodes cannot be joined across the sub-requests of a call.
 
     Args:
@@ -95,15 +90,8 @@ def difference_violations(
 def within_layer_gradient_violations(
     index: ActivationIndex, info: ModelInfo, n_tokens: int | None, path: str
 ) -> Iterator[FieldViolation]:
-    """What keeps an index from naming one attention latent at every token.
-
-    Args:
-        index: the latent.
-        info: the model.
-        n_tokens: tokens of the prompt; None where the prompt itself is refused.
-        path: the index's field.
-    """
-    if index.hook_point not in LATENT_HOOK_POINTS:
+    """What keeps an index from naming one attention latent at every token."""
+    if not index.hook_point.node_type.is_latent:
         yield FieldViolation(
             f"{path}.activation_location_type", "must be a hook point of latents", Reason.FIELD_NOT_ALLOWED
         )

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tdb_server.domain.axes import NODE_HOOK_POINTS, specific_node_type
+from tdb_server.domain.axes import specific_node_type
+from tdb_server.domain.hook_point import NODE_HOOK_POINTS
 from tdb_server.domain.index_validation import node_violations
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.node import NodeType
@@ -23,15 +24,7 @@ _V = AttentionTraceType.V
 def trace_violations(
     trace: Trace, info: ModelInfo, n_tokens: int | None, path: str, downstream_path: str
 ) -> Iterator[FieldViolation]:
-    """What keeps a trace from being an objective.
-
-    Args:
-        trace: the trace, with its downstream node.
-        info: the model.
-        n_tokens: tokens of the prompt; None where the prompt itself is refused.
-        path: the trace's field.
-        downstream_path: the downstream node's field.
-    """
+    """What keeps a trace, with the downstream node under a path of its own, from being an objective."""
     upstream = list(_single_trace_violations(trace, info, n_tokens, path))
     yield from upstream
     if trace.downstream is None:
@@ -62,26 +55,20 @@ def trace_violations(
         yield from _order_violations(trace, trace.downstream, info, downstream_path)
 
 
-def node_type_violations(node_type: NodeType, path: str) -> Iterator[FieldViolation]:
-    """A type of node that cannot be an objective."""
-    if node_type not in NODE_HOOK_POINTS:
-        yield FieldViolation(
-            path,
-            f"nodes of type {node_type.value} cannot be traced; neurons, attention heads and latents can",
-            Reason.NODE_NOT_TRACEABLE,
-        )
-
-
 def _single_trace_violations(
     trace: Trace, info: ModelInfo, n_tokens: int | None, path: str
 ) -> Iterator[FieldViolation]:
-    node = trace.node
-    not_traceable = list(node_type_violations(node.node_type, f"{path}.node_index.node_type"))
-    yield from not_traceable
-    if not not_traceable:
+    node, node_type = trace.node, trace.node.node_type
+    if node_type in NODE_HOOK_POINTS:
         yield from node_violations(node, info, n_tokens, f"{path}.node_index")
+    else:
+        yield FieldViolation(
+            f"{path}.node_index.node_type",
+            f"nodes of type {node_type.value} cannot be traced; neurons, attention heads and latents can",
+            Reason.NODE_NOT_TRACEABLE,
+        )
     type_path = f"{path}.attention_trace_type"
-    if node.node_type is NodeType.ATTENTION_HEAD:
+    if node_type is NodeType.ATTENTION_HEAD:
         if trace.attention_trace_type is None:
             yield FieldViolation(
                 type_path,
@@ -91,7 +78,7 @@ def _single_trace_violations(
     elif trace.attention_trace_type is not None:
         yield FieldViolation(
             type_path,
-            f"only attention heads have one, not a {node.node_type.value}",
+            f"only attention heads have one, not a {node_type.value}",
             Reason.ATTENTION_TRACE_TYPE_NOT_ALLOWED,
         )
     if trace.attention_trace_type is _V and trace.post_act:

@@ -23,9 +23,8 @@ from tdb_server.domain.results import (
     ProcessingResult,
 )
 from tdb_server.engine.components import derived_attention_scalars, derived_scalars
-from tdb_server.engine.inputs import Inputs
 from tdb_server.engine.nodes import NodeTable, derive, look_ups, top_k_results, union_of_nodes
-from tdb_server.engine.passes import Cache, Gradients, Model
+from tdb_server.engine.passes import Gradients
 from tdb_server.engine.plan import Plan
 from tdb_server.engine.rank_tokens import TokenRanker
 from tdb_server.engine.rows import Rows
@@ -33,7 +32,6 @@ from tdb_server.engine.stage_clock import StageClock
 from tdb_server.engine.token_lists import TokenLists, ToScore, nodes_of_calls, token_lists
 from tdb_server.engine.token_pairs import token_pair_attribution
 from tdb_server.engine.transfers import Array, download, upload
-from tdb_server.model.precomputed import Precomputed
 
 Event = tuple[str, CallEvent]
 _THERE_ALREADY = (MultipleTopKSpec,)
@@ -67,18 +65,15 @@ class Answers:
         check_cancelled: ends the work of the batch when nobody wants it any more.
     """
 
-    model: Model
-    precomputed: Precomputed
-    ranker: TokenRanker
     plan: Plan
-    inputs: Inputs
+    ranker: TokenRanker
     clock: StageClock
     is_wanted: Callable[[str], bool]
     check_cancelled: Callable[[], None]
 
-    def ranked_logits(self, cache: Cache) -> Ranked:
-        """The rankings that need the forward pass's logits alone."""
-        found = self._top_k(self._groups(cache, None), None, [], [{} for _ in self.plan.calls])
+    def ranked_logits(self, everything: Rows) -> Ranked:
+        """The rankings that need the forward pass's logits alone. Of all rows, before the backward pass."""
+        found = self._top_k(everything, self._groups(everything), [], [{} for _ in self.plan.calls])
         self.clock.end("derive")
         return found
 
@@ -88,13 +83,10 @@ class Answers:
             for one in self._named(_THERE_ALREADY, call_index, [], found, []):
                 yield call.call_id, one
 
-    def others(self, cache: Cache, gradients: Gradients, logits: Ranked) -> Iterator[Event]:
+    def others(self, everything: Rows, gradients: Gradients, logits: Ranked) -> Iterator[Event]:
         """Everything else: objectives, top nodes, single components, and what depends on the nodes."""
-        groups = self._groups(cache, gradients)
-        n_rows = len(self.plan.rows)
-        everything = groups[0] if len(groups) == 1 else self._rows(cache, gradients, slice(0, n_rows))
-        objectives = [gradients.losses, *gradients.traced]
-        found = self._top_k(groups, everything, objectives, logits.tables)
+        groups = self._groups(everything)
+        found = self._top_k(everything, groups, [gradients.losses, *gradients.traced], logits.tables)
         losses, *of_traces = found.more
         traced = {
             row: float(value)
@@ -123,28 +115,26 @@ class Answers:
             self.clock.end("score")
             yield call.call_id, Finished()
 
-    def _groups(self, cache: Cache, gradients: Gradients | None) -> list[Rows]:
-        return [self._rows(cache, gradients, group.rows) for group in self.plan.groups]
-
-    def _rows(self, cache: Cache, gradients: Gradients | None, rows: slice) -> Rows:
-        layers = range(self.model.decoder.config.n_layers)
-        return Rows(self.model, self.precomputed, self.plan, self.inputs, cache, gradients, rows, layers)
+    def _groups(self, everything: Rows) -> list[Rows]:
+        if len(self.plan.groups) == 1:  # what is made of all rows is made once
+            return [everything]
+        return [everything.part(group.rows) for group in self.plan.groups]
 
     def _top_k(
         self,
+        everything: Rows,
         groups: Sequence[Rows],
-        everything: Rows | None,
         more: Sequence[Tensor],
         known: Sequence[dict[str, NodeTable]],
     ) -> Ranked:
         """Every multiple top-k of every row: one copy to the device and one to the host.
 
         Args:
-            everything: all rows after the backward pass; None before it, when logits alone are ranked.
+            everything: all rows; before the backward pass, logits alone are ranked.
             more: what else is brought to the host.
             known: tables of each call that there are already.
         """
-        plan, only_logits = self.plan, everything is None
+        plan, only_logits = self.plan, everything.backward is None
         pairs = list(zip(plan.groups, groups, strict=True))
         derived = derive(plan, pairs, only_logits=only_logits, check_cancelled=self.check_cancelled)
         calls = range(len(plan.calls))
@@ -155,10 +145,10 @@ class Answers:
         to_score = [
             one
             for own in ([] if only_logits else together)
-            for one in nodes_of_calls(plan, self.model, own, all_tables)
+            for one in nodes_of_calls(plan, everything.model, own, all_tables)
         ]
         on_device = [*looked_up.arrays, *(array for one in to_score for array in one.arrays)]
-        uploaded = iter(upload(on_device, self.model.decoder.device))
+        uploaded = iter(upload(on_device, everything.model.decoder.device))
         values = looked_up.values([next(uploaded) for _ in looked_up.arrays])
         sums = [total for one in derived for total in one.sums.values()]
         on_host = download([*values, *sums, *more])

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from tdb_server.domain.derived_scalar import DERIVED_SCALARS, DerivedScalar, Measure
+from tdb_server.domain.derived_scalar import DerivedScalar, Measure
 from tdb_server.domain.node import Dimension, NodeIndex, Nodes, NodeType, PassType
 from tdb_server.domain.requests import DerivedAttentionScalarsSpec, DerivedScalarsSpec
 from tdb_server.domain.results import (
@@ -28,7 +28,7 @@ def derived_scalars(
     rows: Rows, row: int, spec: DerivedScalarsSpec, ranker: TokenRanker
 ) -> DerivedScalarsResult:
     """One component's derived scalar at every token, and the tokens of its direction."""
-    declared = DERIVED_SCALARS[spec.derived_scalar]
+    declared = spec.derived_scalar.declared
     if spec.layer_index is not None:
         rows = rows.of_layer(spec.layer_index)
     product = product_of(rows, spec.derived_scalar, spec.pass_type)
@@ -75,7 +75,7 @@ def _top_tokens(
     `first` [1] is its activation there. For a read direction, the input tokens that feed it. None where what
     a unit of activation writes depends on the prompt.
     """
-    declared, decoder, n_tokens = DERIVED_SCALARS[spec.derived_scalar], rows.model.decoder, spec.n_top_tokens
+    declared, decoder, n_tokens = spec.derived_scalar.declared, rows.model.decoder, spec.n_top_tokens
     if n_tokens is None:
         return None
     if declared.measure is Measure.VOCABULARY_READ:

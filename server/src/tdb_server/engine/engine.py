@@ -21,6 +21,7 @@ from tdb_server.engine.passes import Model, backward, forward, zero_padding
 from tdb_server.engine.plan import plan_batch
 from tdb_server.engine.preparation import preparation
 from tdb_server.engine.rank_tokens import TokenRanker
+from tdb_server.engine.rows import Rows
 from tdb_server.engine.stage_clock import StageClock
 from tdb_server.errors import Cancelled
 from tdb_server.model.autoencoder import Autoencoder
@@ -111,11 +112,12 @@ class Engine:
         try:
             plan = plan_batch(calls, self.autoencoders)
             inputs = Inputs(plan, self.decoder.device)
-            made_of = (model, self._precomputed, self._ranker, plan, inputs)
-            answers = Answers(*made_of, clock, is_wanted, check_cancelled)
+            answers = Answers(plan, self._ranker, clock, is_wanted, check_cancelled)
             cache, graph = forward(model, plan, inputs, check_cancelled)
             clock.end("forward")
-            logits = answers.ranked_logits(cache)
+            batch, layers = slice(0, len(plan.rows)), range(len(self.decoder.blocks))
+            rows = Rows(model, self._precomputed, plan, inputs, cache, None, batch, layers)
+            logits = answers.ranked_logits(rows)
             for call_id, event in answers.logits(logits):
                 if is_wanted(call_id):
                     yield call_id, event
@@ -124,7 +126,7 @@ class Engine:
             del graph  # which holds all that the way back needed
             zero_padding(cache, inputs)
             clock.end("backward")
-            for call_id, event in answers.others(cache, gradients, logits):
+            for call_id, event in answers.others(rows.after(gradients), gradients, logits):
                 if is_wanted(call_id):
                     if isinstance(event, Finished):
                         event = Finished(clock.seconds(), peak_memory_bytes(self.decoder.device))

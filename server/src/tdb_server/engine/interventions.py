@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdb_server.domain.hook_point import HOOK_POINT_SHAPES, HookPoint
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import PassType
 from tdb_server.domain.requests import AblationSpec
 
@@ -51,7 +51,7 @@ class Intervention:
     @property
     def is_of_latents(self) -> bool:
         """Whether its cells are latents."""
-        return HOOK_POINT_SHAPES[self.hook_point].node_type.is_latent
+        return self.hook_point.node_type.is_latent
 
     @property
     def alone(self) -> Intervention:

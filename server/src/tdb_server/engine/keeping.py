@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tdb_server.domain.axes import is_of_autoencoder
-from tdb_server.domain.derived_scalar import DERIVED_SCALARS, DerivedScalar, Measure
+from tdb_server.domain.derived_scalar import DerivedScalar, Measure
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import NodeType, PassType
@@ -64,7 +64,7 @@ def scalars_of(spec: MultipleTopKSpec) -> list[DerivedScalar]:
 def _kept_for_scalar(
     scalar: DerivedScalar, pass_type: PassType, autoencoders: Sequence[Autoencoder]
 ) -> Iterator[tuple[Kept, bool]]:
-    declared = DERIVED_SCALARS[scalar]
+    declared = scalar.declared
     hook_point, measure = declared.hook_point, declared.measure
     gradient = pass_type is PassType.BACKWARD or measure in _TIMES_GRADIENT
     if hook_point is None or measure is Measure.ONE:
@@ -95,4 +95,4 @@ def _node_types(sub_request: InferenceSubRequest, name: str) -> set[NodeType]:
     spec = sub_request.processing[name]
     if not isinstance(spec, MultipleTopKSpec):
         raise TypeError(f"{name} is not a multiple top-k")
-    return {DERIVED_SCALARS[scalar].node_type for scalar in scalars_of(spec)}
+    return {scalar.declared.node_type for scalar in scalars_of(spec)}

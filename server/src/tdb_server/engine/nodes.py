@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tdb_server.domain.derived_scalar import DERIVED_SCALARS, DerivedScalar
+from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.node import Dimension, NodeIndex, Nodes, NodeType, PassType
 from tdb_server.domain.requests import MultipleTopKSpec
 from tdb_server.domain.results import GroupResult, LabelledArray, MultipleTopKResult
@@ -69,7 +69,7 @@ def derive(
     Raises:
         Cancelled: as `check_cancelled`, which is asked between parts.
     """
-    found, waiting = [], []
+    waiting = []
     for group, scalars in groups:
         rankings, sums = group.rankings(only_logits=only_logits), group.sums(only_logits=only_logits)
         wanted = {(one.scalar, one.pass_type): None for one in rankings}
@@ -85,14 +85,18 @@ def derive(
                 _go_through(
                     plan, group, product, part, {one: tops[one] for one in own_tops}, own_sums, totals
                 )
-        found.append(Derived(products, {}, totals))
-        waiting.append(tops)
-    tensors = [tensor for tops in waiting for top in tops.values() for tensor in top.tensors()]
-    arrays = iter(download(tensors))
-    for derived, tops in zip(found, waiting, strict=True):
-        for ranking, top in tops.items():
-            derived.best[ranking] = top.best([next(arrays) for _ in top.tensors()])
-    return found
+        waiting.append((products, tops, totals))
+    arrays = iter(
+        download([tensor for _, tops, _ in waiting for top in tops.values() for tensor in top.tensors()])
+    )
+    return [
+        Derived(
+            products,
+            {one: top.best([next(arrays) for _ in top.tensors()]) for one, top in tops.items()},
+            totals,
+        )
+        for products, tops, totals in waiting
+    ]
 
 
 def _top_nodes(plan: Plan, group: Group, product: Product, ranking: Ranking) -> TopNodes:
@@ -210,7 +214,7 @@ def union_of_nodes(
 def _nodes(scalar: DerivedScalar, best: Sequence[BestNodes], row: int, k: int) -> Iterator[NodeIndex]:
     if not best:  # all layers are left out
         return
-    node_type = DERIVED_SCALARS[scalar].node_type
+    node_type = scalar.declared.node_type
     for layer, *indices in best[row].first(k).tolist():
         yield NodeIndex(node_type, None if layer < 0 else layer, tuple(indices))
 
@@ -341,7 +345,7 @@ def _want(
                 own = by_scalar.setdefault((scalar, ranked_pass(spec, scalar)), [])
                 own += [(row, name, place) for row in range(group.start, group.stop)]
     for (scalar, pass_type), asked in by_scalar.items():
-        declared, product = DERIVED_SCALARS[scalar], derived.products[scalar, pass_type]
+        declared, product = scalar.declared, derived.products[scalar, pass_type]
         node_type = declared.node_type, len(declared.dimensions)
         asked = [one for one in asked if node_type in tables[plan.rows[one[0]].call_index][one[1]].by_type]
         if not asked:

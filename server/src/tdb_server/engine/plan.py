@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from tdb_server.domain.call import Call
-from tdb_server.domain.derived_scalar import DERIVED_SCALARS, DerivedScalar, GroupId
+from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import Dimension, NodeType, PassType
@@ -247,12 +247,12 @@ def rankings_of(name: str, spec: MultipleTopKSpec, group: GroupId, scalar: Deriv
 
 def ranked_pass(spec: MultipleTopKSpec, scalar: DerivedScalar) -> PassType:
     """The pass whose numbers are ranked, and told of each node."""
-    return spec.pass_type if DERIVED_SCALARS[scalar].is_previous_layer else PassType.FORWARD
+    return spec.pass_type if scalar.declared.is_previous_layer else PassType.FORWARD
 
 
 def summing_of(spec: MultipleTopKSpec, scalar: DerivedScalar) -> Summing:
     """The sum that a spec wants: a hook point read backward adds its gradients to its activations."""
-    declared = DERIVED_SCALARS[scalar]
+    declared = scalar.declared
     kept = spec.dimensions_to_keep or TOKEN_DIMENSIONS
     keep = tuple(one for one in declared.dimensions if one in kept)
     if declared.reads is None or spec.pass_type is PassType.FORWARD:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from tdb_server.domain.hook_point import HOOK_POINT_SHAPES, HookPoint
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import Dimension, NodeType, PassType
 from tdb_server.engine.inputs import Inputs
 from tdb_server.engine.interventions import HEAD_HOOK_POINTS, PAIR_HOOK_POINTS, Intervention
@@ -49,6 +49,14 @@ class Rows:
     rows: slice
     layers: Sequence[int]
     _made: dict[object, Any] = field(default_factory=dict)
+
+    def part(self, rows: slice) -> Rows:
+        """Some rows of the batch."""
+        return replace(self, rows=rows, _made={})
+
+    def after(self, backward: Gradients) -> Rows:
+        """The same after the backward pass."""
+        return replace(self, backward=backward, _made={})
 
     def of_layer(self, layer_index: int) -> Rows:
         """The same rows for what is asked of one layer: nothing of others is computed."""
@@ -94,7 +102,7 @@ class Rows:
 
     def values(self, hook_point: HookPoint, pass_type: PassType = PassType.FORWARD) -> Layers:
         """The same in every layer."""
-        layers = self.layers if HOOK_POINT_SHAPES[hook_point].is_per_layer else (None,)
+        layers = self.layers if hook_point.is_per_layer else (None,)
         return self.once(
             (hook_point, pass_type),
             lambda: Layers([self.at_layer(hook_point, one, pass_type) for one in layers]),
@@ -218,7 +226,7 @@ def of_each(compute: Callable[..., Tensor], *factors: Layers) -> Layers:
 
 def axes_of(hook_point: HookPoint) -> tuple[Dimension, ...]:
     """A hook point's axes as they are laid out in a pass."""
-    dimensions = HOOK_POINT_SHAPES[hook_point].dimensions
+    dimensions = hook_point.dimensions
     if hook_point in PAIR_HOOK_POINTS:
         query, key, head = dimensions
         return head, query, key

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tdb_server.domain.axes import is_of_autoencoder
-from tdb_server.domain.derived_scalar import DERIVED_SCALARS, Declaration, DerivedScalar, Measure
+from tdb_server.domain.derived_scalar import Declaration, DerivedScalar, Measure
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import Dimension, PassType
 from tdb_server.engine.interventions import PAIR_HOOK_POINTS
@@ -32,7 +32,7 @@ from tdb_server.engine.rows import Rows, axes_of, of_each
 
 def product_of(rows: Rows, scalar: DerivedScalar, pass_type: PassType = PassType.FORWARD) -> Product:
     """A derived scalar of all layers that have it; with the backward pass, the gradients instead."""
-    declared = DERIVED_SCALARS[scalar]
+    declared = scalar.declared
     hook_point = declared.hook_point
     if declared.measure is Measure.VOCABULARY_READ:
         return product_at_all_tokens(rows, declared, [Layers([vocabulary_reads(rows)])], declared.dimensions)

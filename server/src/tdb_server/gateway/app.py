@@ -7,7 +7,6 @@ service is called inside this process, so that checks, limits and queue are thos
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,82 +17,87 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from transformer_debugger.v1.model_service_pb2 import ModelInfo
-from transformer_debugger.v1.transformer_debugger_service_pb2 import (
-    DebugRequest,
-    DebugResponse,
-    InferRequest,
-    InferResponse,
-)
+from transformer_debugger.v1.model_service_pb2 import GetModelInfoRequest
+from transformer_debugger.v1.model_service_pb2_grpc import ModelServiceServicer
+from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import TransformerDebuggerServiceServicer
 
 from tdb_server.gateway.http_calls import JSON, Answer, Endpoint, HttpCalls
-from tdb_server.gateway.json_processing import SINGLE_SPECS
-from tdb_server.gateway.json_requests import debug_request, infer_request, single_infer_request
+from tdb_server.gateway.json_requests import SINGLE_SPECS, debug_request, infer_request, single_infer_request
 from tdb_server.gateway.json_responses import batched_response, model_info_response, single_response
 from tdb_server.gateway.json_text import Body
 from tdb_server.gateway.openapi import WITHOUT_BODY, openapi_document
 from tdb_server.gateway.records import RECORD_ANSWERS
+from tdb_server.service.debugger_service import DebuggerService
 from tdb_server.service.http.host_check import AllowedHosts, HostCheck
+from tdb_server.service.http.listener import HttpListener
+from tdb_server.service.http.probes import Probes
+from tdb_server.service.parts import Parts
+
+RESPONSE_FACTOR = 8
+"""Times `max_response_bytes`, as HTTP clients have no streaming call to turn to, nor a limit of their own."""
 
 
-@dataclass(frozen=True, slots=True)
-class Backend:
-    """What answers: the same code that answers gRPC. All raise `TdbError`."""
+def http_server(parts: Parts) -> HttpListener:
+    """The gateway as a server on the settings' HTTP port, in front of the service of the same process."""
+    settings, security = parts.settings, parts.settings.security
+    debugger = DebuggerService(parts.calls, RESPONSE_FACTOR * settings.limits.max_response_bytes)
+    hosts = AllowedHosts(settings.host, security.allowed_hosts)
+    calls = HttpCalls(parts.guard, parts.threads, parts.memory, security.max_body_seconds)
+    application = Probes(create_gateway(debugger, parts.model, calls, hosts, parts.version), parts.is_ready)
+    tls = None if parts.tls is None else parts.tls.context()
+    return HttpListener(application, settings.host, settings.http_port or 0, security, tls)
 
-    debug: Callable[[DebugRequest], Awaitable[DebugResponse]]
-    infer: Callable[[InferRequest], Awaitable[InferResponse]]
-    model_info: Callable[[], Awaitable[ModelInfo]]
 
-
-def create_gateway(backend: Backend, calls: HttpCalls, hosts: AllowedHosts, server_version: str) -> HostCheck:
+def create_gateway(
+    debugger: TransformerDebuggerServiceServicer,
+    model: ModelServiceServicer,
+    calls: HttpCalls,
+    hosts: AllowedHosts,
+    server_version: str,
+) -> HostCheck:
     """The HTTP application.
 
     Args:
-        backend: what answers.
+        debugger: answers requests, as it answers gRPC's; raises `TdbError`.
+        model: says what is served; raises `TdbError`.
         calls: what is around every request.
         hosts: names that the server answers to, and whose pages may call.
         server_version: version of this software.
     """
 
-    async def debug(request: DebugRequest) -> Answer:
-        response = await backend.debug(request)
-        return Answer(batched_response(response), response.ByteSize())
+    def computed(read: Callable[[Any], Any], answer: Any, body_of: Callable[[Any], Body]) -> Endpoint:
+        async def answer_as_body(request: Any) -> Answer:
+            response = await answer(request, None)
+            return Answer(body_of(response), response.ByteSize())
 
-    async def infer(request: InferRequest) -> Answer:
-        response = await backend.infer(request)
-        return Answer(batched_response(response), response.ByteSize())
-
-    async def infer_single(request: InferRequest) -> Answer:
-        response = await backend.infer(request)
-        return Answer(single_response(response), response.ByteSize())
+        return Endpoint(read, answer_as_body, has_priority=True)
 
     async def model_info(_: Any) -> Answer:
-        return Answer(model_info_response(await backend.model_info()))
+        get_model_info: Any = model.GetModelInfo
+        response = await get_model_info(GetModelInfoRequest(), None)
+        return Answer(model_info_response(response.model_info))
 
     async def as_read(body: Body) -> Answer:
         return Answer(body)
 
     endpoints = {
-        "batched_tdb": Endpoint(debug_request, debug, has_priority=True),
-        "batched": Endpoint(infer_request, infer, has_priority=True),
+        "batched_tdb": computed(debug_request, debugger.Debug, batched_response),
+        "batched": computed(infer_request, debugger.Infer, batched_response),
         "model_info": Endpoint(lambda _: None, model_info, has_body=False),
         **{
-            name: Endpoint(partial(single_infer_request, name), infer_single, has_priority=True)
+            name: computed(partial(single_infer_request, name), debugger.Infer, single_response)
             for name in SINGLE_SPECS
         },
         **{name: Endpoint(read, as_read, name not in WITHOUT_BODY) for name, read in RECORD_ANSWERS.items()},
     }
     routes = [Route(f"/{name}", calls.at(endpoint), methods=["POST"]) for name, endpoint in endpoints.items()]
-    document = openapi_document(server_version)
     routes += [
         Route("/", _constant({"name": "transformer-debugger", "documentation": "/openapi.json"})),
-        Route("/openapi.json", _constant(document)),
+        Route("/openapi.json", _constant(openapi_document(server_version))),
     ]
+    methods = ["GET", "POST"]
     cors = Middleware(
-        CORSMiddleware,
-        allow_origin_regex=hosts.origins,
-        allow_methods=["GET", "POST"],
-        allow_headers=["*"],
+        CORSMiddleware, allow_origin_regex=hosts.origins, allow_methods=methods, allow_headers=["*"]
     )
     handlers: Any = {HTTPException: _no_such_page}
     application = Starlette(routes=routes, middleware=[cors], exception_handlers=handlers)

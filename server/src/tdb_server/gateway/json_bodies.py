@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import CoreSchema
 
-from tdb_server.domain.derived_scalar import DERIVED_SCALARS, DerivedScalar, GroupId
+from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import Dimension, NodeType, PassType
 from tdb_server.domain.reason import Reason
@@ -290,8 +290,8 @@ _TELLING_KEYS: dict[str, type[Body]] = {
 }
 _SCALARS_OF_PAIRS = {
     scalar.value
-    for scalar, shape in DERIVED_SCALARS.items()
-    if Dimension.ATTENDED_TO_SEQUENCE_TOKENS in shape.dimensions[1:]
+    for scalar in DerivedScalar
+    if Dimension.ATTENDED_TO_SEQUENCE_TOKENS in scalar.declared.dimensions[1:]
 }
 
 

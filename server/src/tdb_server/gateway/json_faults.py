@@ -5,7 +5,7 @@ A place is a path such as `subRequests[0].nodeAblations[1].value`; the body itse
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -69,13 +69,9 @@ def read_body(model: type[ModelT], body: Any) -> ModelT:
 
 
 def _violation(error: ErrorDetails) -> FieldViolation:
-    path = _path(one for one in error["loc"] if one != "[key]")
-    description, reason = _what_is_wrong(error)
-    return FieldViolation(path or "body", description, reason)
-
-
-def _path(keys: Iterable[int | str]) -> str:
-    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")
+    keys = (one for one in error["loc"] if one != "[key]")
+    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")
+    return FieldViolation(path or "body", *_what_is_wrong(error))
 
 
 def _what_is_wrong(error: ErrorDetails) -> tuple[str, Reason]:

@@ -1,46 +1,48 @@
-"""Bodies of the reference's HTTP API as requests of the service."""
+"""Bodies of the reference's HTTP API as requests of the service.
+
+The two say the same in the same shape, so that a body's keys are its message's fields: under the same names,
+but for those in `_FIELDS`.
+"""
 
 from __future__ import annotations
 
+from enum import Enum
+from functools import cache
 from typing import Any
 
-from transformer_debugger.v1.ablation_pb2 import AblationSpec, NodeAblation
-from transformer_debugger.v1.activation_pb2 import ActivationIndex, TensorIndex
-from transformer_debugger.v1.loss_pb2 import LossFnConfig
-from transformer_debugger.v1.node_pb2 import NodeIndex
-from transformer_debugger.v1.trace_pb2 import (
-    PRE_OR_POST_ACT_POST,
-    PRE_OR_POST_ACT_PRE,
-    PRE_OR_POST_ACT_UNSPECIFIED,
-    NodeToTrace,
-    TraceConfig,
-)
-from transformer_debugger.v1.transformer_debugger_service_pb2 import (
-    DebugRequest,
-    DebugSubRequest,
-    InferenceSpec,
-    InferenceSubRequest,
-    InferRequest,
-)
+from google.protobuf.descriptor import Descriptor, EnumDescriptor
+from pydantic.alias_generators import to_camel
+from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest, InferRequest
 
-from tdb_server.domain.hook_point import HOOK_POINT_SHAPES
 from tdb_server.gateway import json_bodies as bodies
 from tdb_server.gateway.json_faults import read_body
-from tdb_server.gateway.json_processing import SINGLE_SPECS, named_spec
-from tdb_server.service.enum_names import (
-    ATTENTION_COMPONENTS,
-    ATTENTION_TRACE_TYPES,
-    LOSS_NAMES,
-    MLP_COMPONENTS,
-    NODE_TYPES,
-    PASS_TYPES,
-    PLACES,
-)
 
-_PRE_OR_POST_ACT = {
-    None: PRE_OR_POST_ACT_UNSPECIFIED,
-    bodies.PreOrPostAct.PRE: PRE_OR_POST_ACT_PRE,
-    bodies.PreOrPostAct.POST: PRE_OR_POST_ACT_POST,
+SINGLE_SPECS: dict[str, type[bodies.Body]] = {
+    "derived_scalars": bodies.DerivedScalarsRequest,
+    "derived_attention_scalars": bodies.DerivedAttentionScalarsRequest,
+    "multiple_top_k_derived_scalars": bodies.MultipleTopKDerivedScalarsRequest,
+}
+"""Bodies of the endpoints that answer one spec, by the endpoint's name."""
+_FIELDS = {
+    "depends_on_spec_name": "depends_on",
+    "dimensions_to_keep_for_intermediate_sum": "dimensions_to_keep_for_sum",
+    "dst": "derived_scalar_type",
+    "dst_list_by_group_id": "groups",
+    "inference_request_spec": "inference_spec",
+    "inference_sub_requests": "sub_requests",
+    "normalize_activations_using_neuron_record": "normalize_by_prompt_maximum",
+    "processing_request_spec_by_name": "processing_specs",
+    "top_and_bottom_k_for_node_table": "top_and_bottom_k",
+}
+"""Of keys that are called otherwise in messages."""
+_NEEDLESS = {"detach_layer_norm_scale", "normalize_by_prompt_maximum", "spec_type"}
+"""What changes nothing where the message has no field for it."""
+_SPECS: dict[type[bodies.Body], str] = {
+    bodies.MultipleTopKDerivedScalarsRequestSpec: "multiple_top_k",
+    bodies.DerivedScalarsRequestSpec: "derived_scalars",
+    bodies.DerivedAttentionScalarsRequestSpec: "derived_attention_scalars",
+    bodies.ScoredTokensRequestSpec: "scored_tokens",
+    bodies.TokenPairAttributionRequestSpec: "token_pair_attribution",
 }
 
 
@@ -50,25 +52,12 @@ def debug_request(body: Any) -> DebugRequest:
     Raises:
         InvalidRequest: a value is not of the type it should be.
     """
-    read = read_body(bodies.BatchedTdbRequest, body)
-    return DebugRequest(sub_requests=[_debug_sub_request(one) for one in read.sub_requests or ()])
+    return DebugRequest(**_fields(read_body(bodies.BatchedTdbRequest, body), DebugRequest.DESCRIPTOR))
 
 
 def infer_request(body: Any) -> InferRequest:
     """The body of `/batched`; raises as `debug_request`."""
-    read = read_body(bodies.BatchedRequest, body)
-    return InferRequest(
-        sub_requests=[
-            InferenceSubRequest(
-                inference_spec=_inference_spec(one.inference_request_spec),
-                processing_specs=[
-                    named_spec(name, spec)
-                    for name, spec in (one.processing_request_spec_by_name or {}).items()
-                ],
-            )
-            for one in read.inference_sub_requests or ()
-        ]
-    )
+    return _infer_request(read_body(bodies.BatchedRequest, body))
 
 
 def single_infer_request(endpoint: str, body: Any) -> InferRequest:
@@ -78,114 +67,75 @@ def single_infer_request(endpoint: str, body: Any) -> InferRequest:
         endpoint: its name, a key of `SINGLE_SPECS`.
         body: the body. The spec gets the name that its answer has in the response's body.
     """
-    single = SINGLE_SPECS[endpoint]
-    read = read_body(single.body, body)
-    spec = single.spec(read)
-    return InferRequest(
-        sub_requests=[
-            InferenceSubRequest(
-                inference_spec=_inference_spec(read.inference_request_spec),
-                processing_specs=[] if spec is None else [named_spec(single.response_key, spec)],
-            )
-        ]
+    read: Any = read_body(SINGLE_SPECS[endpoint], body)
+    spec = getattr(read, f"{endpoint}_request_spec")
+    sub_request = bodies.InferenceSubRequest.model_construct(
+        inference_request_spec=read.inference_request_spec,
+        processing_request_spec_by_name=spec and {to_camel(f"{endpoint}_response_data"): spec},
     )
+    return _infer_request(bodies.BatchedRequest.model_construct(inference_sub_requests=[sub_request]))
 
 
-def _debug_sub_request(body: bodies.TdbRequestSpec) -> DebugSubRequest:
-    return DebugSubRequest(
-        prompt=body.prompt or "",
-        target_tokens=body.target_tokens,
-        distractor_tokens=body.distractor_tokens,
-        component_type_for_mlp=MLP_COMPONENTS.number(body.component_type_for_mlp),
-        component_type_for_attention=ATTENTION_COMPONENTS.number(body.component_type_for_attention),
-        top_and_bottom_k=body.top_and_bottom_k_for_node_table,
-        hide_early_layers_when_ablating=body.hide_early_layers_when_ablating or False,
-        node_ablations=[
-            NodeAblation(node_index=_node_index(one.node_index), value=one.value or 0.0)
-            for one in body.node_ablations or ()
-        ],
-        upstream_node_to_trace=_node_to_trace(body.upstream_node_to_trace),
-        downstream_node_to_trace=_node_to_trace(body.downstream_node_to_trace),
-        target_token_ids=body.target_token_ids,
-        distractor_token_ids=body.distractor_token_ids,
-        add_bos=body.add_bos,
-    )
+def _infer_request(body: bodies.BatchedRequest) -> InferRequest:
+    return InferRequest(**_fields(body, InferRequest.DESCRIPTOR))
 
 
-def _inference_spec(body: bodies.InferenceRequestSpec | None) -> InferenceSpec | None:
-    if body is None:
-        return None
-    return InferenceSpec(
-        prompt=body.prompt or "",
-        loss_fn_config=_loss(body.loss_fn_config),
-        trace_config=_trace_config(body.trace_config),
-        ablation_specs=[
-            AblationSpec(index=_activation_index(one.index), value=one.value or 0.0)
-            for one in body.ablation_specs or ()
-        ],
-        activation_index_for_within_layer_grad=_activation_index(body.activation_index_for_within_layer_grad),
-        add_bos=body.add_bos,
-    )
+def _fields(body: bodies.Body, message: Descriptor) -> dict[str, Any]:
+    """A body as what makes its message. Keys with null are as good as none."""
+    if isinstance(body, bodies.MirroredActivationIndex):
+        body = _with_all_axes(body)
+    told = {_FIELDS.get(key, key): value for key, value in body if value is not None}
+    return {
+        name: _value(value, message.fields_by_name[name])
+        for name, value in told.items()
+        if name not in _NEEDLESS or name in message.fields_by_name
+    }
 
 
-def _loss(body: bodies.LossFnConfig | None) -> LossFnConfig | None:
-    if body is None:
-        return None
-    return LossFnConfig(
-        name=LOSS_NAMES.number(body.name),
-        target_tokens=body.target_tokens,
-        distractor_tokens=body.distractor_tokens,
-        target_token_ids=body.target_token_ids,
-        distractor_token_ids=body.distractor_token_ids,
-    )
+def _value(value: Any, field: Any) -> Any:
+    """What a message's field is made of.
+
+    Args:
+        value: of a body's key; not None.
+        field: the field's descriptor.
+    """
+    match value:
+        case _ if field.name == "normalize_by_prompt_maximum":
+            return True
+        case dict():
+            inner = field.message_type.fields_by_name
+            if field.name == "groups":
+                keys = ("group_id", "derived_scalar_types")
+                return [
+                    {key: _value(one, inner[key]) for key, one in zip(keys, group, strict=True)}
+                    for group in value.items()
+                ]
+            return [
+                {"name": name, (kind := _SPECS[type(spec)]): _value(spec, inner[kind])}
+                for name, spec in value.items()
+            ]
+        case list():
+            return [_value(one, field) for one in value]
+        case bodies.Body():
+            return _fields(value, field.message_type)
+        case Enum():
+            return _wire_name(value, field.enum_type)
+        case _ if field.name == "tensor_indices" and field.message_type is not None:
+            return {"all": True} if value == bodies.ALL else {"index": value}
+        case _:
+            return value
 
 
-def _node_to_trace(body: bodies.NodeToTrace | None) -> NodeToTrace | None:
-    if body is None:
-        return None
-    return NodeToTrace(
-        node_index=_node_index(body.node_index),
-        attention_trace_type=ATTENTION_TRACE_TYPES.number(body.attention_trace_type),
-    )
+def _with_all_axes(index: bodies.MirroredActivationIndex) -> bodies.MirroredActivationIndex:
+    """Axes that are left out at the end are "All", as in the reference."""
+    if index.activation_location_type is None:
+        return index
+    told = index.tensor_indices or []
+    n_axes = len(index.activation_location_type.dimensions)
+    return index.model_copy(update={"tensor_indices": [*told, *[bodies.ALL] * (n_axes - len(told))]})
 
 
-def _trace_config(body: bodies.MirroredTraceConfig | None) -> TraceConfig | None:
-    if body is None:
-        return None
-    return TraceConfig(
-        node_index=_node_index(body.node_index),
-        attention_trace_type=ATTENTION_TRACE_TYPES.number(body.attention_trace_type),
-        pre_or_post_act=_PRE_OR_POST_ACT[body.pre_or_post_act],
-        downstream_trace_config=_trace_config(body.downstream_trace_config),
-    )
-
-
-def _node_index(body: bodies.MirroredNodeIndex | None) -> NodeIndex | None:
-    if body is None:
-        return None
-    return NodeIndex(
-        node_type=NODE_TYPES.number(body.node_type),
-        layer_index=body.layer_index,
-        tensor_indices=body.tensor_indices,
-        pass_type=PASS_TYPES.number(body.pass_type),
-    )
-
-
-def _activation_index(body: bodies.MirroredActivationIndex | None) -> ActivationIndex | None:
-    """An activation index; axes that are left out at the end are "All", as in the reference."""
-    if body is None:
-        return None
-    indices = [
-        TensorIndex(all=True) if isinstance(one, str) else TensorIndex(index=one)
-        for one in body.tensor_indices or ()
-    ]
-    place = body.activation_location_type
-    if place is not None:
-        n_axes = len(HOOK_POINT_SHAPES[place].dimensions)
-        indices += [TensorIndex(all=True)] * (n_axes - len(indices))
-    return ActivationIndex(
-        activation_location_type=PLACES.number(place),
-        layer_index=body.layer_index,
-        tensor_indices=indices,
-        pass_type=PASS_TYPES.number(body.pass_type),
-    )
+@cache
+def _wire_name(member: Enum, wire: EnumDescriptor) -> str:
+    """An enum's member as its message writes it: with the prefix that UNSPECIFIED, the first, has too."""
+    return wire.values[0].name.replace("UNSPECIFIED", member.name)

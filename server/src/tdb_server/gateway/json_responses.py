@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from pydantic.alias_generators import to_camel
 from transformer_debugger.v1 import result_pb2
 from transformer_debugger.v1.call_pb2 import Timings
 from transformer_debugger.v1.model_service_pb2 import AUTOENCODER_SITE_RESID_DELTA_ATTN, ModelInfo
@@ -80,21 +81,11 @@ def _inference(sub_response: result_pb2.SubResponse, timings: Timings) -> Body:
 
 def _later(sub_response: result_pb2.SubResponse) -> Body:
     """The results by name, each to be made when it is its turn to be written."""
-    return {result.name: partial(_data, result) for result in sub_response.results}
-
-
-def _data(result: result_pb2.NamedResult) -> Body:
-    match result.WhichOneof("result"):
-        case "multiple_top_k":
-            return _multiple_top_k(result.multiple_top_k)
-        case "derived_scalars":
-            return _derived_scalars(result.derived_scalars)
-        case "derived_attention_scalars":
-            return _derived_attention_scalars(result.derived_attention_scalars)
-        case "scored_tokens":
-            return _scored_tokens(result.scored_tokens)
-        case _:
-            return _token_pair_attribution(result.token_pair_attribution)
+    return {
+        result.name: partial(_BODIES[kind], getattr(result, kind))
+        for result in sub_response.results
+        if (kind := result.WhichOneof("result"))
+    }
 
 
 def _multiple_top_k(result: result_pb2.MultipleTopKResult) -> Body:
@@ -141,19 +132,9 @@ def _derived_scalars(result: result_pb2.DerivedScalarsResult) -> Body:
 
 
 def _derived_attention_scalars(result: result_pb2.DerivedAttentionScalarsResult) -> Body:
-    pairs = {"scalars": result.scalars, "normalizedScalars": result.normalized_scalars}
-    totals = {
-        "totalScalarIn": result.total_scalar_in,
-        "normalizedTotalScalarIn": result.normalized_total_scalar_in,
-        "maxScalarIn": result.max_scalar_in,
-        "normalizedMaxScalarIn": result.normalized_max_scalar_in,
-        "totalScalarOut": result.total_scalar_out,
-        "normalizedTotalScalarOut": result.normalized_total_scalar_out,
-        "maxScalarOut": result.max_scalar_out,
-        "normalizedMaxScalarOut": result.normalized_max_scalar_out,
-    }
-    rows = {key: tensor_array(tensor) for key, tensor in pairs.items()}
-    columns = {key: _numbers(tensor) for key, tensor in totals.items()}
+    told = {field.name: value for field, value in result.ListFields() if field.name != "tokens"}
+    rows = {to_camel(name): tensor_array(told.pop(name)) for name in ("scalars", "normalized_scalars")}
+    columns = {to_camel(name): _numbers(tensor) for name, tensor in told.items()}  # maxima and totals
     return {
         "responseDataType": "derived_attention_scalars_response_data",
         "tokenAndAttentionScalarsList": (
@@ -169,7 +150,7 @@ def _derived_attention_scalars(result: result_pb2.DerivedAttentionScalarsResult)
 
 def _scored_tokens(result: result_pb2.ScoredTokensResult) -> Body:
     shown = _shown(result.node_indices)
-    lists = [result.node_top_tokens[row] for row in shown]
+    lists = (result.node_top_tokens[row] for row in shown)
     return {
         "responseDataType": "scored_tokens_response_data",
         "nodeIndices": (_node(result.node_indices[row]) for row in shown),
@@ -181,20 +162,19 @@ def _scored_tokens(result: result_pb2.ScoredTokensResult) -> Body:
 
 def _token_pair_attribution(result: result_pb2.TokenPairAttributionResult) -> Body:
     shown = _shown(result.node_indices)
-    lists = [result.node_attended_to_tokens[row] for row in shown]
+    lists = (result.node_attended_to_tokens[row] for row in shown)
     return {
         "responseDataType": "token_pair_attribution_response_data",
         "nodeIndices": (_node(result.node_indices[row]) for row in shown),
         "topTokensAttendedToList": (
-            {
-                "tokenIndices": list(one.attended_to_tokens.token_indices),
-                "attributions": _finite(one.attended_to_tokens.attributions),
-            }
-            if one.HasField("attended_to_tokens")
-            else None
+            _attended_to(one.attended_to_tokens) if one.HasField("attended_to_tokens") else None
             for one in lists
         ),
     }
+
+
+def _attended_to(tokens: result_pb2.AttendedToTokens) -> Body:
+    return {"tokenIndices": list(tokens.token_indices), "attributions": _finite(tokens.attributions)}
 
 
 def _node(node: NodeIndex) -> Body:
@@ -242,3 +222,13 @@ def _numbers(tensor: Tensor) -> list[float]:
 
 def _finite(numbers: Any) -> list[float]:
     return [number if math.isfinite(number) else NOT_FINITE for number in numbers]
+
+
+_BODIES: dict[str, Callable[[Any], Body]] = {
+    "multiple_top_k": _multiple_top_k,
+    "derived_scalars": _derived_scalars,
+    "derived_attention_scalars": _derived_attention_scalars,
+    "scored_tokens": _scored_tokens,
+    "token_pair_attribution": _token_pair_attribution,
+}
+"""What makes the body of a result, by the result's field."""

@@ -33,9 +33,8 @@ _PRIORITY = {
 
 @dataclass(frozen=True, slots=True)
 class _Endpoint:
-    """An endpoint's group, what it is for, its body where it has one, and its answer or a list of such."""
+    """What an endpoint is for, its body where it has one, and its answer or a list of such."""
 
-    tag: str
     summary: str
     body: type[bodies.Body] | None
     answer: type[bodies.Body]
@@ -43,74 +42,65 @@ class _Endpoint:
 
 
 _ENDPOINTS = {
-    "batched_tdb": _Endpoint(
-        "inference",
-        "Explain prompts: a batch of debug requests.",
-        bodies.BatchedTdbRequest,
-        answers.BatchedResponse,
-    ),
-    "batched": _Endpoint(
-        "inference",
-        "Run prompts and process what is found: a batch of general requests.",
-        bodies.BatchedRequest,
-        answers.BatchedResponse,
-    ),
-    "derived_scalars": _Endpoint(
-        "inference",
-        "One component at every token.",
-        bodies.DerivedScalarsRequest,
-        answers.DerivedScalarsResponse,
-    ),
-    "derived_attention_scalars": _Endpoint(
-        "inference",
-        "One attention component for every pair of tokens.",
-        bodies.DerivedAttentionScalarsRequest,
-        answers.DerivedAttentionScalarsResponse,
-    ),
-    "multiple_top_k_derived_scalars": _Endpoint(
-        "inference",
-        "The most important nodes.",
-        bodies.MultipleTopKDerivedScalarsRequest,
-        answers.MultipleTopKDerivedScalarsResponse,
-    ),
-    "model_info": _Endpoint("inference", "The model and its autoencoders.", None, answers.ModelInfoResponse),
-    "neuron_datasets_metadata": _Endpoint(
-        "read", "Data sets of records: none.", None, answers.NeuronDatasetMetadata, answers_list=True
-    ),
-    "neuron_record": _Endpoint(
-        "read",
-        "Texts that activate a neuron or a latent: none.",
-        bodies.NodeIdAndDatasets,
-        answers.NeuronRecordResponse,
-    ),
-    "attention_head_record": _Endpoint(
-        "read",
-        "Texts that activate a head: none.",
-        bodies.NodeIdAndDatasets,
-        answers.AttentionHeadRecordResponse,
-    ),
-    "existing_explanations": _Endpoint(
-        "read",
-        "Explanations that were made before: none.",
-        bodies.ExistingExplanationsRequest,
-        answers.AttributedScoredExplanation,
-        answers_list=True,
-    ),
-    "explain": _Endpoint(
-        "explainer",
-        "Explain a component from its records: refused, as there are none.",
-        bodies.NodeIdAndDatasets,
-        answers.ExplanationResult,
-    ),
-    "score": _Endpoint(
-        "explainer",
-        "Score an explanation against records: refused, as there are none.",
-        bodies.ScoreRequest,
-        answers.ScoreResult,
-    ),
+    "inference": {
+        "batched_tdb": _Endpoint(
+            "Explain prompts: a batch of debug requests.", bodies.BatchedTdbRequest, answers.BatchedResponse
+        ),
+        "batched": _Endpoint(
+            "Run prompts and process what is found: a batch of general requests.",
+            bodies.BatchedRequest,
+            answers.BatchedResponse,
+        ),
+        "derived_scalars": _Endpoint(
+            "One component at every token.", bodies.DerivedScalarsRequest, answers.DerivedScalarsResponse
+        ),
+        "derived_attention_scalars": _Endpoint(
+            "One attention component for every pair of tokens.",
+            bodies.DerivedAttentionScalarsRequest,
+            answers.DerivedAttentionScalarsResponse,
+        ),
+        "multiple_top_k_derived_scalars": _Endpoint(
+            "The most important nodes.",
+            bodies.MultipleTopKDerivedScalarsRequest,
+            answers.MultipleTopKDerivedScalarsResponse,
+        ),
+        "model_info": _Endpoint("The model and its autoencoders.", None, answers.ModelInfoResponse),
+    },
+    "read": {
+        "neuron_datasets_metadata": _Endpoint(
+            "Data sets of records: none.", None, answers.NeuronDatasetMetadata, answers_list=True
+        ),
+        "neuron_record": _Endpoint(
+            "Texts that activate a neuron or a latent: none.",
+            bodies.NodeIdAndDatasets,
+            answers.NeuronRecordResponse,
+        ),
+        "attention_head_record": _Endpoint(
+            "Texts that activate a head: none.", bodies.NodeIdAndDatasets, answers.AttentionHeadRecordResponse
+        ),
+        "existing_explanations": _Endpoint(
+            "Explanations that were made before: none.",
+            bodies.ExistingExplanationsRequest,
+            answers.AttributedScoredExplanation,
+            answers_list=True,
+        ),
+    },
+    "explainer": {
+        "explain": _Endpoint(
+            "Explain a component from its records: refused, as there are none.",
+            bodies.NodeIdAndDatasets,
+            answers.ExplanationResult,
+        ),
+        "score": _Endpoint(
+            "Score an explanation against records: refused, as there are none.",
+            bodies.ScoreRequest,
+            answers.ScoreResult,
+        ),
+    },
 }
-
-WITHOUT_BODY = frozenset(name for name, one in _ENDPOINTS.items() if one.body is None)
+"""Endpoints by tag and name."""
+_ALL = [(tag, name, one) for tag, group in _ENDPOINTS.items() for name, one in group.items()]
+WITHOUT_BODY = frozenset(name for _, name, one in _ALL if one.body is None)
 """Endpoints that read no body."""
 
 
@@ -120,9 +110,7 @@ def openapi_document(server_version: str) -> dict[str, Any]:
     Args:
         server_version: version of this software.
     """
-    models = [
-        model for one in _ENDPOINTS.values() for model in (one.body, one.answer) if model is not None
-    ] + [answers.ErrorMessage]
+    models = [model for *_, one in _ALL for model in (one.body, one.answer) if model] + [answers.ErrorMessage]
     _, schemas = models_json_schema(
         [(model, "validation") for model in models], ref_template=_SCHEMAS + "{model}"
     )
@@ -133,19 +121,19 @@ def openapi_document(server_version: str) -> dict[str, Any]:
             "version": server_version,
             "description": "The activation server's JSON API, in front of the gRPC service.",
         },
-        "paths": {f"/{name}": {"post": _operation(name, one)} for name, one in _ENDPOINTS.items()},
+        "paths": {f"/{name}": {"post": _operation(tag, name, one)} for tag, name, one in _ALL},
         "components": {"schemas": schemas["$defs"]},
     }
     return _with_reference_names(document)
 
 
-def _operation(name: str, endpoint: _Endpoint) -> dict[str, Any]:
+def _operation(tag: str, name: str, endpoint: _Endpoint) -> dict[str, Any]:
     answer = _reference(endpoint.answer)
     if endpoint.answers_list:
         answer = {"type": "array", "items": answer}
     operation: dict[str, Any] = {
-        "operationId": f"{endpoint.tag}-{name}",
-        "tags": [endpoint.tag],
+        "operationId": f"{tag}-{name}",
+        "tags": [tag],
         "summary": endpoint.summary,
         "responses": {
             "200": {"description": "The answer.", "content": _json(answer)},
@@ -157,7 +145,7 @@ def _operation(name: str, endpoint: _Endpoint) -> dict[str, Any]:
     }
     if endpoint.body is not None:
         operation["requestBody"] = {"required": True, "content": _json(_reference(endpoint.body))}
-    if endpoint.body is not None and endpoint.tag == "inference":
+    if endpoint.body is not None and tag == "inference":
         operation["parameters"] = [_PRIORITY]
     return operation
 

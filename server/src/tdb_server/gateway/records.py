@@ -14,62 +14,39 @@ from tdb_server.gateway import json_bodies as bodies
 from tdb_server.gateway.json_faults import read_body
 
 
-def neuron_datasets_metadata(_: Any) -> list[Any]:
-    """No data sets."""
-    return []
+def _record(**without_texts: Any) -> Callable[[Any], dict[str, Any]]:
+    def answer(body: Any) -> dict[str, Any]:
+        datasets = read_body(bodies.NodeIdAndDatasets, body).datasets
+        # The first that was asked for; the reference names the one that it found the component in.
+        return {"dataset": next(iter(datasets or ()), ""), **without_texts}
+
+    return answer
 
 
-def neuron_record(body: Any) -> dict[str, Any]:
-    """A record with no texts."""
-    return {"dataset": _dataset(body), "maxActivation": 0.0, "topActivations": [], "randomSample": []}
-
-
-def attention_head_record(body: Any) -> dict[str, Any]:
-    """A record with no texts."""
-    return {
-        "dataset": _dataset(body),
-        "maxAttentionActivation": 0.0,
-        "mostPositiveTokenSequences": [],
-        "randomTokenSequences": [],
-    }
-
-
-def existing_explanations(body: Any) -> list[Any]:
-    """No explanations."""
+def _no_explanations(body: Any) -> list[Any]:
     read_body(bodies.ExistingExplanationsRequest, body)
     return []
 
 
-def explain(body: Any) -> dict[str, Any]:
+def _nothing_to(what: str, model: type[bodies.Body]) -> Callable[[Any], list[Any]]:
     """Raises `FailedPrecondition`: an empty list would leave the viewer waiting."""
-    read_body(bodies.NodeIdAndDatasets, body)
-    raise _nothing_to("explain from")
 
+    def refuse(body: Any) -> list[Any]:
+        read_body(model, body)
+        description = f"this server has no neuron records to {what}"
+        raise FailedPrecondition([FieldViolation("datasets", description, Reason.FIELD_NOT_ALLOWED)])
 
-def score(body: Any) -> dict[str, Any]:
-    """Raises `FailedPrecondition`."""
-    read_body(bodies.ScoreRequest, body)
-    raise _nothing_to("score against")
+    return refuse
 
 
 RECORD_ANSWERS: dict[str, Callable[[Any], list[Any] | dict[str, Any]]] = {
-    one.__name__: one
-    for one in (
-        neuron_datasets_metadata,
-        neuron_record,
-        attention_head_record,
-        existing_explanations,
-        explain,
-        score,
-    )
+    "neuron_datasets_metadata": lambda _: [],
+    "neuron_record": _record(maxActivation=0.0, topActivations=[], randomSample=[]),
+    "attention_head_record": _record(
+        maxAttentionActivation=0.0, mostPositiveTokenSequences=[], randomTokenSequences=[]
+    ),
+    "existing_explanations": _no_explanations,
+    "explain": _nothing_to("explain from", bodies.NodeIdAndDatasets),
+    "score": _nothing_to("score against", bodies.ScoreRequest),
 }
-
-
-def _dataset(body: Any) -> str:
-    """The first data set that was asked for; the reference names the one that it found the component in."""
-    return next(iter(read_body(bodies.NodeIdAndDatasets, body).datasets or ()), "")
-
-
-def _nothing_to(what: str) -> FailedPrecondition:
-    description = f"this server has no neuron records to {what}"
-    return FailedPrecondition([FieldViolation("datasets", description, Reason.FIELD_NOT_ALLOWED)])
+"""Answers to parsed bodies, by endpoint; they raise `InvalidRequest` for what they cannot read."""

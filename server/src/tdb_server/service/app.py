@@ -35,7 +35,6 @@ from tdb_server.service.telemetry.reporting import Reporting
 from tdb_server.settings import Settings
 from tdb_server.telemetry_settings import LOG_LEVELS
 from tdb_server.workers.batching import BatchRule
-from tdb_server.workers.liveness import LivenessBounds
 from tdb_server.workers.measures import OnBatch, Readings
 from tdb_server.workers.messages import Configuration, Ready
 from tdb_server.workers.pool import LocalPool, Pool, PoolObserver
@@ -113,7 +112,9 @@ class App:
         self._is_stopping = False
         self._systemd = Systemd()
         self._tls = server_tls(settings)
-        tokens = token_file(settings)
+        security = settings.security
+        tokens = None if security.token_file is None else TokenFile(security.token_file)
+        proxies = [ip_network(one) for one in security.trusted_proxies]
         self._files = FileReader([one.look for one in (tokens, self._tls) if one is not None])
         readings = Readings(
             lambda: self._scheduler.n_waiting,
@@ -133,7 +134,7 @@ class App:
             CallGuard(
                 settings.limits,
                 self._calls,
-                access(settings, tokens),
+                Access(tokens, frozenset(security.tls_client_names), proxies),
                 self._reporting.listeners,
                 settings.telemetry.log_prompts,
             ),
@@ -250,34 +251,13 @@ class App:
             await self._health.set(service, status)
 
 
-def access(settings: Settings, tokens: TokenFile | None) -> Access:
-    """Who may call, by the settings."""
-    security = settings.security
-    proxies = [ip_network(one) for one in security.trusted_proxies]
-    return Access(tokens, frozenset(security.tls_client_names), proxies)
-
-
-def token_file(settings: Settings) -> TokenFile | None:
-    """The tokens that may call; None where everybody may.
-
-    Raises:
-        ConfigurationBroken: the token file cannot be read or makes no sense.
-    """
-    path = settings.security.token_file
-    return None if path is None else TokenFile(path)
-
-
 def scheduler(settings: Settings, on_batch: OnBatch) -> Scheduler:
     """The scheduler, with the rules that the settings give."""
-    sharing = settings.scheduling
-    rule = BatchRule(
-        sharing.max_batch_tokens,
-        settings.limits.max_activation_bytes,
-        sharing.max_wait_seconds,
-        sharing.max_batch_seconds,
-    )
+    sharing, limits = settings.scheduling, settings.limits
+    longest = (sharing.max_wait_seconds, sharing.max_batch_seconds)
+    rule = BatchRule(sharing.max_batch_tokens, limits.max_activation_bytes, *longest)
     cache = ResultCache(sharing.cache_bytes)
-    return Scheduler(settings.limits, rule, sharing.max_calls_per_caller, cache, on_batch)
+    return Scheduler(limits, rule, sharing.max_calls_per_caller, cache, on_batch)
 
 
 def pool(
@@ -293,8 +273,7 @@ def pool(
     """
     configurations = worker_configurations(settings)
     if settings.ray is None:
-        bounds = LivenessBounds(settings.care.silence_seconds, settings.care.step_seconds)
-        return LocalPool(configurations, observer, on_readiness, on_loading, bounds)
+        return LocalPool(configurations, observer, on_readiness, on_loading, settings.care)
     prepare_ray(settings.ray.address)
     try:
         from tdb_server.workers.ray_pool import RayPool  # only where it is wanted

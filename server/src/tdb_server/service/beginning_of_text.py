@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 from tdb_server.domain.reason import Reason
 from tdb_server.errors import FieldViolation
+from tdb_server.model.tokenizer import Tokenizer
 
 
-class BosTokenizer(Protocol):
-    """What knows the token. The tokenizer does."""
-
-    bos_token_id: int | None
-    adds_bos: bool
-
-
-def with_bos(token_ids: Sequence[int], add_bos: bool | None, tokenizer: BosTokenizer) -> Sequence[int]:
+def with_bos(token_ids: Sequence[int], add_bos: bool | None, tokenizer: Tokenizer) -> Sequence[int]:
     """The tokens with the beginning-of-text token in front, where there shall be one; never twice.
 
     Args:
@@ -31,7 +24,7 @@ def with_bos(token_ids: Sequence[int], add_bos: bool | None, tokenizer: BosToken
     return [bos, *token_ids]
 
 
-def bos_violations(add_bos: bool | None, tokenizer: BosTokenizer, path: str) -> Iterator[FieldViolation]:
+def bos_violations(add_bos: bool | None, tokenizer: Tokenizer, path: str) -> Iterator[FieldViolation]:
     """What is wrong with asking for it.
 
     Args:

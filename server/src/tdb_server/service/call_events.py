@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from transformer_debugger.v1 import call_pb2
+from transformer_debugger.v1.ablation_pb2 import AblationSpec as AblationSpecMessage
+from transformer_debugger.v1.activation_pb2 import ActivationIndex, TensorIndex
 from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest, InferRequest
 
 from tdb_server.domain.call import Call
@@ -19,13 +21,12 @@ from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.priority import Priority
 from tdb_server.domain.reason import Reason
-from tdb_server.domain.requests import InferenceSubRequest
+from tdb_server.domain.requests import AblationSpec, InferenceSubRequest
 from tdb_server.domain.results import Finished, NamedResult, ObjectiveValues
 from tdb_server.errors import FieldViolation, InvalidRequest
 from tdb_server.model.tokenizer import Tokenizer
-from tdb_server.service.ablation_messages import ablation_message
 from tdb_server.service.caller import current_caller
-from tdb_server.service.enum_names import PRIORITIES
+from tdb_server.service.enum_names import PASS_TYPES, PLACES, PRIORITIES
 from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.long_requests import LONG_REQUEST_BYTES, MEMORY_FACTOR
 from tdb_server.service.served_model import ModelSlot, ServedModel
@@ -40,6 +41,7 @@ FEW_SUB_REQUESTS = 4
 _VALUES = None
 """In place of a result's name: the objective values of a sub-request."""
 Request = TypeVar("Request", DebugRequest, InferRequest)
+_Prepared = tuple[tuple[InferenceSubRequest, ...], Cost, CacheKey | None]
 Parse = Callable[[Request, ModelInfo, Limits, Tokenizer], Sequence[InferenceSubRequest]]
 
 
@@ -47,26 +49,26 @@ class IncompleteAnswer(Exception):  # noqa: N818
     """Something is missing although all went well: a fault of the server's."""
 
 
+@dataclass(frozen=True, slots=True)
 class CallEvents:
     """Answers calls as events of a stream.
 
-    Args:
+    Attributes:
         slot: where the model is.
         scheduler: who runs them.
         threads: where long requests are read.
     """
 
-    def __init__(self, slot: ModelSlot, scheduler: Scheduler, threads: FairThreads) -> None:
-        self._threads = threads
-        self._slot = slot
-        self._scheduler = scheduler
-        self._call_ids = itertools.count(1)
+    slot: ModelSlot
+    scheduler: Scheduler
+    threads: FairThreads
+    _call_ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     async def answer(
         self,
         request: Request,
         parse: Parse[Request],
-        new_message: Callable[[], StreamMessage],
+        new_message: Callable[..., StreamMessage],
         unary: Unary | None = None,
     ) -> AsyncGenerator[StreamMessage]:
         """Runs a request. Closing the generator cancels it.
@@ -83,18 +85,19 @@ class CallEvents:
         Raises:
             TdbError: the request is refused, or failed.
         """
-        model, caller, record = self._slot.model(), current_caller(), current_record()
+        model, caller, record = self.slot.model(), current_caller(), current_record()
         priority = _priority(request).at_most(caller.limits.max_priority)
-        record.named(request.request_id or uuid.uuid4().hex, len(request.sub_requests))
+        record.request_id = request.request_id or uuid.uuid4().hex
+        record.n_sub_requests = len(request.sub_requests)
         if request.validate_only:
-            reading = self._scheduler.call_without_worker(caller)
+            reading = self.scheduler.call_without_worker(caller)
         else:
-            self._scheduler.check_room(caller, priority)
-            reading = self._scheduler.open_call(caller)
+            self.scheduler.check_room(caller, priority)
+            reading = self.scheduler.open_call(caller)
         first = new_message()
         with reading:
-            prepared = await self._prepared(request, parse, model, first.started, record.request_id)
-        sub_requests, cost = prepared.sub_requests, prepared.cost
+            prepared = self._prepared(request, parse, model, first.started, record.request_id)
+            sub_requests, cost, key = await prepared
         record.parsed([one.token_strings for one in first.started.sub_requests])
         if request.validate_only:
             first.started.estimated_cost.activation_bytes = cost.activation_bytes
@@ -110,15 +113,9 @@ class CallEvents:
         prompts = [one.inference.token_ids for one in sub_requests]
         chunk_bytes = None if unary else model.limits.chunk_bytes
         writer = StreamWriter(new_message, model.tokenizer, prompts, chunk_bytes)
-        terms = Terms(
-            caller,
-            in_pieces=unary is None,
-            cache_key=prepared.cache_key,
-            priority=priority,
-            unary=unary,
-        )
-        record.submitted()
-        async with aclosing(self._scheduler.submit(call, cost, terms)) as events:
+        terms = Terms(caller, cache_key=key, priority=priority, unary=unary)
+        record.submitted_seconds = record.elapsed_seconds
+        async with aclosing(self.scheduler.submit(call, cost, terms)) as events:
             async for message in _messages(events, sub_requests, first, writer, record):
                 yield message
 
@@ -130,7 +127,11 @@ class CallEvents:
         started: call_pb2.Started,
         request_id: str,
     ) -> _Prepared:
-        """Does what comes before a call runs: on the event loop, or beside it when that may take long."""
+        """Does what comes before a call runs: on the event loop, or beside it when that may take long.
+
+        Returns:
+            What is asked for, its estimated cost, and what equal requests share; None where nothing will run.
+        """
         caller = current_caller()
 
         def prepare() -> _Prepared:
@@ -139,28 +140,13 @@ class CallEvents:
             key = None
             if not request.validate_only:
                 key = cache_key(caller.cache_owner, model.info.digest, sub_requests)
-            return _Prepared(sub_requests, estimated_cost(model.info, sub_requests), key)
+            return sub_requests, estimated_cost(model.info, sub_requests), key
 
         # Protobuf puts a message together once more to say how long it is.
         n_bytes = current_record().received_bytes or request.ByteSize()
         if n_bytes <= LONG_REQUEST_BYTES and len(request.sub_requests) <= FEW_SUB_REQUESTS:
             return prepare()
-        return await self._threads.run(caller.name, MEMORY_FACTOR * n_bytes, prepare)
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """A request that may run.
-
-    Attributes:
-        sub_requests: what it asks for.
-        cost: their estimate.
-        cache_key: what equal requests share; None where nothing is to run.
-    """
-
-    sub_requests: tuple[InferenceSubRequest, ...]
-    cost: Cost
-    cache_key: CacheKey | None
+        return await self.threads.run(caller.name, MEMORY_FACTOR * n_bytes, prepare)
 
 
 async def _messages(
@@ -178,7 +164,7 @@ async def _messages(
             case TakenUp(queue_seconds, is_cached):
                 first.started.queue_seconds = queue_seconds
                 first.started.cached = is_cached
-                record.taken_up(queue_seconds, is_cached=is_cached)
+                record.queue_seconds, record.is_cached = queue_seconds, is_cached
                 n_messages += 1
                 yield first
             case ObjectiveValues():
@@ -230,7 +216,7 @@ def _put_started(
             token_ids=inference.token_ids,
             token_strings=token_strings(inference.token_ids),
             bos_added=inference.bos_added,
-            ablation_specs=map(ablation_message, inference.ablations),
+            ablation_specs=map(_ablation_message, inference.ablations),
         )
         if inference.loss is not None:
             for message, token_ids in (
@@ -240,3 +226,19 @@ def _put_started(
                 message.SetInParent()  # no tokens are something else than no loss
                 message.token_ids.extend(token_ids)
                 message.token_strings.extend(token_strings(token_ids))
+
+
+def _ablation_message(ablation: AblationSpec) -> AblationSpecMessage:
+    index = ablation.index
+    return AblationSpecMessage(
+        index=ActivationIndex(
+            activation_location_type=PLACES.numbers[index.hook_point],
+            layer_index=index.layer_index,
+            tensor_indices=[
+                TensorIndex(all=True) if one is None else TensorIndex(index=one)
+                for one in index.tensor_indices
+            ],
+            pass_type=PASS_TYPES.numbers[index.pass_type],
+        ),
+        value=ablation.value,
+    )

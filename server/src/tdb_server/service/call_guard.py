@@ -21,10 +21,6 @@ _log = logging.getLogger(__name__)
 AnswerT = TypeVar("AnswerT")
 
 
-def _open_to_all() -> Access:
-    return Access(None)
-
-
 @dataclass(frozen=True, slots=True)
 class CallGuard:
     """Around the answering of calls. A transport adds how its requests are read and its errors are told.
@@ -39,7 +35,7 @@ class CallGuard:
 
     limits: Limits
     open_calls: OpenCalls
-    access: Access = field(default_factory=_open_to_all)
+    access: Access = field(default_factory=Access)
     listeners: Sequence[CallListener] = ()
     keeps_prompts: bool = False
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from transformer_debugger.v1 import call_pb2, result_pb2
@@ -26,45 +27,37 @@ from tdb_server.workers.ticket import Unary
 Response = TypeVar("Response", DebugResponse, InferResponse)
 
 
+@dataclass(frozen=True, slots=True)
 class DebuggerService(TransformerDebuggerServiceServicer):
     """Debug is Infer with the sub-requests spelled out: both take the same way.
 
-    Args:
+    Attributes:
         calls: who answers.
         max_response_bytes: of an answer that is not streamed.
     """
 
-    def __init__(self, calls: CallEvents, max_response_bytes: int) -> None:
-        self._calls = calls
-        self._max_response_bytes = max_response_bytes
+    calls: CallEvents
+    max_response_bytes: int
 
     async def Debug(self, request: DebugRequest, context: Any) -> DebugResponse:  # noqa: N802
         """See the proto."""
-        unary = Unary("StreamDebug", self._max_response_bytes)
-        events = self._calls.answer(request, parse_debug_request, StreamDebugResponse, unary)
+        unary = Unary("StreamDebug", self.max_response_bytes)
+        events = self.calls.answer(request, parse_debug_request, StreamDebugResponse, unary)
         return await self._collected(DebugResponse(), events, unary)
 
-    async def StreamDebug(self, request: DebugRequest, context: Any) -> AsyncIterator[StreamDebugResponse]:  # noqa: N802
+    def StreamDebug(self, request: DebugRequest, context: Any) -> AsyncIterator[StreamDebugResponse]:  # noqa: N802
         """See the proto."""
-        async with aclosing(
-            self._calls.answer(request, parse_debug_request, StreamDebugResponse)
-        ) as messages:
-            async for message in messages:
-                yield message
+        return self.calls.answer(request, parse_debug_request, StreamDebugResponse)
 
     async def Infer(self, request: InferRequest, context: Any) -> InferResponse:  # noqa: N802
         """See the proto."""
-        unary = Unary("StreamInfer", self._max_response_bytes)
-        events = self._calls.answer(request, parse_infer_request, StreamInferResponse, unary)
+        unary = Unary("StreamInfer", self.max_response_bytes)
+        events = self.calls.answer(request, parse_infer_request, StreamInferResponse, unary)
         return await self._collected(InferResponse(), events, unary)
 
-    async def StreamInfer(self, request: InferRequest, context: Any) -> AsyncIterator[StreamInferResponse]:  # noqa: N802
+    def StreamInfer(self, request: InferRequest, context: Any) -> AsyncIterator[StreamInferResponse]:  # noqa: N802
         """See the proto."""
-        async with aclosing(
-            self._calls.answer(request, parse_infer_request, StreamInferResponse)
-        ) as messages:
-            async for message in messages:
-                yield message
+        return self.calls.answer(request, parse_infer_request, StreamInferResponse)
 
     async def _collected(
         self, response: Response, messages: AsyncGenerator[StreamMessage], unary: Unary
@@ -86,15 +79,15 @@ class DebuggerService(TransformerDebuggerServiceServicer):
         return response
 
 
+@dataclass(slots=True)
 class _CollectedAnswer:
-    """A response that is filled message by message."""
+    """A response that is filled message by message, of which `finished` tells how many there are."""
 
-    def __init__(self, response: DebugResponse | InferResponse) -> None:
-        self._response = response
-        self._results: dict[tuple[int, str], result_pb2.NamedResult] = {}
-        self.n_bytes = self.n_messages = 0
-        self.message_count = -1
-        """That `finished` tells of."""
+    response: DebugResponse | InferResponse
+    n_bytes: int = 0
+    n_messages: int = 0
+    message_count: int = -1
+    _results: dict[tuple[int, str], result_pb2.NamedResult] = field(default_factory=dict)
 
     def add(self, message: StreamDebugResponse | StreamInferResponse) -> None:
         self.n_bytes += message.ByteSize()
@@ -107,38 +100,29 @@ class _CollectedAnswer:
             case "values":
                 self._add_values(message.values)
             case "finished":
-                self._response.timings.CopyFrom(message.finished.timings)
+                self.response.timings.CopyFrom(message.finished.timings)
                 self.message_count = message.finished.message_count
 
     def _add_started(self, started: call_pb2.Started) -> None:
-        response = self._response
+        response = self.response
         response.info.CopyFrom(started.info)
         response.cached = started.cached
         if started.HasField("estimated_cost"):
             response.estimated_cost.CopyFrom(started.estimated_cost)
             return
-        for tokens in started.sub_requests:
-            response.sub_responses.add(
-                token_ids=tokens.token_ids,
-                token_strings=tokens.token_strings,
-                bos_added=tokens.bos_added,
-                targets=tokens.targets if tokens.HasField("targets") else None,
-                distractors=tokens.distractors if tokens.HasField("distractors") else None,
-                ablation_specs=tokens.ablation_specs,
-            )
+        for tokens in started.sub_requests:  # their fields are called the same
+            response.sub_responses.add(**{told.name: value for told, value in tokens.ListFields()})
 
     def _add_part(self, part: call_pb2.ResultPart) -> None:
         key = (part.sub_request_index, part.result.name)
         if key in self._results:
             self._results[key].MergeFrom(part.result)
         else:
-            results = self._response.sub_responses[part.sub_request_index].results
+            results = self.response.sub_responses[part.sub_request_index].results
             results.append(part.result)
             self._results[key] = results[-1]
 
     def _add_values(self, values: call_pb2.SubRequestValues) -> None:
-        sub_response = self._response.sub_responses[values.sub_request_index]
-        if values.HasField("loss"):
-            sub_response.loss = values.loss
-        if values.HasField("activation_value_for_backward_pass"):
-            sub_response.activation_value_for_backward_pass = values.activation_value_for_backward_pass
+        for told, value in values.ListFields():
+            if told.name != "sub_request_index":
+                setattr(self.response.sub_responses[values.sub_request_index], told.name, value)

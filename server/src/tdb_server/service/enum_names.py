@@ -5,7 +5,7 @@ The wire's names carry a prefix and an UNSPECIFIED zero; what is left is the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from enum import Enum
 from typing import Generic, TypeVar
 
@@ -18,8 +18,8 @@ from transformer_debugger.v1 import (
     node_pb2,
     processing_pb2,
     trace_pb2,
-    transformer_debugger_service_pb2,
 )
+from transformer_debugger.v1 import transformer_debugger_service_pb2 as debugger_pb2
 
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
 from tdb_server.domain.hook_point import HookPoint
@@ -42,16 +42,16 @@ class EnumNames(Generic[MemberT, NumberT]):
     """One enum's members in the domain and their numbers on the wire.
 
     Args:
-        items: the wire's names and numbers.
-        prefix: what the wire's names begin with.
+        items: the wire's names and numbers, UNSPECIFIED first.
         members: the domain's enum.
     """
 
-    def __init__(self, items: Iterable[tuple[str, NumberT]], prefix: str, members: type[MemberT]) -> None:
+    def __init__(self, items: Sequence[tuple[str, NumberT]], members: type[MemberT]) -> None:
         by_name = dict(items)
-        self.type = members
-        self.unspecified = by_name[f"{prefix}_UNSPECIFIED"]
-        self.numbers: dict[MemberT, NumberT] = {one: by_name[f"{prefix}_{one.name}"] for one in members}
+        zero, self.unspecified = items[0]
+        self.numbers: dict[MemberT, NumberT] = {
+            one: by_name[zero.replace("UNSPECIFIED", one.name)] for one in members
+        }
         self.members: dict[int, MemberT] = {number: member for member, number in self.numbers.items()}
 
     def number(self, member: MemberT | None) -> NumberT:
@@ -59,29 +59,17 @@ class EnumNames(Generic[MemberT, NumberT]):
         return self.unspecified if member is None else self.numbers[member]
 
 
-NODE_TYPES = EnumNames(node_pb2.NodeType.items(), "NODE_TYPE", NodeType)
-PASS_TYPES = EnumNames(node_pb2.PassType.items(), "PASS_TYPE", PassType)
-PLACES = EnumNames(activation_pb2.ActivationLocationType.items(), "ACTIVATION_LOCATION_TYPE", HookPoint)
-DIMENSIONS = EnumNames(activation_pb2.Dimension.items(), "DIMENSION", Dimension)
-DERIVED_SCALARS = EnumNames(
-    derived_scalar_pb2.DerivedScalarType.items(), "DERIVED_SCALAR_TYPE", DerivedScalar
-)
-GROUP_IDS = EnumNames(derived_scalar_pb2.GroupId.items(), "GROUP_ID", GroupId)
-LOSS_NAMES = EnumNames(loss_pb2.LossFnName.items(), "LOSS_FN_NAME", LossName)
-ATTENTION_TRACE_TYPES = EnumNames(
-    trace_pb2.AttentionTraceType.items(), "ATTENTION_TRACE_TYPE", AttentionTraceType
-)
-TOKEN_SCORING_TYPES = EnumNames(
-    processing_pb2.TokenScoringType.items(), "TOKEN_SCORING_TYPE", TokenScoringType
-)
-MLP_COMPONENTS = EnumNames(
-    transformer_debugger_service_pb2.ComponentTypeForMlp.items(), "COMPONENT_TYPE_FOR_MLP", MlpComponent
-)
-ATTENTION_COMPONENTS = EnumNames(
-    transformer_debugger_service_pb2.ComponentTypeForAttention.items(),
-    "COMPONENT_TYPE_FOR_ATTENTION",
-    AttentionComponent,
-)
-SITES = EnumNames(model_service_pb2.AutoencoderSite.items(), "AUTOENCODER_SITE", Site)
-KERNEL_OUTCOMES = EnumNames(model_service_pb2.KernelOutcome.items(), "KERNEL_OUTCOME", KernelOutcome)
-PRIORITIES = EnumNames(call_pb2.Priority.items(), "PRIORITY", Priority)
+NODE_TYPES = EnumNames(node_pb2.NodeType.items(), NodeType)
+PASS_TYPES = EnumNames(node_pb2.PassType.items(), PassType)
+PLACES = EnumNames(activation_pb2.ActivationLocationType.items(), HookPoint)
+DIMENSIONS = EnumNames(activation_pb2.Dimension.items(), Dimension)
+DERIVED_SCALARS = EnumNames(derived_scalar_pb2.DerivedScalarType.items(), DerivedScalar)
+GROUP_IDS = EnumNames(derived_scalar_pb2.GroupId.items(), GroupId)
+LOSS_NAMES = EnumNames(loss_pb2.LossFnName.items(), LossName)
+ATTENTION_TRACE_TYPES = EnumNames(trace_pb2.AttentionTraceType.items(), AttentionTraceType)
+TOKEN_SCORING_TYPES = EnumNames(processing_pb2.TokenScoringType.items(), TokenScoringType)
+MLP_COMPONENTS = EnumNames(debugger_pb2.ComponentTypeForMlp.items(), MlpComponent)
+ATTENTION_COMPONENTS = EnumNames(debugger_pb2.ComponentTypeForAttention.items(), AttentionComponent)
+SITES = EnumNames(model_service_pb2.AutoencoderSite.items(), Site)
+KERNEL_OUTCOMES = EnumNames(model_service_pb2.KernelOutcome.items(), KernelOutcome)
+PRIORITIES = EnumNames(call_pb2.Priority.items(), Priority)

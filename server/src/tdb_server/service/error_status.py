@@ -1,9 +1,9 @@
-"""The one table from errors to what goes over the wire: a code and a `google.rpc.Status` with details."""
+"""The one table from errors to what goes over the wire, and the `google.rpc.Status` with their details."""
 
 from __future__ import annotations
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2
+from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from tdb_server import errors
@@ -15,31 +15,34 @@ MAX_VIOLATION_BYTES = 3072
 """Details travel as a trailer, and clients take 8 KiB of trailers unless told otherwise."""
 
 
-class NotImplementedHere(errors.TdbError):
+class NotImplementedHere(errors.TdbError, reason="NOT_IMPLEMENTED"):
     """No such method on this server."""
 
-    default_reason = "NOT_IMPLEMENTED"
 
-
-STATUS_CODES: dict[type[errors.TdbError], grpc.StatusCode] = {
-    errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
-    errors.FailedPrecondition: grpc.StatusCode.FAILED_PRECONDITION,
-    errors.OverLimit: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
-    errors.Cancelled: grpc.StatusCode.CANCELLED,
-    errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
-    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
-    errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
-    errors.Internal: grpc.StatusCode.INTERNAL,
-    NotImplementedHere: grpc.StatusCode.UNIMPLEMENTED,
+STATUS_CODES: dict[type[errors.TdbError], tuple[grpc.StatusCode, int]] = {
+    errors.InvalidRequest: (grpc.StatusCode.INVALID_ARGUMENT, 400),
+    errors.FailedPrecondition: (grpc.StatusCode.FAILED_PRECONDITION, 400),
+    errors.OverLimit: (grpc.StatusCode.RESOURCE_EXHAUSTED, 413),
+    errors.Unavailable: (grpc.StatusCode.UNAVAILABLE, 503),
+    errors.Cancelled: (grpc.StatusCode.CANCELLED, 408),
+    errors.DeadlineExceeded: (grpc.StatusCode.DEADLINE_EXCEEDED, 408),
+    errors.Unauthenticated: (grpc.StatusCode.UNAUTHENTICATED, 401),
+    errors.PermissionDenied: (grpc.StatusCode.PERMISSION_DENIED, 401),
+    errors.Internal: (grpc.StatusCode.INTERNAL, 500),
+    NotImplementedHere: (grpc.StatusCode.UNIMPLEMENTED, 501),
 }
+"""The code over gRPC, and the status over HTTP."""
+
+
+def status_codes(error: errors.TdbError) -> tuple[grpc.StatusCode, int]:
+    """Both codes of an error; INTERNAL and 500 for those that no client should ever see."""
+    known = (STATUS_CODES[kind] for kind in type(error).__mro__ if kind in STATUS_CODES)
+    return next(known, STATUS_CODES[errors.Internal])
 
 
 def status_code(error: errors.TdbError) -> grpc.StatusCode:
-    """The code of an error; INTERNAL for those that no client should ever see."""
-    return next(
-        (STATUS_CODES[kind] for kind in type(error).__mro__ if kind in STATUS_CODES), grpc.StatusCode.INTERNAL
-    )
+    """The code of an error over gRPC."""
+    return status_codes(error)[0]
 
 
 def error_status(error: errors.TdbError) -> status_pb2.Status:
@@ -47,17 +50,18 @@ def error_status(error: errors.TdbError) -> status_pb2.Status:
     message = _shortened(error.message)
     status = status_pb2.Status(code=status_code(error).value[0], message=message)
     information = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=_metadata(error))
-    details: list[any_pb2.Any] = []
+    details = [information]
     if isinstance(error, errors.ViolationError):
         bad_request, n_left_out = _bad_request(error)
         if n_left_out:
             information.metadata["violations_left_out"] = str(n_left_out)
-        details.append(_packed(bad_request))
+        details.append(bad_request)
     if isinstance(error, errors.RetryableError) and error.retry_after_seconds is not None:
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
-        details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
-    status.details.extend([_packed(information), *details])
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    for one in details:
+        status.details.add().Pack(one)
     return status
 
 
@@ -89,11 +93,3 @@ def _shortened(text: str) -> str:
     if len(encoded) <= MAX_MESSAGE_BYTES:
         return text
     return encoded[: MAX_MESSAGE_BYTES - 3].decode(errors="ignore") + "…"
-
-
-def _packed(
-    message: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo,
-) -> any_pb2.Any:
-    packed = any_pb2.Any()
-    packed.Pack(message)
-    return packed

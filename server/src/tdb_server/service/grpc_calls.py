@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError
+from google.protobuf.descriptor import Descriptor
 
 from tdb_server.domain.caller import Caller, CallerLimits
-from tdb_server.errors import FieldViolation, InvalidRequest, OverLimit, TdbError, Unauthenticated
+from tdb_server.errors import InvalidRequest, OverLimit, TdbError, Unauthenticated
 from tdb_server.service.access.access import Connection
 from tdb_server.service.access.caller_ledger import CallerLedger
 from tdb_server.service.access.client_address import host_of
 from tdb_server.service.call_guard import CallGuard
 from tdb_server.service.compressed_requests import message_bytes, unpacked
 from tdb_server.service.error_status import STATUS_DETAILS_KEY, NotImplementedHere, error_status, status_code
-from tdb_server.service.handlers import Convert, answer_of, handler_like, handler_that_refuses
+from tdb_server.service.fair_threads import FairThreads
+from tdb_server.service.handlers import Convert, answer_of, handler_like
+from tdb_server.service.long_requests import is_long, parsed, read_long
 from tdb_server.service.telemetry.call_record import CallRecord, recorded
 from tdb_server.service.telemetry.load_meter import OUR_METHODS
 
@@ -45,6 +47,8 @@ class GrpcCalls(grpc.aio.ServerInterceptor):
     Attributes:
         guard: what is around every call of our services. Health needs no token; reflection and channelz
             need one, but count against no limit of its owner.
+        threads: where long requests are read.
+        requests: what each method of our services reads, by its full name.
         is_known: whether a method, by its full name, is one that this server has.
         max_calls_per_address: calls that are open at the same time from one address, health checks and
             others that have no caller included. gRPC for Python has no say over connections.
@@ -52,6 +56,8 @@ class GrpcCalls(grpc.aio.ServerInterceptor):
     """
 
     guard: CallGuard
+    threads: FairThreads
+    requests: Mapping[str, Descriptor]
     is_known: Callable[[str], bool]
     max_calls_per_address: int
     report_load: Callable[[Context], None] | None = None
@@ -85,12 +91,18 @@ class GrpcCalls(grpc.aio.ServerInterceptor):
     def _guarded(
         self, handler: Handler, record: CallRecord, owner: Caller | None, forwarded_for: tuple[str, ...]
     ) -> Handler:
-        answer, is_stream = answer_of(handler), bool(handler.response_streaming)
+        answer, is_stream, limits = answer_of(handler), bool(handler.response_streaming), self.guard.limits
         serialize = _counting_sent(handler.response_serializer, record)
+
+        async def answer_read(requests: list[Any], context: Context) -> Any:
+            request = requests.pop()
+            if isinstance(request, bytes):
+                request = await read_long(request, self.requests[record.method], limits, self.threads)
+            return await answer(request, context)
 
         async def answer_guarded(raw: bytes, context: Context) -> Any:
             record.peer, record.received_bytes = context.peer(), message_bytes(raw)
-            unread = [raw]
+            request: list[Any] = [raw]
             del raw  # of megabytes, perhaps, and not needed any more once it is read
 
             async def read_and_answer() -> Any:
@@ -99,11 +111,11 @@ class GrpcCalls(grpc.aio.ServerInterceptor):
                 admitted = self.guard.access.admitted(record, owner, connection, names)
                 with self._one_of_address(context), admitted:
                     self._report(context)  # for those that are refused, which happens soon
-                    request = self._read(
-                        handler.request_deserializer, unread.pop(), self.guard.limits.max_request_bytes
-                    )
+                    _check_size(request[0], limits.max_request_bytes)
+                    if not is_long(request[0]):
+                        request[0] = parsed(request[0], handler.request_deserializer)
                     async with self.guard.in_time():
-                        response = await _noting_deadlines(answer(request, context), record, context)
+                        response = await _noting_deadlines(answer_read(request, context), record, context)
                     self._report(context)
                     return response if is_stream else serialize(response)
 
@@ -119,7 +131,8 @@ class GrpcCalls(grpc.aio.ServerInterceptor):
         count_and_read = _counting_received(handler.request_deserializer, record)
 
         def read(raw: bytes) -> Any:
-            return self._read(lambda raw: count_and_read(unpacked(raw)), raw, MAX_OTHER_REQUEST_BYTES)
+            _check_size(raw, MAX_OTHER_REQUEST_BYTES)
+            return parsed(unpacked(raw), count_and_read)
 
         reads_stream = bool(handler.request_streaming)
 
@@ -144,7 +157,9 @@ class GrpcCalls(grpc.aio.ServerInterceptor):
         return handler_like(handler, answer_recorded, read if reads_stream else None, serialize_later)
 
     def _refused_unread(self, record: CallRecord, error: TdbError) -> Handler:
-        async def refuse(context: Context) -> None:
+        """A handler for any method, for which no byte of the request is read."""
+
+        async def refuse(_: Any, context: Context) -> None:
             record.peer = context.peer()
 
             async def fail() -> None:
@@ -152,23 +167,8 @@ class GrpcCalls(grpc.aio.ServerInterceptor):
 
             await self.guard.answered(record, fail, partial(_abort, context))
 
-        return handler_that_refuses(refuse)
-
-    def _read(self, deserialize: Convert, raw: bytes, allowed: int) -> Any:
-        """The request, or an error that says more than gRPC would.
-
-        Raises:
-            OverLimit: it is too large.
-            InvalidRequest: it is not a message.
-        """
-        if (n_bytes := max(len(raw), message_bytes(raw))) > allowed:
-            message = f"the request has {n_bytes} bytes; at most {allowed} are allowed"
-            raise OverLimit(message, "REQUEST_TOO_LARGE")
-        try:
-            return raw if deserialize is None else deserialize(raw)
-        except DecodeError:
-            description = "the bytes are not a message of the expected type"
-            raise InvalidRequest([FieldViolation("", description, "MALFORMED_REQUEST")]) from None
+        handler: Handler = grpc.stream_stream_rpc_method_handler(refuse)
+        return handler
 
     def _one_of_address(self, context: Context) -> AbstractContextManager[None]:
         address = host_of(context.peer())
@@ -177,6 +177,12 @@ class GrpcCalls(grpc.aio.ServerInterceptor):
     def _report(self, context: Context) -> None:
         if self.report_load is not None:
             self.report_load(context)
+
+
+def _check_size(raw: bytes, allowed: int) -> None:
+    if (n_bytes := max(len(raw), message_bytes(raw))) > allowed:
+        message = f"the request has {n_bytes} bytes; at most {allowed} are allowed"
+        raise OverLimit(message, "REQUEST_TOO_LARGE")
 
 
 async def _abort(context: Context, error: TdbError) -> None:

@@ -17,7 +17,6 @@ from transformer_debugger.v1 import (
 from tdb_server.service.debugger_service import DebuggerService
 from tdb_server.service.grpc_calls import GrpcCalls
 from tdb_server.service.listening import server_options
-from tdb_server.service.long_requests import LongRequests
 from tdb_server.service.parts import Parts
 from tdb_server.service.self_description import REFLECTION_METHODS, add_channelz, add_reflection
 
@@ -49,10 +48,10 @@ def grpc_server(
     """The server with all its services, which does not listen yet."""
     settings = parts.settings
     bound = settings.security.max_connections_per_address
-    calls = GrpcCalls(parts.guard, KNOWN_METHODS.__contains__, bound, report_load)
+    is_known = KNOWN_METHODS.__contains__
+    calls = GrpcCalls(parts.guard, parts.threads, REQUESTS, is_known, bound, report_load)
     debugger = DebuggerService(parts.calls, settings.limits.max_response_bytes)
-    reading = LongRequests(REQUESTS, settings.limits, parts.threads)
-    server = grpc.aio.server(interceptors=[calls, reading], options=server_options(settings))
+    server = grpc.aio.server(interceptors=[calls], options=server_options(settings))
     transformer_debugger_service_pb2_grpc.add_TransformerDebuggerServiceServicer_to_server(debugger, server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(parts.model, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)

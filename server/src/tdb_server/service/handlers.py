@@ -17,13 +17,6 @@ if TYPE_CHECKING:  # generic for the type checker alone
 Answer = Callable[[Any, "Context"], Awaitable[Any]]
 Convert = Callable[[Any], Any] | None
 
-_KINDS: dict[tuple[bool, bool], tuple[str, Any]] = {
-    (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
-    (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
-    (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
-    (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
-}
-
 
 async def write(context: Context, response: Any) -> None:
     """Sends one message of a stream.
@@ -40,8 +33,7 @@ async def write(context: Context, response: Any) -> None:
 
 def answer_of(handler: Handler) -> Answer:
     """What answers a call. Responses of a stream are written, and none is returned."""
-    attribute, _ = _kind(handler)
-    behavior = getattr(handler, attribute)
+    behavior = getattr(handler, _kind(handler))
 
     async def answer(request: Any, context: Context) -> Any:
         outcome = behavior(request, context)
@@ -57,20 +49,13 @@ def answer_of(handler: Handler) -> Answer:
 
 def handler_like(handler: Handler, answer: Answer, deserialize: Convert, serialize: Convert) -> Handler:
     """A handler of the same kind that answers with something else."""
-    _, build = _kind(handler)
+    build = getattr(grpc, f"{_kind(handler)}_rpc_method_handler")
     like: Handler = build(answer, deserialize, serialize)
     return like
 
 
-def handler_that_refuses(refuse: Callable[[Context], Awaitable[None]]) -> Handler:
-    """A handler for any method that aborts the call; no byte of the request is read for it."""
-
-    async def answer(_: Any, context: Context) -> None:
-        await refuse(context)
-
-    handler: Handler = grpc.stream_stream_rpc_method_handler(answer)
-    return handler
-
-
-def _kind(handler: Handler) -> tuple[str, Any]:
-    return _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)]
+def _kind(handler: Handler) -> str:
+    return "_".join(
+        "stream" if is_stream else "unary"
+        for is_stream in (handler.request_streaming, handler.response_streaming)
+    )

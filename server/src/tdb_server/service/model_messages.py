@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 
 from transformer_debugger.v1 import model_service_pb2
 
@@ -47,7 +48,9 @@ def model_info_message(info: ModelInfo, limits: Limits, server_version: str) -> 
         context_length=info.context_length,
         dtype=D_TYPES_BY_NAME[info.dtype],
         autoencoders=[_autoencoder(one) for one in info.autoencoders],
-        limits=_limits(limits, info.context_length),
+        limits=model_service_pb2.Limits(
+            **{**asdict(limits), "max_prompt_tokens": limits.prompt_tokens(info.context_length)}
+        ),
         derived_scalar_types=[DERIVED_SCALARS.numbers[one] for one in offered_derived_scalars(info)],
         ablatable_location_types=[PLACES.numbers[one] for one in ablatable_hook_points(info)],
         api_version=API_VERSION,
@@ -113,24 +116,4 @@ def _kernel(choice: KernelChoice) -> model_service_pb2.KernelChoice:
             )
             for one in choice.trials
         ],
-    )
-
-
-def _limits(limits: Limits, context_length: int) -> model_service_pb2.Limits:
-    return model_service_pb2.Limits(
-        max_prompt_tokens=limits.prompt_tokens(context_length),
-        max_sub_requests=limits.max_sub_requests,
-        max_node_ablations=limits.max_node_ablations,
-        max_top_and_bottom_k=limits.max_top_and_bottom_k,
-        max_processing_specs=limits.max_processing_specs,
-        max_request_bytes=limits.max_request_bytes,
-        max_response_bytes=limits.max_response_bytes,
-        max_concurrent_calls=limits.max_concurrent_calls,
-        max_queue_length=limits.max_queue_length,
-        max_activation_bytes=limits.max_activation_bytes,
-        max_call_seconds=limits.max_call_seconds,
-        chunk_bytes=limits.chunk_bytes,
-        max_target_tokens=limits.max_target_tokens,
-        max_buffered_bytes=limits.max_buffered_bytes,
-        max_spool_bytes=limits.max_spool_bytes,
     )

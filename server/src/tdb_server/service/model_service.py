@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from transformer_debugger.v1.model_service_pb2 import (
     DetokenizeRequest,
@@ -29,32 +31,31 @@ from tdb_server.workers.scheduler import Scheduler
 
 MAX_TEXT_BYTES = 256 * 1024
 FEW_TOKEN_IDS = 1024
+ResponseT = TypeVar("ResponseT")
 
 
+@dataclass(frozen=True, slots=True)
 class ModelService(ModelServiceServicer):
     """Answers from what the front knows; no worker is asked.
 
-    Args:
+    Attributes:
         slot: where the model is.
         scheduler: counts calls.
         threads: where long texts are cut and put together.
         server_version: version of this software.
     """
 
-    def __init__(
-        self, slot: ModelSlot, scheduler: Scheduler, threads: FairThreads, server_version: str
-    ) -> None:
-        self._slot = slot
-        self._scheduler = scheduler
-        self._threads = threads
-        self._server_version = server_version
+    slot: ModelSlot
+    scheduler: Scheduler
+    threads: FairThreads
+    server_version: str
 
     async def GetModelInfo(self, request: GetModelInfoRequest, context: Any) -> GetModelInfoResponse:  # noqa: N802
         """See the proto."""
-        model = self._slot.model()
+        model = self.slot.model()
         own = current_caller().limits
         limits = own.within(model.limits)
-        message = model_info_message(model.info, limits, self._server_version)
+        message = model_info_message(model.info, limits, self.server_version)
         message.limits.max_priority = PRIORITIES.number(own.max_priority)
         put_bos(message, model.tokenizer)
         message.limits.max_prompt_bytes = limits.prompt_bytes(
@@ -64,32 +65,31 @@ class ModelService(ModelServiceServicer):
 
     async def Tokenize(self, request: TokenizeRequest, context: Any) -> TokenizeResponse:  # noqa: N802
         """See the proto. Long texts are cut beside the event loop."""
-        tokenizer = self._slot.model().tokenizer
+        tokenizer = self.slot.model().tokenizer
         _check_bos(request, tokenizer)
         n_bytes = len(request.text.encode())
-        caller = current_caller()
         if n_bytes > MAX_TEXT_BYTES:
             description = f"has {n_bytes} bytes as UTF-8; at most {MAX_TEXT_BYTES} are taken"
             raise InvalidRequest([FieldViolation("text", description, "OUT_OF_RANGE")])
         if n_bytes <= LONG_REQUEST_BYTES:
             return _tokenized(request, tokenizer)
-        with self._scheduler.call_without_worker(caller):
-            memory = MEMORY_FACTOR * n_bytes
-            return await self._threads.run(caller.name, memory, lambda: _tokenized(request, tokenizer))
+        return await self._beside_the_loop(n_bytes, lambda: _tokenized(request, tokenizer))
 
     async def Detokenize(self, request: DetokenizeRequest, context: Any) -> DetokenizeResponse:  # noqa: N802
         """See the proto."""
-        model = self._slot.model()
+        model = self.slot.model()
         _check_bos(request, model.tokenizer)
         if len(request.token_ids) > MAX_TOKEN_IDS:
             description = f"has {len(request.token_ids)} entries; at most {MAX_TOKEN_IDS} are taken"
             raise InvalidRequest([FieldViolation("token_ids", description, "OUT_OF_RANGE")])
         if len(request.token_ids) <= FEW_TOKEN_IDS:
             return _detokenized(request, model)
+        return await self._beside_the_loop(request.ByteSize(), lambda: _detokenized(request, model))
+
+    async def _beside_the_loop(self, n_bytes: int, answer: Callable[[], ResponseT]) -> ResponseT:
         caller = current_caller()
-        with self._scheduler.call_without_worker(caller):
-            memory = MEMORY_FACTOR * request.ByteSize()
-            return await self._threads.run(caller.name, memory, lambda: _detokenized(request, model))
+        with self.scheduler.call_without_worker(caller):
+            return await self.threads.run(caller.name, MEMORY_FACTOR * n_bytes, answer)
 
 
 def _tokenized(request: TokenizeRequest, tokenizer: Tokenizer) -> TokenizeResponse:

@@ -1,4 +1,4 @@
-"""Reads the parts of a request that occur in many places, and gathers everything that is wrong with it.
+"""Reads messages of a request field by field, and gathers everything that is wrong with it.
 
 Nothing is raised while a request is read, so that a client learns of all its mistakes at once. A part that
 cannot be read is None, and what depends on it is not checked further.
@@ -7,17 +7,18 @@ cannot be read is None, and what depends on it is not checked further.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
-from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugSubRequest, InferenceSpec
+from google.protobuf.message import Message
 
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.reason import LIMIT_REASONS, PRECONDITION_REASONS, Reason
 from tdb_server.errors import FailedPrecondition, FieldViolation, InvalidRequest, OverLimit, in_words
-from tdb_server.service.beginning_of_text import BosTokenizer, bos_violations, with_bos
+from tdb_server.model.tokenizer import Tokenizer
+from tdb_server.service.beginning_of_text import bos_violations, with_bos
 from tdb_server.service.enum_names import EnumNames
 from tdb_server.service.token_words import shortened, tokens_in_words
 
@@ -27,28 +28,7 @@ MAX_VIOLATIONS = 64
 """Mistakes that are told; of the others only how many there are."""
 MemberT = TypeVar("MemberT", bound=Enum)
 NumberT = TypeVar("NumberT", bound=int)
-
-
-class Encoder(BosTokenizer, Protocol):
-    """What turns text into tokens. The tokenizer does."""
-
-    longest_token_bytes: int
-
-    def encode_at_most(self, text: str, n_tokens: int) -> list[int] | None:
-        """Token ids of a text; None where there are far more."""
-        ...
-
-    def encode_continuation(self, text: str) -> list[int]:
-        """Token ids of a text where other text stands before it."""
-        ...
-
-    def spelled(self, piece: str) -> int | None:
-        """The id of the token that the vocabulary spells so."""
-        ...
-
-    def token_strings(self, ids: Iterable[int]) -> list[str]:
-        """What each token says by itself."""
-        ...
+MessageT = TypeVar("MessageT", bound=Message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,25 +39,23 @@ class Prompt:
     bos_added: bool
 
 
+@dataclass(slots=True)
 class RequestReader:
     """What a request is read against, and what was found to be wrong.
 
-    Args:
+    Attributes:
         info: the model.
         limits: what the server is willing to do.
         tokenizer: the model's tokenizer.
-
-    Attributes:
         n_violations: mistakes found so far.
     """
 
-    def __init__(self, info: ModelInfo, limits: Limits, tokenizer: Encoder) -> None:
-        self.info = info
-        self.limits = limits
-        self.tokenizer = tokenizer
-        self.n_violations = 0
-        self._violations: list[FieldViolation] = []
-        self._reasons: set[str] = set()
+    info: ModelInfo
+    limits: Limits
+    tokenizer: Tokenizer
+    n_violations: int = 0
+    _violations: list[FieldViolation] = field(default_factory=list)
+    _reasons: set[str] = field(default_factory=set)
 
     def refuse(self, field: str, description: str, reason: Reason) -> None:
         """Notes a field at fault."""
@@ -110,126 +88,186 @@ class RequestReader:
             raise OverLimit(in_words(self._violations, n_more), self._violations[0].reason)
         raise InvalidRequest(self._violations, n_more)
 
+
+@dataclass(frozen=True, slots=True)
+class MessageReader(Generic[MessageT]):
+    """One message of a request, read by the names of its fields.
+
+    Attributes:
+        request: that it belongs to.
+        message: itself.
+        path: where it stands in the request; empty for the request itself.
+    """
+
+    request: RequestReader
+    message: MessageT
+    path: str = ""
+
+    def at(self, field: str = "") -> str:
+        """The path of a field, or the message's own."""
+        return f"{self.path}.{field}" if self.path and field else self.path or field
+
+    def refuse(self, field: str, description: str, reason: Reason) -> None:
+        """Notes a field at fault; without a name the message itself."""
+        self.request.refuse(self.at(field), description, reason)
+
+    def has(self, field: str) -> bool:
+        """Whether a field is set."""
+        return self.message.HasField(field)
+
+    def requires(self, field: str) -> bool:
+        """Whether a field is set, as it has to be."""
+        if self.has(field):
+            return True
+        self.refuse(field, "is required", Reason.FIELD_REQUIRED)
+        return False
+
+    def value(self, field: str) -> Any:
+        """What a field says."""
+        return getattr(self.message, field)
+
+    def optional(self, field: str) -> Any:
+        """What a field says; None where it says nothing."""
+        return self.value(field) if self.has(field) else None
+
+    def inner(self, field: str) -> MessageReader[Any]:
+        """The message in a field; an empty one where there is none."""
+        return MessageReader(self.request, self.value(field), self.at(field))
+
+    def entries(self, field: str) -> list[MessageReader[Any]]:
+        """The messages in a list."""
+        return [
+            MessageReader(self.request, one, f"{self.at(field)}[{i}]")
+            for i, one in enumerate(self.value(field))
+        ]
+
     def member(
-        self, number: int, names: EnumNames[MemberT, NumberT], path: str, default: MemberT | None = None
+        self, field: str, names: EnumNames[MemberT, NumberT], default: MemberT | None = None
     ) -> MemberT | None:
-        """The member that a number stands for.
+        """The member that a field's number stands for.
 
         Args:
-            number: what the request says.
+            field: its name.
             names: the enum.
-            path: the field.
             default: what UNSPECIFIED means; None where the field is required.
         """
-        if number == 0 and default is not None:
-            return default
-        if number == 0:
-            self.refuse(path, "is required", Reason.FIELD_REQUIRED)
-            return None
-        member = names.members.get(number)
-        if member is None:
-            self.refuse(path, f"{number} is not a value this server knows", Reason.UNKNOWN_ENUM_VALUE)
-        return member
+        return self._member(self.value(field), names, field, default)
 
-    def at_most(self, items: Sequence[object], limit: int, path: str, reason: Reason) -> bool:
+    def members(self, field: str, names: EnumNames[MemberT, NumberT], kinds: str) -> list[MemberT] | None:
+        """Those of a list. None where one cannot be read, or where there are more than kinds of them."""
+        numbers = self.value(field)
+        if not self.only(field, len(names.numbers), kinds):
+            return None
+        found = [self._member(one, names, f"{field}[{i}]", None) for i, one in enumerate(numbers)]
+        known = [one for one in found if one is not None]
+        return known if len(known) == len(found) else None
+
+    def at_most(self, field: str, limit: int, reason: Reason) -> bool:
         """Whether a list is within its limit."""
-        if len(items) <= limit:
-            return True
-        self.refuse(path, f"{len(items)} are over the limit of {limit}", reason)
-        return False
+        n_entries = len(self.value(field))
+        if n_entries > limit:
+            self.refuse(field, f"{n_entries} are over the limit of {limit}", reason)
+        return n_entries <= limit
 
-    def only(self, items: Sequence[object], n_kinds: int, kinds: str, path: str) -> bool:
+    def only(self, field: str, n_kinds: int, kinds: str) -> bool:
         """Whether a list can do without entries that occur twice: there are only so many kinds of them."""
-        if len(items) <= n_kinds:
-            return True
-        self.refuse(path, f"has {len(items)} entries; there are {n_kinds} {kinds}", Reason.OUT_OF_RANGE)
-        return False
+        n_entries = len(self.value(field))
+        if n_entries > n_kinds:
+            self.refuse(field, f"has {n_entries} entries; there are {n_kinds} {kinds}", Reason.OUT_OF_RANGE)
+        return n_entries <= n_kinds
 
-    def prompt(self, message: DebugSubRequest | InferenceSpec, path: str) -> Prompt | None:
-        """The tokens of a message's prompt."""
-        add_bos = message.add_bos if message.HasField("add_bos") else None
-        if not self.note(bos_violations(add_bos, self.tokenizer, f"{path}.add_bos")):
+    def prompt(self) -> Prompt | None:
+        """The tokens of the message's prompt."""
+        request, text, add_bos = self.request, self.value("prompt"), self.optional("add_bos")
+        if not request.note(bos_violations(add_bos, request.tokenizer, self.at("add_bos"))):
             return None
-        prompt_path, text = f"{path}.prompt", message.prompt
-        limit = self.limits.prompt_tokens(self.info.context_length)
-        if not self._is_short(text, prompt_path):
+        limit = request.limits.prompt_tokens(request.info.context_length)
+        if not self._is_short(text):
             return None
-        encoded = self.tokenizer.encode_at_most(text, limit)
+        encoded = request.tokenizer.encode_at_most(text, limit)
         if encoded is None:
             description = f"the prompt has more than {2 * limit} tokens; at most {limit} fit"
-            self.refuse(prompt_path, description, Reason.PROMPT_TOO_LONG)
+            self.refuse("prompt", description, Reason.PROMPT_TOO_LONG)
             return None
         if not encoded and not add_bos:
-            self.refuse(prompt_path, "the prompt has no tokens", Reason.EMPTY_PROMPT)
+            self.refuse("prompt", "the prompt has no tokens", Reason.EMPTY_PROMPT)
             return None
-        token_ids = tuple(with_bos(encoded, add_bos, self.tokenizer))
+        token_ids = tuple(with_bos(encoded, add_bos, request.tokenizer))
         if len(token_ids) > limit:
-            self.refuse(
-                prompt_path,
-                f"the prompt has {len(token_ids)} tokens; at most {limit} fit",
-                Reason.PROMPT_TOO_LONG,
-            )
+            description = f"the prompt has {len(token_ids)} tokens; at most {limit} fit"
+            self.refuse("prompt", description, Reason.PROMPT_TOO_LONG)
             return None
-        if not self._are_in_vocabulary(token_ids, prompt_path):
+        if not self._are_in_vocabulary(token_ids, "prompt"):
             return None
         return Prompt(token_ids, bos_added=len(token_ids) > len(encoded))
 
-    def single_tokens(self, texts: Sequence[str], ids: Sequence[int], path: str) -> tuple[int, ...] | None:
-        """The token ids of texts that must be one token each, then those given as such.
+    def targets_and_distractors(self) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+        """Their token ids. Each text must be one token; those given by index come after them."""
+        return self._single_tokens("target_token"), self._single_tokens("distractor_token")
 
-        Args:
-            texts: each is cut as where other text stands before it.
-            ids: vocabulary indices.
-            path: of both fields, which end in `s` and in `_ids`.
+    def _single_tokens(self, name: str) -> tuple[int, ...] | None:
+        """What the fields `{name}s`, of texts, and `{name}_ids` stand for.
+
+        A text is cut as where other text stands before it.
         """
-        n_violations, limit = self.n_violations, self.limits.max_target_tokens
-        for field, entries in ((f"{path}s", texts), (f"{path}_ids", ids)):
-            if not self.at_most(entries, limit, field, Reason.TOO_MANY_TARGET_TOKENS):
-                return None
+        n_violations, limit = self.request.n_violations, self.request.limits.max_target_tokens
+        of_texts, of_ids = f"{name}s", f"{name}_ids"
+        texts, ids = self.value(of_texts), self.value(of_ids)
+        if not all(self.at_most(one, limit, Reason.TOO_MANY_TARGET_TOKENS) for one in (of_texts, of_ids)):
+            return None
         token_ids: list[int] = []
         for i, text in enumerate(texts):
+            place = f"{of_texts}[{i}]"
             if len(text) > MAX_TARGET_CHARACTERS:
                 description = f"must be one token, and has {len(text)} characters"
-                self.refuse(f"{path}s[{i}]", description, Reason.NOT_ONE_TOKEN)
+                self.refuse(place, description, Reason.NOT_ONE_TOKEN)
                 continue
-            found = self.tokenizer.encode_continuation(text)
+            found = self.request.tokenizer.encode_continuation(text)
             if len(found) == 1:
-                self._are_in_vocabulary(found, f"{path}s[{i}]")
+                self._are_in_vocabulary(found, place)
             else:
-                self.refuse(f"{path}s[{i}]", self._not_one_token(text, found), Reason.NOT_ONE_TOKEN)
+                self.refuse(place, self._not_one_token(text, found), Reason.NOT_ONE_TOKEN)
             token_ids += found
         for i, token_id in enumerate(ids):
-            self._are_in_vocabulary([token_id], f"{path}_ids[{i}]")
-        return (*token_ids, *ids) if self.n_violations == n_violations else None
+            self._are_in_vocabulary([token_id], f"{of_ids}[{i}]")
+        return (*token_ids, *ids) if self.request.n_violations == n_violations else None
 
-    def _is_short(self, text: str, path: str) -> bool:
+    def _member(
+        self, number: int, names: EnumNames[MemberT, NumberT], field: str, default: MemberT | None
+    ) -> MemberT | None:
+        if number == 0 and default is None:
+            self.refuse(field, "is required", Reason.FIELD_REQUIRED)
+        elif number not in names.members and number != 0:
+            self.refuse(field, f"{number} is not a value this server knows", Reason.UNKNOWN_ENUM_VALUE)
+        return names.members.get(number, default if number == 0 else None)
+
+    def _is_short(self, text: str) -> bool:
         """Whether a prompt has few enough bytes to be cut into tokens."""
-        limit = self.limits.prompt_bytes(self.info.context_length, self.tokenizer.longest_token_bytes)
+        request = self.request
+        limit = request.limits.prompt_bytes(
+            request.info.context_length, request.tokenizer.longest_token_bytes
+        )
         n_bytes = len(text) if len(text) > limit else len(text.encode())
-        if n_bytes <= limit:
-            return True
-        description = f"the prompt has {n_bytes} bytes or more; at most {limit} are read"
-        self.refuse(path, description, Reason.PROMPT_TOO_LONG)
-        return False
+        if n_bytes > limit:
+            description = f"the prompt has {n_bytes} bytes or more; at most {limit} are read"
+            self.refuse("prompt", description, Reason.PROMPT_TOO_LONG)
+        return n_bytes <= limit
 
     def _not_one_token(self, text: str, token_ids: Sequence[int]) -> str:
         """What is wrong with a target, the most important first: long messages are cut."""
         if not token_ids:
             return "must be one token, and is none"
-        spaced, spelled = f" {text}", self.tokenizer.spelled(text)
-        hint = f", as {shortened(spaced)} is" if len(self.tokenizer.encode_continuation(spaced)) == 1 else ""
-        if spelled is not None:
+        tokenizer, spaced = self.request.tokenizer, f" {text}"
+        hint = f", as {shortened(spaced)} is" if len(tokenizer.encode_continuation(spaced)) == 1 else ""
+        if (spelled := tokenizer.spelled(text)) is not None:
             hint = f" (the vocabulary spells token {spelled} so: ask for it by index)"
-        words = tokens_in_words(token_ids, self.tokenizer.token_strings(token_ids))
+        words = tokens_in_words(token_ids, tokenizer.token_strings(token_ids))
         return f"must be one token{hint}, and {shortened(text)} is {len(token_ids)}: {words}"
 
-    def _are_in_vocabulary(self, token_ids: Sequence[int], path: str) -> bool:
-        size = self.info.vocabulary_size
+    def _are_in_vocabulary(self, token_ids: Sequence[int], field: str) -> bool:
+        size = self.request.info.vocabulary_size
         unknown = next((one for one in token_ids if not 0 <= one < size), None)
         if unknown is not None:
-            self.refuse(
-                path,
-                f"token {unknown} is outside the model's {size} tokens, 0 to {size - 1}",
-                Reason.UNKNOWN_TOKEN_ID,
-            )
+            description = f"token {unknown} is outside the model's {size} tokens, 0 to {size - 1}"
+            self.refuse(field, description, Reason.UNKNOWN_TOKEN_ID)
         return unknown is None

@@ -10,9 +10,10 @@ from transformer_debugger.v1.node_pb2 import NodeIndex as NodeIndexMessage
 
 from tdb_server.domain.node import Dimension, Nodes, NodeType
 from tdb_server.domain.results import (
-    AttentionTotals,
     DerivedAttentionScalarsResult,
     DerivedScalarsResult,
+    FloatArray,
+    IntArray,
     MultipleTopKResult,
     NamedResult,
     ScoredTokensResult,
@@ -103,12 +104,13 @@ Columns = tuple[list[list[int]], list[list[str]], list[list[float]], list[list[f
 
 def _columns(tokens: TopTokens, tokenizer: Tokenizer) -> tuple[Columns, Columns]:
     """The top and the bottom, as Python's numbers and strings."""
-    top_ids, bottom_ids = tokens.top_ids, tokens.bottom_ids
-    top_scalars, bottom_scalars = tokens.top_scalars.tolist(), tokens.bottom_scalars.tolist()
-    top_normalized, bottom_normalized = tokens.top_normalized.tolist(), tokens.bottom_normalized.tolist()
+
+    def of_end(ids: IntArray, scalars: FloatArray, normalized: FloatArray) -> Columns:
+        return ids.tolist(), tokenizer.token_string_rows(ids), scalars.tolist(), normalized.tolist()
+
     return (
-        (top_ids.tolist(), tokenizer.token_string_rows(top_ids), top_scalars, top_normalized),
-        (bottom_ids.tolist(), tokenizer.token_string_rows(bottom_ids), bottom_scalars, bottom_normalized),
+        of_end(tokens.top_ids, tokens.top_scalars, tokens.top_normalized),
+        of_end(tokens.bottom_ids, tokens.bottom_scalars, tokens.bottom_normalized),
     )
 
 
@@ -156,13 +158,8 @@ def _put_derived_attention_scalars(
     message.tokens.extend(tokens)
     put_tensor(message.scalars, result.scalars, _PAIRS)
     put_tensor(message.normalized_scalars, result.normalized_scalars, _PAIRS)
-    into: AttentionTotals = result.totals_in
-    put_tensor(message.total_scalar_in, into.total, _TOKENS)
-    put_tensor(message.normalized_total_scalar_in, into.normalized_total, _TOKENS)
-    put_tensor(message.max_scalar_in, into.maximum, _TOKENS)
-    put_tensor(message.normalized_max_scalar_in, into.normalized_maximum, _TOKENS)
-    out: AttentionTotals = result.totals_out
-    put_tensor(message.total_scalar_out, out.total, _TOKENS)
-    put_tensor(message.normalized_total_scalar_out, out.normalized_total, _TOKENS)
-    put_tensor(message.max_scalar_out, out.maximum, _TOKENS)
-    put_tensor(message.normalized_max_scalar_out, out.normalized_maximum, _TOKENS)
+    for side, totals in (("in", result.totals_in), ("out", result.totals_out)):
+        put_tensor(getattr(message, f"total_scalar_{side}"), totals.total, _TOKENS)
+        put_tensor(getattr(message, f"normalized_total_scalar_{side}"), totals.normalized_total, _TOKENS)
+        put_tensor(getattr(message, f"max_scalar_{side}"), totals.maximum, _TOKENS)
+        put_tensor(getattr(message, f"normalized_max_scalar_{side}"), totals.normalized_maximum, _TOKENS)

@@ -8,12 +8,12 @@ its place and follows in chunks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Generic, TypeVar
 
 import google_crc32c
 import numpy as np
-from transformer_debugger.v1 import result_pb2, tensor_pb2
+from transformer_debugger.v1 import call_pb2, result_pb2, tensor_pb2
 from transformer_debugger.v1.transformer_debugger_service_pb2 import StreamDebugResponse, StreamInferResponse
 
 from tdb_server.domain.node import Nodes
@@ -95,56 +95,39 @@ def _rows_of_tokens(tokens: TopTokens, rows: IntArray) -> TopTokens:
 
 def tensors_of(result: result_pb2.NamedResult) -> list[tensor_pb2.Tensor]:
     """The tensors of a result, in the order of its fields."""
-    match result.WhichOneof("result"):
-        case "multiple_top_k":
-            groups = result.multiple_top_k.groups
-            return [
-                tensor for group in groups for tensor in (group.activations, *(one.sum for one in group.sums))
-            ]
-        case "derived_scalars":
-            scalars = result.derived_scalars
-            normalized = (
-                [scalars.normalized_activations] if scalars.HasField("normalized_activations") else []
-            )
-            return [scalars.activations, *normalized]
-        case "derived_attention_scalars":
-            fields = result.derived_attention_scalars.ListFields()
-            return [value for _, value in fields if isinstance(value, tensor_pb2.Tensor)]
-        case _:
-            return []
+    kind = result.WhichOneof("result")
+    if kind == "multiple_top_k":
+        groups = result.multiple_top_k.groups
+        return [one for group in groups for one in (group.activations, *(sums.sum for sums in group.sums))]
+    fields = [] if kind is None else getattr(result, kind).ListFields()
+    return [value for _, value in fields if isinstance(value, tensor_pb2.Tensor)]
 
 
+@dataclass(slots=True)
 class StreamWriter(Generic[StreamMessage]):
     """Makes the messages of one stream.
 
-    Args:
+    Attributes:
         new_message: makes an empty one.
         tokenizer: the model's.
         prompts: token ids of each sub-request.
         chunk_bytes: of tensor data in one message; None to leave all tensors in their results.
     """
 
-    def __init__(
-        self,
-        new_message: Callable[[], StreamMessage],
-        tokenizer: Tokenizer,
-        prompts: Sequence[Sequence[int]],
-        chunk_bytes: int | None,
-    ) -> None:
-        self._new_message: Callable[[], StreamMessage] = new_message
-        self._tokenizer = tokenizer
-        self._prompts = prompts
-        self._chunk_bytes = chunk_bytes
-        self._n_chunked = 0
+    new_message: Callable[..., StreamMessage]
+    tokenizer: Tokenizer
+    prompts: Sequence[Sequence[int]]
+    chunk_bytes: int | None
+    _n_chunked: int = 0
 
     def result(self, result: NamedResult) -> Iterator[StreamMessage]:
         """A result's parts, each followed by the chunks of its tensors."""
         for part, is_last in _marked(result_parts(result)):
-            message = self._new_message()
+            message = self.new_message()
             message.result.sub_request_index = result.sub_request_index
             message.result.last_part = is_last
             named = message.result.result
-            put_named_result(named, part, self._tokenizer, self._prompts[part.sub_request_index])
+            put_named_result(named, part, self.tokenizer, self.prompts[part.sub_request_index])
             chunked = self._take_out(tensors_of(named))
             yield message
             for tensor_id, data in chunked:
@@ -152,32 +135,25 @@ class StreamWriter(Generic[StreamMessage]):
 
     def values(self, values: ObjectiveValues) -> StreamMessage:
         """Loss and traced value; fields stay absent where there is none."""
-        message = self._new_message()
-        message.values.sub_request_index = values.sub_request_index
-        if values.loss is not None:
-            message.values.loss = values.loss
-        if values.activation_value is not None:
-            message.values.activation_value_for_backward_pass = values.activation_value
-        return message
+        told = call_pb2.SubRequestValues(
+            sub_request_index=values.sub_request_index,
+            loss=values.loss,
+            activation_value_for_backward_pass=values.activation_value,
+        )
+        return self.new_message(values=told)
 
     def finished(self, finished: Finished, serialize_seconds: float, n_messages: int) -> StreamMessage:
         """Where the time went, and how many messages the stream has with this one."""
-        message = self._new_message()
-        seconds, timings = finished.seconds, message.finished.timings
-        timings.queue_seconds = seconds.queue
-        timings.forward_seconds = seconds.forward
-        timings.backward_seconds = seconds.backward
-        timings.derive_seconds = seconds.derive
-        timings.score_seconds = seconds.score
-        timings.serialize_seconds = serialize_seconds
-        message.finished.peak_memory_bytes = finished.peak_memory_bytes
-        message.finished.message_count = n_messages
-        return message
+        stages = asdict(replace(finished.seconds, serialize=serialize_seconds))
+        timings = call_pb2.Timings(**{f"{stage}_seconds": seconds for stage, seconds in stages.items()})
+        memory = finished.peak_memory_bytes
+        told = call_pb2.Finished(timings=timings, peak_memory_bytes=memory, message_count=n_messages)
+        return self.new_message(finished=told)
 
     def _take_out(self, tensors: Sequence[tensor_pb2.Tensor]) -> list[tuple[int, bytes]]:
         """Replaces the data of tensors that do not fit by headers; returns the data with their numbers."""
         taken: list[tuple[int, bytes]] = []
-        room = self._chunk_bytes
+        room = self.chunk_bytes
         if room is None:
             return taken
         for tensor in tensors:
@@ -193,10 +169,7 @@ class StreamWriter(Generic[StreamMessage]):
         return taken
 
     def _chunks(self, tensor_id: int, data: bytes) -> Iterator[StreamMessage]:
-        step = self._chunk_bytes or len(data)
+        step = self.chunk_bytes or len(data)
         for offset in range(0, len(data), step):
-            message = self._new_message()
-            message.tensor_chunk.tensor_id = tensor_id
-            message.tensor_chunk.offset = offset
-            message.tensor_chunk.data = data[offset : offset + step]
-            yield message
+            part = data[offset : offset + step]
+            yield self.new_message(tensor_chunk={"tensor_id": tensor_id, "offset": offset, "data": part})

@@ -33,8 +33,6 @@ def run_batch(
     """Runs a batch and sends what comes out of it, piece by piece.
 
     Args:
-        engine: the model.
-        batch: calls to run together.
         is_cancelled: asked again and again, with a call's id, from this thread.
         send: takes each piece; raises `BrokenPipeError` when nobody listens any more.
 

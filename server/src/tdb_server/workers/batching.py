@@ -39,13 +39,7 @@ class BatchRule:
     max_seconds: float
 
     def fits(self, batch: Sequence[Ticket], candidate: Ticket, pace: Pace) -> bool:
-        """Whether a call may join a batch that is not empty.
-
-        Args:
-            batch: what is in it.
-            candidate: the call.
-            pace: of the worker that runs it.
-        """
+        """Whether a call may join a batch that is not empty, on a worker of this pace."""
         together = [*batch, candidate]
         if len(together) > min(ticket.max_company for ticket in together):
             return False

@@ -11,12 +11,7 @@ RETRY_SECONDS = 1.0
 
 
 def guarded(action: Callable[[], None], on_fault: Callable[[Exception], None]) -> Callable[[], None]:
-    """A callback that has somebody hear of what goes wrong in it.
-
-    Args:
-        action: what the callback does.
-        on_fault: gets the exception that `action` ends with.
-    """
+    """A callback that does something, and has somebody hear of the exception that it ends with."""
 
     def callback() -> None:
         try:
@@ -28,11 +23,9 @@ def guarded(action: Callable[[], None], on_fault: Callable[[Exception], None]) -
 
 
 def keep_trying(action: Callable[[], None], what: str) -> None:
-    """Does what has to be done, on the event loop: where it fails, again every second.
+    """Does what has to be done, on the event loop: where it fails midway, again every second.
 
-    Args:
-        action: may be done again after it has failed midway.
-        what: has failed, for the log.
+    The log is told `what` has failed.
     """
     try:
         action()

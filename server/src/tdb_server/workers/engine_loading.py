@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import hashlib
 import logging
@@ -13,16 +11,16 @@ from typing import TYPE_CHECKING
 
 from tdb_server.domain.call import Call
 from tdb_server.domain.debug import inference_sub_request
-from tdb_server.domain.model_info import KernelChoice, ModelInfo
+from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.requests import AttentionComponent, DebugSubRequest, MlpComponent
 from tdb_server.errors import ModelError
 from tdb_server.model.load_failures import load_failures
+from tdb_server.workers.idle_memory import return_free_memory
 from tdb_server.workers.messages import Configuration, Ready
 
 if TYPE_CHECKING:
     from tdb_server.engine.engine import Engine
     from tdb_server.model.autoencoder import Autoencoder
-    from tdb_server.model.decoder import Decoder
     from tdb_server.model.progress import Progress
 
 _log = logging.getLogger(__name__)
@@ -45,36 +43,31 @@ def load_engine(
         TdbError: the model cannot be loaded, for whatever reason.
     """
     with load_failures(configuration.model_name):
-        return _load_engine(configuration, progress, shared_file)
+        # These take seconds: whoever called has by now said that it exists.
+        import torch
 
+        from tdb_server.engine.engine import Engine
+        from tdb_server.model.model_loading import load_model
 
-def _load_engine(
-    configuration: Configuration, progress: Progress, shared_file: int | None
-) -> tuple[Engine, Ready]:
-    # These take seconds: whoever called has by now said that it exists.
-    import torch
+        torch.set_num_threads(configuration.n_threads)
+        device = device_of(configuration)
+        dtype = getattr(torch, configuration.dtype)
+        model, decoder = load_model(configuration.model, device, dtype, progress, shared_file)
+        autoencoders: Sequence[Autoencoder] = ()
+        if configuration.autoencoders:
+            from tdb_server.model.autoencoder_loading import load_autoencoders
 
-    from tdb_server.engine.engine import Engine
-    from tdb_server.model.model_loading import load_model
-
-    torch.set_num_threads(configuration.n_threads)
-    device = device_of(configuration)
-    dtype = getattr(torch, configuration.dtype)
-    model, decoder = load_model(configuration.model, device, dtype, progress, shared_file)
-    autoencoders: Sequence[Autoencoder] = ()
-    if configuration.autoencoders:
-        from tdb_server.model.autoencoder_loading import load_autoencoders
-
-        with load_failures(", ".join(map(str, configuration.autoencoders))):
-            autoencoders = load_autoencoders(configuration.autoencoders, decoder)
-    digest = _digest(decoder.digest, configuration.autoencoders)
-    engine = Engine(decoder, autoencoders, ranking=configuration.ranking)
-    for kernel in engine.kernels:
-        _log.info("%s", kernel)
-    info = model_info(model.name, digest, configuration.dtype, decoder, autoencoders, engine.kernels)
-    _warm_up(engine, progress)
-    _return_free_memory()
-    return engine, Ready(model.tokenizer_path, info, device)
+            with load_failures(", ".join(map(str, configuration.autoencoders))):
+                autoencoders = load_autoencoders(configuration.autoencoders, decoder)
+        digest = _digest(decoder.digest, configuration.autoencoders)
+        engine = Engine(decoder, autoencoders, ranking=configuration.ranking)
+        for kernel in engine.kernels:
+            _log.info("%s", kernel)
+        info = model_info(model.name, digest, configuration.dtype, engine)
+        _warm_up(engine, progress)
+        return_free_memory()  # what was needed to load only
+        gc.freeze()  # what is left stays: the garbage collector need not look through it again and again
+        return engine, Ready(model.tokenizer_path, info, device)
 
 
 def _warm_up(engine: Engine, progress: Progress) -> None:
@@ -84,17 +77,6 @@ def _warm_up(engine: Engine, progress: Progress) -> None:
     for _ in engine.run([Call("warm-up", (inference_sub_request(request),))], lambda _: False):
         pass
     progress("warming up", 1.0)
-
-
-def _return_free_memory() -> None:
-    """Gives back what was needed to load only; the C library would keep it, in pages of 2 MiB.
-
-    What is left stays: the garbage collector need not look through it again and again.
-    """
-    gc.collect()
-    gc.freeze()
-    with contextlib.suppress(AttributeError, TypeError, OSError):  # other systems, other C libraries
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def device_of(configuration: Configuration) -> str:
@@ -129,16 +111,9 @@ def _digest(weights: str, autoencoders: Sequence[Path]) -> str:
     return digest.hexdigest()[: len(weights)]
 
 
-def model_info(
-    name: str,
-    digest: str,
-    dtype: str,
-    decoder: Decoder,
-    autoencoders: Sequence[Autoencoder],
-    kernels: tuple[KernelChoice, ...],
-) -> ModelInfo:
+def model_info(name: str, digest: str, dtype: str, engine: Engine) -> ModelInfo:
     """What the front and its callers are told of a model."""
-    config = decoder.config
+    config = engine.decoder.config
     return ModelInfo(
         name=name,
         digest=digest,
@@ -152,6 +127,6 @@ def model_info(
         vocabulary_size=config.vocabulary_size,
         context_length=config.context_length,
         dtype=dtype,
-        autoencoders=tuple(one.info for one in autoencoders),
-        kernels=kernels,
+        autoencoders=tuple(one.info for one in engine.autoencoders),
+        kernels=engine.kernels,
     )

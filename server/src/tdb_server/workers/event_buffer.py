@@ -9,44 +9,43 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from tdb_server.workers.answer_room import AnswerRoom
+from tdb_server.domain.budget import Budget
 from tdb_server.workers.spool import Spool
 
 Event = TypeVar("Event")
 
 
 class EventBuffer(Generic[Event]):
-    """A queue of events with a bound on the memory it takes, for one reader.
+    """A queue of events for one reader, which takes its part of what the server has for all.
 
     Args:
         max_bytes: of events in memory. A single event may be larger.
-        new_spool: makes what holds the events for which there is no memory.
-        room: the call's part of what the server has; None for as much as is wanted.
+        memory: for answers of all calls.
+        disk: the same on disk.
+        caller: whose call it is.
+        reserved_bytes: on disk, which are the call's until it ends.
+
+    Raises:
+        OverLimit: so much disk is not left.
     """
 
     def __init__(
-        self,
-        max_bytes: int,
-        new_spool: Callable[[], Spool[Event]] = Spool,
-        room: AnswerRoom | None = None,
+        self, max_bytes: int, memory: Budget, disk: Budget, caller: str, reserved_bytes: int = 0
     ) -> None:
         self._max_bytes = max_bytes
-        self._room = room
+        self._memory = memory
+        self._disk = disk
+        self._caller = caller
+        self._reserved_bytes = reserved_bytes
         self._bytes_on_disk = 0
-        self._new_spool = new_spool
+        disk.take(caller, reserved_bytes)
         self._in_memory: deque[tuple[Event, int]] = deque()
         self._bytes_in_memory = 0
         self._spool: Spool[Event] | None = None
         self._failure: BaseException | None = None
         self._changed = asyncio.Event()
-
-    @property
-    def bytes_in_memory(self) -> int:
-        """What the events in memory take, without those on their way to disk."""
-        return self._bytes_in_memory
 
     def put(self, event: Event, n_bytes: int) -> asyncio.Future[None] | None:
         """Adds an event of about this size.
@@ -60,13 +59,13 @@ class EventBuffer(Generic[Event]):
         """
         fits = self._bytes_in_memory == 0 or self._bytes_in_memory + n_bytes <= self._max_bytes
         written: asyncio.Future[None] | None = None
-        if fits and self._spool is None and (self._room is None or self._room.has_memory(n_bytes)):
+        if fits and self._spool is None and self._memory.try_take(self._caller, n_bytes):
             self._in_memory.append((event, n_bytes))
             self._bytes_in_memory += n_bytes
         else:
             self._use_disk(self._bytes_on_disk + n_bytes)
             if self._spool is None:
-                self._spool = self._new_spool()
+                self._spool = Spool()
             written = self._spool.put(event)
         self._changed.set()
         return written
@@ -121,12 +120,21 @@ class EventBuffer(Generic[Event]):
             self._spool = None
             self._use_disk(0)
 
+    def close(self) -> None:
+        """The call has ended: nothing is held for it any more."""
+        self.clear()
+        self._disk.give_back(self._caller, self._reserved_bytes)
+        self._reserved_bytes = 0
+
     def _give_memory(self, n_bytes: int) -> None:
         self._bytes_in_memory -= n_bytes
-        if self._room is not None:
-            self._room.give_memory(n_bytes)
+        self._memory.give_back(self._caller, n_bytes)
 
     def _use_disk(self, n_bytes: int) -> None:
-        if self._room is not None:
-            self._room.use_disk(n_bytes)
+        """So much is on disk now, or reserved there."""
+        more = max(n_bytes, self._reserved_bytes) - max(self._bytes_on_disk, self._reserved_bytes)
+        if more > 0:
+            self._disk.take(self._caller, more)
+        else:
+            self._disk.give_back(self._caller, -more)
         self._bytes_on_disk = n_bytes

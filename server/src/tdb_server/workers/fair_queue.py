@@ -26,11 +26,7 @@ Lane = tuple[str, str, str]
 
 
 class FairQueue:
-    """Calls in their lanes, and whose turn it is.
-
-    Args:
-        rule: which calls fit together.
-    """
+    """Calls in their lanes, and whose turn it is. The rule says which of them fit together."""
 
     def __init__(self, rule: BatchRule) -> None:
         self._rule = rule
@@ -97,12 +93,7 @@ class FairQueue:
         return batch
 
     def settle(self, ticket: Ticket, seconds: float) -> None:
-        """A call that was taken does not run any more.
-
-        Args:
-            ticket: the call.
-            seconds: that it kept a device busy.
-        """
+        """A call that was taken does not run any more, and has kept a device busy for so long."""
         lane = _lane(ticket)
         estimate = self._estimates.pop(ticket)
         for depth, name in enumerate(lane):
@@ -117,11 +108,9 @@ class FairQueue:
             self.remove(ticket)
 
     def displaced_by(self, caller: Caller, priority: Priority, *, among_own: bool = False) -> Ticket | None:
-        """Which call has to give up its place, where none is left, for a new one.
+        """Which call has to give up its place, where none is left, for a new one of this caller and priority.
 
         Args:
-            caller: of the new call.
-            priority: of the new call.
             among_own: whether only calls of the same caller may.
 
         Returns:

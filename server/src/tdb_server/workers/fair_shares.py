@@ -69,25 +69,14 @@ class FairShares:
         return self.finish(name, seconds) <= self._now
 
     def serve(self, name: str, seconds: float) -> None:
-        """A piece of work that has waited begins.
-
-        Args:
-            name: of the flow.
-            seconds: that it is likely to take.
-        """
+        """A piece of work that has waited begins; it is likely to take so long."""
         flow = self._flows[name]
         flow.n_waiting -= 1
         flow.n_running += 1
         flow.pending += seconds / flow.weight
 
     def settle(self, name: str, estimate: float, seconds: float) -> None:
-        """A piece of work has ended.
-
-        Args:
-            name: of the flow.
-            estimate: what `serve` was told.
-            seconds: that it took.
-        """
+        """A piece of work has ended that took so long; `serve` was told the estimate."""
         flow = self._flows[name]
         active = self._active()
         flow.n_running -= 1

@@ -17,11 +17,7 @@ BEAT_SECONDS = 1.0
 
 
 class Heart:
-    """Tells the front how many steps the main thread has done, once a second.
-
-    Args:
-        send: to the front; may be called by any thread.
-    """
+    """Tells the front how many steps the main thread has done, once a second and from a thread of its own."""
 
     def __init__(self, send: Callable[[Heartbeat], None]) -> None:
         self._send = send

@@ -20,11 +20,7 @@ WORTH_BYTES = 512 * 2**20
 
 
 class IdleMemory:
-    """Made when the model is loaded.
-
-    Args:
-        device: where the worker computes, as torch names it.
-    """
+    """Made when the model is loaded, for a device as torch names it."""
 
     def __init__(self, device: str) -> None:
         self._device = device
@@ -45,9 +41,7 @@ class IdleMemory:
         before = _private_bytes()
         if before - self._needed_bytes < WORTH_BYTES:
             return 0
-        gc.collect()
-        with contextlib.suppress(AttributeError, OSError):  # other systems, other C libraries
-            ctypes.CDLL(None).malloc_trim(0)
+        return_free_memory()
         after = _private_bytes()
         # What is left is remembered, or cannot be given back: no reason to try again before there is more.
         self._needed_bytes = max(self._needed_bytes, after)
@@ -63,6 +57,13 @@ class IdleMemory:
             return 0
         torch.cuda.empty_cache()
         return before - torch.cuda.memory_reserved(self._device)
+
+
+def return_free_memory() -> None:
+    """Gives back what is free already; the C library would keep it, in pages of 2 MiB."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, TypeError, OSError):  # other systems, other C libraries
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _private_bytes() -> int:

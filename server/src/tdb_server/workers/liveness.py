@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tdb_server.pool_settings import WorkerCare
 from tdb_server.workers.messages import Activity, Heartbeat
 from tdb_server.workers.process_activity import IS_RUNNABLE, WAITS_FOR_DISK, ProcessActivity
 
@@ -31,19 +32,6 @@ STARVED_SHARE = 0.5
 
 HELD_UP = 0.1
 """What a second counts in which a worker could not get on."""
-
-
-@dataclass(frozen=True, slots=True)
-class LivenessBounds:
-    """How long a worker may go on without a sign.
-
-    Attributes:
-        silence_seconds: doing nothing.
-        step_seconds: without progress.
-    """
-
-    silence_seconds: float = 10.0
-    step_seconds: float = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,24 +52,18 @@ class Look:
 
 
 class Liveness:
-    """Judges one worker from one look to the next.
+    """Judges one worker from one look to the next."""
 
-    Args:
-        bounds: what is too long.
-    """
-
-    def __init__(self, bounds: LivenessBounds) -> None:
+    def __init__(self, bounds: WorkerCare) -> None:
         self._bounds = bounds
         self._last: Look | None = None
         self._quiet_seconds = 0.0
         self._stuck_seconds = 0.0
 
     def fault(self, look: Look, elapsed_seconds: float, *, on_cpu: bool) -> str | None:
-        """Judges by another look.
+        """Judges by another look, so many seconds after the last one.
 
         Args:
-            look: what is known now.
-            elapsed_seconds: since the last look.
             on_cpu: it computes on the CPU, so that it does nothing while it sleeps.
 
         Returns:

@@ -65,9 +65,6 @@ class CancelCall:
     call_id: str
 
 
-ToWorker = Configuration | RunBatch | CancelCall
-
-
 @dataclass(frozen=True, slots=True)
 class LoadingProgress:
     """How far loading is: what is being done, and the fraction of it that is done."""

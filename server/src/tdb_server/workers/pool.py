@@ -7,13 +7,15 @@ import logging
 import os
 import signal
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
 from tdb_server.errors import ModelError, TdbError
+from tdb_server.pool_settings import WorkerCare
 from tdb_server.workers.callbacks import guarded, keep_trying
-from tdb_server.workers.liveness import LOOK_SECONDS, Liveness, LivenessBounds
+from tdb_server.workers.liveness import LOOK_SECONDS, Liveness
 from tdb_server.workers.messages import (
     BatchEnded,
     CallProgress,
@@ -32,7 +34,6 @@ FIRST_DELAY_SECONDS = 0.1
 LONGEST_DELAY_SECONDS = 30.0
 MAX_CRASHES_WHILE_LOADING = 3
 """Of workers that a signal ended before any was ready. Memory may have been short for a moment only."""
-DEFAULT_BOUNDS = LivenessBounds()
 
 
 class Worker(Protocol):
@@ -70,17 +71,38 @@ class PoolObserver(Protocol):
         """A worker that was ready has died, with whatever it was doing."""
 
 
-class Pool(Protocol):
-    """Workers, wherever they run, started together and replaced when they die."""
+class Pool(ABC):
+    """Workers, wherever they run, started together and replaced when they die.
 
-    @property
-    def n_ready(self) -> int:
-        """Workers that can compute."""
+    Args:
+        observer: the scheduler.
+        on_readiness: called with the number of ready workers whenever it changes.
+        on_loading: called with a worker's index, a stage and a fraction while it loads.
 
-    @property
-    def n_restarts(self) -> int:
-        """Workers in place of dead ones."""
+    Attributes:
+        n_ready: workers that can compute.
+        n_restarts: workers in place of dead ones.
+    """
 
+    def __init__(
+        self,
+        observer: PoolObserver,
+        on_readiness: Callable[[int], None],
+        on_loading: Callable[[int, str, float], None],
+    ) -> None:
+        self.observer = observer
+        self.on_loading = on_loading
+        self._on_readiness = on_readiness
+        self.n_ready = self.n_restarts = 0
+        self._first_ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
+        self._first_ready.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def set_ready(self, n_ready: int) -> None:
+        """Notes how many workers can compute, and tells whoever wants to know."""
+        self.n_ready = n_ready
+        self._on_readiness(n_ready)
+
+    @abstractmethod
     def start(self) -> None:
         """Starts all workers and returns at once."""
 
@@ -88,22 +110,21 @@ class Pool(Protocol):
         """Waits for the first worker.
 
         Raises:
-            TdbError: there will be none.
+            TdbError: there will be none: the model cannot be loaded, or nothing to run workers on is there.
         """
+        return await asyncio.shield(self._first_ready)
 
+    @abstractmethod
     async def stop(self) -> None:
-        """Lets go of all workers."""
+        """Lets go of all workers, and waits until those of this machine are gone."""
 
 
-class LocalPool:
+class LocalPool(Pool):
     """One worker process per configuration.
 
     Args:
         configurations: what each worker loads, and where.
-        observer: the scheduler.
-        on_readiness: called with the number of ready workers whenever it changes.
-        on_loading: called with a worker's index, a stage and a fraction while it loads.
-        bounds: when a worker counts as hung, and is replaced.
+        care: when a worker counts as hung, and is replaced. The other arguments are those of every pool.
     """
 
     def __init__(
@@ -112,42 +133,20 @@ class LocalPool:
         observer: PoolObserver,
         on_readiness: Callable[[int], None],
         on_loading: Callable[[int, str, float], None],
-        bounds: LivenessBounds = DEFAULT_BOUNDS,
+        care: WorkerCare,
     ) -> None:
-        self.bounds = bounds
+        super().__init__(observer, on_readiness, on_loading)
+        self.care = care
         self._watching: asyncio.Task[None] | None = None
         self._slots = [_Slot(self, configuration) for configuration in configurations]
         self.weights_file = os.memfd_create("tdb-weights") if hasattr(os, "memfd_create") else None
         """Where workers on a CPU share weights; gone with the last process that has it open."""
-        self.observer = observer
-        self.on_loading = on_loading
-        self._on_readiness = on_readiness
-        self._first_ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
-        self._first_ready.add_done_callback(lambda done: done.cancelled() or done.exception())
-
-    @property
-    def n_ready(self) -> int:
-        """Workers that can compute."""
-        return sum(slot.is_ready for slot in self._slots)
-
-    @property
-    def n_restarts(self) -> int:
-        """Workers that were started in place of dead ones."""
-        return sum(slot.n_restarts for slot in self._slots)
 
     def start(self) -> None:
         """Starts all workers and returns at once."""
         for slot in self._slots:
             slot.start()
         self._watching = asyncio.create_task(self._watch())
-
-    async def first_ready(self) -> Ready:
-        """Waits for the first worker.
-
-        Raises:
-            TdbError: the model cannot be loaded, or workers died while loading it.
-        """
-        return await asyncio.shield(self._first_ready)
 
     async def stop(self) -> None:
         """Ends all workers and waits until they are gone."""
@@ -188,9 +187,9 @@ class LocalPool:
                     _log.exception("a worker cannot be looked after")
             looked_at = now
 
-    def readiness_changed(self) -> None:
-        """Tells whoever wants to know."""
-        self._on_readiness(self.n_ready)
+    def count_ready(self) -> None:
+        """A worker has become ready, or was."""
+        self.set_ready(sum(slot.is_ready for slot in self._slots))
 
 
 class _Slot:
@@ -200,7 +199,7 @@ class _Slot:
         self._pool = pool
         self._configuration = configuration
         self._process: WorkerProcess | None = None
-        self._liveness = Liveness(pool.bounds)
+        self._liveness = Liveness(pool.care)
         self._fault: str | None = None  # why it was ended
         self._restart: asyncio.TimerHandle | None = None
         self._gone = asyncio.Event()
@@ -209,13 +208,13 @@ class _Slot:
         self._n_deaths = 0  # since it was last ready
         self._stage = "starting"
         self.is_ready = False
-        self.n_restarts = -1  # the first start is none
+        self._has_started = False
 
     def start(self) -> None:
         self._restart = None
         self._stage = "starting"
         self._process = None
-        self._liveness, self._fault = Liveness(self._pool.bounds), None
+        self._liveness, self._fault = Liveness(self._pool.care), None
         try:
             self._process = WorkerProcess(
                 self._configuration, self._pool.weights_file, self._on_message, self._on_exit
@@ -223,7 +222,8 @@ class _Slot:
         except Exception as error:
             self._not_started(error)
         else:
-            self.n_restarts += 1
+            self._pool.n_restarts += self._has_started
+            self._has_started = True
             self._gone.clear()
 
     def _not_started(self, error: Exception) -> None:
@@ -294,14 +294,14 @@ class _Slot:
         process.device = ready.device
         self.is_ready = True
         self._pool.observer.worker_is_ready(process)
-        self._pool.readiness_changed()
+        self._pool.count_ready()
 
     def _on_exit(self, process: WorkerProcess, exit_code: int) -> None:
         self._gone.set()
         if self.is_ready:
             self.is_ready = False
             what = f"that worker {process.pid} is gone cannot be told"
-            for tell in (partial(self._pool.observer.worker_is_gone, process), self._pool.readiness_changed):
+            for tell in (partial(self._pool.observer.worker_is_gone, process), self._pool.count_ready):
                 keep_trying(tell, what)
         if self._is_stopping or self._pool.has_failed:
             return

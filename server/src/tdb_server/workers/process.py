@@ -19,14 +19,7 @@ from tdb_server.queued_stderr import QueuedStream
 from tdb_server.workers.callbacks import keep_trying
 from tdb_server.workers.channel import receive_message, send_message
 from tdb_server.workers.liveness import Look
-from tdb_server.workers.messages import (
-    BatchEnded,
-    CancelCall,
-    Configuration,
-    FromWorker,
-    Heartbeat,
-    RunBatch,
-)
+from tdb_server.workers.messages import BatchEnded, CancelCall, Configuration, FromWorker, Heartbeat, RunBatch
 from tdb_server.workers.process_activity import process_activity
 
 _log = logging.getLogger(__name__)
@@ -34,12 +27,8 @@ MAX_ON_THE_WAY = 8
 """Messages of a worker that may wait for the loop, and for the disk, before no more are read."""
 LONGEST_PAUSE_SECONDS = 2.0
 """Then one more is read all the same, so that what a worker says about itself is heard."""
-MEMORY_TUNABLES = ":".join(
-    (
-        "glibc.malloc.hugetlb=1",
-        "glibc.malloc.mmap_threshold=33554432",
-        "glibc.malloc.trim_threshold=268435456",
-    )
+MEMORY_TUNABLES = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=268435456"
 )
 """Asks Linux for pages of 2 MiB: a long prompt takes and gives back a million of 4 KiB. And has the C library
 keep up to 256 MiB that a call gave back, for the next: else the kernel clears them for each call anew."""

@@ -22,7 +22,7 @@ from tdb_server.pool_settings import RayPoolSettings
 from tdb_server.workers import ray_application
 from tdb_server.workers.callbacks import keep_trying
 from tdb_server.workers.messages import Configuration, Ready
-from tdb_server.workers.pool import PoolObserver
+from tdb_server.workers.pool import Pool, PoolObserver
 from tdb_server.workers.ray_application import State
 from tdb_server.workers.ray_worker import RayWorker
 
@@ -31,15 +31,12 @@ POLL_SECONDS = 0.5
 Answer = TypeVar("Answer")
 
 
-class RayPool:
+class RayPool(Pool):
     """As many workers as Ray Serve has replicas, and under load a few more, whose batches make it add some.
 
     Args:
         settings: which cluster, and how many replicas.
-        configuration: what each replica loads.
-        observer: the scheduler.
-        on_readiness: called with the number of running replicas whenever it changes.
-        on_loading: called with a stage and a fraction while the first replicas start.
+        configuration: what each replica loads. The other arguments are those of every pool.
     """
 
     def __init__(
@@ -50,42 +47,18 @@ class RayPool:
         on_readiness: Callable[[int], None],
         on_loading: Callable[[int, str, float], None],
     ) -> None:
+        super().__init__(observer, on_readiness, on_loading)
         self._settings = settings
         self._configuration = _from_any_folder(configuration)
-        self._observer = observer
-        self._on_readiness = on_readiness
-        self._on_loading = on_loading
-        self._first_ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
-        self._first_ready.add_done_callback(lambda done: done.cancelled() or done.exception())
         # Ray's processes end with the thread that started them, so one thread asks for everything.
         self._thread = ThreadPoolExecutor(1, "ray")
         self._keeping: asyncio.Task[None] | None = None
         self._make_worker: Callable[[], RayWorker] | None = None
         self._workers: list[RayWorker] = []
-        self._n_running = 0
-        self._n_lost = 0
-
-    @property
-    def n_ready(self) -> int:
-        """Replicas that can compute."""
-        return self._n_running
-
-    @property
-    def n_restarts(self) -> int:
-        """Replicas that have died with a batch, which Ray Serve replaces."""
-        return self._n_lost
 
     def start(self) -> None:
         """Joins or starts Ray, deploys, and returns at once."""
         self._keeping = asyncio.create_task(self._keep())
-
-    async def first_ready(self) -> Ready:
-        """Waits for the first replica.
-
-        Raises:
-            TdbError: there is no Ray, or the model cannot be loaded.
-        """
-        return await asyncio.shield(self._first_ready)
 
     async def stop(self) -> None:
         """Leaves the cluster, in which the application goes on; a Ray that was started here ends."""
@@ -119,19 +92,19 @@ class RayPool:
     async def _begin(self) -> tuple[Ready, State]:
         """Starts everything and waits for the first replica."""
         settings, configuration = self._settings, self._configuration
-        self._on_loading(0, "starting Ray", 0.0)
+        self.on_loading(0, "starting Ray", 0.0)
         await self._ask(partial(ray_application.connect, settings, configuration.n_threads))
-        self._on_loading(0, "starting replicas", 0.0)
+        self.on_loading(0, "starting replicas", 0.0)
         handle = await self._ask(partial(ray_application.deploy, settings, configuration))
         while not (state := await self._ask(partial(ray_application.state, settings))).n_running:
             if state.failure is not None:
                 raise ModelError(_naming(configuration.model_name, state.failure))
             await asyncio.sleep(POLL_SECONDS)
         ready = await self._ask(partial(ray_application.describe, handle, configuration))
-        self._on_loading(0, "starting replicas", 1.0)
+        self.on_loading(0, "starting replicas", 1.0)
         front = uuid.uuid4().hex
         self._make_worker = partial(
-            RayWorker, handle, front, ready.info.digest, ready.device, self._observer, self._on_loss
+            RayWorker, handle, front, ready.info.digest, ready.device, self.observer, self._on_loss
         )
         return ready, state
 
@@ -143,36 +116,28 @@ class RayPool:
 
     def _adapt(self, state: State) -> None:
         """Makes workers fit the replicas that run."""
-        if state.n_running != self._n_running:
+        if state.n_running != self.n_ready:
             level = logging.INFO if state.n_running else logging.WARNING
             _log.log(level, "%d replicas run; %s", state.n_running, state.failure or "no failure")
-            self._n_running = state.n_running
-            self._on_readiness(state.n_running)
-        n_wanted = self._n_wanted(state.n_running)
+            self.set_ready(state.n_running)
+        # One for each replica, twice as many while there may be more: what waits at Ray is load.
+        n_wanted = max(state.n_running, min(2 * state.n_running, self._settings.max_replicas))
         while self._make_worker is not None and len(self._workers) < n_wanted:
             worker = self._make_worker()
             self._workers.append(worker)
-            self._observer.worker_is_ready(worker)
+            self.observer.worker_is_ready(worker)
         free = [worker for worker in self._workers if worker.is_free]
         for worker in free[: max(0, len(self._workers) - n_wanted)]:
             worker.retire()
             self._remove(worker)
 
-    def _n_wanted(self, n_running: int) -> int:
-        """One worker for each replica, twice as many while there may be more: what waits at Ray is load."""
-        return (
-            n_running
-            if n_running >= self._settings.max_replicas
-            else min(2 * n_running, self._settings.max_replicas)
-        )
-
     def _on_loss(self, worker: RayWorker) -> None:
-        self._n_lost += 1
+        self.n_restarts += 1  # Ray Serve replaces the replica
         self._remove(worker)
 
     def _remove(self, worker: RayWorker) -> None:
         self._workers.remove(worker)
-        keep_trying(partial(self._observer.worker_is_gone, worker), "that a replica is gone cannot be told")
+        keep_trying(partial(self.observer.worker_is_gone, worker), "that a replica is gone cannot be told")
 
     async def _ask(self, question: Callable[[], Answer]) -> Answer:
         return await asyncio.get_running_loop().run_in_executor(self._thread, question)

@@ -17,13 +17,7 @@ from dataclasses import dataclass, field, replace
 from tdb_server.model.model_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 from tdb_server.workers.batch_run import DeviceLost, run_batch
 from tdb_server.workers.engine_loading import load_engine
-from tdb_server.workers.messages import (
-    BatchEnded,
-    CallProgress,
-    Configuration,
-    Ready,
-    RunBatch,
-)
+from tdb_server.workers.messages import BatchEnded, CallProgress, Configuration, Ready, RunBatch
 from tdb_server.workers.ray_outbox import Outbox
 
 _log = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ who loses an entry when room is needed: what others do does not show in what one
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tdb_server.domain.requests import InferenceSubRequest
 from tdb_server.domain.results import CallEvent, Finished
@@ -34,13 +34,7 @@ class CacheKey:
 
 
 def cache_key(owner: str, digest: str, sub_requests: Sequence[InferenceSubRequest]) -> CacheKey:
-    """Equal for equal sub-requests of one owner to equal weights.
-
-    Args:
-        owner: who asks, see `Caller.cache_owner`.
-        digest: of the weights.
-        sub_requests: what is asked of them.
-    """
+    """The key for an owner (see `Caller.cache_owner`), the digest of weights, and what is asked of them."""
     # The text of a frozen dataclass names every field, and numbers in full precision.
     return CacheKey(owner, hashlib.sha256(f"{digest} {tuple(sub_requests)!r}".encode()).digest())
 
@@ -49,14 +43,6 @@ def cache_key(owner: str, digest: str, sub_requests: Sequence[InferenceSubReques
 class _Entry:
     events: tuple[CallEvent, ...]
     n_bytes: int
-
-
-@dataclass(slots=True)
-class _Shelf:
-    """The entries of one owner, the least recently used first."""
-
-    entries: OrderedDict[bytes, _Entry] = field(default_factory=OrderedDict)
-    n_bytes: int = 0
 
 
 class ResultCache:
@@ -68,7 +54,8 @@ class ResultCache:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._shelves: defaultdict[str, _Shelf] = defaultdict(_Shelf)
+        self._entries: dict[str, OrderedDict[bytes, _Entry]] = {}  # by owner, the least recently used first
+        self._owner_bytes: Counter[str] = Counter()
         self._entry_bytes = 0
         self._recorded_bytes = 0
 
@@ -79,11 +66,11 @@ class ResultCache:
 
     def get(self, key: CacheKey | None) -> Sequence[CallEvent] | None:
         """The events of an earlier equal call."""
-        shelf = None if key is None else self._shelves.get(key.owner)
-        if key is None or shelf is None or key.digest not in shelf.entries:
+        own = None if key is None else self._entries.get(key.owner)
+        if key is None or own is None or key.digest not in own:
             return None
-        shelf.entries.move_to_end(key.digest)
-        return shelf.entries[key.digest].events
+        own.move_to_end(key.digest)
+        return own[key.digest].events
 
     def recording(self, key: CacheKey | None) -> Recording | None:
         """Begins a new entry; None when nothing is to be kept."""
@@ -94,27 +81,26 @@ class ResultCache:
         entry, key = _Entry(tuple(recording.events), recording.n_bytes), recording.key
         recording.give_up()
         if entry.events and self.get(key) is None:
-            shelf = self._shelves[key.owner]
-            shelf.entries[key.digest] = entry
-            shelf.n_bytes += entry.n_bytes
+            self._entries.setdefault(key.owner, OrderedDict())[key.digest] = entry
+            self._owner_bytes[key.owner] += entry.n_bytes
             self._entry_bytes += entry.n_bytes
 
     def make_room(self, n_bytes: int) -> bool:
         """Drops entries until a recording can have this much more; False when it cannot."""
         if self._recorded_bytes + n_bytes > self._max_bytes * MAX_RECORDED_SHARE:
             return False
-        while self._shelves and self.n_bytes + n_bytes > self._max_bytes:
+        while self._entries and self.n_bytes + n_bytes > self._max_bytes:
             self._drop_one()
         self._recorded_bytes += n_bytes
         return True
 
     def _drop_one(self) -> None:
-        owner, shelf = max(self._shelves.items(), key=lambda item: item[1].n_bytes)
-        _, dropped = shelf.entries.popitem(last=False)
-        shelf.n_bytes -= dropped.n_bytes
+        owner = max(self._owner_bytes, key=self._owner_bytes.__getitem__)
+        _, dropped = self._entries[owner].popitem(last=False)
+        self._owner_bytes[owner] -= dropped.n_bytes
         self._entry_bytes -= dropped.n_bytes
-        if not shelf.entries:
-            del self._shelves[owner]
+        if not self._entries[owner]:
+            del self._entries[owner], self._owner_bytes[owner]
 
     def take_back(self, n_bytes: int) -> None:
         """The room that a recording had is free again."""

@@ -13,7 +13,7 @@ import math
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from tdb_server.domain.budget import Budget
@@ -24,14 +24,13 @@ from tdb_server.domain.limits import Limits
 from tdb_server.domain.priority import Priority
 from tdb_server.domain.results import Finished
 from tdb_server.errors import Internal, OverLimit, TdbError, Unavailable
-from tdb_server.workers.answer_room import AnswerRoom
 from tdb_server.workers.batching import BatchRule
 from tdb_server.workers.callbacks import guarded
 from tdb_server.workers.device_time import Pace
 from tdb_server.workers.event_buffer import EventBuffer
 from tdb_server.workers.fair_queue import FairQueue
 from tdb_server.workers.measures import BatchMeasure, OnBatch, measure_nothing
-from tdb_server.workers.messages import BatchEnded, CallProgress, OutOfMemory
+from tdb_server.workers.messages import BatchEnded, CallProgress, CancelCall, OutOfMemory
 from tdb_server.workers.pool import Worker
 from tdb_server.workers.result_cache import ResultCache
 from tdb_server.workers.station import Station
@@ -114,11 +113,10 @@ class Scheduler:
                     yield one
             return
         displaced = self.check_room(terms.caller, terms.priority)
-        room = self._room(cost, terms.caller)
+        buffer = self._new_buffer(cost, terms.caller)
         if displaced is not None:
             self._displace(displaced)
         recording = self._cache.recording(terms.cache_key)
-        buffer: EventBuffer[Event] = EventBuffer(self._buffer_bytes, room=room)
         ticket = Ticket(call, cost, terms, buffer, recording)
         with self.open_call(terms.caller):
             self._open_tickets.add(ticket)
@@ -141,21 +139,17 @@ class Scheduler:
                 if recording is not None:
                     recording.give_up()
                 self._drop(ticket)
-                room.close()
+                buffer.close()
 
-    @property
-    def _buffer_bytes(self) -> int:
-        return BUFFER_CHUNKS * self._limits.chunk_bytes
-
-    def _room(self, cost: Cost, caller: Caller) -> AnswerRoom:
-        """What the call may hold for its reader. What does not fit into memory will wait on disk.
+    def _new_buffer(self, cost: Cost, caller: Caller) -> EventBuffer[Event]:
+        """What holds the call's events for its reader. What does not fit into memory will wait on disk.
 
         Raises:
             OverLimit: there is no room for what it will make at the least.
         """
-        least = cost.least_response_bytes
-        reserved = least if least > self._buffer_bytes else 0
-        return AnswerRoom(self.memory, self._disk, caller.name, reserved)
+        max_bytes, least = BUFFER_CHUNKS * self._limits.chunk_bytes, cost.least_response_bytes
+        reserved_bytes = least if least > max_bytes else 0
+        return EventBuffer(max_bytes, self.memory, self._disk, caller.name, reserved_bytes)
 
     def check_room(self, caller: Caller, priority: Priority) -> Ticket | None:
         """Refuses a call for which there is no room, before any work is put into it.
@@ -169,21 +163,6 @@ class Scheduler:
         """
         if not self._stations:
             raise Unavailable("no worker is ready", "NO_WORKER_READY", RETRY_SECONDS)
-        return self._displaced(caller, priority)
-
-    def _displace(self, ticket: Ticket) -> None:
-        """A call that waits gives up its place to a new one."""
-        self._queue.remove(ticket)
-        self.n_displaced += 1
-        message = "others hold fewer places in the full queue, and this call has given up its own"
-        ticket.fail(OverLimit(message, "QUEUE_FULL", RETRY_SECONDS))
-
-    def _displaced(self, caller: Caller, priority: Priority) -> Ticket | None:
-        """The call that has to go if a new one comes; None where there is room.
-
-        Raises:
-            OverLimit: there is no room, and the new one has no claim to another's.
-        """
         n_own, own_limit = self._open_calls[caller.name], self._own_limit(caller)
         is_queue_full = len(self._queue) >= self._limits.max_queue_length
         if n_own < own_limit and not is_queue_full and not self._is_full:
@@ -194,6 +173,13 @@ class Scheduler:
         if is_queue_full:
             raise OverLimit("too many calls wait for a worker", "QUEUE_FULL", RETRY_SECONDS)
         raise self._too_many_calls(caller)
+
+    def _displace(self, ticket: Ticket) -> None:
+        """A call that waits gives up its place to a new one."""
+        self._queue.remove(ticket)
+        self.n_displaced += 1
+        message = "others hold fewer places in the full queue, and this call has given up its own"
+        ticket.fail(OverLimit(message, "QUEUE_FULL", RETRY_SECONDS))
 
     def _too_many_calls(self, caller: Caller) -> OverLimit:
         message, own_limit = "too many calls at the same time", self._own_limit(caller)
@@ -273,17 +259,20 @@ class Scheduler:
         self._dispatch()
 
     def _batch_ended(self, station: Station, message: BatchEnded) -> None:
-        busy_before = station.busy_seconds
+        seconds, failure = station.seconds_so_far, message.failure
         batch = station.end(message.batch_id, n_stations=len(self._stations))
         if batch:
-            seconds = station.busy_seconds - busy_before
-            self._settle(station, batch, seconds, is_whole=message.failure is None)
-        unfinished = [ticket for ticket in batch if not ticket.is_over]
-        for ticket in unfinished:
-            try:
-                self._after_failure(ticket, message.failure, n_company=len(batch))
-            except Exception as error:
-                self._break_off(ticket, error)
+            self._settle(station, batch, seconds, is_whole=failure is None)
+        self._with_unfinished(batch, lambda ticket: self._after_failure(ticket, failure, len(batch)))
+
+    def _with_unfinished(self, batch: list[Ticket], do: Callable[[Ticket], None]) -> None:
+        """Does something with each call that a batch has left unfinished; it is lost where that fails."""
+        for ticket in batch:
+            if not ticket.is_over:
+                try:
+                    do(ticket)
+                except Exception as error:
+                    self._break_off(ticket, error)
 
     def _let_go(self, worker: Worker) -> None:
         """A worker will say nothing more: its calls run elsewhere, if they can."""
@@ -292,18 +281,10 @@ class Scheduler:
             return
         batch = list(station.tickets.values())
         try:
-            self._lose(station, batch)
+            self._settle(station, batch, station.seconds_so_far, is_whole=False)
+            self._with_unfinished(batch, self._after_death)
         except Exception as error:
             self._break_off_all(batch, error)
-
-    def _lose(self, station: Station, batch: list[Ticket]) -> None:
-        self._settle(station, batch, station.seconds_so_far, is_whole=False)
-        for ticket in batch:
-            if not ticket.is_over:
-                try:
-                    self._after_death(ticket)
-                except Exception as error:
-                    self._break_off(ticket, error)
 
     def _give_up(self, station: Station) -> None:
         """Ends a worker; the pool starts another."""
@@ -345,8 +326,7 @@ class Scheduler:
             _log.exception("a batch cannot be counted")
 
     def _check_cost(self, cost: Cost, caller: Caller) -> None:
-        own_limit = caller.limits.max_activation_bytes
-        limit = min(self._limits.max_activation_bytes, own_limit or self._limits.max_activation_bytes)
+        limit = caller.limits.within(self._limits).max_activation_bytes
         if cost.activation_bytes > limit:
             raise OverLimit(
                 f"the call would take about {cost.activation_bytes} bytes of activations, more than the "
@@ -452,7 +432,7 @@ class Scheduler:
         for station in self._stations.values():
             if station.tickets.get(ticket.call.call_id) is ticket:
                 if not ticket.has_finished:
-                    station.cancel(ticket)
+                    station.worker.send(CancelCall(ticket.call.call_id))
                 self._watch(station)
 
     def _watch(self, station: Station) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tdb_server.workers.device_time import Pace
-from tdb_server.workers.messages import CancelCall, RunBatch
+from tdb_server.workers.messages import RunBatch
 from tdb_server.workers.pool import Worker
 from tdb_server.workers.ticket import Ticket
 
@@ -39,11 +39,6 @@ class Station:
     _changed_at: float = field(default_factory=time.monotonic)
 
     @property
-    def batch_id(self) -> int | None:
-        """Of the current batch; None between batches."""
-        return self._batch_id
-
-    @property
     def is_free(self) -> bool:
         """Between batches."""
         return self._batch_id is None
@@ -69,10 +64,6 @@ class Station:
     def end(self, batch_id: int, n_stations: int) -> list[Ticket]:
         """Notes that a batch has ended.
 
-        Args:
-            batch_id: which.
-            n_stations: workers that share the calls.
-
         Returns:
             The calls of the batch; none when it is not the current one.
         """
@@ -92,10 +83,6 @@ class Station:
     def seconds_so_far(self) -> float:
         """Since the batch began, or since the last one ended."""
         return time.monotonic() - self._changed_at
-
-    def cancel(self, ticket: Ticket) -> None:
-        """Tells the worker that nobody wants a call of its batch."""
-        self.worker.send(CancelCall(ticket.call.call_id))
 
     def waits_until(self, n_queued: int, max_wait_seconds: float) -> float:
         """When to start the next batch, in monotonic seconds: at once unless company is expected."""

@@ -62,15 +62,13 @@ class Terms:
 
     Attributes:
         caller: who asks.
-        in_pieces: results leave as they come; otherwise none leaves before the last is there, so that
-            until then the call can be run again without anybody noticing.
-        unary: what the answer may take that is one message; None where it is not.
+        unary: for an answer that is one message: none of it leaves before the last is there, so that until
+            then the call can be run again without anybody noticing. None where results leave as they come.
         cache_key: what equal calls of one owner share; None when the results are not to be kept.
         priority: how urgent it is.
     """
 
     caller: Caller
-    in_pieces: bool = True
     cache_key: CacheKey | None = None
     priority: Priority = Priority.INTERACTIVE
     unary: Unary | None = None
@@ -208,7 +206,7 @@ class Ticket:
         Raises:
             TdbError: the call failed.
         """
-        if not self.terms.in_pieces:
+        if self.terms.unary is not None:
             await self._over.wait()
         event = await self.buffer.get()
         if isinstance(event, TakenUp):

@@ -41,9 +41,9 @@ def a_record(**fields: object) -> CallRecord:
 
 def test_a_line_of_json():
     record = a_record(request_id="a-1", status="RESOURCE_EXHAUSTED", reason="QUEUE_FULL")
-    record.named("a-1", 2)
+    record.request_id, record.n_sub_requests = "a-1", 2
     record.parsed([["the", " cat"], ["the", " dog"]])
-    record.taken_up(0.25, is_cached=False)
+    record.queue_seconds, record.is_cached = 0.25, False
     said = json.loads(log_of(record, "json"))
     seconds, pid, time = said.pop("seconds"), said.pop("pid"), said.pop("time")
     assert seconds > 0

@@ -155,7 +155,7 @@ def test_calls_over_http_count_and_pages_do_not() -> None:
     for _ in range(200):
         asked, page = (CallRecord(method, is_http=True) for method in ("POST /batched_tdb", "GET /"))
         load.call_started(asked)
-        asked.submitted()
+        asked.submitted_seconds = asked.elapsed_seconds
         clock.seconds += 0.1
         load.batch_ended(BatchMeasure("cpu", 1, 1, 0.1))
         load.call_finished(asked)

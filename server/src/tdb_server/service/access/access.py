@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from tdb_server.domain.caller import Caller
 from tdb_server.errors import Unauthenticated
@@ -32,26 +32,21 @@ class Connection:
     forwarded_for: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
 class Access:
     """Tells callers by their tokens, and keeps them within their limits.
 
-    Args:
+    Attributes:
         tokens: who may call; None to let everybody call.
         certificate_names: one of which a client's certificate must have; empty to take any that the
             handshake has let through.
         trusted_proxies: who is believed when they say for whom they call.
     """
 
-    def __init__(
-        self,
-        tokens: TokenFile | None,
-        certificate_names: frozenset[str] = frozenset(),
-        trusted_proxies: Sequence[Network] = (),
-    ) -> None:
-        self._tokens = tokens
-        self._certificate_names = certificate_names
-        self._trusted_proxies = tuple(trusted_proxies)
-        self._ledger = CallerLedger()
+    tokens: TokenFile | None = None
+    certificate_names: frozenset[str] = frozenset()
+    trusted_proxies: Sequence[Network] = ()
+    _ledger: CallerLedger = field(default_factory=CallerLedger)
 
     def token_owner(self, authorization: Sequence[str]) -> Caller | None:
         """Whose token came with a call.
@@ -65,27 +60,14 @@ class Access:
         Raises:
             Unauthenticated: no token, more than one, or one that is not in the file.
         """
-        if self._tokens is None:
+        if self.tokens is None:
             return None
         if len(authorization) != 1 or not authorization[0].lower().startswith(_SCHEME):
             raise Unauthenticated("the call carries no token; send one as `authorization: Bearer TOKEN`")
-        owner = self._tokens.caller_of(authorization[0][len(_SCHEME) :].strip())
+        owner = self.tokens.caller_of(authorization[0][len(_SCHEME) :].strip())
         if owner is None:
             raise Unauthenticated("the call's token is not known here")
         return owner
-
-    def caller(self, owner: Caller | None, certificate_name: str | None, connection: Connection) -> Caller:
-        """Who calls: the token's owner, else the name in the certificate, else the client's address.
-
-        Args:
-            owner: of the token that came with the call; None where none is asked for.
-            certificate_name: the best known name in the client's certificate; None without one.
-            connection: that the call came over.
-        """
-        if owner is not None:
-            return replace(owner, connection=connection.name)
-        address = client_address(connection.host, connection.forwarded_for, self._trusted_proxies)
-        return Caller(certificate_name or address or ANONYMOUS.name, connection=connection.name)
 
     @contextmanager
     def admitted(
@@ -97,6 +79,8 @@ class Access:
     ) -> Iterator[None]:
         """Around the answering of one call, which runs for its caller.
 
+        That is the token's owner, else the best known name in the certificate, else the client's address.
+
         Args:
             record: of the call; learns the caller's name.
             owner: of the call's token, as `token_owner` tells.
@@ -107,9 +91,12 @@ class Access:
             Unauthenticated: no name of the certificate may call.
             OverLimit: the caller is at a limit.
         """
-        caller = self.caller(owner, next(iter(certificate_names), None), connection)
+        if owner is None:
+            address = client_address(connection.host, connection.forwarded_for, self.trusted_proxies)
+            owner = Caller(next(iter(certificate_names), "") or address or ANONYMOUS.name)
+        caller = replace(owner, connection=connection.name)
         record.caller = caller.name
-        if self._certificate_names and self._certificate_names.isdisjoint(certificate_names):
+        if self.certificate_names and self.certificate_names.isdisjoint(certificate_names):
             raise Unauthenticated("the client's certificate has none of the names that may call here")
         with self._ledger.one_call(caller):
             answer_to(caller)

@@ -37,12 +37,7 @@ class ServerTls:
         ConfigurationBroken: a file cannot be read, or they do not fit together.
     """
 
-    def __init__(
-        self,
-        certificate: Path,
-        key: Path,
-        client_ca: Path | None,
-    ) -> None:
+    def __init__(self, certificate: Path, key: Path, client_ca: Path | None) -> None:
         self._certificate = certificate
         self._key = key
         self._client_ca = client_ca

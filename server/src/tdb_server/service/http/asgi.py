@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 Message = MutableMapping[str, Any]
@@ -10,28 +10,22 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
+Headers = Sequence[tuple[bytes, bytes]]
 
 
 async def answer(
-    send: Send,
-    status: int,
-    content_type: bytes,
-    body: bytes,
-    headers: Headers | None = None,
-    *,
-    is_head: bool = False,
+    scope: Message, send: Send, status: int, content_type: bytes, body: bytes, headers: Headers = ()
 ) -> None:
-    """Sends a whole answer.
+    """Sends a whole answer; where the request was HEAD, without its body.
 
     Args:
+        scope: of the request.
         send: to the client.
         status: of HTTP.
         content_type: of the body.
         body: all of it.
         headers: more of them.
-        is_head: whether the request was HEAD, so that the body stays here.
     """
     general = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": [*general, *(headers or ())]})
-    await send({"type": "http.response.body", "body": b"" if is_head else body})
+    await send({"type": "http.response.start", "status": status, "headers": [*general, *headers]})
+    await send({"type": "http.response.body", "body": b"" if scope.get("method") == "HEAD" else body})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from tdb_server.service.http.asgi import Application, Message, Receive, Send, answer
 
@@ -56,26 +57,26 @@ class AllowedHosts:
         return None
 
 
+@dataclass(frozen=True, slots=True)
 class HostCheck:
     """An ASGI application in front of another, which refuses what is sent to other hosts or by other sites.
 
-    Args:
+    Attributes:
         application: answers the rest.
         hosts: the names.
     """
 
-    def __init__(self, application: Application, hosts: AllowedHosts) -> None:
-        self._application = application
-        self._hosts = hosts
+    application: Application
+    hosts: AllowedHosts
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answers one request."""
-        refusal = self._hosts.refusal(scope.get("headers", ()))
+        refusal = self.hosts.refusal(scope.get("headers", ()))
         if refusal is None:
-            await self._application(scope, receive, send)
+            await self.application(scope, receive, send)
             return
         status, message = refusal
-        await answer(send, status, b"application/json", json.dumps({"message": message}).encode())
+        await answer(scope, send, status, b"application/json", json.dumps({"message": message}).encode())
 
 
 def _pattern(name: str) -> str:

@@ -8,6 +8,7 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Generator
+from functools import partial
 
 import h11
 import uvicorn
@@ -106,7 +107,7 @@ class _Server(uvicorn.Server):
         tls = self.config.ssl
         self.servers = [
             await loop.create_server(
-                self._protocol,
+                partial(_Connection, self.config, self.server_state, self._security, self._n_by_address),
                 sock=one,
                 ssl=tls,
                 ssl_handshake_timeout=None if tls is None else self._security.max_head_seconds,
@@ -124,9 +125,6 @@ class _Server(uvicorn.Server):
         """Ends connections that did not end by themselves."""
         for connection in list(self.server_state.connections):
             connection.transport.abort()
-
-    def _protocol(self) -> asyncio.Protocol:
-        return _Connection(self.config, self.server_state, self._security, self._n_by_address)
 
 
 class _Connection(H11Protocol):

@@ -9,42 +9,33 @@ when the server stops.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from tdb_server.service.http.asgi import Application, Headers, Message, Receive, Send, answer
+from tdb_server.service.http.asgi import Application, Message, Receive, Send, answer
 
 ALIVE, READY = "/livez", "/readyz"
 
 
+@dataclass(frozen=True, slots=True)
 class Probes:
     """An ASGI application that answers the two and leaves all else to another.
 
-    Args:
+    Attributes:
         application: the other.
         is_ready: whether calls would be taken now.
     """
 
-    def __init__(self, application: Application, is_ready: Callable[[], bool]) -> None:
-        self._application = application
-        self._is_ready = is_ready
+    application: Application
+    is_ready: Callable[[], bool]
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """See ASGI."""
         if scope["type"] != "http" or scope["path"] not in (ALIVE, READY):
-            await self._application(scope, receive, send)
+            await self.application(scope, receive, send)
             return
+        status, body, headers = 200, b"ok\n", [(b"cache-control", b"no-store")]
         if scope["method"] not in ("GET", "HEAD"):
-            await _answer(scope, send, 405, b"only GET\n", [(b"allow", b"GET, HEAD")])
-        elif scope["path"] == ALIVE or self._is_ready():
-            await _answer(scope, send, 200, b"ok\n")
-        else:
-            await _answer(scope, send, 503, b"not ready\n", [(b"retry-after", b"1")])
-
-
-async def _answer(
-    scope: Message, send: Send, status: int, body: bytes, headers: Headers | None = None
-) -> None:
-    never_kept = (b"cache-control", b"no-store")
-    is_head = scope["method"] == "HEAD"
-    await answer(
-        send, status, b"text/plain; charset=utf-8", body, [never_kept, *(headers or ())], is_head=is_head
-    )
+            status, body, headers = 405, b"only GET\n", [*headers, (b"allow", b"GET, HEAD")]
+        elif scope["path"] == READY and not self.is_ready():
+            status, body, headers = 503, b"not ready\n", [*headers, (b"retry-after", b"1")]
+        await answer(scope, send, status, b"text/plain; charset=utf-8", body, headers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from tdb_server.log_format import FIELDS
-from tdb_server.service.telemetry.call_record import CallRecord
+from tdb_server.service.telemetry.call_record import CallListener, CallRecord
 
 _log = logging.getLogger("tdb_server.call")
 _OUR_FAULT = {"INTERNAL", "UNKNOWN", "DATA_LOSS"}
@@ -13,14 +13,11 @@ _QUIET = ("grpc.health.", "grpc.reflection.", "grpc.channelz.")
 MAX_ID_CHARACTERS = 200
 
 
-class CallLog:
+class CallLog(CallListener):
     """Writes the line: errors of ours as errors, health checks for those who debug, all else as information.
 
     Prompts are in it only where the record has them.
     """
-
-    def call_started(self, record: CallRecord) -> None:
-        """See `CallListener`."""
 
     def call_finished(self, record: CallRecord) -> None:
         """See `CallListener`."""

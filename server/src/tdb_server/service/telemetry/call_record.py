@@ -70,23 +70,21 @@ class CallRecord:
         """Since the call's arrival."""
         return time.perf_counter() - self._begun
 
-    def named(self, request_id: str, n_sub_requests: int) -> None:
-        """The request has been read, and not been checked yet."""
-        self.request_id, self.n_sub_requests = request_id, n_sub_requests
+    @property
+    def http_attributes(self) -> dict[str, str | int]:
+        """What metrics and traces say of a call over HTTP, as OpenTelemetry's conventions name it."""
+        method, _, route = self.method.partition(" ")
+        return {
+            "http.request.method": method,
+            "http.route": route,
+            "http.response.status_code": self.http_status,
+        }
 
     def parsed(self, prompts: Sequence[Sequence[str]]) -> None:
         """The request is sound; its prompts are given as tokens."""
         self.n_tokens = sum(len(tokens) for tokens in prompts)
         if self.keeps_prompts:
             self.prompts = tuple("".join(tokens) for tokens in prompts)
-
-    def submitted(self) -> None:
-        """The call goes to the queue."""
-        self.submitted_seconds = self.elapsed_seconds
-
-    def taken_up(self, queue_seconds: float, *, is_cached: bool) -> None:
-        """A worker begins, or the results were there already."""
-        self.queue_seconds, self.is_cached = queue_seconds, is_cached
 
     def finished_running(self) -> None:
         """The last result has come."""
@@ -99,6 +97,7 @@ class CallListener(Protocol):
 
     def call_started(self, record: CallRecord) -> None:
         """A call has come. Only the method is known."""
+        return  # most have nothing to do yet
 
     def call_finished(self, record: CallRecord) -> None:
         """A call has ended, in whatever way."""

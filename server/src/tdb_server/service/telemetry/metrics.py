@@ -7,11 +7,12 @@ and adds units: `grpc_server_call_duration_seconds`. Imported only where metrics
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
-from opentelemetry.metrics import CallbackOptions, CallbackT, Meter, Observation
+from opentelemetry.metrics import CallbackT, Histogram, Meter, Observation
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry, ProcessCollector, make_asgi_app
@@ -51,12 +52,8 @@ class Metrics:
         meter = self._provider.get_meter("tdb_server", version)
         self.calls = CallMetrics(meter)
         self.batches = BatchMetrics(meter)
-        self.loop_lag = meter.create_histogram(
-            "tdb.event_loop.lag",
-            "s",
-            "How late the event loop was, twenty times a second.",
-            explicit_bucket_boundaries_advisory=LAG_SECONDS,
-        )
+        late = "How late the event loop was, twenty times a second."
+        self.loop_lag = _histogram(meter, "tdb.event_loop.lag", "s", late, LAG_SECONDS)
         _observe(meter, readings)
 
     def page(self, settings: Settings, is_ready: Callable[[], bool]) -> HttpListener:
@@ -96,41 +93,27 @@ class CallMetrics:
 
     def __init__(self, meter: Meter) -> None:
         name = "grpc.server.call."
-        self._started = meter.create_counter(f"{name}started", "{call}", "Calls that have come.")
-        self._seconds = meter.create_histogram(
-            f"{name}duration",
-            "s",
-            "From a call's arrival to its end.",
-            explicit_bucket_boundaries_advisory=SECONDS,
-        )
-        self._received = meter.create_histogram(
+        counter, histogram = meter.create_counter, partial(_histogram, meter)
+        self._started = counter(f"{name}started", "{call}", "Calls that have come.")
+        self._seconds = histogram(f"{name}duration", "s", "From a call's arrival to its end.", SECONDS)
+        self._received = histogram(
             f"{name}rcvd_total_compressed_message_size",
             "By",
             "Bytes of the messages of a call that came.",
-            explicit_bucket_boundaries_advisory=BYTES,
+            BYTES,
         )
-        self._sent = meter.create_histogram(
+        self._sent = histogram(
             f"{name}sent_total_compressed_message_size",
             "By",
             "Bytes of the messages of a call that were sent.",
-            explicit_bucket_boundaries_advisory=BYTES,
+            BYTES,
         )
-        self._http_seconds = meter.create_histogram(
-            "http.server.request.duration",
-            "s",
-            "From a request's arrival at the JSON gateway to its end.",
-            explicit_bucket_boundaries_advisory=SECONDS,
-        )
-        self._failed = meter.create_counter("tdb.call.failures", "{call}", "Calls that failed, by reason.")
-        self._waited = meter.create_histogram(
-            "tdb.queue.duration",
-            "s",
-            "Waiting of a call for a worker.",
-            explicit_bucket_boundaries_advisory=SECONDS,
-        )
-        self._looked_up = meter.create_counter(
-            "tdb.cache.lookups", "{call}", "Calls looked up in the result cache: hit or miss."
-        )
+        ended = "From a request's arrival at the JSON gateway to its end."
+        self._http_seconds = histogram("http.server.request.duration", "s", ended, SECONDS)
+        self._failed = counter("tdb.call.failures", "{call}", "Calls that failed, by reason.")
+        self._waited = histogram("tdb.queue.duration", "s", "Waiting of a call for a worker.", SECONDS)
+        looked_up = "Calls looked up in the result cache: hit or miss."
+        self._looked_up = counter("tdb.cache.lookups", "{call}", looked_up)
 
     def call_started(self, record: CallRecord) -> None:
         """See `CallListener`."""
@@ -139,21 +122,13 @@ class CallMetrics:
 
     def call_finished(self, record: CallRecord) -> None:
         """See `CallListener`."""
-        if not record.is_http:
+        if record.is_http:
+            self._http_seconds.record(record.seconds, record.http_attributes)
+        else:
             attributes = {"grpc.method": record.method, "grpc.status": record.status}
             self._seconds.record(record.seconds, attributes)
             self._received.record(record.received_bytes, attributes)
             self._sent.record(record.sent_bytes, attributes)
-        else:
-            method, _, route = record.method.partition(" ")
-            self._http_seconds.record(
-                record.seconds,
-                {
-                    "http.request.method": method,
-                    "http.route": route,
-                    "http.response.status_code": record.http_status,
-                },
-            )
         if record.reason:
             self._failed.add(1, {"reason": record.reason})
         if record.is_cached is not None:
@@ -166,23 +141,15 @@ class BatchMetrics:
     """What workers do."""
 
     def __init__(self, meter: Meter) -> None:
-        self._calls = meter.create_histogram(
-            "tdb.batch.calls", "{call}", "Calls in a batch.", explicit_bucket_boundaries_advisory=CALLS
+        self._calls = _histogram(meter, "tdb.batch.calls", "{call}", "Calls in a batch.", CALLS)
+        rows = "Sub-requests, the rows, in a batch."
+        self._sub_requests = _histogram(meter, "tdb.batch.sub_requests", "{sub_request}", rows, CALLS)
+        busy = "Time that devices have spent on batches."
+        self._seconds = meter.create_counter("tdb.device.busy", "s", busy)
+        spent = (
+            "Time that devices have spent on calls, by the token's name; all callers without one together."
         )
-        self._sub_requests = meter.create_histogram(
-            "tdb.batch.sub_requests",
-            "{sub_request}",
-            "Sub-requests, the rows, in a batch.",
-            explicit_bucket_boundaries_advisory=CALLS,
-        )
-        self._seconds = meter.create_counter(
-            "tdb.device.busy", "s", "Time that devices have spent on batches."
-        )
-        self._caller_seconds = meter.create_counter(
-            "tdb.caller.device_time",
-            "s",
-            "Time that devices have spent on calls, by the token's name; all callers without one together.",
-        )
+        self._caller_seconds = meter.create_counter("tdb.caller.device_time", "s", spent)
 
     def batch_ended(self, batch: BatchMeasure) -> None:
         """A worker is done with a batch."""
@@ -194,37 +161,28 @@ class BatchMetrics:
 
 
 def _observe(meter: Meter, readings: Readings) -> None:
-    meter.create_observable_gauge(
-        "tdb.queue.length", [_callback(readings.queue_length)], "{call}", "Calls that wait for a worker."
-    )
-    meter.create_observable_gauge(
-        "tdb.queue.callers", [_callback(readings.callers_waiting)], "{caller}", "Callers with a waiting call."
-    )
-    meter.create_observable_counter(
-        "tdb.queue.displaced",
-        [_callback(readings.calls_displaced)],
-        "{call}",
-        "Calls that gave up their place in the full queue to others'.",
-    )
-    meter.create_observable_gauge(
-        "tdb.worker.ready", [_callback(readings.workers_ready)], "{worker}", "Workers that can compute."
-    )
-    meter.create_observable_counter(
-        "tdb.worker.restarts",
-        [_callback(readings.worker_restarts)],
-        "{worker}",
+    gauge, counter = meter.create_observable_gauge, meter.create_observable_counter
+    displaced = "Calls that gave up their place in the full queue to others'."
+    restarts, dropped = (
         "Workers started in place of dead ones.",
-    )
-    meter.create_observable_counter(
-        "tdb.log.dropped",
-        [_callback(readings.log_lines_dropped)],
-        "{line}",
         "Lines of the log that could not be written.",
     )
+    for create, name, unit, description, read in (
+        (gauge, "queue.length", "{call}", "Calls that wait for a worker.", readings.queue_length),
+        (gauge, "queue.callers", "{caller}", "Callers with a waiting call.", readings.callers_waiting),
+        (counter, "queue.displaced", "{call}", displaced, readings.calls_displaced),
+        (gauge, "worker.ready", "{worker}", "Workers that can compute.", readings.workers_ready),
+        (counter, "worker.restarts", "{worker}", restarts, readings.worker_restarts),
+        (counter, "log.dropped", "{line}", dropped, readings.log_lines_dropped),
+    ):
+        create(f"tdb.{name}", [_callback(read)], unit, description)
 
 
 def _callback(read: Callable[[], int]) -> CallbackT:
-    def observe(_: CallbackOptions) -> Iterable[Observation]:
-        return [Observation(read())]
+    return lambda _: [Observation(read())]
 
-    return observe
+
+def _histogram(
+    meter: Meter, name: str, unit: str, description: str, boundaries: Sequence[float]
+) -> Histogram:
+    return meter.create_histogram(name, unit, description, explicit_bucket_boundaries_advisory=boundaries)

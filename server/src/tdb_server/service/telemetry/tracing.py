@@ -16,14 +16,14 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from tdb_server.service.telemetry.call_record import CallRecord
+from tdb_server.service.telemetry.call_record import CallListener, CallRecord
 
 UNTRACED = ("grpc.health.", "grpc.reflection.", "grpc.channelz.")
 NANOSECONDS = 1e9
 
 
-class CallTraces:
-    """Makes spans of records, and sends them from a thread of its own. A `CallListener`.
+class CallTraces(CallListener):
+    """Makes spans of records, and sends them from a thread of its own.
 
     Args:
         version: of the server's software.
@@ -36,9 +36,6 @@ class CallTraces:
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("tdb_server", version)
         self._propagator = TraceContextTextMapPropagator()
-
-    def call_started(self, record: CallRecord) -> None:
-        """See `CallListener`."""
 
     def call_finished(self, record: CallRecord) -> None:
         """See `CallListener`."""
@@ -88,12 +85,7 @@ class CallTraces:
 def _protocol_attributes(record: CallRecord) -> dict[str, str | int]:
     """As OpenTelemetry's semantic conventions name them."""
     if record.is_http:
-        method, _, route = record.method.partition(" ")
-        return {
-            "http.request.method": method,
-            "http.route": route,
-            "http.response.status_code": record.http_status,
-        }
+        return record.http_attributes
     service, _, method = record.method.rpartition("/")
     return {
         "rpc.system": "grpc",

@@ -7,6 +7,7 @@ from the same weights, so that the same numbers must come out, but for what a fo
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tdb_server.command import run
 from tdb_server.domain.model_info import Site
 from tdb_server.errors import AutoencoderBroken
 from tdb_server.model.autoencoder import Autoencoder
@@ -26,6 +28,7 @@ from torch import Tensor
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 SAELENS = FIXTURES / "saelens"
+OURS = FIXTURES / "tiny-a" / "autoencoders"
 PLACES = {
     "standard": (Site.RESID_DELTA_MLP, 1),
     "standard_layer_norm": (Site.RESID_POST_MLP, 1),
@@ -524,3 +527,71 @@ def test_a_folder_says_its_format(tmp_path: Path, name: str) -> None:
     FORMATS[name](tmp_path)
     ((found, _),) = find_layers(tmp_path)
     assert found.name == name
+
+
+def test_labels_and_links(decoder: Decoder, tmp_path: Path) -> None:
+    """They come with the weights and are handed on; nothing is fetched."""
+    copy = tmp_path / "standard"
+    shutil.copytree(SAELENS / "standard", copy)
+    (copy / "labels.json").write_text('{"3": "cities", "19": "numbers"}')
+    (found,) = load_autoencoders([copy], decoder)
+    (notes,) = found.info.notes
+    assert notes.link == "https://www.neuronpedia.org/gpt2-small/1-res-jb/{latent}"
+    assert notes.labels == {3: "cities", 19: "numbers"}
+
+    several = tmp_path / "several"
+    several.mkdir()
+    for layer in (0, 2):
+        shutil.copy(
+            FIXTURES / "tiny-a" / "autoencoders" / "resid_delta_mlp" / f"{layer}.safetensors", several
+        )
+    config = {"site": "resid_delta_mlp", "link": "https://example.org/{layer}/{latent}"}
+    (several / "config.json").write_text(json.dumps(config))
+    (several / "labels.json").write_text('{"2": {"95": "last"}}')
+    (found,) = load_autoencoders([several], decoder)
+    assert [(one.layer_index, one.link, dict(one.labels)) for one in found.info.notes] == [
+        (0, "https://example.org/0/{latent}", {}),
+        (2, "https://example.org/2/{latent}", {95: "last"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("labels.json", '{"20": "x"}', "'20' is none of the latents 0 to 19"),
+        ("labels.json", '{"one": "x"}', "'one' is none of the latents"),
+        ("labels.json", '{"1": 2}', "the label of 1 is 2, not a text"),
+        ("labels.json", '{"4": {"1": "x"}}', "'4' is no layer of this folder"),
+        ("labels.json", json.dumps({"1": "x" * 2**21}), "labels of more than 1048576 characters"),
+        ("config.json", '{"link": "javascript:alert(1)//{latent}"}', "no http address with {latent}"),
+        ("config.json", '{"link": "https://example.org/"}', "no http address with {latent}"),
+        ("config.json", '{"neuronpedia_id": "a/b/c"}', "neuronpedia_id 'a/b/c' is not like"),
+    ],
+)
+def test_labels_and_links_that_are_refused(
+    decoder: Decoder, tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    copy = tmp_path / "topk"
+    shutil.copytree(SAELENS / "topk", copy)
+    (copy / name).write_text(content)
+    with pytest.raises(AutoencoderBroken, match=message):
+        load_autoencoders([copy], decoder)
+
+
+def test_the_command_says_what_a_folder_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    run(["dictionaries", str(SAELENS), "--model", str(FIXTURES / "tiny-a")])
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(PLACES)
+    (transcoder,) = [one for one in lines if "/jumprelu_skip_transcoder: " in one]
+    for told in (
+        "SAELens",
+        "mlp_transcoder of layer 1",
+        "reads resid.post_attn and mlp_ln.scale, with the norm's gain (48 channels)",
+        "writes resid.delta_mlp",
+        "20 latents, jumprelu",
+        "with a skip",
+    ):
+        assert told in transcoder
+    assert last.startswith("fits tiny-a: gpt2, 3 layers")
+    with pytest.raises(AutoencoderBroken, match="latents for mlp_post_act of this model"):
+        run(["dictionaries", str(OURS / "mlp_post_act"), "--model", str(FIXTURES / "tiny-llama-c")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -75,6 +76,21 @@ _NODE_TYPES = {
 
 
 @dataclass(frozen=True, slots=True)
+class LatentNotes:
+    """What people have said of one layer's latents.
+
+    Attributes:
+        layer_index: the layer.
+        link: address of a latent's page, in which {latent} stands for its number; empty where there is none.
+        labels: by latent.
+    """
+
+    layer_index: int
+    link: str
+    labels: Mapping[int, str] = field(hash=False)
+
+
+@dataclass(frozen=True, slots=True)
 class AutoencoderInfo:
     """One loaded dictionary: its site, its size and the layers it covers.
 
@@ -88,6 +104,7 @@ class AutoencoderInfo:
     activation: str
     n_active: int | None = None
     norms_inputs: bool = False
+    notes: tuple[LatentNotes, ...] = ()
 
 
 class KernelOutcome(Enum):

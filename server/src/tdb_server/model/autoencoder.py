@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tdb_server.domain.hook_point import HookPoint
-from tdb_server.domain.model_info import AutoencoderInfo, Site
+from tdb_server.domain.model_info import AutoencoderInfo, LatentNotes, Site
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.hooks import NORM_SCALES, Hooks
 
@@ -150,6 +150,7 @@ class Autoencoder:
     site: Site
     layers: dict[int, AutoencoderLayer]
     n_active: int | None = None  # most latents active at one token in a trial
+    notes: tuple[LatentNotes, ...] = ()  # what people have said of latents, by layer
 
     @property
     def info(self) -> AutoencoderInfo:
@@ -162,6 +163,7 @@ class Autoencoder:
             first.activation,
             self.n_active,
             first.norms_inputs,
+            self.notes,
         )
 
     def write_directions(self, decoder: Decoder, layer_index: int, latents: Tensor) -> Tensor:

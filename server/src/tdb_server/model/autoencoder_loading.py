@@ -15,11 +15,13 @@ import torch
 from tdb_server.domain.model_info import Site
 from tdb_server.errors import AutoencoderBroken
 from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
+from tdb_server.model.config import DecoderConfig
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.dictionaries.circuit_tracer import YAML_CONFIG, load_circuit_tracer
 from tdb_server.model.dictionaries.dictionary_learning import AE, load_dictionary_learning
 from tdb_server.model.dictionaries.gemma_scope import PARAMS, load_gemma_scope
 from tdb_server.model.dictionaries.gemma_scope_2 import PARAMS_2, load_gemma_scope_2
+from tdb_server.model.dictionaries.notes import add_notes
 from tdb_server.model.dictionaries.own import CONFIG, load_own
 from tdb_server.model.dictionaries.places import SITE
 from tdb_server.model.dictionaries.saelens import SAELENS_CONFIG, load_saelens
@@ -85,7 +87,7 @@ def find_layers(folder: Path) -> list[tuple[Format, StoredLayer]]:
             and SITE in read_json_object(folder / CONFIG)
         ):
             raise AutoencoderBroken(f"{folder}: {CONFIG} with a site beside {SAELENS_CONFIG}; remove one")
-        return [(found, layer) for layer in found.load(folder)]
+        return [(found, layer) for layer in add_notes(folder, found.load(folder))]
     inner = [one for one in sorted(folder.iterdir()) if one.is_dir()] if folder.is_dir() else []
     layers = [layer for one in inner if format_of(one) is not None for layer in find_layers(one)]
     if not layers:
@@ -128,9 +130,10 @@ def load_autoencoders(folders: Sequence[Path], decoder: Decoder) -> list[Autoenc
 
 def _autoencoder(site: Site, layers: Sequence[StoredLayer], decoder: Decoder) -> Autoencoder:
     found: dict[int, AutoencoderLayer] = {}
+    notes = tuple(sorted((layer.notes for layer in layers if layer.notes), key=lambda one: one.layer_index))
     first = layers[0]
     for layer in sorted(layers, key=lambda one: one.place.layer_index):
-        refuse_other_models(layer, decoder)
+        refuse_other_models(layer, decoder.config)
         layer_index = layer.place.layer_index
         if layer_index in found:
             raise AutoencoderBroken(f"{layer.path}: layer {layer_index} of {site.value} is given twice")
@@ -140,7 +143,7 @@ def _autoencoder(site: Site, layers: Sequence[StoredLayer], decoder: Decoder) ->
                 "layers of a site must be alike"
             )
         found[layer_index] = _fitted(layer, decoder).moved(decoder.device, decoder.dtype)
-    return Autoencoder(site, found)
+    return Autoencoder(site, found, notes=notes)
 
 
 def _kind(layer: StoredLayer) -> str:
@@ -162,9 +165,8 @@ def _fitted(layer: StoredLayer, decoder: Decoder) -> AutoencoderLayer:
     return weights
 
 
-def site_width(site: Site, decoder: Decoder) -> int:
+def site_width(site: Site, config: DecoderConfig) -> int:
     """Channels of what is read and written at a site."""
-    config = decoder.config
     match site:
         case Site.MLP_POST_ACT:
             return config.n_neurons
@@ -174,18 +176,18 @@ def site_width(site: Site, decoder: Decoder) -> int:
             return config.d_model
 
 
-def refuse_other_models(layer: StoredLayer, decoder: Decoder) -> None:
+def refuse_other_models(layer: StoredLayer, config: DecoderConfig) -> None:
     """Refuses weights that do not fit the model or each other, and numbers that are not finite.
 
     Raises:
         AutoencoderBroken: naming the tensor.
     """
-    weights, place, config = layer.weights, layer.place, decoder.config
+    weights, place = layer.weights, layer.place
     if place.layer_index >= config.n_layers:
         raise AutoencoderBroken(
             f"{layer.path}: for layer {place.layer_index}; the model has layers 0 to {config.n_layers - 1}"
         )
-    width, n_latents = site_width(place.site, decoder), weights.latent_bias.numel()
+    width, n_latents = site_width(place.site, config), weights.latent_bias.numel()
     shapes = {
         "pre_bias": (weights.pre_bias, (width,)),
         "encoder": (weights.encoder_weight, (n_latents, width)),

@@ -102,6 +102,10 @@ def _autoencoder(info: AutoencoderInfo) -> model_service_pb2.AutoencoderInfo:
             if info.norms_inputs
             else model_service_pb2.AUTOENCODER_INPUT_NORM_NONE
         ),
+        notes=[
+            model_service_pb2.LatentNotes(layer_index=one.layer_index, link=one.link, labels=dict(one.labels))
+            for one in info.notes
+        ],
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch.nn.functional as F
 
-from tdb_server.domain.model_info import Site
+from tdb_server.domain.model_info import LatentNotes, Site
 from tdb_server.model.autoencoder import AutoencoderLayer
 from tdb_server.model.decoder import Norm
 
@@ -37,12 +37,14 @@ class StoredLayer:
         weights: its weights, in float32.
         is_centred: whether inputs are less their mean over channels, as in a model run with centred writing
             weights.
+        notes: what people have said of its latents, and where; None where nothing is told.
     """
 
     place: Place
     path: Path
     weights: AutoencoderLayer
     is_centred: bool = False
+    notes: LatentNotes | None = None
 
 
 def without_mean(weights: AutoencoderLayer) -> AutoencoderLayer:

@@ -194,11 +194,20 @@ def neuron(layer: int, index: int, *, token: int) -> Node:
     return Node("mlp_neuron", layer, index, token)
 
 
-def latent(layer: int, index: int, *, token: int, site: Literal["mlp", "attention"] | None = None) -> Node:
-    """A latent at `token`: of the MLP's or attention's autoencoder, or of the only one that is loaded."""
+def latent(
+    layer: int,
+    index: int,
+    *,
+    token: int,
+    site: Literal["mlp", "attention", "post-attn", "post-mlp", "transcoder"] | None = None,
+) -> Node:
+    """A latent at `token`, of the dictionary at a site or of the only one that is loaded."""
     types: dict[str | None, NodeType] = {
         None: "autoencoder_latent",
         "mlp": "mlp_autoencoder_latent",
         "attention": "attention_autoencoder_latent",
+        "post-attn": "resid_post_attn_autoencoder_latent",
+        "post-mlp": "resid_post_mlp_autoencoder_latent",
+        "transcoder": "mlp_transcoder_latent",
     }
     return Node(types[site], layer, index, token)

@@ -13,20 +13,25 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tdb_server.domain.derived_scalar import DerivedScalar
+from tdb_server.domain.debug import inference_sub_request
+from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import NodeIndex, NodeType, PassType
 from tdb_server.domain.requests import (
     AblationSpec,
     ActivationIndex,
+    AttentionComponent,
+    DebugSubRequest,
     InferenceSubRequest,
     LossConfig,
+    MlpComponent,
     ScoredTokensSpec,
+    TokenPairAttributionSpec,
     TokenScoringType,
     Trace,
 )
-from tdb_server.domain.results import ScoredTokensResult
+from tdb_server.domain.results import ScoredTokensResult, TokenPairAttributionResult
 from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
 from torch import Tensor
 
@@ -512,3 +517,62 @@ def test_tokens_that_feed_a_transcoder(name: str, token_ids: tuple[int, ...], lo
         scores = model.plain.centred(embedding) @ row / seen[HookPoint.MLP_LN_SCALE, layer][0, token]
         best = int(result.tokens.top_ids[result.rows[position]][0])
         assert scores[best].item() == pytest.approx(scores.max().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@examples(3)
+@given(token_ids=prompts(2, 4), loss=losses())
+def test_tokens_that_feed_latents_of_heads(name: str, token_ids: tuple[int, ...], loss: LossConfig) -> None:
+    """Each token's part of what an active latent reads: attention · value · its own rows."""
+    model, dictionary = small_model(name), small_autoencoder(name, Site.ATTN_V_OUT)
+    found = answer(
+        model.engine(dictionary),
+        inference(token_ids, loss),
+        latents=replace(every_node(scalar(Site.ATTN_V_OUT, "LATENT")), top_and_bottom_k=4),
+        pairs=TokenPairAttributionSpec("latents", len(token_ids)),
+    )
+    result = found.results["pairs"]
+    assert isinstance(result, TokenPairAttributionResult)
+    seen = model.plain.run(token_ids)
+    assert len(result.nodes) > 0
+    for position, node in enumerate(result.nodes):
+        layer, (token, latent) = node.layer_index, node.tensor_indices
+        assert layer is not None
+        row = dictionary.layers[layer].encoder_weight[latent].view(model.config.n_heads, -1)
+        values = model.plain.for_heads(seen[HookPoint.ATTN_V, layer])[0]  # [T, H, e]
+        parts = torch.einsum("kh,khe,he->k", seen[HookPoint.ATTN_QK_PROBS, layer][0, token], values, row)
+        at = result.rows[position]
+        order = torch.from_numpy(result.token_indices[at]).long()
+        assert_same(parts[order], torch.from_numpy(result.attributions[at]).double())
+        bias = dictionary.layers[layer].encoder_weight[latent] @ dictionary.layers[layer].pre_bias
+        pre = pre_activations_of(
+            dictionary.layers[layer], read_by(model.plain, Site.ATTN_V_OUT, seen, layer)[0, token]
+        )[latent]
+        rest = dictionary.layers[layer].latent_bias[latent] - bias
+        assert float(parts.sum() + rest) == pytest.approx(float(pre), abs=1e-6)
+
+
+def test_transcoder_latents_stand_for_mlps_in_the_node_table() -> None:
+    model, dictionary = small_model("gpt2"), small_autoencoder("gpt2", Site.MLP_TRANSCODER)
+    request = DebugSubRequest(
+        (3, 7, 11), (1,), (2,), MlpComponent.TRANSCODER_LATENT, AttentionComponent.ATTENTION_HEAD, 5
+    )
+    sub_request = inference_sub_request(request)
+    found = answer(model.engine(dictionary), sub_request.inference, **sub_request.processing)
+    table = found.top_k("topKComponents")
+    latents = [one for one in table.nodes if one.node_type is NodeType.MLP_TRANSCODER_LATENT]
+    assert len(latents) >= 5
+    assert not any(one.node_type is NodeType.MLP_NEURON for one in table.nodes)
+    effects = answer(
+        model.engine(dictionary),
+        sub_request.inference,
+        effects=every_node(scalar(Site.MLP_TRANSCODER, "WRITE_TO_FINAL_RESIDUAL_GRAD")),
+    )
+    by_node = numbers_by_node(effects.top_k("effects"))
+    listed = numbers_by_node(table, GroupId.DIRECTION_WRITE)
+    assert {one: listed[one] for one in latents} == pytest.approx(
+        {one: by_node.get(one, 0.0) for one in latents}, abs=1e-9
+    )
+    tokens = found.results["inputTokensThatUpvoteMlp"]
+    assert isinstance(tokens, ScoredTokensResult)
+    assert all(tokens.rows[table.nodes.index(one)] >= 0 for one in latents)

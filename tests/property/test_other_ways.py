@@ -13,9 +13,8 @@ from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import NodeIndex, NodeType
 from tdb_server.domain.requests import InferenceSubRequest, LossConfig, LossName, MultipleTopKSpec
-from tdb_server.engine import nodes, products
+from tdb_server.engine import block_maxima, products
 from tdb_server.engine.engine import Engine
-from tdb_server.engine.top_nodes import PlainTop
 
 from tests.property.debug_sub_requests import debug_sub_requests
 from tests.property.requests import EVERY_NODE, Answer, answers_of_calls, examples, inference
@@ -35,7 +34,7 @@ def in_parts_of(max_entries: int) -> Another:
 
 def ranks_plainly(patch: pytest.MonkeyPatch, _: Engine) -> None:
     """As on a GPU."""
-    patch.setattr(nodes, "BlockMaxima", PlainTop)
+    patch.setattr(block_maxima, "SMALL", 10**9)
 
 
 def ranks_tokens_at_once(patch: pytest.MonkeyPatch, engine: Engine) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tdb_server.domain.node import Dimension
 from tdb_server.engine.block_maxima import top_k_per_row
 from tdb_server.engine.products import Layers, Product
-from tdb_server.engine.top_nodes import BestNodes, BlockMaxima, Numbers, PlainTop
+from tdb_server.engine.top_nodes import BestNodes, TopNodes
 from tdb_server.engine.transfers import download
 from torch import Tensor
 
@@ -63,7 +63,6 @@ def test_top_k_per_row(
     largest=st.booleans(),
     n_values=TIES,
     shift=st.sampled_from([-1000, 0, 1000]),
-    way=st.sampled_from([BlockMaxima, PlainTop]),
     seed=st.integers(0, 1000),
 )
 def test_best_nodes_of_several_layers(
@@ -72,13 +71,12 @@ def test_best_nodes_of_several_layers(
     largest: bool,
     n_values: int | None,
     shift: int,
-    way: type[BlockMaxima | PlainTop],
     seed: int,
 ) -> None:
     """Of rows that want different numbers of them, in layers large enough for blocks."""
     layers = [random_numbers((3, 1, size), seed + n, n_values) + shift for n, size in enumerate(sizes)]
     product = Product((Layers(layers),), tuple(range(3)), AXES, AXES, 3, 1, (1, 1, 1))
-    for row, found in enumerate(best_nodes(way, product, ks, largest)):
+    for row, found in enumerate(best_nodes(product, ks, largest)):
         values = np.concatenate([one[row, 0].numpy() for one in layers])
         nodes = np.concatenate(
             [
@@ -90,27 +88,22 @@ def test_best_nodes_of_several_layers(
         assert np.array_equal(found.nodes, nodes[order[values[order] != 0]])
 
 
-def best_nodes(
-    way: type[BlockMaxima | PlainTop], product: Product, ks: Sequence[int], largest: bool
-) -> list[BestNodes]:
-    top = way(product, ks, largest)
+def best_nodes(product: Product, ks: Sequence[int], largest: bool) -> list[BestNodes]:
+    top = TopNodes(product, ks, largest)
     for part in product.parts():
-        top.add(Numbers(part, part.numbers()))
-    return top.best(download(top.tensors()))
+        top.add(part, product.numbers(part))
+    return top.best(download(top.tensors))
 
 
-@pytest.mark.parametrize("way", [BlockMaxima, PlainTop])
 @pytest.mark.parametrize("largest", [True, False])
 @pytest.mark.parametrize("k", [1, 20, 100_000])
-def test_layers_without_numbers_are_left_out(
-    way: type[BlockMaxima | PlainTop], largest: bool, k: int
-) -> None:
+def test_layers_without_numbers_are_left_out(largest: bool, k: int) -> None:
     numbers = random_numbers((1, 1, 20_000), 0, None)
     layers = Layers([torch.full_like(numbers, torch.nan), numbers])
     product = Product((layers,), (0, 1), AXES, AXES, 1, 1, (1,))
-    (found,) = best_nodes(way, product, [k], largest)
+    (found,) = best_nodes(product, [k], largest)
     expected = numbers[0, 0].sort(descending=largest, stable=True).indices[:k]
     assert found.nodes[:, 2].tolist() == expected.tolist()
     assert (found.nodes[:, 0] == 1).all()
-    (nothing,) = best_nodes(way, replace(product, factors=(Layers([layers.tensors[0]] * 2),)), [k], largest)
+    (nothing,) = best_nodes(replace(product, factors=(Layers([layers.tensors[0]] * 2),)), [k], largest)
     assert nothing.nodes.shape == (0, 3)

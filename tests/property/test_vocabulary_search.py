@@ -93,5 +93,5 @@ def test_a_direction_of_no_numbers_spoils_no_other() -> None:
     alone = search.rank(directions[[0, 2, 4]], 10)
     directions[1], directions[3, 0] = torch.nan, torch.inf
     found = search.rank(directions, 10)
-    for name, expected in vars(alone).items():
+    for name, expected in alone._asdict().items():
         assert torch.equal(getattr(found, name)[[0, 2, 4]], expected)

@@ -93,7 +93,9 @@ def pairs(make: Make) -> Example:
     hidden = torch.ones(N_TOKENS, N_TOKENS, dtype=torch.bool).triu(1)
     order = (TOKENS, KEYS, HEADS)
     layers = [Layers(one) for one in factors]
-    product = _product(layers, (HEADS, TOKENS, KEYS), order, absent=absent, not_nodes=hidden)
+    product = _product(
+        layers, (HEADS, TOKENS, KEYS), order, absent=absent, not_nodes=hidden[None, None, None]
+    )
     laid_out = torch.stack(factors[0], dim=1) * torch.stack(factors[1], dim=1)
     numbers = laid_out.permute(0, 1, 3, 4, 2)
     is_there = ~absent.expand(laid_out.shape).permute(0, 1, 3, 4, 2)

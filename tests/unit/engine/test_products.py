@@ -18,7 +18,6 @@ from tests.unit.engine.example_products import (
     TOKENS,
     Example,
     Make,
-    neurons,
     numbers_of,
 )
 
@@ -45,7 +44,7 @@ def subsets(order: tuple[Dimension, ...]) -> list[tuple[Dimension, ...]]:
 def total_of(product: Product, keep: tuple[Dimension, ...]) -> Tensor:
     total = None
     for part in product.parts():
-        total = product.add_sum(keep, part, part.numbers(), total)
+        total = product.add_sum(keep, part, product.numbers(part), total)
     assert total is not None
     return total
 
@@ -55,8 +54,10 @@ def test_parts_are_small(max_together: int, example: Example) -> None:
     axis = 2 + example.product.axes.index(TOKENS)
     n_entries = 0
     for part in example.product.parts():
-        assert part.numbers().numel() <= max_together or (part.shape[0], part.shape[axis]) == (1, 1)
-        n_entries += part.numbers().numel()
+        numbers = example.product.numbers(part)
+        assert numbers.shape == example.product.shape(part)
+        assert numbers.numel() <= max_together or (numbers.shape[0], numbers.shape[axis]) == (1, 1)
+        n_entries += numbers.numel()
     if example.product.tokens is None and example.product.ids is None:
         assert n_entries == example.numbers.numel()
 
@@ -102,18 +103,6 @@ def test_layers_are_joined_only_while_they_are_small(monkeypatch: pytest.MonkeyP
     assert joined.shape == (2, 4, 3)
     assert Layers([torch.zeros(2, 3)] * 5).together is None
     assert Layers([torch.zeros(2, 3), torch.zeros(2, 4)]).together is None
-
-
-def test_a_part_behind_a_layer() -> None:
-    """Of layers that one factor has, and of layers that a factor has in common."""
-    example = neurons(numbers_of(5, 6))
-    for part in example.product.parts():
-        behind = part.behind(2)
-        if part.first_layer + part.shape[1] > 2:
-            assert behind.first_layer == 2
-            assert torch.equal(behind.numbers(), part.numbers()[:, 2 - part.first_layer :])
-        else:
-            assert behind.numbers().shape[1] == 0
 
 
 @pytest.mark.parametrize("n_rows", [1, 2])

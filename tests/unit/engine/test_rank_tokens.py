@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from tdb_server.domain.results import TopTokens
-from tdb_server.engine.rank_tokens import Ranked, Scoring, TokenRanker, scaled
+from tdb_server.engine.rank_tokens import Scoring, TokenRanker, scaled
+from tdb_server.engine.token_ranking import RankedTokens
 from torch import Tensor
 
 from tests.property.small_models import VOCABULARY_SIZE, small_model
@@ -176,6 +177,6 @@ def test_a_negative_scale_swaps_the_ends() -> None:
 
 def test_a_scale_of_zero_divides_by_nothing() -> None:
     ids = np.zeros((1, 2), np.int32)
-    found = scaled(Ranked(np.array([[3.0, 1.0]]), ids, np.array([[-2.0, -1.0]]), ids), np.zeros(1))
+    found = scaled(RankedTokens(np.array([[3.0, 1.0]]), ids, np.array([[-2.0, -1.0]]), ids), np.zeros(1))
     assert not found.top_normalized.any()
     assert not found.bottom_scalars.any()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tdb_server.domain.node import Dimension
 from tdb_server.engine import products
 from tdb_server.engine.products import Layers, Product
-from tdb_server.engine.top_nodes import BestNodes, BlockMaxima, HostTop, Numbers, PlainTop, numbers_at_tokens
+from tdb_server.engine.top_nodes import BestNodes, TopNodes
 from tdb_server.engine.transfers import download
 from torch import Tensor
 
@@ -29,12 +29,8 @@ from tests.unit.engine.example_products import (
     numbers_of,
 )
 
-WAYS = (BlockMaxima, PlainTop)
-Way = type[BlockMaxima] | type[PlainTop]
-
 
 def best(
-    way: Way,
     product: Product,
     ks: list[int],
     *,
@@ -42,19 +38,13 @@ def best(
     tokens: list[int] | None = None,
     first_layer: int = 0,
 ) -> list[BestNodes]:
-    """What a way finds in all parts of a product."""
-    top = way(product, ks, largest)
+    """What is found in all parts of a product."""
+    if tokens is not None:
+        product = product.at_tokens(np.array(tokens))
+    top = TopNodes(product, ks, largest, first_layer)
     for part in product.parts():
-        seen, values = part.behind(first_layer), part.numbers()[:, max(0, first_layer - part.first_layer) :]
-        if not values.shape[1]:
-            continue
-        ranked = product.ranked(values, seen, largest=largest)
-        if tokens is not None:
-            at_rows = np.array(tokens)[part.rows]
-            top.add(numbers_at_tokens(product, seen, ranked, at_rows, largest=largest))
-        else:
-            top.add(Numbers(seen, ranked))
-    return top.best(download(top.tensors()))
+        top.add(part, product.numbers(part))
+    return top.best(download(top.tensors))
 
 
 def sorted_nodes(
@@ -74,10 +64,10 @@ def sorted_nodes(
     return nodes[order][is_node].tolist(), np.flatnonzero(is_node).tolist()
 
 
-def assert_sorted(way: Way, example: Example, ks: list[int], **asked: object) -> None:
+def assert_sorted(example: Example, ks: list[int], **asked: object) -> None:
     tokens, largest = asked.get("tokens"), bool(asked["largest"])
     first_layer = int(asked.get("first_layer", 0))  # type: ignore[call-overload]
-    found = best(way, example.product, ks, **asked)  # type: ignore[arg-type]
+    found = best(example.product, ks, **asked)  # type: ignore[arg-type]
     assert len(found) == len(ks)
     for row, (k, of_row) in enumerate(zip(ks, found, strict=True)):
         token = None if tokens is None else tokens[row]  # type: ignore[index]
@@ -86,7 +76,6 @@ def assert_sorted(way: Way, example: Example, ks: list[int], **asked: object) ->
         assert of_row.ranks.tolist() == ranks
 
 
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("make_example", EXAMPLES)
 @examples(30)
 @given(
@@ -99,7 +88,6 @@ def assert_sorted(way: Way, example: Example, ks: list[int], **asked: object) ->
     seed=st.integers(0, 1000),
 )
 def test_what_sorting_finds(
-    way: Way,
     make_example: Callable[[Make], Example],
     ks: list[int],
     largest: bool,
@@ -113,26 +101,22 @@ def test_what_sorting_finds(
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(products.MAX_TOGETHER, "cpu", max_together)
         example = make_example(numbers_of(seed, n_values))
-        assert_sorted(way, example, ks, largest=largest, tokens=tokens, first_layer=first_layer)
+        assert_sorted(example, ks, largest=largest, tokens=tokens, first_layer=first_layer)
 
 
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("largest", [True, False])
 @pytest.mark.parametrize("tokens", [None, [2, 2, 2]])
-@pytest.mark.parametrize("has_ties", [True, False])
-def test_what_is_not_a_number_is_never_chosen(
-    way: Way, largest: bool, tokens: list[int] | None, has_ties: bool
-) -> None:
+@pytest.mark.parametrize("n_ties", [0, 4])
+def test_what_is_not_a_number_is_never_chosen(largest: bool, tokens: list[int] | None, n_ties: int) -> None:
     """It takes no place either; other rows do not notice."""
     example = neurons(numbers_of(0, 6))
     broken = [one.clone() for one in example.product.factors[0].tensors]
     broken[1][0, 1:3], broken[0][2, 2, 4] = torch.nan, torch.nan
     factors = Layers(broken), example.product.factors[1]
-    product = replace(example.product, factors=factors, has_ties=has_ties)
+    product = replace(example.product, factors=factors, n_ties=n_ties)
     numbers = torch.stack(broken, dim=1) * example.product.factors[1].together  # type: ignore[operator]
     for k in (1, 20, 10**6):
         assert_sorted(
-            way,
             Example(product, numbers, numbers, example.is_there),
             [k] * N_ROWS,
             largest=largest,
@@ -154,11 +138,9 @@ def test_what_has_no_layers(monkeypatch: pytest.MonkeyPatch, largest: bool, max_
     """Each row as long as it is, whatever its company; its own k."""
     monkeypatch.setitem(products.MAX_TOGETHER, "cpu", max_together)
     values, lengths, ks = numbers_of(3, None)(3, 4, 5), [4, 2, 3], [3, 100, 1]
-    product = without_layers(values)
-    top = HostTop(product, ks, lengths, largest)
-    for part in product.parts():
-        top.add(Numbers(part, part.numbers()))
-    for row, found in enumerate(top.best(download(top.tensors()))):
+    is_padding = torch.arange(4) >= torch.tensor(lengths)[:, None]
+    product = without_layers(values, absent=is_padding[:, None, :, None])
+    for row, found in enumerate(best(product, ks, largest=largest)):
         own = values[row, : lengths[row]]
         expected = own.flatten().sort(descending=largest).values[: ks[row]]
         assert torch.equal(own[tuple(torch.from_numpy(found.nodes[:, 1:].T))], expected)
@@ -172,12 +154,9 @@ def test_one_token_of_what_has_no_layers(monkeypatch: pytest.MonkeyPatch, max_to
     monkeypatch.setitem(products.MAX_TOGETHER, "cpu", max_together)
     values, covered = numbers_of(4, None)(2, 2, 5), np.array([[1, 1], [0, 3]])
     values[0, 1] = 0  # padding
-    product = without_layers(values, tokens=covered, device_tokens=torch.from_numpy(covered))
-    top = HostTop(product, [5, 5], [1, 2], largest=True)
-    for part in product.parts():
-        at_rows = np.array([1, 1])[part.rows]
-        top.add(numbers_at_tokens(product, part, part.numbers(), at_rows, largest=True))
-    found, nothing = top.best(download(top.tensors()))
+    absent = torch.tensor([[False, True], [False, False]])[:, None, :, None]
+    product = without_layers(values, tokens=covered, device_tokens=torch.from_numpy(covered), absent=absent)
+    found, nothing = best(product, [5, 5], largest=True, tokens=[1, 1])
     order = values[0, 0].argsort(descending=True)
     assert found.nodes.tolist() == [[-1, 1, token] for token in order.tolist()]
     assert nothing.nodes.shape == (0, 3)
@@ -185,10 +164,7 @@ def test_one_token_of_what_has_no_layers(monkeypatch: pytest.MonkeyPatch, max_to
 
 def test_zeros_of_what_has_no_layers_take_places() -> None:
     product = without_layers(torch.tensor([[[2.0, 0.0, -1.0, 0.0, 3.0]]]))
-    top = HostTop(product, [5], [1], largest=True)
-    for part in product.parts():
-        top.add(Numbers(part, part.numbers()))
-    (found,) = top.best(download(top.tensors()))
+    (found,) = best(product, [5], largest=True)
     assert found.nodes.tolist() == [[-1, 0, 4], [-1, 0, 0], [-1, 0, 2]]
     assert found.ranks.tolist() == [0, 1, 4]
 
@@ -199,22 +175,49 @@ def test_those_among_fewer_than_were_ranked() -> None:
     assert BestNodes(nodes, np.array([0, 1, 4])).first(4).tolist() == [[0, 1], [2, 3]]
 
 
-@pytest.mark.parametrize("largest", [True, False])
-@pytest.mark.parametrize("k", [1, 2, 3, 7, 100])
-def test_many_equals_are_known(largest: bool, k: int) -> None:
-    """Where many are known to be equal and best, as first tokens' attention is, none is ranked again."""
-    example = neurons(numbers_of(1, 2))
-    product = replace(example.product, has_ties=True)
-    assert_sorted(PlainTop, replace(example, product=product), [k] * N_ROWS, largest=largest)
+def test_of_equals_that_no_layer_has_those_that_topk_finds_first() -> None:
+    """Every embedding's "activation" is 1: which of them are listed is decided by that, in each row alone."""
+    values, lengths = torch.ones(2, 30, 1), (30, 17)
+    is_padding = torch.arange(30) >= torch.tensor(lengths)[:, None]
+    for row, found in enumerate(
+        best(without_layers(values, absent=is_padding[:, None, :, None]), [5, 5], largest=True)
+    ):
+        assert found.nodes[:, 1].tolist() == torch.ones(lengths[row]).topk(5).indices.tolist()
 
 
-def test_only_ties_at_the_end_are_ranked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To rank again waits for the device, so padding and what is not seen must not look like ties."""
-    monkeypatch.setattr(PlainTop, "_ranked_again", None)
+def looked_through_again(monkeypatch: pytest.MonkeyPatch, product: Product, k: int, *, largest: bool) -> int:
+    """How many parts' numbers are computed again. For that a GPU is waited for."""
+    asked = []
+    monkeypatch.setattr(Product, "numbers", lambda self, part: asked.append(part) or numbers(self, part))
+    best(product, [k] * N_ROWS, largest=largest)
+    monkeypatch.setattr(Product, "numbers", numbers)
+    return len(asked) - len(list(product.parts()))
+
+
+numbers = Product.numbers
+
+
+def test_only_ties_at_the_end_are_looked_through_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padding and what is not seen must not look like ties."""
     for make_example in EXAMPLES:
-        example = make_example(numbers_of(0, None))
-        assert_sorted(PlainTop, example, [40] * N_ROWS, largest=True)
-        assert_sorted(PlainTop, example, [40] * N_ROWS, largest=False)
+        product = make_example(numbers_of(0, None)).product
+        for largest in (True, False):
+            assert looked_through_again(monkeypatch, product, 40, largest=largest) == 0
+    tied = neurons(numbers_of(1, 2)).product
+    assert looked_through_again(monkeypatch, tied, 3, largest=True) == 1
+
+
+def test_equals_that_are_known_are_not_looked_through_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As first tokens' attention to themselves, in every head."""
+    values = torch.rand(N_ROWS, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+    values[:, :, 0] = 1
+    layers, axes = Layers(values.unbind(1)), (TOKENS, NEURONS)
+    product = Product((layers,), (0, 1, 2), axes, axes, N_ROWS, 5, (5,) * N_ROWS, n_ties=4)
+    for k in (1, 7, 12, 13):
+        assert looked_through_again(monkeypatch, product, k, largest=True) == 0
+        for found in best(product, [k] * N_ROWS, largest=True):
+            expected = [[layer, 0, neuron] for layer in range(3) for neuron in range(4)]
+            assert found.nodes[:12].tolist() == expected[:k]
 
 
 def test_neurons_are_ranked_by_neuron() -> None:
@@ -223,6 +226,5 @@ def test_neurons_are_ranked_by_neuron() -> None:
     values[0, 1, 2] = 5.0
     axes = (TOKENS, NEURONS)
     product = Product((Layers([values, values * 2]),), (0, 1), axes, axes, 1, 2, (2,))
-    for way in WAYS:
-        (found,) = best(way, product, [5], largest=True)
-        assert found.nodes.tolist() == [[1, 1, 2], [0, 1, 2]]
+    (found,) = best(product, [5], largest=True)
+    assert found.nodes.tolist() == [[1, 1, 2], [0, 1, 2]]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from tdb_server.domain.derived_scalar import DerivedScalar, Measure
-from tdb_server.domain.node import Dimension, NodeIndex, Nodes, NodeType, PassType
+from tdb_server.domain.node import NodeIndex, Nodes, NodeType, PassType
 from tdb_server.domain.requests import DerivedAttentionScalarsSpec, DerivedScalarsSpec
 from tdb_server.domain.results import (
     AttentionTotals,
@@ -49,12 +49,7 @@ def derived_scalars(
 def numbers_at(product: Product, row: int, layer_index: int | None, cells: Array) -> Array:
     """A derived scalar's numbers in one row and layer, at cells in node order [m, n_axes]: [m]."""
     found = np.zeros(len(cells), np.float32)
-    is_covered = np.ones(len(cells), dtype=bool)
-    if product.tokens is not None:
-        axis = product.order.index(Dimension.SEQUENCE_TOKENS)
-        is_token = product.tokens[row] == cells[:, axis, None]
-        is_covered, cells = is_token.any(axis=1), cells.copy()
-        cells[:, axis] = is_token.argmax(axis=1)
+    is_covered, cells = product.covered(np.full(len(cells), row), cells)
     if not is_covered.any():
         return found
     layer = product.layers.index(layer_index)

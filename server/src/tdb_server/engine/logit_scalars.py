@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tdb_server.domain.axes import LATENT_HOOK_POINTS
@@ -35,7 +36,10 @@ def logit_scalars(rows: Rows, declared: Declaration, pass_type: PassType) -> Pro
         logits, sums = (torch.from_numpy(one) for one in download([logits, sums]))
         tokens = torch.from_numpy(host_tokens)
     product = product_at_all_tokens(rows, declared, [Layers([logits])], axes)
-    return replace(product, tokens=host_tokens, device_tokens=tokens, known_sum=sums)
+    absent = None
+    if len({len(row.logit_tokens) for row in rows.planned}) > 1:
+        absent = F.pad(tokens[:, 1:] == tokens[:, :-1], (1, 0))[:, None, :, None]  # padded with the last
+    return replace(product, tokens=host_tokens, device_tokens=tokens, known_sum=sums, absent=absent)
 
 
 def logits_at_tokens(rows: Rows) -> Tensor:

@@ -18,7 +18,7 @@ from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import NodeType
 from tdb_server.domain.requests import TokenScoringType
 from tdb_server.engine.nodes import NodeTable
-from tdb_server.engine.products import NodeCoordinates
+from tdb_server.engine.products import NodeCoordinates, spans_of
 from tdb_server.engine.rows import Rows
 from tdb_server.engine.transfers import Array
 from tdb_server.model.node_maps import (
@@ -52,51 +52,42 @@ class Directions:
     scales: Tensor
 
 
+_PLACE, _ROW, _LAYER, _INDICES = range(4)
+
+
 @dataclass(frozen=True)
 class NodesOfType:
     """Nodes of one type of some rows, in the order of layers.
 
     Attributes:
         node_type: of all of them.
-        places: where they are among those that were asked for [m].
-        rows: of the batch [m].
-        layers: -1 for the embedding [m].
-        indices: [m, n_axes].
+        nodes: of each where it is among those that were asked for, its row of the batch, its layer, -1 for
+            the embedding, and its indices [m, 3 + n_axes].
         distinct: those of them whose unit write differs from all before them [u].
         which: for each node, which of the distinct ones its own is [m].
     """
 
     node_type: NodeType
-    places: Array
-    rows: Array
-    layers: Array
-    indices: Array
+    nodes: Array
     distinct: Array
     which: Array
 
     @property
+    def places(self) -> Array:
+        """Where they are among those that were asked for [m]."""
+        found: Array = self.nodes[:, _PLACE]
+        return found
+
+    @property
+    def layers(self) -> Array:
+        """Their layers [m]."""
+        found: Array = self.nodes[:, _LAYER]
+        return found
+
+    @property
     def arrays(self) -> list[Array]:
         """What is brought to the device."""
-        return [self.rows, self.layers, self.distinct, *self.indices.T]
-
-    @property
-    def spans(self) -> list[tuple[int, slice]]:
-        """By layer, which of the nodes are there."""
-        return _spans(self.layers)
-
-    @property
-    def distinct_spans(self) -> list[tuple[int, slice]]:
-        """By layer, which of the distinct nodes are there."""
-        return _spans(self.layers[self.distinct])
-
-
-def _spans(layers: Array) -> list[tuple[int, slice]]:
-    found, starts = np.unique(layers, return_index=True)
-    stops = [*starts[1:].tolist(), len(layers)]
-    return [
-        (layer, slice(start, stop))
-        for layer, start, stop in zip(found.tolist(), starts.tolist(), stops, strict=True)
-    ]
+        return [self.distinct, *self.nodes[:, _ROW:].T]
 
 
 def nodes_to_score(
@@ -120,26 +111,20 @@ def nodes_to_score(
         for row, table in asked:
             if (node_type, n_axes) in table.by_type:
                 places, layers, indices = table.by_type[node_type, n_axes]
-                parts.append((places + start, np.full(len(places), row), layers, indices))
+                parts.append(np.column_stack([places + start, np.full(len(places), row), layers, indices]))
             start += len(table.nodes)
-        places, rows, layers, indices = (np.concatenate(one) for one in zip(*parts, strict=True))
-        is_layered = layers >= 0
-        if scoring is not TokenScoringType.UPVOTED_OUTPUT_TOKENS or node_type is not NodeType.LAYER:
-            places, rows, layers, indices = (one[is_layered] for one in (places, rows, layers, indices))
-        elif is_layered.any():  # whole layers have no direction of their own, embeddings do
-            places, rows, layers, indices = (one[~is_layered] for one in (places, rows, layers, indices))
-        if not len(places):
+        nodes = np.concatenate(parts)
+        # Whole layers have no direction of their own, embeddings do.
+        is_embedding = scoring is TokenScoringType.UPVOTED_OUTPUT_TOKENS and node_type is NodeType.LAYER
+        nodes = nodes[(nodes[:, _LAYER] < 0) == is_embedding]
+        if not len(nodes):
             continue
-        order = np.argsort(layers, kind="stable")
-        places, rows, layers, indices = (one[order] for one in (places, rows, layers, indices))
-        key = _what_differs(node_type, rows, layers, indices)
+        nodes = nodes[np.argsort(nodes[:, _LAYER], kind="stable")]
+        key = nodes[:, _what_differs(node_type, n_axes)]
         _, distinct, which = np.unique(key, axis=0, return_index=True, return_inverse=True)
         by_first = np.argsort(distinct, kind="stable")  # in the order of layers again
-        rank = np.empty_like(by_first)
-        rank[by_first] = np.arange(len(by_first))
-        found.append(
-            NodesOfType(node_type, places, rows, layers, indices, distinct[by_first], rank[which.reshape(-1)])
-        )
+        rank = np.argsort(by_first)
+        found.append(NodesOfType(node_type, nodes, distinct[by_first], rank[which.reshape(-1)]))
     return found
 
 
@@ -156,145 +141,113 @@ def _has_direction(
             return node_type is NodeType.ATTENTION_HEAD and n_axes == 3
 
 
-def _what_differs(node_type: NodeType, rows: Array, layers: Array, indices: Array) -> Array:
-    """What unit writes depend on [m, n]: of neurons and latents, the weights alone."""
+def _what_differs(node_type: NodeType, n_axes: int) -> Sequence[int]:
+    """Columns of nodes that unit writes depend on: of neurons and latents, of the weights alone."""
     if node_type is NodeType.MLP_NEURON or node_type.is_latent:
-        return np.stack([layers, indices[:, 1]], axis=1)
-    if node_type is NodeType.ATTENTION_HEAD and indices.shape[1] == 3:
-        return np.stack([rows, layers, indices[:, 1], indices[:, 2]], axis=1)
-    return np.stack([rows, layers, *indices.T], axis=1)
+        return _LAYER, _INDICES + 1
+    if node_type is NodeType.ATTENTION_HEAD and n_axes == 3:
+        return _ROW, _LAYER, _INDICES + 1, _INDICES + 2
+    return range(_ROW, _INDICES + n_axes)
 
 
-@dataclass(frozen=True)
 class DeviceNodes:
-    """`NodesOfType` with its arrays on the device."""
+    """`NodesOfType` on the device.
 
-    host: NodesOfType
-    rows: Tensor
-    layers: Tensor
-    distinct: Tensor
-    indices: tuple[Tensor, ...]
+    Attributes:
+        indices: along each axis [m].
+        distinct: which nodes are distinct [u].
+        where: the nodes, in whatever has all layers.
+        where_distinct: the distinct ones.
+    """
 
-    @classmethod
-    def of(cls, host: NodesOfType, uploaded: Sequence[Tensor]) -> DeviceNodes:
-        """From the arrays as they were uploaded."""
-        rows, layers, distinct, *indices = uploaded
-        return cls(host, rows, layers, distinct, tuple(indices))
-
-    @property
-    def where(self) -> NodeCoordinates:
-        """The nodes, in whatever has all layers."""
-        return NodeCoordinates(self.rows, self.layers, self.host.spans)
-
-    @property
-    def distinct_where(self) -> NodeCoordinates:
-        """The distinct ones."""
-        return NodeCoordinates(self.rows[self.distinct], self.layers[self.distinct], self.host.distinct_spans)
+    def __init__(self, host: NodesOfType, uploaded: Sequence[Tensor]) -> None:
+        """Takes the arrays as they were uploaded."""
+        self.host = host
+        self.distinct, rows, layers, *self.indices = uploaded
+        self.where = NodeCoordinates(rows, layers, spans_of(host.layers))
+        spans = spans_of(host.layers[host.distinct])
+        self.where_distinct = NodeCoordinates(rows[self.distinct], layers[self.distinct], spans)
 
 
-def node_directions(scalars: Rows, nodes: DeviceNodes, scoring: TokenScoringType) -> Directions:
+def node_directions(batch: Rows, nodes: DeviceNodes, scoring: TokenScoringType) -> Directions:
     """The write directions of some nodes, or the read directions of neurons and latents.
 
     Args:
-        scalars: of all rows of the batch.
+        batch: of all rows of the batch.
     """
-    if scoring is TokenScoringType.UPVOTED_OUTPUT_TOKENS:
-        return _writes(scalars, nodes)
-    if nodes.host.node_type.is_latent:
-        return _latent_reads(scalars, nodes)
-    return _neuron_reads(scalars, nodes)
+    is_write = scoring is TokenScoringType.UPVOTED_OUTPUT_TOKENS
+    return _writes(batch, nodes) if is_write else _reads(batch, nodes)
 
 
-def _all_distinct(nodes: DeviceNodes, vectors: Tensor, scales: Tensor) -> Directions:
-    return Directions(nodes.host.places, vectors, np.arange(len(nodes.host.places)), scales)
-
-
-def _writes(scalars: Rows, nodes: DeviceNodes) -> Directions:
-    decoder, distinct, host = scalars.model.decoder, nodes.distinct, nodes.host
-    where = InLayers(nodes.layers[distinct], host.distinct_spans)
+def _writes(batch: Rows, nodes: DeviceNodes) -> Directions:
+    decoder, distinct, host = batch.model.decoder, nodes.distinct, nodes.host
+    rows, where = nodes.where.rows, InLayers(nodes.where_distinct.layers, nodes.where_distinct.spans)
     match host.node_type:
         case NodeType.LAYER:
-            (embedding,) = scalars.values(HookPoint.RESID_POST_EMB).tensors
-            vectors = embedding[nodes.rows[distinct], nodes.indices[0][distinct]]
-            scales = torch.ones_like(nodes.rows, dtype=vectors.dtype)
+            (embedding,) = batch.values(HookPoint.RESID_POST_EMB).tensors
+            vectors = embedding[nodes.where_distinct.rows, nodes.indices[0][distinct]]
+            scales = torch.ones_like(rows, dtype=vectors.dtype)
         case NodeType.MLP_NEURON:
             tokens, neurons = nodes.indices
             vectors = neuron_writes(decoder, where, neurons[distinct])
-            scales = scalars.values(HookPoint.MLP_POST_ACT).at(nodes.where, tokens, neurons)
-        case NodeType.ATTENTION_HEAD:
-            heads = nodes.indices[-1][distinct]
-            read, scales = _head_values(scalars, nodes, heads)
+            scales = batch.values(HookPoint.MLP_POST_ACT).at(nodes.where, tokens, neurons)
+        case NodeType.ATTENTION_HEAD if len(nodes.indices) == 2:  # of whole queries: weighted sums of values
+            token, head = (one[distinct] for one in nodes.indices)
+            read = batch.values(HookPoint.ATTN_V_OUT).at(nodes.where_distinct, head, token)
+            vectors = head_writes(decoder, where, head, read)
+            scales = torch.ones_like(rows, dtype=read.dtype)
+        case NodeType.ATTENTION_HEAD:  # of token pairs: values, times attention
+            query, key, head = nodes.indices
+            heads = head[distinct]
+            groups = heads // decoder.config.n_heads_per_group
+            read = batch.values(HookPoint.ATTN_V).at(nodes.where_distinct, groups, key[distinct])
             vectors = head_writes(decoder, where, heads, read)
+            scales = batch.values(HookPoint.ATTN_QK_PROBS).at(nodes.where, head, query, key)
         case latent:
-            autoencoder = scalars.autoencoder(latent)
+            autoencoder = batch.autoencoder(latent)
             vectors = latent_writes(decoder, autoencoder, where, nodes.indices[1][distinct])
-            scales = _latent_values(scalars, nodes)
+            scales = _latent_values(batch, nodes)
     return Directions(host.places, vectors, host.which, scales)
 
 
-def _head_values(scalars: Rows, nodes: DeviceNodes, heads: Tensor) -> tuple[Tensor, Tensor]:
-    """What the distinct of them write with [u, e], and what each node's write is multiplied with [m].
-
-    Of token pairs `(q, k, h)` values and attention; of whole queries `(q, h)` weighted sums of values, and 1.
-    """
-    *tokens, head = nodes.indices
-    where = nodes.distinct_where
-    if len(tokens) == 1:
-        read = scalars.values(HookPoint.ATTN_V_OUT).at(where, heads, tokens[0][nodes.distinct])
-        return read, torch.ones_like(nodes.rows, dtype=read.dtype)
-    query, key = tokens
-    groups = heads // scalars.model.decoder.config.n_heads_per_group
-    read = scalars.values(HookPoint.ATTN_V).at(where, groups, key[nodes.distinct])
-    return read, scalars.values(HookPoint.ATTN_QK_PROBS).at(nodes.where, head, query, key)
-
-
-def _latent_values(scalars: Rows, nodes: DeviceNodes) -> Tensor:
+def _latent_values(batch: Rows, nodes: DeviceNodes) -> Tensor:
     """Activations of latents, times what their unit writes are multiplied with [m]."""
-    autoencoder = scalars.autoencoder(nodes.host.node_type)
-    tokens, latents = nodes.indices
-    layers = sorted(autoencoder.layers)
-    places = np.searchsorted(layers, nodes.host.layers)
-    spans = [(layers.index(layer), span) for layer, span in nodes.host.spans]
-    is_everywhere = layers == list(range(len(layers)))
-    on_device = nodes.layers if is_everywhere else torch.from_numpy(places).to(nodes.rows.device)
-    where = NodeCoordinates(nodes.rows, on_device, spans)
-    ids, values = scalars.latents(autoencoder)
+    autoencoder = batch.autoencoder(nodes.host.node_type)
+    (tokens, latents), rows, layers = nodes.indices, nodes.where.rows, sorted(autoencoder.layers)
+    where = nodes.where
+    if layers != list(range(len(layers))):
+        places = np.searchsorted(layers, nodes.host.layers)
+        where = NodeCoordinates(rows, torch.from_numpy(places).to(rows.device), spans_of(places))
+    ids, values = batch.latents(autoencoder)
     found = (values.at(where, tokens) * (ids.at(where, tokens) == latents[:, None])).sum(dim=1)
     if not any(layer.norms_inputs for layer in autoencoder.layers.values()):
         return found
-    return _joined(
+    return torch.cat(
         [
             autoencoder.layers[layer].times_write_scale(
-                found[span, None], scalars.read_by(autoencoder, layer)[nodes.rows[span], tokens[span]]
+                found[span, None], batch.read_by(autoencoder, layer)[rows[span], tokens[span]]
             )[:, 0]
-            for layer, span in nodes.host.spans
+            for layer, span in nodes.where.spans
         ]
     )
 
 
-def _neuron_reads(scalars: Rows, nodes: DeviceNodes) -> Directions:
-    """Where they read alike at all tokens, only the scale depends on the token, through the norm."""
-    decoder, precomputed = scalars.model.decoder, scalars.precomputed
-    tokens, neurons = nodes.indices
-    residual = scalars.values(HookPoint.RESID_POST_ATTN).at(nodes.where, tokens)  # [m, d]
-    if not decoder.neurons_read_alike:
-        where = InLayers(nodes.layers, nodes.host.spans)
-        vectors, scales = neuron_reads(decoder, precomputed, where, neurons, residual)
-        return _all_distinct(nodes, vectors, 1 / scales)
-    where = InLayers(nodes.layers[nodes.distinct], nodes.host.distinct_spans)
-    vectors = fixed_neuron_reads(decoder, precomputed, where, neurons[nodes.distinct])
-    scales = neuron_read_scales(decoder, residual)
-    return Directions(nodes.host.places, vectors, nodes.host.which, 1 / scales)
-
-
-def _latent_reads(scalars: Rows, nodes: DeviceNodes) -> Directions:
-    autoencoder = scalars.autoencoder(nodes.host.node_type)
-    tokens, latents = nodes.indices
-    residual = scalars.values(HookPoint.RESID_POST_ATTN).at(nodes.where, tokens)
-    where = InLayers(nodes.layers, nodes.host.spans)
-    decoder, precomputed = scalars.model.decoder, scalars.precomputed
-    vectors, scales = latent_reads(decoder, precomputed, autoencoder, where, latents, residual)
-    return _all_distinct(nodes, vectors, 1 / scales)
+def _reads(batch: Rows, nodes: DeviceNodes) -> Directions:
+    """Of neurons that read alike at all tokens, only the scale depends on the token, through the norm."""
+    decoder, precomputed, host = batch.model.decoder, batch.precomputed, nodes.host
+    tokens, own = nodes.indices
+    residual = batch.values(HookPoint.RESID_POST_ATTN).at(nodes.where, tokens)  # [m, d]
+    where, which = InLayers(nodes.where.layers, nodes.where.spans), np.arange(len(host.places))
+    if host.node_type.is_latent:
+        autoencoder = batch.autoencoder(host.node_type)
+        vectors, scales = latent_reads(decoder, precomputed, autoencoder, where, own, residual)
+    elif decoder.neurons_read_alike:
+        where, which = InLayers(nodes.where_distinct.layers, nodes.where_distinct.spans), host.which
+        vectors = fixed_neuron_reads(decoder, precomputed, where, own[nodes.distinct])
+        scales = neuron_read_scales(decoder, residual)
+    else:
+        vectors, scales = neuron_reads(decoder, precomputed, where, own, residual)
+    return Directions(host.places, vectors, which, 1 / scales)
 
 
 @dataclass(frozen=True)
@@ -320,20 +273,13 @@ def heads_to_read(
     through_query: Sequence[NodesOfType], through_key: Sequence[NodesOfType], n_heads: int, n_per_group: int
 ) -> HeadReads | None:
     """The nodes that are read either way, together: what they are multiplied with is one matrix."""
-    parts = [(one, is_query) for one in through_query for is_query in [True]]
-    parts += [(one, is_query) for one in through_key for is_query in [False]]
+    parts = [(one.nodes, True) for one in through_query] + [(one.nodes, False) for one in through_key]
     if not parts:
         return None
-    places, rows, layers, indices = (
-        np.concatenate([getattr(one, name) for one, _ in parts])
-        for name in ("places", "rows", "layers", "indices")
-    )
-    is_query = np.concatenate([np.full(len(one.places), is_query) for one, is_query in parts])
-    order = np.argsort(layers, kind="stable")
-    places, rows, layers, indices, is_query = (
-        one[order] for one in (places, rows, layers, indices, is_query)
-    )
-    query, key, head = indices.T
+    nodes = np.concatenate([one for one, _ in parts])
+    is_query = np.concatenate([np.full(len(one), is_query) for one, is_query in parts])
+    order = np.argsort(nodes[:, _LAYER], kind="stable")
+    is_query, (places, rows, layers, query, key, head) = is_query[order], nodes[order].T
     group = head // n_per_group
     tokens, own = np.where(is_query, query, key), np.where(is_query, head, n_heads + group)
     ways = np.flatnonzero(is_query), np.flatnonzero(~is_query)
@@ -342,22 +288,22 @@ def heads_to_read(
 
 
 def head_read_directions(
-    scalars: Rows, nodes: HeadReads, uploaded: Sequence[Tensor]
+    batch: Rows, nodes: HeadReads, uploaded: Sequence[Tensor]
 ) -> tuple[Directions, Directions]:
     """Gradients of attention logits through the query at token q, and through the key at token k.
 
     Without rotation they depend on the other token and the head alone, up to the norm's scale.
     """
     rows, layers, tokens, own, query, key, head, group, is_query, *ways = uploaded
-    where = NodeCoordinates(rows, layers, _spans(nodes.layers))
-    keys = scalars.values(HookPoint.ATTN_K).at(where, group, key)
-    queries = scalars.values(HookPoint.ATTN_Q).at(where, head, query)
+    where = NodeCoordinates(rows, layers, spans_of(nodes.layers))
+    keys = batch.values(HookPoint.ATTN_K).at(where, group, key)
+    queries = batch.values(HookPoint.ATTN_Q).at(where, head, query)
     is_of_query = is_query[:, None] != 0
-    residual = scalars.before_layers().at(where, tokens)
+    residual = batch.before_layers().at(where, tokens)
     others = torch.where(is_of_query, keys, queries)
     vectors, scales = head_reads(
-        scalars.model.decoder,
-        scalars.precomputed,
+        batch.model.decoder,
+        batch.precomputed,
         InLayers(layers, where.spans),
         HeadNodes(tokens, own, is_of_query, others, residual),
     )
@@ -366,7 +312,3 @@ def head_read_directions(
         for is_own, which in zip((nodes.is_query, ~nodes.is_query), ways, strict=True)
     )
     return of_queries, of_keys
-
-
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from torch import Tensor
 
 from tdb_server.domain.axes import is_of_autoencoder
 from tdb_server.domain.derived_scalar import Declaration
-from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import Dimension
-from tdb_server.engine.plan import latent_depth, mlp_depth, write_depth
+from tdb_server.engine.plan import TOKEN_DIMENSIONS, latent_depth, mlp_depth, write_depth
 from tdb_server.engine.products import Layers, Product
 from tdb_server.engine.rows import Rows
-
-_KEYS = Dimension.ATTENDED_TO_SEQUENCE_TOKENS
 
 
 def product_at_all_tokens(
     rows: Rows, declared: Declaration, factors: Sequence[Layers], axes: Sequence[Dimension]
 ) -> Product:
     """The product of factors whose axes behind rows and layers are `axes`."""
-    absent = None if declared.hook_point is HookPoint.LOGITS else _padding(rows, axes)
+    padding = rows.absent_tokens
     return Product(
         factors=tuple(factors),
         layers=_layers(rows, declared),
@@ -33,7 +30,7 @@ def product_at_all_tokens(
         n_rows=rows.n_rows,
         n_tokens=rows.plan.n_tokens,
         lengths=tuple(row.n_tokens for row in rows.planned),
-        absent=absent,
+        absent=_any_of([_along(padding, axes, one) for one in TOKEN_DIMENSIONS]),
     )
 
 
@@ -42,7 +39,12 @@ def product_at_directions(
 ) -> Product:
     """The same where the token axis is that of the directions of interest; elsewhere it is zero."""
     product = product_at_all_tokens(rows, declared, factors, axes)
-    absent = [_padding(rows, axes, of_directions=True), _unseen_layers(rows, declared, product, axes)]
+    is_padding = rows.inputs.is_direction[rows.rows] == 0 if rows.inputs.is_ragged else None
+    absent = [
+        _along(rows.absent_tokens, axes, Dimension.ATTENDED_TO_SEQUENCE_TOKENS),
+        _along(is_padding, axes, Dimension.SEQUENCE_TOKENS),
+        _unseen_layers(rows, declared, product),
+    ]
     return replace(
         product,
         tokens=rows.inputs.host_direction_tokens[rows.rows],
@@ -60,23 +62,7 @@ def _layers(rows: Rows, declared: Declaration) -> tuple[int | None, ...]:
     return tuple(rows.layers)
 
 
-def _padding(rows: Rows, axes: Sequence[Dimension], *, of_directions: bool = False) -> Tensor | None:
-    """Entries [B, 1, ...] that only padding has."""
-    absent = rows.absent_tokens
-    found = [
-        _along(absent, axes, axis)
-        for axis, one in enumerate(axes)
-        if absent is not None and (one is _KEYS or (one is Dimension.SEQUENCE_TOKENS and not of_directions))
-    ]
-    if of_directions and rows.inputs.is_ragged:
-        is_padding = rows.inputs.is_direction[rows.rows] == 0
-        found.append(_along(is_padding, axes, list(axes).index(Dimension.SEQUENCE_TOKENS)))
-    return _any_of(found)
-
-
-def _unseen_layers(
-    rows: Rows, declared: Declaration, product: Product, axes: Sequence[Dimension]
-) -> Tensor | None:
+def _unseen_layers(rows: Rows, declared: Declaration, product: Product) -> Tensor | None:
     """Layers [B, L, ...] whose writes a row's objective does not see."""
     if not rows.has_traces or not declared.is_per_layer:
         return None
@@ -90,19 +76,16 @@ def _unseen_layers(
     all_depths = torch.arange(mlp_depth(rows.model.decoder.config.n_layers), device=seen.device)
     depths = torch.stack([all_depths[depth(layer)] for layer in product.layers if layer is not None])
     unseen = depths > seen
-    return unseen.view(*unseen.shape, *[1] * len(axes))
+    return unseen.view(*unseen.shape, *[1] * len(product.axes))
 
 
-def _along(absent: Tensor, axes: Sequence[Dimension], axis: int) -> Tensor:
-    """A mask [B, n] along one of the axes behind rows and layers."""
-    shape = [len(absent), 1, *[1] * len(axes)]
-    shape[axis + 2] = absent.shape[1]
-    return absent.view(shape)
+def _along(absent: Tensor | None, axes: Sequence[Dimension], axis: Dimension) -> Tensor | None:
+    """A mask [B, n] along one of the axes behind rows and layers, where there are both."""
+    if absent is None or axis not in axes:
+        return None
+    return absent.view(len(absent), 1, *(-1 if one is axis else 1 for one in axes))
 
 
 def _any_of(masks: Sequence[Tensor | None]) -> Tensor | None:
-    found = None
-    for one in masks:
-        if one is not None:
-            found = one if found is None else found | one
-    return found
+    there = [one for one in masks if one is not None]
+    return reduce(torch.logical_or, there) if there else None

@@ -24,6 +24,7 @@ MAX_TOGETHER = {"cpu": 2**20, "cuda": 2**25}
 """Numbers of one factor that are joined over layers, by type of device. In float32, 4 MiB and 128 MiB: a
 CPU's cache, and what a GPU goes through in less time than it takes to begin a dozen operations."""
 _TOKENS = Dimension.SEQUENCE_TOKENS
+_ALL = slice(None)
 
 
 class Layers:
@@ -51,12 +52,6 @@ class Layers:
         if any(one.shape != first.shape for one in self.tensors):
             return None
         return torch.stack(list(self.tensors), dim=1)
-
-    def part(self, layer: int | None, rows: slice) -> Tensor:
-        """[b, 1, ...] of one layer; [b, L, ...] of all of them."""
-        found = self.together if layer is None else self.tensors[layer][:, None]
-        assert found is not None
-        return found if found.shape[0] == 1 else found[rows]
 
     def at(self, nodes: NodeCoordinates, *coordinates: Tensor) -> Tensor:
         """The numbers of nodes [m], or what stands behind the coordinates [m, ...]."""
@@ -93,6 +88,14 @@ class NodeCoordinates:
     spans: Sequence[tuple[int, slice]]
 
 
+def spans_of(layers: Array) -> list[tuple[int, slice]]:
+    """By layer, which of some nodes in the order of layers are there."""
+    found, counts = np.unique(layers, return_counts=True)
+    stops = counts.cumsum()
+    starts = stops - counts
+    return list(zip(found.tolist(), map(slice, starts.tolist(), stops.tolist()), strict=True))
+
+
 @dataclass(frozen=True)
 class Product:
     """A derived scalar of all nodes of a group of rows.
@@ -109,10 +112,10 @@ class Product:
         lengths: tokens of each row.
         ids: for latents, which ones stand along the last axis [B, L, T, K].
         n_latents: how many there are.
-        not_nodes: True where an entry is not a node (a masked attention cell) [q, k].
+        not_nodes: True where an entry is not a node (a masked attention cell) [B, L, ...].
         absent: True where there is nothing to rank, neither a number nor a zero: padding, and layers that the
             objective cannot see [B, L, ...]. The numbers there are zero.
-        has_ties: whether many numbers are known to be equal, and best.
+        n_ties: how many numbers of each layer are known to be equal, and best.
         known_sum: the sum over all but the tokens [B, T], where it is not that of `factors`.
     """
 
@@ -130,65 +133,98 @@ class Product:
     not_nodes: Tensor | None = None
     absent: Tensor | None = None
     known_sum: Tensor | None = None
-    has_ties: bool = False
+    n_ties: int = 0
 
     @property
     def device(self) -> torch.device:
         """Where the numbers are."""
         return self.factors[0].tensors[0].device
 
-    @property
-    def token_dimension(self) -> Dimension:
-        """What nodes at one token are picked by."""
-        return _TOKENS
+    @cached_property
+    def token_axis(self) -> int | None:
+        """Where the tokens are in [B, L, ...]."""
+        return 2 + self.axes.index(_TOKENS) if _TOKENS in self.axes else None
 
     def parts(self) -> Iterator[Part]:
-        """All numbers: of all layers at once where they are small, else layer by layer, in bounded parts."""
-        everything = slice(0, self.n_rows)
-        if all(one.together is not None for one in self.factors):
-            factors = tuple(one.part(None, everything) for one in self.factors)
-            yield from self._cut(Part(factors, 0, everything, 0))
-            return
-        for layer in range(len(self.layers)):
-            factors = tuple(one.part(layer, everything) for one in self.factors)
-            yield from self._cut(Part(factors, layer, everything, 0))
+        """All numbers: of all layers at once where they are small, else layer by layer, in bounded parts.
 
-    def _cut(self, part: Part) -> Iterator[Part]:
-        """A part in parts of a few rows, or of a few tokens of one row, where a CPU's cache asks for it."""
-        limit, n_entries = MAX_TOGETHER["cpu"], math.prod(part.shape)
-        if part.factors[0].device.type != "cpu" or n_entries <= limit:
-            yield part
-            return
-        n_rows = max(1, limit // (n_entries // self.n_rows))
-        axis = self.axes.index(_TOKENS) + 2 if _TOKENS in self.axes else None
-        for start in range(0, self.n_rows, n_rows):
-            rows = slice(start, min(start + n_rows, self.n_rows))
-            of_rows = replace(
-                part, factors=tuple(one if len(one) == 1 else one[rows] for one in part.factors), rows=rows
-            )
-            if axis is None or math.prod(of_rows.shape) <= limit:
-                yield of_rows
+        On a CPU in parts of a few rows, or of a few tokens of one row, that stay in its cache.
+        """
+        limit, is_on_cpu = MAX_TOGETHER["cpu"], self.device.type == "cpu"
+        is_together = all(one.together is not None for one in self.factors)
+        for layer in [None] if is_together else range(len(self.layers)):
+            whole = Part(layer, slice(0, self.n_rows), _ALL)
+            shape = self.shape(whole)
+            n_entries = math.prod(shape[1:])
+            if not is_on_cpu or self.n_rows * n_entries <= limit:
+                yield whole
                 continue
-            n_tokens = of_rows.shape[axis]
-            step = max(1, n_tokens * limit // math.prod(of_rows.shape))
-            for first in range(0, n_tokens, step):
-                yield of_rows.narrowed(axis, first, min(step, n_tokens - first))
+            n_rows, n_tokens, step = max(1, limit // n_entries), 1, 1
+            if self.token_axis is not None:
+                n_tokens = shape[self.token_axis]
+                step = min(n_tokens, max(1, n_tokens * limit // (min(n_rows, self.n_rows) * n_entries)))
+            for start in range(0, self.n_rows, n_rows):
+                rows = slice(start, min(start + n_rows, self.n_rows))
+                for first in range(0, n_tokens, step):
+                    tokens = _ALL if step == n_tokens else slice(first, min(first + step, n_tokens))
+                    yield Part(layer, rows, tokens)
 
-    def ranked(self, numbers: Tensor, part: Part, *, largest: bool) -> Tensor:
-        """A part's numbers as they are ranked: zero where there are no nodes, last where there is nothing."""
-        if self.not_nodes is not None:
-            tokens = slice(part.first_token, part.first_token + numbers.shape[-2])
-            numbers = numbers.masked_fill(self.not_nodes[tokens], 0)
-        if self.absent is not None:
-            absent = self.absent[part.rows]
-            if absent.shape[1] > 1:
-                absent = absent[:, part.first_layer : part.first_layer + numbers.shape[1]]
-            if _TOKENS in self.axes:
-                axis = 2 + self.axes.index(_TOKENS)
-                if absent.shape[axis] > 1:
-                    absent = absent.narrow(axis, part.first_token, numbers.shape[axis])
-            numbers = numbers.masked_fill(absent, -torch.inf if largest else torch.inf)
-        return numbers
+    def shape(self, part: Part) -> tuple[int, ...]:
+        """Of a part's numbers."""
+        shapes = (self.cut(one, part).shape for one in self.factors)
+        return tuple(max(sizes) for sizes in zip(*shapes, strict=True))
+
+    def cut(self, x: Layers | Tensor, part: Part) -> Tensor:
+        """What a part has of a factor, or of a mask [B, L, ...]; one row, layer or token stands for all."""
+        if isinstance(x, Layers):
+            found = x.together if part.layer is None else x.tensors[part.layer][:, None]
+            assert found is not None
+        else:
+            found = x if part.layer is None or x.shape[1] == 1 else x[:, part.layer : part.layer + 1]
+        if len(found) > 1:
+            found = found[part.rows]
+        if part.tokens != _ALL and self.token_axis is not None and found.shape[self.token_axis] > 1:
+            found = found[(_ALL,) * self.token_axis + (part.tokens,)]
+        return found
+
+    def numbers(self, part: Part) -> Tensor:
+        """The product [b, l, ...]."""
+        return reduce(torch.mul, [self.cut(one, part) for one in self.factors])
+
+    def at_tokens(self, tokens: Array) -> Product:
+        """The same of one token of each row alone [B], to be ranked; nothing is there that is not covered."""
+        assert self.token_axis is not None
+        if self.tokens is not None and np.array_equal(self.tokens, tokens[:, None]):
+            return self
+        is_it = tokens[:, None] == (np.arange(self.n_tokens) if self.tokens is None else self.tokens)
+        places = torch.from_numpy(is_it.argmax(axis=1)).to(self.device)
+        rows = torch.arange(self.n_rows, device=self.device)
+
+        def pick(x: Tensor, axis: int) -> Tensor:
+            if x.shape[axis] == 1:
+                return x
+            return x.expand(self.n_rows, *x.shape[1:]).movedim(axis, 1)[rows, places].unsqueeze(axis)
+
+        def pick_layers(x: Layers) -> Layers:
+            if x.together is not None:
+                return Layers.of(pick(x.together, axis))
+            return Layers([pick(one, axis - 1) for one in x.tensors])
+
+        axis = self.token_axis
+        absent = None if self.absent is None else pick(self.absent, axis)
+        if not is_it.any(axis=1).all():
+            is_missing = torch.from_numpy(~is_it.any(axis=1)).to(self.device)
+            is_missing = is_missing.view(-1, *[1] * (1 + len(self.axes)))
+            absent = is_missing if absent is None else absent | is_missing
+        return replace(
+            self,
+            factors=tuple(pick_layers(one) for one in self.factors),
+            lengths=(1,) * self.n_rows,
+            tokens=tokens[:, None],
+            ids=None if self.ids is None else pick_layers(self.ids),
+            not_nodes=None if self.not_nodes is None else pick(self.not_nodes, axis),
+            absent=absent,
+        )
 
     def add_sum(
         self, keep: tuple[Dimension, ...], part: Part, numbers: Tensor, total: Tensor | None
@@ -203,26 +239,20 @@ class Product:
         if order != sorted(order):
             found = found.permute(0, *(1 + one for one in order))
         axis = 1 + keep.index(_TOKENS) if _TOKENS in keep else None
-        is_whole = part.rows == slice(0, self.n_rows) and (
-            axis is None or (self.device_tokens is None and found.shape[axis] == self.n_tokens)
-        )
-        if is_whole:
+        is_of_all = axis is None or (self.device_tokens is None and part.tokens == _ALL)
+        if is_of_all and part.rows == slice(0, self.n_rows):
             return found if total is None else total.add_(found)
         if total is None:
-            shape = list(found.shape)
-            shape[0] = self.n_rows
+            shape = [self.n_rows, *found.shape[1:]]
             if axis is not None:
                 shape[axis] = self.n_tokens
             total = found.new_zeros(shape)
         own = total[part.rows]
-        if axis is None:
-            own.add_(found)
-        elif self.device_tokens is None:
-            own.narrow(axis, part.first_token, found.shape[axis]).add_(found)
+        if axis is None or self.device_tokens is None:
+            own[() if axis is None else (_ALL,) * axis + (part.tokens,)].add_(found)
         else:
-            width = found.shape[axis]
-            tokens = self.device_tokens[part.rows, part.first_token : part.first_token + width]
-            index = tokens.view(len(tokens), *(width if one == axis else 1 for one in range(1, found.dim())))
+            tokens = self.device_tokens[part.rows, part.tokens]
+            index = tokens.view(len(tokens), *[1] * (axis - 1), -1, *[1] * (found.dim() - 1 - axis))
             own.scatter_add_(axis, index.expand_as(found), found)
         return total
 
@@ -231,21 +261,27 @@ class Product:
     ) -> Tensor:
         """Sums that keep the latents apart."""
         assert self.ids is not None
-        is_together = self.ids.together is not None and numbers.shape[1] > 1
-        ids = self.ids.part(None if is_together else part.first_layer, part.rows)
-        first, n_tokens = part.first_token, numbers.shape[2]
-        ids = ids[:, -numbers.shape[1] :].narrow(2, first, n_tokens)
+        ids = self.cut(self.ids, part)
         index = [torch.arange(len(numbers), device=ids.device).view(-1, 1, 1, 1)]
         shape = [self.n_rows, self.n_latents]
         if _TOKENS in keep:
-            tokens = torch.arange(first, first + n_tokens, device=ids.device)[None]
+            tokens = torch.arange(self.n_tokens, device=ids.device)[None, part.tokens]
             if self.device_tokens is not None:
-                tokens = self.device_tokens[part.rows, first : first + n_tokens]
+                tokens = self.device_tokens[part.rows, part.tokens]
             index.append(tokens[:, None, :, None])
             shape.insert(1, self.n_tokens)
         total = numbers.new_zeros(shape) if total is None else total
         total[part.rows].index_put_((*index, ids), numbers, accumulate=True)
         return total
+
+    def covered(self, rows: Array, indices: Array) -> tuple[Array, Array]:
+        """Which nodes are at tokens that the token axis has [m]; indices [m, n_axes] with places there."""
+        if self.tokens is None:
+            return np.ones(len(rows), dtype=bool), indices
+        axis = self.order.index(_TOKENS)
+        is_it, indices = self.tokens[rows] == indices[:, axis, None], indices.copy()
+        indices[:, axis] = is_it.argmax(axis=1)
+        return is_it.any(axis=1), indices
 
     def placed(
         self, nodes: NodeCoordinates, coordinates: dict[Dimension, Tensor]
@@ -264,65 +300,28 @@ class Product:
         numbers = reduce(torch.mul, [one.at(nodes, *placed) for one in self.factors])
         return numbers if is_there is None else numbers * is_there
 
+    def nodes(self, part: Part, rows: Array, flat: Array) -> Array:
+        """Which nodes some entries of a part are: layer, -1 for none, and indices [m, 1 + n_axes].
+
+        Of latents the last index is a place side by side, not yet an id.
+
+        Args:
+            rows: of the group [m].
+            flat: where the entries stand behind the row axis of the part [m].
+        """
+        layer, *within = np.unravel_index(flat, self.shape(part)[1:])
+        by_axis: dict[Dimension, Array] = dict(zip(self.axes, within, strict=True))
+        if _TOKENS in by_axis:
+            tokens = by_axis[_TOKENS] + (part.tokens.start or 0)
+            by_axis[_TOKENS] = tokens if self.tokens is None else self.tokens[rows, tokens]
+        layers = np.array([-1 if one is None else one for one in self.layers])
+        return np.stack([layers[layer + (part.layer or 0)], *(by_axis[one] for one in self.order)], axis=1)
+
 
 @dataclass(frozen=True)
 class Part:
-    """Some numbers of a product.
+    """Which numbers of a product: of one layer's place, or of all layers, and of some rows and tokens."""
 
-    Attributes:
-        factors: [b, l, ...], which broadcast against each other.
-        first_layer: the place of its first layer among the product's.
-        rows: of the group.
-        first_token: of the product's token axis.
-    """
-
-    factors: tuple[Tensor, ...]
-    first_layer: int
+    layer: int | None
     rows: slice
-    first_token: int
-
-    @cached_property
-    def shape(self) -> tuple[int, ...]:
-        """Of the numbers."""
-        sizes = zip(*(one.shape for one in self.factors), strict=True)
-        return tuple(0 if 0 in of_axis else max(of_axis) for of_axis in sizes)
-
-    def numbers(self) -> Tensor:
-        """The product [b, l, ...]."""
-        return reduce(torch.mul, self.factors)
-
-    def behind(self, layer: int) -> Part:
-        """What it has of a layer's place and those behind it."""
-        skipped = max(0, layer - self.first_layer)
-        factors = tuple(
-            one if one.shape[1] == 1 < self.shape[1] else one[:, skipped:] for one in self.factors
-        )
-        return Part(factors, self.first_layer + skipped, self.rows, self.first_token)
-
-    def narrowed(self, axis: int, start: int, length: int) -> Part:
-        """Some of the entries along the token axis."""
-        factors = [one if one.shape[axis] == 1 else one.narrow(axis, start, length) for one in self.factors]
-        return Part(tuple(factors), self.first_layer, self.rows, self.first_token + start)
-
-    def at(self, index: tuple[Tensor, ...]) -> Tensor:
-        """Some entries, by their coordinates in `shape`."""
-        return reduce(torch.mul, [one.expand(self.shape)[index] for one in self.factors])
-
-
-def nodes_of(
-    product: Product, first_layer: int, first_token: int, shape: Sequence[int], rows: Array, flat: Array
-) -> Array:
-    """Where entries of a part are: layer and indices in node order [m, 1 + n_axes], on the host.
-
-    Args:
-        shape: of the part's numbers behind the rows.
-        rows: of the group [m].
-        flat: where the entries stand behind the row axis [m].
-    """
-    layer, *within = np.unravel_index(flat, tuple(shape))
-    by_axis: dict[Dimension, Array] = dict(zip(product.axes, within, strict=True))
-    if _TOKENS in by_axis:
-        tokens = by_axis[_TOKENS] + first_token
-        by_axis[_TOKENS] = tokens if product.tokens is None else product.tokens[rows, tokens]
-    layers = np.array([-1 if one is None else one for one in product.layers])
-    return np.stack([layers[layer + first_layer], *(by_axis[one] for one in product.order)], axis=1)
+    tokens: slice

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from tdb_server.domain.results import TopTokens
-from tdb_server.engine.ranking_trial import MANY_TOKENS, N_DIRECTIONS, RANKINGS, choose_ranking
-from tdb_server.engine.token_ranking import RankedTokens, Ranking, rank_scores
+from tdb_server.engine.ranking_trial import MANY_TOKENS, N_DIRECTIONS, RANKINGS, Ranking, choose_ranking
+from tdb_server.engine.token_ranking import RankedTokens, rank_scores
 from tdb_server.engine.transfers import Array, download
 from tdb_server.model.decoder import Decoder
 
@@ -29,17 +29,7 @@ Key = tuple[bool, int, bytes]
 """What a ranking is remembered under: output or input tokens, how many of them, and the direction's bytes."""
 
 
-@dataclass(frozen=True)
-class Ranked:
-    """Both ends of rankings of the vocabulary, best first: arrays [m, n_tokens]."""
-
-    high: Array
-    high_ids: Array
-    low: Array
-    low_ids: Array
-
-
-RankedRow = tuple[Ranked, int]
+RankedRow = tuple[RankedTokens[Array], int]
 """One ranking: those it was made with, and which of them it is."""
 
 
@@ -111,44 +101,41 @@ class TokenRanker:
         for part in self._rank_others(self._remembered, [_keys(scoring, along)], [along]):
             self._remember(part)
 
-    def ranked(self, scores: Tensor, n_tokens: int) -> Ranked:
+    def ranked(self, scores: Tensor, n_tokens: int) -> RankedTokens[Array]:
         """Both ends of rows of scores [m, V]."""
-        return _arrays(rank_scores(scores, n_tokens, self._excluded))
+        return RankedTokens(*download(rank_scores(scores, n_tokens, self._excluded)))
 
     def _along(self, scoring: Scoring) -> Tensor:
         return self._decoder.along_logits(scoring.vectors) if scoring.is_output else scoring.vectors
 
+    def _ranking(self, *, is_output: bool) -> Ranking:
+        return self._rank_outputs if is_output else self._rank_inputs
+
     def _score_at_once(self, scorings: Sequence[Scoring]) -> Iterator[TopTokens]:
         """Ranks along all directions in as few products as there is room for; one copy to the host."""
-        by_product: dict[tuple[int, int], list[int]] = {}
-        for index, one in enumerate(scorings):
-            ranking = self._rank_outputs if one.is_output else self._rank_inputs
-            by_product.setdefault((id(ranking), one.n_tokens), []).append(index)
         along = [self._along(one) for one in scorings]
-        tensors: list[Tensor] = []
-        counts: list[tuple[list[int], int]] = []
-        for (_, n_tokens), own in by_product.items():
-            ranking = self._rank_outputs if scorings[own[0]].is_output else self._rank_inputs
-            together = torch.cat([along[index] for index in own])
-            parts = [ranking.rank(part, n_tokens) for part in torch.split(together, ranking.max_directions)]
-            for part in parts:
-                tensors += [part.high, part.high_ids, part.low, part.low_ids]
-            counts.append((own, len(parts)))
-        means = [one @ self._mean for one, scoring in zip(along, scorings, strict=True) if scoring.is_output]
-        arrays = iter(download([*tensors, *means, *(one.scales for one in scorings)]))
-        ranked: dict[int, Ranked] = {}
-        for own, n_parts in counts:
-            parts_of_arrays = [[next(arrays) for _ in range(4)] for _ in range(n_parts)]
-            joined = [np.concatenate(one) for one in zip(*parts_of_arrays, strict=True)]
-            start = 0
-            for index in own:
-                stop = start + len(scorings[index].vectors)
-                ranked[index] = Ranked(*(one[start:stop] for one in joined))
-                start = stop
-        of_outputs = [index for index, one in enumerate(scorings) if one.is_output]
-        found_means = {index: next(arrays) for index in of_outputs}
+        together: dict[tuple[Ranking, int], list[int]] = {}
         for index, one in enumerate(scorings):
-            yield _lists(ranked[index], one, found_means.get(index), next(arrays))
+            together.setdefault((self._ranking(is_output=one.is_output), one.n_tokens), []).append(index)
+        parts = [
+            [
+                ranking.rank(part, n_tokens)
+                for part in torch.split(torch.cat([along[index] for index in own]), ranking.max_directions)
+            ]
+            for (ranking, n_tokens), own in together.items()
+        ]
+        means = [one @ self._mean for one, scoring in zip(along, scorings, strict=True) if scoring.is_output]
+        tensors = [tensor for of_ranking in parts for part in of_ranking for tensor in part]
+        arrays = iter(download([*tensors, *means, *(one.scales for one in scorings)]))
+        ranked: dict[int, RankedTokens[Array]] = {}
+        for own, of_ranking in zip(together.values(), parts, strict=True):
+            found = [[next(arrays) for _ in part] for part in of_ranking]
+            stops = np.cumsum([len(along[index]) for index in own])[:-1]
+            split = [np.split(np.concatenate(one), stops) for one in zip(*found, strict=True)]
+            ranked |= {index: RankedTokens(*one) for index, *one in zip(own, *split, strict=True)}
+        host_means = [next(arrays) if one.is_output else None for one in scorings]
+        for index, one in enumerate(scorings):
+            yield _lists(ranked[index], one, host_means[index], next(arrays))
 
     def _score_remembering(self, scorings: Sequence[Scoring]) -> Iterator[TopTokens]:
         """What is not remembered is ranked together, a part at a time.
@@ -165,9 +152,13 @@ class TokenRanker:
                 part = next(parts)
                 self._remember(part)
                 found |= part
-            means = (along @ self._mean) if scoring.is_output else None
-            (scales,), mean = download([scoring.scales]), None if means is None else download([means])[0]
-            yield _lists(_stacked([found[key] for key in own]), scoring, mean, scales)
+            scales, mean = download([scoring.scales, along @ self._mean])
+            if own:
+                rows = [found[key] for key in own]
+                ranked = RankedTokens(*(np.stack([one[end][row] for one, row in rows]) for end in range(4)))
+                yield _lists(ranked, scoring, mean if scoring.is_output else None, scales)
+            else:
+                yield no_tokens()
 
     def _rank_others(
         self, found: Mapping[Key, RankedRow], keys: Sequence[Sequence[Key]], directions: Sequence[Tensor]
@@ -177,12 +168,11 @@ class TokenRanker:
         for own, along in zip(keys, directions, strict=True):
             for key, direction in zip(own, along, strict=True):
                 if key not in found:
-                    ranking = self._rank_outputs if key[0] else self._rank_inputs
-                    missing.setdefault((ranking, key[1]), {})[key] = direction
+                    missing.setdefault((self._ranking(is_output=key[0]), key[1]), {})[key] = direction
         for (ranking, n_tokens), wanted in missing.items():
             waiting = iter(wanted)
             for part in torch.split(torch.stack(list(wanted.values())), ranking.max_directions):
-                ranked = _arrays(ranking.rank(part, n_tokens))
+                ranked = RankedTokens(*download(ranking.rank(part, n_tokens)))
                 yield {next(waiting): (ranked, row) for row in range(len(part))}
 
     def _remember(self, found: Mapping[Key, RankedRow]) -> None:
@@ -198,34 +188,14 @@ def _keys(scoring: Scoring, directions: Tensor) -> list[Key]:
     return [(scoring.is_output, scoring.n_tokens, sha256(row.tobytes()).digest()) for row in rows]
 
 
-def _arrays(ranked: RankedTokens) -> Ranked:
-    return Ranked(*download([ranked.high, ranked.high_ids, ranked.low, ranked.low_ids]))
+def _lists(ranked: RankedTokens[Array], scoring: Scoring, mean: Array | None, scales: Array) -> TopTokens:
+    """Each node's token lists, from the rankings of the distinct directions, less their means."""
+    high, high_ids, low, low_ids = (one[scoring.which] for one in ranked)
+    less = 0 if mean is None else mean[scoring.which][:, None]
+    return scaled(RankedTokens(high - less, high_ids, low - less, low_ids), scales)
 
 
-def _stacked(rows: Sequence[RankedRow]) -> Ranked:
-    if not rows:
-        ids, floats = np.zeros((0, 1), np.int32), np.zeros((0, 1), np.float32)
-        return Ranked(floats, ids, floats, ids)
-    return Ranked(
-        np.stack([ranked.high[row] for ranked, row in rows]),
-        np.stack([ranked.high_ids[row] for ranked, row in rows]),
-        np.stack([ranked.low[row] for ranked, row in rows]),
-        np.stack([ranked.low_ids[row] for ranked, row in rows]),
-    )
-
-
-def _lists(ranked: Ranked, scoring: Scoring, mean: Array | None, scales: Array) -> TopTokens:
-    """Each node's token lists, from the rankings of the distinct directions."""
-    of_nodes = Ranked(*(one[scoring.which] for one in vars(ranked).values()))
-    if mean is None:
-        return scaled(of_nodes, scales)
-    less = mean[scoring.which][:, None]
-    return scaled(
-        Ranked(of_nodes.high - less, of_nodes.high_ids, of_nodes.low - less, of_nodes.low_ids), scales
-    )
-
-
-def scaled(ranked: Ranked, scales: Array) -> TopTokens:
+def scaled(ranked: RankedTokens[Array], scales: Array) -> TopTokens:
     """Each node's token lists: those of its direction times its scale [n]; a negative one swaps the ends."""
     by = scales[:, None]
     is_flipped = by < 0

@@ -26,10 +26,11 @@ from tdb_server.engine.quantized_scores import (
     onednn_int8_product,
     plain_int8_product,
 )
-from tdb_server.engine.token_ranking import ExactRanking, RankedTokens, Ranking
+from tdb_server.engine.token_ranking import ExactRanking, RankedTokens
 from tdb_server.engine.vocabulary_search import VocabularySearch
 from tdb_server.errors import ModelError
 
+Ranking = ExactRanking | VocabularySearch
 EXACT, INT8 = "exact", "int8"
 RANKINGS: dict[str, Callable[[Tensor, Tensor | None], Ranking]] = {
     EXACT: ExactRanking,
@@ -66,15 +67,15 @@ def choose_ranking(
         ModelError: what is wanted cannot be had here.
     """
     exact = ExactRanking(vocabulary, excluded)
-    if vocabulary.device.type != "cpu" or vocabulary.dtype != torch.float32:
-        if wanted == INT8:
-            kind = f"{vocabulary.dtype} on {vocabulary.device}"
-            raise ModelError(f"ranking {INT8} is for torch.float32 on a CPU, not {kind}", "KERNEL_UNUSABLE")
-        return exact, _choice(wanted, KernelTrial(EXACT, None, KernelOutcome.CHOSEN))
-    if wanted == EXACT or (wanted is None and len(vocabulary) < MANY_TOKENS):
-        return exact, _choice(wanted, KernelTrial(EXACT, None, KernelOutcome.CHOSEN))
+    is_possible = vocabulary.device.type == "cpu" and vocabulary.dtype == torch.float32
+    if wanted == INT8 and not is_possible:
+        kind = f"{vocabulary.dtype} on {vocabulary.device}"
+        raise ModelError(f"ranking {INT8} is for torch.float32 on a CPU, not {kind}", "KERNEL_UNUSABLE")
+    if not is_possible or wanted == EXACT or (wanted is None and len(vocabulary) < MANY_TOKENS):
+        trials: tuple[KernelTrial, ...] = (KernelTrial(EXACT, None, KernelOutcome.CHOSEN),)
+        return exact, KernelChoice("rank_tokens", EXACT, wanted is not None, trials)
 
-    def rank_exactly() -> RankedTokens:
+    def rank_exactly() -> RankedTokens[Tensor]:
         return exact.rank(directions, _K)
 
     expected, exact_seconds = _timed(rank_exactly)
@@ -95,17 +96,13 @@ def choose_ranking(
     except RuntimeError:  # torch's way to say that an operation is not there
         _log.warning("ranking %s does not work here", INT8, exc_info=True)
         outcome = KernelOutcome.FAILED
-    trial = KernelTrial(INT8, seconds, outcome)
-    if outcome is KernelOutcome.CHOSEN:
-        return search, _choice(wanted, KernelTrial(EXACT, exact_seconds, KernelOutcome.SLOWER), trial)
-    if wanted == INT8:
+    is_chosen = outcome is KernelOutcome.CHOSEN
+    if wanted == INT8 and not is_chosen:
         raise ModelError(f"ranking {INT8} {outcome.value} on this processor", "KERNEL_UNUSABLE")
-    return exact, _choice(wanted, KernelTrial(EXACT, exact_seconds, KernelOutcome.CHOSEN), trial)
-
-
-def _choice(wanted: str | None, *trials: KernelTrial) -> KernelChoice:
-    chosen = next(one.name for one in trials if one.outcome is KernelOutcome.CHOSEN)
-    return KernelChoice("rank_tokens", chosen, wanted is not None, trials)
+    of_exact = KernelOutcome.SLOWER if is_chosen else KernelOutcome.CHOSEN
+    trials = KernelTrial(EXACT, exact_seconds, of_exact), KernelTrial(INT8, seconds, outcome)
+    chosen = INT8 if is_chosen else EXACT
+    return search if is_chosen else exact, KernelChoice("rank_tokens", chosen, wanted is not None, trials)
 
 
 def try_product(vocabulary: Tensor, limit_per_direction: float, product: Int8Product) -> KernelOutcome:
@@ -139,7 +136,7 @@ def _timed(compute: Callable[[], T]) -> tuple[T, float]:
     return compute(), time.perf_counter() - started_at
 
 
-def _is_same(found: RankedTokens, expected: RankedTokens) -> bool:
+def _is_same(found: RankedTokens[Tensor], expected: RankedTokens[Tensor]) -> bool:
     """Whether scores agree as closely as two ways of adding up floats do."""
     pairs = (found.high, expected.high), (found.low, expected.low)
     return all(

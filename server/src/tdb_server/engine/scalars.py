@@ -71,9 +71,11 @@ def _activations(rows: Rows, declared: Declaration, hook_point: HookPoint, pass_
     product = product_at_all_tokens(rows, declared, [values], axes_of(hook_point))
     if pass_type is PassType.FORWARD and hook_point is HookPoint.ATTN_QK_PROBS:
         # Zero where attention may not look; and the first token attends to itself alone, in every head.
-        return replace(product, has_ties=True)
+        return replace(product, n_ties=rows.model.decoder.config.n_heads)
     if hook_point in PAIR_HOOK_POINTS:
-        return replace(product, not_nodes=rows.model.decoder.hidden_cells(rows.plan.n_tokens))
+        return replace(
+            product, not_nodes=rows.model.decoder.hidden_cells(rows.plan.n_tokens)[None, None, None]
+        )
     return product
 
 

@@ -121,7 +121,7 @@ def token_lists(
     directions: dict[TokenScoringType, list[Directions]] = {}
     for scoring, nodes in to_score.nodes.items():
         directions[scoring] = [
-            node_directions(everything, DeviceNodes.of(own, [next(waiting) for _ in own.arrays]), scoring)
+            node_directions(everything, DeviceNodes(own, [next(waiting) for _ in own.arrays]), scoring)
             for own in nodes
         ]
     directions |= {_Q: [], _K: []}

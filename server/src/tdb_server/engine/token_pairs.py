@@ -13,11 +13,11 @@ from tdb_server.domain.results import TokenPairAttributionResult
 from tdb_server.engine.nodes import NodeTable
 from tdb_server.engine.rows import Rows
 from tdb_server.engine.scalars import project_values
-from tdb_server.engine.transfers import download
+from tdb_server.engine.transfers import Array, download
 from tdb_server.model.autoencoder import Autoencoder
 
 
-def writes_towards(scalars: Rows, layer_index: int, row: int, queries: Tensor, onto: Tensor) -> Tensor:
+def writes_towards(batch: Rows, layer_index: int, row: int, queries: Tensor, onto: Tensor) -> Tensor:
     """`sum over heads of attn(q, k, h) v(k, h) · onto(h)`, for m queries, each with its vectors.
 
     Args:
@@ -28,13 +28,13 @@ def writes_towards(scalars: Rows, layer_index: int, row: int, queries: Tensor, o
     Returns:
         Attributions to every attended-to token [m, T].
     """
-    probs = scalars.values(HookPoint.ATTN_QK_PROBS).tensors[layer_index][row][:, queries]  # [H, m, T]
-    values = scalars.values(HookPoint.ATTN_V).tensors[layer_index][row]
+    probs = batch.values(HookPoint.ATTN_QK_PROBS).tensors[layer_index][row][:, queries]  # [H, m, T]
+    values = batch.values(HookPoint.ATTN_V).tensors[layer_index][row]
     return (probs * project_values(values, onto)).sum(dim=0)
 
 
 def latent_gradients(
-    scalars: Rows,
+    batch: Rows,
     autoencoder: Autoencoder,
     layer_index: int,
     row: int,
@@ -47,61 +47,55 @@ def latent_gradients(
     It is zero for inactive latents. The scale of normed inputs is held constant.
     """
     layer = autoencoder.layers[layer_index]
-    site = scalars.read_by(autoencoder, layer_index)[row, tokens]
+    site = batch.read_by(autoencoder, layer_index)[row, tokens]
     is_active = layer.encode(site).gather(1, latents[:, None]) != 0  # [m, 1]
     reads = layer.read_directions(latents, site) * is_active
     if autoencoder.site is Site.ATTN_V_OUT:
         return reads
-    return scalars.model.decoder.blocks[layer_index].attention.write_transposed(reads)
+    return batch.model.decoder.blocks[layer_index].attention.write_transposed(reads)
 
 
 def token_pair_attribution(
-    scalars: Rows, row: int, table: NodeTable, n_tokens_attended_to: int
+    batch: Rows, row: int, table: NodeTable, n_tokens_attended_to: int
 ) -> TokenPairAttributionResult:
     """For every active attention latent: the tokens whose values fed it most."""
-    n_tokens = scalars.planned[row].n_tokens
+    n_tokens = batch.planned[row].n_tokens
     n_listed = min(n_tokens_attended_to, n_tokens)
-    device = scalars.model.decoder.device
-    found: list[Tensor] = []
-    placed: list[np.ndarray] = []
+    device = batch.model.decoder.device
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    placed: list[Array] = []
     for (node_type, _), (places, layers, indices) in table.by_type.items():
-        if not node_type.is_latent or not scalars.autoencoder(node_type).site.is_attention:
+        if not node_type.is_latent or not batch.autoencoder(node_type).site.is_attention:
             continue
-        autoencoder = scalars.autoencoder(node_type)
+        autoencoder = batch.autoencoder(node_type)
         for layer_index in np.unique(layers).tolist():
             own = layers == layer_index
             tokens, latents = torch.from_numpy(indices[own].T.copy()).to(device)
-            gradients = latent_gradients(scalars, autoencoder, layer_index, row, tokens, latents)
-            towards = writes_towards(scalars, layer_index, row, tokens, gradients)[:, :n_tokens]
-            best = towards.topk(n_listed, dim=1)
-            found += [(gradients != 0).any(dim=1), best.values, best.indices]
+            gradients = latent_gradients(batch, autoencoder, layer_index, row, tokens, latents)
+            towards = writes_towards(batch, layer_index, row, tokens, gradients)[:, :n_tokens]
+            found.append(((gradients != 0).any(dim=1), *towards.topk(n_listed, dim=1)))
             placed.append(places[own])
     rows = np.full(len(table.nodes), -1, np.int32)
-    arrays = download(found) if found else []
-    is_active = [one.astype(bool) for one in arrays[0::3]]
-    order = np.concatenate([own[active] for own, active in zip(placed, is_active, strict=True)] or [rows[:0]])
-    rows[order] = np.arange(len(order))
-    values = [one[active] for one, active in zip(arrays[1::3], is_active, strict=True)]
-    indices_found = [one[active] for one, active in zip(arrays[2::3], is_active, strict=True)]
-    return TokenPairAttributionResult(
-        table.nodes,
-        rows,
-        np.concatenate([np.zeros((0, n_listed), np.int32), *(one.astype(np.int32) for one in indices_found)]),
-        np.concatenate([np.zeros((0, n_listed), np.float32), *(one.astype(np.float32) for one in values)]),
-    )
+    values, keys = np.zeros((0, n_listed), np.float32), np.zeros((0, n_listed), np.int32)
+    if found:
+        is_active, values, keys = download([torch.cat(one) for one in zip(*found, strict=True)])
+        order = np.flatnonzero(is_active)
+        values, keys = values[order].astype(np.float32), keys[order].astype(np.int32)
+        rows[np.concatenate(placed)[order]] = np.arange(len(order))
+    return TokenPairAttributionResult(table.nodes, rows, keys, values)
 
 
-def writes_to_latent(scalars: Rows, row: int, layer_index: int, wanted: ActivationIndex) -> Tensor:
+def writes_to_latent(batch: Rows, row: int, layer_index: int, wanted: ActivationIndex) -> Tensor:
     """Attention's writes to one latent at every token pair [q, k]; zero but for the asked-for queries."""
-    autoencoder = scalars.autoencoder(wanted.hook_point)
+    autoencoder = batch.autoencoder(wanted.hook_point)
     token, latent = wanted.tensor_indices
     assert latent is not None
-    n_tokens = scalars.planned[row].n_tokens
-    queries = torch.arange(n_tokens, device=scalars.model.decoder.device)
+    n_tokens = batch.planned[row].n_tokens
+    queries = torch.arange(n_tokens, device=batch.model.decoder.device)
     if token is not None:
         queries = queries[token : token + 1]
     which = torch.full_like(queries, latent)
-    gradients = latent_gradients(scalars, autoencoder, layer_index, row, queries, which)
+    gradients = latent_gradients(batch, autoencoder, layer_index, row, queries, which)
     writes = torch.zeros(n_tokens, n_tokens, dtype=gradients.dtype, device=gradients.device)
-    writes[queries] = writes_towards(scalars, layer_index, row, queries, gradients)[:, :n_tokens]
+    writes[queries] = writes_towards(batch, layer_index, row, queries, gradients)[:, :n_tokens]
     return writes

@@ -19,7 +19,7 @@ from tdb_server.engine.quantized_scores import (
     onednn_int8_product,
 )
 from tdb_server.engine.sampled_products import sampled_products
-from tdb_server.engine.token_ranking import RankedTokens, rank_vocabulary
+from tdb_server.engine.token_ranking import ExactRanking, RankedTokens
 
 _MAX_CANDIDATES = 2048
 """Along a direction with more candidates, scoring every token is as fast."""
@@ -42,7 +42,7 @@ class VocabularySearch:
             excluded: token ids that are never ranked.
             product: how quantized scores are computed.
         """
-        self._vocabulary, self._excluded = vocabulary, excluded
+        self._vocabulary, self._exact = vocabulary, ExactRanking(vocabulary, excluded)
         is_ranked = torch.ones(len(vocabulary), dtype=torch.bool)
         if excluded is not None:
             is_ranked[excluded] = False
@@ -51,10 +51,10 @@ class VocabularySearch:
         order = self.quantized.order
         self._ids = ids[order].masked_fill(order < 0, -1)  # [BLOCK, n_blocks]
 
-    def rank(self, directions: Tensor, k: int) -> RankedTokens:
+    def rank(self, directions: Tensor, k: int) -> RankedTokens[Tensor]:
         """The k highest and lowest tokens along directions [m, d], the same as if all were scored."""
         if 4 * k > self.quantized.n_blocks:
-            return rank_vocabulary(self._vocabulary, directions, k, self._excluded)
+            return self._exact.rank(directions, k)
         quantized = self.quantized.scores(directions)
         rows, ids = self._candidates(directions, quantized, k)
         counts = rows.bincount(minlength=len(directions))
@@ -75,12 +75,12 @@ class VocabularySearch:
 
         return RankedTokens(*best(largest=True), *best(largest=False))
 
-    def _rank_apart(self, directions: Tensor, k: int, is_found: Tensor) -> RankedTokens:
+    def _rank_apart(self, directions: Tensor, k: int, is_found: Tensor) -> RankedTokens[Tensor]:
         """Ranks by scoring every token where too many are candidates, and by searching for the others."""
-        ranked = rank_vocabulary(self._vocabulary, directions[~is_found], k, self._excluded)
+        ranked = self._exact.rank(directions[~is_found], k)
         if not is_found.any():
             return ranked
-        parts = zip(vars(ranked).values(), vars(self.rank(directions[is_found], k)).values(), strict=True)
+        parts = zip(ranked, self.rank(directions[is_found], k), strict=True)
         places = torch.cat(((~is_found).nonzero()[:, 0], is_found.nonzero()[:, 0])).argsort()
         return RankedTokens(*(torch.cat(part)[places] for part in parts))
 

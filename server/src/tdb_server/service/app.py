@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from tdb_server.service.access.token_file import TokenFile
 from tdb_server.service.call_events import CallEvents
 from tdb_server.service.call_guard import CallGuard
 from tdb_server.service.fair_threads import FairThreads
+from tdb_server.service.front_memory import keep_few_arenas, keep_what_is_loaded
 from tdb_server.service.grpc_server import OUR_SERVICES, grpc_server
 from tdb_server.service.listening import listen, server_tls
 from tdb_server.service.loading_report import LoadingReport
@@ -77,14 +77,13 @@ async def serve(
         TdbError: the model cannot be loaded.
         OSError: the port cannot be had.
     """
+    keep_few_arenas()
     app = App(settings, version, make_http)
     with signals_handled(app.reload) as stopped:
         await app.start()
         try:
             if await app.until_ready(stopped):
-                # What is loaded stays: to look through it again and again would hold up the event loop.
-                gc.collect()
-                gc.freeze()
+                keep_what_is_loaded()
                 with ready_file(settings.ready_file, app.ports):
                     await stopped.wait()
         finally:

@@ -17,7 +17,21 @@ from transformers import PreTrainedModel
 
 auto: Any = transformers  # its Auto classes have no types
 FIXTURES = Path(__file__).parent / "fixtures"
-FAMILIES = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
+FAMILIES = (
+    "gemma2",
+    "gemma3_text",
+    "gpt2",
+    "gpt_neox",
+    "granite",
+    "llama",
+    "mistral",
+    "olmo2",
+    "olmo3",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "stablelm",
+)
 
 _GPT2_SIZES: dict[str, Any] = {
     "n_layer": 3,
@@ -40,6 +54,25 @@ _ROTARY_SIZES: dict[str, Any] = {
     "bos_token_id": 999,
     "eos_token_id": 999,
 }
+_OWN_SIZES: dict[str, dict[str, Any]] = {
+    "gemma2": {"sliding_window": 5, "query_pre_attn_scalar": 20, "pad_token_id": None},
+    "gemma3_text": {
+        "sliding_window": 5,
+        "sliding_window_pattern": 3,
+        "query_pre_attn_scalar": 20,
+        "pad_token_id": None,
+    },
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 1.2,
+        "residual_multiplier": 0.5,
+        "logits_scaling": 1.7,
+    },
+    "olmo2": {"pad_token_id": None},
+    "olmo3": {"sliding_window": 5, "pad_token_id": None},
+    "phi3": {"pad_token_id": None},
+}
+"""Windows shorter than prompts, and scales that are not what would do without them."""
 
 
 def write_random_model(folder: Path, family: str, seed: int = 0, **overrides: Any) -> Path:
@@ -55,7 +88,7 @@ def write_random_model(folder: Path, family: str, seed: int = 0, **overrides: An
         The folder.
     """
     sizes = _GPT2_SIZES if family == "gpt2" else _ROTARY_SIZES
-    config = auto.AutoConfig.for_model(family, **sizes | overrides)
+    config = auto.AutoConfig.for_model(family, **sizes | _OWN_SIZES.get(family, {}) | overrides)
     model = auto.AutoModelForCausalLM.from_config(config)
     _randomize(model, seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,10 +108,10 @@ def begin_texts(folder: Path, token: str = "<|endoftext|>") -> Path:
     return folder
 
 
-def reference_model(folder: Path) -> PreTrainedModel:
+def reference_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The same model in transformers, with attention written out so that its probabilities can be read."""
     model: PreTrainedModel = auto.AutoModelForCausalLM.from_pretrained(
-        folder, attn_implementation="eager", dtype=torch.float32
+        folder, attn_implementation="eager", dtype=dtype
     )
     model.train(False)
     return model
@@ -92,4 +125,5 @@ def _randomize(model: PreTrainedModel, seed: int) -> None:
             if parameter.dim() == 2:
                 parameter.copy_(0.3 * noise)
             else:
-                parameter.copy_(0.2 * noise + (0.0 if name.endswith("bias") else 1.0))
+                is_around_zero = name.endswith("bias") or model.config.model_type.startswith("gemma")
+                parameter.copy_(0.2 * noise + (0.0 if is_around_zero else 1.0))

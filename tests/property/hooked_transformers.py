@@ -36,14 +36,14 @@ def ablated_logits(
             of_layer = [one for one in ablations if one.node.layer_index == layer]
             neurons = [one for one in of_layer if one.node.node_type is NodeType.MLP_NEURON]
             heads = [one for one in of_layer if one.node.node_type is NodeType.ATTENTION_HEAD]
-            stack.enter_context(_input_altered(_mlp_out(block), _set_neurons(neurons)))
+            stack.enter_context(_input_altered(_mlp_weights(block), _set_neurons(neurons)))
             stack.enter_context(_attention_altered(_attention(block), heads))
             for autoencoder in autoencoders:
                 nodes = [one for one in of_layer if one.node.node_type is autoencoder.site.node_type]
                 alter = _set_latents(autoencoder, layer, nodes)
                 match autoencoder.site:
                     case Site.MLP_POST_ACT:
-                        stack.enter_context(_input_altered(_mlp_out(block), alter))
+                        stack.enter_context(_input_altered(_mlp_weights(block), alter))
                     case Site.RESID_DELTA_MLP:
                         stack.enter_context(_output_altered(_mlp_out(block), alter))
                     case Site.RESID_DELTA_ATTN:
@@ -52,19 +52,33 @@ def ablated_logits(
 
 
 def _blocks(model: Any) -> Sequence[Any]:
-    return model.transformer.h if hasattr(model, "transformer") else model.model.layers
+    if hasattr(model, "transformer"):
+        return model.transformer.h
+    return model.gpt_neox.layers if hasattr(model, "gpt_neox") else model.model.layers
 
 
 def _attention(block: Any) -> nn.Module:
-    return block.attn if hasattr(block, "attn") else block.self_attn
+    names = ("attn", "attention", "self_attn")
+    return next(getattr(block, name) for name in names if hasattr(block, name))
 
 
 def _attention_out(block: Any) -> nn.Module:
-    return block.attn.c_proj if hasattr(block, "attn") else block.self_attn.o_proj
+    """What gives what attention adds: its output weights, or the norm behind them."""
+    if hasattr(block, "post_feedforward_layernorm"):
+        return block.post_attention_layernorm
+    attention: Any = _attention(block)
+    names = ("c_proj", "dense", "o_proj")
+    return next(getattr(attention, name) for name in names if hasattr(attention, name))
+
+
+def _mlp_weights(block: Any) -> nn.Module:
+    names = ("c_proj", "dense_4h_to_h", "down_proj")
+    return next(getattr(block.mlp, name) for name in names if hasattr(block.mlp, name))
 
 
 def _mlp_out(block: Any) -> nn.Module:
-    return block.mlp.c_proj if hasattr(block, "attn") else block.mlp.down_proj
+    """What gives what the MLP adds: its output weights, or the norm behind them."""
+    return getattr(block, "post_feedforward_layernorm", None) or _mlp_weights(block)
 
 
 @contextmanager

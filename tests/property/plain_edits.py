@@ -21,9 +21,11 @@ LATENT_SITES = {
 }
 
 
-def loss_value(loss: LossConfig, logits: Tensor) -> Tensor:
-    """The loss of every copy's last token: [c, T, V] to [c]."""
+def loss_value(loss: LossConfig, logits: Tensor, cap: float | None = None) -> Tensor:
+    """The loss of every copy's last token: [c, T, V] to [c]. Differences are of logits before their cap."""
     last = logits[:, -1]
+    if cap is not None and loss.name is not LossName.PROBS:
+        last = cap * (last / cap).atanh()
     targets = last[:, list(loss.target_tokens)]
     match loss.name:
         case LossName.LOGIT_DIFF if loss.distractor_tokens:
@@ -110,7 +112,8 @@ def _set_cells(model: PlainModel, index: ActivationIndex, value: float) -> Edit:
         cells = torch.zeros(x.shape[1:], dtype=torch.bool)
         cells[tuple(slice(None) if one is None else one for one in index.tensor_indices)] = True
         if index.hook_point in PAIR_PLACES:
-            cells &= ~model.masked(x.shape[1])[:, :, None]
+            assert index.layer_index is not None
+            cells &= ~model.masked(x.shape[1], index.layer_index)[:, :, None]
         return torch.where(cells, torch.tensor(value, dtype=x.dtype), x)
 
     return edit

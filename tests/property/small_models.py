@@ -60,9 +60,32 @@ _VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", _ROTARY),
     "qwen3": ("qwen3", _ROTARY),
     "mistral-window": ("mistral", _ROTARY | {"sliding_window": 3}),
+    "gemma2": (
+        "gemma2",
+        _ROTARY | {"sliding_window": 3, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 9.0},
+    ),
+    "gemma3": ("gemma3_text", _ROTARY | {"sliding_window": 3, "sliding_window_pattern": 2}),
+    "gpt_neox": ("gpt_neox", _ROTARY | {"rotary_pct": 0.5}),
+    "gpt_neox-serial": ("gpt_neox", _ROTARY | {"rotary_pct": 0.5, "use_parallel_residual": False}),
+    "olmo2": ("olmo2", _ROTARY),
+    "phi3-longrope": (
+        "phi3",
+        _ROTARY
+        | {"max_position_embeddings": 64, "original_max_position_embeddings": 16}
+        | {
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 100.0,
+                "short_factor": [1.0, 1.5],
+                "long_factor": [1.0, 9.0],
+            }
+        },
+    ),
+    "granite": ("granite", _ROTARY),
+    "stablelm": ("stablelm", _ROTARY | {"partial_rotary_factor": 0.5, "use_qkv_bias": True}),
 }
 MODELS = tuple(_VARIANTS)
-MAIN_MODELS = ("gpt2", "llama", "qwen2")
+MAIN_MODELS = ("gpt2", "llama", "qwen2", "gemma2", "gpt_neox")
 N_LATENTS = 24
 TOP_K = 5
 AUTOENCODER_SITES = (Site.MLP_POST_ACT, Site.RESID_DELTA_MLP, Site.RESID_DELTA_ATTN)

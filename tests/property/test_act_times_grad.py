@@ -66,8 +66,8 @@ def holding_final_scale(model: PlainModel, token_ids: tuple[int, ...], edits: Ed
     return with_edit(edits, FINAL_SCALE, lambda x: scale)
 
 
-def loss_objective(loss: LossConfig) -> Objective:
-    return lambda seen: loss_value(loss, seen[HookPoint.LOGITS, None])
+def loss_objective(model: PlainModel, loss: LossConfig) -> Objective:
+    return lambda seen: loss_value(loss, seen[HookPoint.LOGITS, None], model.logit_cap)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -90,7 +90,7 @@ def test_embeddings_neurons_and_heads(
         heads=every_node(DerivedScalar.UNFLATTENED_ATTN_ACT_TIMES_GRAD),
     )
     edits = holding_final_scale(model.plain, token_ids, ablation_edits(model.plain, ablations))
-    objective = loss_objective(loss)
+    objective = loss_objective(model.plain, loss)
 
     def slopes(place: HookPoint, layer: int) -> Tensor:
         return slopes_of_scaling(model.plain, token_ids, objective, (place, layer), edits)
@@ -140,10 +140,10 @@ def test_latents(
     )
     edits = ablation_edits(model.plain, ablations, [autoencoder])
     edits = holding_final_scale(model.plain, token_ids, edits)
-    objective = loss_objective(loss)
+    objective = loss_objective(model.plain, loss)
     if trace is not None:
         of_residual = definition(model.plain, trace, model.plain.run(token_ids, edits))
-        objective = lambda seen: of_residual(seen[residual_before(trace)])  # noqa: E731
+        objective = lambda seen: of_residual(seen[residual_before(model.plain, trace)])  # noqa: E731
     for layer, weights in autoencoder.layers.items():
         # The site before its own latents are set: a forward pass with those of earlier layers set.
         earlier = [one for one in ablations if (one.index.layer_index or 0) < layer]

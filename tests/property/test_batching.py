@@ -36,7 +36,7 @@ from tests.property.requests import (
     of_every_node,
 )
 from tests.property.same_answers import Nodes, assert_same_answers
-from tests.property.small_models import MAIN_MODELS, TOP_K, small_autoencoder, small_model
+from tests.property.small_models import MAIN_MODELS, MODELS, TOP_K, small_autoencoder, small_model
 
 SITES = (Site.MLP_POST_ACT, Site.RESID_DELTA_ATTN)
 LATENT_HOOK_POINTS = tuple(site.latent_hook_point for site in SITES)
@@ -76,6 +76,18 @@ def test_a_call_alone_and_in_a_batch(name: str, top_k: int | None, data: st.Data
     """In float64 nothing but an exact tie could change a ranking: the lists must be the same too."""
     engine = engine_of(name, top_k, torch.float64)
     batch = data.draw(batches(small_model(name).config))
+    for call, in_batch in zip(batch, run(engine, batch), strict=True):
+        (alone,) = run(engine, [call])
+        for one, other in zip(alone, in_batch, strict=True):
+            assert_same_answers(one, other, 1e-9, Nodes.EQUAL)
+
+
+@pytest.mark.parametrize("name", [one for one in MODELS if one not in MAIN_MODELS])
+@examples(2)
+@given(data=st.data())
+def test_families_in_one_batch(name: str, data: st.DataObject) -> None:
+    """The same for every other kind of decoder."""
+    engine, batch = engine_of(name, None, torch.float64), data.draw(batches(small_model(name).config))
     for call, in_batch in zip(batch, run(engine, batch), strict=True):
         (alone,) = run(engine, [call])
         for one, other in zip(alone, in_batch, strict=True):

@@ -67,7 +67,11 @@ from tests.property.small_models import N_LATENTS, TOP_K, small_autoencoder, sma
 from tests.property.trace_definitions import Definition, definition, direction_of_loss
 
 SITES = (Site.ATTN_V_OUT, Site.RESID_POST_ATTN, Site.RESID_POST_MLP, Site.MLP_TRANSCODER)
-MODELS = ("gpt2", "llama", "qwen3")
+MODELS = ("gpt2", "qwen3", "gemma2", "gpt_neox", "olmo2")
+PARALLEL = "gpt_neox"
+MODELS_AND_SITES = [
+    (name, site) for name in MODELS for site in SITES if (name, site) != (PARALLEL, Site.RESID_POST_ATTN)
+]
 FINAL_SCALE = (HookPoint.RESID_LN_F_SCALE, None)
 EMBEDDING = (HookPoint.RESID_POST_EMB, None)
 KINDS = ({}, {"top_k": TOP_K}, {"jumps": True})
@@ -80,9 +84,21 @@ def scalar(site: Site, suffix: str) -> DerivedScalar:
 def read_by(model: PlainModel, site: Site, seen: Seen, layer: int) -> Tensor:
     """What a dictionary reads [c, T, s]."""
     if site is Site.MLP_TRANSCODER:
-        stream = seen[HookPoint.RESID_POST_ATTN, layer]
-        return model.centred(stream) / seen[HookPoint.MLP_LN_SCALE, layer]
+        stream, scale = (seen.get(spot) for spot in mlp_reads(model, layer))
+        assert stream is not None
+        return stream if scale is None else model.centred(stream) / scale
     return side_by_side(site, seen[site.hook_point, layer])
+
+
+def before_mlp(model: PlainModel, layer: int) -> Spot:
+    """The stream that an MLP reads: in parallel blocks, the one before the layer."""
+    if not model.is_parallel:
+        return HookPoint.RESID_POST_ATTN, layer
+    return (HookPoint.RESID_POST_MLP, layer - 1) if layer else EMBEDDING
+
+
+def mlp_reads(model: PlainModel, layer: int) -> tuple[Spot, Spot]:
+    return before_mlp(model, layer), (HookPoint.MLP_LN_SCALE, layer)
 
 
 def side_by_side(site: Site, x: Tensor) -> Tensor:
@@ -102,11 +118,19 @@ def reconstruction_of(layer: AutoencoderLayer, inputs: Tensor) -> Tensor:
     return found if layer.skip_weight is None else found + inputs @ layer.skip_weight.T
 
 
-def unit_writes(model: PlainModel, site: Site, layer: int, weights: AutoencoderLayer) -> Tensor:
-    """What each latent adds to the residual stream per unit [n, d]."""
+def unit_writes(model: PlainModel, site: Site, layer: int, weights: AutoencoderLayer, seen: Seen) -> Tensor:
+    """What each latent adds to the residual stream per unit, at each token [T, n, d]."""
     if site is Site.ATTN_V_OUT:
-        return weights.directions @ model.out_weights(layer).flatten(0, 1)
-    return weights.directions
+        writes = weights.directions @ model.out_weights(layer).flatten(0, 1)
+        return writes * behind_attention(model, seen, layer)[:, None]
+    n_tokens = seen[EMBEDDING].shape[1]
+    return weights.directions.expand(n_tokens, -1, -1)
+
+
+def behind_attention(model: PlainModel, seen: Seen, layer: int) -> Tensor:
+    """What attention's writes are multiplied with behind its output weights [T, d]."""
+    factor = torch.as_tensor(model.times_behind(seen, layer, "attn"), dtype=torch.float64)
+    return factor.expand(1, seen[EMBEDDING].shape[1], model.d_model)[0]
 
 
 def setting(model: PlainModel, dictionary: Autoencoder, specs: Sequence[AblationSpec]) -> dict[Spot, Edit]:
@@ -141,9 +165,8 @@ def setting(model: PlainModel, dictionary: Autoencoder, specs: Sequence[Ablation
             change = (ablated_latents(latents, of_latents) - latents) @ layer.directions
             return x + (change + ablated_latents(error, of_errors) - error).view_as(x)
 
-        for hook_point in site.read_hook_points:
-            if hook_point is not site.hook_point:
-                add(edits, (hook_point, layer_index), keep((hook_point, layer_index)))
+        for spot in mlp_reads(model, layer_index) if site is Site.MLP_TRANSCODER else ():
+            add(edits, spot, keep(spot))
         add(edits, (site.hook_point, layer_index), edit)
     return edits
 
@@ -166,8 +189,7 @@ def of_loss(loss: LossConfig) -> Objective:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.parametrize("site", SITES)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "site"), MODELS_AND_SITES)
 @examples(2)
 @given(token_ids=prompts(1, 5), loss=losses())
 def test_latents_norms_errors_and_direct_effects(
@@ -187,29 +209,30 @@ def test_latents_norms_errors_and_direct_effects(
     direction = direction_of_loss(model.plain, seen, loss)
     for layer, weights in dictionary.layers.items():
         inputs = read_by(model.plain, site, seen, layer)[0]
-        latents, writes = dense_latents(weights, inputs), unit_writes(model.plain, site, layer, weights)
+        latents = dense_latents(weights, inputs)
+        writes = unit_writes(model.plain, site, layer, weights, seen)
         assert ((latents > 0).sum(dim=1) <= kind.get("top_k", N_LATENTS)).all()
         numbers = {
             one: numbers_of_layer(found.top_k(one), layer, latents.shape)
             for one in ("latents", "norms", "effects")
         }
         assert_same(latents, numbers["latents"])
-        assert_same(latents * writes.norm(dim=1), numbers["norms"])
-        assert_same(latents * (direction @ writes.T), numbers["effects"])
+        assert_same(latents * writes.norm(dim=-1), numbers["norms"])
+        assert_same(latents * torch.einsum("td,tnd->tn", direction, writes), numbers["effects"])
         written = side_by_side(site, seen[site.hook_point, layer])[0]
         errors = numbers_of_layer(found.top_k("errors"), layer, written.shape)
         assert_same(written - reconstruction_of(weights, inputs), errors)
         onto = direction
         if site is Site.ATTN_V_OUT:
-            onto = direction @ model.plain.out_weights(layer).flatten(0, 1).T
+            behind = behind_attention(model.plain, seen, layer)
+            onto = (direction * behind) @ model.plain.out_weights(layer).flatten(0, 1).T
         rest = reconstruction_of(weights, inputs) - latents @ weights.directions
         total = numbers["effects"].sum() + ((errors + rest) * onto).sum()
         assert float(total) == pytest.approx(float((written * onto).sum()), abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.parametrize("site", SITES)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "site"), MODELS_AND_SITES)
 @examples(4)
 @given(token_ids=prompts(1, 5), loss=losses())
 def test_what_is_set_changes_the_forward_pass(
@@ -238,7 +261,7 @@ def test_what_is_set_changes_the_forward_pass(
         assert_same(latents, numbers_of_layer(found.top_k("latents"), layer, latents.shape))
 
 
-def stream_of(trace: Trace) -> Spot:
+def stream_of(model: PlainModel, trace: Trace) -> Spot:
     layer = trace.node.layer_index
     assert layer is not None
     match trace.node.node_type:
@@ -246,8 +269,10 @@ def stream_of(trace: Trace) -> Spot:
             return HookPoint.RESID_POST_MLP, layer
         case NodeType.ATTENTION_AUTOENCODER_LATENT:
             return (HookPoint.RESID_POST_MLP, layer - 1) if layer else EMBEDDING
-        case _:
+        case NodeType.RESID_POST_ATTN_AUTOENCODER_LATENT:
             return HookPoint.RESID_POST_ATTN, layer
+        case _:
+            return before_mlp(model, layer)
 
 
 def definition_of(model: PlainModel, trace: Trace, base: Seen, dictionary: Autoencoder) -> Definition:
@@ -261,7 +286,8 @@ def definition_of(model: PlainModel, trace: Trace, base: Seen, dictionary: Autoe
     def of_stream(x: Tensor) -> Tensor:
         inputs = x
         if site is Site.MLP_TRANSCODER:
-            inputs = model.centred(x) / base[HookPoint.MLP_LN_SCALE, layer]
+            scale = base.get((HookPoint.MLP_LN_SCALE, layer))
+            inputs = x if scale is None else model.centred(x) / scale
         if site is Site.ATTN_V_OUT:
             seen: Seen = {}
 
@@ -301,8 +327,7 @@ def slopes_of_latents(
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.parametrize("site", SITES)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "site"), MODELS_AND_SITES)
 @examples(4)
 @given(token_ids=prompts(2, 5), loss=losses(), is_traced=st.booleans(), is_ablated=st.booleans())
 def test_act_times_grad(
@@ -331,7 +356,7 @@ def test_act_times_grad(
     objective = of_loss(loss)
     if trace is not None:
         of_stream = definition(model.plain, trace, base)
-        objective = lambda seen: of_stream(seen[HookPoint.RESID_POST_ATTN, 1])  # noqa: E731
+        objective = lambda seen: of_stream(seen[before_mlp(model.plain, 1)])  # noqa: E731
     for layer, weights in dictionary.layers.items():
         earlier = [one for one in ablations if (one.index.layer_index or 0) < layer]
         before = model.plain.run(token_ids, setting(model.plain, dictionary, earlier))
@@ -348,8 +373,7 @@ def test_act_times_grad(
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.parametrize("site", SITES)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "site"), MODELS_AND_SITES)
 @examples(4)
 @given(data=st.data(), token_ids=prompts(2, 5), post_act=st.booleans(), is_ablated=st.booleans())
 def test_traces(
@@ -378,7 +402,7 @@ def test_traces(
     )
     edits = setting(model.plain, dictionary, ablations)
     base = model.plain.run(token_ids, edits)
-    stream = stream_of(trace)
+    stream = stream_of(model.plain, trace)
     of_stream = definition_of(model.plain, trace, base, dictionary)
     assert found.activation_value == pytest.approx(of_stream(base[stream]).item(), abs=1e-6)
 
@@ -397,17 +421,17 @@ def test_traces(
         before = model.plain.run(token_ids)  # what is set, is set in the first layer
         inputs = read_by(model.plain, site, before if at == 0 else base, at)[0]
         latents = ablated_latents(dense_latents(weights, inputs), of_latents)
-        writes = unit_writes(model.plain, site, at, weights)
+        writes = unit_writes(model.plain, site, at, weights, base)
         if at < layer:
             slopes = slopes_of_latents(model.plain, token_ids, objective, edits, dictionary, at, latents)
-            effects = latents * (direction @ writes.T)
+            effects = latents * torch.einsum("td,tnd->tn", direction, writes)
         else:
             slopes = effects = torch.zeros_like(latents)
         assert_same(slopes, numbers_of_layer(found.top_k("latents"), at, slopes.shape))
         assert_same(effects, numbers_of_layer(found.top_k("effects"), at, effects.shape))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [one for one in MODELS if one != PARALLEL])
 @examples(4)
 @given(token_ids=prompts(2, 5))
 def test_a_neuron_reads_the_latents_of_the_stream_before_it(name: str, token_ids: tuple[int, ...]) -> None:
@@ -440,7 +464,7 @@ def test_all_at_once_leave_the_forward_pass_alone(
 ) -> None:
     """At most one for each node type: every latent and every error is set to what it is."""
     model = small_model(name)
-    sites = (Site.MLP_POST_ACT, *SITES)
+    sites = (Site.MLP_POST_ACT, *(site for one, site in MODELS_AND_SITES if one == name))
     dictionaries = [small_autoencoder(name, site) for site in sites]
     seen = model.plain.run(token_ids)
     last, ablations = len(token_ids) - 1, []

@@ -37,11 +37,15 @@ def total_effect(found: Answer) -> float:
     return total
 
 
-def effect_of_biases(model: PlainModel, direction: Tensor, n_attentions: int, n_mlps: int) -> float:
+def effect_of_biases(
+    model: PlainModel, seen: Seen, direction: Tensor, n_attentions: int, n_mlps: int
+) -> float:
     """What the output biases of so many attention and MLP blocks, written at every token, contribute."""
-    biases = [model.attn_out_bias(layer) for layer in range(n_attentions)]
-    biases += [model.mlp_out_bias(layer) for layer in range(n_mlps)]
-    return sum(float((direction @ bias).sum()) for bias in biases)
+    written = [
+        model.attn_out_bias(layer) * model.times_behind(seen, layer, "attn") for layer in range(n_attentions)
+    ]
+    written += [model.mlp_out_bias(layer) * model.times_behind(seen, layer, "mlp") for layer in range(n_mlps)]
+    return sum(float((direction * one).sum()) for one in written)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -54,8 +58,9 @@ def test_of_a_loss(name: str, token_ids: tuple[int, ...], loss: LossConfig) -> N
     found = answer(
         model.engine(), inference(token_ids, loss), **{one: every_node(EFFECTS[one]) for one in EFFECTS}
     )
-    direction = direction_of_loss(plain, plain.run(token_ids), loss)
-    of_biases = effect_of_biases(plain, direction, plain.n_layers, plain.n_layers)
+    seen = plain.run(token_ids)
+    direction = direction_of_loss(plain, seen, loss)
+    of_biases = effect_of_biases(plain, seen, direction, plain.n_layers, plain.n_layers)
     final_bias = (plain.final_bias @ plain.unembedding.T)[None, None]
     assert found.loss is not None
     assert total_effect(found) + of_biases + loss_value(loss, final_bias).item() == pytest.approx(
@@ -77,20 +82,21 @@ def test_of_a_trace(name: str, data: st.DataObject, token_ids: tuple[int, ...]) 
         **{one: every_node(EFFECTS[one]) for one in EFFECTS},
     )
     base: Seen = model.plain.run(token_ids)
-    residual = base[residual_before(trace)][0]
+    residual = base[residual_before(model.plain, trace)][0]
     direction = gradient(definition(model.plain, trace, base), residual)
     layer = trace.node.layer_index
     assert layer is not None
-    n_attentions = layer + (trace.node.node_type is NodeType.MLP_NEURON)
-    of_biases = effect_of_biases(model.plain, direction, n_attentions, layer)
+    is_behind_attention = trace.node.node_type is NodeType.MLP_NEURON and not model.plain.is_parallel
+    of_biases = effect_of_biases(model.plain, base, direction, layer + is_behind_attention, layer)
     assert total_effect(found) + of_biases == pytest.approx(float((direction * residual).sum()), abs=1e-6)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["gpt2", "llama-biases-one-group"])
+@pytest.mark.parametrize("name", ["gpt2", "llama-biases-one-group", "gpt_neox"])
 def test_biases_have_a_share(name: str) -> None:
     """The models above do have biases that matter, where their family has any."""
     plain = small_model(name).plain
     loss = LossConfig(LossName.LOGIT_DIFF, (1,), (2,))
-    direction = direction_of_loss(plain, plain.run((3, 4)), loss)
-    assert abs(effect_of_biases(plain, direction, plain.n_layers, plain.n_layers)) > 1e-2
+    seen = plain.run((3, 4))
+    direction = direction_of_loss(plain, seen, loss)
+    assert abs(effect_of_biases(plain, seen, direction, plain.n_layers, plain.n_layers)) > 1e-2

@@ -115,7 +115,8 @@ def test_values(name: str, place: HookPoint, data: st.DataObject) -> None:
         cells = cells_of(model.plain, place, old.shape[1:], index.tensor_indices)
         return target.put(x, torch.where(cells, value, old), autoencoders)
 
-    expected = loss_value(LOSS, model.plain.run(PROMPT, {target.spot: edit})[HookPoint.LOGITS, None])
+    logits = model.plain.run(PROMPT, {target.spot: edit})[HookPoint.LOGITS, None]
+    expected = loss_value(LOSS, logits, model.plain.logit_cap)
     found = answer(
         model.engine(*autoencoders), InferenceSpec(PROMPT, LOSS, None, (AblationSpec(index, value),))
     )
@@ -151,7 +152,7 @@ def test_gradients(name: str, place: HookPoint, data: st.DataObject) -> None:
             return target.put(x, torch.where(cells, before, read[0]), autoencoders)
 
         edits: dict[Spot, Edit] = {EMBEDDING: scaled, target.spot: held}
-        loss = loss_value(LOSS, model.plain.run(PROMPT, edits)[HookPoint.LOGITS, None])
+        loss = loss_value(LOSS, model.plain.run(PROMPT, edits)[HookPoint.LOGITS, None], model.plain.logit_cap)
         return loss + value * read[0][0][cells].sum()
 
     slopes = torch.cat([objective(t, STEP) - objective(t, -STEP) for t in range(len(PROMPT))]) / (2 * STEP)

@@ -138,7 +138,7 @@ def test_direct_effects_on_a_traced_neuron(
     found = answer(model.engine(autoencoder), inference(token_ids, trace=trace), effects=every_node(scalar))
     seen = model.plain.run(token_ids)
     of_residual = definition(model.plain, trace, seen)
-    direction = gradient(of_residual, seen[residual_before(trace)][0])
+    direction = gradient(of_residual, seen[residual_before(model.plain, trace)][0])
     for layer in (0, 1):
         weights = autoencoder.layers[layer]
         site_values = seen[site.hook_point, layer][0]

@@ -42,6 +42,7 @@ def writes_to_latents(model: PlainModel, seen: Seen, autoencoder: Autoencoder, l
         "khe,hed->khd", model.for_heads(seen[HookPoint.ATTN_V, layer])[0], model.out_weights(layer)
     )
     writes = torch.einsum("qkh,khd->qkd", seen[HookPoint.ATTN_QK_PROBS, layer][0], values)
+    writes = writes * model.times_behind(seen, layer, "attn")[:, None]
     site = seen[HookPoint.RESID_DELTA_ATTN, layer][0]
     reads = weights.encoder_weight.expand(len(site), -1, -1)
     if weights.norms_inputs:  # the scale is held constant

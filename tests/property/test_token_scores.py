@@ -65,15 +65,20 @@ def write_vector(
 ) -> Tensor:
     """What a node adds to the residual stream [d]."""
     layer, indices = node.layer_index, node.tensor_indices
+    assert layer is not None or node.node_type is NodeType.LAYER
     match node.node_type:
         case NodeType.LAYER:
             return seen[HookPoint.RESID_POST_EMB, None][0, indices[0]]
         case NodeType.MLP_NEURON:
-            return seen[HookPoint.MLP_POST_ACT, layer][0][indices] * model.mlp_out_weight(layer)[indices[1]]
+            write = seen[HookPoint.MLP_POST_ACT, layer][0][indices] * model.mlp_out_weight(layer)[indices[1]]
+            return write * model.times_behind(seen, layer, "mlp")[indices[0]]
         case NodeType.ATTENTION_HEAD:
-            _, key, head = indices
+            query, key, head = indices
             value = model.for_heads(seen[HookPoint.ATTN_V, layer])[0, key, head]
-            return seen[HookPoint.ATTN_QK_PROBS, layer][0][indices] * (value @ model.out_weights(layer)[head])
+            write = seen[HookPoint.ATTN_QK_PROBS, layer][0][indices] * (
+                value @ model.out_weights(layer)[head]
+            )
+            return write * model.times_behind(seen, layer, "attn")[query]
         case node_type:
             autoencoder = next(one for one in autoencoders if one.site.node_type is node_type)
             weights = autoencoder.layers[layer]
@@ -81,7 +86,9 @@ def write_vector(
             latents = torch.zeros_like(latents_of(weights, site))
             latents[indices] = latents_of(weights, site)[indices]
             write = written_by(weights, latents, site)[indices[0]]
-            return write @ model.mlp_out_weight(layer) if autoencoder.site is Site.MLP_POST_ACT else write
+            if autoencoder.site is not Site.MLP_POST_ACT:
+                return write
+            return write @ model.mlp_out_weight(layer) * model.times_behind(seen, layer, "mlp")[indices[0]]
 
 
 def read_vector(
@@ -95,7 +102,7 @@ def read_vector(
     trace = Trace(node, through)
     token = node.tensor_indices[1 if through is AttentionTraceType.K else 0]
     of_residual = definition(model, trace, seen, autoencoders)
-    return gradient(of_residual, seen[residual_before(trace)][0])[token]
+    return gradient(of_residual, seen[residual_before(model, trace)][0])[token]
 
 
 def assert_ranked(result: ScoredTokensResult, row: int, scores: Tensor, excluded: Sequence[int] = ()) -> None:

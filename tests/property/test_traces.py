@@ -70,7 +70,7 @@ def assert_follows_definition(
     ablations = [node_ablation_spec(one) for one in ABLATIONS if is_ablated]
     edits = ablation_edits(model.plain, ablations)
     base = model.plain.run(PROMPT, edits)
-    spot = residual_before(trace)
+    spot = residual_before(model.plain, trace)
     of_residual = definition(model.plain, trace, base, autoencoders, LOSS)
     assert found.activation_value == pytest.approx(of_residual(base[spot]).item(), abs=1e-6)
 

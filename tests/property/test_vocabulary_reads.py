@@ -52,7 +52,7 @@ def expected(model: SmallModel, site: Site, index: ActivationIndex) -> Tensor:
     plain.mlp(layer, plain.token_embedding[None], look)
     component = index.tensor_indices[1]
     if index.hook_point is NEURON:
-        return seen[HookPoint.MLP_PRE_ACT if plain.is_gpt2 else HookPoint.MLP_POST_ACT][:, component]
+        return seen[HookPoint.MLP_PRE_ACT if not plain.is_gated else HookPoint.MLP_POST_ACT][:, component]
     weights = small_autoencoder(NAMES[id(model)], site).layers[layer]
     centred = seen[site.hook_point] - weights.pre_bias
     return centred @ weights.encoder_weight[component] + weights.latent_bias[component]

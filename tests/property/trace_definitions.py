@@ -17,13 +17,19 @@ from tests.property.plain_model import PlainModel, Seen, Spot
 
 Definition = Callable[[Tensor], Tensor]
 """The residual stream [c, T, d] to the objective [c]."""
-_SCALES = (HookPoint.ATTN_LN_SCALE, HookPoint.MLP_LN_SCALE)
+_SCALES = (
+    HookPoint.ATTN_LN_SCALE,
+    HookPoint.MLP_LN_SCALE,
+    HookPoint.ATTN_POST_LN_SCALE,
+    HookPoint.MLP_POST_LN_SCALE,
+)
 
 
-def residual_before(trace: Trace) -> Spot:
+def residual_before(model: PlainModel, trace: Trace) -> Spot:
     layer_index = trace.node.layer_index
     assert layer_index is not None
-    if trace.node.node_type in (NodeType.MLP_NEURON, NodeType.MLP_AUTOENCODER_LATENT):
+    is_mlp = trace.node.node_type in (NodeType.MLP_NEURON, NodeType.MLP_AUTOENCODER_LATENT)
+    if is_mlp and not model.is_parallel:
         return HookPoint.RESID_POST_ATTN, layer_index
     return (HookPoint.RESID_POST_MLP, layer_index - 1) if layer_index else (HookPoint.RESID_POST_EMB, None)
 
@@ -57,7 +63,7 @@ def direction_of_value(
     """Where a traced value is projected [T, d]: what the downstream node, or the loss, would like to see."""
     if trace.downstream is not None:
         of_downstream = definition(model, trace.downstream, base, autoencoders)
-        return gradient(of_downstream, base[residual_before(trace.downstream)][0])
+        return gradient(of_downstream, base[residual_before(model, trace.downstream)][0])
     return direction_of_loss(model, base, loss)
 
 
@@ -67,18 +73,19 @@ def direction_of_loss(model: PlainModel, base: Seen, loss: LossConfig | None) ->
     scale = base[HookPoint.RESID_LN_F_SCALE, None]
 
     def of_residual(x: Tensor) -> Tensor:
-        return loss_value(loss, model.norm(x, scale, model.names["final_norm"]) @ model.unembedding.T)
+        logits = model.norm(x, scale, model.names["final_norm"]) @ model.unembedding.T
+        return loss_value(loss, model.capped(logits), model.logit_cap)
 
     return gradient(of_residual, base[HookPoint.RESID_POST_MLP, model.n_layers - 1][0])
 
 
 def _neuron(model: PlainModel, trace: Trace, base: Seen) -> Definition:
     layer, (token, neuron) = trace.node.layer_index, trace.node.tensor_indices
-    scale = base[HookPoint.MLP_LN_SCALE, layer]
+    scale = base.get((HookPoint.MLP_LN_SCALE, layer))
 
     def of_residual(x: Tensor) -> Tensor:
         pre, up = model.mlp_inputs(layer, x, scale)
-        has_single_input = model.is_gpt2 and not trace.post_act
+        has_single_input = not model.is_gated and not trace.post_act
         objective = pre if has_single_input else model.activate(pre) * up
         return objective[:, token, neuron]
 
@@ -87,8 +94,8 @@ def _neuron(model: PlainModel, trace: Trace, base: Seen) -> Definition:
 
 def _attention(model: PlainModel, trace: Trace, base: Seen) -> Definition:
     layer, (query, key, head) = trace.node.layer_index, trace.node.tensor_indices
-    scale = base[HookPoint.ATTN_LN_SCALE, layer]
-    base_q, base_k, _ = model.queries_keys_values(layer, base[residual_before(trace)], scale)
+    scale = base.get((HookPoint.ATTN_LN_SCALE, layer))
+    base_q, base_k, _ = model.queries_keys_values(layer, base[residual_before(model, trace)], scale)
 
     def of_residual(x: Tensor) -> Tensor:
         q, k, _ = model.queries_keys_values(layer, x, scale)
@@ -97,9 +104,10 @@ def _attention(model: PlainModel, trace: Trace, base: Seen) -> Definition:
         if trace.attention_trace_type is AttentionTraceType.K:
             q = base_q
         logits = (q[:, query, head, None] * model.for_heads(k)[:, :, head]).sum(dim=-1)  # [c, T]
+        logits = model.attention_capped(logits)
         if not trace.post_act:
             return logits[:, key]
-        logits = logits.masked_fill(model.masked(x.shape[1])[query], -torch.inf)
+        logits = logits.masked_fill(model.masked(x.shape[1], layer)[query], -torch.inf)
         return logits.exp()[:, key] / logits.exp().sum(dim=1)
 
     return of_residual
@@ -107,11 +115,12 @@ def _attention(model: PlainModel, trace: Trace, base: Seen) -> Definition:
 
 def _value(model: PlainModel, trace: Trace, base: Seen, direction: Tensor) -> Definition:
     layer, (query, key, head) = trace.node.layer_index, trace.node.tensor_indices
-    scale, probs = base[HookPoint.ATTN_LN_SCALE, layer], base[HookPoint.ATTN_QK_PROBS, layer]
+    scale, probs = base.get((HookPoint.ATTN_LN_SCALE, layer)), base[HookPoint.ATTN_QK_PROBS, layer]
+    behind = model.times_behind(base, layer, "attn")[query]
 
     def of_residual(x: Tensor) -> Tensor:
         _, _, v = model.queries_keys_values(layer, x, scale)
-        write = model.for_heads(v)[:, key, head] @ model.out_weights(layer)[head]  # [c, d]
+        write = model.for_heads(v)[:, key, head] @ model.out_weights(layer)[head] * behind  # [c, d]
         return probs[0, query, key, head] * (write @ direction[query])
 
     return of_residual
@@ -134,7 +143,9 @@ def _latent(model: PlainModel, trace: Trace, base: Seen, autoencoders: Sequence[
         block(layer, x, tap)
         return site[0]
 
-    deviation = deviation_of(site_of(base[residual_before(trace)]))  # of normed inputs, a scale like others
+    deviation = deviation_of(
+        site_of(base[residual_before(model, trace)])
+    )  # of normed inputs, a scale like others
 
     def of_residual(x: Tensor) -> Tensor:
         encode = latents_of if trace.post_act else pre_activations_of

@@ -36,11 +36,11 @@ def traces_of(
         reads_key = kind == "K"
         if token is None:
             query = draw(st.integers(0, n_tokens - 1))
-            key = draw(st.integers(max(0, query - _window(config) + 1), query))
+            key = draw(st.integers(max(0, query - _window(config, layer) + 1), query))
         elif reads_key:
-            key, query = token, draw(st.integers(token, min(n_tokens, token + _window(config)) - 1))
+            key, query = token, draw(st.integers(token, min(n_tokens, token + _window(config, layer)) - 1))
         else:
-            query, key = token, draw(st.integers(max(0, token - _window(config) + 1), token))
+            query, key = token, draw(st.integers(max(0, token - _window(config, layer) + 1), token))
         node = NodeIndex(NodeType.ATTENTION_HEAD, layer, (query, key, head))
         return Trace(node, AttentionTraceType(kind), post_act)
     at = draw(st.integers(0, n_tokens - 1)) if token is None else token
@@ -59,7 +59,7 @@ def value_traces(draw: st.DrawFn, downstream: str | None, config: DecoderConfig,
     is_same_layer_enough = downstream in (None, "neuron", "mlp latent")
     layer = draw(st.integers(0, config.n_layers - (1 if is_same_layer_enough else 2)))
     query = draw(st.integers(0, n_tokens - 1)) if downstream else n_tokens - 1
-    key = draw(st.integers(max(0, query - _window(config) + 1), query))
+    key = draw(st.integers(max(0, query - _window(config, layer) + 1), query))
     head = draw(st.integers(0, config.n_heads - 1))
     below = None
     if downstream is not None:
@@ -73,8 +73,8 @@ def sites_for(kind: str | None, mlp_site: Site) -> Sequence[Site]:
     return {"mlp latent": [mlp_site], "attention latent": [Site.RESID_DELTA_ATTN]}.get(kind or "", [])
 
 
-def _window(config: DecoderConfig) -> int:
-    return config.sliding_window or config.context_length
+def _window(config: DecoderConfig, layer: int) -> int:
+    return config.window_of(layer) or config.context_length
 
 
 @st.composite

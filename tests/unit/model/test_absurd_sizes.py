@@ -14,7 +14,7 @@ import pytest
 import torch
 from tdb_server.errors import ModelBroken, ModelError, UnsupportedModel
 from tdb_server.model.gguf_file import MAX_ENTRIES, read_gguf
-from tdb_server.model.positions import MIN_ROTARY_TOKENS, Positions
+from tdb_server.model.positions import MIN_ROTARY_TOKENS, LayerKind, Positions
 from tdb_server.model.rotary import rotary_frequencies
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.model.weights import load_decoder
@@ -106,12 +106,14 @@ def test_a_table_of_angles_is_as_long_as_prompts_are(tmp_path: Path) -> None:
     short = load_decoder(FIXTURES / "tiny-llama-c", "cpu", torch.float32)
     token_ids = torch.arange(60)[None]
     assert torch.equal(*(one.forward(one.embed(token_ids)) for one in (decoder, short)))
-    positions = Positions(decoder.config, decoder.token_embedding)
+    rotary = decoder.config.rotary
+    assert rotary is not None
+    positions = Positions(decoder.config, LayerKind(None, rotary), decoder.token_embedding)
     for n_tokens in (3, MIN_ROTARY_TOKENS, MIN_ROTARY_TOKENS + 1, 3000, 5):
         cosine, sine = positions.turns(slice(n_tokens), torch.float32)
         assert isinstance(cosine, Tensor)
         assert sine is not None
-        expected = rotary_frequencies(decoder.config, n_tokens, decoder.device)
+        expected = rotary_frequencies(rotary, n_tokens, decoder.device)
         assert torch.equal(cosine, expected[0] * decoder.config.d_head**-0.25)
         assert torch.equal(sine, expected[1] * decoder.config.d_head**-0.25)
 

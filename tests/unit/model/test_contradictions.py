@@ -40,7 +40,7 @@ def llama(tmp_path: Path) -> Path:
 @torch.no_grad()
 def logits(folder: Path) -> Tensor:
     decoder = load_decoder(folder, "cpu", torch.float32)
-    return decoder.logits(decoder.forward(decoder.embed(IDS)))
+    return decoder.cap(decoder.logits(decoder.forward(decoder.embed(IDS))))
 
 
 @torch.no_grad()

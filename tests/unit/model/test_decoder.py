@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ LLAMA3 = {
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {}),
     "gpt2-untied-wide": ("gpt2", {"tie_word_embeddings": False, "n_inner": 40}),
-    "gpt2-exact-gelu": ("gpt2", {"activation_function": "gelu", "reorder_and_upcast_attn": True}),
+    "gpt2-exact-gelu-upcast": ("gpt2", {"activation_function": "gelu", "reorder_and_upcast_attn": True}),
     "llama": ("llama", {}),
     "llama-tied": ("llama", {"tie_word_embeddings": True}),
     "llama-ungrouped": ("llama", {"num_key_value_heads": 4}),
@@ -43,7 +44,62 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {}),
     "qwen2-tied": ("qwen2", {"tie_word_embeddings": True}),
     "qwen2-window": ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}),
+    "qwen2-window-above": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    ),
     "qwen3": ("qwen3", {}),
+    "granite": ("granite", {}),
+    "gemma2": ("gemma2", {}),
+    "gemma2-no-caps-untied": (
+        "gemma2",
+        {"attn_logit_softcapping": None, "final_logit_softcapping": None, "tie_word_embeddings": False},
+    ),
+    "gemma2-tight-caps": ("gemma2", {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
+    "gemma2-27b-query-scale": ("gemma2", {"query_pre_attn_scalar": 144}),
+    "gemma2-biases-wide-heads": ("gemma2", {"attention_bias": True, "head_dim": 12}),
+    "gemma2-layer-types": (
+        "gemma2",
+        {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]},
+    ),
+    "gemma3": ("gemma3_text", {}),
+    "gemma3-linear-rotary-cap": (
+        "gemma3_text",
+        {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            },
+            "final_logit_softcapping": 3.0,
+        },
+    ),
+    "gpt_neox": ("gpt_neox", {}),
+    "gpt_neox-serial-tied": ("gpt_neox", {"use_parallel_residual": False, "tie_word_embeddings": True}),
+    "gpt_neox-half-turns": (
+        "gpt_neox",
+        {"rotary_pct": 0.5, "rotary_emb_base": 100, "hidden_act": "gelu_new"},
+    ),
+    "gpt_neox-all-turns-no-bias": ("gpt_neox", {"rotary_pct": 1.0, "attention_bias": False}),
+    "olmo2": ("olmo2", {}),
+    "olmo2-biases-tied": ("olmo2", {"attention_bias": True, "tie_word_embeddings": True}),
+    "olmo3": ("olmo3", {"num_hidden_layers": 4}),
+    "phi3": ("phi3", {}),
+    "phi3-window-part-turns": ("phi3", {"sliding_window": 5, "partial_rotary_factor": 0.5}),
+    "phi3-longrope": (
+        "phi3",
+        {
+            "max_position_embeddings": 256,
+            "original_max_position_embeddings": 64,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 100.0,
+                "short_factor": [1.0, 1.5, 2.0, 3.0],
+                "long_factor": [1.0, 3.0, 9.0, 27.0],
+            },
+        },
+    ),
+    "stablelm": ("stablelm", {}),
+    "stablelm-biases-half-turns": ("stablelm", {"use_qkv_bias": True, "partial_rotary_factor": 0.5}),
 }
 N_TOKENS = 17
 
@@ -77,23 +133,26 @@ def random_ids(n_rows: int, n_tokens: int = N_TOKENS, seed: int = 1) -> Tensor:
 @torch.no_grad()
 def test_everything_that_transformers_shows_is_equal(folder: Path, decoder: Decoder) -> None:
     ids = random_ids(2)
-    expected = reference_model(folder)(ids, output_hidden_states=True, output_attentions=True)
+    reference = reference_model(folder, torch.float32 if "upcast" in folder.name else torch.float64)
+    expected = reference(ids, output_hidden_states=True, output_attentions=True)
     recorder = Recorder()
     tap = Tap(recorder)
     last = decoder.forward(decoder.embed(ids), tap)
 
-    torch.testing.assert_close(decoder.logits(last, tap), expected.logits, atol=1e-4, rtol=1e-4)
+    assert_close = partial(torch.testing.assert_close, check_dtype=False)
+    assert_close(decoder.cap(decoder.logits(last, tap)), expected.logits, atol=1e-4, rtol=1e-4)
     streams = [recorder.seen[HookPoint.RESID_POST_EMB, None]]
     streams += [
         recorder.seen[HookPoint.RESID_POST_MLP, layer_index]
         for layer_index in range(decoder.config.n_layers - 1)
     ]
-    streams.append(decoder.final_norm(last))  # transformers shows the last one behind the final norm
+    # transformers shows the last one behind the final norm, and divides logits later.
+    streams.append(decoder.final_norm(last) * decoder.config.logit_divisor)
     for ours, theirs in zip(streams, expected.hidden_states, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+        assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     for layer_index, theirs in enumerate(expected.attentions):
         probs = recorder.seen[HookPoint.ATTN_QK_PROBS, layer_index]
-        torch.testing.assert_close(probs, theirs, atol=1e-5, rtol=1e-4)
+        assert_close(probs, theirs, atol=1e-5, rtol=1e-4)
         assert probs.max(dim=-1).values.mean() > 0.3, "attention is too even to prove anything"
 
 
@@ -127,8 +186,15 @@ def test_places_have_the_documented_shapes(decoder: Decoder) -> None:
         HookPoint.MLP_PRE_ACT: (2, N_TOKENS, config.n_neurons),
         HookPoint.MLP_POST_ACT: (2, N_TOKENS, config.n_neurons),
         HookPoint.RESID_DELTA_MLP: (2, N_TOKENS, config.d_model),
+        HookPoint.RESID_POST_ATTN: (2, N_TOKENS, config.d_model),
+        HookPoint.MLP_LN_SCALE: (2, N_TOKENS, 1),
+        HookPoint.ATTN_POST_LN_SCALE: (2, N_TOKENS, 1),
+        HookPoint.MLP_POST_LN_SCALE: (2, N_TOKENS, 1),
     }
     for place, shape in shapes.items():
+        if place in decoder.absent_hook_points:
+            assert (place, 0) not in recorder.seen
+            continue
         assert recorder.seen[place, 0].shape == shape, place
     assert recorder.seen[HookPoint.RESID_LN_F_SCALE, None].shape == (2, N_TOKENS, 1)
 

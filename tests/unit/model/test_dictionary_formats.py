@@ -10,6 +10,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tdb_server.command import run
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.errors import AutoencoderBroken
-from tdb_server.model.autoencoder import Autoencoder
-from tdb_server.model.autoencoder_loading import find_layers, load_autoencoders
+from tdb_server.model.autoencoder import Autoencoder, MlpInputs
+from tdb_server.model.autoencoder_loading import find_layers, load_autoencoders, refuse_other_models
 from tdb_server.model.decoder import Decoder
+from tdb_server.model.hooks import NORM_SCALES, Hooks
 from tdb_server.model.weights import load_decoder
 from torch import Tensor
 
@@ -480,38 +483,55 @@ def test_centring_is_never_guessed(decoder: Decoder, tmp_path: Path) -> None:
 
 def test_what_a_transcoder_reads_in_a_model(decoder: Decoder) -> None:
     """Its inputs are those of the MLP, before the norm's gain."""
-    from tdb_server.domain.hook_point import HookPoint
-    from tdb_server.model.hooks import NORM_SCALES, Hooks
-
     (found,) = load_autoencoders([SAELENS / "transcoder"], decoder)
-    seen: dict[HookPoint, Tensor] = {}
+    mlp_inputs, seen = MlpInputs(decoder), dict[HookPoint, Tensor]()
 
     def hook(hook_point: HookPoint, layer_index: int | None, x: Tensor) -> Tensor:
+        mlp_inputs.see(hook_point, x)
         if layer_index == 1:
-            seen[hook_point] = x
+            seen[hook_point] = mlp_inputs.of_layer(1) if hook_point is found.site.hook_point else x
         return x
 
     decoder.forward(decoder.embed(torch.tensor([[1, 2, 3]])), Hooks(hook, NORM_SCALES))
-    read = found.inputs(decoder, 1, seen.__getitem__)
     norm = decoder.blocks[1].mlp.norm
     normed = torch.nn.functional.layer_norm(seen[HookPoint.RESID_POST_ATTN], (48,), eps=norm.epsilon)
-    torch.testing.assert_close(read, normed, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(seen[HookPoint.RESID_DELTA_MLP], normed, atol=1e-5, rtol=1e-5)
     assert found.n_active is not None
     assert found.n_active > 0
 
 
 def test_heads_side_by_side(decoder: Decoder) -> None:
-    from tdb_server.domain.hook_point import HookPoint
-
     (found,) = load_autoencoders([SAELENS / "standard_heads"], decoder)
     x = torch.randn(2, 4, 5, 12)
-    assert found.site.read_hook_points == (HookPoint.ATTN_V_OUT,)
-    read = found.inputs(decoder, 1, lambda _: x)
-    assert torch.equal(read, torch.cat([x[:, head] for head in range(4)], dim=-1))
+    flat = found.side_by_side(x)
+    assert torch.equal(flat, torch.cat([x[:, head] for head in range(4)], dim=-1))
+    assert torch.equal(found.as_at_hook_point(flat, x), x)
     writes = found.write_directions(decoder, 1, torch.arange(20))
     weight = decoder.weights.layers[1].attn_out_weight
     torch.testing.assert_close(writes, weights_of("standard_heads")["W_dec"] @ weight.T)
     assert (found.layers[1].write_norms == writes.norm(dim=1)).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "message"),
+    [
+        (
+            {"post_norms": True},
+            "sparsify",
+            "before its post-norm; in a gpt2 model that is not",
+        ),
+        ({"parallel_blocks": True}, "topk", "there is no resid_post_attn in a gpt2 model"),
+    ],
+)
+def test_what_other_families_do_not_have(
+    decoder: Decoder, tmp_path: Path, changes: dict[str, bool], name: str, message: str
+) -> None:
+    write_sparsify(tmp_path / "h.1.mlp", weights_of("topk"))
+    path = tmp_path / "h.1.mlp" if name == "sparsify" else SAELENS / name
+    ((_, layer),) = find_layers(path)
+    refuse_other_models(layer, decoder.config)
+    with pytest.raises(AutoencoderBroken, match=message):
+        refuse_other_models(layer, replace(decoder.config, **changes))  # type: ignore[arg-type]
 
 
 FORMATS: dict[str, Callable[[Path], Any]] = {
@@ -586,7 +606,7 @@ def test_the_command_says_what_a_folder_holds(capsys: pytest.CaptureFixture[str]
     for told in (
         "SAELens",
         "mlp_transcoder of layer 1",
-        "reads resid.post_attn and mlp_ln.scale, with the norm's gain (48 channels)",
+        "reads what the MLP reads, with the gain of its norm (48 channels)",
         "writes resid.delta_mlp",
         "20 latents, jumprelu",
         "with a skip",

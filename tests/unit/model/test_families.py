@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tdb_server.errors import ModelBroken, UnsupportedModel
+from tdb_server.model.config import Rotary
 from tdb_server.model.families import decoder_config_from_hugging_face
 from tdb_server.model.rotary import inverse_frequencies, rotary_frequencies
 
@@ -37,16 +38,23 @@ LLAMA3 = {
 }
 
 
+def rotary_of(entries: dict[str, Any]) -> Rotary:
+    found = decoder_config_from_hugging_face(entries).rotary
+    assert found is not None
+    return found
+
+
 def test_gpt2_defaults() -> None:
     config = decoder_config_from_hugging_face(GPT2)
     assert (config.n_neurons, config.d_head, config.n_heads_per_group) == (3072, 64, 1)
     assert (config.activation, config.norm, config.tied_embeddings) == ("gelu_tanh", "layer_norm", True)
-    assert config.rotary_theta is None
+    assert config.rotary is None
 
 
 def test_llama_defaults() -> None:
     config = decoder_config_from_hugging_face(LLAMA)
-    assert (config.n_key_value_heads, config.d_head, config.rotary_theta) == (4, 16, 10000.0)
+    assert config.rotary is not None
+    assert (config.n_key_value_heads, config.d_head, config.rotary.theta) == (4, 16, 10000.0)
     assert (config.tied_embeddings, config.qkv_bias, config.sliding_window) == (False, False, None)
 
 
@@ -63,16 +71,15 @@ def test_llama_defaults() -> None:
 )
 def test_old_and_new_ways_to_write_rotary_parameters(entries: dict[str, Any]) -> None:
     old, new = (
-        decoder_config_from_hugging_face(LLAMA | block)
-        for block in (entries, {"rope_parameters": {"rope_theta": 5e5, **LLAMA3}})
+        rotary_of(LLAMA | block) for block in (entries, {"rope_parameters": {"rope_theta": 5e5, **LLAMA3}})
     )
-    assert old.rotary_theta == 5e5
+    assert old.theta == 5e5
     assert torch.equal(inverse_frequencies(old), inverse_frequencies(new))
 
 
 def test_default_rotation_turns_the_first_pair_by_one_radian_a_token() -> None:
-    config = decoder_config_from_hugging_face(LLAMA | {"rope_scaling": {"rope_type": "default"}})
-    cosine, sine = rotary_frequencies(config, 256, torch.device("cpu"))
+    rotary = rotary_of(LLAMA | {"rope_scaling": {"rope_type": "default"}})
+    cosine, sine = rotary_frequencies(rotary, 256, torch.device("cpu"))
     assert cosine.shape == sine.shape == (256, 16)
     torch.testing.assert_close(cosine[:, 0], torch.arange(256.0).cos(), atol=1e-4, rtol=0)
     torch.testing.assert_close(sine[:, 8], torch.arange(256.0).sin(), atol=1e-4, rtol=0)
@@ -92,14 +99,8 @@ def test_default_rotation_turns_the_first_pair_by_one_radian_a_token() -> None:
     ],
 )
 def test_rotary_scaling_that_is_refused(scaling: dict[str, Any], error: type[Exception]) -> None:
-    config = decoder_config_from_hugging_face(LLAMA | {"rope_scaling": scaling})
     with pytest.raises(error):
-        rotary_frequencies(config, 256, torch.device("cpu"))
-
-
-def test_learned_positions_have_no_frequencies() -> None:
-    with pytest.raises(ValueError, match="learned positions"):
-        inverse_frequencies(decoder_config_from_hugging_face(GPT2))
+        rotary_frequencies(rotary_of(LLAMA | {"rope_scaling": scaling}), 256, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_learned_positions_have_no_frequencies() -> None:
         ({}, "model_type None"),
         (
             {"model_type": "mamba"},
-            "model_type 'mamba' is not supported; gpt2, llama, mistral, qwen2, qwen3 are",
+            "model_type 'mamba' is not supported; gemma2, .*gpt2, gpt_neox, .*qwen3, stablelm are",
         ),
         (GPT2 | {"activation_function": "relu"}, "activation_function 'relu'"),
         (LLAMA | {"hidden_act": ["silu"]}, "hidden_act"),
@@ -122,16 +123,27 @@ def test_learned_positions_have_no_frequencies() -> None:
         (LLAMA | {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         (LLAMA | {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "differ between layers"),
         (
-            LLAMA | {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1},
-            "in some of the layers",
-        ),
-        (
-            LLAMA
-            | {"model_type": "qwen2", "use_sliding_window": True}
-            | {"layer_types": ["full_attention", "sliding_attention"]},
-            "in some of the layers",
+            LLAMA | {"model_type": "mistral", "layer_types": ["full_attention", "sliding_attention"]},
+            "in some of Mistral's layers",
         ),
         (LLAMA | {"model_type": "mistral", "layer_types": ["chunked_attention"] * 2}, "layer_types"),
+        (LLAMA | {"model_type": "qwen3", "layer_types": ["linear_attention"] * 2}, "linear_attention"),
+        (LLAMA | {"model_type": "qwen3_moe"}, "model_type 'qwen3_moe'"),
+        (LLAMA | {"model_type": "gpt_oss"}, "model_type 'gpt_oss'"),
+        (
+            LLAMA | {"model_type": "gemma2", "use_bidirectional_attention": True},
+            "use_bidirectional_attention",
+        ),
+        (LLAMA | {"model_type": "gemma2", "hidden_activation": "relu"}, "hidden_activation 'relu'"),
+        (LLAMA | {"model_type": "gemma2", "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        (LLAMA | {"model_type": "gemma3_text", "attn_logit_softcapping": 30.0}, "attn_logit_softcapping"),
+        (
+            LLAMA | {"model_type": "gemma3_text", "rope_parameters": {"rope_theta": 1e4}},
+            r"rope_parameters\.rope",
+        ),
+        (LLAMA | {"model_type": "olmo3", "rope_parameters": {"chunked": {"rope_theta": 1e4}}}, "chunked"),
+        (LLAMA | {"model_type": "stablelm", "use_parallel_residual": True}, "use_parallel_residual"),
+        (LLAMA | {"model_type": "stablelm", "qk_layernorm": True}, "qk_layernorm"),
         (LLAMA | {"transformers_weights": "other.safetensors"}, r"transformers_weights 'other\.safetensors'"),
     ],
 )
@@ -149,6 +161,13 @@ def test_unsupported(config: dict[str, Any], message: str) -> None:
         ({"num_attention_heads": True}, "num_attention_heads"),
         ({"num_key_value_heads": 3}, "cannot share"),
         ({"head_dim": 7}, "even head width"),
+        ({"model_type": "gpt_neox", "rotary_pct": 0.2}, "even head width"),
+        ({"model_type": "gpt_neox", "rotary_pct": 1.5}, "even head width"),
+        ({"model_type": "gemma2", "attn_logit_softcapping": -1}, "attn_logit_softcapping must be a number"),
+        ({"model_type": "gemma2", "query_pre_attn_scalar": 0}, "query_pre_attn_scalar must be a number"),
+        ({"model_type": "gemma2", "sliding_window": None}, "no sliding_window is in force"),
+        ({"model_type": "gemma3", "text_config": 5}, "text_config must be an object"),
+        ({"model_type": "phi3", "rope_scaling": {"type": "su", "short_factor": [1.0]}}, "needs 8 numbers"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps"),
         ({"rope_theta": -1}, "rope_theta"),
         ({"rope_parameters": [1]}, "must be an object"),
@@ -166,7 +185,7 @@ def test_unsupported(config: dict[str, Any], message: str) -> None:
 )
 def test_broken(entries: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelBroken, match=message):
-        inverse_frequencies(decoder_config_from_hugging_face(LLAMA | entries))
+        inverse_frequencies(rotary_of(LLAMA | entries))
 
 
 @pytest.mark.parametrize(
@@ -197,3 +216,38 @@ def test_broken(entries: dict[str, Any], message: str) -> None:
 )
 def test_sliding_windows(entries: dict[str, Any], window: int | None) -> None:
     assert decoder_config_from_hugging_face(LLAMA | entries).sliding_window == window
+
+
+def test_windows_and_rotations_by_layer() -> None:
+    gemma3 = LLAMA | {"model_type": "gemma3_text", "num_hidden_layers": 12, "sliding_window": 9}
+    config = decoder_config_from_hugging_face(
+        gemma3 | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    )
+    assert [layer for layer, window in enumerate(config.windows) if window is None] == [5, 11]
+    local, everywhere = config.rotary_of(0), config.rotary_of(5)
+    assert local is not None
+    assert everywhere is not None
+    assert (local.theta, everywhere.theta) == (1e4, 1e6)
+    torch.testing.assert_close(inverse_frequencies(everywhere)[0], torch.tensor(1 / 8))
+    torch.testing.assert_close(inverse_frequencies(local)[0], torch.tensor(1.0))
+    assert decoder_config_from_hugging_face(LLAMA | {"model_type": "gemma2"}).windows == (4096, None)
+    assert decoder_config_from_hugging_face(LLAMA).windows == ()
+
+
+def test_prompts_end_where_longrope_changes(caplog: pytest.LogCaptureFixture) -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    block = {"rope_scaling": {"type": "longrope", **factors}, "original_max_position_embeddings": 64}
+    config = decoder_config_from_hugging_face(LLAMA | {"model_type": "phi3"} | block)
+    assert config.context_length == 64
+    assert "prompts may have 64 tokens, not 256" in caplog.text
+    same = block["rope_scaling"] | {"long_factor": [1.0] * 8}
+    other = decoder_config_from_hugging_face(LLAMA | {"model_type": "phi3"} | block | {"rope_scaling": same})
+    assert other.context_length == 256
+
+
+def test_the_decoder_of_a_folder_that_sees_images_has_its_own_defaults() -> None:
+    found = decoder_config_from_hugging_face(
+        {"model_type": "gemma3", "text_config": {"num_hidden_layers": 34}}
+    )
+    assert (found.d_model, found.n_layers, found.vocabulary_size) == (2304, 34, 262_208)
+    assert (found.context_length, found.tied_embeddings, found.d_head) == (131_072, True, 256)

@@ -48,11 +48,13 @@ class HookPoint(Enum):
     ATTN_QK_LOGITS = "attn.qk_logits", (_TOKENS, _KEYS, _HEADS), NodeType.ATTENTION_HEAD
     ATTN_QK_PROBS = "attn.qk_probs", (_TOKENS, _KEYS, _HEADS), NodeType.ATTENTION_HEAD
     ATTN_V_OUT = "attn.v_out", (_TOKENS, _HEADS, Dimension.V_CHANNELS), NodeType.V_CHANNEL
+    ATTN_POST_LN_SCALE = "attn_post_ln.scale", (_TOKENS, Dimension.SINGLE), NodeType.LAYER
     RESID_DELTA_ATTN = "resid.delta_attn", _CHANNELS, NodeType.RESIDUAL_STREAM_CHANNEL
     RESID_POST_ATTN = "resid.post_attn", _CHANNELS, NodeType.RESIDUAL_STREAM_CHANNEL
     MLP_LN_SCALE = "mlp_ln.scale", (_TOKENS, Dimension.SINGLE), NodeType.LAYER
     MLP_PRE_ACT = "mlp.pre_act", (_TOKENS, Dimension.MLP_ACTS), NodeType.MLP_NEURON
     MLP_POST_ACT = "mlp.post_act", (_TOKENS, Dimension.MLP_ACTS), NodeType.MLP_NEURON
+    MLP_POST_LN_SCALE = "mlp_post_ln.scale", (_TOKENS, Dimension.SINGLE), NodeType.LAYER
     RESID_DELTA_MLP = "resid.delta_mlp", _CHANNELS, NodeType.RESIDUAL_STREAM_CHANNEL
     RESID_POST_MLP = "resid.post_mlp", _CHANNELS, NodeType.RESIDUAL_STREAM_CHANNEL
     RESID_LN_F_SCALE = "resid.ln_f.scale", (_TOKENS, Dimension.SINGLE), NodeType.LAYER, False

@@ -51,8 +51,8 @@ def activation_violations(
     wrong_layer = list(layer_violations(layer_index, hook_point.is_per_layer, info, layer_path))
     yield from wrong_layer
     known_layer = None if wrong_layer else layer_index
-    no_autoencoder = list(autoencoder_violations(hook_point, known_layer, info, place_path, layer_path))
-    yield from no_autoencoder
+    is_not_there = list(presence_violations(hook_point, known_layer, info, place_path, layer_path))
+    yield from is_not_there
 
     dimensions = hook_point.dimensions
     if len(tensor_indices) != len(dimensions):
@@ -63,8 +63,8 @@ def activation_violations(
             Reason.WRONG_NUMBER_OF_INDICES,
         )
         return
-    is_of_unknown_size = any(one.field == place_path for one in no_autoencoder)
-    sizes = None if is_of_unknown_size else hook_point_axes(hook_point, info, n_tokens or 0)
+    has_no_size = is_of_autoencoder(hook_point) and any(one.field == place_path for one in is_not_there)
+    sizes = None if has_no_size else hook_point_axes(hook_point, info, n_tokens or 0)
     out_of_range = False
     for i, (cell, dimension) in enumerate(zip(tensor_indices, dimensions, strict=True)):
         if cell is None:
@@ -76,7 +76,8 @@ def activation_violations(
             out_of_range = True
             yield violation
     if hook_point in _PAIR_HOOK_POINTS and not out_of_range:
-        yield from _masked_cell(tensor_indices, indices_path)
+        window = info.windows[known_layer] if info.windows and known_layer is not None else None
+        yield from _masked_cell(tensor_indices, window, indices_path)
 
 
 def layer_violations(
@@ -96,16 +97,17 @@ def layer_violations(
         )
 
 
-def autoencoder_violations(
+def presence_violations(
     hook_point: HookPoint, layer_index: int | None, info: ModelInfo, named_by: str, layer_path: str
 ) -> Iterator[FieldViolation]:
-    """An autoencoder that is not loaded, not for that layer, or not said which.
+    """A hook point that the model does not have, or an autoencoder that is not loaded or not said which.
 
     Args:
         layer_index: the layer; None for every layer.
         named_by: the field that names the hook point.
         layer_path: the field of the layer.
     """
+    yield from absence_violations(hook_point, info, named_by)
     if not is_of_autoencoder(hook_point):
         return
     loaded = autoencoders_of_hook_point(hook_point, info)
@@ -131,6 +133,16 @@ def autoencoder_violations(
         )
 
 
+def absence_violations(hook_point: HookPoint, info: ModelInfo, path: str) -> Iterator[FieldViolation]:
+    """A hook point that other models have."""
+    if hook_point in info.absent_hook_points:
+        yield FieldViolation(
+            path,
+            f"there is no {hook_point.value} in a {info.family} model such as this one",
+            Reason.NOT_IN_THIS_MODEL,
+        )
+
+
 def range_violations(index: int, size: int | None, what: str, path: str) -> Iterator[FieldViolation]:
     """An index below 0 or past the end; a size of None is not known."""
     if index < 0:
@@ -145,9 +157,20 @@ def range_violations(index: int, size: int | None, what: str, path: str) -> Iter
         )
 
 
-def _masked_cell(tensor_indices: tuple[int | None, ...], path: str) -> Iterator[FieldViolation]:
+def _masked_cell(
+    tensor_indices: tuple[int | None, ...], window: int | None, path: str
+) -> Iterator[FieldViolation]:
     query, key = tensor_indices[:2]
-    if query is not None and key is not None and key > query:
+    if query is None or key is None:
+        return
+    if window is not None and key <= query - window:
+        yield FieldViolation(
+            path,
+            f"token {query} cannot attend to token {key}: this layer attends to the last {window} tokens, "
+            "the own one among them",
+            Reason.MASKED_ATTENTION_CELL,
+        )
+    if key > query:
         yield FieldViolation(
             path,
             f"token {query} cannot attend to token {key}, which comes after it",

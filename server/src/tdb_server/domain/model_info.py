@@ -42,13 +42,6 @@ class Site(Enum):
         return HookPoint.RESID_DELTA_MLP if self is Site.MLP_TRANSCODER else HookPoint[self.name]
 
     @property
-    def read_hook_points(self) -> tuple[HookPoint, ...]:
-        """What its inputs are made of."""
-        if self is Site.MLP_TRANSCODER:
-            return HookPoint.RESID_POST_ATTN, HookPoint.MLP_LN_SCALE
-        return (self.hook_point,)
-
-    @property
     def node_type(self) -> NodeType:
         """What its latents are called as nodes."""
         return _NODE_TYPES[self]
@@ -161,6 +154,9 @@ class ModelInfo:
     """Name, weights and dimensions of the model that is served.
 
     Attributes:
+        absent_hook_points: what other models have and this one has not.
+        attention_cap, logit_cap: bounds of soft caps of attention and of final logits; None without.
+        windows: by layer, how many tokens back attention may look, None without bound; empty without any.
         kernels: how the first worker computes; others may differ, on another processor, and serve the same.
     """
 
@@ -177,7 +173,16 @@ class ModelInfo:
     context_length: int
     dtype: str
     autoencoders: tuple[AutoencoderInfo, ...] = ()
+    absent_hook_points: frozenset[HookPoint] = frozenset()
+    attention_cap: float | None = None
+    logit_cap: float | None = None
+    windows: tuple[int | None, ...] = ()
     kernels: tuple[KernelChoice, ...] = field(default=(), compare=False)
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether MLPs read the residual stream before their layer, side by side with attention."""
+        return HookPoint.RESID_POST_ATTN in self.absent_hook_points
 
     def autoencoder(self, node_type: NodeType) -> AutoencoderInfo | None:
         """The dictionary that is loaded for latents of a type that says whose they are."""

@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from tdb_server.domain.axes import hook_point_of_scalar, scalar_axes, specific_hook_point
 from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.hook_point import HookPoint
-from tdb_server.domain.index_validation import autoencoder_violations, layer_violations, range_violations
+from tdb_server.domain.index_validation import (
+    absence_violations,
+    layer_violations,
+    presence_violations,
+    range_violations,
+)
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.node import Dimension, PassType
@@ -151,7 +156,9 @@ class ProcessingCheck:
     ) -> Iterator[FieldViolation]:
         hook_point = hook_point_of_scalar(scalar)
         if hook_point is not None:
-            yield from autoencoder_violations(hook_point, layer_index, self.info, scalar_path, layer_path)
+            yield from presence_violations(hook_point, layer_index, self.info, scalar_path, layer_path)
+        elif scalar.declared.hook_point is not None:
+            yield from absence_violations(scalar.declared.hook_point, self.info, scalar_path)
         if pass_type is PassType.BACKWARD and not scalar.declared.has_backward_pass:
             yield self._does_not_fit(
                 scalar, scalar_path, "it has no gradient of its own, so no backward pass"

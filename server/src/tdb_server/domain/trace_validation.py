@@ -91,7 +91,11 @@ def _order_violations(head: Trace, downstream: Trace, info: ModelInfo, path: str
     head_layer, layer = head.node.layer_index, downstream.node.layer_index
     if head_layer is None or layer is None:
         return
-    first_layer = head_layer if _is_behind_attention(downstream.node.node_type, info) else head_layer + 1
+    node_type = specific_node_type(downstream.node.node_type, info)
+    reads_behind_head = _is_behind_attention(node_type, info) and not (
+        info.is_parallel and node_type is not NodeType.RESID_POST_MLP_AUTOENCODER_LATENT
+    )
+    first_layer = head_layer if reads_behind_head else head_layer + 1
     if layer < first_layer:
         yield FieldViolation(
             f"{path}.node_index.layer_index",

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from tdb_server.domain.derived_scalar import DerivedScalar, Measure
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import NodeIndex, Nodes, NodeType, PassType
 from tdb_server.domain.requests import DerivedAttentionScalarsSpec, DerivedScalarsSpec
 from tdb_server.domain.results import (
@@ -80,12 +81,16 @@ def _top_tokens(
         return None
     which = torch.tensor([spec.activation_index], device=decoder.device)
     if declared.node_type is NodeType.MLP_NEURON:
+        written_with = HookPoint.MLP_POST_ACT
         write = decoder.blocks[spec.layer_index].mlp.unit_writes(which)  # [1, d]
     elif declared.node_type.is_latent:
-        write = rows.autoencoder(declared.node_type).write_directions(decoder, spec.layer_index, which)
+        autoencoder = rows.autoencoder(declared.node_type)
+        written_with = autoencoder.site.hook_point
+        write = autoencoder.write_directions(decoder, spec.layer_index, which)
     else:
         return None
-    scales = torch.from_numpy(first).to(write.device)
+    scales, scale = torch.from_numpy(first).to(write.device), rows.write_scale(written_with, spec.layer_index)
+    scales = scales if scale is None else scales / scale[row, 0]
     return next(ranker.score([Scoring(write, np.zeros(1, int), scales, n_tokens, is_output=True)]))
 
 

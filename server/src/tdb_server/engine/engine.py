@@ -110,7 +110,7 @@ class Engine:
             return call_id not in cancelled
 
         try:
-            plan = plan_batch(calls, self.autoencoders)
+            plan = plan_batch(calls, self.autoencoders, self.decoder.absent_hook_points)
             inputs = Inputs(plan, self.decoder.device)
             answers = Answers(plan, self._ranker, clock, is_wanted, check_cancelled)
             cache, graph = forward(model, plan, inputs, check_cancelled)

@@ -29,13 +29,20 @@ _WRITES = {
     NodeType.MLP_NEURON: [HookPoint.MLP_POST_ACT],
     NodeType.ATTENTION_HEAD: [HookPoint.ATTN_QK_PROBS, HookPoint.ATTN_V, HookPoint.ATTN_V_OUT],
 }
-_HEADS_READ = [HookPoint.RESID_POST_EMB, HookPoint.RESID_POST_MLP, HookPoint.ATTN_Q, HookPoint.ATTN_K]
+_BEFORE_LAYERS = [HookPoint.RESID_POST_EMB, HookPoint.RESID_POST_MLP]
+_HEADS_READ = [*_BEFORE_LAYERS, HookPoint.ATTN_Q, HookPoint.ATTN_K]
 
 
 def kept_for(
-    sub_request: InferenceSubRequest, autoencoders: Sequence[Autoencoder]
+    sub_request: InferenceSubRequest, autoencoders: Sequence[Autoencoder], *, is_parallel: bool
 ) -> Iterator[tuple[Kept, bool]]:
-    """What a sub-request's results are made of, and whether its gradient is wanted too."""
+    """What a sub-request's results are made of, and whether its gradient is wanted too.
+
+    Args:
+        sub_request: what is asked.
+        autoencoders: that are loaded.
+        is_parallel: whether MLPs read the stream before their layer.
+    """
     for spec in sub_request.processing.values():
         match spec:
             case MultipleTopKSpec():
@@ -50,7 +57,7 @@ def kept_for(
                     yield autoencoder_of(latent.hook_point, autoencoders).site, False
             case ScoredTokensSpec(depends_on, scoring):
                 types = _node_types(sub_request, depends_on)
-                yield from ((one, False) for one in _kept_for_scoring(scoring, types))
+                yield from ((one, False) for one in _kept_for_scoring(scoring, types, is_parallel))
             case TokenPairAttributionSpec(depends_on):
                 if any(one.is_latent for one in _node_types(sub_request, depends_on)):
                     yield from ((HookPoint.ATTN_QK_PROBS, False), (HookPoint.ATTN_V, False))
@@ -81,12 +88,14 @@ def _kept_for_scalar(
         yield HookPoint.ATTN_V, False
 
 
-def _kept_for_scoring(scoring: TokenScoringType, node_types: set[NodeType]) -> list[HookPoint]:
+def _kept_for_scoring(
+    scoring: TokenScoringType, node_types: set[NodeType], is_parallel: bool
+) -> list[HookPoint]:
     match scoring:
         case TokenScoringType.UPVOTED_OUTPUT_TOKENS:
             return [hook_point for one in node_types for hook_point in _WRITES.get(one, ())]
         case TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_MLP:
-            return [HookPoint.RESID_POST_ATTN]
+            return _BEFORE_LAYERS if is_parallel else [HookPoint.RESID_POST_ATTN]
         case _:
             return _HEADS_READ if NodeType.ATTENTION_HEAD in node_types else []
 

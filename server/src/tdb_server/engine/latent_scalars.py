@@ -66,16 +66,18 @@ def _latent_gradients(rows: Rows, autoencoder: Autoencoder, ids: Layers) -> Laye
 def _latent_write_norms(rows: Rows, autoencoder: Autoencoder, ids: Layers) -> Layers:
     """Norms of the active latents' unit writes: of each layer [B, T, K]."""
     layers = rows.layers_of(autoencoder)
-    if ids.together is not None and not any(layer.norms_inputs for _, layer in layers):
+    scales = {at: rows.write_scale(autoencoder.site.hook_point, at) for at, _ in layers}
+    is_fixed = not any(layer.norms_inputs or scales[at] is not None for at, layer in layers)
+    if ids.together is not None and is_fixed:
         norms = torch.stack([layer.known_write_norms for _, layer in layers])  # [L, n]
         which = torch.arange(len(layers), device=norms.device)[:, None, None]
         return Layers.of(norms[which, ids.together])
-    return Layers(
-        [
-            layer.times_write_scale(layer.known_write_norms[own_ids], rows.read_by(autoencoder, layer_index))
-            for own_ids, (layer_index, layer) in zip(ids.tensors, layers, strict=True)
-        ]
-    )
+    found = []
+    for own_ids, (layer_index, layer) in zip(ids.tensors, layers, strict=True):
+        read, scale = rows.read_by(autoencoder, layer_index), scales[layer_index]
+        norms = layer.times_write_scale(layer.known_write_norms[own_ids], read)
+        found.append(norms if scale is None else norms / scale)
+    return Layers(found)
 
 
 def _latent_effects(rows: Rows, autoencoder: Autoencoder, ids: Layers) -> Layers:
@@ -83,7 +85,8 @@ def _latent_effects(rows: Rows, autoencoder: Autoencoder, ids: Layers) -> Layers
     found = []
     decoder = rows.model.decoder
     for own_ids, (layer_index, layer) in zip(ids.tensors, rows.layers_of(autoencoder), strict=True):
-        direction = rows.seen_directions(latent_depth(autoencoder.site, layer_index))
+        depth = latent_depth(autoencoder.site, layer_index)
+        direction = rows.seen_by_writes(autoencoder.site.hook_point, layer_index, depth)
         direction = autoencoder.as_seen(decoder, layer_index, direction)  # [B, n, s]
         if layer.norms_inputs:
             site = rows.read_by(autoencoder, layer_index)

@@ -48,7 +48,8 @@ def logits_at_tokens(rows: Rows) -> Tensor:
     if tokens.shape[1] == 1:
         return last[:, None]
     normed = rows.cache.final_normed[rows.rows]
-    found = rows.model.decoder.unembed(normed[rows.inputs.rows[: rows.n_rows, None], tokens])
+    decoder = rows.model.decoder
+    found = decoder.cap(decoder.unembed(normed[rows.inputs.rows[: rows.n_rows, None], tokens]))
     for row, planned in enumerate(rows.planned):
         found[row, len(planned.logit_tokens) - 1] = last[row]  # the very numbers that losses are made of
         found[row, len(planned.logit_tokens) :] = 0
@@ -62,12 +63,12 @@ def logits_at_tokens(rows: Rows) -> Tensor:
 
 
 def _logit_sums(rows: Rows) -> Tensor:
-    """Logits summed over the vocabulary, at every token [B, T]; computed one by one where some are set."""
-    normed = rows.cache.final_normed[rows.rows]
+    """Logits summed over the vocabulary, at every token [B, T]; one by one where they are set or capped."""
+    normed, decoder = rows.cache.final_normed[rows.rows], rows.model.decoder
     found = normed @ rows.precomputed.unembedding_sum
     altered = [one for one in rows.own(logit_interventions(rows.plan)) if one.is_forward]
-    for row in {one.row for one in altered}:
-        logits = rows.model.decoder.unembed(normed[row : row + 1])  # [1, T, V]
+    for row in range(rows.n_rows) if decoder.caps_logits else {one.row for one in altered}:
+        logits = decoder.cap(decoder.unembed(normed[row : row + 1]))  # [1, T, V]
         found[row] = set_values(logits, [one.alone for one in altered if one.row == row]).sum(dim=-1)[0]
     return found
 
@@ -119,6 +120,7 @@ def _embedding_reads(rows: Rows, index: ActivationIndex) -> Tensor:
     found = []
     for embedding in torch.split(decoder.token_embedding, _N_EMBEDDINGS):
         which = torch.full((len(embedding),), component, device=embedding.device)
+        embedding = decoder.entering(embedding)
         if index.hook_point is HookPoint.MLP_POST_ACT:
             found.append(decoder.blocks[layer_index].mlp.objectives(embedding, which))
         else:

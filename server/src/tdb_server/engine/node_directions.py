@@ -191,11 +191,13 @@ def _writes(batch: Rows, nodes: DeviceNodes) -> Directions:
             tokens, neurons = nodes.indices
             vectors = neuron_writes(decoder, where, neurons[distinct])
             scales = batch.values(HookPoint.MLP_POST_ACT).at(nodes.where, tokens, neurons)
+            scales = batch.divided(scales, HookPoint.MLP_POST_ACT, nodes.where, tokens)
         case NodeType.ATTENTION_HEAD if len(nodes.indices) == 2:  # of whole queries: weighted sums of values
             token, head = (one[distinct] for one in nodes.indices)
             read = batch.values(HookPoint.ATTN_V_OUT).at(nodes.where_distinct, head, token)
             vectors = head_writes(decoder, where, head, read)
             scales = torch.ones_like(rows, dtype=read.dtype)
+            scales = batch.divided(scales, HookPoint.ATTN_V_OUT, nodes.where, nodes.indices[0])
         case NodeType.ATTENTION_HEAD:  # of token pairs: values, times attention
             query, key, head = nodes.indices
             heads = head[distinct]
@@ -203,10 +205,12 @@ def _writes(batch: Rows, nodes: DeviceNodes) -> Directions:
             read = batch.values(HookPoint.ATTN_V).at(nodes.where_distinct, groups, key[distinct])
             vectors = head_writes(decoder, where, heads, read)
             scales = batch.values(HookPoint.ATTN_QK_PROBS).at(nodes.where, head, query, key)
+            scales = batch.divided(scales, HookPoint.ATTN_QK_PROBS, nodes.where, query)
         case latent:
             autoencoder = batch.autoencoder(latent)
             vectors = latent_writes(decoder, autoencoder, where, nodes.indices[1][distinct])
             scales = _latent_values(batch, nodes)
+            scales = batch.divided(scales, autoencoder.site.hook_point, nodes.where, nodes.indices[0])
     return Directions(host.places, vectors, host.which, scales)
 
 
@@ -236,7 +240,7 @@ def _reads(batch: Rows, nodes: DeviceNodes) -> Directions:
     """Of neurons that read alike at all tokens, only the scale depends on the token, through the norm."""
     decoder, precomputed, host = batch.model.decoder, batch.precomputed, nodes.host
     tokens, own = nodes.indices
-    residual = batch.values(HookPoint.RESID_POST_ATTN).at(nodes.where, tokens)  # [m, d]
+    residual = batch.before_mlps().at(nodes.where, tokens)  # [m, d]
     where, which = InLayers(nodes.where.layers, nodes.where.spans), np.arange(len(host.places))
     if host.node_type.is_latent:
         autoencoder = batch.autoencoder(host.node_type)
@@ -298,14 +302,13 @@ def head_read_directions(
     where = NodeCoordinates(rows, layers, spans_of(nodes.layers))
     keys = batch.values(HookPoint.ATTN_K).at(where, group, key)
     queries = batch.values(HookPoint.ATTN_Q).at(where, head, query)
-    is_of_query = is_query[:, None] != 0
     residual = batch.before_layers().at(where, tokens)
-    others = torch.where(is_of_query, keys, queries)
+    others = torch.where(is_query[:, None] != 0, keys, queries)
     vectors, scales = head_reads(
         batch.model.decoder,
         batch.precomputed,
         InLayers(layers, where.spans),
-        HeadNodes(tokens, own, is_of_query, others, residual),
+        HeadNodes(tokens, own, others, residual),
     )
     of_queries, of_keys = (
         Directions(nodes.places[is_own], vectors[which], np.arange(int(is_own.sum())), 1 / scales[which])

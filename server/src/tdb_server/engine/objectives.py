@@ -48,14 +48,23 @@ def loss_terms(configs: Sequence[LossConfig | None]) -> list[Array]:
     return [tokens, of_logits, of_probabilities, of_mean]
 
 
-def losses(terms: Sequence[Array], uploaded: Sequence[Tensor], logits: Tensor) -> Tensor:
-    """The losses of logits [m, V]: [m]. `uploaded` are the terms on the device."""
+def losses(terms: Sequence[Array], uploaded: Sequence[Tensor], logits: Tensor, capped: Tensor) -> Tensor:
+    """The losses of m rows [m].
+
+    Differences are of logits before their cap, so that direct effects add up; probabilities are the model's.
+
+    Args:
+        terms: as `loss_terms` gives them.
+        uploaded: the terms on the device.
+        logits: before their cap [m, V].
+        capped: behind it; the same where there is none.
+    """
     tokens, of_logits, of_probabilities, of_mean = uploaded
     found = (logits.gather(1, tokens) * of_logits.to(logits.dtype)).sum(dim=1)
     if terms[3].any():
         found = found + logits.mean(dim=1) * of_mean.to(logits.dtype)
     if terms[2].any():
-        probabilities = torch.softmax(wide(logits), dim=-1).gather(1, tokens)
+        probabilities = torch.softmax(wide(capped), dim=-1).gather(1, tokens)
         found = found + (probabilities * of_probabilities.to(probabilities.dtype)).sum(dim=1).to(found.dtype)
     return found
 
@@ -132,9 +141,9 @@ def _of_heads(
         k = k.detach()
     if trace.attention_trace_type is AttentionTraceType.K:
         q = q.detach()
-    logits = (k @ q[:, :, None])[:, :, 0]  # [m, T]
+    logits = attention.cap((k @ q[:, :, None])[:, :, 0])  # [m, T]
     if trace.post_act:
-        hidden = decoder.hidden_cells(logits.shape[1])[query]
+        hidden = attention.hidden_cells(logits.shape[1])[query]
         logits = torch.softmax(logits.masked_fill(hidden, -torch.inf), dim=-1)
     return logits[each, key]
 

@@ -28,13 +28,12 @@ from tdb_server.engine.interventions import (
 )
 from tdb_server.engine.latents import autoencoder_of, splice
 from tdb_server.engine.objectives import losses, traced_values
-from tdb_server.engine.plan import HookSite, Plan, Stream, trace_stream
-from tdb_server.model.autoencoder import Autoencoder
+from tdb_server.engine.plan import HookSite, Plan, Stream
+from tdb_server.model.autoencoder import Autoencoder, MlpInputs
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.hooks import HOLD_NORM_SCALES, INNER_HOOK_POINTS, Hooks
 
 Key = TypeVar("Key", bound=Hashable)
-TRANSCODER_READS = Site.MLP_TRANSCODER.read_hook_points
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Cache:
         values: by hook point, of each layer in order [B, ...]; of hook points that no layer has, one.
         final_residual: the last residual stream [B, T, d].
         final_normed: what the unembedding reads [B, T, d].
-        last_logits: of each row's last token, after interventions [B, V].
+        last_logits: of each row's last token, after interventions and their cap [B, V].
         read: by dictionary's site and layer, what it reads [B, T, s].
     """
 
@@ -74,7 +73,8 @@ class Graph:
         site_outputs: dictionaries' sites behind the splice, whose gradients are wanted.
         final_normed: what the unembedding reads [B, T, d].
         logits_before: the last tokens' logits [B, 1, V] before gradients are set there.
-        logits: the same behind it, of which losses are computed [B, V].
+        logits: the same behind it, of which differences are computed [B, V].
+        capped: the model's own, of which probabilities are computed; the same where they have no cap.
     """
 
     sites: dict[HookSite, Tensor]
@@ -83,6 +83,7 @@ class Graph:
     final_normed: Tensor
     logits_before: Tensor
     logits: Tensor
+    capped: Tensor
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,8 @@ class _Recorder:
         self.graph_sites: dict[HookSite, Tensor] = {}
         self.streams: dict[Stream, Tensor] = {}
         self.read: dict[tuple[Site, int], Tensor] = {}
-        self._seen: dict[HookPoint, Tensor] = {}
-        """Of this layer, what a transcoder's inputs are made of."""
+        self._mlp_inputs = MlpInputs(model.decoder)
         self.site_outputs: dict[tuple[Site, int], Tensor] = {}
-        self._hidden_cells = model.decoder.hidden_cells(plan.n_tokens)
         self._past_trace: set[int] = set()
         """Rows whose trace starts here or before. Gradients are not set in these: their own never get here,
         but those of other rows take the whole batch's tensor along."""
@@ -135,7 +134,11 @@ class _Recorder:
                 x.register_hook(lambda _: check_cancelled())  # type: ignore[no-untyped-call]
         plan, site = self._plan, (hook_point, layer_index)
         interventions = plan.interventions.get(site, ())
-        x = set_values(x, [one for one in interventions if one.is_forward], self._hidden_cells)
+        hidden_cells = None
+        if interventions and hook_point in PAIR_HOOK_POINTS:
+            assert layer_index is not None
+            (hidden_cells,) = self._model.decoder.hidden_cells(plan.n_tokens, (layer_index,))
+        x = set_values(x, [one for one in interventions if one.is_forward], hidden_cells)
         if hook_point in plan.values:  # the forward pass comes by layers in order
             self.values.setdefault(hook_point, []).append(x.detach())
         if hook_point in plan.gradients or site == last_residual(self._model.decoder):
@@ -144,17 +147,13 @@ class _Recorder:
         set_no_gradient = self._past_trace | own
         later = plan.trace_streams.get(Stream(*site), set())
         self._past_trace |= own | later
-        x = set_gradients(
-            x,
-            [one for one in interventions if self._sets_gradient(one, self._past_trace)],
-            self._hidden_cells,
-        )
+        backward = [one for one in interventions if self._sets_gradient(one, self._past_trace)]
+        x = set_gradients(x, backward, hidden_cells)
         for autoencoder in self._model.autoencoders:
             if autoencoder.site.hook_point is hook_point and layer_index in autoencoder.layers:
                 x = self._splice(autoencoder, layer_index, x, set_no_gradient)
         self._starting(Stream(*site), x)
-        if hook_point in TRANSCODER_READS:
-            self._seen[hook_point] = x
+        self._mlp_inputs.see(hook_point, x)
         return x
 
     def _starting(self, stream: Stream, x: Tensor) -> set[int]:
@@ -177,7 +176,7 @@ class _Recorder:
         written = autoencoder.side_by_side(x)
         inputs = written
         if site is Site.MLP_TRANSCODER:
-            inputs = autoencoder.inputs(self._model.decoder, layer_index, self._seen.__getitem__)
+            inputs = self._mlp_inputs.of_layer(layer_index)
         if site in plan.sites:
             self.read[site, layer_index] = inputs.detach()
         if interventions:
@@ -228,7 +227,7 @@ def forward(
     altered = {hook_point for hook_point, _ in plan.interventions}
     wanted = plan.values | plan.gradients | altered
     if any(one.site is Site.MLP_TRANSCODER for one in model.autoencoders):
-        wanted |= set(TRANSCODER_READS)
+        wanted |= {HookPoint.MLP_LN_SCALE}
     hooks = Hooks(recorder, INNER_HOOK_POINTS & wanted)
     with torch.set_grad_enabled(plan.has_objective):
         embedding = decoder.embed(inputs.token_ids).requires_grad_(plan.has_objective)
@@ -236,10 +235,13 @@ def forward(
         normed = decoder.read_by_logits(residual, hooks)
         logits = decoder.unembed(normed[inputs.rows, inputs.last])[:, None]  # [B, 1, V]
         of_last = [found for one in logit_interventions(plan) if (found := _at_last_token(one))]
-        before = set_values(logits, [one for one in of_last if one.is_forward])
+        set_logits = [one for one in of_last if one.is_forward]
+        before = set_values(logits, set_logits)
         after = set_gradients(before, [one for one in of_last if not one.is_forward])
-    graph = Graph(recorder.graph_sites, recorder.streams, recorder.site_outputs, normed, before, after[:, 0])
-    cache = Cache(recorder.values, residual.detach(), normed.detach(), graph.logits.detach(), recorder.read)
+        capped = set_values(decoder.cap(after), set_logits) if decoder.caps_logits else after
+    outputs = recorder.site_outputs
+    graph = Graph(recorder.graph_sites, recorder.streams, outputs, normed, before, after[:, 0], capped[:, 0])
+    cache = Cache(recorder.values, residual.detach(), normed.detach(), graph.capped.detach(), recorder.read)
     return cache, graph
 
 
@@ -259,8 +261,8 @@ def backward(model: Model, plan: Plan, inputs: Inputs, cache: Cache, graph: Grap
         directions = _directions(plan, inputs, cache, None, {})
         return Gradients(no_losses, [], {}, {}, None, {}, directions)
     with torch.enable_grad():
-        of_rows = losses(inputs.loss_terms, inputs.losses, graph.logits)
-        traced = [_traced(model, inputs, cache, graph, one) for one in inputs.traces]
+        of_rows = losses(inputs.loss_terms, inputs.losses, graph.logits, graph.capped)
+        traced = [_traced(model, plan, inputs, cache, graph, one) for one in inputs.traces]
         terms = [one.sum() for one in traced]
         if len(inputs.loss_rows):
             is_all = len(inputs.loss_rows) == len(plan.rows)
@@ -316,7 +318,7 @@ def _directions(
     """
     tokens = inputs.direction_tokens
     streams = {
-        None if row.trace is None else trace_stream(row.trace): row.direction_depth for row in plan.rows
+        None if row.trace is None else plan.trace_stream(row.trace): row.direction_depth for row in plan.rows
     }
     found: Tensor | None = None
     for stream, depth in streams.items():
@@ -331,22 +333,27 @@ def _directions(
     return found * inputs.is_direction[:, :, None].to(found.dtype) if inputs.is_ragged else found
 
 
-def _traced(model: Model, inputs: Inputs, cache: Cache, graph: Graph, traced: TracedRows) -> Tensor:
+def _traced(
+    model: Model, plan: Plan, inputs: Inputs, cache: Cache, graph: Graph, traced: TracedRows
+) -> Tensor:
     """The traced objectives of rows [m]."""
     trace, rows = traced.trace, traced.rows
-    residual = graph.streams[trace_stream(trace)]
+    residual = graph.streams[plan.trace_stream(trace)]
     if trace.attention_trace_type is not AttentionTraceType.V:
         return traced_values(model.decoder, model.autoencoders, trace, residual, rows, traced.node)
     query, key, head = traced.node
     assert trace.node.layer_index is not None
     probs = cache.values[HookPoint.ATTN_QK_PROBS][trace.node.layer_index][rows, head, query, key]
-    towards = _downstream_directions(model, inputs, cache, graph, traced)
+    towards = _downstream_directions(model, plan, inputs, cache, graph, traced)
+    scale = model.decoder.write_scales.get(HookPoint.ATTN_QK_PROBS)
+    if scale is not None:
+        towards = towards / cache.values[scale][trace.node.layer_index][rows, query]
     values = traced_values(model.decoder, model.autoencoders, trace, residual, rows, traced.node, towards)
     return probs * values
 
 
 def _downstream_directions(
-    model: Model, inputs: Inputs, cache: Cache, graph: Graph, traced: TracedRows
+    model: Model, plan: Plan, inputs: Inputs, cache: Cache, graph: Graph, traced: TracedRows
 ) -> Tensor:
     """Where traced values are projected, at their queries: downstream nodes' read directions, or the loss's.
 
@@ -356,9 +363,10 @@ def _downstream_directions(
     if downstream is None:  # the loss sees the last token alone
         last = cache.final_residual[inputs.rows, inputs.last].requires_grad_()
         logits = model.decoder.logits(last, HOLD_NORM_SCALES)
-        (direction,) = torch.autograd.grad(losses(inputs.loss_terms, inputs.losses, logits).sum(), last)
+        found = losses(inputs.loss_terms, inputs.losses, logits, model.decoder.cap(logits))
+        (direction,) = torch.autograd.grad(found.sum(), last)
         return direction[rows] * (query == inputs.last[rows])[:, None]
-    residual = graph.streams[trace_stream(downstream)].detach().requires_grad_()
+    residual = graph.streams[plan.trace_stream(downstream)].detach().requires_grad_()
     nodes = traced.downstream
     values = traced_values(model.decoder, model.autoencoders, downstream, residual, rows, nodes)
     (direction,) = torch.autograd.grad(values.sum(), residual)

@@ -28,6 +28,8 @@ from tdb_server.engine.keeping import kept_for, scalars_of
 from tdb_server.engine.latents import autoencoder_of
 from tdb_server.model.autoencoder import Autoencoder
 
+WRITE_SCALES = frozenset({HookPoint.ATTN_POST_LN_SCALE, HookPoint.MLP_POST_LN_SCALE})
+"""What writes are divided by, in models that do that; they are kept of every pass."""
 HookSite = tuple[HookPoint, int | None]
 """A hook point in a layer; None for those that no layer has."""
 TOKEN_DIMENSIONS = (Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS)
@@ -88,13 +90,19 @@ _STREAMS = {
 }
 
 
-def trace_stream(trace: Trace) -> Stream:
-    """Before the MLP, or before the layer for attention; for latents of the stream, that stream."""
+def trace_stream(trace: Trace, *, is_parallel: bool) -> Stream:
+    """Before the MLP, or before the layer for attention; for latents of the stream, that stream.
+
+    Args:
+        trace: of a node.
+        is_parallel: whether MLPs too read the stream before their layer.
+    """
     layer_index, node_type = trace.node.layer_index, trace.node.node_type
     assert layer_index is not None
     if node_type in _STREAMS:
         return Stream(_STREAMS[node_type], layer_index, is_behind_dictionary=False)
-    if node_type not in (NodeType.ATTENTION_HEAD, NodeType.ATTENTION_AUTOENCODER_LATENT):
+    of_attention = (NodeType.ATTENTION_HEAD, NodeType.ATTENTION_AUTOENCODER_LATENT)
+    if node_type not in of_attention and not is_parallel:
         return Stream(HookPoint.RESID_POST_ATTN, layer_index)
     if layer_index:
         return Stream(HookPoint.RESID_POST_MLP, layer_index - 1)
@@ -144,6 +152,7 @@ class Row:
         processing: what is wanted of it, by name.
         trace: its trace, with "whichever autoencoder is loaded" spelled out.
         logit_tokens: the tokens whose logits are wanted, in order, the last one always among them.
+        is_parallel: whether MLPs read the stream before their layer.
     """
 
     call_index: int
@@ -152,6 +161,7 @@ class Row:
     processing: dict[str, ProcessingSpec]
     trace: Trace | None
     logit_tokens: tuple[int, ...]
+    is_parallel: bool
 
     @property
     def n_tokens(self) -> int:
@@ -187,7 +197,7 @@ class Row:
     @property
     def direction_depth(self) -> int | None:
         """Writes at this depth or before are seen by the objective directly; None: all are."""
-        return None if self.trace is None else trace_stream(self.trace).depth
+        return None if self.trace is None else trace_stream(self.trace, is_parallel=self.is_parallel).depth
 
 
 @dataclass(frozen=True)
@@ -277,6 +287,7 @@ class Plan:
         gradients: hook points whose gradients are kept.
         sites: the dictionaries' sites of which it is kept what is read.
         site_gradients: those whose gradients are kept, behind the splice.
+        is_parallel: whether MLPs read the stream before their layer.
     """
 
     calls: tuple[Call, ...]
@@ -286,6 +297,7 @@ class Plan:
     gradients: frozenset[HookPoint]
     sites: frozenset[Site]
     site_gradients: frozenset[Site]
+    is_parallel: bool
 
     @cached_property
     def n_tokens(self) -> int:
@@ -321,10 +333,14 @@ class Plan:
         """The residual streams that traces start from, each with the rows whose objective it is."""
         found: dict[Stream, set[int]] = {}
         for trace, rows in self.traces.items():
-            found.setdefault(trace_stream(trace), set()).update(rows)
+            found.setdefault(self.trace_stream(trace), set()).update(rows)
             if trace.downstream is not None:
-                found.setdefault(trace_stream(trace.downstream), set())
+                found.setdefault(self.trace_stream(trace.downstream), set())
         return found
+
+    def trace_stream(self, trace: Trace) -> Stream:
+        """The residual stream that a trace starts from."""
+        return trace_stream(trace, is_parallel=self.is_parallel)
 
     def rows_of(self, call_index: int) -> list[int]:
         """The rows of a call, in the order of its sub-requests."""
@@ -343,33 +359,45 @@ class Plan:
         return [index for index, group in enumerate(self.groups) for _ in range(group.start, group.stop)]
 
 
-def plan_batch(calls: Sequence[Call], autoencoders: Sequence[Autoencoder]) -> Plan:
-    """Makes the plan of a batch of calls."""
+def plan_batch(
+    calls: Sequence[Call],
+    autoencoders: Sequence[Autoencoder],
+    absent: frozenset[HookPoint] = WRITE_SCALES,
+) -> Plan:
+    """Makes the plan of a batch of calls.
+
+    Args:
+        calls: what is asked.
+        autoencoders: that are loaded.
+        absent: the hook points that the model does not have.
+    """
+    is_parallel = HookPoint.RESID_POST_ATTN in absent
     by_specs: dict[tuple[object, ...], list[Row]] = {}
     values: set[HookPoint] = set()
     gradients: set[HookPoint] = set()
     sites: set[Site] = set()
     site_gradients: set[Site] = set()
     for call_index, call in enumerate(calls):
-        for row in _rows_of(call_index, call, autoencoders):
+        for row in _rows_of(call_index, call, autoencoders, is_parallel):
             by_specs.setdefault(_group_key(row), []).append(row)
             if row.trace is not None and row.trace.attention_trace_type is AttentionTraceType.V:
                 values.add(HookPoint.ATTN_QK_PROBS)
         for one in call.sub_requests:
-            for kept, with_gradient in kept_for(one, autoencoders):
+            for kept, with_gradient in kept_for(one, autoencoders, is_parallel=is_parallel):
                 values.add(kept.hook_point if isinstance(kept, Site) else kept)
                 if isinstance(kept, Site):
                     sites.add(kept)
                     site_gradients.update({kept} if with_gradient else ())
                 elif with_gradient:
                     gradients.add(kept)
+    values |= WRITE_SCALES - absent
     rows: list[Row] = []
     groups = []
     for together in by_specs.values():
         groups.append(Group(len(rows), len(rows) + len(together), top_k_specs(together[0])))
         rows += together
     kept_sets = frozenset(values), frozenset(gradients), frozenset(sites), frozenset(site_gradients)
-    return Plan(tuple(calls), tuple(rows), tuple(groups), *kept_sets)
+    return Plan(tuple(calls), tuple(rows), tuple(groups), *kept_sets, is_parallel)
 
 
 def top_k_specs(row: Row) -> dict[str, MultipleTopKSpec]:
@@ -384,7 +412,9 @@ def _group_key(row: Row) -> tuple[object, ...]:
     )
 
 
-def _rows_of(call_index: int, call: Call, autoencoders: Sequence[Autoencoder]) -> list[Row]:
+def _rows_of(
+    call_index: int, call: Call, autoencoders: Sequence[Autoencoder], is_parallel: bool
+) -> list[Row]:
     """A call's rows. Layers that one sub-request leaves out, all leave out: all list the same nodes."""
     first_layers: dict[str, int] = {}
     for one in call.sub_requests:
@@ -403,7 +433,7 @@ def _rows_of(call_index: int, call: Call, autoencoders: Sequence[Autoencoder]) -
         trace = one.inference.trace and _specific_trace(one.inference.trace, autoencoders)
         n_tokens = len(one.inference.token_ids)
         tokens = range(n_tokens) if logit_tokens is None else sorted({*logit_tokens, n_tokens - 1})
-        rows.append(Row(call_index, index, one.inference, processing, trace, tuple(tokens)))
+        rows.append(Row(call_index, index, one.inference, processing, trace, tuple(tokens), is_parallel))
     return rows
 
 

@@ -106,7 +106,8 @@ class TokenRanker:
         return RankedTokens(*download(rank_scores(scores, n_tokens, self._excluded)))
 
     def _along(self, scoring: Scoring) -> Tensor:
-        return self._decoder.along_logits(scoring.vectors) if scoring.is_output else scoring.vectors
+        along = self._decoder.along_logits if scoring.is_output else self._decoder.entering
+        return along(scoring.vectors)
 
     def _ranking(self, *, is_output: bool) -> Ranking:
         return self._rank_outputs if is_output else self._rank_inputs

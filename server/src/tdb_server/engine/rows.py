@@ -17,7 +17,7 @@ from tdb_server.engine.interventions import HEAD_HOOK_POINTS, PAIR_HOOK_POINTS, 
 from tdb_server.engine.latents import active_latents, autoencoder_of
 from tdb_server.engine.passes import Cache, Gradients, Model, latent_interventions
 from tdb_server.engine.plan import Plan, Row
-from tdb_server.engine.products import Layers
+from tdb_server.engine.products import Layers, NodeCoordinates
 from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
 from tdb_server.model.decoder import Block
 from tdb_server.model.precomputed import Precomputed
@@ -126,6 +126,31 @@ class Rows:
             ),
         )
 
+    def before_mlps(self) -> Layers:
+        """The residual stream before each MLP."""
+        return self.before_layers() if self.plan.is_parallel else self.values(HookPoint.RESID_POST_ATTN)
+
+    def write_scale(self, hook_point: HookPoint, layer_index: int) -> Tensor | None:
+        """What is written with the values of a hook point is divided by this, at the token it is written to.
+
+        [B, T, 1]; None where it is not divided.
+        """
+        scale = self.model.decoder.write_scales.get(hook_point)
+        if scale is None:
+            return None
+        found = self.at_layer(scale, layer_index)
+        return found.masked_fill(found == 0, 1)  # padding
+
+    def write_scales(self, hook_point: HookPoint) -> Layers | None:
+        """The same in every layer."""
+        found = [self.write_scale(hook_point, layer) for layer in self.layers]
+        return Layers([one for one in found if one is not None]) if found[0] is not None else None
+
+    def divided(self, x: Tensor, hook_point: HookPoint, where: NodeCoordinates, tokens: Tensor) -> Tensor:
+        """Numbers of nodes [m] over the scales of their writes, at the tokens they are written to [m]."""
+        scales = self.write_scales(hook_point)
+        return x if scales is None else x / scales.at(where, tokens)[:, 0]
+
     @cached_property
     def directions(self) -> Tensor:
         """The directions of interest at their tokens [B, n, d]."""
@@ -143,6 +168,11 @@ class Rows:
             return self.directions
         is_seen = self.inputs.depths[self.rows] >= depth
         return self.directions * is_seen[:, None, None]
+
+    def seen_by_writes(self, hook_point: HookPoint, layer_index: int, depth: int) -> Tensor:
+        """`seen_directions` over the scale of what is written with a hook point's values [B, n, d]."""
+        directions, scale = self.seen_directions(depth), self.write_scale(hook_point, layer_index)
+        return directions if scale is None else directions / self.picked(scale, 1)
 
     @property
     def has_traces(self) -> bool:

@@ -53,6 +53,10 @@ def product_of(rows: Rows, scalar: DerivedScalar, pass_type: PassType = PassType
             return product_at_all_tokens(rows, declared, factors, axes)
         case Measure.WRITE_NORM:
             factors = [rows.values(hook_point), _write_norms(rows, hook_point)]
+            scales = rows.write_scales(hook_point)
+            if scales is not None:
+                is_of_pairs = hook_point in PAIR_HOOK_POINTS
+                factors.append(of_each(lambda x: 1 / (x.unsqueeze(-3) if is_of_pairs else x), scales))
             return product_at_all_tokens(rows, declared, factors, axes)
         case Measure.DIRECT_EFFECT:
             values = rows.at_direction_tokens(hook_point, rows.values(hook_point), axes)
@@ -74,7 +78,8 @@ def _activations(rows: Rows, declared: Declaration, hook_point: HookPoint, pass_
         return replace(product, n_ties=rows.model.decoder.config.n_heads)
     if hook_point in PAIR_HOOK_POINTS:
         return replace(
-            product, not_nodes=rows.model.decoder.hidden_cells(rows.plan.n_tokens)[None, None, None]
+            product,
+            not_nodes=rows.model.decoder.hidden_cells(rows.plan.n_tokens, rows.layers)[None, :, None],
         )
     return product
 
@@ -95,7 +100,10 @@ def _projected_neurons(rows: Rows) -> Layers:
     return rows.once(
         "projected neurons",
         lambda: Layers(
-            [block.mlp.write_transposed(rows.seen_directions(mlp_depth(at))) for at, block in rows.blocks]
+            [
+                block.mlp.write_transposed(rows.seen_by_writes(HookPoint.MLP_POST_ACT, at, mlp_depth(at)))
+                for at, block in rows.blocks
+            ]
         ),
     )
 
@@ -105,7 +113,9 @@ def _projected_values(rows: Rows) -> Layers:
 
     def project() -> Layers:
         onto = [
-            block.attention.write_transposed(rows.seen_directions(attention_depth(at)))
+            block.attention.write_transposed(
+                rows.seen_by_writes(HookPoint.ATTN_QK_PROBS, at, attention_depth(at))
+            )
             for at, block in rows.blocks
         ]
         return of_each(project_values, rows.values(HookPoint.ATTN_V), Layers(onto))
@@ -123,7 +133,9 @@ def _of_heads(rows: Rows, declared: Declaration) -> Product:
                 torch.einsum("bhte,hde->bhtd", x, block.attention.out_weights()).norm(dim=-1)
                 for x, (_, block) in zip(rows.values(HookPoint.ATTN_V_OUT).tensors, rows.blocks, strict=True)
             ]
-            return product_at_all_tokens(rows, declared, [Layers(norms)], axes)
+            scales = rows.write_scales(HookPoint.ATTN_V_OUT)
+            over = [] if scales is None else [of_each(lambda x: 1 / x[..., None, :, 0], scales)]
+            return product_at_all_tokens(rows, declared, [Layers(norms), *over], axes)
         case Measure.ACT_TIMES_GRAD:
             summed = _summed_over_keys(rows.values(pattern), rows.gradients(pattern))
             return product_at_all_tokens(rows, declared, [summed], axes)
@@ -140,7 +152,9 @@ def _summed_writes(rows: Rows) -> Layers:
         values = block.attention.by_head(rows.at_layer(HookPoint.ATTN_V, layer))
         written = torch.einsum("bhke,hde->bhkd", values, block.attention.out_weights())
         probs = rows.at_layer(HookPoint.ATTN_QK_PROBS, layer)
-        found.append(torch.einsum("bhqk,bhkd->bqkd", probs, written))
+        summed = torch.einsum("bhqk,bhkd->bqkd", probs, written)
+        scale = rows.write_scale(HookPoint.ATTN_QK_PROBS, layer)
+        found.append(summed if scale is None else summed / scale[..., None])
     return Layers(found)
 
 

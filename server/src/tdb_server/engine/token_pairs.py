@@ -52,6 +52,9 @@ def latent_gradients(
     reads = layer.read_directions(latents, site) * is_active
     if autoencoder.site is Site.ATTN_V_OUT:
         return reads
+    scale = batch.write_scale(HookPoint.ATTN_QK_PROBS, layer_index)
+    if scale is not None:
+        reads = reads / scale[row, tokens]
     return batch.model.decoder.blocks[layer_index].attention.write_transposed(reads)
 
 

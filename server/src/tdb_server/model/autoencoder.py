@@ -24,7 +24,6 @@ latents that are active (Bricken et al. 2023, "Towards Monosemanticity").
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -143,6 +142,33 @@ class AutoencoderLayer:
         return replace(self, **tensors)  # type: ignore[arg-type]
 
 
+class MlpInputs:
+    """What MLPs read in a forward pass, before the gain of their norms, put together at its hook points."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        """For one pass."""
+        is_parallel = HookPoint.RESID_POST_ATTN in decoder.absent_hook_points
+        before = (HookPoint.RESID_POST_EMB, HookPoint.RESID_POST_MLP)
+        self._streams = before if is_parallel else (HookPoint.RESID_POST_ATTN,)
+        self._blocks = decoder.blocks
+        self._stream: Tensor | None = None
+        self._scale: Tensor | None = None
+
+    def see(self, hook_point: HookPoint, x: Tensor) -> None:
+        """Takes what goes on from a hook point."""
+        if hook_point in self._streams:
+            self._stream = x
+        elif hook_point is HookPoint.MLP_LN_SCALE:
+            self._scale = x
+
+    def of_layer(self, layer_index: int) -> Tensor:
+        """[B, T, d], once the MLP of the layer has read it."""
+        assert self._stream is not None
+        centered = self._blocks[layer_index].mlp.norm.centered(self._stream)
+        # Some families norm only what is added.
+        return centered if self._scale is None else centered / self._scale
+
+
 @dataclass
 class Autoencoder:
     """The dictionaries of one site, by layer."""
@@ -174,13 +200,6 @@ class Autoencoder:
         if self.site is Site.ATTN_V_OUT:
             return decoder.blocks[layer_index].attention.write(directions)
         return directions
-
-    def inputs(self, decoder: Decoder, layer_index: int, values: Callable[[HookPoint], Tensor]) -> Tensor:
-        """What a layer's dictionary reads [B, T, s], of values of the site's `read_hook_points`."""
-        if self.site is Site.MLP_TRANSCODER:
-            norm = decoder.blocks[layer_index].mlp.norm
-            return norm.centered(values(HookPoint.RESID_POST_ATTN)) / values(HookPoint.MLP_LN_SCALE)
-        return self.side_by_side(values(self.site.hook_point))
 
     def side_by_side(self, x: Tensor) -> Tensor:
         """What a hook point has, as the dictionary sees it [B, T, s]: heads [B, H, T, e] side by side."""
@@ -249,18 +268,15 @@ class Autoencoder:
         token_ids = torch.linspace(0, config.vocabulary_size - 1, n_tokens, device=decoder.device).long()[
             None
         ]
-        seen: dict[HookPoint, Tensor] = {}
+        mlp_inputs = MlpInputs(decoder)
         found = []
 
         def hook(hook_point: HookPoint, layer_index: int | None, x: Tensor) -> Tensor:
-            if layer_index in self.layers and hook_point in self.site.read_hook_points:
-                seen[hook_point] = x
-                if len(seen) == len(self.site.read_hook_points):
-                    latents = self.layers[layer_index].encode(
-                        self.inputs(decoder, layer_index, seen.__getitem__)
-                    )
-                    found.append((latents > 0).sum(dim=-1).amax())
-                    seen.clear()
+            mlp_inputs.see(hook_point, x)
+            if layer_index in self.layers and hook_point is self.site.hook_point:
+                is_transcoder = self.site is Site.MLP_TRANSCODER
+                read = mlp_inputs.of_layer(layer_index) if is_transcoder else self.side_by_side(x)
+                found.append((self.layers[layer_index].encode(read) > 0).sum(dim=-1).amax())
             return x
 
         decoder.forward(decoder.embed(token_ids), Hooks(hook, NORM_SCALES))

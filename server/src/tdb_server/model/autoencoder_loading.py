@@ -187,6 +187,16 @@ def refuse_other_models(layer: StoredLayer, config: DecoderConfig) -> None:
         raise AutoencoderBroken(
             f"{layer.path}: for layer {place.layer_index}; the model has layers 0 to {config.n_layers - 1}"
         )
+    if place.is_before_post_norm and config.post_norms:
+        raise AutoencoderBroken(
+            f"{layer.path}: trained on what a block gives before its post-norm; in a {config.family} model "
+            f"that is not {place.site.value}, which is behind it"
+        )
+    if place.site is Site.RESID_POST_ATTN and config.parallel_blocks:
+        raise AutoencoderBroken(
+            f"{layer.path}: there is no {place.site.value} in a {config.family} model, whose attention "
+            "and MLP read the same stream"
+        )
     width, n_latents = site_width(place.site, config), weights.latent_bias.numel()
     shapes = {
         "pre_bias": (weights.pre_bias, (width,)),

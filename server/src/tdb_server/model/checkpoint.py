@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tdb_server.errors import ModelBroken, UnsupportedModel
+from tdb_server.model.families.weight_names import WeightNames
 from tdb_server.model.model_files import INDEX_FILE, WeightFiles, weight_files
 from tdb_server.model.progress import Progress
 
@@ -76,11 +77,11 @@ class Target:
 
     Attributes:
         place: of the shape that the configuration demands.
-        is_transposed: whether the tensor is stored as [inputs, outputs].
+        arranged: from the stored tensor to the numbers that go there.
     """
 
     place: Tensor
-    is_transposed: bool
+    arranged: Callable[[Tensor], Tensor]
 
 
 class Checkpoint:
@@ -88,7 +89,7 @@ class Checkpoint:
 
     Args:
         folder: a Hugging Face model folder.
-        prefix: what may stand before the names of tensors.
+        names: what may stand before the names of tensors, and what else they may be called.
 
     Attributes:
         unread: names of the tensors that nobody has checked, without prefix.
@@ -97,9 +98,9 @@ class Checkpoint:
         ModelBroken: a file is missing or damaged, or a tensor is stored twice with different values.
     """
 
-    def __init__(self, folder: Path, prefix: str) -> None:
+    def __init__(self, folder: Path, names: WeightNames) -> None:
         self.folder = folder
-        self._prefix = prefix
+        self._names = names
         self._open_files = ExitStack()
         self._stored: dict[str, StoredTensor] = {}
         self._handles: dict[Path, Any] = {}
@@ -186,7 +187,9 @@ class Checkpoint:
         found = self._stored.get(name)
         if found is None:
             files = ", ".join(sorted({one.path.name for one in self._stored.values()})) or "empty"
-            raise ModelBroken(f"{self.folder} ({files}): no tensor {name}, nor {self._prefix}{name}")
+            raise ModelBroken(
+                f"{self.folder} ({files}): no tensor {name}, nor {self._names.prefixes[-1]}{name}"
+            )
         return found
 
     def _add(self, path: Path) -> None:
@@ -202,7 +205,10 @@ class Checkpoint:
                 raise ModelBroken(f"{self.folder}: {known} and {stored} are one tensor with different values")
 
     def _short(self, full_name: str) -> str:
-        return _unwrapped(full_name).removeprefix(self._prefix)
+        name = _unwrapped(full_name)
+        prefix = next((one for one in self._names.prefixes if name.startswith(one)), "")
+        short = name.removeprefix(prefix)
+        return self._names.other_names.get(short, short)
 
     def _tell_of_contradictions(self, files: WeightFiles) -> None:
         """Says in the log what the folder says twice, and how that was settled: as transformers does."""
@@ -241,7 +247,7 @@ def _header(path: Path) -> bytes:
 def _copy(what: str, source: Tensor, target: Target) -> None:
     if not source.is_floating_point() or source.element_size() < 2:
         raise UnsupportedModel(f"{what} is stored as {source.dtype}, not as floating point")
-    target.place.copy_(source.T if target.is_transposed else source)
+    target.place.copy_(target.arranged(source))
     if not _is_finite(target.place):
         raise ModelBroken(f"{what} holds values that are not finite as {target.place.dtype}")
 

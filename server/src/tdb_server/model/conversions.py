@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 CONVERTERS = (
     *sorted(Path(__file__).parent.glob("gguf*.py")),
     Path(__file__).with_name("tokenizer_conversion.py"),
-    Path(__file__).with_name("weight_names.py"),
+    *sorted((Path(__file__).parent / "families").glob("*.py")),
 )
 """The code that decides what a GGUF file and a folder's tokenizer become."""
 

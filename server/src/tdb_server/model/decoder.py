@@ -1,4 +1,4 @@
-"""A decoder-only transformer in one file: GPT-2 and the Llama family, told apart by `DecoderConfig`.
+"""A decoder-only transformer in one file: GPT-2, Llama and those after them, told apart by `DecoderConfig`.
 
     x = embedding                                             [B, T, d]
     per block:  x = x + attention(x);  x = x + mlp(x)
@@ -10,6 +10,9 @@ block computes its forward pass, and offers these maps and their transposes for 
 everything that is reported of a component is one of them, applied to something. No other package names a
 weight, a norm, a mask or a family.
 
+Where a family norms what a block adds, the gain of that norm is part of `write`. Its scale is not: whoever
+asks divides by the scale that the forward pass had, at the token that is written to.
+
 Every tensor worth looking at passes through a hook (`tdb_server.model.hooks`). Attention is written out
 because the attention probabilities are themselves something people ask about.
 
@@ -18,6 +21,8 @@ Rows are padded on the right. The causal mask alone keeps padding away from real
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +33,8 @@ from tdb_server.model.activations import activate
 from tdb_server.model.config import DecoderConfig
 from tdb_server.model.decoder_weights import DecoderWeights, LayerWeights, NormWeights
 from tdb_server.model.hooks import HOLD_NORM_SCALES, NO_HOOKS, Hooks
-from tdb_server.model.positions import Positions
-from tdb_server.model.rotary import rotate
+from tdb_server.model.positions import Positions, positions_of_layers
+from tdb_server.model.rotary import rotate, write_rotated
 from tdb_server.model.written_gradients import (
     gated,
     linear_read_at_few_outputs,
@@ -49,32 +54,59 @@ def root_mean_square(x: Tensor, epsilon: float) -> Tensor:
     return torch.sqrt(wide(x).pow(2).mean(dim=-1, keepdim=True) + epsilon).to(x.dtype)
 
 
+def soft_cap(x: Tensor, cap: float | None) -> Tensor:
+    """`cap * tanh(x / cap)`; x itself without a cap."""
+    return x if cap is None else torch.tanh(x / cap) * cap
+
+
 class Norm:
-    """`centered(x) / scale * gain + bias`, where RMS norms center nothing and have no bias."""
+    """`centered(x) / scale * gain + bias`, where RMS norms center nothing and have no bias.
+
+    Without weights it stands where a family has no norm, and gives back what it gets.
+    """
 
     def __init__(
-        self, config: DecoderConfig, weights: NormWeights, scale: HookPoint, layer_index: int | None
+        self,
+        config: DecoderConfig,
+        weights: NormWeights | None,
+        scale: HookPoint,
+        layer_index: int | None,
+        like: Tensor,
     ) -> None:
-        """Takes its weights; `scale` is the hook point of its scale."""
-        self.gain, self.bias, self.epsilon = weights.gain, weights.bias, config.norm_epsilon
-        self.is_layer_norm = config.norm == "layer_norm"
+        """Takes its weights; `scale` is the hook point of its scale.
+
+        What it offers others is where `like` is, and of its type.
+        """
+        self.weights, self.epsilon = weights, config.norm_epsilon
+        self.gain = like.new_ones(config.d_model) if weights is None else weights.gain.to(like.dtype)
+        self.bias = None if weights is None else weights.bias
+        self.is_layer_norm = weights is not None and config.norm == "layer_norm"
         self._hook_point, self._layer_index = scale, layer_index
 
     def __call__(self, x: Tensor, hooks: Hooks = NO_HOOKS) -> Tensor:
         """[..., d] to [..., d]."""
+        weights = self.weights
+        if weights is None:
+            return x
         if self._hook_point in hooks.inner:
             return self.normalize(x, hooks(self._hook_point, self._layer_index, self.scale(x)))
         if self.is_layer_norm:
-            return F.layer_norm(x, x.shape[-1:], self.gain, self.bias, self.epsilon)
-        return rms_norm(x, self.gain, self.epsilon)
+            return F.layer_norm(x, x.shape[-1:], weights.gain, self.bias, self.epsilon)
+        return rms_norm(x, weights.gain, self.epsilon)
 
     def scale(self, x: Tensor) -> Tensor:
         """What is divided by: [..., d] to [..., 1]."""
-        return root_mean_square(self.centered(x), self.epsilon)
+        return (
+            torch.ones_like(x[..., :1])
+            if self.weights is None
+            else root_mean_square(self.centered(x), self.epsilon)
+        )
 
     def normalize(self, x: Tensor, scale: Tensor) -> Tensor:
         """The output, given the scale [..., 1], which a caller may hold constant."""
-        normed = self.centered(x) / scale * self.gain
+        if self.weights is None:
+            return x
+        normed = (self.centered(x) / scale * self.weights.gain).to(x.dtype)
         return normed if self.bias is None else normed + self.bias
 
     def centered(self, x: Tensor) -> Tensor:
@@ -89,7 +121,9 @@ class Attention:
         self, config: DecoderConfig, weights: LayerWeights, positions: Positions, layer_index: int
     ) -> None:
         self.config, self.weights, self.layer_index = config, weights, layer_index
-        self.norm = Norm(config, weights.attn_norm, HookPoint.ATTN_LN_SCALE, layer_index)
+        like = weights.attn_out_weight
+        self.norm = Norm(config, weights.attn_norm, HookPoint.ATTN_LN_SCALE, layer_index, like)
+        self.post_norm = Norm(config, weights.attn_post_norm, HookPoint.ATTN_POST_LN_SCALE, layer_index, like)
         self._positions = positions
         self._is_last = layer_index == config.n_layers - 1
 
@@ -100,7 +134,7 @@ class Attention:
         q = hooks(HookPoint.ATTN_Q, layer_index, q)
         k = hooks(HookPoint.ATTN_K, layer_index, k)
         v = hooks(HookPoint.ATTN_V, layer_index, v)
-        products = self.grouped(q) @ k.transpose(-1, -2)
+        products = self.cap(self.grouped(q) @ k.transpose(-1, -2))
         logits = products.view(n_rows, -1, n_tokens, n_tokens)  # [B, H, T, T]
         with torch.no_grad():  # what softmax ignores gets no gradient from it, with or without the mask
             self._positions.hide(logits)
@@ -110,56 +144,77 @@ class Attention:
         v_out = (self.grouped(probs) @ v).view(n_rows, -1, n_tokens, v.shape[-1])
         v_out = hooks(HookPoint.ATTN_V_OUT, layer_index, v_out)  # [B, H, T, e]
         joined = v_out.transpose(1, 2).flatten(2)  # [B, T, H * e]
-        return linear(joined, self.weights.attn_out_weight, self.weights.attn_out_bias, self._is_last)
+        written = linear(joined, self.weights.attn_out_weight, self.weights.attn_out_bias, self._is_last)
+        return self.post_norm(written, hooks)
 
     def queries_keys_values(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, T, d] to queries [B, H, T, e], keys [B, G, T, e] and values [B, G, T, e].
 
-        Queries and keys each carry half of the `1 / sqrt(e)` scale, and their rotation where there is one.
+        Queries and keys each carry half of attention's scale, and their rotation where there is one.
         """
         config, weights, n_tokens = self.config, self.weights, normed.shape[1]
         qkv = F.linear(normed, weights.qkv_weight, weights.qkv_bias)
         qkv = qkv.view(*normed.shape[:-1], -1, config.d_head)  # [B, T, H + 2G, e]
         n_queries, n_keys = config.n_heads, config.n_key_value_heads
-        if weights.q_norm is None and weights.k_norm is None:
-            return split_heads(qkv, n_queries, n_keys, *self._positions.turns(slice(n_tokens), qkv.dtype))
-        q, k, v = torch.split(qkv.transpose(1, 2), [n_queries, n_keys, n_keys], dim=1)
-        tokens = slice(n_tokens)
-        return self.turn_heads(q, weights.q_norm, tokens), self.turn_heads(k, weights.k_norm, tokens), v
+        turns = self._positions.turns(slice(n_tokens), qkv.dtype)
+        if config.qk_norm is None:
+            return split_heads(qkv, n_queries, n_keys, *turns)
+        q, k, v = torch.split(qkv, [n_queries, n_keys, n_keys], dim=2)
+        q, k = self.normed_heads(q, weights.q_norm), self.normed_heads(k, weights.k_norm)
+        return rotate(q.transpose(1, 2), *turns), rotate(k.transpose(1, 2), *turns), v.transpose(1, 2)
 
-    def turn_heads(self, x: Tensor, head_norm: Tensor | None, tokens: slice | Tensor) -> Tensor:
-        """Queries or keys [.., T, e] as products give them to what attention multiplies.
-
-        They are normed where a family does that, scaled, and rotated where there is rotation, by their
-        tokens' positions. `head_norm` is the gain of that norm, [e] or [.., T, e].
-        """
-        if head_norm is not None:
-            x = x / root_mean_square(x, self.config.norm_epsilon) * head_norm
-        return rotate(x, *self._positions.turns(tokens, x.dtype))
+    def normed_heads(self, x: Tensor, gain: Tensor | None) -> Tensor:
+        """Queries or keys of all heads [..., H, e], normed where a family does that, each or all together."""
+        if gain is None:
+            return x
+        if self.config.qk_norm == "full":
+            joined = x.flatten(-2)
+            return (
+                (joined / root_mean_square(joined, self.config.norm_epsilon) * gain).to(x.dtype).view(x.shape)
+            )
+        return (x / root_mean_square(x, self.config.norm_epsilon) * gain).to(x.dtype)
 
     def held(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of the residual stream [m, T, d], norm's scale held: [m, H or G, T, e]."""
         return self.queries_keys_values(self.norm(x, HOLD_NORM_SCALES))
 
-    def one_head(self, x: Tensor, heads: Tensor) -> Tensor:
-        """Each residual stream's query or key, of one head each, before it is normed and turned.
+    def products(self, x: Tensor) -> Tensor:
+        """Each residual stream's queries, keys and values before they are normed and turned.
+
+        [m, d] to [m, (H + 2G) * e].
+        """
+        return F.linear(self.norm(x), self.weights.qkv_weight, self.weights.qkv_bias)
+
+    def logits_of(self, products: Tensor, heads: Tensor, tokens: Tensor, others: Tensor) -> Tensor:
+        """Attention logits of m pairs, as functions of one side's products.
 
         Args:
-            x: [m, d].
-            heads: of all queries, then all keys, then all values [m].
+            products: queries, keys and values before they are normed and turned [m, (H + 2G) * e].
+            heads: the head of the query, or behind all of them that of the key [m].
+            tokens: where that side is [m].
+            others: the other side's key or query, normed and turned [m, e].
 
         Returns:
-            [m, e].
+            [m].
         """
-        products = F.linear(self.norm(x), self.weights.qkv_weight, self.weights.qkv_bias)
-        by_head = products.view(len(x), -1, self.config.d_head)
-        return by_head[torch.arange(len(x), device=x.device), heads]
+        config = self.config
+        by_head = products.view(len(products), -1, config.d_head)
+        q, k, _ = torch.split(by_head, [config.n_heads, *[config.n_key_value_heads] * 2], dim=1)
+        q, k = self.normed_heads(q, self.weights.q_norm), self.normed_heads(k, self.weights.k_norm)
+        own = torch.cat((q, k), dim=1)[torch.arange(len(heads), device=heads.device), heads]  # [m, e]
+        turned = rotate(own, *self._positions.turns(tokens, own.dtype))
+        return self.cap((turned * others).sum(dim=-1))
 
-    def head_gains(self, is_query: Tensor) -> Tensor:
-        """Gains of the norms of queries and keys, for families that have them: [m, 1] to [m, e]."""
-        assert self.weights.q_norm is not None
-        assert self.weights.k_norm is not None
-        return torch.where(is_query, self.weights.q_norm, self.weights.k_norm)
+    def cap(self, logits: Tensor) -> Tensor:
+        """Products of queries and keys to what enters the softmax."""
+        return soft_cap(logits, self.config.attention_cap)
+
+    def turned_back(self, others: Tensor, tokens: Tensor) -> Tensor:
+        """Queries or keys [m, e] as products of the other side at some tokens [m] are multiplied with."""
+        cosine, sine = self._positions.turns(tokens, others.dtype)
+        found = torch.empty_like(others)
+        write_rotated(others, cosine, sine, found, is_back=True)
+        return found
 
     def read_transposed(self, qkv: Tensor) -> Tensor:
         """Vectors among all queries, keys and values [m, (H + 2G) * e] to the residual stream [m, d].
@@ -178,17 +233,25 @@ class Attention:
         return values if n_per_group == 1 else values.repeat_interleave(n_per_group, dim=-3)
 
     def write(self, v_out: Tensor) -> Tensor:
-        """All heads' weighted sums of values side by side [..., H * e] to what they write [..., d]."""
-        return F.linear(v_out, self.weights.attn_out_weight)
+        """All heads' weighted sums of values side by side [..., H * e] to what they write [..., d].
+
+        Still to be divided by the post-norm's scale, where there is one; so are those below.
+        """
+        return times_gain(F.linear(v_out, self.weights.attn_out_weight), self.post_norm)
 
     def write_transposed(self, directions: Tensor) -> Tensor:
         """Directions [..., d] as seen by all heads' values, side by side: [..., H * e]."""
-        return directions @ self.weights.attn_out_weight
+        return times_gain(directions, self.post_norm) @ self.weights.attn_out_weight
 
     def out_weights(self) -> Tensor:
-        """Output weights by head, a view of them [H, d, e]."""
+        """What each head writes with [H, d, e]."""
         config = self.config
-        return self.weights.attn_out_weight.view(-1, config.n_heads, config.d_head).transpose(0, 1)
+        by_head = self.weights.attn_out_weight.view(-1, config.n_heads, config.d_head).transpose(0, 1)
+        return times_gain(by_head.transpose(1, 2), self.post_norm).transpose(1, 2)
+
+    def hidden_cells(self, n_tokens: int) -> Tensor:
+        """True where it may not look: [T, T]."""
+        return self._positions.mask(n_tokens)
 
 
 class Mlp:
@@ -196,7 +259,9 @@ class Mlp:
 
     def __init__(self, config: DecoderConfig, weights: LayerWeights, layer_index: int) -> None:
         self.config, self.weights, self.layer_index = config, weights, layer_index
-        self.norm = Norm(config, weights.mlp_norm, HookPoint.MLP_LN_SCALE, layer_index)
+        like = weights.mlp_out_weight
+        self.norm = Norm(config, weights.mlp_norm, HookPoint.MLP_LN_SCALE, layer_index, like)
+        self.post_norm = Norm(config, weights.mlp_post_norm, HookPoint.MLP_POST_LN_SCALE, layer_index, like)
         self._is_last = layer_index == config.n_layers - 1
 
     def __call__(self, x: Tensor, hooks: Hooks = NO_HOOKS) -> Tensor:
@@ -211,7 +276,8 @@ class Mlp:
         else:
             act = gated(self.config.activation, hidden)
         act = hooks(HookPoint.MLP_POST_ACT, layer_index, act)  # [B, T, F]
-        return linear(act, weights.mlp_out_weight, weights.mlp_out_bias, self._is_last)
+        written = linear(act, weights.mlp_out_weight, weights.mlp_out_bias, self._is_last)
+        return self.post_norm(written, hooks)
 
     def activate(self, pre_act: Tensor) -> Tensor:
         """The nonlinearity."""
@@ -225,8 +291,8 @@ class Mlp:
         """All neurons' activations, from what they see."""
         return gated(self.config.activation, hidden) if self.config.gated else self.activate(hidden)
 
-    def output(self, post_act: Tensor) -> Tensor:
-        """What is added to the residual stream, from all neurons' activations."""
+    def written(self, post_act: Tensor) -> Tensor:
+        """What all neurons write, with the bias, before the post-norm: [..., F] to [..., d]."""
         return F.linear(post_act, self.weights.mlp_out_weight, self.weights.mlp_out_bias)
 
     def read_transposed(self, at_hidden: Tensor) -> Tensor:
@@ -271,20 +337,23 @@ class Mlp:
         return self.activate(hidden[0]) * hidden[1] if self.config.gated else self.activate(hidden)
 
     def write(self, post_act: Tensor) -> Tensor:
-        """Activations [..., F] to what they write [..., d], without the bias."""
-        return F.linear(post_act, self.weights.mlp_out_weight)
+        """Activations [..., F] to what they write [..., d], without the bias.
+
+        Still to be divided by the post-norm's scale, where there is one; so are those below.
+        """
+        return times_gain(F.linear(post_act, self.weights.mlp_out_weight), self.post_norm)
 
     def write_transposed(self, directions: Tensor) -> Tensor:
         """Directions [..., d] as seen by the neurons [..., F]."""
-        return directions @ self.weights.mlp_out_weight
+        return times_gain(directions, self.post_norm) @ self.weights.mlp_out_weight
 
     def unit_writes(self, neurons: Tensor) -> Tensor:
         """What neurons [m] write per unit of activation [m, d]."""
-        return self.weights.mlp_out_weight[:, neurons].T
+        return times_gain(self.weights.mlp_out_weight[:, neurons].T, self.post_norm)
 
     def unit_write_norms(self) -> Tensor:
         """Norms of what the neurons write per unit of activation [F]."""
-        norms: Tensor = self.weights.mlp_out_weight.norm(dim=0)
+        norms: Tensor = times_gain(self.weights.mlp_out_weight.T, self.post_norm).norm(dim=1)
         return norms
 
 
@@ -297,14 +366,16 @@ class Block:
         self.layer_index = layer_index
         self.attention = Attention(config, weights, positions, layer_index)
         self.mlp = Mlp(config, weights, layer_index)
+        self._is_parallel = config.parallel_blocks
 
     def __call__(self, x: Tensor, hooks: Hooks = NO_HOOKS) -> Tensor:
         """The residual stream [B, T, d] behind the layer."""
-        at = self.layer_index
-        delta = hooks(HookPoint.RESID_DELTA_ATTN, at, self.attention(x, hooks))
-        x = hooks(HookPoint.RESID_POST_ATTN, at, x + delta)
-        delta = hooks(HookPoint.RESID_DELTA_MLP, at, self.mlp(x, hooks))
-        return hooks(HookPoint.RESID_POST_MLP, at, x + delta)
+        at, before = self.layer_index, x
+        x = x + hooks(HookPoint.RESID_DELTA_ATTN, at, self.attention(x, hooks))
+        if not self._is_parallel:
+            before = x = hooks(HookPoint.RESID_POST_ATTN, at, x)
+        x = x + hooks(HookPoint.RESID_DELTA_MLP, at, self.mlp(before, hooks))
+        return hooks(HookPoint.RESID_POST_MLP, at, x)
 
 
 class Decoder:
@@ -313,12 +384,17 @@ class Decoder:
     def __init__(self, config: DecoderConfig, weights: DecoderWeights) -> None:
         self.config = config
         self.weights = weights
-        self._positions = Positions(config, weights.token_embedding)
         self.blocks = [
-            Block(config, layer, self._positions, layer_index)
-            for layer_index, layer in enumerate(weights.layers)
+            Block(config, layer, positions, layer_index)
+            for layer_index, (layer, positions) in enumerate(
+                zip(weights.layers, positions_of_layers(config, weights.token_embedding), strict=True)
+            )
         ]
-        self.final_norm = Norm(config, weights.final_norm, HookPoint.RESID_LN_F_SCALE, None)
+        self.final_norm = Norm(
+            config, weights.final_norm, HookPoint.RESID_LN_F_SCALE, None, weights.token_embedding
+        )
+        # As transformers has it, the scale of embeddings is rounded like the embeddings themselves.
+        self.embedding_scale: float = torch.tensor(config.embedding_scale).to(self.dtype).item()
 
     @property
     def device(self) -> torch.device:
@@ -337,7 +413,7 @@ class Decoder:
 
     @property
     def token_embedding(self) -> Tensor:
-        """What each token of the vocabulary adds to the residual stream at its place [V, d]."""
+        """What each token of the vocabulary adds to the residual stream at its place, unscaled [V, d]."""
         return self.weights.token_embedding
 
     @property
@@ -350,6 +426,31 @@ class Decoder:
         """Whether a neuron reads along one direction at all tokens: those without gates do."""
         return not self.config.gated
 
+    @property
+    def absent_hook_points(self) -> frozenset[HookPoint]:
+        """What other decoders have and this one has not."""
+        config = self.config
+        no_pre = () if config.pre_norms else (HookPoint.ATTN_LN_SCALE, HookPoint.MLP_LN_SCALE)
+        no_post = () if config.post_norms else (HookPoint.ATTN_POST_LN_SCALE, HookPoint.MLP_POST_LN_SCALE)
+        no_between = (HookPoint.RESID_POST_ATTN,) if config.parallel_blocks else ()
+        return frozenset((*no_pre, *no_post, *no_between))
+
+    @property
+    def write_scales(self) -> dict[HookPoint, HookPoint]:
+        """By the hook point of what is written with, that of the scale which writes are divided by."""
+        if not self.config.post_norms:
+            return {}
+        of_heads = dict.fromkeys(
+            (HookPoint.ATTN_QK_PROBS, HookPoint.ATTN_V_OUT), HookPoint.ATTN_POST_LN_SCALE
+        )
+        return {**of_heads, HookPoint.MLP_POST_ACT: HookPoint.MLP_POST_LN_SCALE}
+
+    @property
+    def heads_read_alike(self) -> bool:
+        """Whether attention logits are linear in queries and in keys, which turn alike in all layers."""
+        config = self.config
+        return config.qk_norm is None and config.attention_cap is None and config.sliding_rotary is None
+
     def along_logits(self, vectors: Tensor) -> Tensor:
         """What is written [..., d] as the unembedding sees it, the final norm's scale being 1."""
         return vectors * self.final_norm.gain
@@ -357,6 +458,7 @@ class Decoder:
     def embed(self, token_ids: Tensor) -> Tensor:
         """Token ids [B, T] to the first residual stream [B, T, d]."""
         x = F.embedding(token_ids, self.weights.token_embedding)
+        x = self.entering(x)
         if self.weights.position_embedding is not None:
             x = x + self.weights.position_embedding[: token_ids.shape[1]]
         return x
@@ -373,16 +475,35 @@ class Decoder:
         return self.final_norm(x, hooks)
 
     def logits(self, x: Tensor, hooks: Hooks = NO_HOOKS) -> Tensor:
-        """Last residual stream [..., d] to logits [..., V]."""
+        """Last residual stream [..., d] to logits [..., V], before their cap."""
         return self.unembed(self.final_norm(x, hooks))
 
     def unembed(self, normed: Tensor) -> Tensor:
-        """What the final norm gives [..., d] to logits [..., V]."""
+        """What the final norm gives [..., d] to logits [..., V], before their cap."""
         return linear_read_at_few_outputs(normed, self.weights.unembedding)
 
-    def hidden_cells(self, n_tokens: int) -> Tensor:
-        """True where attention may not look: [T, T]."""
-        return self._positions.mask(n_tokens)
+    @property
+    def caps_logits(self) -> bool:
+        """Whether final logits have a cap."""
+        return self.config.logit_cap is not None
+
+    def cap(self, logits: Tensor) -> Tensor:
+        """Logits before their cap to the model's own, of which probabilities are made."""
+        return soft_cap(logits, self.config.logit_cap)
+
+    def entering(self, x: Tensor) -> Tensor:
+        """Token embeddings [..., d], or what is multiplied with them, as they enter the residual stream."""
+        return x if self.embedding_scale == 1 else x * self.embedding_scale
+
+    def hidden_cells(self, n_tokens: int, layers: Sequence[int]) -> Tensor:
+        """True where attention of layers may not look: [L, T, T], or [1, T, T] where all look alike."""
+        masks = [self.blocks[layer].attention.hidden_cells(n_tokens) for layer in layers]
+        return masks[0][None] if all(one is masks[0] for one in masks) else torch.stack(masks)
+
+
+def times_gain(x: Tensor, norm: Norm) -> Tensor:
+    """x [..., d] times a norm's gain; x itself where there is none."""
+    return x if norm.weights is None else x * norm.gain
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, is_last: bool) -> Tensor:

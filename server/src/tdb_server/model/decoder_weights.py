@@ -17,26 +17,28 @@ from torch import Tensor
 class NormWeights:
     """Gain and bias of one norm; RMS norms have no bias."""
 
-    gain: Tensor  # [d]
+    gain: Tensor  # [d]; float32 where it is a sum with 1, which half precision would round
     bias: Tensor | None  # [d]
 
 
 @dataclass
 class LayerWeights:
-    """One layer."""
+    """One layer. Norms are None where a family has none."""
 
-    attn_norm: NormWeights
+    attn_norm: NormWeights | None
     qkv_weight: Tensor  # [(H + 2G) * e, d], rows: queries, keys, values
     qkv_bias: Tensor | None  # [(H + 2G) * e]
-    q_norm: Tensor | None  # [e], RMS norm of each query head, where a family has one
-    k_norm: Tensor | None  # [e]
+    q_norm: Tensor | None  # RMS norm of each query head [e], or of all of them together [H * e]
+    k_norm: Tensor | None  # [e] or [G * e]
     attn_out_weight: Tensor  # [d, H * e]
     attn_out_bias: Tensor | None  # [d]
-    mlp_norm: NormWeights
+    attn_post_norm: NormWeights | None  # of what attention adds
+    mlp_norm: NormWeights | None
     mlp_in_weight: Tensor  # [F, d], or [2F, d] when gated, rows: gate, up
     mlp_in_bias: Tensor | None  # [F] or [2F]
     mlp_out_weight: Tensor  # [d, F]
     mlp_out_bias: Tensor | None  # [d]
+    mlp_post_norm: NormWeights | None  # of what the MLP adds
 
 
 @dataclass

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from tdb_server.errors import ModelBroken, UnsupportedModel
 from tdb_server.model.config import DecoderConfig
+from tdb_server.model.families import weight_names
 from tdb_server.model.gguf_config import ROTARY_FACTORS
 from tdb_server.model.gguf_file import GgufFile, GgufTensor
-from tdb_server.model.weight_names import weight_names
 
 Order = Literal["same", "transposed", "pairs"]
 
@@ -115,18 +115,18 @@ def _unpaired(values: NDArray[np.float32], n_heads: int) -> NDArray[np.float32]:
 def _outside_layers(config: DecoderConfig) -> Iterator[Target]:
     names = weight_names(config.family)
     table = (config.vocabulary_size, config.d_model)
-    yield Target(f"{names.prefix}{names.token_embedding}.weight", "token_embd.weight", table)
-    if config.rotary_theta is None:
-        name = f"{names.prefix}{names.position_embedding}.weight"
+    yield Target(f"{names.prefixes[-1]}{names.token_embedding}.weight", "token_embd.weight", table)
+    if config.rotary is None:
+        name = f"{names.prefixes[-1]}{names.position_embedding}.weight"
         yield Target(name, "position_embd.weight", (config.context_length, config.d_model))
-    yield from _norm(config, names.prefix + names.final_norm, "output_norm")
+    yield from _norm(config, names.prefixes[-1] + names.final_norm, "output_norm")
     if not config.tied_embeddings:
         yield Target(f"{names.unembedding}.weight", "output.weight", table)
 
 
 def _layer(config: DecoderConfig, layer_index: int, is_llama: bool) -> Iterator[Target]:
     names = weight_names(config.family)
-    outside, source = f"{names.prefix}{names.layers}.{layer_index}.", f"blk.{layer_index}."
+    outside, source = f"{names.prefixes[-1]}{names.layers}.{layer_index}.", f"blk.{layer_index}."
     n_queries, n_keys = config.n_heads, config.n_key_value_heads
     order: Order = "pairs" if is_llama else "same"
 
@@ -138,7 +138,7 @@ def _layer(config: DecoderConfig, layer_index: int, is_llama: bool) -> Iterator[
         order: Order = "same",
         n_heads: int = 1,
     ) -> Iterator[Target]:
-        weight_order: Order = "transposed" if names.transposed else order
+        weight_order: Order = "transposed" if names.matrices == "transposed" else order
         yield Target(f"{outside}{name}.weight", f"{source}{part}.weight", shape, weight_order, n_heads)
         if has_bias:
             is_required = config.norm == "layer_norm"  # llama.cpp adds those of other families where they are
@@ -155,8 +155,8 @@ def _layer(config: DecoderConfig, layer_index: int, is_llama: bool) -> Iterator[
             of_part: Order = "same" if part == "v" else order
             shape = (heads * width, config.d_model)
             yield from linear(f"attn_{part}", name, shape, config.qkv_bias, of_part, heads)
-    if config.head_norms:
-        for part, name in zip(("attn_q_norm", "attn_k_norm"), names.head_norms, strict=True):
+    if config.qk_norm:
+        for part, name in zip(("attn_q_norm", "attn_k_norm"), names.qk_norms, strict=True):
             yield Target(f"{outside}{name}.weight", f"{source}{part}.weight", (width,))
     shape = (config.d_model, n_queries * width)
     yield from linear("attn_output", names.attn_out, shape, config.attn_out_bias)

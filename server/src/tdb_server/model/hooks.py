@@ -11,7 +11,15 @@ from tdb_server.domain.hook_point import HookPoint
 
 Hook = Callable[[HookPoint, int | None, Tensor], Tensor]
 """From a hook point, its layer and its tensor to the tensor to go on with."""
-NORM_SCALES = frozenset({HookPoint.ATTN_LN_SCALE, HookPoint.MLP_LN_SCALE, HookPoint.RESID_LN_F_SCALE})
+NORM_SCALES = frozenset(
+    {
+        HookPoint.ATTN_LN_SCALE,
+        HookPoint.ATTN_POST_LN_SCALE,
+        HookPoint.MLP_LN_SCALE,
+        HookPoint.MLP_POST_LN_SCALE,
+        HookPoint.RESID_LN_F_SCALE,
+    }
+)
 INNER_HOOK_POINTS = NORM_SCALES | {HookPoint.MLP_PRE_ACT}
 """Hook points inside norms and gated MLPs."""
 

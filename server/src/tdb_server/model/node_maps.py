@@ -122,12 +122,17 @@ def latent_reads(
     is_behind = autoencoder.site is not Site.MLP_POST_ACT
 
     def at_post_act(block: Block, span: slice) -> Tensor:
-        layer, site = autoencoder.layers[block.layer_index], normed
-        if layer.norms_inputs:
-            post_act = block.mlp.after_hidden(hidden[span])
-            site = block.mlp.output(post_act) if is_behind else post_act
-        reads = layer.read_directions(latents[span], site)
-        return block.mlp.write_transposed(reads) if is_behind else reads
+        layer, own, post_norm = autoencoder.layers[block.layer_index], latents[span], block.mlp.post_norm
+        if not layer.norms_inputs and (not is_behind or post_norm.weights is None):
+            reads = layer.read_directions(own, normed[span])
+            return block.mlp.write_transposed(reads) if is_behind else reads
+        post_act = block.mlp.after_hidden(hidden[span])
+        if not is_behind:
+            return layer.read_directions(own, post_act)
+        written = block.mlp.written(post_act)
+        post_scale = post_norm.scale(written)
+        reads = layer.read_directions(own, post_norm.normalize(written, post_scale))
+        return block.mlp.write_transposed(reads / post_scale)
 
     reads = where.of_each(decoder, at_post_act)  # [m, F]
     at_hidden = gradient_of(lambda x: (mlp.after_hidden(x) * reads).sum(dim=-1), hidden)
@@ -142,14 +147,12 @@ class HeadNodes:
     Attributes:
         tokens: that are read: of queries q, of keys k.
         heads: the query heads, or behind all of them the key heads, that read.
-        is_query: through which [m, 1].
         others: the keys that queries are multiplied with, and the other way round [m, e].
         residual: the residual stream before the layer, at the tokens [m, d].
     """
 
     tokens: Tensor
     heads: Tensor
-    is_query: Tensor
     others: Tensor
     residual: Tensor
 
@@ -161,24 +164,25 @@ def head_reads(
 
     Without rotation they depend on the other token and the head alone, up to the norm's scale.
     """
-    config, attention = decoder.config, decoder.blocks[0].attention
-    product = torch.zeros_like(nodes.others)  # without a head norm the gradient is the same everywhere
-    gain = None
-    if config.head_norms:
-        residual, heads = nodes.residual, nodes.heads
-        product = where.of_each(
-            decoder, lambda block, span: block.attention.one_head(residual[span], heads[span])
+    config, first = decoder.config, decoder.blocks[0].attention
+    slices = None
+    if decoder.heads_read_alike:
+        turned = first.turned_back(nodes.others, nodes.tokens)
+        slices = _in_slices(turned, nodes.heads, config.n_heads + 2 * config.n_key_value_heads)
+
+    def read(block: Block, span: slice) -> Tensor:
+        """Back through the weights of queries and keys."""
+        attention = block.attention
+        if slices is not None:
+            return attention.read_transposed(slices[span])
+        heads, tokens, others = nodes.heads[span], nodes.tokens[span], nodes.others[span]
+        products = attention.products(nodes.residual[span])
+        return attention.read_transposed(
+            gradient_of(lambda x: attention.logits_of(x, heads, tokens, others), products)
         )
-        gain = where.of_each(decoder, lambda block, span: block.attention.head_gains(nodes.is_query[span]))
 
-    def logits(x: Tensor) -> Tensor:
-        return (attention.turn_heads(x, gain, nodes.tokens) * nodes.others).sum(dim=-1)
-
-    at_heads = gradient_of(logits, product)  # [m, e]
-    slices = _in_slices(at_heads, nodes.heads, config.n_heads + 2 * config.n_key_value_heads)
-    vectors = where.of_each(decoder, lambda block, span: block.attention.read_transposed(slices[span]))
-    vectors = attention.norm.centered(vectors * precomputed.attention_gains[where.layers])
-    return vectors, attention.norm.scale(nodes.residual)[:, 0]
+    vectors = first.norm.centered(where.of_each(decoder, read) * precomputed.attention_gains[where.layers])
+    return vectors, first.norm.scale(nodes.residual)[:, 0]
 
 
 def gradient_of(objectives: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ class Precomputed:
     """Norms and sums of frozen weights.
 
     Attributes:
-        neuron_write_norms: norm of each neuron's unit write [L, F].
-        head_write_grams: per head `W_O[h]^T W_O[h]` [L, H, e, e], so that `‖v W_O[h]‖² = v gram v`.
+        neuron_write_norms: norm of each neuron's unit write [L, F], and
+        head_write_grams: per head `W_O[h]^T W_O[h]` [L, H, e, e], so that `‖v W_O[h]‖² = v gram v`; both with
+            the post-norm's gain, but not its scale.
         attention_gains: of the norms before attention [L, d].
         mlp_gains: of the norms before MLPs [L, d].
         mlp_biases: of the same norms, where they have one [L, d].

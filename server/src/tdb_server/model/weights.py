@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,12 +23,12 @@ from tdb_server.model.checkpoint import Checkpoint, Target
 from tdb_server.model.config import DecoderConfig
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.decoder_weights import DecoderWeights, LayerWeights, NormWeights
-from tdb_server.model.families import decoder_config_from_hugging_face
+from tdb_server.model.families import decoder_config_from_hugging_face, weight_names
+from tdb_server.model.families.weight_names import WeightNames
 from tdb_server.model.model_files import CONFIG_FILE, read_config, weight_files
 from tdb_server.model.progress import Progress, no_progress
 from tdb_server.model.rotary import inverse_frequencies
 from tdb_server.model.shared_weights import SharedWeights, room_for, shared_weights
-from tdb_server.model.weight_names import WeightNames, weight_names
 
 _log = logging.getLogger(__name__)
 
@@ -60,22 +61,22 @@ def load_decoder(
     found = read_config(folder)
     try:
         config = decoder_config_from_hugging_face(found)
-        if config.rotary_theta is not None:
-            inverse_frequencies(config)  # refuses a scaling it does not know before gigabytes are read
+        for rotary in (config.rotary, config.sliding_rotary):
+            if rotary is not None:
+                inverse_frequencies(rotary)  # refuses a scaling it does not know before gigabytes are read
     except ModelError as error:
         raise type(error)(f"{folder}: {error.message}") from error
     names = weight_names(config.family)
     with ExitStack() as stack:
-        checkpoint = stack.enter_context(Checkpoint(folder, names.prefix))
+        checkpoint = stack.enter_context(Checkpoint(folder, names))
         config, names = _settle_tied_embeddings(config, names, checkpoint)
-        shared = None
+        loading = _Loading(config, names, checkpoint, torch.device(device), dtype)
+        loading.check()
         if shared_file is not None and torch.device(device).type == "cpu":
             key = _files_key(folder, dtype)
-            n_bytes = room_for(checkpoint.n_elements, checkpoint.n_tensors, dtype)
+            n_bytes = room_for(checkpoint.n_elements, checkpoint.n_tensors, loading.widest)
             waiting = shared_weights(shared_file, key, n_bytes, progress or no_progress)
-            shared = stack.enter_context(waiting)
-        loading = _Loading(config, names, checkpoint, torch.device(device), dtype, shared)
-        loading.check()
+            loading.shared = stack.enter_context(waiting)
         weights = loading.weights()
         weights.digest = loading.fill(progress or no_progress)
         if expected_digest not in (None, weights.digest):
@@ -119,6 +120,28 @@ def _settle_tied_embeddings(
     return replace(config, tied_embeddings=False), names
 
 
+Arrange = Callable[[Tensor], Tensor]
+"""From a tensor as it is stored to the decoder's."""
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+def _times(factor: float) -> Arrange:
+    """Multiplied in float32 at least; 1 changes nothing."""
+    return _as_it_is if factor == 1 else lambda x: _at_least_float32(x) * factor
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _heads_apart(config: DecoderConfig) -> Arrange:
+    """Rows from each head's query, key and value side by side to all queries, all keys, all values."""
+    return lambda x: x.view(config.n_heads, 3, config.d_head, -1).transpose(0, 1).reshape(x.shape)
+
+
 @dataclass
 class _Loading:
     """One run of `load_decoder`: what all of its steps need."""
@@ -128,7 +151,7 @@ class _Loading:
     checkpoint: Checkpoint
     device: torch.device
     dtype: torch.dtype
-    shared: SharedWeights | None
+    shared: SharedWeights | None = None
     targets: dict[str, Target] = field(default_factory=dict)
     is_checking: bool = False
 
@@ -143,7 +166,7 @@ class _Loading:
         self.is_checking = False
         # A tensor that nothing uses means that the configuration does not fit the model.
         for name in sorted(self.checkpoint.unread):
-            if not name.endswith(self.names.buffers):
+            if not name.endswith(self.names.left_alone) and not name.startswith(self.names.parts_left_alone):
                 raise ModelBroken(
                     f"{self.checkpoint.folder}: tensor {self.checkpoint.stored(name)} has no place in the "
                     f"{self.config.family} model of {self.config.n_layers} layers that config.json describes"
@@ -164,14 +187,14 @@ class _Loading:
         config, names = self.config, self.names
         token_embedding = self._embedding(names.token_embedding, config.vocabulary_size)
         position_embedding = None
-        if config.rotary_theta is None:
+        if config.rotary is None:
             position_embedding = self._embedding(names.position_embedding, config.context_length)
         layers = [self._layer(f"{names.layers}.{layer_index}.") for layer_index in range(config.n_layers)]
         return DecoderWeights(
             token_embedding=token_embedding,
             position_embedding=position_embedding,
             layers=layers,
-            final_norm=self._norm(names.final_norm),
+            final_norm=self._norm(names.final_norm, divisor=config.logit_divisor),
             unembedding=(
                 token_embedding
                 if config.tied_embeddings
@@ -186,62 +209,101 @@ class _Loading:
         n_inputs = (2 if config.gated else 1) * config.n_neurons
         qkv = tuple(prefix + name for name in names.qkv)
         mlp_in = tuple(prefix + name for name in names.mlp_in)
+        by_head = _heads_apart(config) if names.matrices == "heads_interleaved" else _as_it_is
         qkv_weight, qkv_bias = self._linear(
-            qkv, _shares(qkv, (heads_width, groups_width, groups_width)), config.d_model, config.qkv_bias
+            qkv,
+            _shares(qkv, (heads_width, groups_width, groups_width)),
+            config.d_model,
+            config.qkv_bias,
+            by_head,
         )
+        out = _times(config.residual_multiplier)
         attn_out_weight, attn_out_bias = self._linear(
-            (prefix + names.attn_out,), (config.d_model,), heads_width, config.attn_out_bias
+            (prefix + names.attn_out,), (config.d_model,), heads_width, config.attn_out_bias, out
         )
         mlp_in_weight, mlp_in_bias = self._linear(
             mlp_in, (n_inputs // len(mlp_in),) * len(mlp_in), config.d_model, config.mlp_bias
         )
         mlp_out_weight, mlp_out_bias = self._linear(
-            (prefix + names.mlp_out,), (config.d_model,), config.n_neurons, config.mlp_bias
+            (prefix + names.mlp_out,), (config.d_model,), config.n_neurons, config.mlp_bias, out
         )
+        q_width, k_width = (heads_width, groups_width) if config.qk_norm == "full" else (config.d_head,) * 2
         q_norm, k_norm = (
-            self._vector((f"{prefix}{name}.weight",), (config.d_head,)) if config.head_norms else None
-            for name in names.head_norms
+            self._gain(prefix + name, width) if config.qk_norm else None
+            for name, width in zip(names.qk_norms, (q_width, k_width), strict=True)
         )
         return LayerWeights(
-            attn_norm=self._norm(prefix + names.attn_norm),
+            attn_norm=self._norm(prefix + names.attn_norm) if config.pre_norms else None,
             qkv_weight=qkv_weight,
             qkv_bias=qkv_bias,
             q_norm=q_norm,
             k_norm=k_norm,
             attn_out_weight=attn_out_weight,
             attn_out_bias=attn_out_bias,
-            mlp_norm=self._norm(prefix + names.mlp_norm),
+            attn_post_norm=self._norm(prefix + names.attn_post_norm) if config.post_norms else None,
+            mlp_norm=self._norm(prefix + names.mlp_norm) if config.pre_norms else None,
             mlp_in_weight=mlp_in_weight,
             mlp_in_bias=mlp_in_bias,
             mlp_out_weight=mlp_out_weight,
             mlp_out_bias=mlp_out_bias,
+            mlp_post_norm=self._norm(prefix + names.mlp_post_norm) if config.post_norms else None,
         )
 
     def _embedding(self, name: str, n_rows: int) -> Tensor:
         return self._joined((f"{name}.weight",), (n_rows,), (self.config.d_model,))
 
-    def _norm(self, name: str) -> NormWeights:
-        width = (self.config.d_model,)
+    def _norm(self, name: str, divisor: float = 1.0) -> NormWeights:
+        width, over = self.config.d_model, _times(1 / divisor)
         has_bias = self.config.norm == "layer_norm"
-        gain = self._vector((f"{name}.weight",), width)
-        return NormWeights(gain, self._vector((f"{name}.bias",), width) if has_bias else None)
+        bias = self._vector((f"{name}.bias",), (width,), over) if has_bias else None
+        return NormWeights(self._gain(name, width, over), bias)
+
+    def _gain(self, name: str, width: int, arranged: Arrange = _as_it_is) -> Tensor:
+        """A norm's gain [width]. A sum with 1 is made, and kept, in float32 at least."""
+        if not self.config.adds_one_to_gains:
+            return self._vector((f"{name}.weight",), (width,), arranged)
+        return self._joined(
+            (f"{name}.weight",), (width,), (), lambda x: arranged(1 + _at_least_float32(x)), self.widest
+        )
+
+    @property
+    def widest(self) -> torch.dtype:
+        """The type of gains that are sums: half precision would round them."""
+        return torch.promote_types(self.dtype, torch.float32) if self.config.adds_one_to_gains else self.dtype
 
     def _linear(
-        self, parts: tuple[str, ...], n_rows: tuple[int, ...], n_columns: int, has_bias: bool
+        self,
+        parts: tuple[str, ...],
+        n_rows: tuple[int, ...],
+        n_columns: int,
+        has_bias: bool,
+        arranged: Arrange = _as_it_is,
     ) -> tuple[Tensor, Tensor | None]:
         """Joins the parts by rows: weight [sum of n_rows, n_columns] and bias [sum of n_rows]."""
         names = tuple(f"{part}.weight" for part in parts)
-        weight = self._joined(names, n_rows, (n_columns,), is_transposed=self.names.transposed)
-        return weight, self._vector(tuple(f"{part}.bias" for part in parts), n_rows) if has_bias else None
+        is_transposed = self.names.matrices == "transposed"
+        weight = self._joined(
+            names,
+            n_rows,
+            (n_columns,),
+            (lambda x: arranged(x.T)) if is_transposed else arranged,
+            is_transposed=is_transposed,
+        )
+        bias = tuple(f"{part}.bias" for part in parts)
+        return weight, self._vector(bias, n_rows, arranged) if has_bias else None
 
-    def _vector(self, names: tuple[str, ...], lengths: tuple[int, ...]) -> Tensor:
-        return self._joined(names, lengths, ())
+    def _vector(
+        self, names: tuple[str, ...], lengths: tuple[int, ...], arranged: Arrange = _as_it_is
+    ) -> Tensor:
+        return self._joined(names, lengths, (), arranged)
 
     def _joined(
         self,
         names: tuple[str, ...],
         n_rows: tuple[int, ...],
         row_shape: tuple[int, ...],
+        arranged: Arrange = _as_it_is,
+        dtype: torch.dtype | None = None,
         *,
         is_transposed: bool = False,
     ) -> Tensor:
@@ -250,15 +312,15 @@ class _Loading:
             for name, count in zip(names, n_rows, strict=True):
                 self.checkpoint.check(name, (count, *row_shape), is_transposed=is_transposed)
             return torch.empty(0)
-        joined = self._empty(sum(n_rows), *row_shape)
+        joined = self._empty(dtype or self.dtype, sum(n_rows), *row_shape)
         for name, place in zip(names, torch.split(joined, list(n_rows)), strict=True):
-            self.targets[name] = Target(place, is_transposed)
+            self.targets[name] = Target(place, arranged)
         return joined
 
-    def _empty(self, *shape: int) -> Tensor:
+    def _empty(self, dtype: torch.dtype, *shape: int) -> Tensor:
         if self.shared is not None:
-            return self.shared.next_tensor(shape, self.dtype)
-        return torch.empty(*shape, dtype=self.dtype, device=self.device)
+            return self.shared.next_tensor(shape, dtype)
+        return torch.empty(*shape, dtype=dtype, device=self.device)
 
 
 def _shares(parts: tuple[str, ...], n_rows: tuple[int, ...]) -> tuple[int, ...]:

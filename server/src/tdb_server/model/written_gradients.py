@@ -24,7 +24,7 @@ from tdb_server.model.rotary import rotate, write_rotated
 
 def plain_rms_norm(x: Tensor, gain: Tensor, epsilon: float) -> Tensor:
     """x over its root mean square, times the gain [d]: [..., d] to [..., d]."""
-    return F.rms_norm(x, x.shape[-1:], gain, epsilon)
+    return F.rms_norm(x.to(gain.dtype), x.shape[-1:], gain, epsilon).to(x.dtype)
 
 
 def rms_norm(x: Tensor, gain: Tensor, epsilon: float) -> Tensor:

@@ -48,6 +48,9 @@ def model_info_message(info: ModelInfo, limits: Limits, server_version: str) -> 
         context_length=info.context_length,
         dtype=D_TYPES_BY_NAME[info.dtype],
         autoencoders=[_autoencoder(one) for one in info.autoencoders],
+        attention_logit_cap=info.attention_cap,
+        final_logit_cap=info.logit_cap,
+        attention_windows=[window or 0 for window in info.windows],
         limits=model_service_pb2.Limits(
             **{**asdict(limits), "max_prompt_tokens": limits.prompt_tokens(info.context_length)}
         ),
@@ -73,7 +76,8 @@ def offered_derived_scalars(info: ModelInfo) -> list[DerivedScalar]:
     offered = [
         one
         for one in DerivedScalar
-        if (hook_point := hook_point_of_scalar(one)) is None or _is_there(hook_point, info)
+        if (hook_point := hook_point_of_scalar(one) or one.declared.hook_point) is None
+        or _is_there(hook_point, info)
     ]
     if info.autoencoder(NodeType.ATTENTION_AUTOENCODER_LATENT) is None:
         offered.remove(DerivedScalar.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS)
@@ -86,6 +90,8 @@ def ablatable_hook_points(info: ModelInfo) -> list[HookPoint]:
 
 
 def _is_there(hook_point: HookPoint, info: ModelInfo) -> bool:
+    if hook_point in info.absent_hook_points:
+        return False
     return not is_of_autoencoder(hook_point) or len(autoencoders_of_hook_point(hook_point, info)) == 1
 
 

@@ -16,7 +16,7 @@ from tdb_server.domain.ablation_conflicts import conflict_violations
 from tdb_server.domain.ablation_validation import node_ablation_violations
 from tdb_server.domain.debug import inference_sub_request, node_ablation_spec, traces_towards_loss
 from tdb_server.domain.hook_point import NODE_HOOK_POINTS
-from tdb_server.domain.index_validation import autoencoder_violations
+from tdb_server.domain.index_validation import presence_violations
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.node import NodeType
@@ -196,7 +196,7 @@ def _parse_components(
                 sub_request.at(field),
                 sub_request.request,
             )
-            request.note(autoencoder_violations(hook_point, None, request.info, path, path))
+            request.note(presence_violations(hook_point, None, request.info, path, path))
     return mlp, attention
 
 

@@ -148,5 +148,9 @@ def model_info(name: str, digest: str, dtype: str, engine: Engine) -> ModelInfo:
         context_length=config.context_length,
         dtype=dtype,
         autoencoders=tuple(one.info for one in engine.autoencoders),
+        absent_hook_points=engine.decoder.absent_hook_points,
+        attention_cap=config.attention_cap,
+        logit_cap=config.logit_cap,
+        windows=config.windows,
         kernels=engine.kernels,
     )

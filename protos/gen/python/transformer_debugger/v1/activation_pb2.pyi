@@ -33,13 +33,13 @@ class _ActivationLocationTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper
     ACTIVATION_LOCATION_TYPE_ATTN_LN_SCALE: _ActivationLocationType.ValueType  # 2
     """attn_ln.scale, shape [T, 1]: the scale the norm before attention divides by."""
     ACTIVATION_LOCATION_TYPE_ATTN_Q: _ActivationLocationType.ValueType  # 3
-    """attn.q, shape [T, H, e]: queries, scaled by e^-1/4 and, where positions are rotary, rotated."""
+    """attn.q, shape [T, H, e]: queries, scaled by the root of the scale of attention (e^-1/4) and, where positions are rotary, rotated."""
     ACTIVATION_LOCATION_TYPE_ATTN_K: _ActivationLocationType.ValueType  # 4
-    """attn.k, shape [T, G, e]: keys, scaled by e^-1/4 and, where positions are rotary, rotated."""
+    """attn.k, shape [T, G, e]: keys, scaled by the root of the scale of attention (e^-1/4) and, where positions are rotary, rotated."""
     ACTIVATION_LOCATION_TYPE_ATTN_V: _ActivationLocationType.ValueType  # 5
     """attn.v, shape [T, G, e]: values."""
     ACTIVATION_LOCATION_TYPE_ATTN_QK_LOGITS: _ActivationLocationType.ValueType  # 6
-    """attn.qk_logits, shape [q, k, H]: attention before the softmax."""
+    """attn.qk_logits, shape [q, k, H]: attention before the softmax, behind its soft cap where there is one."""
     ACTIVATION_LOCATION_TYPE_ATTN_QK_PROBS: _ActivationLocationType.ValueType  # 7
     """attn.qk_probs, shape [q, k, H]: attention after the softmax, 0 to 1, 0 where k > q."""
     ACTIVATION_LOCATION_TYPE_ATTN_V_OUT: _ActivationLocationType.ValueType  # 8
@@ -47,7 +47,9 @@ class _ActivationLocationTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper
     ACTIVATION_LOCATION_TYPE_RESID_DELTA_ATTN: _ActivationLocationType.ValueType  # 9
     """resid.delta_attn, shape [T, d]: what attention adds to the residual stream."""
     ACTIVATION_LOCATION_TYPE_RESID_POST_ATTN: _ActivationLocationType.ValueType  # 10
-    """resid.post_attn, shape [T, d]: the residual stream after attention."""
+    """resid.post_attn, shape [T, d]: the residual stream after attention. Not there where attention and MLP read the same stream
+    (GPT-NeoX): NOT_IN_THIS_MODEL.
+    """
     ACTIVATION_LOCATION_TYPE_MLP_LN_SCALE: _ActivationLocationType.ValueType  # 11
     """mlp_ln.scale, shape [T, 1]: the scale the norm before the MLP divides by."""
     ACTIVATION_LOCATION_TYPE_MLP_PRE_ACT: _ActivationLocationType.ValueType  # 12
@@ -61,7 +63,7 @@ class _ActivationLocationTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper
     ACTIVATION_LOCATION_TYPE_RESID_LN_F_SCALE: _ActivationLocationType.ValueType  # 16
     """resid.ln_f.scale, shape [T, 1], without layers: the scale the final norm divides by."""
     ACTIVATION_LOCATION_TYPE_LOGITS: _ActivationLocationType.ValueType  # 17
-    """logits, shape [T, V], without layers."""
+    """logits, shape [T, V], without layers; behind their soft cap where there is one. Their gradients are those before it."""
     ACTIVATION_LOCATION_TYPE_ONLINE_RESID_POST_ATTN_AUTOENCODER_LATENT: _ActivationLocationType.ValueType  # 40
     """online_resid_post_attn_autoencoder_latent, shape [T, N]: latents of the dictionary of resid.post_attn."""
     ACTIVATION_LOCATION_TYPE_ONLINE_RESID_POST_ATTN_AUTOENCODER_ERROR: _ActivationLocationType.ValueType  # 41
@@ -88,6 +90,10 @@ class _ActivationLocationTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper
     """online_attention_autoencoder_error: what the attention's autoencoder fails to reconstruct. Shape of its site: [T, d], or
     [T, H * e] of all heads side by side.
     """
+    ACTIVATION_LOCATION_TYPE_ATTN_POST_LN_SCALE: _ActivationLocationType.ValueType  # 24
+    """attn_post_ln.scale, shape [T, 1]: the scale the norm behind attention divides by, in models that have one."""
+    ACTIVATION_LOCATION_TYPE_MLP_POST_LN_SCALE: _ActivationLocationType.ValueType  # 25
+    """mlp_post_ln.scale, shape [T, 1]: the scale the norm behind the MLP divides by, in models that have one."""
 
 class ActivationLocationType(_ActivationLocationType, metaclass=_ActivationLocationTypeEnumTypeWrapper):
     """A place in the model whose value, or whose gradient, can be read or ablated.
@@ -102,13 +108,13 @@ ACTIVATION_LOCATION_TYPE_RESID_POST_EMB: ActivationLocationType.ValueType  # 1
 ACTIVATION_LOCATION_TYPE_ATTN_LN_SCALE: ActivationLocationType.ValueType  # 2
 """attn_ln.scale, shape [T, 1]: the scale the norm before attention divides by."""
 ACTIVATION_LOCATION_TYPE_ATTN_Q: ActivationLocationType.ValueType  # 3
-"""attn.q, shape [T, H, e]: queries, scaled by e^-1/4 and, where positions are rotary, rotated."""
+"""attn.q, shape [T, H, e]: queries, scaled by the root of the scale of attention (e^-1/4) and, where positions are rotary, rotated."""
 ACTIVATION_LOCATION_TYPE_ATTN_K: ActivationLocationType.ValueType  # 4
-"""attn.k, shape [T, G, e]: keys, scaled by e^-1/4 and, where positions are rotary, rotated."""
+"""attn.k, shape [T, G, e]: keys, scaled by the root of the scale of attention (e^-1/4) and, where positions are rotary, rotated."""
 ACTIVATION_LOCATION_TYPE_ATTN_V: ActivationLocationType.ValueType  # 5
 """attn.v, shape [T, G, e]: values."""
 ACTIVATION_LOCATION_TYPE_ATTN_QK_LOGITS: ActivationLocationType.ValueType  # 6
-"""attn.qk_logits, shape [q, k, H]: attention before the softmax."""
+"""attn.qk_logits, shape [q, k, H]: attention before the softmax, behind its soft cap where there is one."""
 ACTIVATION_LOCATION_TYPE_ATTN_QK_PROBS: ActivationLocationType.ValueType  # 7
 """attn.qk_probs, shape [q, k, H]: attention after the softmax, 0 to 1, 0 where k > q."""
 ACTIVATION_LOCATION_TYPE_ATTN_V_OUT: ActivationLocationType.ValueType  # 8
@@ -116,7 +122,9 @@ ACTIVATION_LOCATION_TYPE_ATTN_V_OUT: ActivationLocationType.ValueType  # 8
 ACTIVATION_LOCATION_TYPE_RESID_DELTA_ATTN: ActivationLocationType.ValueType  # 9
 """resid.delta_attn, shape [T, d]: what attention adds to the residual stream."""
 ACTIVATION_LOCATION_TYPE_RESID_POST_ATTN: ActivationLocationType.ValueType  # 10
-"""resid.post_attn, shape [T, d]: the residual stream after attention."""
+"""resid.post_attn, shape [T, d]: the residual stream after attention. Not there where attention and MLP read the same stream
+(GPT-NeoX): NOT_IN_THIS_MODEL.
+"""
 ACTIVATION_LOCATION_TYPE_MLP_LN_SCALE: ActivationLocationType.ValueType  # 11
 """mlp_ln.scale, shape [T, 1]: the scale the norm before the MLP divides by."""
 ACTIVATION_LOCATION_TYPE_MLP_PRE_ACT: ActivationLocationType.ValueType  # 12
@@ -130,7 +138,7 @@ ACTIVATION_LOCATION_TYPE_RESID_POST_MLP: ActivationLocationType.ValueType  # 15
 ACTIVATION_LOCATION_TYPE_RESID_LN_F_SCALE: ActivationLocationType.ValueType  # 16
 """resid.ln_f.scale, shape [T, 1], without layers: the scale the final norm divides by."""
 ACTIVATION_LOCATION_TYPE_LOGITS: ActivationLocationType.ValueType  # 17
-"""logits, shape [T, V], without layers."""
+"""logits, shape [T, V], without layers; behind their soft cap where there is one. Their gradients are those before it."""
 ACTIVATION_LOCATION_TYPE_ONLINE_RESID_POST_ATTN_AUTOENCODER_LATENT: ActivationLocationType.ValueType  # 40
 """online_resid_post_attn_autoencoder_latent, shape [T, N]: latents of the dictionary of resid.post_attn."""
 ACTIVATION_LOCATION_TYPE_ONLINE_RESID_POST_ATTN_AUTOENCODER_ERROR: ActivationLocationType.ValueType  # 41
@@ -157,6 +165,10 @@ ACTIVATION_LOCATION_TYPE_ONLINE_ATTENTION_AUTOENCODER_ERROR: ActivationLocationT
 """online_attention_autoencoder_error: what the attention's autoencoder fails to reconstruct. Shape of its site: [T, d], or
 [T, H * e] of all heads side by side.
 """
+ACTIVATION_LOCATION_TYPE_ATTN_POST_LN_SCALE: ActivationLocationType.ValueType  # 24
+"""attn_post_ln.scale, shape [T, 1]: the scale the norm behind attention divides by, in models that have one."""
+ACTIVATION_LOCATION_TYPE_MLP_POST_LN_SCALE: ActivationLocationType.ValueType  # 25
+"""mlp_post_ln.scale, shape [T, 1]: the scale the norm behind the MLP divides by, in models that have one."""
 Global___ActivationLocationType: _TypeAlias = ActivationLocationType  # noqa: Y015
 
 class _Dimension:

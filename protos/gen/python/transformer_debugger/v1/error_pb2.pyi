@@ -94,6 +94,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A plain autoencoder latent is asked for but several autoencoders are loaded. [FAILED_PRECONDITION]"""
     ERROR_REASON_NO_BOS_TOKEN: _ErrorReason.ValueType  # 56
     """The beginning-of-text token is asked for but the model has none. [FAILED_PRECONDITION]"""
+    ERROR_REASON_NOT_IN_THIS_MODEL: _ErrorReason.ValueType  # 70
+    """A place is named that models of this family do not have. [FAILED_PRECONDITION]"""
     ERROR_REASON_TOO_MANY_SUB_REQUESTS: _ErrorReason.ValueType  # 35
     """More sub-requests than the limit. [RESOURCE_EXHAUSTED]"""
     ERROR_REASON_TOO_MANY_ABLATIONS: _ErrorReason.ValueType  # 36
@@ -225,6 +227,8 @@ ERROR_REASON_AUTOENCODER_AMBIGUOUS: ErrorReason.ValueType  # 34
 """A plain autoencoder latent is asked for but several autoencoders are loaded. [FAILED_PRECONDITION]"""
 ERROR_REASON_NO_BOS_TOKEN: ErrorReason.ValueType  # 56
 """The beginning-of-text token is asked for but the model has none. [FAILED_PRECONDITION]"""
+ERROR_REASON_NOT_IN_THIS_MODEL: ErrorReason.ValueType  # 70
+"""A place is named that models of this family do not have. [FAILED_PRECONDITION]"""
 ERROR_REASON_TOO_MANY_SUB_REQUESTS: ErrorReason.ValueType  # 35
 """More sub-requests than the limit. [RESOURCE_EXHAUSTED]"""
 ERROR_REASON_TOO_MANY_ABLATIONS: ErrorReason.ValueType  # 36

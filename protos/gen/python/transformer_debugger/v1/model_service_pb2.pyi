@@ -452,12 +452,17 @@ class ModelInfo(_message.Message):
     BOS_TOKEN_FIELD_NUMBER: _builtins.int
     DEFAULT_TOP_AND_BOTTOM_K_FIELD_NUMBER: _builtins.int
     KERNELS_FIELD_NUMBER: _builtins.int
+    ATTENTION_LOGIT_CAP_FIELD_NUMBER: _builtins.int
+    FINAL_LOGIT_CAP_FIELD_NUMBER: _builtins.int
+    ATTENTION_WINDOWS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, as the server was told to load it."""
     digest: _builtins.str
     """SHA-256 of the weights and the autoencoders, in lower-case hexadecimal digits."""
     family: _builtins.str
-    """Family, in lower case: gpt2, llama, mistral, qwen2 or qwen3."""
+    """Family, in lower case, as model_type in config.json has it: gemma2, gemma3, gemma3_text, gpt2, gpt_neox, granite, llama,
+    mistral, olmo2, olmo3, phi3, qwen2, qwen3 or stablelm.
+    """
     n_layers: _builtins.int
     """Layers."""
     d_model: _builtins.int
@@ -492,6 +497,12 @@ class ModelInfo(_message.Message):
     """How many nodes are taken from each end of a ranking where a request does not say: 10, or Limits.max_top_and_bottom_k where
     that is less.
     """
+    attention_logit_cap: _builtins.float
+    """The bound c of the soft cap c * tanh(x / c) of attention before its softmax, attn.qk_logits. Absent without one."""
+    final_logit_cap: _builtins.float
+    """The same of final logits. Differences of logits, their gradients and direct effects use logits before it; probabilities
+    and all logits that are given, those behind it. Absent without one.
+    """
     @_builtins.property
     def autoencoders(self) -> _containers.RepeatedCompositeFieldContainer[Global___AutoencoderInfo]:
         """Autoencoders loaded. Empty when none."""
@@ -511,6 +522,12 @@ class ModelInfo(_message.Message):
     @_builtins.property
     def kernels(self) -> _containers.RepeatedCompositeFieldContainer[Global___KernelChoice]:
         """How the first worker computes what can be computed in several ways."""
+
+    @_builtins.property
+    def attention_windows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """By layer, how many tokens attention may look back, the token itself among them; 0: without bound. What is further back
+        is no node. Empty where no layer has a window.
+        """
 
     def __init__(
         self,
@@ -538,14 +555,26 @@ class ModelInfo(_message.Message):
         bos_token: _builtins.str = ...,
         default_top_and_bottom_k: _builtins.int = ...,
         kernels: _abc.Iterable[Global___KernelChoice] | None = ...,
+        attention_logit_cap: _builtins.float | None = ...,
+        final_logit_cap: _builtins.float | None = ...,
+        attention_windows: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "bos_token_id", b"bos_token_id", "limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_attention_logit_cap", b"_attention_logit_cap", "_bos_token_id", b"_bos_token_id", "_final_logit_cap", b"_final_logit_cap", "attention_logit_cap", b"attention_logit_cap", "bos_token_id", b"bos_token_id", "final_logit_cap", b"final_logit_cap", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "ablatable_location_types", b"ablatable_location_types", "adds_bos", b"adds_bos", "api_version", b"api_version", "autoencoders", b"autoencoders", "bos_token", b"bos_token", "bos_token_id", b"bos_token_id", "context_length", b"context_length", "d_head", b"d_head", "d_model", b"d_model", "default_top_and_bottom_k", b"default_top_and_bottom_k", "derived_scalar_types", b"derived_scalar_types", "digest", b"digest", "dtype", b"dtype", "family", b"family", "kernels", b"kernels", "limits", b"limits", "n_heads", b"n_heads", "n_key_value_heads", b"n_key_value_heads", "n_layers", b"n_layers", "n_mlp_neurons", b"n_mlp_neurons", "name", b"name", "server_version", b"server_version", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attention_logit_cap", b"_attention_logit_cap", "_bos_token_id", b"_bos_token_id", "_final_logit_cap", b"_final_logit_cap", "ablatable_location_types", b"ablatable_location_types", "adds_bos", b"adds_bos", "api_version", b"api_version", "attention_logit_cap", b"attention_logit_cap", "attention_windows", b"attention_windows", "autoencoders", b"autoencoders", "bos_token", b"bos_token", "bos_token_id", b"bos_token_id", "context_length", b"context_length", "d_head", b"d_head", "d_model", b"d_model", "default_top_and_bottom_k", b"default_top_and_bottom_k", "derived_scalar_types", b"derived_scalar_types", "digest", b"digest", "dtype", b"dtype", "family", b"family", "final_logit_cap", b"final_logit_cap", "kernels", b"kernels", "limits", b"limits", "n_heads", b"n_heads", "n_key_value_heads", b"n_key_value_heads", "n_layers", b"n_layers", "n_mlp_neurons", b"n_mlp_neurons", "name", b"name", "server_version", b"server_version", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__attention_logit_cap: _TypeAlias = _typing.Literal["attention_logit_cap"]  # noqa: Y015
+    _WhichOneofArgType__attention_logit_cap: _TypeAlias = _typing.Literal["_attention_logit_cap", b"_attention_logit_cap"]  # noqa: Y015
     _WhichOneofReturnType__bos_token_id: _TypeAlias = _typing.Literal["bos_token_id"]  # noqa: Y015
     _WhichOneofArgType__bos_token_id: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id"]  # noqa: Y015
+    _WhichOneofReturnType__final_logit_cap: _TypeAlias = _typing.Literal["final_logit_cap"]  # noqa: Y015
+    _WhichOneofArgType__final_logit_cap: _TypeAlias = _typing.Literal["_final_logit_cap", b"_final_logit_cap"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__attention_logit_cap) -> _WhichOneofReturnType__attention_logit_cap | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__bos_token_id) -> _WhichOneofReturnType__bos_token_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__final_logit_cap) -> _WhichOneofReturnType__final_logit_cap | None: ...
 
 Global___ModelInfo: _TypeAlias = ModelInfo  # noqa: Y015
 

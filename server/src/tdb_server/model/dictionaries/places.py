@@ -64,7 +64,8 @@ def place_of_hook(path: Path, hook: str, hook_out: str | None, *, folds_gain: bo
     if name in _TRANSCODER_INPUTS and out[2] in _TRANSCODER_OUTPUTS:
         if out[1] != match[1]:
             raise AutoencoderBroken(f"{path}: reads {hook!r} and writes {hook_out!r}, another layer's")
-        return Place(Site.MLP_TRANSCODER, layer_index, _TRANSCODER_INPUTS[name] and not folds_gain)
+        has_gain = _TRANSCODER_INPUTS[name] and not folds_gain
+        return Place(Site.MLP_TRANSCODER, layer_index, has_gain, out[2] == "mlp.hook_out")
     if hook_out not in (None, hook):
         raise AutoencoderBroken(
             f"{path}: reads {hook!r} and writes {hook_out!r}; transcoders read "
@@ -102,13 +103,17 @@ def place_of_module(path: Path, module: str, module_out: str | None = None) -> P
     ):
         if out[1] != match[1]:
             raise AutoencoderBroken(f"{path}: reads {module!r} and writes {module_out!r}, another layer's")
-        return Place(Site.MLP_TRANSCODER, layer_index, has_gain=True)
+        is_before = not written.startswith("post_")
+        return Place(Site.MLP_TRANSCODER, layer_index, has_gain=True, is_before_post_norm=is_before)
     if module_out not in (None, module):
         return None
     if name == "self_attn.o_proj.input":
         return Place(Site.ATTN_V_OUT, layer_index)
     name = "" if name == "output" else name.removesuffix(".output")
-    return Place(_MODULES[name], layer_index) if name in _MODULES else None
+    if name not in _MODULES:
+        return None
+    is_before = name != "" and not name.startswith("post_")
+    return Place(_MODULES[name], layer_index, is_before_post_norm=is_before)
 
 
 def told_place(path: Path, config: Mapping[str, object], layer: object = None) -> Place | None:

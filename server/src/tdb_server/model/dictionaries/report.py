@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from tdb_server.domain.model_info import Site
 from tdb_server.model.autoencoder_loading import Format, find_layers, refuse_other_models
 from tdb_server.model.config import DecoderConfig
 from tdb_server.model.dictionaries.stored import StoredLayer
@@ -38,9 +39,9 @@ def report_lines(folders: Sequence[Path], model: str | None, progress: Progress)
 
 def _line(stored_as: Format, layer: StoredLayer) -> str:
     weights, place = layer.weights, layer.place
-    read = " and ".join(one.value for one in place.site.read_hook_points)
-    if place.has_gain:
-        read += ", with the norm's gain"
+    read = place.site.hook_point.value
+    if place.site is Site.MLP_TRANSCODER:
+        read = f"what the MLP reads, {'with' if place.has_gain else 'before'} the gain of its norm"
     notes = [f"{len(layer.notes.labels)} labels", layer.notes.link] if layer.notes else []
     facts = [
         f"{layer.path}: {stored_as.name}",

@@ -20,11 +20,13 @@ class Place:
         site: what is read and written.
         layer_index: of the model.
         has_gain: of a transcoder, whether its inputs have the gain and the bias of the MLP's norm.
+        is_before_post_norm: whether it was trained on what a block gives before a norm of what is added.
     """
 
     site: Site
     layer_index: int
     has_gain: bool = False
+    is_before_post_norm: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ def without_mean(weights: AutoencoderLayer) -> AutoencoderLayer:
 
 def without_gain(weights: AutoencoderLayer, norm: Norm) -> AutoencoderLayer:
     """The same transcoder for inputs before the norm's gain and bias are applied."""
-    gain, encoder, skip = norm.gain.to(weights.encoder_weight), weights.encoder_weight, weights.skip_weight
+    own_gain = norm.gain if norm.weights is None else norm.weights.gain  # in float32 where it is 1 + w
+    gain, encoder, skip = own_gain.to(weights.encoder_weight), weights.encoder_weight, weights.skip_weight
     shift = -weights.pre_bias if norm.bias is None else norm.bias.to(encoder) - weights.pre_bias
     output_bias = weights.output_bias
     if skip is not None:

@@ -205,7 +205,7 @@ def test_rows_that_rank_the_same_stand_together() -> None:
     plan = planned([one, other], [replace(one, top_and_bottom_k=9)], [replace(other, top_and_bottom_k=1)])
     assert [(row.call_index, row.sub_request_index) for row in plan.rows] == [(0, 0), (1, 0), (0, 1), (2, 0)]
     assert [(group.start, group.stop) for group in plan.groups] == [(0, 2), (2, 4)]
-    assert [plan.rows_of(call) for call in range(3)] == [[0, 2], [1], [3]]
+    assert [plan.rows_of[call] for call in range(3)] == [[0, 2], [1], [3]]
     at_tokens = planned(*([replace(one, token_index=token)] for token in (0, 2)), [one])
     assert [(group.start, group.stop) for group in at_tokens.groups] == [(0, 2), (2, 3)]
 

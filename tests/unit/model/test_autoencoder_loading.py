@@ -249,7 +249,7 @@ def add_tensor(name: str) -> Callable[[Path], None]:
 
 SPOILT: list[tuple[Callable[[Path], object], str]] = [
     (lambda one: (one / "config.json").unlink(), "no dictionary here"),
-    (lambda one: (one / "config.json").write_text("{"), "not readable as JSON"),
+    (lambda one: (one / "config.json").write_text("{"), "cannot be read as JSON"),
     (lambda one: (one / "config.json").write_text("[]"), "not a JSON object"),
     (lambda one: (one / "config.json").write_text('{"k": 1, "k": 2}'), "k is 1 and 2"),
     (

@@ -103,9 +103,11 @@ def test_what_other_code_has_made_is_not_used(
     assert kept_folder("small", b"1", never) == before
 
 
-def test_other_versions_of_packages_convert_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("other", ["gguf", "transformers", "tokenizers", "sentencepiece", "mistral-common"])
+def test_other_versions_of_packages_convert_anew(other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversions, "version", lambda _: "1.0")
     before = converters_digest()
-    monkeypatch.setattr(conversions, "version", lambda package: "0.0" if package == "gguf" else "1.0")
+    monkeypatch.setattr(conversions, "version", lambda package: "0.0" if package == other else "1.0")
     assert converters_digest() != before
 
 

@@ -105,7 +105,7 @@ class Answers:
                     for to_score, uploaded in found.to_score
                     if call_index in to_score.calls
                 ]
-            for row in self.plan.rows_of(call_index):
+            for row in self.plan.rows_of[call_index]:
                 planned = self.plan.rows[row]
                 loss = None if planned.inference.loss is None else float(losses[row])
                 yield call.call_id, ObjectiveValues(planned.sub_request_index, loss, traced.get(row))
@@ -168,7 +168,7 @@ class Answers:
         lists: Sequence[TokenLists],
     ) -> Iterator[NamedResult]:
         """A call's results of some kinds, sub-request by sub-request, in the order of their names."""
-        for row in self.plan.rows_of(call_index):
+        for row in self.plan.rows_of[call_index]:
             planned = self.plan.rows[row]
             for name, spec in planned.processing.items():
                 if not isinstance(spec, kinds):

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tdb_server.domain.axes import TOKEN_DIMENSIONS
 from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.node import Dimension, NodeIndex, Nodes, NodeType, PassType
 from tdb_server.domain.requests import MultipleTopKSpec
 from tdb_server.domain.results import GroupResult, LabelledArray, MultipleTopKResult
 from tdb_server.engine.plan import (
-    TOKEN_DIMENSIONS,
     Group,
     Plan,
     Ranking,
@@ -172,7 +172,7 @@ def union_of_nodes(
 ) -> dict[str, NodeTable]:
     """The nodes that any sub-request of a call chose under each name, in first-seen order."""
     chosen: dict[str, dict[NodeIndex, None]] = {}
-    for row_index in plan.rows_of(call_index):
+    for row_index in plan.rows_of[call_index]:
         group_index = plan.group_of[row_index]
         best = derived[group_index].best
         row_in_group = row_index - plan.groups[group_index].start

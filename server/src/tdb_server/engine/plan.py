@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from tdb_server.domain.axes import TOKEN_DIMENSIONS
 from tdb_server.domain.call import Call
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
 from tdb_server.domain.hook_point import HookPoint
@@ -32,7 +33,6 @@ WRITE_SCALES = frozenset({HookPoint.ATTN_POST_LN_SCALE, HookPoint.MLP_POST_LN_SC
 """What writes are divided by, in models that do that; they are kept of every pass."""
 HookSite = tuple[HookPoint, int | None]
 """A hook point in a layer; None for those that no layer has."""
-TOKEN_DIMENSIONS = (Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS)
 
 
 # Where a hook point, or a trace, stands among all writes to the residual stream, the embedding being 0. A
@@ -342,12 +342,9 @@ class Plan:
         """The residual stream that a trace starts from."""
         return trace_stream(trace, is_parallel=self.is_parallel)
 
-    def rows_of(self, call_index: int) -> list[int]:
-        """The rows of a call, in the order of its sub-requests."""
-        return self._rows_of_calls[call_index]
-
     @cached_property
-    def _rows_of_calls(self) -> list[list[int]]:
+    def rows_of(self) -> list[list[int]]:
+        """Of each call, its rows in the order of its sub-requests."""
         found: list[list[int]] = [[] for _ in self.calls]
         for index in sorted(range(len(self.rows)), key=lambda index: self.rows[index].sub_request_index):
             found[self.rows[index].call_index].append(index)

@@ -138,7 +138,5 @@ def _timed(compute: Callable[[], T]) -> tuple[T, float]:
 
 def _is_same(found: RankedTokens[Tensor], expected: RankedTokens[Tensor]) -> bool:
     """Whether scores agree as closely as two ways of adding up floats do."""
-    pairs = (found.high, expected.high), (found.low, expected.low)
-    return all(
-        torch.allclose(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max())) for one, other in pairs
-    )
+    ends = (found.high, expected.high), (found.low, expected.low)
+    return all(torch.allclose(one, other, 1e-4, 1e-5 * float(other.abs().max())) for one, other in ends)

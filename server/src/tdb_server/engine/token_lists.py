@@ -68,7 +68,7 @@ def nodes_of_calls(
     asked = [
         (row, name, spec, tables[call_index][spec.depends_on])
         for call_index in calls
-        for row in plan.rows_of(call_index)
+        for row in plan.rows_of[call_index]
         for name, spec in plan.rows[row].processing.items()
         if isinstance(spec, ScoredTokensSpec)
     ]

@@ -35,8 +35,8 @@ _FIELDS = {
     "top_and_bottom_k_for_node_table": "top_and_bottom_k",
 }
 """Of keys that are called otherwise in messages."""
-_NEEDLESS = {"detach_layer_norm_scale", "normalize_by_prompt_maximum", "spec_type"}
-"""What changes nothing where the message has no field for it."""
+_NEEDLESS = {"detach_layer_norm_scale", "downstream_trace_config", "normalize_by_prompt_maximum", "spec_type"}
+"""What changes nothing, or must be null, where the message has no field for it."""
 _SPECS: dict[type[bodies.Body], str] = {
     bodies.MultipleTopKDerivedScalarsRequestSpec: "multiple_top_k",
     bodies.DerivedScalarsRequestSpec: "derived_scalars",
@@ -82,14 +82,23 @@ def _infer_request(body: bodies.BatchedRequest) -> InferRequest:
 
 def _fields(body: bodies.Body, message: Descriptor) -> dict[str, Any]:
     """A body as what makes its message. Keys with null are as good as none."""
-    if isinstance(body, bodies.MirroredActivationIndex):
-        body = _with_all_axes(body)
-    told = {_FIELDS.get(key, key): value for key, value in body if value is not None}
-    return {
-        name: _value(value, message.fields_by_name[name])
-        for name, value in told.items()
-        if name not in _NEEDLESS or name in message.fields_by_name
+    found = {
+        name: _value(value, field)
+        for key, name, field in _fields_of(type(body), message)
+        if (value := getattr(body, key)) is not None
     }
+    if type(body) is bodies.MirroredActivationIndex:
+        found["tensor_indices"] = _axes(body)
+    return found
+
+
+@cache
+def _fields_of(body: type[bodies.Body], message: Descriptor) -> list[tuple[str, str, Any]]:
+    """Of each of a body's keys that say something: the message's field, its name and its descriptor."""
+    names = {key: _FIELDS.get(key, key) for key in body.model_fields}
+    fields = message.fields_by_name
+    told = ((key, name) for key, name in names.items() if name in fields or name not in _NEEDLESS)
+    return [(key, name, fields[name]) for key, name in told]
 
 
 def _value(value: Any, field: Any) -> Any:
@@ -100,8 +109,16 @@ def _value(value: Any, field: Any) -> Any:
         field: the field's descriptor.
     """
     match value:
-        case _ if field.name == "normalize_by_prompt_maximum":
+        case Enum():
+            return _wire_name(value, field.enum_type)
+        case int() | float() | str():  # asked first: pydantic's answer to "is it a body?" is slow
+            return value
+        case bodies.NodeIdAndDatasets():
             return True
+        case bodies.Body():
+            return _fields(value, field.message_type)
+        case list():
+            return [_value(one, field) for one in value]
         case dict():
             inner = field.message_type.fields_by_name
             if field.name == "groups":
@@ -114,25 +131,16 @@ def _value(value: Any, field: Any) -> Any:
                 {"name": name, (kind := _SPECS[type(spec)]): _value(spec, inner[kind])}
                 for name, spec in value.items()
             ]
-        case list():
-            return [_value(one, field) for one in value]
-        case bodies.Body():
-            return _fields(value, field.message_type)
-        case Enum():
-            return _wire_name(value, field.enum_type)
-        case _ if field.name == "tensor_indices" and field.message_type is not None:
-            return {"all": True} if value == bodies.ALL else {"index": value}
         case _:
-            return value
+            raise TypeError(f"{field.name} cannot be made of {value!r}")
 
 
-def _with_all_axes(index: bodies.MirroredActivationIndex) -> bodies.MirroredActivationIndex:
-    """Axes that are left out at the end are "All", as in the reference."""
-    if index.activation_location_type is None:
-        return index
-    told = index.tensor_indices or []
-    n_axes = len(index.activation_location_type.dimensions)
-    return index.model_copy(update={"tensor_indices": [*told, *[bodies.ALL] * (n_axes - len(told))]})
+def _axes(index: bodies.MirroredActivationIndex) -> list[dict[str, Any]]:
+    """The index on each axis. Axes that are left out at the end are "All", as in the reference."""
+    told, place = index.tensor_indices or [], index.activation_location_type
+    n_left_out = len(place.dimensions) - len(told) if place else 0
+    axes = [*told, *[bodies.ALL] * n_left_out]
+    return [{"all": True} if one == bodies.ALL else {"index": one} for one in axes]
 
 
 @cache

@@ -14,11 +14,7 @@ import tokenizers
 
 
 def continuing(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """The same tokenizer, which leaves the ends of a text as they are.
-
-    Args:
-        tokenizer: any. It stays as it is, and is returned itself where it does so already.
-    """
+    """The same tokenizer, but it leaves the ends of a text as they are; itself where it does so already."""
     steps = (tokenizer.normalizer, tokenizer.pre_tokenizer)
     states = [None if one is None else json.loads(one.__getstate__()) for one in steps]
     changed = [_without_ends(one) for one in states]

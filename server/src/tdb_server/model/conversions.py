@@ -29,8 +29,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tdb_server.errors import ModelError
-from tdb_server.model.model_files import SINGLE_FILE, WARNINGS_FILE, read_json_object, weights_digest
+from tdb_server.errors import ModelBroken, ModelError
+from tdb_server.model.json_file import read_json_object
+from tdb_server.model.model_files import SINGLE_FILE, WARNINGS_FILE, weights_digest
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ CONVERTERS = (
 )
 """The code that decides what a GGUF file and a folder's tokenizer become."""
 
-PACKAGES = ("gguf", "tokenizers", "transformers")
+PACKAGES = ("gguf", "mistral-common", "protobuf", "sentencepiece", "tiktoken", "tokenizers", "transformers")
 """The packages that decide it with us."""
 
 UNUSED_SECONDS = 30 * 24 * 3600.0
@@ -68,7 +69,7 @@ def converters_digest() -> bytes:
     """Tells versions of the conversion apart: SHA-256 of its code and of the packages' versions."""
     digest = hashlib.sha256()
     for path in CONVERTERS:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        digest.update(bytes.fromhex(_sha256(path)))
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
             digest.update(f"{package} {version(package)}\n".encode())
@@ -166,37 +167,29 @@ def _write_proof(folder: Path) -> None:
 
 
 def _sound(folder: Path, *, is_in_doubt: bool = False) -> Conversion | None:
-    """A conversion, after a look at its files; None where there is none, or one that is damaged.
-
-    Args:
-        folder: its place.
-        is_in_doubt: whether to read the weights, too.
-    """
+    """A conversion, after a look at its files; None where there is none, or one that is damaged."""
     if not folder.is_dir():
         return None
     try:
-        fault, weights = _compare(folder, is_in_doubt=is_in_doubt)
+        proof: Any = read_json_object(folder / PROOF_FILE, ModelBroken)
+        weights: str | None = proof["weights"]
+        faults = [fault for name, told in proof["files"].items() if (fault := _fault(folder / name, told))]
+        if is_in_doubt and weights is not None and not faults and weights_digest(folder) != weights:
+            faults = [f"{SINGLE_FILE} is not what was written"]
     except (ModelError, OSError, LookupError, TypeError, AttributeError) as error:
-        fault, weights = f"{PROOF_FILE} or what it proves cannot be read: {error}", None
-    if fault:
-        _log.warning("%s is damaged and will be made again: %s", folder, fault)
-        return None
-    return Conversion(folder, weights)
+        faults = [f"{PROOF_FILE} or what it proves cannot be read: {error}"]
+    if faults:
+        _log.warning("%s is damaged and will be made again: %s", folder, faults[0])
+    return None if faults else Conversion(folder, weights)
 
 
-def _compare(folder: Path, *, is_in_doubt: bool) -> tuple[str | None, str | None]:
-    """What is wrong with a conversion, and the digest that its weights should have."""
-    proof: Any = read_json_object(folder / PROOF_FILE)
-    weights: str | None = proof["weights"]
-    for name, told in proof["files"].items():
-        n_bytes = (folder / name).stat().st_size
-        if n_bytes != told["bytes"]:
-            return f"{name} has {n_bytes} bytes, not {told['bytes']}", weights
-        if name != SINGLE_FILE and _sha256(folder / name) != told["sha256"]:
-            return f"{name} is not what was written", weights
-    if is_in_doubt and weights is not None and weights_digest(folder) != weights:
-        return f"{SINGLE_FILE} is not what was written", weights
-    return None, weights
+def _fault(path: Path, told: dict[str, Any]) -> str | None:
+    """What is wrong with a file, by its entry in the proof."""
+    n_bytes = path.stat().st_size
+    if n_bytes != told["bytes"]:
+        return f"{path.name} has {n_bytes} bytes, not {told['bytes']}"
+    is_other = path.name != SINGLE_FILE and _sha256(path) != told["sha256"]
+    return f"{path.name} is not what was written" if is_other else None
 
 
 def _sha256(path: Path) -> str:
@@ -222,11 +215,10 @@ def _turn(lock: Path) -> Iterator[None]:
         while time.monotonic() < end:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
             except BlockingIOError:
                 time.sleep(0.1)
             except OSError:
-                break
-            else:
                 break
         yield
     finally:
@@ -249,9 +241,9 @@ def _remove_unused(root: Path) -> None:
     with suppress(OSError):
         for folder in list(root.iterdir()):
             is_unfinished = folder.name.startswith((_UNFINISHED, _LOCK))
-            if not is_unfinished and not _FINISHED.fullmatch(folder.name):
-                continue
-            if now - folder.stat().st_mtime > (UNFINISHED_SECONDS if is_unfinished else UNUSED_SECONDS):
+            is_ours = is_unfinished or _FINISHED.fullmatch(folder.name)
+            seconds = UNFINISHED_SECONDS if is_unfinished else UNUSED_SECONDS
+            if is_ours and now - folder.stat().st_mtime > seconds:
                 removed = folder if is_unfinished else folder.rename(root / f"{_UNFINISHED}{folder.name}")
                 if removed.is_dir():
                     shutil.rmtree(removed, ignore_errors=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import reprlib
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -90,16 +91,9 @@ def read_gguf(path: Path) -> GgufFile:
 
 
 def part_paths(path: Path) -> list[Path]:
-    """The files that a model is in, by their names alone: with a part, all parts that are there.
-
-    Args:
-        path: any GGUF file.
-    """
+    """The files that a model is in, by their names alone: with a part, all parts that are there."""
     match = PART.fullmatch(path.name)
-    if match is None:
-        return [path]
-    numbers = range(1, int(match["count"]) + 1)
-    return [part for part in (_part_path(path, number) for number in numbers) if part.is_file()]
+    return [part for part in _all_parts(path, int(match["count"])) if part.is_file()] if match else [path]
 
 
 def model_name(path: Path) -> str:
@@ -108,18 +102,14 @@ def model_name(path: Path) -> str:
     return match["name"] if match else path.stem
 
 
-def _part_path(path: Path, number: int) -> Path:
-    match = PART.fullmatch(path.name)
-    if match is None:
-        raise ValueError(f"{path.name} is not called as a part is")
-    return path.with_name(f"{match['name']}-{number:05}-of-{match['count']}.gguf")
+def _all_parts(path: Path, n_parts: int) -> list[Path]:
+    """What all parts of a split file must be called, given one."""
+    name = model_name(path)
+    return [path.with_name(f"{name}-{number:05}-of-{n_parts:05}.gguf") for number in range(1, n_parts + 1)]
 
 
 def _part_paths(first: GgufFile) -> list[Path]:
-    """The paths of all parts, in order; the first one is the file itself.
-
-    As llama.cpp does, a split model is opened by its first part.
-    """
+    """The paths of all parts, in order. As with llama.cpp, the first one is the file that is opened."""
     path, metadata = first.path, first.metadata
     unknown = sorted(key for key in metadata if key.startswith("split.") and key not in SPLIT_KEYS)
     if unknown:
@@ -140,12 +130,12 @@ def _part_paths(first: GgufFile) -> list[Path]:
             f"{path}: by split.no and split.count this is part {index + 1} of {n_parts}, so it must be "
             f"called {expected} for the other parts to be found"
         )
+    paths = _all_parts(path, n_parts)
     if index:
         raise UnsupportedModel(
-            f"{path}: this is part {index + 1} of {n_parts}; name the first one, {_part_path(path, 1)}, "
-            "and the others are read with it"
+            f"{path}: this is part {index + 1} of {n_parts}; name the first one, {paths[0]}, and the others "
+            "are read with it"
         )
-    paths = [_part_path(path, number) for number in range(1, n_parts + 1)]
     for part in paths:
         if not part.is_file():
             raise ModelNotFound(f"{path}: {part.name} is missing; all {n_parts} parts must lie side by side")
@@ -170,9 +160,8 @@ def _read_one(path: Path) -> GgufFile:
     reader_class = _reader_class(path)
     try:
         reader = reader_class(path)
-        metadata = {
-            key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")
-        }
+        fields = reader.fields.items()
+        metadata = {key: field.contents() for key, field in fields if not key.startswith("GGUF.")}
     except (ValueError, IndexError, KeyError, OSError, OverflowError, RecursionError) as error:
         raise ModelBroken(f"{path}: not a readable GGUF file: {error}") from error
     is_quantized = any(tensor.kind.name.startswith(("Q", "IQ")) for tensor in reader.found)
@@ -285,7 +274,8 @@ def _tensor(path: Path, file: Any, start: int, field: Any) -> GgufTensor:
         block_size, block_bytes = gguf.GGML_QUANT_SIZES[quantization]
         gguf.quants.dequantize(np.zeros((1, block_bytes), np.uint8), quantization)
     except (ValueError, KeyError, NotImplementedError):
-        stored_as = getattr(_known_kind(int(kind[0])), "name", f"type {int(kind[0])}")
+        names = {one.value: one.name for one in gguf.GGMLQuantizationType}
+        stored_as = names.get(int(kind[0]), f"type {int(kind[0])}")
         raise UnsupportedModel(f"{path}: {decoded} is stored as {stored_as}, not read here") from None
     if not shape or min(shape) < 1 or shape[-1] % block_size:
         raise ModelBroken(f"{path}: {decoded} has shape {list(shape)} in blocks of {block_size}")
@@ -293,16 +283,9 @@ def _tensor(path: Path, file: Any, start: int, field: Any) -> GgufTensor:
     row_bytes = shape[-1] // block_size * block_bytes
     end = begin + math.prod(shape[:-1]) * row_bytes
     if end > len(file):
-        raise ModelBroken(
-            f"{path}: ends after {len(file)} bytes, but {decoded} ends at {end}: the file was cut off"
-        )
+        found = f"ends after {len(file)} bytes, but {decoded} ends at {end}"
+        raise ModelBroken(f"{path}: {found}: the file was cut off")
     return GgufTensor(decoded, shape, quantization, file[begin:end].reshape(*shape[:-1], row_bytes))
-
-
-def _known_kind(kind: int) -> Any:
-    import gguf
-
-    return next((known for known in gguf.GGMLQuantizationType if known == kind), None)
 
 
 def _refuse_overlap(path: Path, fields: list[Any], tensors: list[GgufTensor]) -> None:
@@ -313,7 +296,6 @@ def _refuse_overlap(path: Path, fields: list[Any], tensors: list[GgufTensor]) ->
     for (begin, n_bytes, name), (next_begin, _, next_name) in pairwise(places):
         if begin + n_bytes > next_begin:
             raise ModelBroken(f"{path}: tensors {name} and {next_name} lie in the same place")
-    names = [tensor.name for tensor in tensors]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ModelBroken(f"{path}: tensor {twice} is there twice")
+    twice = [name for name, n in Counter(tensor.name for tensor in tensors).items() if n > 1]
+    if twice:
+        raise ModelBroken(f"{path}: tensor {twice[0]} is there twice")

@@ -24,6 +24,7 @@ UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
 
 _KEYS = "tokenizer.ggml."
 _NAMED_SPECIAL = ("bos_token_id", "eos_token_id", "unknown_token_id")
+_CHANGING = ("remove_extra_whitespaces", "precompiled_charsmap")
 
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -69,12 +70,11 @@ RULES = {
 
 
 def write_tokenizer(path: Path, metadata: dict[str, Any], folder: Path) -> None:
-    """Writes what `Tokenizer` reads, and warnings where there are any.
+    """Writes what `Tokenizer` reads into an existing folder, and warnings where there are any.
 
     Args:
         path: the GGUF file, for messages.
         metadata: its keys and values.
-        folder: an existing folder to write into.
 
     Raises:
         ModelBroken: something is missing or makes no sense.
@@ -93,30 +93,26 @@ def write_tokenizer(path: Path, metadata: dict[str, Any], folder: Path) -> None:
     bos_token = None if bos_token_id is None else tokenizer.id_to_token(bos_token_id)
     (folder / TOKENIZER_CONFIG_FILE).write_text(json.dumps({"bos_token": bos_token}), encoding="utf-8")
     if warnings:
-        (folder / WARNINGS_FILE).write_text(
-            "".join(f"{path}: {line}\n" for line in warnings), encoding="utf-8"
-        )
+        text = "".join(f"{path}: {line}\n" for line in warnings)
+        (folder / WARNINGS_FILE).write_text(text, encoding="utf-8")
 
 
 def tokenizer_from_gguf(metadata: dict[str, Any]) -> tuple[Tokenizer, list[str]]:
-    """Builds the tokenizer.
-
-    Args:
-        metadata: a GGUF file's keys and values.
-
-    Returns:
-        The tokenizer, and warnings about what the file does not say.
+    """The tokenizer of a GGUF file's keys and values, and warnings about what the file does not say.
 
     Raises:
         KeyError: the vocabulary, its scores or the merges are missing.
         ModelBroken: a value makes no sense.
         UnsupportedModel: another kind of tokenizer, or rules that are not known.
     """
-    if changing := [key for key in metadata if key.startswith(f"{_KEYS}normalizer.")]:
-        raise UnsupportedModel(f"{changing[0]} changes texts before they are cut, which is not known here")
     tokens = _tokens(metadata)
     named = _named_special(metadata, len(tokens))
     kind = metadata[f"{_KEYS}model"]
+    changing = [key for key in metadata if key.startswith(f"{_KEYS}normalizer.")]
+    if kind == "llama":
+        changing += [f"{_KEYS}{name}" for name in _CHANGING if metadata.get(_KEYS + name)]
+    if changing:
+        raise UnsupportedModel(f"{changing[0]} changes texts before they are cut, which is not known here")
     warnings: list[str] = []
     if kind == "gpt2":
         rules, warnings = _rules(metadata)
@@ -126,13 +122,11 @@ def tokenizer_from_gguf(metadata: dict[str, Any]) -> tuple[Tokenizer, list[str]]
     else:
         raise UnsupportedModel(f"GGUF tokenizer {kind!r} is not supported; gpt2 and llama are")
     types = _list(metadata, "token_type", int, len(tokens)) if f"{_KEYS}token_type" in metadata else []
-    added = [AddedToken(tokens[token_id], special=True, normalized=False) for token_id in named.values()]
-    added += [
-        AddedToken(token, special=token_type != USER_DEFINED, normalized=False)
-        for token, token_type in zip(tokens, types, strict=False)
-        if token_type in (UNKNOWN, CONTROL, USER_DEFINED)
-    ]
-    tokenizer.add_tokens(added)
+    added = [(tokens[token_id], True) for token_id in named.values()]
+    for token, token_type in zip(tokens, types, strict=False):
+        if token_type in (UNKNOWN, CONTROL, USER_DEFINED):
+            added.append((token, token_type != USER_DEFINED))
+    tokenizer.add_tokens([AddedToken(one, special=special, normalized=False) for one, special in added])
     bos = named.get("bos_token_id")
     if _flag(metadata, "add_bos_token", default=False):
         if bos is None:
@@ -141,10 +135,8 @@ def tokenizer_from_gguf(metadata: dict[str, Any]) -> tuple[Tokenizer, list[str]]
             single=[tokens[bos], "$A"], special_tokens=[(tokens[bos], bos)]
         )
     elif bos is not None and f"{_KEYS}add_bos_token" not in metadata:
-        warnings.append(
-            f"{_KEYS}add_bos_token is missing: {tokens[bos]!r} is put in front of a prompt only where a call "
-            "asks for it"
-        )
+        put = f"{tokens[bos]!r} is put in front of a prompt only where a call asks for it"
+        warnings.append(f"{_KEYS}add_bos_token is missing: {put}")
     return tokenizer, warnings
 
 
@@ -237,11 +229,6 @@ def _byte_level(tokens: list[str], merges: list[tuple[str, str]], rules: _Rules)
 
 def _sentence_piece(metadata: dict[str, Any], tokens: list[str], unknown: int | None) -> Tokenizer:
     """Llama 2's kind: no merges are stored, but every piece has a score, and better pieces are made first."""
-    for name in ("remove_extra_whitespaces", "precompiled_charsmap"):
-        if metadata.get(_KEYS + name):
-            raise UnsupportedModel(
-                f"{_KEYS}{name} changes texts before they are cut, which is not known here"
-            )
     vocabulary = {token: token_id for token_id, token in enumerate(tokens)}
     scores = _list(metadata, "scores", (float, int), len(tokens))
     if not all(map(math.isfinite, scores)):
@@ -254,19 +241,11 @@ def _sentence_piece(metadata: dict[str, Any], tokens: list[str], unknown: int | 
         merges += [(scores[token_id], pair) for pair in known]
     # Pieces of one score: the longer left half first. The sort is stable: else the vocabulary's order.
     merges.sort(key=lambda scored: (-scored[0], -len(scored[1][0]), -len(scored[1][1])))
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocabulary,
-            [pair for _, pair in merges],
-            unk_token=None if unknown is None else tokens[unknown],
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
+    pairs, unk = [pair for _, pair in merges], None if unknown is None else tokens[unknown]
+    tokenizer = Tokenizer(models.BPE(vocabulary, pairs, unk_token=unk, fuse_unk=True, byte_fallback=True))
     has_prefix = _flag(metadata, "add_space_prefix", default=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
-        prepend_scheme="first" if has_prefix else "never", split=False
-    )
+    scheme = "first" if has_prefix else "never"
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
     steps: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if has_prefix else steps)
     return tokenizer

@@ -20,9 +20,6 @@ def load_failures(what: object) -> Iterator[None]:
     The libraries that read tokenizers and safetensors are written in Rust. When they panic they raise what is
     no `Exception`; hence all is caught but the user's own interruption. The debug log has the stack trace.
 
-    Args:
-        what: the file or folder that is read, or the model's name.
-
     Raises:
         ModelError: something unforeseen was raised.
     """

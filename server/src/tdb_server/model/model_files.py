@@ -6,24 +6,13 @@ Only safetensors are read: they hold numbers and nothing else. Pickled weights c
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from tdb_server.errors import ModelBroken, ModelNotFound, UnsupportedModel
-from tdb_server.model.regular_file import (
-    MAX_INDEX_BYTES,
-    MAX_JSON_BYTES,
-    is_there,
-    read_regular,
-    refuse_unreadable,
-)
-
-_log = logging.getLogger(__name__)
+from tdb_server.model.json_file import read_json_object
+from tdb_server.model.regular_file import MAX_INDEX_BYTES, is_there, refuse_unreadable
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -61,12 +50,16 @@ def weight_files(folder: Path) -> WeightFiles:
     if SINGLE_FILE in every:
         refuse_unreadable(folder / SINGLE_FILE)
         index = {INDEX_FILE} if (folder / INDEX_FILE).is_file() else set()
-        return WeightFiles((folder / SINGLE_FILE,), ignored=_sorted(every - {SINGLE_FILE} | index))
+        return WeightFiles((folder / SINGLE_FILE,), ignored=tuple(sorted(every - {SINGLE_FILE} | index)))
     if is_there(folder / INDEX_FILE):
         assigned = _read_index(folder / INDEX_FILE)
-        named = _sorted(set(assigned.values()))
-        paths = tuple(_existing(folder / name) for name in named)
-        return WeightFiles(paths, assigned, _sorted(every.difference(named)))
+        named = sorted(set(assigned.values()))
+        paths = tuple(folder / name for name in named)
+        for path in paths:
+            if not is_there(path):
+                raise ModelBroken(f"{path}: named in {INDEX_FILE} but missing")
+            refuse_unreadable(path)
+        return WeightFiles(paths, assigned, tuple(sorted(every.difference(named))))
     if len(every) == 1:
         refuse_unreadable(only := folder / every.pop())
         return WeightFiles((only,))
@@ -102,7 +95,7 @@ def read_config(folder: Path) -> dict[str, object]:
     path = folder / CONFIG_FILE
     if not is_there(path):
         raise ModelBroken(f"{folder}: no {CONFIG_FILE}, so this is no Hugging Face model folder")
-    return read_json_object(path)
+    return read_json_object(path, ModelBroken)
 
 
 def weights_digest(folder: Path) -> str:
@@ -122,35 +115,9 @@ def weights_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, object]:
-    """The object in one of a model folder's JSON files.
-
-    Raises:
-        ModelBroken: there is none, or more than `max_bytes`, or it is nested deeper than Python's stack.
-    """
-    content = read_regular(path, max_bytes)
-    try:
-        found = json.loads(content.decode("utf-8"), object_pairs_hook=partial(_last_of_each, path))
-    except (ValueError, RecursionError) as error:
-        raise ModelBroken(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ModelBroken(f"{path}: not a JSON object")
-    return found
-
-
-def _last_of_each(path: Path, pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object of which the last entry of a name counts, as in transformers."""
-    found = dict(pairs)
-    for key, value in pairs:
-        if value != found[key]:
-            used, unused = reprlib.repr(found[key]), reprlib.repr(value)
-            _log.warning("%s: %s stands twice: %s is used, not %s", path, key, used, unused)
-    return found
-
-
 def _read_index(index: Path) -> dict[str, str]:
     """The file of each tensor."""
-    assigned = read_json_object(index, MAX_INDEX_BYTES).get("weight_map")
+    assigned = read_json_object(index, ModelBroken, MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(assigned, dict) or not all(isinstance(name, str) for name in assigned.values()):
         raise ModelBroken(f"{index}: not an index of safetensors files: weight_map must name files")
     if not assigned:
@@ -159,14 +126,3 @@ def _read_index(index: Path) -> dict[str, str]:
     if outside:
         raise ModelBroken(f"{index}: names {outside[0]!r}, which is no file of this folder")
     return assigned
-
-
-def _existing(path: Path) -> Path:
-    if not is_there(path):
-        raise ModelBroken(f"{path}: named in {INDEX_FILE} but missing")
-    refuse_unreadable(path)
-    return path
-
-
-def _sorted(names: set[str]) -> tuple[str, ...]:
-    return tuple(sorted(names))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,16 +39,12 @@ def precompute(decoder: Decoder) -> Precomputed:
         by_head = block.attention.out_weights()  # [H, d, e]
         grams.append(by_head.transpose(1, 2) @ by_head)
         norms.append(block.mlp.unit_write_norms())
+    biases = [bias for block in decoder.blocks if (bias := block.mlp.norm.bias) is not None]
     return Precomputed(
         torch.stack(norms),
         torch.stack(grams),
         torch.stack([block.attention.norm.gain for block in decoder.blocks]),
         torch.stack([block.mlp.norm.gain for block in decoder.blocks]),
-        _stacked([block.mlp.norm.bias for block in decoder.blocks]),
+        torch.stack(biases) if biases else None,
         decoder.unembedding.sum(dim=0),
     )
-
-
-def _stacked(biases: Sequence[Tensor | None]) -> Tensor | None:
-    found = [one for one in biases if one is not None]
-    return torch.stack(found) if found else None

@@ -35,27 +35,19 @@ def is_there(path: Path) -> bool:
 def refuse_unreadable(path: Path, max_bytes: int | None = None, kind: type[TdbError] = ModelBroken) -> None:
     """Refuses what is no regular file, or a link to one, and what is too large.
 
-    Args:
-        path: what is about to be opened.
-        max_bytes: None where any size will do.
-        kind: the error.
-
     Raises:
         TdbError: of the kind that was asked for.
     """
     try:
         found = path.stat()
     except OSError as error:
-        raise kind(f"{path}: {_absence(path, error)}") from error
+        fault = f"cannot be read ({error.strerror})"
+        if path.is_symlink():
+            fault = f"a link to {path.readlink()}, which cannot be reached ({error.strerror})"
+        raise kind(f"{path}: {fault}") from error
     _refuse_others(path, found, kind)
     if max_bytes is not None and found.st_size > max_bytes:
         raise kind(f"{path}: {found.st_size} bytes long; files of this kind may have {max_bytes}")
-
-
-def _absence(path: Path, error: OSError) -> str:
-    if path.is_symlink():
-        return f"a link to {path.readlink()}, which cannot be reached ({error.strerror})"
-    return f"cannot be read ({error.strerror})"
 
 
 def read_regular(path: Path, max_bytes: int, kind: type[TdbError] = ModelBroken) -> bytes:
@@ -73,9 +65,7 @@ def read_regular(path: Path, max_bytes: int, kind: type[TdbError] = ModelBroken)
     except OSError as error:
         raise kind(f"{path}: cannot be read ({error.strerror})") from error
     if len(content) > max_bytes:
-        raise kind(
-            f"{path}: more than {max_bytes} bytes long, which is all that a file of this kind may have"
-        )
+        raise kind(f"{path}: more than {max_bytes} bytes long, all that a file of this kind may have")
     return content
 
 

@@ -98,8 +98,7 @@ def _wait_for_siblings(file: int, progress: Progress) -> None:
     while True:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
         except BlockingIOError:
             progress("waiting for weights", 0.0)
             time.sleep(_WAIT_SECONDS)
-        else:
-            return

@@ -20,7 +20,8 @@ import tokenizers
 
 from tdb_server.errors import ModelBroken
 from tdb_server.model.continuations import continuing
-from tdb_server.model.model_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, read_json_object
+from tdb_server.model.json_file import read_json_object
+from tdb_server.model.model_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 from tdb_server.model.regular_file import MAX_TOKENIZER_BYTES, is_there, refuse_unreadable
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -81,7 +82,8 @@ class Tokenizer:
         # An id may be anything below 2^32. Those far behind the others are spelled when they are met.
         n_spelled = min(max(ids, default=-1) + 1, len(ids) + _MAX_GAPS)
         leading = leading_token(self._tokenizer)
-        configuration = _configuration(folder)
+        named = folder / TOKENIZER_CONFIG_FILE
+        configuration = read_json_object(named, ModelBroken) if named.is_file() else {}
         self.adds_bos = leading is not None
         self.bos_token_id = self._named(configuration.get("bos_token")) if leading is None else leading
         self._tokenizer.encode_special_tokens = configuration.get("split_special_tokens") is True
@@ -191,8 +193,3 @@ def _leading_token(processor: dict[str, Any] | None) -> int | None:
         case {"cls": [_, token_id]}:  # BertProcessing and RobertaProcessing
             return int(token_id)
     return None
-
-
-def _configuration(folder: Path) -> dict[str, object]:
-    path = folder / TOKENIZER_CONFIG_FILE
-    return read_json_object(path) if path.is_file() else {}

@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from tdb_server.errors import ModelBroken
+from tdb_server.model.json_file import read_json_object
 from tdb_server.model.load_failures import reason
 from tdb_server.model.model_files import (
     CONFIG_FILE,
@@ -23,7 +23,6 @@ from tdb_server.model.model_files import (
     TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
     WARNINGS_FILE,
-    read_json_object,
 )
 from tdb_server.model.regular_file import MAX_TOKENIZER_BYTES, is_there, refuse_unreadable
 from tdb_server.model.tokenizer import is_byte_level, leading_token
@@ -33,8 +32,6 @@ SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 VOCABULARY_FILES = (TOKENIZER_FILE, "vocab.json", "tokenizer.model", "tekken.json", "tiktoken.model")
 """A folder without any of these has no tokenizer."""
 
-_CONVERTERS = ("transformers", "tokenizers", "sentencepiece", "protobuf", "tiktoken", "mistral-common")
-"""Packages whose versions decide what comes out."""
 _OTHER_FILES = (TOKENIZER_CONFIG_FILE, ADDED_TOKENS_FILE, SPECIAL_TOKENS_FILE)
 _READ_SUFFIXES = (".json", ".txt", ".model", ".tiktoken")
 _READ_PREFIXES = ("tokenizer", "vocab", "merges", "tekken", "tiktoken")
@@ -46,17 +43,15 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def tokenizer_digest(folder: Path) -> bytes:
-    """Of everything that decides what `convert_tokenizer` makes: file contents, and versions of packages.
+    """Of the contents of all files that decide what `convert_tokenizer` makes.
 
     Raises:
         ModelBroken: a file cannot be read, is none, or is too large for a tokenizer's.
     """
     digest = hashlib.sha256()
-    for package in _CONVERTERS:
-        digest.update(f"{package} {_version(package)}\n".encode())
     for path in sorted(folder.iterdir()):
-        is_read = path.suffix in _READ_SUFFIXES or path.name.startswith(_READ_PREFIXES)
         is_subfolder = path.is_dir() and path.suffix not in _READ_SUFFIXES
+        is_read = path.suffix in _READ_SUFFIXES or path.name.startswith(_READ_PREFIXES)
         if not is_read or path.name == INDEX_FILE or is_subfolder:
             continue
         refuse_unreadable(path, MAX_TOKENIZER_BYTES if path.name.startswith(_READ_PREFIXES) else None)
@@ -69,11 +64,7 @@ def tokenizer_digest(folder: Path) -> bytes:
 
 
 def convert_tokenizer(folder: Path, target: Path) -> None:
-    """Writes what `Tokenizer` reads, and warnings where there are any.
-
-    Args:
-        folder: the model's.
-        target: an existing folder to write into.
+    """Writes what `Tokenizer` reads of a model's folder into another, and warnings where there are any.
 
     Raises:
         ModelBroken: the tokenizer cannot be read, or its files contradict each other.
@@ -91,13 +82,6 @@ def convert_tokenizer(folder: Path, target: Path) -> None:
     (target / TOKENIZER_CONFIG_FILE).write_text(json.dumps(configuration), encoding="utf-8")
     if warnings:
         (target / WARNINGS_FILE).write_text("".join(f"{line}\n" for line in warnings), encoding="utf-8")
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "none"
 
 
 def _read(folder: Path) -> Any:
@@ -127,23 +111,17 @@ def _read(folder: Path) -> Any:
         if lacks_reader and (folder / "tokenizer.model").is_file():
             hint = "it needs the package sentencepiece (pip install sentencepiece), or Llama 3's tiktoken"
             raise ModelBroken(f"{folder / 'tokenizer.model'}: {hint}: {reason(error)}") from error
-        read = [name for name in (*VOCABULARY_FILES, *_OTHER_FILES) if (folder / name).is_file()]
-        raise ModelBroken(
-            f"{folder}: transformers cannot read the tokenizer of {', '.join(read)}: {reason(error)}"
-        ) from error
+        read = ", ".join(one for one in (*VOCABULARY_FILES, *_OTHER_FILES) if (folder / one).is_file())
+        fault = f"transformers cannot read the tokenizer of {read}: {reason(error)}"
+        raise ModelBroken(f"{folder}: {fault}") from error
     if len(backend.get_vocab(with_added_tokens=False)) <= len(backend.get_added_tokens_decoder()):
-        raise ModelBroken(
-            f"{folder}: transformers finds no vocabulary for its {type(tokenizer).__name__}; "
-            f"save it as {TOKENIZER_FILE}"
-        )
+        fault = f"transformers finds no vocabulary for its {type(tokenizer).__name__}"
+        raise ModelBroken(f"{folder}: {fault}; save it as {TOKENIZER_FILE}")
     return tokenizer
 
 
 def _check_ids(folder: Path, backend: Any) -> list[str]:
-    """Compares the ids that files give to tokens with those that came out.
-
-    Returns:
-        Warnings about tokens that a file names and that are not known.
+    """Compares the ids that files give to tokens with those that came out; returns warnings about others.
 
     Raises:
         ModelBroken: a token has two ids, or an id has two tokens.
@@ -181,9 +159,7 @@ def _stated_ids(folder: Path) -> dict[str, list[tuple[str, int]]]:
     if content:
         vocabulary = content["model"]["vocab"]
         stated[TOKENIZER_FILE] = list(vocabulary.items()) if isinstance(vocabulary, dict) else []
-        stated[TOKENIZER_FILE] += [
-            (token["content"], token["id"]) for token in content.get("added_tokens", [])
-        ]
+        stated[TOKENIZER_FILE] += [(one["content"], one["id"]) for one in content.get("added_tokens", [])]
     added: Any = _object(folder / TOKENIZER_CONFIG_FILE).get("added_tokens_decoder") or {}
     stated[TOKENIZER_CONFIG_FILE] = [(token["content"], int(token_id)) for token_id, token in added.items()]
     for name in ("vocab.json", ADDED_TOKENS_FILE):
@@ -207,22 +183,18 @@ def _beginning_of_text(folder: Path, named: str | None, backend: Any) -> tuple[s
     leading = leading_token(backend)
     says = _object(folder / TOKENIZER_CONFIG_FILE).get("add_bos_token")
     if isinstance(says, bool) and says != (leading is not None):
-        warnings.append(
-            f"{folder / TOKENIZER_CONFIG_FILE}: add_bos_token is {says}, and transformers goes by the "
-            f"post-processor of {TOKENIZER_FILE}, which says {not says}"
-        )
+        rule = f"transformers goes by the post-processor of {TOKENIZER_FILE}, which says {not says}"
+        warnings.append(f"{folder / TOKENIZER_CONFIG_FILE}: add_bos_token is {says}, and {rule}")
     n_tokens = _object(folder / CONFIG_FILE).get("vocab_size")
     if not isinstance(n_tokens, int):
         return named, warnings
     if leading is not None and leading >= n_tokens:
-        raise ModelBroken(
-            f"{folder}: the tokenizer puts token {leading} in front of texts, and {CONFIG_FILE} says "
-            f"vocab_size {n_tokens}"
-        )
+        put = f"the tokenizer puts token {leading} in front of texts"
+        raise ModelBroken(f"{folder}: {put}, and {CONFIG_FILE} says vocab_size {n_tokens}")
     token_id = None if named is None else backend.token_to_id(named)
     return (named if token_id is not None and token_id < n_tokens else None), warnings
 
 
 def _object(path: Path) -> dict[str, object]:
     """The object in a file; an empty one where there is no file."""
-    return read_json_object(path, MAX_TOKENIZER_BYTES) if path.is_file() else {}
+    return read_json_object(path, ModelBroken, MAX_TOKENIZER_BYTES) if path.is_file() else {}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from tdb_server.errors import ConfigurationBroken
 from tdb_server.service.access import file_watch
-from tdb_server.service.access.file_watch import FileReader, read_regular_file
+from tdb_server.service.access.file_watch import FileReader
 
 PATIENCE_SECONDS = 30
 Start = Callable[..., FileReader]
@@ -54,16 +52,3 @@ def test_who_has_no_files_needs_no_thread(start):
     before = threading.active_count()
     start(seconds=3600)
     assert threading.active_count() == before
-
-
-def test_only_regular_files_of_a_sensible_size_are_read(tmp_path):
-    os.mkfifo(fifo := tmp_path / "fifo")
-    with pytest.raises(ConfigurationBroken, match="fifo: a FIFO, not a regular file"):
-        read_regular_file(fifo)
-    with pytest.raises(ConfigurationBroken, match=r"gone: cannot be read \(No such file"):
-        read_regular_file(tmp_path / "gone")
-    (large := tmp_path / "large").write_bytes(b"#" * (file_watch.MAX_FILE_BYTES + 1))
-    with pytest.raises(ConfigurationBroken, match="large: 4194305 bytes long"):
-        read_regular_file(large)
-    (right := tmp_path / "right").write_bytes(b"#" * 10)
-    assert read_regular_file(right) == b"#" * 10

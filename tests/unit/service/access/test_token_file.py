@@ -9,6 +9,7 @@ from tdb_server.domain.caller import Caller, CallerLimits
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.priority import Priority
 from tdb_server.errors import ConfigurationBroken
+from tdb_server.service.access.file_watch import MAX_FILE_BYTES
 from tdb_server.service.access.token import new_token, token_digest, token_entry
 from tdb_server.service.access.token_file import TokenFile, read_tokens
 
@@ -165,6 +166,17 @@ def test_what_makes_no_sense(path, content, words):
     path.write_text(content)
     with pytest.raises(ConfigurationBroken, match=words):
         read_tokens(path)
+
+
+def test_only_regular_files_of_a_sensible_size_are_read(tmp_path):
+    os.mkfifo(fifo := tmp_path / "fifo")
+    with pytest.raises(ConfigurationBroken, match="fifo: a FIFO, not a regular file"):
+        read_tokens(fifo)
+    with pytest.raises(ConfigurationBroken, match=r"gone: cannot be read \(No such file"):
+        read_tokens(tmp_path / "gone")
+    (large := tmp_path / "large").write_bytes(b"#" * (MAX_FILE_BYTES + 1))
+    with pytest.raises(ConfigurationBroken, match="large: 4194305 bytes long"):
+        read_tokens(large)
 
 
 def test_bytes_that_are_no_text(path):

@@ -49,13 +49,7 @@ class Access:
     _ledger: CallerLedger = field(default_factory=CallerLedger)
 
     def token_owner(self, authorization: Sequence[str]) -> Caller | None:
-        """Whose token came with a call.
-
-        Args:
-            authorization: every value of the header of that name.
-
-        Returns:
-            The caller; None when this server asks for no tokens.
+        """Whose token is in a call's header of that name, given every value of it; None if none is asked for.
 
         Raises:
             Unauthenticated: no token, more than one, or one that is not in the file.
@@ -79,13 +73,8 @@ class Access:
     ) -> Iterator[None]:
         """Around the answering of one call, which runs for its caller.
 
-        That is the token's owner, else the best known name in the certificate, else the client's address.
-
-        Args:
-            record: of the call; learns the caller's name.
-            owner: of the call's token, as `token_owner` tells.
-            connection: that the call came over.
-            certificate_names: those in the client's certificate, the best known first.
+        That is its token's owner, else the first, best known, of the names in the client's certificate, else
+        the client's address. The record learns who it is.
 
         Raises:
             Unauthenticated: no name of the certificate may call.

@@ -33,7 +33,10 @@ class CallerLedger:
         Raises:
             OverLimit: the caller is at a limit; what is refused does not count.
         """
-        self._check_open(caller)
+        allowed = caller.limits.max_concurrent_calls
+        if allowed is not None and self._n_open[caller.name] >= allowed:
+            fault = f"{caller.name} may have {allowed} calls open at the same time, and has"
+            raise OverLimit(fault, "TOO_MANY_CONCURRENT_CALLS", RETRY_SECONDS)
         self._take_turn(caller)
         self._n_open[caller.name] += 1
         try:
@@ -42,15 +45,6 @@ class CallerLedger:
             self._n_open[caller.name] -= 1
             if not self._n_open[caller.name]:
                 del self._n_open[caller.name]
-
-    def _check_open(self, caller: Caller) -> None:
-        allowed = caller.limits.max_concurrent_calls
-        if allowed is not None and self._n_open[caller.name] >= allowed:
-            raise OverLimit(
-                f"{caller.name} may have {allowed} calls open at the same time, and has",
-                "TOO_MANY_CONCURRENT_CALLS",
-                RETRY_SECONDS,
-            )
 
     def _take_turn(self, caller: Caller) -> None:
         """Notes a call; the times of the calls of the last minute are kept, as many as are allowed."""
@@ -65,9 +59,6 @@ class CallerLedger:
         if len(begun) >= allowed:
             # The call that must fall out of the minute, which is not the oldest when the limit was lowered.
             seconds = begun[len(begun) - allowed] + MINUTE - now
-            raise OverLimit(
-                f"{caller.name} may make {allowed} calls a minute, and has",
-                "TOO_MANY_CALLS_PER_MINUTE",
-                seconds,
-            )
+            fault = f"{caller.name} may make {allowed} calls a minute, and has"
+            raise OverLimit(fault, "TOO_MANY_CALLS_PER_MINUTE", seconds)
         begun.append(now)

@@ -7,33 +7,23 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tdb_server.errors import ConfigurationBroken
-from tdb_server.model.regular_file import read_regular
-
 _log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LOOKS = 1.0
 MAX_FILE_BYTES = 4 * 2**20
+"""Of a file with tokens or certificates."""
 Stamp = tuple[tuple[int, int, int] | None, ...]
 
 
-class FileWatch:
-    """Compares what the file system says about files with what it said before.
-
-    Args:
-        paths: of the files.
-    """
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = tuple(paths)
-        self._stamp = self._look()
-
-    def has_changed(self) -> bool:
-        """Whether any of the files is another than at the last look. Each change is told once."""
-        before, self._stamp = self._stamp, self._look()
-        return self._stamp != before
-
-    def _look(self) -> Stamp:
-        return tuple(_stamp(path) for path in self._paths)
+def stamp_of(paths: Sequence[Path]) -> Stamp:
+    """What the file system says about files: another stamp is another content; None for one that is gone."""
+    stamp: list[tuple[int, int, int] | None] = []
+    for path in paths:
+        try:
+            status = path.stat()
+            stamp.append((status.st_mtime_ns, status.st_size, status.st_ino))
+        except OSError:
+            stamp.append(None)
+    return tuple(stamp)
 
 
 class FileReader:
@@ -71,20 +61,3 @@ class FileReader:
                     _log.exception("looking at files that may have changed failed")
             self._wake.wait(SECONDS_BETWEEN_LOOKS)
             self._wake.clear()
-
-
-def read_regular_file(path: Path) -> bytes:
-    """The content of a file with tokens or certificates.
-
-    Raises:
-        ConfigurationBroken: it cannot be read, is no regular file, or is too large.
-    """
-    return read_regular(path, MAX_FILE_BYTES, ConfigurationBroken)
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino

@@ -10,7 +10,8 @@ from pathlib import Path
 import grpc
 
 from tdb_server.errors import ConfigurationBroken
-from tdb_server.service.access.file_watch import FileWatch, read_regular_file
+from tdb_server.model.regular_file import read_regular
+from tdb_server.service.access.file_watch import MAX_FILE_BYTES, stamp_of
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ class ServerTls:
         self._certificate = certificate
         self._key = key
         self._client_ca = client_ca
-        self._watch = FileWatch([path for path in (certificate, key, client_ca) if path])
+        self._paths = (certificate, key) if client_ca is None else (certificate, key, client_ca)
+        self._stamp = stamp_of(self._paths)
         self._loaded = self._in_grpc = self._load()
 
     def grpc_credentials(self) -> grpc.ServerCredentials:
@@ -72,7 +74,8 @@ class ServerTls:
 
     def look(self) -> None:
         """Reads the files again if they have changed. For a thread that may wait; handshakes do not."""
-        if self._watch.has_changed():
+        before, self._stamp = self._stamp, stamp_of(self._paths)
+        if self._stamp != before:
             try:
                 self._loaded = self._load()
                 _log.info("%s: the certificate was renewed", self._certificate)
@@ -81,13 +84,13 @@ class ServerTls:
 
     def _load(self) -> _Loaded:
         try:
-            configuration = grpc.ssl_server_certificate_configuration(
-                [(read_regular_file(self._key), read_regular_file(self._certificate))],
-                None if self._client_ca is None else read_regular_file(self._client_ca),
+            certificate, key, *client_ca = (
+                read_regular(path, MAX_FILE_BYTES, ConfigurationBroken) for path in self._paths
             )
+            configuration = grpc.ssl_server_certificate_configuration([(key, certificate)], *client_ca)
             return _Loaded(configuration, self._checked_context())
         except (OSError, ValueError) as error:  # SSLError is an OSError
-            names = ", ".join(str(path) for path in (self._certificate, self._key, self._client_ca) if path)
+            names = ", ".join(map(str, self._paths))
             raise ConfigurationBroken(f"TLS files {names}: {error}") from error
 
     def _checked_context(self) -> ssl.SSLContext:

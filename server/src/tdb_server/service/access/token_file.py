@@ -25,14 +25,15 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tdb_server.domain.caller import Caller, CallerLimits
 from tdb_server.domain.priority import Priority
 from tdb_server.errors import ConfigurationBroken
+from tdb_server.model.regular_file import read_regular
 from tdb_server.security_settings import token_name
-from tdb_server.service.access.file_watch import FileWatch, read_regular_file
+from tdb_server.service.access.file_watch import MAX_FILE_BYTES, stamp_of
 from tdb_server.service.access.token import LIMIT_KEYS, token_digest
 
 _log = logging.getLogger(__name__)
@@ -42,8 +43,7 @@ _KEYS = {"name", "sha256", "max_priority", "weight", "tenant", *LIMIT_KEYS}
 _PRIORITIES = {one.value: one for one in Priority}
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(NamedTuple):
     """What is kept of a token: whose it is, and its SHA-256."""
 
     caller: Caller
@@ -51,10 +51,7 @@ class Token:
 
 
 class TokenFile:
-    """The tokens in force.
-
-    Args:
-        path: of the file.
+    """The tokens in force, as the file says.
 
     Raises:
         ConfigurationBroken: the file cannot be read or makes no sense.
@@ -64,7 +61,7 @@ class TokenFile:
         self._path = path
         self._n_looks_gone = 0
         self._fault = ""
-        self._watch = FileWatch((path,))
+        self._stamp = stamp_of((path,))
         self._tokens = read_tokens(path)
 
     def caller_of(self, token: str) -> Caller | None:
@@ -73,22 +70,20 @@ class TokenFile:
         Every entry is compared in full, so that the time taken says nothing about which came close.
         """
         digest = token_digest(token)
-        caller: Caller | None = None
-        for known in self._tokens:
-            if hmac.compare_digest(known.digest, digest):
-                caller = known.caller
-        return caller
+        callers = [known.caller for known in self._tokens if hmac.compare_digest(known.digest, digest)]
+        return callers[0] if callers else None
 
     def look(self) -> None:
         """Reads the file again if it has changed. For a thread that may wait; `caller_of` does not."""
-        if self._is_gone():
+        if _is_gone(self._path):
             self._n_looks_gone += 1
             if self._n_looks_gone == LOOKS_UNTIL_GONE:
                 self._tokens = ()
                 _log.error("token file %s is gone; nobody may call until there is one again", self._path)
         else:
             self._n_looks_gone = 0
-        if not (self._watch.has_changed() or self._fault) or self._n_looks_gone:
+        before, self._stamp = self._stamp, stamp_of((self._path,))
+        if (self._stamp == before and not self._fault) or self._n_looks_gone:
             return
         try:
             self._tokens = read_tokens(self._path)
@@ -100,15 +95,16 @@ class TokenFile:
             self._fault = ""
             _log.info("%s: %d tokens are in force", self._path, len(self._tokens))
 
-    def _is_gone(self) -> bool:
-        """Whether there is no such file; not where a folder or a file server does not let us look."""
-        try:
-            self._path.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return True
-        except OSError:
-            pass
-        return False
+
+def _is_gone(path: Path) -> bool:
+    """Whether there is no such file; not where a folder or a file server does not let us look."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def read_tokens(path: Path) -> tuple[Token, ...]:
@@ -118,11 +114,10 @@ def read_tokens(path: Path) -> tuple[Token, ...]:
         ConfigurationBroken: it cannot be read or makes no sense.
     """
     try:
-        text = read_regular_file(path).decode("utf-8")
+        text = read_regular(path, MAX_FILE_BYTES, ConfigurationBroken).decode("utf-8")
         if not text.strip():
             raise ValueError("it is empty; `token = []` would let nobody in")
-        content = tomllib.loads(text)
-        return _tokens(content)
+        return _tokens(tomllib.loads(text))
     except (OSError, ValueError, argparse.ArgumentTypeError) as error:
         raise ConfigurationBroken(f"token file {path}: {error}") from error
 
@@ -132,9 +127,8 @@ def _tokens(content: Mapping[str, object]) -> tuple[Token, ...]:
     if set(content) != {"token"} or not isinstance(entries, list):
         raise ValueError("it must consist of [[token]] entries")
     tokens = tuple(_token(entry, f"entry {index}") for index, entry in enumerate(entries, 1))
-    names = [token.caller.name for token in tokens]
-    digests = [token.digest for token in tokens]
-    if len(set(names)) < len(names) or len(set(digests)) < len(digests):
+    names, digests = {token.caller.name for token in tokens}, {token.digest for token in tokens}
+    if min(len(names), len(digests)) < len(tokens):
         raise ValueError("names and hashes must differ between entries")
     return tokens
 
@@ -147,10 +141,9 @@ def _token(entry: object, where: str) -> Token:
     name, digest = entry.get("name"), entry.get("sha256")
     if not isinstance(name, str) or not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
         raise ValueError(f"{where} must have a name, and as sha256 64 hexadecimal digits")
-    caller = Caller(
-        token_name(name), _limits(entry, where), _weight(entry, where), _tenant(entry), has_token=True
-    )
-    return Token(caller, bytes.fromhex(digest))
+    tenant = token_name(str(entry["tenant"])) if "tenant" in entry else None
+    limits, weight = _limits(entry, where), _weight(entry, where)
+    return Token(Caller(token_name(name), limits, weight, tenant, has_token=True), bytes.fromhex(digest))
 
 
 def _limits(entry: Mapping[str, object], where: str) -> CallerLimits:
@@ -172,8 +165,3 @@ def _weight(entry: Mapping[str, object], where: str) -> float:
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
         raise ValueError(f"{where}: weight must be a finite number above 0")
     return float(weight)
-
-
-def _tenant(entry: Mapping[str, object]) -> str | None:
-    tenant = entry.get("tenant")
-    return None if tenant is None else token_name(str(tenant))

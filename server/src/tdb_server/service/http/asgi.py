@@ -16,16 +16,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 async def answer(
     scope: Message, send: Send, status: int, content_type: bytes, body: bytes, headers: Headers = ()
 ) -> None:
-    """Sends a whole answer; where the request was HEAD, without its body.
-
-    Args:
-        scope: of the request.
-        send: to the client.
-        status: of HTTP.
-        content_type: of the body.
-        body: all of it.
-        headers: more of them.
-    """
+    """Sends a whole answer; where the request was HEAD, without its body. `headers` are further ones."""
     general = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": [*general, *headers]})
     await send({"type": "http.response.body", "body": b"" if scope.get("method") == "HEAD" else body})

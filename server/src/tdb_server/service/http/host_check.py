@@ -48,10 +48,8 @@ class AllowedHosts:
         for key, value in headers:
             text = value.decode("latin-1")
             if key == b"host" and not self._host.fullmatch(text):
-                return (
-                    MISDIRECTED,
-                    f"this server does not answer to the host {text[:100]!r}; see --allowed-hosts",
-                )
+                refused = f"this server does not answer to the host {text[:100]!r}"
+                return MISDIRECTED, f"{refused}; see --allowed-hosts"
             if key == b"origin" and not self._origin.fullmatch(text):
                 return FORBIDDEN, f"pages of {text[:100]!r} may not call this server; see --allowed-hosts"
         return None
@@ -59,12 +57,7 @@ class AllowedHosts:
 
 @dataclass(frozen=True, slots=True)
 class HostCheck:
-    """An ASGI application in front of another, which refuses what is sent to other hosts or by other sites.
-
-    Attributes:
-        application: answers the rest.
-        hosts: the names.
-    """
+    """An ASGI application in front of another: refuses what is sent to other hosts or by other sites."""
 
     application: Application
     hosts: AllowedHosts

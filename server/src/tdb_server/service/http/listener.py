@@ -133,12 +133,6 @@ class _Connection(H11Protocol):
     uvicorn itself ends those without a request (`timeout_keep_alive`). Here are ended those whose request
     does not get to the end of its head, that ask for nothing at all, or that do not take what is sent. How
     long a body may take is for the application.
-
-    Args:
-        config: of the server.
-        server_state: its connections and tasks.
-        security: what connections may do.
-        n_by_address: open connections by their clients' addresses.
     """
 
     def __init__(
@@ -160,10 +154,9 @@ class _Connection(H11Protocol):
         super().connection_made(transport)
         self._address = self.client[0] if self.client else ""
         self._n_by_address[self._address] += 1
-        if (
-            len(self.connections) > self._security.max_connections
-            or self._n_by_address[self._address] > self._security.max_connections_per_address
-        ):
+        n_connections, n_of_address = len(self.connections), self._n_by_address[self._address]
+        allowed = self._security
+        if n_connections > allowed.max_connections or n_of_address > allowed.max_connections_per_address:
             transport.abort()
         else:
             self._await_head()

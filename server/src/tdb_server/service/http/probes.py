@@ -18,12 +18,7 @@ ALIVE, READY = "/livez", "/readyz"
 
 @dataclass(frozen=True, slots=True)
 class Probes:
-    """An ASGI application that answers the two and leaves all else to another.
-
-    Attributes:
-        application: the other.
-        is_ready: whether calls would be taken now.
-    """
+    """An ASGI application that answers the two and leaves all else to another."""
 
     application: Application
     is_ready: Callable[[], bool]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 
 from tdb_server.log_format import FIELDS
-from tdb_server.service.telemetry.call_record import CallListener, CallRecord
+from tdb_server.service.telemetry.call_record import ABOUT_THE_SERVER, CallListener, CallRecord
 
 _log = logging.getLogger("tdb_server.call")
 _OUR_FAULT = {"INTERNAL", "UNKNOWN", "DATA_LOSS"}
-_QUIET = ("grpc.health.", "grpc.reflection.", "grpc.channelz.")
 MAX_ID_CHARACTERS = 200
 
 
@@ -27,7 +26,7 @@ class CallLog(CallListener):
 def _level(record: CallRecord) -> int:
     if record.status in _OUR_FAULT:
         return logging.ERROR
-    return logging.DEBUG if record.method.startswith(_QUIET) else logging.INFO
+    return logging.DEBUG if record.method.startswith(ABOUT_THE_SERVER) else logging.INFO
 
 
 def _fields(record: CallRecord) -> dict[str, object]:
@@ -41,14 +40,10 @@ def _fields(record: CallRecord) -> dict[str, object]:
         "reason": record.reason,
         "n_sub_requests": record.n_sub_requests,
         "n_tokens": record.n_tokens,
-        "queue_seconds": _rounded(record.queue_seconds),
-        "seconds": _rounded(record.seconds),
+        "queue_seconds": record.queue_seconds and round(record.queue_seconds, 6),
+        "seconds": round(record.seconds, 6),
         "cached": record.is_cached,
         "trace_id": record.traceparent[3:35],
         "prompts": list(record.prompts),
     }
     return {key: value for key, value in known.items() if value not in ("", None, 0, []) or value is False}
-
-
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 6)

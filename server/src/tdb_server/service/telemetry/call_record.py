@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 _log = logging.getLogger(__name__)
+ABOUT_THE_SERVER = ("grpc.health.", "grpc.reflection.", "grpc.channelz.")
+"""Beginnings of methods by which balancers and tools ask how the server is."""
 
 
 @dataclass(eq=False)
@@ -74,11 +76,8 @@ class CallRecord:
     def http_attributes(self) -> dict[str, str | int]:
         """What metrics and traces say of a call over HTTP, as OpenTelemetry's conventions name it."""
         method, _, route = self.method.partition(" ")
-        return {
-            "http.request.method": method,
-            "http.route": route,
-            "http.response.status_code": self.http_status,
-        }
+        told = {"http.request.method": method, "http.route": route}
+        return {**told, "http.response.status_code": self.http_status}
 
     def parsed(self, prompts: Sequence[Sequence[str]]) -> None:
         """The request is sound; its prompts are given as tokens."""

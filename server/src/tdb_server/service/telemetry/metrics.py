@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from typing import Any
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
@@ -20,7 +19,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, make_asgi_app
 from tdb_server.service.http.host_check import AllowedHosts, HostCheck
 from tdb_server.service.http.listener import HttpListener
 from tdb_server.service.http.probes import Probes
-from tdb_server.service.telemetry.call_record import CallRecord
+from tdb_server.service.telemetry.call_record import CallListener, CallRecord
 from tdb_server.settings import Settings
 from tdb_server.workers.measures import BatchMeasure, Readings
 
@@ -32,45 +31,6 @@ SECONDS = (
 LAG_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
 BYTES = (0, *(2**power for power in (10, 11, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32)))
 CALLS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-
-
-class Metrics:
-    """The page on which Prometheus reads everything.
-
-    Args:
-        version: of the server's software.
-        readings: the state of queue and workers.
-    """
-
-    def __init__(self, version: str, readings: Readings) -> None:
-        resource = Resource.create({"service.name": "tdb-server", "service.version": version})
-        self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)  # memory, processor time and open files of the front
-        self._provider = MeterProvider(
-            [PrometheusMetricReader(scope_info_enabled=False, registry=self._registry)], resource
-        )
-        meter = self._provider.get_meter("tdb_server", version)
-        self.calls = CallMetrics(meter)
-        self.batches = BatchMetrics(meter)
-        late = "How late the event loop was, twenty times a second."
-        self.loop_lag = _histogram(meter, "tdb.event_loop.lag", "s", late, LAG_SECONDS)
-        _observe(meter, readings)
-
-    def page(self, settings: Settings, is_ready: Callable[[], bool]) -> HttpListener:
-        """The page, with the probes, to be served on the settings' port for it.
-
-        Args:
-            settings: where.
-            is_ready: whether calls would be taken now.
-        """
-        host, port = settings.telemetry.metrics_host, settings.telemetry.metrics_port or 0
-        hosts = AllowedHosts(host, settings.security.allowed_hosts)
-        page = Probes(HostCheck(one_each_turn(make_asgi_app(self._registry)), hosts), is_ready)
-        return HttpListener(page, host, port, settings.security, serves="metrics")
-
-    def stop(self) -> None:
-        """Measures no more."""
-        self._provider.shutdown()
 
 
 def one_each_turn(page: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
@@ -88,32 +48,58 @@ def one_each_turn(page: Callable[..., Awaitable[None]]) -> Callable[..., Awaitab
     return in_turn
 
 
-class CallMetrics:
-    """What calls do. A `CallListener`."""
+class Metrics(CallListener):
+    """The page on which Prometheus reads everything: calls, batches, and the state of queue and workers."""
 
-    def __init__(self, meter: Meter) -> None:
-        name = "grpc.server.call."
-        counter, histogram = meter.create_counter, partial(_histogram, meter)
-        self._started = counter(f"{name}started", "{call}", "Calls that have come.")
-        self._seconds = histogram(f"{name}duration", "s", "From a call's arrival to its end.", SECONDS)
-        self._received = histogram(
-            f"{name}rcvd_total_compressed_message_size",
-            "By",
-            "Bytes of the messages of a call that came.",
-            BYTES,
-        )
-        self._sent = histogram(
-            f"{name}sent_total_compressed_message_size",
-            "By",
-            "Bytes of the messages of a call that were sent.",
-            BYTES,
-        )
+    def __init__(self, version: str, readings: Readings) -> None:
+        resource = Resource.create({"service.name": "tdb-server", "service.version": version})
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)  # memory, processor time and open files of the front
+        reader = PrometheusMetricReader(scope_info_enabled=False, registry=self._registry)
+        self._provider = MeterProvider([reader], resource)
+        meter = self._provider.get_meter("tdb_server", version)
+        counter = meter.create_counter
+
+        def histogram(name: str, unit: str, description: str, boundaries: Sequence[float]) -> Histogram:
+            return meter.create_histogram(
+                name, unit, description, explicit_bucket_boundaries_advisory=boundaries
+            )
+
+        bytes_of, size = "Bytes of the messages of a call that", "total_compressed_message_size"
+        self._started = counter("grpc.server.call.started", "{call}", "Calls that have come.")
+        duration = "From a call's arrival to its end."
+        self._seconds = histogram("grpc.server.call.duration", "s", duration, SECONDS)
+        self._received = histogram(f"grpc.server.call.rcvd_{size}", "By", f"{bytes_of} came.", BYTES)
+        self._sent = histogram(f"grpc.server.call.sent_{size}", "By", f"{bytes_of} were sent.", BYTES)
         ended = "From a request's arrival at the JSON gateway to its end."
         self._http_seconds = histogram("http.server.request.duration", "s", ended, SECONDS)
         self._failed = counter("tdb.call.failures", "{call}", "Calls that failed, by reason.")
         self._waited = histogram("tdb.queue.duration", "s", "Waiting of a call for a worker.", SECONDS)
         looked_up = "Calls looked up in the result cache: hit or miss."
         self._looked_up = counter("tdb.cache.lookups", "{call}", looked_up)
+        late = "How late the event loop was, twenty times a second."
+        self.loop_lag = histogram("tdb.event_loop.lag", "s", late, LAG_SECONDS)
+        self._calls = histogram("tdb.batch.calls", "{call}", "Calls in a batch.", CALLS)
+        rows = "Sub-requests, the rows, in a batch."
+        self._sub_requests = histogram("tdb.batch.sub_requests", "{sub_request}", rows, CALLS)
+        busy = "Time that devices have spent on batches."
+        self._device_seconds = counter("tdb.device.busy", "s", busy)
+        spent = (
+            "Time that devices have spent on calls, by the token's name; all callers without one together."
+        )
+        self._caller_seconds = counter("tdb.caller.device_time", "s", spent)
+        _observe(meter, readings)
+
+    def page(self, settings: Settings, is_ready: Callable[[], bool]) -> HttpListener:
+        """The page, with the probes, which say whether calls would be taken, on the settings' port for it."""
+        host, port = settings.telemetry.metrics_host, settings.telemetry.metrics_port or 0
+        hosts = AllowedHosts(host, settings.security.allowed_hosts)
+        page = Probes(HostCheck(one_each_turn(make_asgi_app(self._registry)), hosts), is_ready)
+        return HttpListener(page, host, port, settings.security, serves="metrics")
+
+    def stop(self) -> None:
+        """Measures no more."""
+        self._provider.shutdown()
 
     def call_started(self, record: CallRecord) -> None:
         """See `CallListener`."""
@@ -136,26 +122,11 @@ class CallMetrics:
         if record.queue_seconds is not None and not record.is_cached:
             self._waited.record(record.queue_seconds)
 
-
-class BatchMetrics:
-    """What workers do."""
-
-    def __init__(self, meter: Meter) -> None:
-        self._calls = _histogram(meter, "tdb.batch.calls", "{call}", "Calls in a batch.", CALLS)
-        rows = "Sub-requests, the rows, in a batch."
-        self._sub_requests = _histogram(meter, "tdb.batch.sub_requests", "{sub_request}", rows, CALLS)
-        busy = "Time that devices have spent on batches."
-        self._seconds = meter.create_counter("tdb.device.busy", "s", busy)
-        spent = (
-            "Time that devices have spent on calls, by the token's name; all callers without one together."
-        )
-        self._caller_seconds = meter.create_counter("tdb.caller.device_time", "s", spent)
-
     def batch_ended(self, batch: BatchMeasure) -> None:
         """A worker is done with a batch."""
         self._calls.record(batch.n_calls)
         self._sub_requests.record(batch.n_sub_requests)
-        self._seconds.add(batch.seconds, {"device": batch.device})
+        self._device_seconds.add(batch.seconds, {"device": batch.device})
         for caller, seconds in batch.caller_seconds.items():
             self._caller_seconds.add(seconds, {"caller": caller})
 
@@ -180,9 +151,3 @@ def _observe(meter: Meter, readings: Readings) -> None:
 
 def _callback(read: Callable[[], int]) -> CallbackT:
     return lambda _: [Observation(read())]
-
-
-def _histogram(
-    meter: Meter, name: str, unit: str, description: str, boundaries: Sequence[float]
-) -> Histogram:
-    return meter.create_histogram(name, unit, description, explicit_bucket_boundaries_advisory=boundaries)

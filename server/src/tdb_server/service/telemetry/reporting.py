@@ -28,13 +28,7 @@ _INSTALL = "pip install 'transformer-debugger-server[telemetry]'"
 
 
 class Reporting:
-    """Whoever is told about calls and batches.
-
-    Args:
-        settings: what is wanted.
-        version: of the server's software.
-        readings: the state of queue and workers.
-        is_ready: whether calls would be taken now.
+    """Whoever is told about calls and batches, as the settings want it.
 
     Attributes:
         listeners: to be told about calls.
@@ -59,8 +53,8 @@ class Reporting:
         self._on_batch: list[OnBatch] = []
         if self._metrics is not None:
             self._listener = self._metrics.page(settings, is_ready)
-            self.listeners.append(self._metrics.calls)
-            self._on_batch.append(self._metrics.batches.batch_ended)
+            self.listeners.append(self._metrics)
+            self._on_batch.append(self._metrics.batch_ended)
         if self._traces is not None:
             self.listeners.append(self._traces)
         if telemetry.load_reports:

@@ -16,18 +16,13 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from tdb_server.service.telemetry.call_record import CallListener, CallRecord
+from tdb_server.service.telemetry.call_record import ABOUT_THE_SERVER, CallListener, CallRecord
 
-UNTRACED = ("grpc.health.", "grpc.reflection.", "grpc.channelz.")
 NANOSECONDS = 1e9
 
 
 class CallTraces(CallListener):
-    """Makes spans of records, and sends them from a thread of its own.
-
-    Args:
-        version: of the server's software.
-    """
+    """Makes spans of records, and sends them from a thread of its own."""
 
     def __init__(self, version: str) -> None:
         ours = Resource.create({"service.name": "tdb-server", "service.version": version})
@@ -39,7 +34,7 @@ class CallTraces(CallListener):
 
     def call_finished(self, record: CallRecord) -> None:
         """See `CallListener`."""
-        if record.method.startswith(UNTRACED):
+        if record.method.startswith(ABOUT_THE_SERVER):
             return
         span = self._tracer.start_span(
             record.method,
@@ -72,14 +67,13 @@ class CallTraces(CallListener):
         context = trace.set_span_in_context(call)
         taken_up = record.submitted_seconds + (record.queue_seconds or 0.0)
         left_queue = record.seconds if record.queue_seconds is None else taken_up
-        queue = self._tracer.start_span(
-            "queue", context, start_time=_moment(record, record.submitted_seconds)
-        )
-        queue.end(_moment(record, left_queue))
+        parts = [("queue", record.submitted_seconds, left_queue)]
         if record.queue_seconds is not None:
             ended = record.seconds if record.run_seconds is None else taken_up + record.run_seconds
-            run = self._tracer.start_span("run", context, start_time=_moment(record, taken_up))
-            run.end(_moment(record, ended))
+            parts.append(("run", taken_up, ended))
+        for name, began, ended in parts:
+            part = self._tracer.start_span(name, context, start_time=_moment(record, began))
+            part.end(_moment(record, ended))
 
 
 def _protocol_attributes(record: CallRecord) -> dict[str, str | int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,12 @@ LAYER_NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+    "attention.query_key_value": "attn_qkv",
+    "attention.dense": "attn_output",
+    "mlp.dense_h_to_4h": "ffn_up",
+    "mlp.dense_4h_to_h": "ffn_down",
     "ln_1": "attn_norm",
     "attn.c_attn": "attn_qkv",
     "attn.c_proj": "attn_output",
@@ -36,10 +43,16 @@ OUTER_NAMES = {
     "embed_tokens": "token_embd",
     "norm": "output_norm",
     "lm_head": "output",
+    "embed_in": "token_embd",
+    "embed_out": "output",
+    "final_layer_norm": "output_norm",
     "wte": "token_embd",
     "wpe": "position_embd",
     "ln_f": "output_norm",
 }
+ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3", "gpt_neox": "gptneox"}
+"""What llama.cpp calls families that have another name there."""
+HAVE_POST_NORMS = ("gemma2", "gemma3", "olmo2")
 Array = np.ndarray[Any, Any]
 Edit = Callable[[gguf.GGUFWriter], object]
 Kind = gguf.GGMLQuantizationType
@@ -69,7 +82,7 @@ def write_gguf(
     """
     config = json.loads((folder / "config.json").read_text())
     family = config["model_type"]
-    architecture = "llama" if family == "mistral" else family
+    architecture = ARCHITECTURES.get(family, family)
     writer = gguf.GGUFWriter(path, architecture, **options)
     add_sizes(writer, config)
     add_vocabulary(writer)
@@ -94,10 +107,18 @@ def write_gguf(
 
 def as_in_gguf(name: str, values: Array, config: dict[str, Any], architecture: str) -> tuple[str, Array]:
     """A checkpoint's tensor under llama.cpp's name and in its order."""
-    short, end = name.removeprefix("model.").removeprefix("transformer.").rsplit(".", 1)
+    short, end = re.sub(r"^(model|transformer|gpt_neox)\.", "", name).rsplit(".", 1)
+    if architecture.startswith("gemma") and short.endswith("norm"):
+        values = values + 1
     if not short.startswith(("layers.", "h.")):
         return f"{OUTER_NAMES[short]}.{end}", values
     _, layer_index, inner = short.split(".", 2)
+    if architecture in HAVE_POST_NORMS and inner == "post_attention_layernorm":
+        return f"blk.{layer_index}.post_attention_norm.{end}", values
+    if inner == "attention.query_key_value":
+        n_heads = config["num_attention_heads"]
+        queries, keys, values = np.moveaxis(values.reshape(n_heads, 3, -1, *values.shape[1:]), 1, 0)
+        values = np.concatenate((queries, keys, values)).reshape(-1, *values.shape[2:])
     if inner.startswith(("attn.c", "mlp.c_")):
         values = np.ascontiguousarray(values.T)
     if architecture == "llama" and inner in ("self_attn.q_proj", "self_attn.k_proj"):
@@ -125,13 +146,29 @@ def add_sizes(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_head_count(config["num_attention_heads"])
+    if config["model_type"] == "gpt_neox":
+        d_head = config["hidden_size"] // config["num_attention_heads"]
+        writer.add_feed_forward_length(config["intermediate_size"])
+        writer.add_context_length(config["max_position_embeddings"])
+        writer.add_layer_norm_eps(config["layer_norm_eps"])
+        rope = config["rope_parameters"]
+        writer.add_rope_dimension_count(int(rope["partial_rotary_factor"] * d_head))
+        writer.add_rope_freq_base(rope["rope_theta"])
+        writer.add_parallel_residual(config["use_parallel_residual"])
+        return
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_key_length(8)
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    rope = config["rope_parameters"]
+    writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
     writer.add_rope_dimension_count(8)
+    if config["model_type"].startswith("gemma"):
+        writer.add_sliding_window(config["sliding_window"])
+    if config["model_type"] == "gemma2":
+        writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
+        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
 
 
 def add_vocabulary(writer: gguf.GGUFWriter) -> None:

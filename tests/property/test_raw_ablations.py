@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tdb_server.domain.derived_scalar import DerivedScalar
+from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import PassType
@@ -17,8 +17,10 @@ from tdb_server.domain.requests import (
     InferenceSpec,
     LossConfig,
     LossName,
+    MultipleTopKSpec,
 )
 from tdb_server.domain.results import DerivedScalarsResult
+from tdb_server.engine import logit_scalars
 from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
 from torch import Tensor
 
@@ -41,6 +43,14 @@ ERRORS = {
 }
 PLAIN_PLACES = [place for place in HookPoint if "autoencoder" not in place.value]
 WITHOUT_LAYERS = (HookPoint.RESID_POST_EMB, HookPoint.RESID_LN_F_SCALE, HookPoint.LOGITS)
+CASES = [
+    (name, place)
+    for name in MAIN_MODELS
+    for place in [*PLAIN_PLACES, *LATENTS, *ERRORS]
+    if place not in small_model(name).decoder.absent_hook_points
+    if place is not HookPoint.LOGITS or small_model(name).plain.logit_cap is None
+]
+"""Logits that are set behind a cap have a test of their own."""
 
 
 class Target:
@@ -74,14 +84,13 @@ class Target:
         return next(one for one in autoencoders if one.site is self.site).layers[self.layer_index or 0]
 
 
-def cells_of(
-    model: PlainModel, place: HookPoint, shape: torch.Size, indices: tuple[int | None, ...]
-) -> Tensor:
+def cells_of(model: PlainModel, index: ActivationIndex, shape: torch.Size) -> Tensor:
     """True where an ablation of these indices sets something: never at masked attention cells."""
     cells = torch.zeros(shape, dtype=torch.bool)
-    cells[tuple(slice(None) if one is None else one for one in indices)] = True
-    if place in PAIR_PLACES:
-        cells &= ~model.masked(shape[0])[:, :, None]
+    cells[tuple(slice(None) if one is None else one for one in index.tensor_indices)] = True
+    if index.hook_point in PAIR_PLACES:
+        assert index.layer_index is not None
+        cells &= ~model.masked(shape[0], index.layer_index)[:, :, None]
     return cells
 
 
@@ -97,8 +106,7 @@ def layers_of(place: HookPoint, model: SmallModel) -> st.SearchStrategy[int | No
     return st.none() if place in WITHOUT_LAYERS else st.integers(0, model.config.n_layers - 1)
 
 
-@pytest.mark.parametrize("place", [*PLAIN_PLACES, *LATENTS, *ERRORS])
-@pytest.mark.parametrize("name", MAIN_MODELS)
+@pytest.mark.parametrize(("name", "place"), CASES)
 @examples(4)
 @given(data=st.data())
 def test_values(name: str, place: HookPoint, data: st.DataObject) -> None:
@@ -112,7 +120,7 @@ def test_values(name: str, place: HookPoint, data: st.DataObject) -> None:
 
     def edit(x: Tensor) -> Tensor:
         old = target.read(x, autoencoders)
-        cells = cells_of(model.plain, place, old.shape[1:], index.tensor_indices)
+        cells = cells_of(model.plain, index, old.shape[1:])
         return target.put(x, torch.where(cells, value, old), autoencoders)
 
     logits = model.plain.run(PROMPT, {target.spot: edit})[HookPoint.LOGITS, None]
@@ -123,8 +131,7 @@ def test_values(name: str, place: HookPoint, data: st.DataObject) -> None:
     assert found.loss == pytest.approx(expected.item(), abs=1e-5)
 
 
-@pytest.mark.parametrize("place", [*PLAIN_PLACES, *LATENTS, *ERRORS])
-@pytest.mark.parametrize("name", MAIN_MODELS)
+@pytest.mark.parametrize(("name", "place"), CASES)
 @examples(4)
 @given(data=st.data())
 def test_gradients(name: str, place: HookPoint, data: st.DataObject) -> None:
@@ -136,7 +143,7 @@ def test_gradients(name: str, place: HookPoint, data: st.DataObject) -> None:
     before = target.read(model.plain.run(PROMPT)[target.spot], autoencoders)
     index = draw_index(data, target, before[0], PassType.BACKWARD)
     value = data.draw(st.sampled_from([0.0, -0.7]))
-    cells = cells_of(model.plain, place, before.shape[1:], index.tensor_indices)
+    cells = cells_of(model.plain, index, before.shape[1:])
 
     def objective(token: int, step: float) -> Tensor:
         read: list[Tensor] = []
@@ -186,3 +193,38 @@ def test_a_gradient_set_at_a_logit_that_is_set_too_goes_no_further(token: int | 
     gradients = both.results["logits"]
     assert isinstance(gradients, DerivedScalarsResult)
     assert gradients.activations.tolist() == [-0.7 * (token in (None, t)) for t in range(len(PROMPT))]
+
+
+def test_a_logit_that_is_set_is_that_before_its_cap_and_behind_it() -> None:
+    model, value, last = small_model("gemma2"), 1.5, len(PROMPT) - 1
+    set_one = AblationSpec(ActivationIndex(HookPoint.LOGITS, None, (last, 1)), value)
+    capped = model.plain.run(PROMPT)[HookPoint.LOGITS, None][0, -1].clone()
+    cap, largest = model.plain.logit_cap, int(capped.abs().argmax())
+    assert largest != 1
+    capped[1] = value
+    found, likely = (
+        answer(
+            model.engine(),
+            InferenceSpec(PROMPT, LossConfig(loss, (1,), distractors), None, (set_one,)),
+            logits=DerivedScalarsSpec(DerivedScalar.LOGITS, None, 1),
+        )
+        for loss, distractors in ((LossName.LOGIT_DIFF, (largest,)), (LossName.PROBS, ()))
+    )
+    other = cap * (capped[largest] / cap).atanh()
+    assert abs(other - capped[largest]) > 1e-3, "the cap would not show"
+    assert found.loss == pytest.approx(value - other.item(), abs=1e-6)
+    assert likely.loss == pytest.approx(capped.softmax(dim=0)[1].item(), abs=1e-6)
+    logits = found.results["logits"]
+    assert isinstance(logits, DerivedScalarsResult)
+    assert logits.activations[last] == pytest.approx(value)
+
+
+@pytest.mark.parametrize("n_at_once", [64, 3])
+def test_sums_of_capped_logits(n_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model("gemma2")
+    monkeypatch.setattr(logit_scalars, "_N_CAPPED", n_at_once)
+    everywhere = MultipleTopKSpec(((GroupId.LOGITS, (DerivedScalar.LOGITS,)),), 2)
+    found = answer(model.engine(), InferenceSpec(PROMPT, LOSS), logits=everywhere)
+    (group,) = found.top_k("logits").groups.values()
+    expected = model.plain.run(PROMPT)[HookPoint.LOGITS, None][0].sum(dim=-1)
+    assert_same(expected, torch.from_numpy(group.sums[DerivedScalar.LOGITS].array))

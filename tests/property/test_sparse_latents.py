@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.property.finite_differences import assert_same, gradient
 from tests.property.plain_edits import ablated_latents, latents_of, written_by
-from tests.property.plain_model import PlainModel
+from tests.property.plain_model import PlainModel, Seen
 from tests.property.requests import answer, every_node, examples, inference, losses, numbers_of_layer, prompts
 from tests.property.small_models import (
     AUTOENCODER_KINDS,
@@ -43,13 +43,14 @@ def scalars_of(site: Site) -> dict[str, DerivedScalar]:
     return MLP_SCALARS if site.is_mlp else ATTENTION_SCALARS
 
 
-def unit_writes(
-    model: PlainModel, site: Site, layer: int, weights: AutoencoderLayer, site_values: Tensor
-) -> Tensor:
+def unit_writes(model: PlainModel, seen: Seen, site: Site, layer: int, weights: AutoencoderLayer) -> Tensor:
     """What each latent adds to the residual stream per unit, at each token [T, n, d]."""
+    site_values = seen[site.hook_point, layer][0]
     every_unit = torch.eye(N_LATENTS, dtype=site_values.dtype).expand(len(site_values), -1, -1)
     writes = written_by(weights, every_unit, site_values[:, None])
-    return writes @ model.mlp_out_weight(layer) if site is Site.MLP_POST_ACT else writes
+    if site is not Site.MLP_POST_ACT:
+        return writes
+    return writes @ model.mlp_out_weight(layer) * model.times_behind(seen, layer, "mlp")[:, None]
 
 
 @pytest.mark.parametrize(("top_k", "norms_inputs"), [*AUTOENCODER_KINDS, (1, False), (N_LATENTS + 1, True)])
@@ -79,7 +80,7 @@ def test_activations_norms_and_direct_effects(
         weights = autoencoder.layers[layer]
         site_values = seen[site.hook_point, layer][0]
         latents = latents_of(weights, site_values)
-        writes = unit_writes(model.plain, site, layer, weights, site_values)
+        writes = unit_writes(model.plain, seen, site, layer, weights)
         assert ((latents > 0).sum(dim=1) <= (top_k or N_LATENTS)).all()
         expected = {
             "latents": latents,
@@ -116,9 +117,10 @@ def test_ablated_latents_count_at_their_new_value(
     ablation = AblationSpec(ActivationIndex(site.latent_hook_point, 1, (1, None)), value)
     processing = {kind: every_node(scalar) for kind, scalar in scalars_of(site).items()}
     found = answer(model.engine(autoencoder), inference(token_ids, loss, ablations=[ablation]), **processing)
-    site_values = model.plain.run(token_ids)[site.hook_point, 1][0]
-    latents = ablated_latents(latents_of(autoencoder.layers[1], site_values), [ablation])
-    norms = unit_writes(model.plain, site, 1, autoencoder.layers[1], site_values).norm(dim=-1)
+    seen = model.plain.run(token_ids)
+    latents = latents_of(autoencoder.layers[1], seen[site.hook_point, 1][0])
+    latents = ablated_latents(latents, [ablation])
+    norms = unit_writes(model.plain, seen, site, 1, autoencoder.layers[1]).norm(dim=-1)
     assert_same(latents, numbers_of_layer(found.top_k("latents"), 1, latents.shape))
     assert_same(latents * norms, numbers_of_layer(found.top_k("norms"), 1, latents.shape))
 
@@ -143,8 +145,8 @@ def test_direct_effects_on_a_traced_neuron(
         weights = autoencoder.layers[layer]
         site_values = seen[site.hook_point, layer][0]
         latents = latents_of(weights, site_values)
-        writes = unit_writes(model.plain, site, layer, weights, site_values)
-        is_before = layer == 0 or site is Site.RESID_DELTA_ATTN
+        writes = unit_writes(model.plain, seen, site, layer, weights)
+        is_before = layer == 0 or (site is Site.RESID_DELTA_ATTN and not model.plain.is_parallel)
         expected = latents * torch.einsum("td,tnd->tn", direction, writes) * is_before
         assert_same(expected, numbers_of_layer(found.top_k("effects"), layer, latents.shape))
 

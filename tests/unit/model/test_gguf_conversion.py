@@ -37,7 +37,7 @@ def convert(path: Path) -> Path:
 @torch.no_grad()
 def logits(folder: Path) -> torch.Tensor:
     decoder = load_decoder(folder, "cpu", torch.float32)
-    return decoder.logits(decoder.forward(decoder.embed(IDS)))
+    return decoder.cap(decoder.logits(decoder.forward(decoder.embed(IDS))))
 
 
 @torch.no_grad()
@@ -51,6 +51,16 @@ def logits(folder: Path) -> torch.Tensor:
         ("qwen3", {}),
         ("qwen3", {"attention_bias": True}),
         ("gpt2", {}),
+        ("gemma2", {"query_pre_attn_scalar": 8}),
+        (
+            "gemma2",
+            {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+        ),
+        ("gemma2", {"num_hidden_layers": 46, "num_attention_heads": 8, "query_pre_attn_scalar": 4}),
+        ("gemma3_text", {"sliding_window_pattern": 6, "num_hidden_layers": 7, "query_pre_attn_scalar": 8}),
+        ("gpt_neox", {}),
+        ("gpt_neox", {"use_parallel_residual": False, "rotary_pct": 0.5, "tie_word_embeddings": True}),
+        ("olmo2", {}),
     ],
 )
 def test_a_converted_model_answers_as_the_original(

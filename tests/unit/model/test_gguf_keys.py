@@ -16,13 +16,27 @@ from tdb_server.model.gguf_file import GgufFile, read_gguf
 from tests.gguf_models import write_gguf
 from tests.random_models import write_random_model
 
+FAMILIES = {
+    "gemma2": "gemma2",
+    "gemma3": "gemma3_text",
+    "gpt2": "gpt2",
+    "gptneox": "gpt_neox",
+    "llama": "llama",
+    "olmo2": "olmo2",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+}
+"""By what llama.cpp calls them."""
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, GgufFile]:
     root = tmp_path_factory.mktemp("files")
     return {
-        family: read_gguf(write_gguf(write_random_model(root / family, family), root / f"{family}.gguf"))
-        for family in ("llama", "qwen2", "qwen3", "gpt2")
+        architecture: read_gguf(
+            write_gguf(write_random_model(root / architecture, family), root / f"{architecture}.gguf")
+        )
+        for architecture, family in FAMILIES.items()
     }
 
 
@@ -65,9 +79,15 @@ USED = {
 }
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+USED_BY_ONE = {
+    "gemma2": {"attn_logit_softcapping", "final_logit_softcapping"},
+    "gemma3": {"rope.freq_base_swa"},
+}
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"gpt2", "gptneox"}))
 def test_no_key_is_ignored(config: Any, family: str) -> None:
-    for key in sorted(known_keys() - USED - set(HARMLESS)):
+    for key in sorted(known_keys() - USED - set(HARMLESS) - USED_BY_ONE.get(family, set())):
         with pytest.raises(ModelError, match=re.escape(f"{family}.gguf: {family}.{key} ")):
             config(family, **{key: 3.5})
 
@@ -79,6 +99,49 @@ def test_no_key_is_ignored_of_gpt2(config: Any) -> None:
     for key in sorted((known_keys() - USED - set(HARMLESS) | rotary) - {"attention.layer_norm_epsilon"}):
         with pytest.raises(ModelError, match=re.escape(f"gpt2.gguf: gpt2.{key} ")):
             config("gpt2", **{key: 3.5})
+
+
+def test_no_key_is_ignored_of_gpt_neox(config: Any) -> None:
+    others = {key for key in USED if key.startswith(("attention.sliding", "attention.layer_norm_rms"))}
+    used = {"attention.layer_norm_epsilon", "use_parallel_residual"}
+    for key in sorted((known_keys() - USED - set(HARMLESS) | others) - used):
+        with pytest.raises(ModelError, match=re.escape(f"gptneox.gguf: gptneox.{key} ")):
+            config("gptneox", **{key: 3.5})
+
+
+@pytest.mark.parametrize(
+    ("architecture", "key", "value", "error"),
+    [
+        ("gemma2", "attn_logit_softcapping", None, ModelBroken),
+        ("gemma2", "final_logit_softcapping", 0.0, ModelBroken),
+        ("gemma2", "attention.sliding_window_pattern", 3, UnsupportedModel),
+        ("gemma2", "rope.freq_base_swa", 77.0, UnsupportedModel),
+        ("gemma2", "rope.scaling.factor", 4.0, UnsupportedModel),
+        ("gemma3", "attention.sliding_window", None, ModelBroken),
+        ("gemma3", "attention.sliding_window_pattern", [True, False, True], UnsupportedModel),
+        ("gemma3", "final_logit_softcapping", 30.0, UnsupportedModel),
+        ("gptneox", "use_parallel_residual", None, ModelBroken),
+        ("gptneox", "rope.dimension_count", None, ModelBroken),
+        ("gptneox", "rope.scaling.factor", 4.0, UnsupportedModel),
+        ("gptneox", "attention.head_count_kv", 2, UnsupportedModel),
+        ("olmo2", "attention.sliding_window", 5, UnsupportedModel),
+    ],
+)
+def test_what_other_architectures_must_say(
+    config: Any, architecture: str, key: str, value: object, error: type[ModelError]
+) -> None:
+    with pytest.raises(error, match=re.escape(f"{architecture}.gguf: {architecture}.{key} ")):
+        config(architecture, **{key: value})
+
+
+def test_what_files_of_gemma_do_not_say_is_what_llama_cpp_knows(config: Any) -> None:
+    assert config("gemma2")["query_pre_attn_scalar"] == config("gemma3")["query_pre_attn_scalar"] == 8
+    assert config("gemma2", **{"attention.sliding_window": None})["sliding_window"] == 4096
+    rotary = config("gemma3", **{"rope.scaling.factor": 8.0, "rope.scaling.type": "linear"})[
+        "rope_parameters"
+    ]
+    assert rotary["full_attention"] == {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0}
+    assert rotary["sliding_attention"] == {"rope_theta": 1e4}
 
 
 def test_the_documentation_has_every_key() -> None:

@@ -24,6 +24,9 @@ from tdb_server.engine.transfers import download
 _N_EMBEDDINGS = 4096
 """How many embeddings go through an MLP at once: their neurons take tens of megabytes, not a gigabyte."""
 
+_N_CAPPED = 64
+"""At how many tokens all logits are computed at once, where their sum is not that of a product."""
+
 
 def logit_scalars(rows: Rows, declared: Declaration, pass_type: PassType) -> Product:
     """Logits, or gradients there, at the tokens whose logits are wanted; sums at every token."""
@@ -63,11 +66,16 @@ def logits_at_tokens(rows: Rows) -> Tensor:
 
 
 def _logit_sums(rows: Rows) -> Tensor:
-    """Logits summed over the vocabulary, at every token [B, T]; one by one where they are set or capped."""
+    """Logits summed over the vocabulary, at every token [B, T]; added up where they are set or capped."""
     normed, decoder = rows.cache.final_normed[rows.rows], rows.model.decoder
-    found = normed @ rows.precomputed.unembedding_sum
+    if decoder.caps_logits:
+        parts = torch.split(normed.flatten(end_dim=1), _N_CAPPED)
+        sums = [decoder.cap(decoder.unembed(part)).sum(dim=-1) for part in parts]
+        found = torch.cat(sums).view(normed.shape[:2])
+    else:
+        found = normed @ rows.precomputed.unembedding_sum
     altered = [one for one in rows.own(logit_interventions(rows.plan)) if one.is_forward]
-    for row in range(rows.n_rows) if decoder.caps_logits else {one.row for one in altered}:
+    for row in {one.row for one in altered}:
         logits = decoder.cap(decoder.unembed(normed[row : row + 1]))  # [1, T, V]
         found[row] = set_values(logits, [one.alone for one in altered if one.row == row]).sum(dim=-1)[0]
     return found

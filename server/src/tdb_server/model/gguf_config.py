@@ -13,7 +13,7 @@ from typing import Any
 from tdb_server.errors import ModelBroken, UnsupportedModel
 from tdb_server.model.gguf_file import GgufFile, GgufTensor
 
-ARCHITECTURES = ("gpt2", "llama", "qwen2", "qwen3")
+ARCHITECTURES = ("gemma2", "gemma3", "gpt2", "gptneox", "llama", "olmo2", "qwen2", "qwen3")
 """Those read here, by `general.architecture`; Mistral's files call themselves llama."""
 
 ROTARY_FACTORS = "rope_freqs.weight"
@@ -76,7 +76,16 @@ def config_from_gguf(file: GgufFile) -> dict[str, object]:
         )
     _refuse_other_architectures(file, architecture)
     keys = _ArchitectureKeys(file, architecture)
-    config = _common(file, keys) | (_gpt2(keys) if architecture == "gpt2" else _rotary_family(file, keys))
+    match architecture:
+        case "gpt2":
+            own = _gpt2(keys)
+        case "gemma2" | "gemma3":
+            own = _gemma(file, keys)
+        case "gptneox":
+            own = _gpt_neox(file, keys)
+        case _:
+            own = _rotary_family(file, keys)
+    config = _common(file, keys) | own
     keys.refuse_unread()
     return config
 
@@ -224,30 +233,107 @@ def _gpt2(keys: _ArchitectureKeys) -> dict[str, object]:
     }
 
 
-def _rotary_family(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
-    """What Llama and those after it share."""
+def _gemma(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
+    """Gemma 2 and 3. What llama.cpp knows of them and files do not say stands here.
+
+    That is which layers slide, and the scale of attention, which the largest models (told by their number of
+    layers) take from other widths.
+    """
+    is_gemma2 = keys.architecture == "gemma2"
+    keys.expect("attention.sliding_window_pattern", 2 if is_gemma2 else 6)
+    config = _sizes(file, keys)
+    d_model, n_heads, d_head = (keys.count(key) for key in _GEMMA_WIDTHS)
+    is_27b = keys.n_layers == (46 if is_gemma2 else 62)
+    config |= {
+        "model_type": "gemma2" if is_gemma2 else "gemma3_text",
+        "sliding_window": keys.count("attention.sliding_window", 4096 if is_gemma2 else None),
+        "sliding_window_pattern": 6,
+        "query_pre_attn_scalar": d_model // n_heads if is_27b else d_head,
+    }
+    theta, factor = keys.number("rope.freq_base", 10000.0), _linear_factor(keys)
+    if is_gemma2:
+        keys.expect("rope.freq_base_swa", theta)
+        if factor != 1.0:
+            raise keys.unsupported("rope.scaling.factor", f"is {factor}; gemma2 has none")
+        caps = {key: keys.number(key) for key in ("attn_logit_softcapping", "final_logit_softcapping")}
+        return config | caps | {"rope_parameters": {"rope_theta": theta}}
+    scaled = {} if factor == 1.0 else {"rope_type": "linear", "factor": factor}
+    local = {"rope_theta": keys.number("rope.freq_base_swa", 10000.0)}
+    parameters = {"full_attention": {"rope_theta": theta, **scaled}, "sliding_attention": local}
+    return config | {"rope_parameters": parameters}
+
+
+_HEADS = "attention.head_count"
+_GEMMA_WIDTHS = ("embedding_length", _HEADS, "attention.key_length")
+
+
+def _gpt_neox(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
+    d_model, n_heads = keys.count("embedding_length"), keys.count("attention.head_count")
+    d_head = d_model // n_heads
+    keys.expect("attention.head_count_kv", n_heads)
+    _expect_head_width(keys, d_head)
+    if _linear_factor(keys) != 1.0:
+        raise keys.unsupported("rope.scaling.factor", "scales the rotation, which gptneox does not")
+    n_turning = keys.count("rope.dimension_count")
+    share = n_turning / d_head
+    if int(share * d_head) != n_turning:
+        raise keys.unsupported("rope.dimension_count", f"is {n_turning} of {d_head} channels")
+    is_parallel = keys.take("use_parallel_residual")
+    if not isinstance(is_parallel, bool):
+        raise keys.broken("use_parallel_residual", f"must be true or false, not {is_parallel!r}")
+    return {
+        "model_type": "gpt_neox",
+        "num_hidden_layers": keys.n_layers,
+        "hidden_size": d_model,
+        "num_attention_heads": n_heads,
+        "intermediate_size": keys.count("feed_forward_length"),
+        "max_position_embeddings": keys.count("context_length"),
+        "layer_norm_eps": keys.number("attention.layer_norm_epsilon"),
+        "rotary_pct": share,
+        "rotary_emb_base": keys.number("rope.freq_base", 10000.0),
+        "use_parallel_residual": is_parallel,
+        "hidden_act": "gelu",
+        "attention_bias": _has_bias(file, "attn_qkv", "attn_output"),
+    }
+
+
+def _sizes(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
+    """What those whose heads turn as a whole share."""
     n_heads = keys.count("attention.head_count")
     d_head = keys.count("attention.key_length", keys.count("embedding_length") // n_heads)
     _expect_head_width(keys, d_head)
     keys.expect("rope.dimension_count", d_head)  # fewer: a part of each head turns
-    context_length = keys.count("context_length")
-    window = _sliding_window(keys, context_length)
     return {
-        "model_type": "mistral" if keys.architecture == "llama" and window else keys.architecture,
         "num_hidden_layers": keys.n_layers,
         "hidden_size": keys.count("embedding_length"),
         "num_attention_heads": n_heads,
         "num_key_value_heads": keys.count("attention.head_count_kv", n_heads),
         "head_dim": d_head,
         "intermediate_size": keys.count("feed_forward_length"),
-        "max_position_embeddings": context_length,
+        "max_position_embeddings": keys.count("context_length"),
         "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
+        "attention_bias": _has_bias(file, "attn_q", "attn_k", "attn_v", "attn_output"),
+        "mlp_bias": _has_bias(file, "ffn_gate", "ffn_up", "ffn_down"),
+    }
+
+
+def _rotary_family(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
+    """Llama and those after it, whose layers are alike."""
+    config, context_length = _sizes(file, keys), keys.count("context_length")
+    d_head = keys.count(
+        "attention.key_length", keys.count("embedding_length") // keys.count("attention.head_count")
+    )
+    window = _sliding_window(keys, context_length)
+    if keys.architecture == "olmo2" and window:
+        raise keys.unsupported(
+            "attention.sliding_window", "is a window in some of the layers: OLMo 3 is not read"
+        )
+    return config | {
+        "model_type": "mistral" if keys.architecture == "llama" and window else keys.architecture,
         "rope_parameters": _rotary_parameters(file, keys, d_head, context_length),
         "sliding_window": window,
         "use_sliding_window": bool(window),
         "max_window_layers": 0,
-        "attention_bias": _has_bias(file, "attn_q", "attn_k", "attn_v", "attn_output"),
-        "mlp_bias": _has_bias(file, "ffn_gate", "ffn_up", "ffn_down"),
     }
 
 

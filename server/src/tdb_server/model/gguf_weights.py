@@ -15,7 +15,7 @@ from tdb_server.model.families import weight_names
 from tdb_server.model.gguf_config import ROTARY_FACTORS
 from tdb_server.model.gguf_file import GgufFile, GgufTensor
 
-Order = Literal["same", "transposed", "pairs"]
+Order = Literal["same", "transposed", "pairs", "by_head", "less_one"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,9 @@ class Target:
         source: in the GGUF file.
         shape: in the GGUF file, rows first.
         order: "transposed" where the checkpoint keeps a matrix as [inputs, outputs], which GGUF never does;
-            "pairs" where llama.cpp keeps channels that turn together as neighbours.
+            "pairs" where llama.cpp keeps channels that turn together as neighbours; "by_head" where the
+            checkpoint keeps each head's query, key and value together, and llama.cpp all of a kind;
+            "less_one" where the checkpoint keeps gains less 1, and llama.cpp does not.
         n_heads: whose channels these are.
         is_required: whether the file must have it; else it is zero where it is missing.
     """
@@ -92,6 +94,11 @@ def checkpoint_values(file: GgufFile, target: Target) -> NDArray[np.float32]:
         values = values.T
     elif target.order == "pairs":
         values = _unpaired(values, target.n_heads)
+    elif target.order == "by_head":
+        by_kind = values.reshape(3, target.n_heads, -1, *values.shape[1:])
+        values = by_kind.swapaxes(0, 1).reshape(values.shape)
+    elif target.order == "less_one":
+        values = values - 1
     return np.ascontiguousarray(values)
 
 
@@ -145,28 +152,42 @@ def _layer(config: DecoderConfig, layer_index: int, is_llama: bool) -> Iterator[
             bias = f"{source}{part}.bias"
             yield Target(f"{outside}{name}.bias", bias, shape[:1], order, n_heads, is_required)
 
-    yield from _norm(config, outside + names.attn_norm, f"{source}attn_norm")
+    if config.pre_norms:
+        yield from _norm(config, outside + names.attn_norm, f"{source}attn_norm")
+    if config.post_norms:
+        yield from _norm(config, outside + names.attn_post_norm, f"{source}post_attention_norm")
+        yield from _norm(config, outside + names.mlp_post_norm, f"{source}post_ffw_norm")
     width = config.d_head
     if len(names.qkv) == 1:
         n_rows = (n_queries + 2 * n_keys) * width
-        yield from linear("attn_qkv", names.qkv[0], (n_rows, config.d_model), config.qkv_bias)
+        joined: Order = "by_head" if names.matrices == "heads_interleaved" else "same"
+        yield from linear(
+            "attn_qkv", names.qkv[0], (n_rows, config.d_model), config.qkv_bias, joined, n_queries
+        )
     else:
         for part, name, heads in zip(("q", "k", "v"), names.qkv, (n_queries, n_keys, n_keys), strict=True):
             of_part: Order = "same" if part == "v" else order
             shape = (heads * width, config.d_model)
             yield from linear(f"attn_{part}", name, shape, config.qkv_bias, of_part, heads)
     if config.qk_norm:
-        for part, name in zip(("attn_q_norm", "attn_k_norm"), names.qk_norms, strict=True):
-            yield Target(f"{outside}{name}.weight", f"{source}{part}.weight", (width,))
+        widths = (n_queries * width, n_keys * width) if config.qk_norm == "full" else (width, width)
+        for part, name, n in zip(("attn_q_norm", "attn_k_norm"), names.qk_norms, widths, strict=True):
+            yield _gain(config, outside + name, source + part, n)
     shape = (config.d_model, n_queries * width)
     yield from linear("attn_output", names.attn_out, shape, config.attn_out_bias)
-    yield from _norm(config, outside + names.mlp_norm, f"{source}ffn_norm")
+    if config.pre_norms:
+        yield from _norm(config, outside + names.mlp_norm, f"{source}ffn_norm")
     for part, name in zip(("ffn_gate", "ffn_up")[-len(names.mlp_in) :], names.mlp_in, strict=True):
         yield from linear(part, name, (config.n_neurons, config.d_model), config.mlp_bias)
     yield from linear("ffn_down", names.mlp_out, (config.d_model, config.n_neurons), config.mlp_bias)
 
 
 def _norm(config: DecoderConfig, name: str, source: str) -> Iterator[Target]:
-    yield Target(f"{name}.weight", f"{source}.weight", (config.d_model,))
+    yield _gain(config, name, source, config.d_model)
     if config.norm == "layer_norm":
         yield Target(f"{name}.bias", f"{source}.bias", (config.d_model,))
+
+
+def _gain(config: DecoderConfig, name: str, source: str, n_channels: int) -> Target:
+    order: Order = "less_one" if config.adds_one_to_gains else "same"
+    return Target(f"{name}.weight", f"{source}.weight", (n_channels,), order)

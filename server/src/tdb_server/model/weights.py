@@ -263,7 +263,7 @@ class _Loading:
         if not self.config.adds_one_to_gains:
             return self._vector((f"{name}.weight",), (width,), arranged)
         return self._joined(
-            (f"{name}.weight",), (width,), (), lambda x: arranged(1 + _at_least_float32(x)), self.widest
+            (f"{name}.weight",), (width,), (), lambda x: arranged(1 + x.to(self.widest)), self.widest
         )
 
     @property

@@ -45,7 +45,8 @@ NAMES = WeightNames(
     mlp_out="mlp.dense_4h_to_h",
     matrices="heads_interleaved",
     left_alone=(".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq"),
-    other_names={"embed_out.weight": "lm_head.weight"},
+    unembedding="embed_out",
+    other_names={"lm_head.weight": "embed_out.weight"},
 )
 
 FAMILIES = {"gpt_neox": Family(configure, NAMES)}

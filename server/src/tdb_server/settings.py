@@ -75,7 +75,7 @@ class Settings:
         title="what to serve",
     )
     autoencoders: tuple[Path, ...] = paths(
-        "FOLDER", "autoencoder to splice in; may be given several times", "--autoencoder"
+        "FOLDER", "autoencoder or transcoder to splice in; may be given several times", "--autoencoder"
     )
     dtype: str = flag(
         "float32", one_of("float32", "float64", "bfloat16"), "TYPE", "float32, float64 or bfloat16"

@@ -31,7 +31,7 @@ def debug_sub_requests(draw: st.DrawFn, config: DecoderConfig, n_tokens: int) ->
         token_ids=tuple(draw(st.lists(tokens, min_size=n_tokens, max_size=n_tokens, unique=True))),
         target_tokens=(target,),
         distractor_tokens=tuple(distractors),
-        mlp_component=draw(st.sampled_from(MlpComponent)),
+        mlp_component=draw(st.sampled_from([MlpComponent.NEURON, MlpComponent.AUTOENCODER_LATENT])),
         attention_component=draw(st.sampled_from(AttentionComponent)),
         top_and_bottom_k=draw(st.integers(1, 8)),
         hide_early_layers_when_ablating=draw(st.booleans()),

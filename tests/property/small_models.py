@@ -88,6 +88,7 @@ MODELS = tuple(_VARIANTS)
 MAIN_MODELS = ("gpt2", "llama", "qwen2", "gemma2", "gpt_neox")
 N_LATENTS = 24
 TOP_K = 5
+AUTOENCODER_SITES = (Site.MLP_POST_ACT, Site.RESID_DELTA_MLP, Site.RESID_DELTA_ATTN)
 AUTOENCODER_KINDS = ((None, False), (TOP_K, False), (TOP_K, True))
 """Latents kept per token, and whether inputs are layer normed."""
 
@@ -126,11 +127,19 @@ def small_autoencoder(
     layers: tuple[int, ...] | None = None,
     dtype: torch.dtype = torch.float64,
     norms_inputs: bool = False,
+    jumps: bool = False,
 ) -> Autoencoder:
-    """A random autoencoder for a model: about half of its latents are active, or `top_k` where given."""
+    """A random dictionary for a model: about half of its latents are active, or `top_k` where given.
+
+    With `jumps`, latents have thresholds. A transcoder has an output bias of its own and a skip.
+    """
     decoder = small_model(name, dtype).decoder
     config = decoder.config
-    width = config.n_neurons if site is Site.MLP_POST_ACT else config.d_model
+    width = {
+        Site.MLP_POST_ACT: config.n_neurons,
+        Site.ATTN_V_OUT: config.n_heads * config.d_head,
+    }.get(site, config.d_model)
+    is_transcoder = site is Site.MLP_TRANSCODER
     generator = torch.Generator().manual_seed(1 + list(Site).index(site))
 
     def noise(*shape: int) -> torch.Tensor:
@@ -146,6 +155,9 @@ def small_autoencoder(
                 directions=0.3 * noise(N_LATENTS, width),
                 top_k=top_k,
                 norms_inputs=norms_inputs,
+                thresholds=noise(N_LATENTS).abs() / 2 if jumps else None,
+                output_bias=0.2 * noise(width) if is_transcoder else None,
+                skip_weight=0.1 * noise(width, width) if is_transcoder else None,
             )
             for layer_index in layers or range(config.n_layers)
         },

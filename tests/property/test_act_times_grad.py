@@ -38,7 +38,14 @@ from tests.property.requests import (
     numbers_of_layer,
     prompts,
 )
-from tests.property.small_models import AUTOENCODER_KINDS, MAIN_MODELS, MODELS, small_autoencoder, small_model
+from tests.property.small_models import (
+    AUTOENCODER_KINDS,
+    AUTOENCODER_SITES,
+    MAIN_MODELS,
+    MODELS,
+    small_autoencoder,
+    small_model,
+)
 from tests.property.trace_definitions import definition, residual_before
 
 FINAL_SCALE = (HookPoint.RESID_LN_F_SCALE, None)
@@ -99,7 +106,7 @@ def test_embeddings_neurons_and_heads(
 
 
 @pytest.mark.parametrize(("top_k", "norms_inputs"), AUTOENCODER_KINDS)
-@pytest.mark.parametrize("site", Site)
+@pytest.mark.parametrize("site", AUTOENCODER_SITES)
 @pytest.mark.parametrize("name", MAIN_MODELS)
 @examples(4)
 @given(token_ids=prompts(), loss=losses(), is_traced=st.booleans(), is_ablated=st.booleans())

@@ -87,7 +87,9 @@ def calls(draw: st.DrawFn, name: str, has_latents: bool) -> list[InferenceSubReq
     """Two or three TDB sub-requests of the same components; without autoencoders, neurons and heads."""
     config = small_model(name).config
     components = (
-        draw(st.sampled_from(MlpComponent)) if has_latents else MlpComponent.NEURON,
+        draw(st.sampled_from([MlpComponent.NEURON, MlpComponent.AUTOENCODER_LATENT]))
+        if has_latents
+        else MlpComponent.NEURON,
         draw(st.sampled_from(AttentionComponent)) if has_latents else AttentionComponent.ATTENTION_HEAD,
     )
     found = []

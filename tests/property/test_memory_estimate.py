@@ -117,7 +117,9 @@ def random_sub_request(dice: random.Random, info: ModelInfo, n_tokens: int) -> I
             token_ids=tuple(dice.randrange(info.vocabulary_size) for _ in range(n_tokens)),
             target_tokens=(1,),
             distractor_tokens=(2,),
-            mlp_component=dice.choice(list(MlpComponent)) if has_latents else MlpComponent.NEURON,
+            mlp_component=dice.choice([MlpComponent.NEURON, MlpComponent.AUTOENCODER_LATENT])
+            if has_latents
+            else MlpComponent.NEURON,
             attention_component=(
                 dice.choice(list(AttentionComponent)) if has_latents else AttentionComponent.ATTENTION_HEAD
             ),

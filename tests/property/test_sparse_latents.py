@@ -19,6 +19,7 @@ from tests.property.plain_model import PlainModel, Seen
 from tests.property.requests import answer, every_node, examples, inference, losses, numbers_of_layer, prompts
 from tests.property.small_models import (
     AUTOENCODER_KINDS,
+    AUTOENCODER_SITES,
     MAIN_MODELS,
     N_LATENTS,
     small_autoencoder,
@@ -53,7 +54,7 @@ def unit_writes(model: PlainModel, seen: Seen, site: Site, layer: int, weights: 
 
 
 @pytest.mark.parametrize(("top_k", "norms_inputs"), [*AUTOENCODER_KINDS, (1, False), (N_LATENTS + 1, True)])
-@pytest.mark.parametrize("site", Site)
+@pytest.mark.parametrize("site", AUTOENCODER_SITES)
 @pytest.mark.parametrize("name", MAIN_MODELS)
 @examples(2)
 @given(token_ids=prompts(1, 5), loss=losses(), layers=st.sampled_from([(0, 1), (1,)]))
@@ -97,7 +98,7 @@ def test_activations_norms_and_direct_effects(
 
 
 @pytest.mark.parametrize(("top_k", "norms_inputs"), AUTOENCODER_KINDS)
-@pytest.mark.parametrize("site", Site)
+@pytest.mark.parametrize("site", AUTOENCODER_SITES)
 @examples(3)
 @given(token_ids=prompts(2, 5), loss=losses(), value=st.sampled_from([0.0, 0.6, -0.5]))
 def test_ablated_latents_count_at_their_new_value(
@@ -124,7 +125,7 @@ def test_ablated_latents_count_at_their_new_value(
     assert_same(latents * norms, numbers_of_layer(found.top_k("norms"), 1, latents.shape))
 
 
-@pytest.mark.parametrize("site", Site)
+@pytest.mark.parametrize("site", AUTOENCODER_SITES)
 @pytest.mark.parametrize("name", MAIN_MODELS)
 @examples(3)
 @given(data=st.data(), token_ids=prompts(2, 5), norms_inputs=st.booleans())
@@ -150,7 +151,7 @@ def test_direct_effects_on_a_traced_neuron(
         assert_same(expected, numbers_of_layer(found.top_k("effects"), layer, latents.shape))
 
 
-@pytest.mark.parametrize("site", Site)
+@pytest.mark.parametrize("site", AUTOENCODER_SITES)
 @pytest.mark.parametrize("name", MAIN_MODELS)
 @examples(3)
 @given(token_ids=prompts(1, 5), loss=losses(), norms_inputs=st.booleans())

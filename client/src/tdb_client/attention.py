@@ -31,6 +31,9 @@ _PLACES: Mapping[NodeType, str] = {
     "autoencoder_latent": "online_autoencoder_latent",
     "mlp_autoencoder_latent": "online_mlp_autoencoder_latent",
     "attention_autoencoder_latent": "online_attention_autoencoder_latent",
+    "resid_post_attn_autoencoder_latent": "online_resid_post_attn_autoencoder_latent",
+    "resid_post_mlp_autoencoder_latent": "online_resid_post_mlp_autoencoder_latent",
+    "mlp_transcoder_latent": "online_mlp_transcoder_latent",
 }
 """Where an ablated node's activation is."""
 

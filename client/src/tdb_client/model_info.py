@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from transformer_debugger.v1 import model_service_pb2
 from transformer_debugger.v1.activation_pb2 import ActivationLocationType
@@ -19,13 +20,15 @@ class AutoencoderInfo:
     """Autoencoders of one site and size.
 
     Attributes:
-        site: where they read and write: `mlp_post_act`, `resid_delta_mlp` or `resid_delta_attn`.
+        site: where they read and write, such as `mlp_post_act`, `resid_post_mlp` or `mlp_transcoder`.
         n_latents: latents per layer.
-        activation: what makes the latents sparse: `relu` or `topk`.
+        activation: what makes the latents sparse: `relu`, `topk` or `jumprelu`.
         k: for top-k, how many latents of a token may be active; else None.
         layers: the layers that have one.
         input_norm: what is done to inputs before they are read: `none` or `layer_norm`; `unspecified` by
             servers that do not say.
+        links: by layer, the address of a page about a latent, in which {latent} stands for its number.
+        labels: by layer, labels of latents.
     """
 
     site: str
@@ -34,6 +37,13 @@ class AutoencoderInfo:
     k: int | None
     layers: tuple[int, ...]
     input_norm: str = "unspecified"
+    links: Mapping[int, str] = field(default_factory=dict)
+    labels: Mapping[int, Mapping[int, str]] = field(default_factory=dict)
+
+    def link(self, layer: int, latent: int) -> str | None:
+        """The address of a page about a latent; None where there is none. Nothing is fetched."""
+        link = self.links.get(layer)
+        return None if link is None else link.replace("{latent}", str(latent))
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +170,8 @@ def _autoencoder(message: model_service_pb2.AutoencoderInfo) -> AutoencoderInfo:
         k=message.k if message.HasField("k") else None,
         layers=tuple(message.layer_indices),
         input_norm=enum_name(model_service_pb2.AutoencoderInputNorm, message.input_norm),
+        links={one.layer_index: one.link for one in message.notes if one.link},
+        labels={one.layer_index: dict(one.labels) for one in message.notes if one.labels},
     )
 
 

@@ -7,7 +7,9 @@
 | `L5 neuron 123 @ 7` | MLP neuron at token 7 |
 | `L5 mlp latent 9 @ 7` | latent of the MLP's autoencoder |
 | `L5 attention latent 9 @ 7` | latent of attention's autoencoder |
-| `L5 latent 9 @ 7` | latent of the only autoencoder that is loaded |
+| `L5 post-attn latent 9 @ 7`, `L5 post-mlp latent 9 @ 7` | latent of the residual stream behind either |
+| `L5 transcoder latent 9 @ 7` | latent of the MLP's transcoder |
+| `L5 latent 9 @ 7` | latent of the only dictionary that is loaded |
 | `embedding @ 7` | embedding of a token |
 | `L5 layer @ 7` | a whole layer at a token |
 | `logit 5335 @ 13` | logit of a vocabulary token |
@@ -36,6 +38,9 @@ NodeType = Literal[
     "autoencoder_latent",
     "mlp_autoencoder_latent",
     "attention_autoencoder_latent",
+    "resid_post_attn_autoencoder_latent",
+    "resid_post_mlp_autoencoder_latent",
+    "mlp_transcoder_latent",
     "residual_stream_channel",
     "layer",
     "vocab_token",
@@ -50,6 +55,9 @@ _PHRASES: dict[NodeType, str] = {
     "autoencoder_latent": "latent",
     "mlp_autoencoder_latent": "mlp latent",
     "attention_autoencoder_latent": "attention latent",
+    "resid_post_attn_autoencoder_latent": "post-attn latent",
+    "resid_post_mlp_autoencoder_latent": "post-mlp latent",
+    "mlp_transcoder_latent": "transcoder latent",
     "residual_stream_channel": "residual channel",
     "layer": "layer",
     "vocab_token": "logit",
@@ -186,11 +194,20 @@ def neuron(layer: int, index: int, *, token: int) -> Node:
     return Node("mlp_neuron", layer, index, token)
 
 
-def latent(layer: int, index: int, *, token: int, site: Literal["mlp", "attention"] | None = None) -> Node:
-    """A latent at `token`: of the MLP's or attention's autoencoder, or of the only one that is loaded."""
+def latent(
+    layer: int,
+    index: int,
+    *,
+    token: int,
+    site: Literal["mlp", "attention", "post-attn", "post-mlp", "transcoder"] | None = None,
+) -> Node:
+    """A latent at `token`, of the dictionary at a site or of the only one that is loaded."""
     types: dict[str | None, NodeType] = {
         None: "autoencoder_latent",
         "mlp": "mlp_autoencoder_latent",
         "attention": "attention_autoencoder_latent",
+        "post-attn": "resid_post_attn_autoencoder_latent",
+        "post-mlp": "resid_post_mlp_autoencoder_latent",
+        "transcoder": "mlp_transcoder_latent",
     }
     return Node(types[site], layer, index, token)

@@ -23,7 +23,7 @@ from tdb_client.nodes import Node
 from tdb_client.results import PromptTokens
 from tdb_client.token_words import as_tokens, read_tokens
 
-MlpComponent = Literal["neuron", "autoencoder_latent"]
+MlpComponent = Literal["neuron", "autoencoder_latent", "transcoder_latent"]
 """What MLPs are taken apart into."""
 
 AttentionComponent = Literal["attention_head", "autoencoder_latent"]

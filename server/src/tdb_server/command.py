@@ -10,17 +10,21 @@ from importlib.metadata import version as installed_version
 
 from tdb_server.errors import ConfigurationBroken
 from tdb_server.log_format import configure_logging
+from tdb_server.model.progress import no_progress
 from tdb_server.queued_stderr import queue_stderr
 from tdb_server.security_settings import NewToken
 from tdb_server.service.access.token import new_token, token_entry
 from tdb_server.service.app import OtherFace, serve
 from tdb_server.service.parts import Parts
-from tdb_server.settings import Settings, parse_settings
+from tdb_server.settings import DictionaryReport, Settings, parse_settings
 from tdb_server.telemetry_settings import LOG_LEVELS
+from tdb_server.workers.engine_loading import dictionary_report
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Serves until told to stop, or makes a token; exits by itself when the command line makes no sense.
+    """Serves until told to stop, makes a token, or tells of dictionaries.
+
+    Exits by itself when the command line makes no sense.
 
     Raises:
         TdbError: the model cannot be served.
@@ -30,6 +34,10 @@ def run(arguments: Sequence[str]) -> None:
     settings = parse_settings(arguments, version=version)
     if isinstance(settings, NewToken):
         _make_token(settings)
+        return
+    if isinstance(settings, DictionaryReport):
+        lines = dictionary_report(settings.folders, settings.model, no_progress)
+        sys.stdout.writelines(f"{line}\n" for line in lines)
         return
     queue_stderr()
     configure_logging(settings.telemetry.log_format, LOG_LEVELS[settings.telemetry.log_level])

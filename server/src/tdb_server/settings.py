@@ -75,7 +75,7 @@ class Settings:
         title="what to serve",
     )
     autoencoders: tuple[Path, ...] = paths(
-        "FOLDER", "autoencoder to splice in; may be given several times", "--autoencoder"
+        "FOLDER", "autoencoder or transcoder to splice in; may be given several times", "--autoencoder"
     )
     dtype: str = flag(
         "float32",
@@ -141,13 +141,28 @@ class Settings:
         return tuple(devices[index % len(devices)] for index in range(self.workers or len(devices)))
 
 
+@dataclass(frozen=True)
+class DictionaryReport:
+    """What `dictionaries` was told.
+
+    Attributes:
+        folders: of dictionaries, or their names on the hub.
+        model: that they should fit; None where none is meant.
+    """
+
+    folders: tuple[Path, ...]
+    model: str | None
+
+
 def parse_settings(
     arguments: Sequence[str], environment: Mapping[str, str] = os.environ, version: str = "unknown"
-) -> Settings | NewToken:
+) -> Settings | NewToken | DictionaryReport:
     """Reads the command and its flags; exits with code 2 and a message where they make no sense."""
     parser = _parser(environment, version)
     told = parser.parse_args(arguments)
     try:
+        if told.command == "dictionaries":
+            return DictionaryReport(tuple(told.folders), told.model)
         return _settings(told, environment) if told.command == "serve" else read_new_token(told)
     except ValueError as error:
         parser.exit(2, f"tdb-server: {error}\n")
@@ -158,6 +173,15 @@ def _parser(environment: Mapping[str, str], version: str) -> argparse.ArgumentPa
     parser.add_argument("--version", action="version", version=f"tdb-server {version}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     add_token_command(commands)
+    dictionaries = commands.add_parser(
+        "dictionaries",
+        help="say what folders of autoencoders and transcoders hold",
+        description="Says what folders of autoencoders and transcoders hold, where they read and write, and "
+        "whether they fit a model. No server is started.",
+    )
+    told = "a folder, or OWNER/REPOSITORY/FOLDER on Hugging Face's hub"
+    dictionaries.add_argument("folders", nargs="+", type=Path, metavar="PATH", help=told)
+    dictionaries.add_argument("--model", metavar="MODEL", help="the model that they should fit, as for serve")
     serve = commands.add_parser(
         "serve",
         help="serve a model until told to stop",

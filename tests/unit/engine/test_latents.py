@@ -85,7 +85,7 @@ def test_products_with_few_directions_and_with_many(n: int) -> None:
 
 
 def test_a_splice_adds_what_differs_and_touches_no_other_row() -> None:
-    spliced = splice(LAYER, SITE, [intervention(LATENT, None, 3, value=2.5)])
+    spliced = splice(LAYER, SITE, SITE, [intervention(LATENT, None, 3, value=2.5)])
     change = (2.5 - LAYER.encode(SITE)[1, :3, 3])[:, None] * LAYER.directions[3]
     torch.testing.assert_close(spliced[1, :3], SITE[1, :3] + change)
     assert torch.equal(spliced[0], SITE[0])
@@ -93,7 +93,7 @@ def test_a_splice_adds_what_differs_and_touches_no_other_row() -> None:
 
 
 def test_without_its_error_a_site_is_its_reconstruction() -> None:
-    spliced = splice(LAYER, SITE, [intervention(ERROR, None, None, value=0.0)])
+    spliced = splice(LAYER, SITE, SITE, [intervention(ERROR, None, None, value=0.0)])
     torch.testing.assert_close(spliced[1, :3], LAYER.reconstruct(LAYER.encode(SITE), SITE)[1, :3])
 
 
@@ -104,7 +104,7 @@ def test_a_gradient_that_is_held_back_leaves_the_site_as_it_is() -> None:
         Intervention(1, 3, AblationSpec(index, 0.0)),
         Intervention(1, 3, AblationSpec(replace(index, hook_point=ERROR), 0.0)),
     ]
-    spliced = splice(LAYER, site, own)
+    spliced = splice(LAYER, site, site, own)
     torch.testing.assert_close(spliced, SITE)
     spliced.sum().backward()
     assert site.grad is not None

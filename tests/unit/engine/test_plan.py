@@ -273,20 +273,20 @@ def row_of(
     ("trace", "tokens", "depth"),
     [
         (None, [4], None),
-        (Trace(NEURON), [2], 3),
-        (Trace(HEAD, AttentionTraceType.Q), [3], 2),
-        (Trace(HEAD, AttentionTraceType.K), [1], 2),
-        (Trace(HEAD, AttentionTraceType.V, downstream=Trace(NEURON)), [1], 2),
-        (Trace(HEAD, AttentionTraceType.QK), [1, 3], 2),
-        (Trace(HEAD, AttentionTraceType.K, post_act=True), [0, 1, 2, 3], 2),
+        (Trace(NEURON), [2], 6),
+        (Trace(HEAD, AttentionTraceType.Q), [3], 4),
+        (Trace(HEAD, AttentionTraceType.K), [1], 4),
+        (Trace(HEAD, AttentionTraceType.V, downstream=Trace(NEURON)), [1], 4),
+        (Trace(HEAD, AttentionTraceType.QK), [1, 3], 4),
+        (Trace(HEAD, AttentionTraceType.K, post_act=True), [0, 1, 2, 3], 4),
         (Trace(ATTENTION_LATENT), [0, 1, 2], 0),
-        (Trace(WHICHEVER_LATENT), [2], 3),
+        (Trace(WHICHEVER_LATENT), [2], 6),
     ],
 )
 def test_where_directions_are_other_than_zero(
     trace: Trace | None, tokens: list[int], depth: int | None
 ) -> None:
-    """And how many writes to the residual stream an objective sees, the embedding being number 0."""
+    """And the depth of the last write to the residual stream that an objective sees, the embedding at 0."""
     autoencoders = MLP_AUTOENCODER if trace is not None and trace.node is WHICHEVER_LATENT else AUTOENCODERS
     row = row_of(trace, autoencoders=autoencoders)
     assert list(row.direction_tokens) == tokens

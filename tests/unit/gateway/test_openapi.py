@@ -78,7 +78,8 @@ def test_names_are_the_references() -> None:
     """Clients made from it have the enums and keys that the viewer's own client has."""
     assert "mlp_post_act" in SCHEMAS["DerivedScalarType"]["enum"]
     assert "mlp.post_act" in SCHEMAS["ActivationLocationType"]["enum"]
-    assert SCHEMAS["ComponentTypeForMlp"]["enum"] == ["neuron", "autoencoder_latent"]
+    components = ["neuron", "autoencoder_latent", "transcoder_latent"]
+    assert SCHEMAS["ComponentTypeForMlp"]["enum"] == components
     assert not {"HookPoint", "DerivedScalar", "MlpComponent"} & set(SCHEMAS)
     assert all(schema["title"] == name for name, schema in SCHEMAS.items())
     assert "topAndBottomKForNodeTable" in SCHEMAS["TdbRequestSpec"]["properties"]

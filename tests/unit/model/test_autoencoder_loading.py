@@ -23,6 +23,7 @@ FIXTURE = Path(__file__).parents[2] / "fixtures" / "tiny-a"
 AUTOENCODERS = FIXTURE / "autoencoders"
 D_MODEL, N_NEURONS, N_LATENTS = 48, 192, 96
 WIDTHS = {Site.MLP_POST_ACT: N_NEURONS, Site.RESID_DELTA_MLP: D_MODEL, Site.RESID_DELTA_ATTN: D_MODEL}
+SAELENS_SETTINGS = {"architecture": "standard", "sae_lens_training_version": "4.0"}
 HOOKS = {
     "blocks.1.hook_mlp_out": Site.RESID_DELTA_MLP,
     "blocks.1.mlp.hook_post": Site.MLP_POST_ACT,
@@ -43,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
     return copy
 
 
-@pytest.mark.parametrize("site", list(Site), ids=lambda site: site.value)
+@pytest.mark.parametrize("site", WIDTHS, ids=lambda site: site.value)
 def test_the_fixtures_folders(decoder: Decoder, site: Site) -> None:
     (found,) = load_autoencoders([AUTOENCODERS / site.value], decoder)
     assert found.site is site
@@ -247,13 +248,19 @@ def add_tensor(name: str) -> Callable[[Path], None]:
 
 
 SPOILT: list[tuple[Callable[[Path], object], str]] = [
-    (lambda one: (one / "config.json").unlink(), "no autoencoder here"),
+    (lambda one: (one / "config.json").unlink(), "no dictionary here"),
     (lambda one: (one / "config.json").write_text("{"), "cannot be read as JSON"),
     (lambda one: (one / "config.json").write_text("[]"), "not a JSON object"),
     (lambda one: (one / "config.json").write_text('{"k": 1, "k": 2}'), "k is 1 and 2"),
-    (lambda one: write_config(one, site="resid_pre"), "mlp_post_act, resid_delta_mlp, resid_delta_attn"),
+    (
+        lambda one: write_config(one, site="resid_pre"),
+        "mlp_post_act, resid_delta_mlp, resid_delta_attn, attn_v_out, resid",
+    ),
     (lambda one: write_config(one, site="mlp_post_act"), r"has shape \[48\].*has \[192\]"),
-    (lambda one: write_config(one, site="resid_delta_mlp", activation="jumprelu"), "jumprelu"),
+    (
+        lambda one: write_config(one, site="resid_delta_mlp", activation="jumprelu"),
+        "no tensor called threshold",
+    ),
     (lambda one: write_config(one, site="resid_delta_mlp", activation="topk"), "topk"),
     (lambda one: [path.unlink() for path in one.glob("*.safetensors")], "no <layer>.safetensors"),
     (lambda one: (one / "1.safetensors").rename(one / "one.safetensors"), "layer's number"),
@@ -290,7 +297,7 @@ def test_what_does_not_fit_is_told(
 
 
 def test_two_for_the_mlp(decoder: Decoder) -> None:
-    with pytest.raises(AutoencoderBroken, match="two autoencoders for the MLP"):
+    with pytest.raises(AutoencoderBroken, match="two dictionaries for the MLP"):
         load_autoencoders([AUTOENCODERS / "mlp_post_act", AUTOENCODERS / "resid_delta_mlp"], decoder)
 
 
@@ -314,7 +321,7 @@ def write_saelens(folder: Path, hook: str, **config: Any) -> dict[str, Tensor]:
         "b_dec": random(n_inputs),
     }
     save_file(weights, folder / "sae_weights.safetensors")
-    (folder / "cfg.json").write_text(json.dumps({"architecture": "standard", "hook_name": hook, **config}))
+    (folder / "cfg.json").write_text(json.dumps({**SAELENS_SETTINGS, "hook_name": hook, **config}))
     return weights
 
 
@@ -363,14 +370,17 @@ def test_saelens_top_k(decoder: Decoder, tmp_path: Path, config: dict[str, Any])
     ("hook", "config", "message"),
     [
         (
-            "blocks.1.hook_resid_pre",
+            "blocks.0.hook_resid_pre",
             {},
             r"mlp_out \(resid_delta_mlp\), .*post \(mlp_post_act\), .*attn_out \(resid_delta_attn\)",
         ),
-        ("blocks.1.attn.hook_z", {}, "hook_z"),
+        ("blocks.1.attn.hook_q", {}, "hook_q"),
+        ("blocks.1.hook_mlp_out", {"reshape_activations": "hook_z"}, "reshape_activations 'hook_z'"),
+        ("blocks.1.hook_mlp_out", {"architecture": "temporal"}, "'temporal' is not supported"),
+        ("blocks.1.hook_mlp_out", {"architecture": "transcoder"}, "'transcoder' beside resid_delta_mlp"),
         ("blocks.9.hook_mlp_out", {}, "layers 0 to 2"),
-        ("blocks.1.hook_mlp_out", {"architecture": "jumprelu"}, "jumprelu"),
-        ("blocks.1.hook_mlp_out", {"architecture": "gated"}, "gated"),
+        ("blocks.1.hook_mlp_out", {"architecture": "jumprelu"}, "no tensor called threshold"),
+        ("blocks.1.hook_mlp_out", {"architecture": "gated"}, "no tensor called b_gate"),
         ("blocks.1.hook_mlp_out", {"activation_fn_str": "tanh-relu"}, "tanh-relu"),
         ("blocks.1.hook_mlp_out", {"architecture": "topk"}, "without a k"),
         (
@@ -394,7 +404,7 @@ def test_saelens_top_k(decoder: Decoder, tmp_path: Path, config: dict[str, Any])
             {"metadata": {"hook_name": "blocks.0.hook_mlp_out"}},
             r"metadata\.hook_name .* for hook_name",
         ),
-        ("blocks.1.hook_mlp_out", {"hook_name_out": "blocks.2.hook_mlp_out"}, "transcoders"),
+        ("blocks.1.hook_mlp_out", {"hook_name_out": "blocks.2.hook_mlp_out"}, "transcoders read"),
         ("blocks.1.hook_mlp_out", {"hook_head_index": 3}, "hook_head_index 3"),
         ("blocks.1.hook_mlp_out", {"architecture": "topk", "k": 4.0}, "whole number above 0, not 4.0"),
         (

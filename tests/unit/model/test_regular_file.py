@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from tdb_server.errors import AutoencoderBroken, ModelBroken, ModelError
-from tdb_server.model import autoencoder_loading, regular_file
-from tdb_server.model.autoencoder_files import read_safetensors
+from tdb_server.model import regular_file
+from tdb_server.model.dictionaries.files import read_safetensors, read_state_dict
 from tdb_server.model.json_file import read_json_object
 from tdb_server.model.model_files import read_config
 from tdb_server.model.regular_file import read_regular, refuse_unreadable
@@ -130,7 +130,7 @@ def test_a_packed_state_dict_is_not_unpacked(tmp_path: Path) -> None:
     import zipfile
 
     torch.save({"pre_bias": torch.zeros(100_000)}, tmp_path / "0.pt")
-    assert autoencoder_loading._read_state_dict(tmp_path / "0.pt")["pre_bias"].numel() == 100_000
+    assert read_state_dict(tmp_path / "0.pt")["pre_bias"].numel() == 100_000
     with (
         zipfile.ZipFile(tmp_path / "0.pt") as plain,
         zipfile.ZipFile(tmp_path / "1.pt", "w", zipfile.ZIP_DEFLATED) as packed,
@@ -138,7 +138,7 @@ def test_a_packed_state_dict_is_not_unpacked(tmp_path: Path) -> None:
         for name in plain.namelist():
             packed.writestr(name, plain.read(name))
     with pytest.raises(AutoencoderBroken, match=r"1\.pt: holds \d+ bytes, more than it is long"):
-        autoencoder_loading._read_state_dict(tmp_path / "1.pt")
+        read_state_dict(tmp_path / "1.pt")
 
 
 def test_links_to_regular_files_are_followed(folder: Path, tmp_path: Path) -> None:

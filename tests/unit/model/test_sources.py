@@ -14,9 +14,11 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
-from tdb_server.errors import ModelBroken, ModelError, ModelNotFound
+from tdb_server.errors import AutoencoderBroken, ModelBroken, ModelError, ModelNotFound
 from tdb_server.model import sources
+from tdb_server.model.dictionaries.sources import dictionary_folder
 from tdb_server.model.hub import WANTED_FILES
+from tdb_server.model.progress import no_progress
 from tdb_server.model.sources import resolve_model
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.model.weights import load_decoder
@@ -164,6 +166,31 @@ def test_downloads_that_fail(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     with pytest.raises(expected, match=message):
         resolve_model("someone/small")
+
+
+def test_a_dictionary_is_a_folder_of_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    (tmp_path / "layer_1" / "width_16k").mkdir(parents=True)
+
+    def download(name: str, *, tqdm_class: Any, **wanted: Any) -> str:
+        asked.append({"name": name, **wanted})
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    found = dictionary_folder(Path("google/gemma-scope-2b-pt-res/layer_1/width_16k"), no_progress)
+    assert found == tmp_path / "layer_1" / "width_16k"
+    assert asked[0]["name"] == "google/gemma-scope-2b-pt-res"
+    assert "layer_1/width_16k/*.npz" in asked[0]["allow_patterns"]
+    assert all(one.startswith("layer_1/width_16k/") for one in asked[0]["allow_patterns"])
+    assert dictionary_folder(Path("mwhanna/transcoders"), no_progress) == tmp_path
+    assert asked[1]["ignore_patterns"] == ["*/*"]
+    with pytest.raises(AutoencoderBroken, match="has no folder layer_9"):
+        dictionary_folder(Path("google/scope/layer_9"), no_progress)
+    assert dictionary_folder(Path("layer_1/width_16k"), no_progress) == Path("layer_1/width_16k")
+    for odd in ("../x/y", "/nowhere/at/all", "only-a-name"):
+        assert dictionary_folder(Path(odd), no_progress) == Path(odd)
+    assert len(asked) == 3
 
 
 def test_offline(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,8 +158,9 @@ def test_the_model() -> None:
     missing = set(DERIVED_SCALARS.numbers.values()) - set(message.derived_scalar_types)
     names = {DERIVED_SCALARS.members[one].value for one in missing}
     assert "attn_write_to_latent_summed_over_heads" in names
-    assert len([one for one in names if one.startswith("online_attention_autoencoder")]) == 5
-    assert len(names) == 6
+    for absent in ("attention_autoencoder", "resid_post_attn", "resid_post_mlp", "mlp_transcoder"):
+        assert len([one for one in names if one.startswith(f"online_{absent}")]) == 5
+    assert len(names) == 21
     assert PLACES.numbers[HookPoint.ONLINE_AUTOENCODER_LATENT] in message.ablatable_location_types
     assert (
         PLACES.numbers[HookPoint.ONLINE_ATTENTION_AUTOENCODER_ERROR] not in message.ablatable_location_types
@@ -184,7 +185,9 @@ def test_whether_an_autoencoders_inputs_are_normed() -> None:
 def test_two_autoencoders_leave_no_single_one() -> None:
     message = model_info_message(model(Site.RESID_DELTA_MLP, Site.RESID_DELTA_ATTN), Limits(), "1.2.3")
     missing = set(DERIVED_SCALARS.numbers.values()) - set(message.derived_scalar_types)
-    assert {DERIVED_SCALARS.members[one].value.startswith("online_autoencoder") for one in missing} == {True}
+    kinds = ("online_autoencoder", "online_resid_post_attn", "online_resid_post_mlp", "online_mlp_transcoder")
+    assert {DERIVED_SCALARS.members[one].value.startswith(kinds) for one in missing} == {True}
+    assert len(missing) == 20
 
 
 def test_reasons_are_those_of_the_protos() -> None:

@@ -134,7 +134,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     run.add_argument(
         "--mlp",
-        choices=["neuron", "autoencoder_latent"],
+        choices=["neuron", "autoencoder_latent", "transcoder_latent"],
         default="neuron",
         help="what MLPs are taken apart into (default: neuron)",
     )

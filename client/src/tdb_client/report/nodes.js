@@ -7,6 +7,8 @@ const ARROWS = { size: "|↓|", descending: "↓", ascending: "↑" };
 const KINDS = {
   attention_head: "heads", mlp_neuron: "neurons", mlp_autoencoder_latent: "MLP latents",
   attention_autoencoder_latent: "attention latents", autoencoder_latent: "latents", layer: "embeddings",
+  resid_post_attn_autoencoder_latent: "post-attn latents", resid_post_mlp_autoencoder_latent: "post-mlp latents",
+  mlp_transcoder_latent: "transcoder latents",
 };
 const kindOf = (node) => KINDS[node.type] ?? "others";
 

@@ -5,26 +5,20 @@ from __future__ import annotations
 import math
 
 from tdb_server.domain.derived_scalar import DerivedScalar
-from tdb_server.domain.hook_point import NODE_HOOK_POINTS, HookPoint
-from tdb_server.domain.model_info import AutoencoderInfo, ModelInfo, Site
-from tdb_server.domain.node import Dimension
+from tdb_server.domain.hook_point import DICTIONARY_HOOK_POINTS, LATENT_TYPES, NODE_HOOK_POINTS, HookPoint
+from tdb_server.domain.model_info import AutoencoderInfo, ModelInfo
+from tdb_server.domain.node import Dimension, NodeType
 
 TOKEN_DIMENSIONS = frozenset({Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS})
 
-_ANY_AUTOENCODER = frozenset({HookPoint.ONLINE_AUTOENCODER_LATENT, HookPoint.ONLINE_AUTOENCODER_ERROR})
-_MLP_AUTOENCODER = frozenset(
-    {HookPoint.ONLINE_MLP_AUTOENCODER_LATENT, HookPoint.ONLINE_MLP_AUTOENCODER_ERROR}
-)
-_ATTENTION_AUTOENCODER = frozenset(
-    {HookPoint.ONLINE_ATTENTION_AUTOENCODER_LATENT, HookPoint.ONLINE_ATTENTION_AUTOENCODER_ERROR}
-)
+LATENT_HOOK_POINTS = frozenset(latents for latents, _ in DICTIONARY_HOOK_POINTS.values())
 _PER_GROUP = frozenset({HookPoint.ATTN_K, HookPoint.ATTN_V})
 """Read per key/value head, which query heads may share."""
 
 
 def is_of_autoencoder(hook_point: HookPoint) -> bool:
-    """Whether the hook point exists only with an autoencoder."""
-    return hook_point in _ANY_AUTOENCODER | _MLP_AUTOENCODER | _ATTENTION_AUTOENCODER
+    """Whether the hook point exists only with a dictionary."""
+    return hook_point in LATENT_TYPES
 
 
 def hook_point_of_scalar(scalar: DerivedScalar) -> HookPoint | None:
@@ -36,22 +30,28 @@ def hook_point_of_scalar(scalar: DerivedScalar) -> HookPoint | None:
 
 
 def autoencoders_of_hook_point(hook_point: HookPoint, info: ModelInfo) -> tuple[AutoencoderInfo, ...]:
-    """The loaded autoencoders that a hook point may mean: none, one, or two where it does not say which."""
-    if hook_point in _ANY_AUTOENCODER:
+    """The loaded dictionaries that a hook point may mean: none, one, or several where it says none."""
+    node_type = LATENT_TYPES.get(hook_point)
+    if node_type is NodeType.AUTOENCODER_LATENT:
         return info.autoencoders
-    found = info.autoencoder(is_mlp=hook_point in _MLP_AUTOENCODER)
+    found = None if node_type is None else info.autoencoder(node_type)
     return () if found is None else (found,)
 
 
+def specific_node_type(node_type: NodeType, info: ModelInfo) -> NodeType:
+    """The type of node with "whichever dictionary is loaded" spelled out, where exactly one is."""
+    if node_type is not NodeType.AUTOENCODER_LATENT or len(info.autoencoders) != 1:
+        return node_type
+    return info.autoencoders[0].site.node_type
+
+
 def specific_hook_point(hook_point: HookPoint, info: ModelInfo) -> HookPoint:
-    """The hook point with "whichever autoencoder is loaded" spelled out, where exactly one is."""
-    loaded = autoencoders_of_hook_point(hook_point, info) if hook_point in _ANY_AUTOENCODER else ()
-    if len(loaded) != 1:
+    """The hook point with "whichever dictionary is loaded" spelled out, where exactly one is."""
+    node_type = LATENT_TYPES.get(hook_point)
+    if node_type is None:
         return hook_point
-    if hook_point is HookPoint.ONLINE_AUTOENCODER_LATENT:
-        return loaded[0].site.latent_hook_point
-    is_mlp = loaded[0].site.is_mlp
-    return HookPoint.ONLINE_MLP_AUTOENCODER_ERROR if is_mlp else HookPoint.ONLINE_ATTENTION_AUTOENCODER_ERROR
+    which = DICTIONARY_HOOK_POINTS[node_type].index(hook_point)
+    return DICTIONARY_HOOK_POINTS[specific_node_type(node_type, info)][which]
 
 
 def hook_point_axes(hook_point: HookPoint, info: ModelInfo, n_tokens: int) -> tuple[int, ...]:
@@ -91,4 +91,4 @@ def _length(dimension: Dimension, hook_point: HookPoint | None, info: ModelInfo,
             autoencoder = autoencoders_of_hook_point(hook_point, info)[0]
             if dimension is Dimension.AUTOENCODER_LATENTS:
                 return autoencoder.n_latents
-            return info.n_neurons if autoencoder.site is Site.MLP_POST_ACT else info.d_model
+            return info.site_width(autoencoder.site)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Self
 
-from tdb_server.domain.node import Dimension, NodeType
+from tdb_server.domain.node import LATENT_NODE_TYPES, Dimension, NodeType
 
 _TOKENS = Dimension.SEQUENCE_TOKENS
 _KEYS = Dimension.ATTENDED_TO_SEQUENCE_TOKENS
@@ -73,13 +73,45 @@ class HookPoint(Enum):
         _CHANNELS,
         NodeType.RESIDUAL_STREAM_CHANNEL,
     )
+    ONLINE_RESID_POST_ATTN_AUTOENCODER_LATENT = (
+        "online_resid_post_attn_autoencoder_latent",
+        _LATENTS,
+        NodeType.RESID_POST_ATTN_AUTOENCODER_LATENT,
+    )
+    ONLINE_RESID_POST_ATTN_AUTOENCODER_ERROR = (
+        "online_resid_post_attn_autoencoder_error",
+        _CHANNELS,
+        NodeType.RESIDUAL_STREAM_CHANNEL,
+    )
+    ONLINE_RESID_POST_MLP_AUTOENCODER_LATENT = (
+        "online_resid_post_mlp_autoencoder_latent",
+        _LATENTS,
+        NodeType.RESID_POST_MLP_AUTOENCODER_LATENT,
+    )
+    ONLINE_RESID_POST_MLP_AUTOENCODER_ERROR = (
+        "online_resid_post_mlp_autoencoder_error",
+        _CHANNELS,
+        NodeType.RESIDUAL_STREAM_CHANNEL,
+    )
+    ONLINE_MLP_TRANSCODER_LATENT = "online_mlp_transcoder_latent", _LATENTS, NodeType.MLP_TRANSCODER_LATENT
+    ONLINE_MLP_TRANSCODER_ERROR = "online_mlp_transcoder_error", _CHANNELS, NodeType.RESIDUAL_STREAM_CHANNEL
 
 
+DICTIONARY_HOOK_POINTS = {
+    node_type: (
+        HookPoint[f"ONLINE_{node_type.name}"],
+        HookPoint[f"ONLINE_{node_type.name.removesuffix('LATENT')}ERROR"],
+    )
+    for node_type in LATENT_NODE_TYPES
+}
+"""By the node type of a dictionary's latents: where they are read, and what it fails to reconstruct."""
+LATENT_TYPES = {
+    hook_point: node_type for node_type, pair in DICTIONARY_HOOK_POINTS.items() for hook_point in pair
+}
+"""The same the other way round. These hook points exist only with a dictionary."""
 NODE_HOOK_POINTS = {
     NodeType.ATTENTION_HEAD: HookPoint.ATTN_QK_PROBS,
     NodeType.MLP_NEURON: HookPoint.MLP_POST_ACT,
-    NodeType.AUTOENCODER_LATENT: HookPoint.ONLINE_AUTOENCODER_LATENT,
-    NodeType.MLP_AUTOENCODER_LATENT: HookPoint.ONLINE_MLP_AUTOENCODER_LATENT,
-    NodeType.ATTENTION_AUTOENCODER_LATENT: HookPoint.ONLINE_ATTENTION_AUTOENCODER_LATENT,
+    **{node_type: latents for node_type, (latents, _) in DICTIONARY_HOOK_POINTS.items()},
 }
 """The nodes that can be ablated or traced, and the hook point whose cells they are."""

@@ -121,7 +121,7 @@ def presence_violations(
     elif len(loaded) > 1:
         yield FieldViolation(
             named_by,
-            f"several autoencoders are loaded ({sites}); say whether the MLP's or the attention's is meant",
+            f"several autoencoders are loaded ({sites}); say which is meant, by its own type",
             Reason.AUTOENCODER_AMBIGUOUS,
         )
     elif layer_index is not None and layer_index not in loaded[0].layers:

@@ -2,44 +2,90 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from tdb_server.domain.hook_point import NODE_HOOK_POINTS, HookPoint
+from tdb_server.domain.hook_point import DICTIONARY_HOOK_POINTS, HookPoint
 from tdb_server.domain.node import NodeType
 
 
 class Site(Enum):
-    """The tensors that an autoencoder can be trained on."""
+    """Where a dictionary reads and writes. All but the transcoder's write where they read."""
 
     MLP_POST_ACT = "mlp_post_act"
     RESID_DELTA_MLP = "resid_delta_mlp"
     RESID_DELTA_ATTN = "resid_delta_attn"
+    ATTN_V_OUT = "attn_v_out"
+    RESID_POST_ATTN = "resid_post_attn"
+    RESID_POST_MLP = "resid_post_mlp"
+    MLP_TRANSCODER = "mlp_transcoder"
 
     @property
     def is_mlp(self) -> bool:
-        """Whether the site belongs to the MLP rather than to attention."""
-        return self is not Site.RESID_DELTA_ATTN
+        """Whether the site belongs to the MLP."""
+        return self in (Site.MLP_POST_ACT, Site.RESID_DELTA_MLP, Site.MLP_TRANSCODER)
+
+    @property
+    def is_attention(self) -> bool:
+        """Whether the site belongs to attention: what is read there comes from all tokens attended to."""
+        return self in (Site.RESID_DELTA_ATTN, Site.ATTN_V_OUT)
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the site is the residual stream itself, of which blocks are parts."""
+        return self in (Site.RESID_POST_ATTN, Site.RESID_POST_MLP)
 
     @property
     def hook_point(self) -> HookPoint:
-        """Where the site is read."""
-        return HookPoint[self.name]
+        """Where the dictionary writes."""
+        return HookPoint.RESID_DELTA_MLP if self is Site.MLP_TRANSCODER else HookPoint[self.name]
 
     @property
     def node_type(self) -> NodeType:
         """What its latents are called as nodes."""
-        return NodeType.MLP_AUTOENCODER_LATENT if self.is_mlp else NodeType.ATTENTION_AUTOENCODER_LATENT
+        return _NODE_TYPES[self]
 
     @property
     def latent_hook_point(self) -> HookPoint:
         """Where its latents are read."""
-        return NODE_HOOK_POINTS[self.node_type]
+        return DICTIONARY_HOOK_POINTS[self.node_type][0]
+
+    @property
+    def error_hook_point(self) -> HookPoint:
+        """Where what it fails to reconstruct is read."""
+        return DICTIONARY_HOOK_POINTS[self.node_type][1]
+
+
+_NODE_TYPES = {
+    Site.MLP_POST_ACT: NodeType.MLP_AUTOENCODER_LATENT,
+    Site.RESID_DELTA_MLP: NodeType.MLP_AUTOENCODER_LATENT,
+    Site.RESID_DELTA_ATTN: NodeType.ATTENTION_AUTOENCODER_LATENT,
+    Site.ATTN_V_OUT: NodeType.ATTENTION_AUTOENCODER_LATENT,
+    Site.RESID_POST_ATTN: NodeType.RESID_POST_ATTN_AUTOENCODER_LATENT,
+    Site.RESID_POST_MLP: NodeType.RESID_POST_MLP_AUTOENCODER_LATENT,
+    Site.MLP_TRANSCODER: NodeType.MLP_TRANSCODER_LATENT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LatentNotes:
+    """What people have said of one layer's latents.
+
+    Attributes:
+        layer_index: the layer.
+        link: address of a latent's page, in which {latent} stands for its number; empty where there is none.
+        labels: by latent.
+    """
+
+    layer_index: int
+    link: str
+    labels: Mapping[int, str] = field(hash=False)
 
 
 @dataclass(frozen=True, slots=True)
 class AutoencoderInfo:
-    """One loaded autoencoder: its site, its size and the layers it covers.
+    """One loaded dictionary: its site, its size and the layers it covers.
 
     `n_active` is how many latents were active at one token, at the most, when that was tried; None where it
     was not. `norms_inputs` says whether inputs are layer normed.
@@ -51,6 +97,7 @@ class AutoencoderInfo:
     activation: str
     n_active: int | None = None
     norms_inputs: bool = False
+    notes: tuple[LatentNotes, ...] = ()
 
 
 class KernelOutcome(Enum):
@@ -137,6 +184,16 @@ class ModelInfo:
         """Whether MLPs read the residual stream before their layer, side by side with attention."""
         return HookPoint.RESID_POST_ATTN in self.absent_hook_points
 
-    def autoencoder(self, *, is_mlp: bool) -> AutoencoderInfo | None:
-        """The one loaded for the MLP, or the one loaded for attention."""
-        return next((one for one in self.autoencoders if one.site.is_mlp == is_mlp), None)
+    def autoencoder(self, node_type: NodeType) -> AutoencoderInfo | None:
+        """The dictionary that is loaded for latents of a type that says whose they are."""
+        return next((one for one in self.autoencoders if one.site.node_type is node_type), None)
+
+    def site_width(self, site: Site) -> int:
+        """Channels of what is read and written at a site."""
+        match site:
+            case Site.MLP_POST_ACT:
+                return self.n_neurons
+            case Site.ATTN_V_OUT:
+                return self.n_heads * self.d_head
+            case _:
+                return self.d_model

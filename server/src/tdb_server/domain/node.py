@@ -39,19 +39,20 @@ class NodeType(Enum):
     AUTOENCODER_LATENT = "autoencoder_latent"
     MLP_AUTOENCODER_LATENT = "mlp_autoencoder_latent"
     ATTENTION_AUTOENCODER_LATENT = "attention_autoencoder_latent"
+    RESID_POST_ATTN_AUTOENCODER_LATENT = "resid_post_attn_autoencoder_latent"
+    RESID_POST_MLP_AUTOENCODER_LATENT = "resid_post_mlp_autoencoder_latent"
+    MLP_TRANSCODER_LATENT = "mlp_transcoder_latent"
     RESIDUAL_STREAM_CHANNEL = "residual_stream_channel"
     LAYER = "layer"
     VOCAB_TOKEN = "vocab_token"
 
     @property
     def is_latent(self) -> bool:
-        """Whether nodes of this type are autoencoder latents."""
+        """Whether nodes of this type are latents of a dictionary."""
         return self in LATENT_NODE_TYPES
 
 
-LATENT_NODE_TYPES = frozenset(
-    {NodeType.AUTOENCODER_LATENT, NodeType.MLP_AUTOENCODER_LATENT, NodeType.ATTENTION_AUTOENCODER_LATENT}
-)
+LATENT_NODE_TYPES = frozenset(one for one in NodeType if one.value.endswith("_latent"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ class MlpComponent(Enum):
 
     NEURON = "neuron"
     AUTOENCODER_LATENT = "autoencoder_latent"
+    TRANSCODER_LATENT = "transcoder_latent"
 
 
 class AttentionComponent(Enum):

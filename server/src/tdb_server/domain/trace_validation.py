@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tdb_server.domain.axes import specific_node_type
 from tdb_server.domain.hook_point import NODE_HOOK_POINTS
 from tdb_server.domain.index_validation import node_violations
 from tdb_server.domain.model_info import ModelInfo
@@ -90,7 +91,10 @@ def _order_violations(head: Trace, downstream: Trace, info: ModelInfo, path: str
     head_layer, layer = head.node.layer_index, downstream.node.layer_index
     if head_layer is None or layer is None:
         return
-    reads_behind_head = _belongs_to_mlp(downstream.node.node_type, info) and not info.is_parallel
+    node_type = specific_node_type(downstream.node.node_type, info)
+    reads_behind_head = _is_behind_attention(node_type, info) and not (
+        info.is_parallel and node_type is not NodeType.RESID_POST_MLP_AUTOENCODER_LATENT
+    )
     first_layer = head_layer if reads_behind_head else head_layer + 1
     if layer < first_layer:
         yield FieldViolation(
@@ -113,10 +117,12 @@ def _order_violations(head: Trace, downstream: Trace, info: ModelInfo, path: str
         )
 
 
-def _belongs_to_mlp(node_type: NodeType, info: ModelInfo) -> bool:
-    if node_type is NodeType.AUTOENCODER_LATENT:
-        return info.autoencoders[0].site.is_mlp
-    return node_type in (NodeType.MLP_NEURON, NodeType.MLP_AUTOENCODER_LATENT)
+def _is_behind_attention(node_type: NodeType, info: ModelInfo) -> bool:
+    """Whether a node reads, at its own token alone, what its layer's attention has written."""
+    return specific_node_type(node_type, info) not in (
+        NodeType.ATTENTION_HEAD,
+        NodeType.ATTENTION_AUTOENCODER_LATENT,
+    )
 
 
 def _tokens_read(trace: Trace, info: ModelInfo) -> tuple[int, ...] | range:
@@ -131,4 +137,4 @@ def _tokens_read(trace: Trace, info: ModelInfo) -> tuple[int, ...] | range:
             return (token, others[0])
         case _:
             # An attention latent reads every token that its own attends to.
-            return (token,) if _belongs_to_mlp(trace.node.node_type, info) else range(token + 1)
+            return (token,) if _is_behind_attention(trace.node.node_type, info) else range(token + 1)

@@ -13,7 +13,7 @@ from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import PassType
 from tdb_server.engine.interventions import Intervention, set_values
 from tdb_server.engine.latents import dot_directions
-from tdb_server.engine.plan import attention_depth, mlp_depth
+from tdb_server.engine.plan import latent_depth
 from tdb_server.engine.product_of_rows import product_at_all_tokens, product_at_directions
 from tdb_server.engine.products import Layers, Product
 from tdb_server.engine.rows import Rows, of_each
@@ -51,7 +51,7 @@ def _latent_gradients(rows: Rows, autoencoder: Autoencoder, ids: Layers) -> Laye
     def compute() -> Layers:
         found = []
         for own_ids, (layer_index, layer) in zip(ids.tensors, rows.layers_of(autoencoder), strict=True):
-            site = rows.at_layer(autoencoder.site.hook_point, layer_index)
+            site = rows.read_by(autoencoder, layer_index)
             at_site = layer.times_write_scale(rows.site_gradient(autoencoder, layer_index), site)
             gradient = dot_directions(layer, own_ids, at_site)
             for one in rows.interventions(autoencoder, layer_index):
@@ -74,8 +74,8 @@ def _latent_write_norms(rows: Rows, autoencoder: Autoencoder, ids: Layers) -> La
         return Layers.of(norms[which, ids.together])
     found = []
     for own_ids, (layer_index, layer) in zip(ids.tensors, layers, strict=True):
-        site, scale = rows.at_layer(autoencoder.site.hook_point, layer_index), scales[layer_index]
-        norms = layer.times_write_scale(layer.known_write_norms[own_ids], site)
+        read, scale = rows.read_by(autoencoder, layer_index), scales[layer_index]
+        norms = layer.times_write_scale(layer.known_write_norms[own_ids], read)
         found.append(norms if scale is None else norms / scale)
     return Layers(found)
 
@@ -83,13 +83,13 @@ def _latent_write_norms(rows: Rows, autoencoder: Autoencoder, ids: Layers) -> La
 def _latent_effects(rows: Rows, autoencoder: Autoencoder, ids: Layers) -> Layers:
     """The active latents' unit writes · directions of interest: of each layer [B, n, K]."""
     found = []
-    depth = mlp_depth if autoencoder.site.is_mlp else attention_depth
+    decoder = rows.model.decoder
     for own_ids, (layer_index, layer) in zip(ids.tensors, rows.layers_of(autoencoder), strict=True):
-        direction = rows.seen_by_writes(autoencoder.site.hook_point, layer_index, depth(layer_index))
-        if autoencoder.site is Site.MLP_POST_ACT:
-            direction = rows.model.decoder.blocks[layer_index].mlp.write_transposed(direction)  # [B, n, F]
+        depth = latent_depth(autoencoder.site, layer_index)
+        direction = rows.seen_by_writes(autoencoder.site.hook_point, layer_index, depth)
+        direction = autoencoder.as_seen(decoder, layer_index, direction)  # [B, n, s]
         if layer.norms_inputs:
-            site = rows.at_layer(autoencoder.site.hook_point, layer_index)
+            site = rows.read_by(autoencoder, layer_index)
             direction = layer.times_write_scale(direction, rows.picked(site, 1))
         found.append(dot_directions(layer, own_ids, direction))
     return Layers(found)
@@ -101,8 +101,11 @@ def error_scalars(rows: Rows, declared: Declaration, hook_point: HookPoint, pass
     found = []
     for layer_index, layer in rows.layers_of(autoencoder):
         if is_forward:
-            site = rows.at_layer(autoencoder.site.hook_point, layer_index)
-            error = site - layer.reconstruct(layer.encode(site), site)
+            read = rows.read_by(autoencoder, layer_index)
+            written = read
+            if autoencoder.site is Site.MLP_TRANSCODER:
+                written = rows.at_layer(autoencoder.site.hook_point, layer_index)
+            error = written - layer.reconstruct(layer.encode(read), read)
         else:
             error = rows.site_gradient(autoencoder, layer_index)
         own = rows.interventions(autoencoder, layer_index)

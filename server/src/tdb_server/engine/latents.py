@@ -1,9 +1,10 @@
-"""Autoencoder latents inside a pass: spliced into the forward pass, and read back.
+"""Latents inside a pass: spliced into the forward pass, and read back.
 
-An autoencoder is spliced in "online" with its error added back, so `site = reconstruction + error` and
-nothing changes downstream. That is why the splice costs nothing unless a latent (or the error) is set: then
-only what differs is added, `(set - latent) @ directions` (times the inputs' deviation where they are layer
-normed), where gradients flow through the latent as it was, and through the norm.
+A dictionary is spliced in "online" with its error added back, so `site = reconstruction + error` and nothing
+changes downstream. Of a transcoder the error is what the MLP writes less what is foreseen. That is why the
+splice costs nothing unless a latent (or the error) is set: then only what differs is added,
+`(set - latent) @ directions` (times the inputs' deviation where they are layer normed), where gradients flow
+through the latent as it was, and through the norm.
 
 Few latents are active at a token. Read back, each token has its active ones side by side [B, T, K]; what is
 left of K are zeros.
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tdb_server.domain.hook_point import HookPoint
+from tdb_server.domain.hook_point import LATENT_TYPES, HookPoint
 from tdb_server.domain.node import NodeType
 from tdb_server.engine.interventions import Intervention, set_gradients, set_values
 from tdb_server.engine.sampled_products import sampled_products
@@ -29,36 +30,30 @@ _MAX_GATHERED = 2**25
 
 def autoencoder_of(named: HookPoint | NodeType, autoencoders: Sequence[Autoencoder]) -> Autoencoder:
     """The loaded autoencoder that a hook point or a node type means; requests were checked before."""
-    is_any = named in (
-        HookPoint.ONLINE_AUTOENCODER_LATENT,
-        HookPoint.ONLINE_AUTOENCODER_ERROR,
-        NodeType.AUTOENCODER_LATENT,
-    )
-    is_mlp = named in (
-        HookPoint.ONLINE_MLP_AUTOENCODER_LATENT,
-        HookPoint.ONLINE_MLP_AUTOENCODER_ERROR,
-        NodeType.MLP_AUTOENCODER_LATENT,
-    )
-    return next(one for one in autoencoders if is_any or one.site.is_mlp == is_mlp)
+    node_type = named if isinstance(named, NodeType) else LATENT_TYPES[named]
+    return next(one for one in autoencoders if node_type in (NodeType.AUTOENCODER_LATENT, one.site.node_type))
 
 
-def splice(layer: AutoencoderLayer, x: Tensor, interventions: Sequence[Intervention]) -> Tensor:
-    """The site's value after latents or errors are set: [B, T, s] to [B, T, s]."""
-    spliced = x.clone()
+def splice(
+    layer: AutoencoderLayer, inputs: Tensor, written: Tensor, interventions: Sequence[Intervention]
+) -> Tensor:
+    """What is written after latents or errors are set, from what the dictionary reads: both [B, T, s]."""
+    spliced = written.clone()
     for row in {one.row for one in interventions}:
         own = [one.alone for one in interventions if one.row == row]
-        site = x[row : row + 1, : own[0].n_tokens]
-        latents = layer.encode(site)
+        tokens = slice(own[0].n_tokens)
+        read, site = inputs[row : row + 1, tokens], written[row : row + 1, tokens]
+        latents = layer.encode(read)
         change = torch.zeros_like(site)
         errors = [one for one in own if not one.is_of_latents]
         if errors:
-            error = site - layer.reconstruct(latents, site)
+            error = site - layer.reconstruct(latents, read)
             change = change + _set(error, errors) - error
         if len(errors) < len(own):
             altered = _set(latents, [one for one in own if one.is_of_latents])
-            change = change + layer.times_write_scale((altered - latents) @ layer.directions, site)
-        # Not into x, whose values the way back still needs.
-        spliced[row : row + 1, : own[0].n_tokens] = site + change
+            change = change + layer.times_write_scale((altered - latents) @ layer.directions, read)
+        # Not into what was written, whose values the way back still needs.
+        spliced[row : row + 1, tokens] = site + change
     return spliced
 
 

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tdb_server.domain.axes import LATENT_HOOK_POINTS
 from tdb_server.domain.derived_scalar import Declaration
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import PassType
 from tdb_server.domain.requests import ActivationIndex
 from tdb_server.engine.interventions import set_values
-from tdb_server.engine.objectives import latent_pre_activations, mlp_site
+from tdb_server.engine.objectives import latent_pre_activations
 from tdb_server.engine.passes import logit_interventions
 from tdb_server.engine.product_of_rows import product_at_all_tokens
 from tdb_server.engine.products import Layers, Product
@@ -113,9 +114,9 @@ def vocabulary_reads(rows: Rows) -> Tensor:
 
 def _has_reads(rows: Rows, hook_point: HookPoint) -> bool:
     """Whether a hook point's cells are neurons or latents of the MLP's autoencoder."""
-    if hook_point is HookPoint.ONLINE_AUTOENCODER_LATENT:
+    if hook_point in LATENT_HOOK_POINTS:
         return rows.autoencoder(hook_point).site.is_mlp
-    return hook_point in (HookPoint.MLP_POST_ACT, HookPoint.ONLINE_MLP_AUTOENCODER_LATENT)
+    return hook_point is HookPoint.MLP_POST_ACT
 
 
 def _embedding_reads(rows: Rows, index: ActivationIndex) -> Tensor:
@@ -132,6 +133,6 @@ def _embedding_reads(rows: Rows, index: ActivationIndex) -> Tensor:
             found.append(decoder.blocks[layer_index].mlp.objectives(embedding, which))
         else:
             autoencoder = rows.autoencoder(index.hook_point)
-            site = mlp_site(decoder, autoencoder, layer_index, embedding)
+            site = autoencoder.recomputed_inputs(decoder, layer_index, embedding)
             found.append(latent_pre_activations(autoencoder.layers[layer_index], site, which))
     return torch.cat(found)

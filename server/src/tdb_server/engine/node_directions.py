@@ -226,11 +226,10 @@ def _latent_values(batch: Rows, nodes: DeviceNodes) -> Tensor:
     found = (values.at(where, tokens) * (ids.at(where, tokens) == latents[:, None])).sum(dim=1)
     if not any(layer.norms_inputs for layer in autoencoder.layers.values()):
         return found
-    site = batch.values(autoencoder.site.hook_point).tensors
     return torch.cat(
         [
             autoencoder.layers[layer].times_write_scale(
-                found[span, None], site[layer][rows[span], tokens[span]]
+                found[span, None], batch.read_by(autoencoder, layer)[rows[span], tokens[span]]
             )[:, 0]
             for layer, span in nodes.where.spans
         ]

@@ -13,14 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import NodeType
 from tdb_server.domain.requests import AttentionTraceType, LossConfig, LossName, Trace
 from tdb_server.engine.latents import autoencoder_of
 from tdb_server.engine.transfers import Array
 from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
 from tdb_server.model.decoder import Decoder, wide
-from tdb_server.model.hooks import HOLD_NORM_SCALES, NORM_SCALES, Hooks
 
 
 def loss_terms(configs: Sequence[LossConfig | None]) -> list[Array]:
@@ -99,26 +97,14 @@ def traced_values(
         return block.mlp.objectives(residual[rows, token], component, trace.post_act)
     autoencoder = autoencoder_of(trace.node.node_type, autoencoders)
     layer = autoencoder.layers[layer_index]
-    if autoencoder.site.is_mlp:
-        site = mlp_site(decoder, autoencoder, layer_index, residual[rows, token])
+    if autoencoder.site.is_attention:
+        inputs = autoencoder.recomputed_inputs(decoder, layer_index, residual[rows])
+        site = inputs[_each(rows), token]
     else:
-        site = block.attention(residual[rows], HOLD_NORM_SCALES)[_each(rows), token]
+        site = autoencoder.recomputed_inputs(decoder, layer_index, residual[rows, token])
     if trace.post_act:
         return layer.activate(layer.pre_activations(site, holds_scale=True))[_each(rows), component]
     return latent_pre_activations(layer, site, component)
-
-
-def mlp_site(decoder: Decoder, autoencoder: Autoencoder, layer_index: int, residual: Tensor) -> Tensor:
-    """The MLP autoencoder's site, recomputed at m tokens: residual [m, d] to [m, s]."""
-    found: list[Tensor] = []
-
-    def hook(hook_point: HookPoint, _: int | None, x: Tensor) -> Tensor:
-        if hook_point is autoencoder.site.hook_point:
-            found.append(x)
-        return x.detach() if hook_point in NORM_SCALES else x
-
-    output = decoder.blocks[layer_index].mlp(residual, Hooks(hook, NORM_SCALES))
-    return found[0] if found else output
 
 
 def latent_pre_activations(layer: AutoencoderLayer, site: Tensor, latents: Tensor) -> Tensor:

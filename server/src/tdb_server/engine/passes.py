@@ -28,8 +28,8 @@ from tdb_server.engine.interventions import (
 )
 from tdb_server.engine.latents import autoencoder_of, splice
 from tdb_server.engine.objectives import losses, traced_values
-from tdb_server.engine.plan import HookSite, Plan
-from tdb_server.model.autoencoder import Autoencoder
+from tdb_server.engine.plan import HookSite, Plan, Stream
+from tdb_server.model.autoencoder import Autoencoder, MlpInputs
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.hooks import HOLD_NORM_SCALES, INNER_HOOK_POINTS, Hooks
 
@@ -53,12 +53,14 @@ class Cache:
         final_residual: the last residual stream [B, T, d].
         final_normed: what the unembedding reads [B, T, d].
         last_logits: of each row's last token, after interventions and their cap [B, V].
+        read: by dictionary's site and layer, what it reads [B, T, s].
     """
 
     values: dict[HookPoint, list[Tensor]]
     final_residual: Tensor
     final_normed: Tensor
     last_logits: Tensor
+    read: dict[tuple[Site, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class Graph:
 
     Attributes:
         sites: tensors whose gradients are wanted.
-        site_outputs: autoencoders' sites behind the splice, whose gradients are wanted.
+        streams: the residual streams that traces start from.
+        site_outputs: dictionaries' sites behind the splice, whose gradients are wanted.
         final_normed: what the unembedding reads [B, T, d].
         logits_before: the last tokens' logits [B, 1, V] before gradients are set there.
         logits: the same behind it, of which differences are computed [B, V].
@@ -75,6 +78,7 @@ class Graph:
     """
 
     sites: dict[HookSite, Tensor]
+    streams: dict[Stream, Tensor]
     site_outputs: dict[tuple[Site, int], Tensor]
     final_normed: Tensor
     logits_before: Tensor
@@ -90,7 +94,7 @@ class Gradients:
         losses: of every row [B]; of rows without a loss, anything.
         traced: the traced objectives, of the rows of each of `Plan.traces` [m].
         at: by hook point and layer [B, ...].
-        at_sites: by autoencoder's site and layer, behind the splice [B, T, s].
+        at_sites: by dictionary's site and layer, behind the splice [B, T, s].
         at_last_logits: [B, 1, V].
         at_earlier_logits: of the rows that set gradients there [T - 1, V].
         directions: of each row, the gradient at the last residual stream that its objective can see, at the
@@ -113,6 +117,9 @@ class _Recorder:
         self._plan, self._model, self._check_cancelled = plan, model, check_cancelled
         self.values: dict[HookPoint, list[Tensor]] = {}
         self.graph_sites: dict[HookSite, Tensor] = {}
+        self.streams: dict[Stream, Tensor] = {}
+        self.read: dict[tuple[Site, int], Tensor] = {}
+        self._mlp_inputs = MlpInputs(model.decoder)
         self.site_outputs: dict[tuple[Site, int], Tensor] = {}
         self._past_trace: set[int] = set()
         """Rows whose trace starts here or before. Gradients are not set in these: their own never get here,
@@ -134,27 +141,53 @@ class _Recorder:
         x = set_values(x, [one for one in interventions if one.is_forward], hidden_cells)
         if hook_point in plan.values:  # the forward pass comes by layers in order
             self.values.setdefault(hook_point, []).append(x.detach())
-        starts = site in plan.trace_sites or site == last_residual(self._model.decoder)
-        if hook_point in plan.gradients or starts:
+        if hook_point in plan.gradients or site == last_residual(self._model.decoder):
             self.graph_sites[site] = x
-        self._past_trace |= plan.trace_sites.get(site, set())
-        x = set_gradients(x, [one for one in interventions if self._sets_gradient(one)], hidden_cells)
+        own = self._starting(Stream(*site, is_behind_dictionary=False), x)
+        set_no_gradient = self._past_trace | own
+        later = plan.trace_streams.get(Stream(*site), set())
+        self._past_trace |= own | later
+        backward = [one for one in interventions if self._sets_gradient(one, self._past_trace)]
+        x = set_gradients(x, backward, hidden_cells)
         for autoencoder in self._model.autoencoders:
             if autoencoder.site.hook_point is hook_point and layer_index in autoencoder.layers:
-                x = self._splice(autoencoder, layer_index, x)
+                x = self._splice(autoencoder, layer_index, x, set_no_gradient)
+        self._starting(Stream(*site), x)
+        self._mlp_inputs.see(hook_point, x)
         return x
 
-    def _sets_gradient(self, one: Intervention) -> bool:
-        return not one.is_forward and one.row not in self._past_trace
+    def _starting(self, stream: Stream, x: Tensor) -> set[int]:
+        """The rows whose trace starts from a stream, which is kept for them."""
+        found = self._plan.trace_streams.get(stream)
+        if found is None:
+            return set()
+        self.streams[stream] = x
+        return found
 
-    def _splice(self, autoencoder: Autoencoder, layer_index: int, x: Tensor) -> Tensor:
-        of_latents = latent_interventions(self._plan, self._model, autoencoder, layer_index)
-        interventions = [one for one in of_latents if one.is_forward or self._sets_gradient(one)]
+    def _sets_gradient(self, one: Intervention, past_trace: set[int]) -> bool:
+        return not one.is_forward and one.row not in past_trace
+
+    def _splice(self, autoencoder: Autoencoder, layer_index: int, x: Tensor, past_trace: set[int]) -> Tensor:
+        plan, site = self._plan, autoencoder.site
+        of_latents = latent_interventions(plan, self._model, autoencoder, layer_index)
+        interventions = [one for one in of_latents if one.is_forward or self._sets_gradient(one, past_trace)]
+        if not interventions and site not in plan.sites:
+            return x
+        written = autoencoder.side_by_side(x)
+        inputs = written
+        if site is Site.MLP_TRANSCODER:
+            inputs = self._mlp_inputs.of_layer(layer_index)
+        if site in plan.sites:
+            self.read[site, layer_index] = inputs.detach()
         if interventions:
-            x = splice(autoencoder.layers[layer_index], x, interventions)
-        if autoencoder.site in self._plan.site_gradients and x.requires_grad:
-            self.site_outputs[autoencoder.site, layer_index] = x
-        return x
+            written = splice(autoencoder.layers[layer_index], inputs, written, interventions)
+            if site.is_stream and site.hook_point in plan.values:  # what goes on is what is read of a stream
+                self.values[site.hook_point][-1] = written.detach()
+        if site in plan.site_gradients and written.requires_grad:
+            # Another tensor than the one that a trace of the stream's own latents starts from.
+            written = written.view_as(written)
+            self.site_outputs[site, layer_index] = written
+        return autoencoder.as_at_hook_point(written, x)
 
 
 def latent_interventions(
@@ -192,7 +225,10 @@ def forward(
     decoder = model.decoder
     recorder = _Recorder(plan, model, check_cancelled)
     altered = {hook_point for hook_point, _ in plan.interventions}
-    hooks = Hooks(recorder, INNER_HOOK_POINTS & (plan.values | plan.gradients | altered))
+    wanted = plan.values | plan.gradients | altered
+    if any(one.site is Site.MLP_TRANSCODER for one in model.autoencoders):
+        wanted |= {HookPoint.MLP_LN_SCALE}
+    hooks = Hooks(recorder, INNER_HOOK_POINTS & wanted)
     with torch.set_grad_enabled(plan.has_objective):
         embedding = decoder.embed(inputs.token_ids).requires_grad_(plan.has_objective)
         residual = decoder.forward(embedding, hooks)
@@ -203,8 +239,10 @@ def forward(
         before = set_values(logits, set_logits)
         after = set_gradients(before, [one for one in of_last if not one.is_forward])
         capped = set_values(decoder.cap(after), set_logits) if decoder.caps_logits else after
-    graph = Graph(recorder.graph_sites, recorder.site_outputs, normed, before, after[:, 0], capped[:, 0])
-    return Cache(recorder.values, residual.detach(), normed.detach(), graph.capped.detach()), graph
+    outputs = recorder.site_outputs
+    graph = Graph(recorder.graph_sites, recorder.streams, outputs, normed, before, after[:, 0], capped[:, 0])
+    cache = Cache(recorder.values, residual.detach(), normed.detach(), graph.capped.detach(), recorder.read)
+    return cache, graph
 
 
 def _at_last_token(one: Intervention) -> Intervention | None:
@@ -220,7 +258,7 @@ def backward(model: Model, plan: Plan, inputs: Inputs, cache: Cache, graph: Grap
     """Runs the backward pass from every row's objective."""
     if not plan.has_objective:
         no_losses = cache.last_logits.new_zeros(len(plan.rows))
-        directions = _directions(model.decoder, plan, inputs, cache, {})
+        directions = _directions(plan, inputs, cache, None, {})
         return Gradients(no_losses, [], {}, {}, None, {}, directions)
     with torch.enable_grad():
         of_rows = losses(inputs.loss_terms, inputs.losses, graph.logits, graph.capped)
@@ -234,10 +272,11 @@ def backward(model: Model, plan: Plan, inputs: Inputs, cache: Cache, graph: Grap
             if row.trace is None and row.inference.loss is not None:
                 terms += _at_earlier_logits(model.decoder, plan, graph, index, earlier)
     wants_logits = HookPoint.LOGITS in plan.gradients
-    asked = [*graph.sites.values(), *graph.site_outputs.values()]
+    asked = [*graph.sites.values(), *graph.streams.values(), *graph.site_outputs.values()]
     asked += [graph.logits_before] if wants_logits else []
     gradients = iter(torch.autograd.grad(terms, asked, allow_unused=True))
-    at, at_sites = _present(graph.sites, gradients), _present(graph.site_outputs, gradients)
+    at, at_streams = _present(graph.sites, gradients), _present(graph.streams, gradients)
+    at_sites = _present(graph.site_outputs, gradients)
     return Gradients(
         of_rows.detach(),
         [one.detach() for one in traced],
@@ -245,13 +284,17 @@ def backward(model: Model, plan: Plan, inputs: Inputs, cache: Cache, graph: Grap
         at_sites,
         next(gradients) if wants_logits else None,
         earlier,
-        _directions(model.decoder, plan, inputs, cache, at),
+        _directions(plan, inputs, cache, at.get(last_residual(model.decoder)), at_streams),
     )
 
 
 def zero_padding(cache: Cache, inputs: Inputs) -> None:
     """Sets what is kept to zero wherever there is only padding: after the backward pass, which needs it."""
-    for hook_point, layers in cache.values.items() if inputs.has_padding else ():
+    if not inputs.has_padding:
+        return
+    for x in cache.read.values():
+        x[inputs.padded_rows, inputs.padded_tokens] = 0
+    for hook_point, layers in cache.values.items():
         for x in layers:
             if hook_point in HEAD_HOOK_POINTS | PAIR_HOOK_POINTS:
                 x[inputs.padded_rows, :, inputs.padded_tokens] = 0
@@ -265,18 +308,23 @@ def _present(asked: dict[Key, Tensor], found: Iterator[Tensor | None]) -> dict[K
 
 
 def _directions(
-    decoder: Decoder, plan: Plan, inputs: Inputs, cache: Cache, at: dict[HookSite, Tensor]
+    plan: Plan, inputs: Inputs, cache: Cache, at_end: Tensor | None, at_streams: dict[Stream, Tensor]
 ) -> Tensor:
-    """The directions of interest of all rows [B, n, d]: each at the last site that its objective can see."""
+    """The directions of interest of all rows [B, n, d]: each at the last stream that its objective can see.
+
+    Args:
+        at_end: gradients at the last residual stream; None where no objective sees it.
+        at_streams: gradients where traces start.
+    """
     tokens = inputs.direction_tokens
-    sites = {
-        (last_residual(decoder) if row.trace is None else plan.trace_site(row.trace)): row.direction_depth
-        for row in plan.rows
+    streams = {
+        None if row.trace is None else plan.trace_stream(row.trace): row.direction_depth for row in plan.rows
     }
     found: Tensor | None = None
-    for site, depth in sites.items():
-        if site in at:
-            own = at[site][inputs.rows[:, None], tokens]
+    for stream, depth in streams.items():
+        gradient = at_end if stream is None else at_streams.get(stream)
+        if gradient is not None:
+            own = gradient[inputs.rows[:, None], tokens]
         else:
             own = cache.final_residual.new_zeros(*tokens.shape, cache.final_residual.shape[-1])
         is_own = inputs.depths == (ALL_WRITES if depth is None else depth)
@@ -290,7 +338,7 @@ def _traced(
 ) -> Tensor:
     """The traced objectives of rows [m]."""
     trace, rows = traced.trace, traced.rows
-    residual = graph.sites[plan.trace_site(trace)]
+    residual = graph.streams[plan.trace_stream(trace)]
     if trace.attention_trace_type is not AttentionTraceType.V:
         return traced_values(model.decoder, model.autoencoders, trace, residual, rows, traced.node)
     query, key, head = traced.node
@@ -318,7 +366,7 @@ def _downstream_directions(
         found = losses(inputs.loss_terms, inputs.losses, logits, model.decoder.cap(logits))
         (direction,) = torch.autograd.grad(found.sum(), last)
         return direction[rows] * (query == inputs.last[rows])[:, None]
-    residual = graph.sites[plan.trace_site(downstream)].detach().requires_grad_()
+    residual = graph.streams[plan.trace_stream(downstream)].detach().requires_grad_()
     nodes = traced.downstream
     values = traced_values(model.decoder, model.autoencoders, downstream, residual, rows, nodes)
     (direction,) = torch.autograd.grad(values.sum(), residual)

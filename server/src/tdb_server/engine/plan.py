@@ -35,17 +35,18 @@ HookSite = tuple[HookPoint, int | None]
 """A hook point in a layer; None for those that no layer has."""
 
 
-# Where a hook point, or a trace, stands among all writes to the residual stream, the embedding being 0
+# Where a hook point, or a trace, stands among all writes to the residual stream, the embedding being 0. A
+# dictionary of the stream itself stands behind the block that has written to it last.
 
 
 def attention_depth(layer_index: int) -> int:
     """Of attention's write."""
-    return 2 * layer_index + 1
+    return 4 * layer_index + 1
 
 
 def mlp_depth(layer_index: int) -> int:
     """Of the MLP's write."""
-    return 2 * layer_index + 2
+    return 4 * layer_index + 3
 
 
 def write_depth(hook_point: HookPoint) -> Callable[[int], int]:
@@ -54,19 +55,58 @@ def write_depth(hook_point: HookPoint) -> Callable[[int], int]:
     return attention_depth if hook_point in before_mlp else mlp_depth
 
 
-def trace_site(trace: Trace, *, is_parallel: bool) -> HookSite:
-    """The residual stream that a trace starts from: before the MLP, or before the layer for attention.
+def latent_depth(site: Site, layer_index: int) -> int:
+    """Of what a dictionary's latents write."""
+    is_before_mlp = site.is_attention or site is Site.RESID_POST_ATTN
+    return (attention_depth if is_before_mlp else mlp_depth)(layer_index) + site.is_stream
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The residual stream that a trace starts from.
+
+    Attributes:
+        hook_point: which.
+        layer_index: its layer; None for the embedding.
+        is_behind_dictionary: whether what is set of its dictionary's latents is seen. Only those latents
+            themselves read the stream before it.
+    """
+
+    hook_point: HookPoint
+    layer_index: int | None
+    is_behind_dictionary: bool = True
+
+    @property
+    def depth(self) -> int:
+        """Writes at this depth or before are in it."""
+        if self.layer_index is None:
+            return 0
+        return write_depth(self.hook_point)(self.layer_index) + self.is_behind_dictionary
+
+
+_STREAMS = {
+    NodeType.RESID_POST_ATTN_AUTOENCODER_LATENT: HookPoint.RESID_POST_ATTN,
+    NodeType.RESID_POST_MLP_AUTOENCODER_LATENT: HookPoint.RESID_POST_MLP,
+}
+
+
+def trace_stream(trace: Trace, *, is_parallel: bool) -> Stream:
+    """Before the MLP, or before the layer for attention; for latents of the stream, that stream.
 
     Args:
         trace: of a node.
         is_parallel: whether MLPs too read the stream before their layer.
     """
-    layer_index = trace.node.layer_index
+    layer_index, node_type = trace.node.layer_index, trace.node.node_type
     assert layer_index is not None
+    if node_type in _STREAMS:
+        return Stream(_STREAMS[node_type], layer_index, is_behind_dictionary=False)
     of_attention = (NodeType.ATTENTION_HEAD, NodeType.ATTENTION_AUTOENCODER_LATENT)
-    if trace.node.node_type not in of_attention and not is_parallel:
-        return HookPoint.RESID_POST_ATTN, layer_index
-    return (HookPoint.RESID_POST_MLP, layer_index - 1) if layer_index else (HookPoint.RESID_POST_EMB, None)
+    if node_type not in of_attention and not is_parallel:
+        return Stream(HookPoint.RESID_POST_ATTN, layer_index)
+    if layer_index:
+        return Stream(HookPoint.RESID_POST_MLP, layer_index - 1)
+    return Stream(HookPoint.RESID_POST_EMB, None)
 
 
 @dataclass(frozen=True)
@@ -157,10 +197,7 @@ class Row:
     @property
     def direction_depth(self) -> int | None:
         """Writes at this depth or before are seen by the objective directly; None: all are."""
-        if self.trace is None:
-            return None
-        hook_point, layer_index = trace_site(self.trace, is_parallel=self.is_parallel)
-        return 0 if layer_index is None else write_depth(hook_point)(layer_index)
+        return None if self.trace is None else trace_stream(self.trace, is_parallel=self.is_parallel).depth
 
 
 @dataclass(frozen=True)
@@ -248,7 +285,8 @@ class Plan:
         groups: of the rows, in order.
         values: hook points that are kept, in every layer.
         gradients: hook points whose gradients are kept.
-        site_gradients: the autoencoders' sites whose gradients are kept, behind the splice.
+        sites: the dictionaries' sites of which it is kept what is read.
+        site_gradients: those whose gradients are kept, behind the splice.
         is_parallel: whether MLPs read the stream before their layer.
     """
 
@@ -257,6 +295,7 @@ class Plan:
     groups: tuple[Group, ...]
     values: frozenset[HookPoint]
     gradients: frozenset[HookPoint]
+    sites: frozenset[Site]
     site_gradients: frozenset[Site]
     is_parallel: bool
 
@@ -290,18 +329,18 @@ class Plan:
         return found
 
     @cached_property
-    def trace_sites(self) -> dict[HookSite, set[int]]:
+    def trace_streams(self) -> dict[Stream, set[int]]:
         """The residual streams that traces start from, each with the rows whose objective it is."""
-        found: dict[HookSite, set[int]] = {}
+        found: dict[Stream, set[int]] = {}
         for trace, rows in self.traces.items():
-            found.setdefault(self.trace_site(trace), set()).update(rows)
+            found.setdefault(self.trace_stream(trace), set()).update(rows)
             if trace.downstream is not None:
-                found.setdefault(self.trace_site(trace.downstream), set())
+                found.setdefault(self.trace_stream(trace.downstream), set())
         return found
 
-    def trace_site(self, trace: Trace) -> HookSite:
+    def trace_stream(self, trace: Trace) -> Stream:
         """The residual stream that a trace starts from."""
-        return trace_site(trace, is_parallel=self.is_parallel)
+        return trace_stream(trace, is_parallel=self.is_parallel)
 
     @cached_property
     def rows_of(self) -> list[list[int]]:
@@ -333,6 +372,7 @@ def plan_batch(
     by_specs: dict[tuple[object, ...], list[Row]] = {}
     values: set[HookPoint] = set()
     gradients: set[HookPoint] = set()
+    sites: set[Site] = set()
     site_gradients: set[Site] = set()
     for call_index, call in enumerate(calls):
         for row in _rows_of(call_index, call, autoencoders, is_parallel):
@@ -343,6 +383,7 @@ def plan_batch(
             for kept, with_gradient in kept_for(one, autoencoders, is_parallel=is_parallel):
                 values.add(kept.hook_point if isinstance(kept, Site) else kept)
                 if isinstance(kept, Site):
+                    sites.add(kept)
                     site_gradients.update({kept} if with_gradient else ())
                 elif with_gradient:
                     gradients.add(kept)
@@ -352,7 +393,7 @@ def plan_batch(
     for together in by_specs.values():
         groups.append(Group(len(rows), len(rows) + len(together), top_k_specs(together[0])))
         rows += together
-    kept_sets = frozenset(values), frozenset(gradients), frozenset(site_gradients)
+    kept_sets = frozenset(values), frozenset(gradients), frozenset(sites), frozenset(site_gradients)
     return Plan(tuple(calls), tuple(rows), tuple(groups), *kept_sets, is_parallel)
 
 

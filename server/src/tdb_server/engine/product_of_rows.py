@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 
 import torch
 from torch import Tensor
@@ -12,11 +12,7 @@ from torch import Tensor
 from tdb_server.domain.axes import TOKEN_DIMENSIONS, is_of_autoencoder
 from tdb_server.domain.derived_scalar import Declaration
 from tdb_server.domain.node import Dimension
-from tdb_server.engine.plan import (
-    attention_depth,
-    mlp_depth,
-    write_depth,
-)
+from tdb_server.engine.plan import latent_depth, mlp_depth, write_depth
 from tdb_server.engine.products import Layers, Product
 from tdb_server.engine.rows import Rows
 
@@ -74,7 +70,7 @@ def _unseen_layers(rows: Rows, declared: Declaration, product: Product) -> Tenso
     assert hook_point is not None
     depth = write_depth(hook_point)
     if is_of_autoencoder(hook_point):
-        depth = mlp_depth if rows.autoencoder(hook_point).site.is_mlp else attention_depth
+        depth = partial(latent_depth, rows.autoencoder(hook_point).site)
     seen = rows.inputs.depths[rows.rows, None]
     # All depths are made on the device and some picked: to copy a list there, the host would wait for a GPU.
     all_depths = torch.arange(mlp_depth(rows.model.decoder.config.n_layers), device=seen.device)

@@ -221,7 +221,7 @@ class Rows:
         active = [
             active_latents(
                 layer,
-                self.at_layer(autoencoder.site.hook_point, layer_index),
+                self.read_by(autoencoder, layer_index),
                 self.interventions(autoencoder, layer_index),
             )
             for layer_index, layer in self.layers_of(autoencoder)
@@ -234,12 +234,16 @@ class Rows:
             )
         return ids, values
 
+    def read_by(self, autoencoder: Autoencoder, layer_index: int) -> Tensor:
+        """What a dictionary reads, before anything is set of its latents [B, T, s]."""
+        return self.cache.read[autoencoder.site, layer_index][self.rows]
+
     def site_gradient(self, autoencoder: Autoencoder, layer_index: int) -> Tensor:
         """Gradient at the site's output, behind the splice [B, T, s]."""
         assert self.backward is not None
         found = self.backward.at_sites.get((autoencoder.site, layer_index))
         if found is None:
-            return torch.zeros_like(self.at_layer(autoencoder.site.hook_point, layer_index))
+            return torch.zeros_like(self.read_by(autoencoder, layer_index))
         return found[self.rows]
 
 

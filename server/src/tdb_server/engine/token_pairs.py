@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tdb_server.domain.hook_point import HookPoint
+from tdb_server.domain.model_info import Site
 from tdb_server.domain.requests import ActivationIndex
 from tdb_server.domain.results import TokenPairAttributionResult
 from tdb_server.engine.nodes import NodeTable
@@ -16,23 +17,19 @@ from tdb_server.engine.transfers import Array, download
 from tdb_server.model.autoencoder import Autoencoder
 
 
-def writes_towards(batch: Rows, layer_index: int, row: int, queries: Tensor, directions: Tensor) -> Tensor:
-    """`sum over heads of attn(q, k, h) v(k, h) W_O[h] · direction`, for m queries, each with its direction.
+def writes_towards(batch: Rows, layer_index: int, row: int, queries: Tensor, onto: Tensor) -> Tensor:
+    """`sum over heads of attn(q, k, h) v(k, h) · onto(h)`, for m queries, each with its vectors.
 
     Args:
         row: of the group.
         queries: tokens [m].
-        directions: [m, d].
+        onto: what values are projected onto, all heads' side by side [m, H * e].
 
     Returns:
         Attributions to every attended-to token [m, T].
     """
     probs = batch.values(HookPoint.ATTN_QK_PROBS).tensors[layer_index][row][:, queries]  # [H, m, T]
     values = batch.values(HookPoint.ATTN_V).tensors[layer_index][row]
-    scale = batch.write_scale(HookPoint.ATTN_QK_PROBS, layer_index)
-    if scale is not None:
-        directions = directions / scale[row, queries]
-    onto = batch.model.decoder.blocks[layer_index].attention.write_transposed(directions)
     return (probs * project_values(values, onto)).sum(dim=0)
 
 
@@ -44,14 +41,21 @@ def latent_gradients(
     tokens: Tensor,
     latents: Tensor,
 ) -> Tensor:
-    """Gradient of latents at attention's write, each at its own token, before any intervention [m, d].
+    """Gradient of latents at all heads' weighted sums of values, each at its own token [m, H * e].
 
+    Before any intervention.
     It is zero for inactive latents. The scale of normed inputs is held constant.
     """
     layer = autoencoder.layers[layer_index]
-    site = batch.values(autoencoder.site.hook_point).tensors[layer_index][row, tokens]
+    site = batch.read_by(autoencoder, layer_index)[row, tokens]
     is_active = layer.encode(site).gather(1, latents[:, None]) != 0  # [m, 1]
-    return layer.read_directions(latents, site) * is_active
+    reads = layer.read_directions(latents, site) * is_active
+    if autoencoder.site is Site.ATTN_V_OUT:
+        return reads
+    scale = batch.write_scale(HookPoint.ATTN_QK_PROBS, layer_index)
+    if scale is not None:
+        reads = reads / scale[row, tokens]
+    return batch.model.decoder.blocks[layer_index].attention.write_transposed(reads)
 
 
 def token_pair_attribution(
@@ -64,7 +68,7 @@ def token_pair_attribution(
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     placed: list[Array] = []
     for (node_type, _), (places, layers, indices) in table.by_type.items():
-        if not node_type.is_latent or batch.autoencoder(node_type).site.is_mlp:
+        if not node_type.is_latent or not batch.autoencoder(node_type).site.is_attention:
             continue
         autoencoder = batch.autoencoder(node_type)
         for layer_index in np.unique(layers).tolist():

@@ -10,11 +10,12 @@ from typing import Any
 from pydantic.alias_generators import to_camel
 from transformer_debugger.v1 import result_pb2
 from transformer_debugger.v1.call_pb2 import Timings
-from transformer_debugger.v1.model_service_pb2 import AUTOENCODER_SITE_RESID_DELTA_ATTN, ModelInfo
+from transformer_debugger.v1.model_service_pb2 import ModelInfo
 from transformer_debugger.v1.node_pb2 import NODE_TYPE_ATTENTION_HEAD, NodeIndex
 from transformer_debugger.v1.tensor_pb2 import Tensor
 from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugResponse, InferResponse
 
+from tdb_server.domain.node import NodeType
 from tdb_server.service.enum_names import DERIVED_SCALARS, GROUP_IDS, NODE_TYPES, PASS_TYPES, SITES
 from tdb_server.service.tensor_messages import tensor_array
 
@@ -49,16 +50,15 @@ def single_response(response: InferResponse) -> Body:
 def model_info_response(info: ModelInfo) -> Body:
     """The body that `/model_info` answers with."""
     # The viewer looks for these names, with hyphens, among the parts of its address, cut at underscores.
-    names = {
-        one.site == AUTOENCODER_SITE_RESID_DELTA_ATTN: SITES.members[one.site].value.replace("_", "-")
-        for one in info.autoencoders
-    }
+    sites = [SITES.members[one.site] for one in info.autoencoders]
+    names = {one.node_type: one.value.replace("_", "-") for one in sites}
+    of_mlp, of_attention = NodeType.MLP_AUTOENCODER_LATENT, NodeType.ATTENTION_AUTOENCODER_LATENT
     return {
         "modelName": info.name,
-        "hasMlpAutoencoder": False in names,
-        "mlpAutoencoderName": names.get(False),
-        "hasAttentionAutoencoder": True in names,
-        "attentionAutoencoderName": names.get(True),
+        "hasMlpAutoencoder": of_mlp in names,
+        "mlpAutoencoderName": names.get(of_mlp),
+        "hasAttentionAutoencoder": of_attention in names,
+        "attentionAutoencoderName": names.get(of_attention),
         "nLayers": info.n_layers,
     }
 

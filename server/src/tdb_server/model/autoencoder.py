@@ -1,30 +1,39 @@
-"""Sparse autoencoders of one site: directions that stand for a layer's neurons or its attention.
+"""Dictionaries: sparse autoencoders and transcoders of one site.
 
     latents = act(W_enc (x - pre_bias) + latent_bias)
-    reconstruction = W_dec latents + pre_bias
+    reconstruction = W_dec latents + output_bias + W_skip x
 
-or, where inputs are layer normed, with their mean and their standard deviation s over channels
+An autoencoder reconstructs x itself, without a skip. A transcoder (Dunefsky et al. 2024) reads what the MLP
+reads, here always before the gain of its norm, and reconstructs what the MLP adds to the residual stream;
+some have a skip. Where an autoencoder's inputs are layer normed, with mean and standard deviation s over
+channels,
 
     latents = act(W_enc ((x - mean) / (s + 1e-5) - pre_bias) + latent_bias)
-    reconstruction = s (W_dec latents + pre_bias) + mean
+    reconstruction = s (W_dec latents + output_bias) + mean
 
-so that a latent writes s times its direction. The decoder is stored by rows, one direction per latent, as
-almost every use picks the directions of the few latents that are active (Bricken et al. 2023, "Towards
-Monosemanticity"; Gao et al. 2024 for TopK and for layer norm).
+so that a latent writes s times its direction.
+
+act is ReLU; or zero for all but the k largest latents of a token (TopK, Gao et al. 2024); or zero up to a
+threshold of each latent's own (JumpReLU, Rajamanoharan et al. 2024). What keeps the k largest of a whole
+batch in training (BatchTopK, Bussmann et al. 2024) saves a threshold to be used as JumpReLU, and a separate
+map that only says whether a latent is active, with tied weights, is a threshold too.
+
+The decoder is stored by rows, one direction per latent, as almost every use picks the directions of the few
+latents that are active (Bricken et al. 2023, "Towards Monosemanticity").
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tdb_server.domain.hook_point import HookPoint
-from tdb_server.domain.model_info import AutoencoderInfo, Site
+from tdb_server.domain.model_info import AutoencoderInfo, LatentNotes, Site
 from tdb_server.model.decoder import Decoder
-from tdb_server.model.hooks import Hooks
+from tdb_server.model.hooks import NORM_SCALES, Hooks
 
 _TRIED_TOKENS = 64
 INPUT_NORM_EPSILON = 1e-5
@@ -33,14 +42,17 @@ INPUT_NORM_EPSILON = 1e-5
 
 @dataclass
 class AutoencoderLayer:
-    """One layer's autoencoder. Shapes: n latents, s site width (d, or F for `mlp_post_act`)."""
+    """One layer's dictionary. Shapes: n latents, s site width (d; F at `mlp_post_act`, H * e of heads)."""
 
-    pre_bias: Tensor  # [s]
+    pre_bias: Tensor  # [s], subtracted from inputs
     encoder_weight: Tensor  # [n, s]
     latent_bias: Tensor  # [n]
     directions: Tensor  # [n, s], rows of W_dec transposed
-    top_k: int | None = None  # latents kept per token; None for plain ReLU
+    top_k: int | None = None  # latents kept per token; None for all
     norms_inputs: bool = False  # whether inputs are layer normed
+    thresholds: Tensor | None = None  # [n], none below 0: what a latent must exceed; None for 0
+    output_bias: Tensor | None = None  # [s], added to reconstructions; None for `pre_bias`
+    skip_weight: Tensor | None = None  # [s, s], from inputs to reconstructions
     write_norms: Tensor | None = None  # [n], norm of what latent value 1 adds to the residual stream
 
     def pre_activations(self, x: Tensor, *, holds_scale: bool = False) -> Tensor:
@@ -93,7 +105,9 @@ class AutoencoderLayer:
         return found.values, found.indices
 
     def activate(self, pre: Tensor) -> Tensor:
-        """ReLU; with TopK, zero for all but the k largest of each token."""
+        """ReLU; with thresholds, zero up to them; with TopK, zero for all but the k largest of each token."""
+        if self.thresholds is not None:
+            return torch.where(pre > self.thresholds, pre, 0)
         if not self.keeps_few:
             return torch.relu(pre)
         kept, latents = self.largest(pre)
@@ -105,30 +119,77 @@ class AutoencoderLayer:
 
     def reconstruct(self, latents: Tensor, x: Tensor) -> Tensor:
         """Latents [..., n] to the site values they stand for [..., s]; x is what they were encoded from."""
-        found = self.times_write_scale(latents @ self.directions + self.pre_bias, x)
+        bias = self.pre_bias if self.output_bias is None else self.output_bias
+        found = self.times_write_scale(latents @ self.directions + bias, x)
+        if self.skip_weight is not None:
+            found = found + F.linear(x, self.skip_weight)
         return found + x.mean(dim=-1, keepdim=True) if self.norms_inputs else found
+
+    @property
+    def activation(self) -> str:
+        """How latents are made, for people."""
+        if self.top_k is not None:
+            return f"topk({self.top_k})"
+        return "relu" if self.thresholds is None else "jumprelu"
+
+    def moved(self, device: torch.device, dtype: torch.dtype) -> AutoencoderLayer:
+        """The same on a device, in a type."""
+        tensors = {
+            field.name: value.to(device, dtype)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **tensors)  # type: ignore[arg-type]
+
+
+class MlpInputs:
+    """What MLPs read in a forward pass, before the gain of their norms, put together at its hook points."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        """For one pass."""
+        is_parallel = HookPoint.RESID_POST_ATTN in decoder.absent_hook_points
+        before = (HookPoint.RESID_POST_EMB, HookPoint.RESID_POST_MLP)
+        self._streams = before if is_parallel else (HookPoint.RESID_POST_ATTN,)
+        self._blocks = decoder.blocks
+        self._stream: Tensor | None = None
+        self._scale: Tensor | None = None
+
+    def see(self, hook_point: HookPoint, x: Tensor) -> None:
+        """Takes what goes on from a hook point."""
+        if hook_point in self._streams:
+            self._stream = x
+        elif hook_point is HookPoint.MLP_LN_SCALE:
+            self._scale = x
+
+    def of_layer(self, layer_index: int) -> Tensor:
+        """[B, T, d], once the MLP of the layer has read it."""
+        assert self._stream is not None
+        centered = self._blocks[layer_index].mlp.norm.centered(self._stream)
+        # Some families norm only what is added.
+        return centered if self._scale is None else centered / self._scale
 
 
 @dataclass
 class Autoencoder:
-    """The autoencoders of one site, by layer."""
+    """The dictionaries of one site, by layer."""
 
     site: Site
     layers: dict[int, AutoencoderLayer]
     n_active: int | None = None  # most latents active at one token in a trial
+    notes: tuple[LatentNotes, ...] = ()  # what people have said of latents, by layer
 
     @property
     def info(self) -> AutoencoderInfo:
         """Its site and size."""
         first = next(iter(self.layers.values()))
-        activation = "relu" if first.top_k is None else f"topk({first.top_k})"
         return AutoencoderInfo(
             self.site,
             len(first.latent_bias),
             tuple(sorted(self.layers)),
-            activation,
+            first.activation,
             self.n_active,
             first.norms_inputs,
+            self.notes,
         )
 
     def write_directions(self, decoder: Decoder, layer_index: int, latents: Tensor) -> Tensor:
@@ -136,7 +197,54 @@ class Autoencoder:
         directions = self.layers[layer_index].directions[latents]
         if self.site is Site.MLP_POST_ACT:
             return decoder.blocks[layer_index].mlp.write(directions)
+        if self.site is Site.ATTN_V_OUT:
+            return decoder.blocks[layer_index].attention.write(directions)
         return directions
+
+    def side_by_side(self, x: Tensor) -> Tensor:
+        """What a hook point has, as the dictionary sees it [B, T, s]: heads [B, H, T, e] side by side."""
+        return x.transpose(1, 2).flatten(2) if self.site is Site.ATTN_V_OUT else x
+
+    def as_at_hook_point(self, x: Tensor, like: Tensor) -> Tensor:
+        """The way back: [B, T, s] to what the hook point has."""
+        if self.site is not Site.ATTN_V_OUT:
+            return x
+        return x.view(*x.shape[:2], like.shape[1], -1).transpose(1, 2)
+
+    def recomputed_inputs(self, decoder: Decoder, layer_index: int, residual: Tensor) -> Tensor:
+        """What is read, made from the residual stream before the block, with the norm's scale held.
+
+        Args:
+            residual: [m, d]; at attention's sites of all tokens [m, T, d]; where the stream itself is read,
+                that stream.
+
+        Returns:
+            [m, s] or [m, T, s].
+        """
+        block = decoder.blocks[layer_index]
+        if self.site.is_stream:
+            return residual
+        if self.site is Site.MLP_TRANSCODER:
+            norm = block.mlp.norm
+            return norm.centered(residual) / norm.scale(residual).detach()
+        found: list[Tensor] = []
+
+        def hook(hook_point: HookPoint, _: int | None, x: Tensor) -> Tensor:
+            if hook_point is self.site.hook_point:
+                found.append(x)
+            return x.detach() if hook_point in NORM_SCALES else x
+
+        output = (block.attention if self.site.is_attention else block.mlp)(
+            residual, Hooks(hook, NORM_SCALES)
+        )
+        return self.side_by_side(found[0] if found else output)
+
+    def as_seen(self, decoder: Decoder, layer_index: int, directions: Tensor) -> Tensor:
+        """Directions of the residual stream [..., d] as seen from the site [..., s]."""
+        block = decoder.blocks[layer_index]
+        if self.site is Site.MLP_POST_ACT:
+            return block.mlp.write_transposed(directions)
+        return block.attention.write_transposed(directions) if self.site is Site.ATTN_V_OUT else directions
 
     def compute_write_norms(self, decoder: Decoder, chunk: int = 4096) -> None:
         """Fills in every layer's `write_norms`, a chunk of latents at a time."""
@@ -160,12 +268,16 @@ class Autoencoder:
         token_ids = torch.linspace(0, config.vocabulary_size - 1, n_tokens, device=decoder.device).long()[
             None
         ]
+        mlp_inputs = MlpInputs(decoder)
         found = []
 
         def hook(hook_point: HookPoint, layer_index: int | None, x: Tensor) -> Tensor:
-            if hook_point is self.site.hook_point and layer_index in self.layers:
-                found.append((self.layers[layer_index].encode(x) > 0).sum(dim=-1).amax())
+            mlp_inputs.see(hook_point, x)
+            if layer_index in self.layers and hook_point is self.site.hook_point:
+                is_transcoder = self.site is Site.MLP_TRANSCODER
+                read = mlp_inputs.of_layer(layer_index) if is_transcoder else self.side_by_side(x)
+                found.append((self.layers[layer_index].encode(read) > 0).sum(dim=-1).amax())
             return x
 
-        decoder.forward(decoder.embed(token_ids), Hooks(hook, frozenset()))
+        decoder.forward(decoder.embed(token_ids), Hooks(hook, NORM_SCALES))
         self.n_active = int(torch.stack(found).amax())

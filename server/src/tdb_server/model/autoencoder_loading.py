@@ -1,88 +1,126 @@
-"""Autoencoders from their folders: ours, the reference's and SAELens's.
+"""Dictionaries from their folders, whoever wrote them; `dictionaries/` has a module for each format.
 
-    folder/config.json                  {"site": "resid_delta_mlp", "activation": "relu"}; for TopK also "k"
-    folder/<layer>.safetensors          pre_bias, encoder.weight [n, s], latent_bias, decoder.weight [s, n]
-    folder/<layer>.pt                   the same as a state dict of the reference, with its own activation
-
-or, for one layer, `cfg.json` and `sae_weights.safetensors` of SAELens (see `tdb_server.model.saelens`).
-Several folders of one site make one autoencoder, as long as their layers differ.
-
-Whether inputs are layer normed is for `"normalize_activations"` in `config.json` to say, "layer_norm" or
-"none". The reference's TopK files do not tell: those of its second generation (`v5_32k`, `v5_128k`) were
-trained on normed inputs, but Transformer Debugger itself never norms. They are refused without the setting.
+Formats are told apart by their own files. Several folders of one site make one `Autoencoder`, as long as
+their layers differ. A folder without files of any format stands for the folders in it.
 """
 
 from __future__ import annotations
 
-import warnings
-import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from tdb_server.domain.model_info import Site
 from tdb_server.errors import AutoencoderBroken
 from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
-from tdb_server.model.autoencoder_files import (
-    NORM_SCALING_FACTOR,
-    NORMALIZE,
-    as_vector,
-    input_scaling,
-    pick_tensors,
-    read_safetensors,
-    refuse_other_sizes,
-)
+from tdb_server.model.config import DecoderConfig
 from tdb_server.model.decoder import Decoder
+from tdb_server.model.dictionaries.circuit_tracer import YAML_CONFIG, load_circuit_tracer
+from tdb_server.model.dictionaries.dictionary_learning import AE, load_dictionary_learning
+from tdb_server.model.dictionaries.gemma_scope import PARAMS, load_gemma_scope
+from tdb_server.model.dictionaries.gemma_scope_2 import PARAMS_2, load_gemma_scope_2
+from tdb_server.model.dictionaries.notes import add_notes
+from tdb_server.model.dictionaries.own import CONFIG, load_own
+from tdb_server.model.dictionaries.places import SITE
+from tdb_server.model.dictionaries.saelens import SAELENS_CONFIG, load_saelens
+from tdb_server.model.dictionaries.sparsify import SPARSIFY_WEIGHTS, load_sparsify
+from tdb_server.model.dictionaries.stored import StoredLayer, without_gain, without_mean
 from tdb_server.model.json_file import read_json_object
-from tdb_server.model.regular_file import is_there, refuse_unreadable
-from tdb_server.model.saelens import SAELENS_CONFIG, load_saelens_layer
-
-CONFIG = "config.json"
-_TENSORS = ("pre_bias", "encoder.weight", "latent_bias", "decoder.weight")
-_STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
-"""What training has counted and stored beside the weights."""
-
-_SETTINGS = ("site", "activation", "k", "n_inputs", "n_latents", NORMALIZE, NORM_SCALING_FACTOR)
-_FOR_PEOPLE = ("name", "description", "source", "license")
-"""Settings that say nothing about the numbers. Any other may: those that are not known are refused."""
+from tdb_server.model.regular_file import is_there
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """One layer, the file it came from, and where it belongs."""
+class Format:
+    """A way in which dictionaries are stored.
 
-    site: Site
-    layer_index: int
-    path: Path
-    weights: AutoencoderLayer
+    Attributes:
+        name: for people.
+        marker: the file by which it is known.
+        load: reads a folder.
+    """
+
+    name: str
+    marker: str
+    load: Callable[[Path], list[StoredLayer]]
+
+
+FORMATS = (
+    Format("circuit-tracer", YAML_CONFIG, load_circuit_tracer),
+    Format("Gemma Scope", PARAMS, load_gemma_scope),
+    Format("Gemma Scope 2", PARAMS_2, load_gemma_scope_2),
+    Format("dictionary_learning", AE, load_dictionary_learning),
+    Format("sparsify", SPARSIFY_WEIGHTS, load_sparsify),
+    Format("SAELens", SAELENS_CONFIG, load_saelens),
+    Format("ours or the reference's", CONFIG, load_own),
+)
+"""All of them. `cfg.json` and `config.json` also accompany files of those above them."""
+_CONFIGS = (SAELENS_CONFIG, CONFIG)
+
+
+def format_of(folder: Path) -> Format | None:
+    """The format of a folder; None where there is no file of any.
+
+    Raises:
+        AutoencoderBroken: there are files of two.
+    """
+    found = [one for one in FORMATS if is_there(folder / one.marker)]
+    certain = [one for one in found if one.marker not in _CONFIGS]
+    if len(certain) > 1:
+        markers = " and ".join(one.marker for one in certain)
+        raise AutoencoderBroken(f"{folder}: {markers}: which of them is meant? Remove one")
+    return next(iter(certain or found), None)
+
+
+def find_layers(folder: Path) -> list[tuple[Format, StoredLayer]]:
+    """All that is stored in a folder, or where it has no files of its own, in the folders in it.
+
+    Raises:
+        AutoencoderBroken: a file is missing or damaged, or there is nothing.
+    """
+    found = format_of(folder)
+    if found is not None:
+        if (
+            found.load is load_saelens
+            and is_there(folder / CONFIG)
+            and SITE in read_json_object(folder / CONFIG)
+        ):
+            raise AutoencoderBroken(f"{folder}: {CONFIG} with a site beside {SAELENS_CONFIG}; remove one")
+        return [(found, layer) for layer in add_notes(folder, found.load(folder))]
+    inner = [one for one in sorted(folder.iterdir()) if one.is_dir()] if folder.is_dir() else []
+    layers = [layer for one in inner if format_of(one) is not None for layer in find_layers(one)]
+    if not layers:
+        markers = ", ".join(one.marker for one in FORMATS)
+        raise AutoencoderBroken(f"{folder}: no dictionary here: none of {markers}")
+    return layers
 
 
 def load_autoencoders(folders: Sequence[Path], decoder: Decoder) -> list[Autoencoder]:
-    """The autoencoders of some folders, on the decoder's device and in its type, write norms computed.
+    """The dictionaries of some folders, on the decoder's device and in its type, write norms computed.
 
     Args:
         folders: in any order.
         decoder: the model they were trained on.
 
     Returns:
-        At most one for the MLP and one for attention.
+        At most one for each node type.
 
     Raises:
         AutoencoderBroken: a folder or file is missing or damaged, does not fit the model, or there are two
-            for one site and layer, or for two sites of the MLP.
+            for one site and layer, or for two sites of one node type.
     """
-    layers = [layer for folder in folders for layer in _load_folder(folder, decoder)]
-    by_site: dict[Site, list[_Layer]] = {}
-    for layer in layers:
-        by_site.setdefault(layer.site, []).append(layer)
-    mlp_sites = [site for site in by_site if site.is_mlp]
-    if len(mlp_sites) > 1:
-        paths = " and ".join(f"{by_site[site][0].path} ({site.value})" for site in mlp_sites)
-        raise AutoencoderBroken(f"two autoencoders for the MLP: {paths}; load one of them")
+    by_site: dict[Site, list[StoredLayer]] = {}
+    for folder in folders:
+        for _, layer in find_layers(folder):
+            by_site.setdefault(layer.place.site, []).append(layer)
+    by_node_type: dict[object, Site] = {}
+    for site in by_site:
+        other = by_node_type.setdefault(site.node_type, site)
+        if other is not site:
+            paths = " and ".join(f"{by_site[one][0].path} ({one.value})" for one in (other, site))
+            kind = "the MLP" if site.is_mlp else site.node_type.value
+            raise AutoencoderBroken(f"two dictionaries for {kind}: {paths}; load one of them")
     autoencoders = [_autoencoder(site, found, decoder) for site, found in by_site.items()]
     for autoencoder in autoencoders:
         autoencoder.compute_write_norms(decoder)
@@ -90,209 +128,92 @@ def load_autoencoders(folders: Sequence[Path], decoder: Decoder) -> list[Autoenc
     return autoencoders
 
 
-def _load_folder(folder: Path, decoder: Decoder) -> Iterable[_Layer]:
-    has_config = is_there(folder / CONFIG)
-    config = read_json_object(folder / CONFIG) if has_config else {}
-    if is_there(folder / SAELENS_CONFIG):
-        if "site" in config:
-            raise AutoencoderBroken(f"{folder}: {CONFIG} with a site beside {SAELENS_CONFIG}; remove one")
-        can_be_centered = decoder.config.norm == "layer_norm"
-        site, layer_index, weights = load_saelens_layer(folder, can_be_centered=can_be_centered)
-        return [_Layer(site, layer_index, folder, weights)]
-    if not has_config:
-        raise AutoencoderBroken(f"{folder}: no autoencoder here: neither {CONFIG} nor {SAELENS_CONFIG}")
-    site = _site(config.get("site"), folder)
-    unread = sorted(config.keys() - {*_SETTINGS, *_FOR_PEOPLE})
-    if unread:
-        known = ", ".join((*_SETTINGS, *_FOR_PEOPLE))
-        raise AutoencoderBroken(
-            f"{folder / CONFIG}: {', '.join(unread)} may change the latents and are not known; {known} are"
-        )
-    paths = sorted(path for suffix in ("safetensors", "pt") for path in folder.glob(f"*.{suffix}"))
-    if not paths:
-        raise AutoencoderBroken(f"{folder}: no <layer>.safetensors and no <layer>.pt")
-    return [_load_layer(path, site, config) for path in paths]
-
-
-def _site(name: object, folder: Path) -> Site:
-    try:
-        return Site(name)
-    except ValueError as error:
-        sites = ", ".join(site.value for site in Site)
-        raise AutoencoderBroken(f"{folder / CONFIG}: site {name!r} is not one of {sites}") from error
-
-
-def _load_layer(path: Path, site: Site, config: Mapping[str, object]) -> _Layer:
-    if not path.stem.isdecimal():
-        raise AutoencoderBroken(f"{path}: the name must be the layer's number, like 0{path.suffix}")
-    state = read_safetensors(path) if path.suffix == ".safetensors" else _read_state_dict(path)
-    top_k = _top_k(path, state, config)
-    if path.suffix == ".pt" and top_k is not None and config.get(NORMALIZE) is None:
-        raise AutoencoderBroken(
-            f"{path}: a TopK file of the reference does not tell whether inputs are layer normed. Say so in "
-            f'{path.parent / CONFIG}: "{NORMALIZE}": "layer_norm" where sparse_autoencoder\'s own loader is '
-            'meant, as for v5_32k and v5_128k; "none" for what Transformer Debugger computes'
-        )
-    norms_inputs, factor = input_scaling(path.parent / CONFIG, config)
-    pre_bias, encoder, latent_bias, decoder = pick_tensors(
-        path, _untied(path, state), _TENSORS, ("activation", "activation_state_dict", *_STATISTICS)
-    )
-    if decoder.dim() != 2:
-        raise AutoencoderBroken(
-            f"{path}: decoder.weight must be a matrix, not of shape {tuple(decoder.shape)}"
-        )
-    if factor != 1:
-        encoder, pre_bias, decoder = encoder * factor, pre_bias / factor, decoder / factor
-    weights = AutoencoderLayer(
-        as_vector(pre_bias), encoder, as_vector(latent_bias), decoder.T.contiguous(), top_k, norms_inputs
-    )
-    sizes = {"n_inputs": weights.pre_bias.numel(), "n_latents": weights.latent_bias.numel()}
-    refuse_other_sizes(path.parent / CONFIG, config, path, sizes)
-    return _Layer(site, int(path.stem), path, weights)
-
-
-def _untied(path: Path, state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Of the reference's tied autoencoders the decoder is the encoder, transposed, which is stored twice."""
-    tied, encoder = state.get("decoder.linear.weight"), state.get("encoder.weight")
-    if tied is None or "decoder.weight" in state:
-        return state
-    if not isinstance(tied, Tensor) or not isinstance(encoder, Tensor) or not torch.equal(tied, encoder):
-        raise AutoencoderBroken(
-            f"{path}: decoder.linear.weight is not encoder.weight, so it is not tied to it"
-        )
-    return {name: one for name, one in state.items() if name != "decoder.linear.weight"} | {
-        "decoder.weight": encoder.T
-    }
-
-
-def _read_state_dict(path: Path) -> dict[str, Any]:
-    """A pickled file, of which nothing but numbers, texts and containers is ever read."""
-    refuse_unreadable(path, kind=AutoencoderBroken)
-    _refuse_compression(path)
-    try:
-        with warnings.catch_warnings(
-            action="ignore"
-        ):  # files of newer pickle protocols are none of our business
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files raise all sorts of errors
-        raise AutoencoderBroken(f"{path}: not a state dict that can be read safely") from error
-    if not isinstance(state, dict):
-        raise AutoencoderBroken(f"{path}: not a state dict but a {type(state).__name__}")
-    return state
-
-
-def _refuse_compression(path: Path) -> None:
-    """torch stores tensors as they are. What is packed may be a thousand times as large as the file."""
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            n_bytes = sum(one.file_size for one in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise AutoencoderBroken(f"{path}: not a state dict that can be read safely") from error
-    if n_bytes > path.stat().st_size:
-        raise AutoencoderBroken(f"{path}: holds {n_bytes} bytes, more than it is long; torch never packs")
-
-
-def _top_k(path: Path, state: Mapping[str, Any], config: Mapping[str, object]) -> int | None:
-    """The k of TopK, None for ReLU: as the state dict says, else `config.json`; both must not differ."""
-    if "activation" not in state:
-        return _top_k_of_config(path, config)
-    top_k = _top_k_of_state(path, state)
-    is_other = "activation" in config and _top_k_of_config(path, config) != top_k
-    if is_other or config.get("k") not in (None, top_k):
-        raise AutoencoderBroken(
-            f"{path}: its activation is {_activation(top_k)}, but {path.parent / CONFIG} says activation "
-            f"{config.get('activation')!r}, k {config.get('k')!r}"
-        )
-    return top_k
-
-
-def _top_k_of_state(path: Path, state: Mapping[str, Any]) -> int | None:
-    match state["activation"], state.get("activation_state_dict"):
-        case "ReLU", _:
-            return None
-        case "TopK", {"k": int(k), "postact_fn": "ReLU"} if k > 0 and k is not True:
-            return k
-        case activation, settings:
-            raise AutoencoderBroken(
-                f"{path}: activation {activation!r} with {settings!r} is not ReLU or TopK of ReLU"
-            )
-
-
-def _top_k_of_config(path: Path, config: Mapping[str, object]) -> int | None:
-    match config.get("activation", "relu"), config.get("k"):
-        case "relu", None:
-            return None
-        case "topk", int(k) if k > 0 and k is not True:
-            return k
-        case activation, k:
-            raise AutoencoderBroken(
-                f"{path.parent / CONFIG}: activation {activation!r} with k {k!r}, not relu, or topk with a k"
-            )
-
-
-def _autoencoder(site: Site, layers: Sequence[_Layer], decoder: Decoder) -> Autoencoder:
+def _autoencoder(site: Site, layers: Sequence[StoredLayer], decoder: Decoder) -> Autoencoder:
     found: dict[int, AutoencoderLayer] = {}
+    notes = tuple(sorted((layer.notes for layer in layers if layer.notes), key=lambda one: one.layer_index))
     first = layers[0]
-    for layer in sorted(layers, key=lambda one: one.layer_index):
-        _check(layer, decoder)
-        if layer.layer_index in found:
-            raise AutoencoderBroken(f"{layer.path}: layer {layer.layer_index} of {site.value} is given twice")
-        if _size(layer) != _size(first):
+    for layer in sorted(layers, key=lambda one: one.place.layer_index):
+        refuse_other_models(layer, decoder.config)
+        layer_index = layer.place.layer_index
+        if layer_index in found:
+            raise AutoencoderBroken(f"{layer.path}: layer {layer_index} of {site.value} is given twice")
+        if _kind(layer) != _kind(first):
             raise AutoencoderBroken(
-                f"{layer.path}: {_size(layer)}, unlike {first.path} with {_size(first)}; "
+                f"{layer.path}: {_kind(layer)}, unlike {first.path} with {_kind(first)}; "
                 "layers of a site must be alike"
             )
-        found[layer.layer_index] = _on(decoder, layer.weights)
-    return Autoencoder(site, found)
+        found[layer_index] = _fitted(layer, decoder).moved(decoder.device, decoder.dtype)
+    return Autoencoder(site, found, notes=notes)
 
 
-def _size(layer: _Layer) -> str:
-    normed = ", inputs layer normed" if layer.weights.norms_inputs else ""
-    return f"{len(layer.weights.latent_bias)} latents, {_activation(layer.weights.top_k)}{normed}"
+def _kind(layer: StoredLayer) -> str:
+    weights = layer.weights
+    normed = ", inputs layer normed" if weights.norms_inputs else ""
+    return f"{len(weights.latent_bias)} latents, {weights.activation}{normed}"
 
 
-def _activation(top_k: int | None) -> str:
-    return "ReLU" if top_k is None else f"top {top_k}"
+def _fitted(layer: StoredLayer, decoder: Decoder) -> AutoencoderLayer:
+    """The weights for what this model's hook points give."""
+    weights = layer.weights
+    if (
+        layer.is_centred and decoder.config.norm == "layer_norm"
+    ):  # others are never centred, whatever is asked
+        weights = without_mean(weights)
+    if layer.place.has_gain:
+        norm = decoder.blocks[layer.place.layer_index].mlp.norm
+        weights = without_gain(weights, norm)
+    return weights
 
 
-def _check(layer: _Layer, decoder: Decoder) -> None:
-    """Refuses weights that do not fit the model or each other, and numbers that are not finite."""
-    weights, config = layer.weights, decoder.config
-    if layer.layer_index >= config.n_layers:
+def site_width(site: Site, config: DecoderConfig) -> int:
+    """Channels of what is read and written at a site."""
+    match site:
+        case Site.MLP_POST_ACT:
+            return config.n_neurons
+        case Site.ATTN_V_OUT:
+            return config.n_heads * config.d_head
+        case _:
+            return config.d_model
+
+
+def refuse_other_models(layer: StoredLayer, config: DecoderConfig) -> None:
+    """Refuses weights that do not fit the model or each other, and numbers that are not finite.
+
+    Raises:
+        AutoencoderBroken: naming the tensor.
+    """
+    weights, place = layer.weights, layer.place
+    if place.layer_index >= config.n_layers:
         raise AutoencoderBroken(
-            f"{layer.path}: for layer {layer.layer_index}; the model has layers 0 to {config.n_layers - 1}"
+            f"{layer.path}: for layer {place.layer_index}; the model has layers 0 to {config.n_layers - 1}"
         )
-    width = config.n_neurons if layer.site is Site.MLP_POST_ACT else config.d_model
-    n_latents = weights.latent_bias.numel()
+    if place.is_before_post_norm and config.post_norms:
+        raise AutoencoderBroken(
+            f"{layer.path}: trained on what a block gives before its post-norm; in a {config.family} model "
+            f"that is not {place.site.value}, which is behind it"
+        )
+    if place.site is Site.RESID_POST_ATTN and config.parallel_blocks:
+        raise AutoencoderBroken(
+            f"{layer.path}: there is no {place.site.value} in a {config.family} model, whose attention "
+            "and MLP read the same stream"
+        )
+    width, n_latents = site_width(place.site, config), weights.latent_bias.numel()
     shapes = {
         "pre_bias": (weights.pre_bias, (width,)),
         "encoder": (weights.encoder_weight, (n_latents, width)),
         "latent_bias": (weights.latent_bias, (n_latents,)),
         "decoder, transposed,": (weights.directions, (n_latents, width)),
+        "threshold": (weights.thresholds, (n_latents,)),
+        "output_bias": (weights.output_bias, (width,)),
+        "skip": (weights.skip_weight, (width, width)),
     }
     for name, (tensor, shape) in shapes.items():
+        if tensor is None:
+            continue
         if tuple(tensor.shape) != shape or n_latents == 0:
             raise AutoencoderBroken(
-                f"{layer.path}: the {name} has shape {list(tensor.shape)}; an autoencoder with {n_latents} "
-                f"latents for {layer.site.value} of this model has {list(shape)}"
+                f"{layer.path}: the {name} has shape {list(tensor.shape)}; a dictionary with {n_latents} "
+                f"latents for {place.site.value} of this model has {list(shape)}"
             )
         if not bool(torch.isfinite(tensor).all()):
             raise AutoencoderBroken(f"{layer.path}: the {name} has numbers that are not finite")
-
-
-def _on(decoder: Decoder, layer: AutoencoderLayer) -> AutoencoderLayer:
-    """The layer on the decoder's device, in its type."""
-
-    def moved(tensor: Tensor) -> Tensor:
-        return tensor.to(decoder.device, decoder.dtype)
-
-    return AutoencoderLayer(
-        moved(layer.pre_bias),
-        moved(layer.encoder_weight),
-        moved(layer.latent_bias),
-        moved(layer.directions),
-        layer.top_k,
-        layer.norms_inputs,
-    )

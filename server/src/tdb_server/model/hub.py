@@ -1,4 +1,4 @@
-"""Downloading a model from Hugging Face's hub."""
+"""Downloading models and dictionaries from Hugging Face's hub."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ WANTED_FILES = ("*.safetensors", "*.json", "tokenizer*", "*.model", "merges.txt"
 """Weights in safetensors, configuration and tokenizer; nothing that is pickled, and no code."""
 
 
-def download_from_hub(name: str, progress: Progress) -> Path:
+DICTIONARY_FILES = ("*.safetensors", "*.json", "*.yaml", "*.npz", "*.pt")
+"""Of dictionaries. Pickled state dicts are read for their numbers alone."""
+
+
+def download_from_hub(name: str, progress: Progress, inner: str | None = None) -> Path:
     """The folder of a hub model, downloaded where it is not in Hugging Face's cache already.
 
     Args:
         name: as on the hub, "openai-community/gpt2".
         progress: told how far it is.
+        inner: for a dictionary, the folder in the repository that alone is wanted; "" for its own files.
 
     Raises:
         ModelNotFound: the hub has no such model, does not show it to us, or cannot be reached.
@@ -27,12 +32,14 @@ def download_from_hub(name: str, progress: Progress) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    wanted: dict[str, Any] = {"allow_patterns": list(WANTED_FILES)}
+    if inner is not None:
+        prefix = f"{inner}/" if inner else ""
+        wanted = {"allow_patterns": [prefix + one for one in DICTIONARY_FILES]}
+        if not inner:
+            wanted["ignore_patterns"] = ["*/*"]
     try:
-        return Path(
-            snapshot_download(
-                name, allow_patterns=list(WANTED_FILES), tqdm_class=_reporting_bar(name, progress)
-            )
-        )
+        return Path(snapshot_download(name, **wanted, tqdm_class=_reporting_bar(name, progress)))
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise ModelNotFound(
             f"{name}: no such folder, and no such model on Hugging Face's hub (or it needs a login): {error}"

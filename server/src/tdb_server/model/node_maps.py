@@ -103,13 +103,18 @@ def latent_reads(
     latents: Tensor,
     residual: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Of latents [m] of the MLP's autoencoder, each of the residual stream before its MLP [m, d].
+    """Of latents [m] of the MLP's dictionary, each of the residual stream before its MLP [m, d].
 
     Back through the encoder, the MLP's output weights where the site is behind them, the nonlinearity and the
     input weights.
     """
     mlp = decoder.blocks[0].mlp
     scale = mlp.norm.scale(residual)
+    if autoencoder.site is Site.MLP_TRANSCODER:
+        reads = where.of_each(
+            decoder, lambda block, span: autoencoder.layers[block.layer_index].encoder_weight[latents[span]]
+        )
+        return mlp.norm.centered(reads), scale[:, 0]
     normed = mlp.norm.centered(residual) / scale * precomputed.mlp_gains[where.layers]
     if precomputed.mlp_biases is not None:
         normed = normed + precomputed.mlp_biases[where.layers]

@@ -12,12 +12,18 @@ from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import AutoencoderInfo, KernelChoice, ModelInfo
+from tdb_server.domain.node import NodeType
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.service.enum_names import DERIVED_SCALARS, KERNEL_OUTCOMES, PLACES, SITES
 from tdb_server.service.tensor_messages import D_TYPES_BY_NAME
 
 API_VERSION = "v1"
 _TOP_K = re.compile(r"topk\((\d+)\)")
+_ACTIVATIONS = {
+    "relu": model_service_pb2.AUTOENCODER_ACTIVATION_RELU,
+    "topk": model_service_pb2.AUTOENCODER_ACTIVATION_TOPK,
+    "jumprelu": model_service_pb2.AUTOENCODER_ACTIVATION_JUMPRELU,
+}
 
 
 def model_info_message(info: ModelInfo, limits: Limits, server_version: str) -> model_service_pb2.ModelInfo:
@@ -76,7 +82,7 @@ def offered_derived_scalars(info: ModelInfo) -> list[DerivedScalar]:
         if (hook_point := hook_point_of_scalar(one) or one.declared.hook_point) is None
         or _is_there(hook_point, info)
     ]
-    if info.autoencoder(is_mlp=False) is None:
+    if info.autoencoder(NodeType.ATTENTION_AUTOENCODER_LATENT) is None:
         offered.remove(DerivedScalar.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS)
     return offered
 
@@ -97,11 +103,7 @@ def _autoencoder(info: AutoencoderInfo) -> model_service_pb2.AutoencoderInfo:
     return model_service_pb2.AutoencoderInfo(
         site=SITES.numbers[info.site],
         n_latents=info.n_latents,
-        activation=(
-            model_service_pb2.AUTOENCODER_ACTIVATION_TOPK
-            if top_k
-            else model_service_pb2.AUTOENCODER_ACTIVATION_RELU
-        ),
+        activation=_ACTIVATIONS["topk" if top_k else info.activation],
         k=int(top_k[1]) if top_k else None,
         layer_indices=info.layers,
         input_norm=(
@@ -109,6 +111,10 @@ def _autoencoder(info: AutoencoderInfo) -> model_service_pb2.AutoencoderInfo:
             if info.norms_inputs
             else model_service_pb2.AUTOENCODER_INPUT_NORM_NONE
         ),
+        notes=[
+            model_service_pb2.LatentNotes(layer_index=one.layer_index, link=one.link, labels=dict(one.labels))
+            for one in info.notes
+        ],
     )
 
 

@@ -183,6 +183,7 @@ def _parse_components(
     attention = sub_request.member(of_attention, ATTENTION_COMPONENTS, AttentionComponent.ATTENTION_HEAD)
     for field, is_latent, node_type in (
         (of_mlp, mlp is MlpComponent.AUTOENCODER_LATENT, NodeType.MLP_AUTOENCODER_LATENT),
+        (of_mlp, mlp is MlpComponent.TRANSCODER_LATENT, NodeType.MLP_TRANSCODER_LATENT),
         (
             of_attention,
             attention is AttentionComponent.AUTOENCODER_LATENT,

@@ -14,6 +14,7 @@ from tdb_server.domain.debug import inference_sub_request
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.requests import AttentionComponent, DebugSubRequest, MlpComponent
 from tdb_server.errors import ModelError
+from tdb_server.model.dictionaries.sources import dictionary_folder
 from tdb_server.model.load_failures import load_failures
 from tdb_server.workers.free_memory import room_bytes
 from tdb_server.workers.idle_memory import return_free_memory
@@ -57,12 +58,14 @@ def load_engine(
         dtype = None if configuration.dtype == AUTO else getattr(torch, configuration.dtype)
         model, decoder = load_model(configuration.model, device, dtype, progress, shared_file)
         autoencoders: Sequence[Autoencoder] = ()
+        folders: list[Path] = []
         if configuration.autoencoders:
             from tdb_server.model.autoencoder_loading import load_autoencoders
 
             with load_failures(", ".join(map(str, configuration.autoencoders))):
-                autoencoders = load_autoencoders(configuration.autoencoders, decoder)
-        digest = _digest(decoder.digest, configuration.autoencoders)
+                folders = [dictionary_folder(one, progress) for one in configuration.autoencoders]
+                autoencoders = load_autoencoders(folders, decoder)
+        digest = _digest(decoder.digest, folders)
         engine = Engine(decoder, autoencoders, ranking=configuration.ranking)
         for kernel in engine.kernels:
             _log.info("%s", kernel)
@@ -114,6 +117,23 @@ def _digest(weights: str, autoencoders: Sequence[Path]) -> str:
             with file.open("rb") as opened:
                 digest.update(hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest()[: len(weights)]
+
+
+def dictionary_report(folders: Sequence[Path], model: str | None, progress: Progress) -> list[str]:
+    """What folders of dictionaries hold, a line for each layer, and whether it fits a model.
+
+    Args:
+        folders: or names on the hub.
+        model: as for `resolve_model`, of which the configuration alone is read; None where none is meant.
+        progress: told how far a download is.
+
+    Raises:
+        ModelError: a file is missing or damaged, or does not fit the model.
+    """
+    from tdb_server.model.dictionaries.report import report_lines
+
+    with load_failures(", ".join(map(str, folders))):
+        return report_lines([dictionary_folder(one, progress) for one in folders], model, progress)
 
 
 def model_info(name: str, digest: str, dtype: str, engine: Engine) -> ModelInfo:

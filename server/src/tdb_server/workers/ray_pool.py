@@ -149,9 +149,9 @@ def _naming(model: str, failure: str) -> str:
 
 
 def _from_any_folder(configuration: Configuration) -> Configuration:
-    """With whole paths, as replicas run in a folder of Ray's."""
+    """With whole paths, as replicas run in a folder of Ray's. Names on the hub stay as they are."""
     model = configuration.model
     if model is not None and Path(model).exists():
         model = str(Path(model).resolve())
-    autoencoders = tuple(path.resolve() for path in configuration.autoencoders)
+    autoencoders = tuple(one.resolve() if one.exists() else one for one in configuration.autoencoders)
     return replace(configuration, model=model, autoencoders=autoencoders)

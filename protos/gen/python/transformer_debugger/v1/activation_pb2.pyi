@@ -64,18 +64,32 @@ class _ActivationLocationTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper
     """resid.ln_f.scale, shape [T, 1], without layers: the scale the final norm divides by."""
     ACTIVATION_LOCATION_TYPE_LOGITS: _ActivationLocationType.ValueType  # 17
     """logits, shape [T, V], without layers; behind their soft cap where there is one. Their gradients are those before it."""
+    ACTIVATION_LOCATION_TYPE_ONLINE_RESID_POST_ATTN_AUTOENCODER_LATENT: _ActivationLocationType.ValueType  # 40
+    """online_resid_post_attn_autoencoder_latent, shape [T, N]: latents of the dictionary of resid.post_attn."""
+    ACTIVATION_LOCATION_TYPE_ONLINE_RESID_POST_ATTN_AUTOENCODER_ERROR: _ActivationLocationType.ValueType  # 41
+    """online_resid_post_attn_autoencoder_error, shape [T, d]: what the dictionary of resid.post_attn fails to reconstruct."""
+    ACTIVATION_LOCATION_TYPE_ONLINE_RESID_POST_MLP_AUTOENCODER_LATENT: _ActivationLocationType.ValueType  # 42
+    """online_resid_post_mlp_autoencoder_latent, shape [T, N]: latents of the dictionary of resid.post_mlp."""
+    ACTIVATION_LOCATION_TYPE_ONLINE_RESID_POST_MLP_AUTOENCODER_ERROR: _ActivationLocationType.ValueType  # 43
+    """online_resid_post_mlp_autoencoder_error, shape [T, d]: what the dictionary of resid.post_mlp fails to reconstruct."""
+    ACTIVATION_LOCATION_TYPE_ONLINE_MLP_TRANSCODER_LATENT: _ActivationLocationType.ValueType  # 44
+    """online_mlp_transcoder_latent, shape [T, N]: latents of the MLP's transcoder."""
+    ACTIVATION_LOCATION_TYPE_ONLINE_MLP_TRANSCODER_ERROR: _ActivationLocationType.ValueType  # 45
+    """online_mlp_transcoder_error, shape [T, d]: what the MLP adds to the residual stream and its transcoder does not foresee."""
     ACTIVATION_LOCATION_TYPE_ONLINE_AUTOENCODER_LATENT: _ActivationLocationType.ValueType  # 18
-    """online_autoencoder_latent, shape [T, N]: latents of the one autoencoder that is loaded."""
+    """online_autoencoder_latent, shape [T, N]: latents of the one dictionary (autoencoder or transcoder) that is loaded."""
     ACTIVATION_LOCATION_TYPE_ONLINE_MLP_AUTOENCODER_LATENT: _ActivationLocationType.ValueType  # 19
     """online_mlp_autoencoder_latent, shape [T, N]: latents of the MLP's autoencoder."""
     ACTIVATION_LOCATION_TYPE_ONLINE_ATTENTION_AUTOENCODER_LATENT: _ActivationLocationType.ValueType  # 20
     """online_attention_autoencoder_latent, shape [T, N]: latents of the attention's autoencoder."""
     ACTIVATION_LOCATION_TYPE_ONLINE_AUTOENCODER_ERROR: _ActivationLocationType.ValueType  # 21
-    """online_autoencoder_error: what the one loaded autoencoder fails to reconstruct. Shape of its site: [T, d] or [T, F]."""
+    """online_autoencoder_error: what the one loaded dictionary fails to reconstruct. Shape of its site: [T, d], [T, F], [T, H * e]."""
     ACTIVATION_LOCATION_TYPE_ONLINE_MLP_AUTOENCODER_ERROR: _ActivationLocationType.ValueType  # 22
     """online_mlp_autoencoder_error: what the MLP's autoencoder fails to reconstruct. Shape of its site: [T, d] or [T, F]."""
     ACTIVATION_LOCATION_TYPE_ONLINE_ATTENTION_AUTOENCODER_ERROR: _ActivationLocationType.ValueType  # 23
-    """online_attention_autoencoder_error, shape [T, d]: what the attention's autoencoder fails to reconstruct."""
+    """online_attention_autoencoder_error: what the attention's autoencoder fails to reconstruct. Shape of its site: [T, d], or
+    [T, H * e] of all heads side by side.
+    """
     ACTIVATION_LOCATION_TYPE_ATTN_POST_LN_SCALE: _ActivationLocationType.ValueType  # 24
     """attn_post_ln.scale, shape [T, 1]: the scale the norm behind attention divides by, in models that have one."""
     ACTIVATION_LOCATION_TYPE_MLP_POST_LN_SCALE: _ActivationLocationType.ValueType  # 25
@@ -125,18 +139,32 @@ ACTIVATION_LOCATION_TYPE_RESID_LN_F_SCALE: ActivationLocationType.ValueType  # 1
 """resid.ln_f.scale, shape [T, 1], without layers: the scale the final norm divides by."""
 ACTIVATION_LOCATION_TYPE_LOGITS: ActivationLocationType.ValueType  # 17
 """logits, shape [T, V], without layers; behind their soft cap where there is one. Their gradients are those before it."""
+ACTIVATION_LOCATION_TYPE_ONLINE_RESID_POST_ATTN_AUTOENCODER_LATENT: ActivationLocationType.ValueType  # 40
+"""online_resid_post_attn_autoencoder_latent, shape [T, N]: latents of the dictionary of resid.post_attn."""
+ACTIVATION_LOCATION_TYPE_ONLINE_RESID_POST_ATTN_AUTOENCODER_ERROR: ActivationLocationType.ValueType  # 41
+"""online_resid_post_attn_autoencoder_error, shape [T, d]: what the dictionary of resid.post_attn fails to reconstruct."""
+ACTIVATION_LOCATION_TYPE_ONLINE_RESID_POST_MLP_AUTOENCODER_LATENT: ActivationLocationType.ValueType  # 42
+"""online_resid_post_mlp_autoencoder_latent, shape [T, N]: latents of the dictionary of resid.post_mlp."""
+ACTIVATION_LOCATION_TYPE_ONLINE_RESID_POST_MLP_AUTOENCODER_ERROR: ActivationLocationType.ValueType  # 43
+"""online_resid_post_mlp_autoencoder_error, shape [T, d]: what the dictionary of resid.post_mlp fails to reconstruct."""
+ACTIVATION_LOCATION_TYPE_ONLINE_MLP_TRANSCODER_LATENT: ActivationLocationType.ValueType  # 44
+"""online_mlp_transcoder_latent, shape [T, N]: latents of the MLP's transcoder."""
+ACTIVATION_LOCATION_TYPE_ONLINE_MLP_TRANSCODER_ERROR: ActivationLocationType.ValueType  # 45
+"""online_mlp_transcoder_error, shape [T, d]: what the MLP adds to the residual stream and its transcoder does not foresee."""
 ACTIVATION_LOCATION_TYPE_ONLINE_AUTOENCODER_LATENT: ActivationLocationType.ValueType  # 18
-"""online_autoencoder_latent, shape [T, N]: latents of the one autoencoder that is loaded."""
+"""online_autoencoder_latent, shape [T, N]: latents of the one dictionary (autoencoder or transcoder) that is loaded."""
 ACTIVATION_LOCATION_TYPE_ONLINE_MLP_AUTOENCODER_LATENT: ActivationLocationType.ValueType  # 19
 """online_mlp_autoencoder_latent, shape [T, N]: latents of the MLP's autoencoder."""
 ACTIVATION_LOCATION_TYPE_ONLINE_ATTENTION_AUTOENCODER_LATENT: ActivationLocationType.ValueType  # 20
 """online_attention_autoencoder_latent, shape [T, N]: latents of the attention's autoencoder."""
 ACTIVATION_LOCATION_TYPE_ONLINE_AUTOENCODER_ERROR: ActivationLocationType.ValueType  # 21
-"""online_autoencoder_error: what the one loaded autoencoder fails to reconstruct. Shape of its site: [T, d] or [T, F]."""
+"""online_autoencoder_error: what the one loaded dictionary fails to reconstruct. Shape of its site: [T, d], [T, F], [T, H * e]."""
 ACTIVATION_LOCATION_TYPE_ONLINE_MLP_AUTOENCODER_ERROR: ActivationLocationType.ValueType  # 22
 """online_mlp_autoencoder_error: what the MLP's autoencoder fails to reconstruct. Shape of its site: [T, d] or [T, F]."""
 ACTIVATION_LOCATION_TYPE_ONLINE_ATTENTION_AUTOENCODER_ERROR: ActivationLocationType.ValueType  # 23
-"""online_attention_autoencoder_error, shape [T, d]: what the attention's autoencoder fails to reconstruct."""
+"""online_attention_autoencoder_error: what the attention's autoencoder fails to reconstruct. Shape of its site: [T, d], or
+[T, H * e] of all heads side by side.
+"""
 ACTIVATION_LOCATION_TYPE_ATTN_POST_LN_SCALE: ActivationLocationType.ValueType  # 24
 """attn_post_ln.scale, shape [T, 1]: the scale the norm behind attention divides by, in models that have one."""
 ACTIVATION_LOCATION_TYPE_MLP_POST_LN_SCALE: ActivationLocationType.ValueType  # 25

@@ -113,6 +113,36 @@ class _DerivedScalarTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Der
     that the run's backward ablations name, times the ablation's value at its token, [T, V], without layers. That is a
     pre-activation, or the activation of a gated neuron.
     """
+    DERIVED_SCALAR_TYPE_ONLINE_RESID_POST_ATTN_AUTOENCODER_LATENT: _DerivedScalarType.ValueType  # 80
+    """Latents of the dictionary of resid.post_attn, [T, N]."""
+    DERIVED_SCALAR_TYPE_ONLINE_RESID_POST_ATTN_AUTOENCODER_ACT_TIMES_GRAD: _DerivedScalarType.ValueType  # 81
+    """Latents of the dictionary of resid.post_attn times their gradient, [T, N]."""
+    DERIVED_SCALAR_TYPE_ONLINE_RESID_POST_ATTN_AUTOENCODER_WRITE_NORM: _DerivedScalarType.ValueType  # 82
+    """Latents of the dictionary of resid.post_attn times the norm of what they write, [T, N]."""
+    DERIVED_SCALAR_TYPE_ONLINE_RESID_POST_ATTN_AUTOENCODER_WRITE_TO_FINAL_RESIDUAL_GRAD: _DerivedScalarType.ValueType  # 83
+    """What latents of the dictionary of resid.post_attn write, projected onto the direction of interest as if written there, [T, N]."""
+    DERIVED_SCALAR_TYPE_ONLINE_RESID_POST_ATTN_AUTOENCODER_ERROR: _DerivedScalarType.ValueType  # 84
+    """What the dictionary of resid.post_attn fails to reconstruct, [T, d]."""
+    DERIVED_SCALAR_TYPE_ONLINE_RESID_POST_MLP_AUTOENCODER_LATENT: _DerivedScalarType.ValueType  # 85
+    """Latents of the dictionary of resid.post_mlp, [T, N]."""
+    DERIVED_SCALAR_TYPE_ONLINE_RESID_POST_MLP_AUTOENCODER_ACT_TIMES_GRAD: _DerivedScalarType.ValueType  # 86
+    """Latents of the dictionary of resid.post_mlp times their gradient, [T, N]."""
+    DERIVED_SCALAR_TYPE_ONLINE_RESID_POST_MLP_AUTOENCODER_WRITE_NORM: _DerivedScalarType.ValueType  # 87
+    """Latents of the dictionary of resid.post_mlp times the norm of what they write, [T, N]."""
+    DERIVED_SCALAR_TYPE_ONLINE_RESID_POST_MLP_AUTOENCODER_WRITE_TO_FINAL_RESIDUAL_GRAD: _DerivedScalarType.ValueType  # 88
+    """What latents of the dictionary of resid.post_mlp write, projected onto the direction of interest as if written there, [T, N]."""
+    DERIVED_SCALAR_TYPE_ONLINE_RESID_POST_MLP_AUTOENCODER_ERROR: _DerivedScalarType.ValueType  # 89
+    """What the dictionary of resid.post_mlp fails to reconstruct, [T, d]."""
+    DERIVED_SCALAR_TYPE_ONLINE_MLP_TRANSCODER_LATENT: _DerivedScalarType.ValueType  # 90
+    """Latents of the MLP's transcoder, [T, N]."""
+    DERIVED_SCALAR_TYPE_ONLINE_MLP_TRANSCODER_ACT_TIMES_GRAD: _DerivedScalarType.ValueType  # 91
+    """Latents of the MLP's transcoder times their gradient, [T, N]."""
+    DERIVED_SCALAR_TYPE_ONLINE_MLP_TRANSCODER_WRITE_NORM: _DerivedScalarType.ValueType  # 92
+    """Latents of the MLP's transcoder times the norm of what they write, [T, N]."""
+    DERIVED_SCALAR_TYPE_ONLINE_MLP_TRANSCODER_WRITE_TO_FINAL_RESIDUAL_GRAD: _DerivedScalarType.ValueType  # 93
+    """What latents of the MLP's transcoder write, projected onto the direction of interest, [T, N]."""
+    DERIVED_SCALAR_TYPE_ONLINE_MLP_TRANSCODER_ERROR: _DerivedScalarType.ValueType  # 94
+    """What the MLP's transcoder fails to reconstruct, [T, d]."""
     DERIVED_SCALAR_TYPE_ONLINE_AUTOENCODER_LATENT: _DerivedScalarType.ValueType  # 43
     """Latents of the one loaded autoencoder, [T, N]."""
     DERIVED_SCALAR_TYPE_ONLINE_AUTOENCODER_ACT_TIMES_GRAD: _DerivedScalarType.ValueType  # 44
@@ -242,6 +272,36 @@ DERIVED_SCALAR_TYPE_VOCAB_TOKEN_WRITE_TO_INPUT_DIRECTION: DerivedScalarType.Valu
 that the run's backward ablations name, times the ablation's value at its token, [T, V], without layers. That is a
 pre-activation, or the activation of a gated neuron.
 """
+DERIVED_SCALAR_TYPE_ONLINE_RESID_POST_ATTN_AUTOENCODER_LATENT: DerivedScalarType.ValueType  # 80
+"""Latents of the dictionary of resid.post_attn, [T, N]."""
+DERIVED_SCALAR_TYPE_ONLINE_RESID_POST_ATTN_AUTOENCODER_ACT_TIMES_GRAD: DerivedScalarType.ValueType  # 81
+"""Latents of the dictionary of resid.post_attn times their gradient, [T, N]."""
+DERIVED_SCALAR_TYPE_ONLINE_RESID_POST_ATTN_AUTOENCODER_WRITE_NORM: DerivedScalarType.ValueType  # 82
+"""Latents of the dictionary of resid.post_attn times the norm of what they write, [T, N]."""
+DERIVED_SCALAR_TYPE_ONLINE_RESID_POST_ATTN_AUTOENCODER_WRITE_TO_FINAL_RESIDUAL_GRAD: DerivedScalarType.ValueType  # 83
+"""What latents of the dictionary of resid.post_attn write, projected onto the direction of interest as if written there, [T, N]."""
+DERIVED_SCALAR_TYPE_ONLINE_RESID_POST_ATTN_AUTOENCODER_ERROR: DerivedScalarType.ValueType  # 84
+"""What the dictionary of resid.post_attn fails to reconstruct, [T, d]."""
+DERIVED_SCALAR_TYPE_ONLINE_RESID_POST_MLP_AUTOENCODER_LATENT: DerivedScalarType.ValueType  # 85
+"""Latents of the dictionary of resid.post_mlp, [T, N]."""
+DERIVED_SCALAR_TYPE_ONLINE_RESID_POST_MLP_AUTOENCODER_ACT_TIMES_GRAD: DerivedScalarType.ValueType  # 86
+"""Latents of the dictionary of resid.post_mlp times their gradient, [T, N]."""
+DERIVED_SCALAR_TYPE_ONLINE_RESID_POST_MLP_AUTOENCODER_WRITE_NORM: DerivedScalarType.ValueType  # 87
+"""Latents of the dictionary of resid.post_mlp times the norm of what they write, [T, N]."""
+DERIVED_SCALAR_TYPE_ONLINE_RESID_POST_MLP_AUTOENCODER_WRITE_TO_FINAL_RESIDUAL_GRAD: DerivedScalarType.ValueType  # 88
+"""What latents of the dictionary of resid.post_mlp write, projected onto the direction of interest as if written there, [T, N]."""
+DERIVED_SCALAR_TYPE_ONLINE_RESID_POST_MLP_AUTOENCODER_ERROR: DerivedScalarType.ValueType  # 89
+"""What the dictionary of resid.post_mlp fails to reconstruct, [T, d]."""
+DERIVED_SCALAR_TYPE_ONLINE_MLP_TRANSCODER_LATENT: DerivedScalarType.ValueType  # 90
+"""Latents of the MLP's transcoder, [T, N]."""
+DERIVED_SCALAR_TYPE_ONLINE_MLP_TRANSCODER_ACT_TIMES_GRAD: DerivedScalarType.ValueType  # 91
+"""Latents of the MLP's transcoder times their gradient, [T, N]."""
+DERIVED_SCALAR_TYPE_ONLINE_MLP_TRANSCODER_WRITE_NORM: DerivedScalarType.ValueType  # 92
+"""Latents of the MLP's transcoder times the norm of what they write, [T, N]."""
+DERIVED_SCALAR_TYPE_ONLINE_MLP_TRANSCODER_WRITE_TO_FINAL_RESIDUAL_GRAD: DerivedScalarType.ValueType  # 93
+"""What latents of the MLP's transcoder write, projected onto the direction of interest, [T, N]."""
+DERIVED_SCALAR_TYPE_ONLINE_MLP_TRANSCODER_ERROR: DerivedScalarType.ValueType  # 94
+"""What the MLP's transcoder fails to reconstruct, [T, d]."""
 DERIVED_SCALAR_TYPE_ONLINE_AUTOENCODER_LATENT: DerivedScalarType.ValueType  # 43
 """Latents of the one loaded autoencoder, [T, N]."""
 DERIVED_SCALAR_TYPE_ONLINE_AUTOENCODER_ACT_TIMES_GRAD: DerivedScalarType.ValueType  # 44

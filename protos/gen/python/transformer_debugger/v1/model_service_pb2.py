@@ -28,13 +28,15 @@ from transformer_debugger.v1 import derived_scalar_pb2 as transformer__debugger_
 from transformer_debugger.v1 import tensor_pb2 as transformer__debugger_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+transformer_debugger/v1/model_service.proto\x12\x17transformer_debugger.v1\x1a(transformer_debugger/v1/activation.proto\x1a\"transformer_debugger/v1/call.proto\x1a,transformer_debugger/v1/derived_scalar.proto\x1a$transformer_debugger/v1/tensor.proto\"\x90\x02\n\x0f\x41utoencoderInfo\x12\x36\n\x04site\x18\x01 \x01(\x0e\x32(.transformer_debugger.v1.AutoencoderSite\x12\x11\n\tn_latents\x18\x02 \x01(\x05\x12\x42\n\nactivation\x18\x03 \x01(\x0e\x32..transformer_debugger.v1.AutoencoderActivation\x12\x0e\n\x01k\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x15\n\rlayer_indices\x18\x05 \x03(\x05\x12\x41\n\ninput_norm\x18\x06 \x01(\x0e\x32-.transformer_debugger.v1.AutoencoderInputNormB\x04\n\x02_k\"\xf4\x03\n\x06Limits\x12\x19\n\x11max_prompt_tokens\x18\x01 \x01(\x05\x12\x18\n\x10max_sub_requests\x18\x02 \x01(\x05\x12\x1a\n\x12max_node_ablations\x18\x03 \x01(\x05\x12\x1c\n\x14max_top_and_bottom_k\x18\x04 \x01(\x05\x12\x1c\n\x14max_processing_specs\x18\x05 \x01(\x05\x12\x19\n\x11max_request_bytes\x18\x06 \x01(\x04\x12\x1a\n\x12max_response_bytes\x18\x07 \x01(\x04\x12\x1c\n\x14max_concurrent_calls\x18\x08 \x01(\x05\x12\x18\n\x10max_queue_length\x18\t \x01(\x05\x12\x1c\n\x14max_activation_bytes\x18\n \x01(\x04\x12\x18\n\x10max_call_seconds\x18\x0b \x01(\x01\x12\x13\n\x0b\x63hunk_bytes\x18\x0c \x01(\r\x12\x18\n\x10max_prompt_bytes\x18\r \x01(\x04\x12\x19\n\x11max_target_tokens\x18\x0e \x01(\x05\x12\x1a\n\x12max_buffered_bytes\x18\x0f \x01(\x04\x12\x17\n\x0fmax_spool_bytes\x18\x10 \x01(\x04\x12\x37\n\x0cmax_priority\x18\x14 \x01(\x0e\x32!.transformer_debugger.v1.Priority\"v\n\x0bKernelTrial\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x07seconds\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x37\n\x07outcome\x18\x03 \x01(\x0e\x32&.transformer_debugger.v1.KernelOutcomeB\n\n\x08_seconds\"~\n\x0cKernelChoice\x12\x11\n\toperation\x18\x01 \x01(\t\x12\x0e\n\x06\x63hosen\x18\x02 \x01(\t\x12\x15\n\ris_configured\x18\x03 \x01(\x08\x12\x34\n\x06trials\x18\x04 \x03(\x0b\x32$.transformer_debugger.v1.KernelTrial\"\xa6\x01\n\x0c\x43hatTemplate\x12\x0e\n\x06source\x18\x01 \x01(\t\x12P\n\x0especial_tokens\x18\x02 \x03(\x0b\x32\x38.transformer_debugger.v1.ChatTemplate.SpecialTokensEntry\x1a\x34\n\x12SpecialTokensEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb5\x07\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x03 \x01(\t\x12\x10\n\x08n_layers\x18\x04 \x01(\x05\x12\x0f\n\x07\x64_model\x18\x05 \x01(\x05\x12\x0f\n\x07n_heads\x18\x06 \x01(\x05\x12\x19\n\x11n_key_value_heads\x18\x07 \x01(\x05\x12\x0e\n\x06\x64_head\x18\x08 \x01(\x05\x12\x15\n\rn_mlp_neurons\x18\t \x01(\x05\x12\x12\n\nvocab_size\x18\n \x01(\x05\x12\x16\n\x0e\x63ontext_length\x18\x0b \x01(\x05\x12-\n\x05\x64type\x18\x0c \x01(\x0e\x32\x1e.transformer_debugger.v1.DType\x12>\n\x0c\x61utoencoders\x18\r \x03(\x0b\x32(.transformer_debugger.v1.AutoencoderInfo\x12/\n\x06limits\x18\x0e \x01(\x0b\x32\x1f.transformer_debugger.v1.Limits\x12H\n\x14\x64\x65rived_scalar_types\x18\x0f \x03(\x0e\x32*.transformer_debugger.v1.DerivedScalarType\x12Q\n\x18\x61\x62latable_location_types\x18\x10 \x03(\x0e\x32/.transformer_debugger.v1.ActivationLocationType\x12\x13\n\x0b\x61pi_version\x18\x11 \x01(\t\x12\x16\n\x0eserver_version\x18\x12 \x01(\t\x12\x10\n\x08\x61\x64\x64s_bos\x18\x13 \x01(\x08\x12\x19\n\x0c\x62os_token_id\x18\x14 \x01(\x05H\x00\x88\x01\x01\x12\x11\n\tbos_token\x18\x15 \x01(\t\x12<\n\rchat_template\x18\x16 \x01(\x0b\x32%.transformer_debugger.v1.ChatTemplate\x12 \n\x18\x64\x65\x66\x61ult_top_and_bottom_k\x18\x19 \x01(\x05\x12\x36\n\x07kernels\x18\x1e \x03(\x0b\x32%.transformer_debugger.v1.KernelChoice\x12 \n\x13\x61ttention_logit_cap\x18< \x01(\x01H\x01\x88\x01\x01\x12\x1c\n\x0f\x66inal_logit_cap\x18= \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x11\x61ttention_windows\x18> \x03(\x05\x42\x0f\n\r_bos_token_idB\x16\n\x14_attention_logit_capB\x12\n\x10_final_logit_cap\"\x15\n\x13GetModelInfoRequest\"N\n\x14GetModelInfoResponse\x12\x36\n\nmodel_info\x18\x01 \x01(\x0b\x32\".transformer_debugger.v1.ModelInfo\"A\n\x0fTokenizeRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x14\n\x07\x61\x64\x64_bos\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\n\n\x08_add_bos\"\x87\x01\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12\x15\n\rtoken_strings\x18\x02 \x03(\t\x12\x11\n\tbos_added\x18\x03 \x01(\x08\x12\x17\n\x0fprompt_adds_bos\x18\x04 \x01(\x08\x12\x1d\n\x15special_token_indices\x18\x05 \x03(\x05\"H\n\x11\x44\x65tokenizeRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12\x14\n\x07\x61\x64\x64_bos\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\n\n\x08_add_bos\"9\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x15\n\rtoken_strings\x18\x02 \x03(\t*\xa3\x01\n\x0f\x41utoencoderSite\x12 \n\x1c\x41UTOENCODER_SITE_UNSPECIFIED\x10\x00\x12!\n\x1d\x41UTOENCODER_SITE_MLP_POST_ACT\x10\x01\x12$\n AUTOENCODER_SITE_RESID_DELTA_MLP\x10\x02\x12%\n!AUTOENCODER_SITE_RESID_DELTA_ATTN\x10\x03*\x81\x01\n\x15\x41utoencoderActivation\x12&\n\"AUTOENCODER_ACTIVATION_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x41UTOENCODER_ACTIVATION_RELU\x10\x01\x12\x1f\n\x1b\x41UTOENCODER_ACTIVATION_TOPK\x10\x02*\x86\x01\n\x14\x41utoencoderInputNorm\x12&\n\"AUTOENCODER_INPUT_NORM_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x41UTOENCODER_INPUT_NORM_NONE\x10\x01\x12%\n!AUTOENCODER_INPUT_NORM_LAYER_NORM\x10\x02*\xb6\x01\n\rKernelOutcome\x12\x1e\n\x1aKERNEL_OUTCOME_UNSPECIFIED\x10\x00\x12\x19\n\x15KERNEL_OUTCOME_CHOSEN\x10\x01\x12\x19\n\x15KERNEL_OUTCOME_SLOWER\x10\x02\x12\x1a\n\x16KERNEL_OUTCOME_STOPPED\x10\x03\x12\x18\n\x14KERNEL_OUTCOME_WRONG\x10\x04\x12\x19\n\x15KERNEL_OUTCOME_FAILED\x10\x05\x32\xd2\x02\n\x0cModelService\x12p\n\x0cGetModelInfo\x12,.transformer_debugger.v1.GetModelInfoRequest\x1a-.transformer_debugger.v1.GetModelInfoResponse\"\x03\x90\x02\x01\x12\x64\n\x08Tokenize\x12(.transformer_debugger.v1.TokenizeRequest\x1a).transformer_debugger.v1.TokenizeResponse\"\x03\x90\x02\x01\x12j\n\nDetokenize\x12*.transformer_debugger.v1.DetokenizeRequest\x1a+.transformer_debugger.v1.DetokenizeResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+transformer_debugger/v1/model_service.proto\x12\x17transformer_debugger.v1\x1a(transformer_debugger/v1/activation.proto\x1a\"transformer_debugger/v1/call.proto\x1a,transformer_debugger/v1/derived_scalar.proto\x1a$transformer_debugger/v1/tensor.proto\"\xc5\x02\n\x0f\x41utoencoderInfo\x12\x36\n\x04site\x18\x01 \x01(\x0e\x32(.transformer_debugger.v1.AutoencoderSite\x12\x11\n\tn_latents\x18\x02 \x01(\x05\x12\x42\n\nactivation\x18\x03 \x01(\x0e\x32..transformer_debugger.v1.AutoencoderActivation\x12\x0e\n\x01k\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x15\n\rlayer_indices\x18\x05 \x03(\x05\x12\x41\n\ninput_norm\x18\x06 \x01(\x0e\x32-.transformer_debugger.v1.AutoencoderInputNorm\x12\x33\n\x05notes\x18\x07 \x03(\x0b\x32$.transformer_debugger.v1.LatentNotesB\x04\n\x02_k\"\xa1\x01\n\x0bLatentNotes\x12\x13\n\x0blayer_index\x18\x01 \x01(\x05\x12\x0c\n\x04link\x18\x02 \x01(\t\x12@\n\x06labels\x18\x03 \x03(\x0b\x32\x30.transformer_debugger.v1.LatentNotes.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xf4\x03\n\x06Limits\x12\x19\n\x11max_prompt_tokens\x18\x01 \x01(\x05\x12\x18\n\x10max_sub_requests\x18\x02 \x01(\x05\x12\x1a\n\x12max_node_ablations\x18\x03 \x01(\x05\x12\x1c\n\x14max_top_and_bottom_k\x18\x04 \x01(\x05\x12\x1c\n\x14max_processing_specs\x18\x05 \x01(\x05\x12\x19\n\x11max_request_bytes\x18\x06 \x01(\x04\x12\x1a\n\x12max_response_bytes\x18\x07 \x01(\x04\x12\x1c\n\x14max_concurrent_calls\x18\x08 \x01(\x05\x12\x18\n\x10max_queue_length\x18\t \x01(\x05\x12\x1c\n\x14max_activation_bytes\x18\n \x01(\x04\x12\x18\n\x10max_call_seconds\x18\x0b \x01(\x01\x12\x13\n\x0b\x63hunk_bytes\x18\x0c \x01(\r\x12\x18\n\x10max_prompt_bytes\x18\r \x01(\x04\x12\x19\n\x11max_target_tokens\x18\x0e \x01(\x05\x12\x1a\n\x12max_buffered_bytes\x18\x0f \x01(\x04\x12\x17\n\x0fmax_spool_bytes\x18\x10 \x01(\x04\x12\x37\n\x0cmax_priority\x18\x14 \x01(\x0e\x32!.transformer_debugger.v1.Priority\"v\n\x0bKernelTrial\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x07seconds\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x37\n\x07outcome\x18\x03 \x01(\x0e\x32&.transformer_debugger.v1.KernelOutcomeB\n\n\x08_seconds\"~\n\x0cKernelChoice\x12\x11\n\toperation\x18\x01 \x01(\t\x12\x0e\n\x06\x63hosen\x18\x02 \x01(\t\x12\x15\n\ris_configured\x18\x03 \x01(\x08\x12\x34\n\x06trials\x18\x04 \x03(\x0b\x32$.transformer_debugger.v1.KernelTrial\"\xa6\x01\n\x0c\x43hatTemplate\x12\x0e\n\x06source\x18\x01 \x01(\t\x12P\n\x0especial_tokens\x18\x02 \x03(\x0b\x32\x38.transformer_debugger.v1.ChatTemplate.SpecialTokensEntry\x1a\x34\n\x12SpecialTokensEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb5\x07\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x03 \x01(\t\x12\x10\n\x08n_layers\x18\x04 \x01(\x05\x12\x0f\n\x07\x64_model\x18\x05 \x01(\x05\x12\x0f\n\x07n_heads\x18\x06 \x01(\x05\x12\x19\n\x11n_key_value_heads\x18\x07 \x01(\x05\x12\x0e\n\x06\x64_head\x18\x08 \x01(\x05\x12\x15\n\rn_mlp_neurons\x18\t \x01(\x05\x12\x12\n\nvocab_size\x18\n \x01(\x05\x12\x16\n\x0e\x63ontext_length\x18\x0b \x01(\x05\x12-\n\x05\x64type\x18\x0c \x01(\x0e\x32\x1e.transformer_debugger.v1.DType\x12>\n\x0c\x61utoencoders\x18\r \x03(\x0b\x32(.transformer_debugger.v1.AutoencoderInfo\x12/\n\x06limits\x18\x0e \x01(\x0b\x32\x1f.transformer_debugger.v1.Limits\x12H\n\x14\x64\x65rived_scalar_types\x18\x0f \x03(\x0e\x32*.transformer_debugger.v1.DerivedScalarType\x12Q\n\x18\x61\x62latable_location_types\x18\x10 \x03(\x0e\x32/.transformer_debugger.v1.ActivationLocationType\x12\x13\n\x0b\x61pi_version\x18\x11 \x01(\t\x12\x16\n\x0eserver_version\x18\x12 \x01(\t\x12\x10\n\x08\x61\x64\x64s_bos\x18\x13 \x01(\x08\x12\x19\n\x0c\x62os_token_id\x18\x14 \x01(\x05H\x00\x88\x01\x01\x12\x11\n\tbos_token\x18\x15 \x01(\t\x12<\n\rchat_template\x18\x16 \x01(\x0b\x32%.transformer_debugger.v1.ChatTemplate\x12 \n\x18\x64\x65\x66\x61ult_top_and_bottom_k\x18\x19 \x01(\x05\x12\x36\n\x07kernels\x18\x1e \x03(\x0b\x32%.transformer_debugger.v1.KernelChoice\x12 \n\x13\x61ttention_logit_cap\x18< \x01(\x01H\x01\x88\x01\x01\x12\x1c\n\x0f\x66inal_logit_cap\x18= \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x11\x61ttention_windows\x18> \x03(\x05\x42\x0f\n\r_bos_token_idB\x16\n\x14_attention_logit_capB\x12\n\x10_final_logit_cap\"\x15\n\x13GetModelInfoRequest\"N\n\x14GetModelInfoResponse\x12\x36\n\nmodel_info\x18\x01 \x01(\x0b\x32\".transformer_debugger.v1.ModelInfo\"A\n\x0fTokenizeRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x14\n\x07\x61\x64\x64_bos\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\n\n\x08_add_bos\"\x87\x01\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12\x15\n\rtoken_strings\x18\x02 \x03(\t\x12\x11\n\tbos_added\x18\x03 \x01(\x08\x12\x17\n\x0fprompt_adds_bos\x18\x04 \x01(\x08\x12\x1d\n\x15special_token_indices\x18\x05 \x03(\x05\"H\n\x11\x44\x65tokenizeRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12\x14\n\x07\x61\x64\x64_bos\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\n\n\x08_add_bos\"9\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x15\n\rtoken_strings\x18\x02 \x03(\t*\xb4\x02\n\x0f\x41utoencoderSite\x12 \n\x1c\x41UTOENCODER_SITE_UNSPECIFIED\x10\x00\x12!\n\x1d\x41UTOENCODER_SITE_MLP_POST_ACT\x10\x01\x12$\n AUTOENCODER_SITE_RESID_DELTA_MLP\x10\x02\x12%\n!AUTOENCODER_SITE_RESID_DELTA_ATTN\x10\x03\x12\x1f\n\x1b\x41UTOENCODER_SITE_ATTN_V_OUT\x10\x04\x12$\n AUTOENCODER_SITE_RESID_POST_ATTN\x10\x05\x12#\n\x1f\x41UTOENCODER_SITE_RESID_POST_MLP\x10\x06\x12#\n\x1f\x41UTOENCODER_SITE_MLP_TRANSCODER\x10\x07*\xa6\x01\n\x15\x41utoencoderActivation\x12&\n\"AUTOENCODER_ACTIVATION_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x41UTOENCODER_ACTIVATION_RELU\x10\x01\x12\x1f\n\x1b\x41UTOENCODER_ACTIVATION_TOPK\x10\x02\x12#\n\x1f\x41UTOENCODER_ACTIVATION_JUMPRELU\x10\x03*\x86\x01\n\x14\x41utoencoderInputNorm\x12&\n\"AUTOENCODER_INPUT_NORM_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x41UTOENCODER_INPUT_NORM_NONE\x10\x01\x12%\n!AUTOENCODER_INPUT_NORM_LAYER_NORM\x10\x02*\xb6\x01\n\rKernelOutcome\x12\x1e\n\x1aKERNEL_OUTCOME_UNSPECIFIED\x10\x00\x12\x19\n\x15KERNEL_OUTCOME_CHOSEN\x10\x01\x12\x19\n\x15KERNEL_OUTCOME_SLOWER\x10\x02\x12\x1a\n\x16KERNEL_OUTCOME_STOPPED\x10\x03\x12\x18\n\x14KERNEL_OUTCOME_WRONG\x10\x04\x12\x19\n\x15KERNEL_OUTCOME_FAILED\x10\x05\x32\xd2\x02\n\x0cModelService\x12p\n\x0cGetModelInfo\x12,.transformer_debugger.v1.GetModelInfoRequest\x1a-.transformer_debugger.v1.GetModelInfoResponse\"\x03\x90\x02\x01\x12\x64\n\x08Tokenize\x12(.transformer_debugger.v1.TokenizeRequest\x1a).transformer_debugger.v1.TokenizeResponse\"\x03\x90\x02\x01\x12j\n\nDetokenize\x12*.transformer_debugger.v1.DetokenizeRequest\x1a+.transformer_debugger.v1.DetokenizeResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'transformer_debugger.v1.model_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_LATENTNOTES_LABELSENTRY']._loaded_options = None
+  _globals['_LATENTNOTES_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_CHATTEMPLATE_SPECIALTOKENSENTRY']._loaded_options = None
   _globals['_CHATTEMPLATE_SPECIALTOKENSENTRY']._serialized_options = b'8\001'
   _globals['_MODELSERVICE'].methods_by_name['GetModelInfo']._loaded_options = None
@@ -43,40 +45,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELSERVICE'].methods_by_name['Tokenize']._serialized_options = b'\220\002\001'
   _globals['_MODELSERVICE'].methods_by_name['Detokenize']._loaded_options = None
   _globals['_MODELSERVICE'].methods_by_name['Detokenize']._serialized_options = b'\220\002\001'
-  _globals['_AUTOENCODERSITE']._serialized_start=2823
-  _globals['_AUTOENCODERSITE']._serialized_end=2986
-  _globals['_AUTOENCODERACTIVATION']._serialized_start=2989
-  _globals['_AUTOENCODERACTIVATION']._serialized_end=3118
-  _globals['_AUTOENCODERINPUTNORM']._serialized_start=3121
-  _globals['_AUTOENCODERINPUTNORM']._serialized_end=3255
-  _globals['_KERNELOUTCOME']._serialized_start=3258
-  _globals['_KERNELOUTCOME']._serialized_end=3440
+  _globals['_AUTOENCODERSITE']._serialized_start=3040
+  _globals['_AUTOENCODERSITE']._serialized_end=3348
+  _globals['_AUTOENCODERACTIVATION']._serialized_start=3351
+  _globals['_AUTOENCODERACTIVATION']._serialized_end=3517
+  _globals['_AUTOENCODERINPUTNORM']._serialized_start=3520
+  _globals['_AUTOENCODERINPUTNORM']._serialized_end=3654
+  _globals['_KERNELOUTCOME']._serialized_start=3657
+  _globals['_KERNELOUTCOME']._serialized_end=3839
   _globals['_AUTOENCODERINFO']._serialized_start=235
-  _globals['_AUTOENCODERINFO']._serialized_end=507
-  _globals['_LIMITS']._serialized_start=510
-  _globals['_LIMITS']._serialized_end=1010
-  _globals['_KERNELTRIAL']._serialized_start=1012
-  _globals['_KERNELTRIAL']._serialized_end=1130
-  _globals['_KERNELCHOICE']._serialized_start=1132
-  _globals['_KERNELCHOICE']._serialized_end=1258
-  _globals['_CHATTEMPLATE']._serialized_start=1261
-  _globals['_CHATTEMPLATE']._serialized_end=1427
-  _globals['_CHATTEMPLATE_SPECIALTOKENSENTRY']._serialized_start=1375
-  _globals['_CHATTEMPLATE_SPECIALTOKENSENTRY']._serialized_end=1427
-  _globals['_MODELINFO']._serialized_start=1430
-  _globals['_MODELINFO']._serialized_end=2379
-  _globals['_GETMODELINFOREQUEST']._serialized_start=2381
-  _globals['_GETMODELINFOREQUEST']._serialized_end=2402
-  _globals['_GETMODELINFORESPONSE']._serialized_start=2404
-  _globals['_GETMODELINFORESPONSE']._serialized_end=2482
-  _globals['_TOKENIZEREQUEST']._serialized_start=2484
-  _globals['_TOKENIZEREQUEST']._serialized_end=2549
-  _globals['_TOKENIZERESPONSE']._serialized_start=2552
-  _globals['_TOKENIZERESPONSE']._serialized_end=2687
-  _globals['_DETOKENIZEREQUEST']._serialized_start=2689
-  _globals['_DETOKENIZEREQUEST']._serialized_end=2761
-  _globals['_DETOKENIZERESPONSE']._serialized_start=2763
-  _globals['_DETOKENIZERESPONSE']._serialized_end=2820
-  _globals['_MODELSERVICE']._serialized_start=3443
-  _globals['_MODELSERVICE']._serialized_end=3781
+  _globals['_AUTOENCODERINFO']._serialized_end=560
+  _globals['_LATENTNOTES']._serialized_start=563
+  _globals['_LATENTNOTES']._serialized_end=724
+  _globals['_LATENTNOTES_LABELSENTRY']._serialized_start=679
+  _globals['_LATENTNOTES_LABELSENTRY']._serialized_end=724
+  _globals['_LIMITS']._serialized_start=727
+  _globals['_LIMITS']._serialized_end=1227
+  _globals['_KERNELTRIAL']._serialized_start=1229
+  _globals['_KERNELTRIAL']._serialized_end=1347
+  _globals['_KERNELCHOICE']._serialized_start=1349
+  _globals['_KERNELCHOICE']._serialized_end=1475
+  _globals['_CHATTEMPLATE']._serialized_start=1478
+  _globals['_CHATTEMPLATE']._serialized_end=1644
+  _globals['_CHATTEMPLATE_SPECIALTOKENSENTRY']._serialized_start=1592
+  _globals['_CHATTEMPLATE_SPECIALTOKENSENTRY']._serialized_end=1644
+  _globals['_MODELINFO']._serialized_start=1647
+  _globals['_MODELINFO']._serialized_end=2596
+  _globals['_GETMODELINFOREQUEST']._serialized_start=2598
+  _globals['_GETMODELINFOREQUEST']._serialized_end=2619
+  _globals['_GETMODELINFORESPONSE']._serialized_start=2621
+  _globals['_GETMODELINFORESPONSE']._serialized_end=2699
+  _globals['_TOKENIZEREQUEST']._serialized_start=2701
+  _globals['_TOKENIZEREQUEST']._serialized_end=2766
+  _globals['_TOKENIZERESPONSE']._serialized_start=2769
+  _globals['_TOKENIZERESPONSE']._serialized_end=2904
+  _globals['_DETOKENIZEREQUEST']._serialized_start=2906
+  _globals['_DETOKENIZEREQUEST']._serialized_end=2978
+  _globals['_DETOKENIZERESPONSE']._serialized_start=2980
+  _globals['_DETOKENIZERESPONSE']._serialized_end=3037
+  _globals['_MODELSERVICE']._serialized_start=3842
+  _globals['_MODELSERVICE']._serialized_end=4180
 # @@protoc_insertion_point(module_scope)

@@ -37,6 +37,14 @@ class _AutoencoderSiteEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Autoe
     """What the MLP adds to the residual stream."""
     AUTOENCODER_SITE_RESID_DELTA_ATTN: _AutoencoderSite.ValueType  # 3
     """What attention adds to the residual stream."""
+    AUTOENCODER_SITE_ATTN_V_OUT: _AutoencoderSite.ValueType  # 4
+    """All heads' weighted sums of values, side by side."""
+    AUTOENCODER_SITE_RESID_POST_ATTN: _AutoencoderSite.ValueType  # 5
+    """The residual stream after attention."""
+    AUTOENCODER_SITE_RESID_POST_MLP: _AutoencoderSite.ValueType  # 6
+    """The residual stream after the MLP, which is the layer's output."""
+    AUTOENCODER_SITE_MLP_TRANSCODER: _AutoencoderSite.ValueType  # 7
+    """A transcoder: reads what the MLP reads, and writes what the MLP adds to the residual stream."""
 
 class AutoencoderSite(_AutoencoderSite, metaclass=_AutoencoderSiteEnumTypeWrapper):
     """Where in a layer an autoencoder reads and writes."""
@@ -49,6 +57,14 @@ AUTOENCODER_SITE_RESID_DELTA_MLP: AutoencoderSite.ValueType  # 2
 """What the MLP adds to the residual stream."""
 AUTOENCODER_SITE_RESID_DELTA_ATTN: AutoencoderSite.ValueType  # 3
 """What attention adds to the residual stream."""
+AUTOENCODER_SITE_ATTN_V_OUT: AutoencoderSite.ValueType  # 4
+"""All heads' weighted sums of values, side by side."""
+AUTOENCODER_SITE_RESID_POST_ATTN: AutoencoderSite.ValueType  # 5
+"""The residual stream after attention."""
+AUTOENCODER_SITE_RESID_POST_MLP: AutoencoderSite.ValueType  # 6
+"""The residual stream after the MLP, which is the layer's output."""
+AUTOENCODER_SITE_MLP_TRANSCODER: AutoencoderSite.ValueType  # 7
+"""A transcoder: reads what the MLP reads, and writes what the MLP adds to the residual stream."""
 Global___AutoencoderSite: _TypeAlias = AutoencoderSite  # noqa: Y015
 
 class _AutoencoderActivation:
@@ -63,6 +79,8 @@ class _AutoencoderActivationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[
     """Negative pre-activations become 0."""
     AUTOENCODER_ACTIVATION_TOPK: _AutoencoderActivation.ValueType  # 2
     """All but the k largest pre-activations of a token become 0."""
+    AUTOENCODER_ACTIVATION_JUMPRELU: _AutoencoderActivation.ValueType  # 3
+    """Pre-activations up to a threshold of the latent's own become 0."""
 
 class AutoencoderActivation(_AutoencoderActivation, metaclass=_AutoencoderActivationEnumTypeWrapper):
     """What makes an autoencoder's latents sparse."""
@@ -73,6 +91,8 @@ AUTOENCODER_ACTIVATION_RELU: AutoencoderActivation.ValueType  # 1
 """Negative pre-activations become 0."""
 AUTOENCODER_ACTIVATION_TOPK: AutoencoderActivation.ValueType  # 2
 """All but the k largest pre-activations of a token become 0."""
+AUTOENCODER_ACTIVATION_JUMPRELU: AutoencoderActivation.ValueType  # 3
+"""Pre-activations up to a threshold of the latent's own become 0."""
 Global___AutoencoderActivation: _TypeAlias = AutoencoderActivation  # noqa: Y015
 
 class _AutoencoderInputNorm:
@@ -141,7 +161,7 @@ Global___KernelOutcome: _TypeAlias = KernelOutcome  # noqa: Y015
 
 @_typing.final
 class AutoencoderInfo(_message.Message):
-    """Autoencoders of one site and size. Sizes that differ between layers have an entry each."""
+    """Autoencoders, or transcoders, of one site and size. Sizes that differ between layers have an entry each."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -151,6 +171,7 @@ class AutoencoderInfo(_message.Message):
     K_FIELD_NUMBER: _builtins.int
     LAYER_INDICES_FIELD_NUMBER: _builtins.int
     INPUT_NORM_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     site: Global___AutoencoderSite.ValueType
     """Where they read and write."""
     n_latents: _builtins.int
@@ -165,6 +186,10 @@ class AutoencoderInfo(_message.Message):
     def layer_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The layers that have one, ascending."""
 
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedCompositeFieldContainer[Global___LatentNotes]:
+        """What people have said of latents, of the layers where somebody has, ascending."""
+
     def __init__(
         self,
         *,
@@ -174,16 +199,69 @@ class AutoencoderInfo(_message.Message):
         k: _builtins.int | None = ...,
         layer_indices: _abc.Iterable[_builtins.int] | None = ...,
         input_norm: Global___AutoencoderInputNorm.ValueType = ...,
+        notes: _abc.Iterable[Global___LatentNotes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "k", b"k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "activation", b"activation", "input_norm", b"input_norm", "k", b"k", "layer_indices", b"layer_indices", "n_latents", b"n_latents", "site", b"site"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "activation", b"activation", "input_norm", b"input_norm", "k", b"k", "layer_indices", b"layer_indices", "n_latents", b"n_latents", "notes", b"notes", "site", b"site"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
     _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__k) -> _WhichOneofReturnType__k | None: ...
 
 Global___AutoencoderInfo: _TypeAlias = AutoencoderInfo  # noqa: Y015
+
+@_typing.final
+class LatentNotes(_message.Message):
+    """What people have said of one layer's latents. The server hands on what stands beside the weights and fetches nothing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    LAYER_INDEX_FIELD_NUMBER: _builtins.int
+    LINK_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    layer_index: _builtins.int
+    """The layer."""
+    link: _builtins.str
+    """Address of a page about a latent, in which {latent} stands for its number. Empty where there is none."""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.int, _builtins.str]:
+        """Labels by latent. Most have none."""
+
+    def __init__(
+        self,
+        *,
+        layer_index: _builtins.int = ...,
+        link: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.int, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "layer_index", b"layer_index", "link", b"link"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LatentNotes: _TypeAlias = LatentNotes  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):

@@ -36,11 +36,17 @@ class _NodeTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NodeType.Val
     NODE_TYPE_MLP_NEURON: _NodeType.ValueType  # 4
     """An MLP neuron at one token: (t, neuron)."""
     NODE_TYPE_AUTOENCODER_LATENT: _NodeType.ValueType  # 5
-    """A latent of the one autoencoder that is loaded: (t, latent). Refused when several are loaded."""
+    """A latent of the one dictionary (autoencoder or transcoder) that is loaded: (t, latent). Refused when several are loaded."""
     NODE_TYPE_MLP_AUTOENCODER_LATENT: _NodeType.ValueType  # 6
     """A latent of the MLP's autoencoder: (t, latent)."""
     NODE_TYPE_ATTENTION_AUTOENCODER_LATENT: _NodeType.ValueType  # 7
     """A latent of the attention's autoencoder: (t, latent)."""
+    NODE_TYPE_RESID_POST_ATTN_AUTOENCODER_LATENT: _NodeType.ValueType  # 20
+    """A latent of the dictionary of the residual stream after attention: (t, latent)."""
+    NODE_TYPE_RESID_POST_MLP_AUTOENCODER_LATENT: _NodeType.ValueType  # 21
+    """A latent of the dictionary of the residual stream after the MLP, which is the layer's output: (t, latent)."""
+    NODE_TYPE_MLP_TRANSCODER_LATENT: _NodeType.ValueType  # 22
+    """A latent of the MLP's transcoder, which reads what the MLP reads and writes what it adds to the residual stream: (t, latent)."""
     NODE_TYPE_RESIDUAL_STREAM_CHANNEL: _NodeType.ValueType  # 8
     """One channel of the residual stream: (t, channel), or (q, k, channel) for what attention moves between two tokens."""
     NODE_TYPE_LAYER: _NodeType.ValueType  # 9
@@ -64,11 +70,17 @@ NODE_TYPE_V_CHANNEL: NodeType.ValueType  # 3
 NODE_TYPE_MLP_NEURON: NodeType.ValueType  # 4
 """An MLP neuron at one token: (t, neuron)."""
 NODE_TYPE_AUTOENCODER_LATENT: NodeType.ValueType  # 5
-"""A latent of the one autoencoder that is loaded: (t, latent). Refused when several are loaded."""
+"""A latent of the one dictionary (autoencoder or transcoder) that is loaded: (t, latent). Refused when several are loaded."""
 NODE_TYPE_MLP_AUTOENCODER_LATENT: NodeType.ValueType  # 6
 """A latent of the MLP's autoencoder: (t, latent)."""
 NODE_TYPE_ATTENTION_AUTOENCODER_LATENT: NodeType.ValueType  # 7
 """A latent of the attention's autoencoder: (t, latent)."""
+NODE_TYPE_RESID_POST_ATTN_AUTOENCODER_LATENT: NodeType.ValueType  # 20
+"""A latent of the dictionary of the residual stream after attention: (t, latent)."""
+NODE_TYPE_RESID_POST_MLP_AUTOENCODER_LATENT: NodeType.ValueType  # 21
+"""A latent of the dictionary of the residual stream after the MLP, which is the layer's output: (t, latent)."""
+NODE_TYPE_MLP_TRANSCODER_LATENT: NodeType.ValueType  # 22
+"""A latent of the MLP's transcoder, which reads what the MLP reads and writes what it adds to the residual stream: (t, latent)."""
 NODE_TYPE_RESIDUAL_STREAM_CHANNEL: NodeType.ValueType  # 8
 """One channel of the residual stream: (t, channel), or (q, k, channel) for what attention moves between two tokens."""
 NODE_TYPE_LAYER: NodeType.ValueType  # 9

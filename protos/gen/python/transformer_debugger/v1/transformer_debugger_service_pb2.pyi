@@ -39,6 +39,8 @@ class _ComponentTypeForMlpEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_C
     """Neurons."""
     COMPONENT_TYPE_FOR_MLP_AUTOENCODER_LATENT: _ComponentTypeForMlp.ValueType  # 2
     """Latents of the MLP's autoencoder, which must be loaded."""
+    COMPONENT_TYPE_FOR_MLP_TRANSCODER_LATENT: _ComponentTypeForMlp.ValueType  # 3
+    """Latents of the MLP's transcoder, which must be loaded."""
 
 class ComponentTypeForMlp(_ComponentTypeForMlp, metaclass=_ComponentTypeForMlpEnumTypeWrapper):
     """What counts as a component of an MLP."""
@@ -49,6 +51,8 @@ COMPONENT_TYPE_FOR_MLP_NEURON: ComponentTypeForMlp.ValueType  # 1
 """Neurons."""
 COMPONENT_TYPE_FOR_MLP_AUTOENCODER_LATENT: ComponentTypeForMlp.ValueType  # 2
 """Latents of the MLP's autoencoder, which must be loaded."""
+COMPONENT_TYPE_FOR_MLP_TRANSCODER_LATENT: ComponentTypeForMlp.ValueType  # 3
+"""Latents of the MLP's transcoder, which must be loaded."""
 Global___ComponentTypeForMlp: _TypeAlias = ComponentTypeForMlp  # noqa: Y015
 
 class _ComponentTypeForAttention:

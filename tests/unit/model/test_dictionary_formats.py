@@ -1,0 +1,617 @@
+"""Dictionaries of every format against the latents and reconstructions of SAELens 6.
+
+`tests/fixtures/saelens` holds what SAELens saved and what it computed. The other formats are written here
+from the same weights, so that the same numbers must come out, but for what a format scales.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tdb_server.command import run
+from tdb_server.domain.hook_point import HookPoint
+from tdb_server.domain.model_info import Site
+from tdb_server.errors import AutoencoderBroken
+from tdb_server.model.autoencoder import Autoencoder, MlpInputs
+from tdb_server.model.autoencoder_loading import find_layers, load_autoencoders, refuse_other_models
+from tdb_server.model.decoder import Decoder
+from tdb_server.model.hooks import NORM_SCALES, Hooks
+from tdb_server.model.weights import load_decoder
+from torch import Tensor
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+SAELENS = FIXTURES / "saelens"
+OURS = FIXTURES / "tiny-a" / "autoencoders"
+PLACES = {
+    "standard": (Site.RESID_DELTA_MLP, 1),
+    "standard_layer_norm": (Site.RESID_POST_MLP, 1),
+    "standard_heads": (Site.ATTN_V_OUT, 1),
+    "gated": (Site.RESID_POST_MLP, 1),
+    "topk": (Site.RESID_POST_ATTN, 1),
+    "topk_rescaled": (Site.RESID_DELTA_ATTN, 1),
+    "jumprelu": (Site.RESID_POST_MLP, 1),
+    "batchtopk": (Site.RESID_POST_MLP, 1),
+    "matryoshka_batchtopk": (Site.RESID_POST_MLP, 1),
+    "transcoder": (Site.MLP_TRANSCODER, 1),
+    "skip_transcoder": (Site.MLP_TRANSCODER, 1),
+    "jumprelu_transcoder": (Site.MLP_TRANSCODER, 1),
+    "jumprelu_skip_transcoder": (Site.MLP_TRANSCODER, 1),
+}
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    return load_decoder(FIXTURES / "tiny-a", "cpu", torch.float32)
+
+
+def check(
+    folder: Path,
+    decoder: Decoder,
+    name: str,
+    place: tuple[Site, int] | None = None,
+    *,
+    has_gain: bool = False,
+    scales: Tensor | None = None,
+) -> Autoencoder:
+    """Compares the only dictionary of a folder with SAELens's numbers for the fixture called `name`.
+
+    Args:
+        has_gain: whether inputs have the gain and the bias of the norm before the MLP.
+        scales: what the format multiplies latents with.
+    """
+    (found,) = load_autoencoders([folder], decoder)
+    assert (found.site, found.info.layers) == ((place or PLACES[name])[0], ((place or PLACES[name])[1],))
+    expected = load_file(SAELENS / name / "expected.safetensors")
+    (layer,) = found.layers.values()
+    x = expected["inputs"]
+    if has_gain:
+        norm = decoder.blocks[found.info.layers[0]].mlp.norm
+        assert norm.bias is not None
+        x = (x - norm.bias) / norm.gain
+    wanted = expected["latents"] if scales is None else expected["latents"] * scales
+    latents = layer.encode(x)
+    assert 0 < (wanted > 0).sum() < wanted.numel()
+    assert torch.equal(latents > 0, wanted > 0)
+    torch.testing.assert_close(latents, wanted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        layer.reconstruct(latents, x), expected["reconstructions"], atol=1e-4, rtol=1e-4
+    )
+    return found
+
+
+def weights_of(name: str) -> dict[str, Tensor]:
+    return load_file(SAELENS / name / "sae_weights.safetensors")
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_saelens(decoder: Decoder, name: str) -> None:
+    check(SAELENS / name, decoder, name, has_gain=name == "jumprelu_skip_transcoder")
+
+
+def test_saelens_checkpoint_of_batch_top_k(decoder: Decoder, tmp_path: Path) -> None:
+    """While it trains, SAELens saves one threshold for all, and latents still to be scaled."""
+    weights, norms = weights_of("batchtopk"), torch.rand(20) + 0.5
+    threshold = weights.pop("threshold")[0].double()
+    weights |= {
+        "W_enc": weights["W_enc"] / norms,
+        "b_enc": weights["b_enc"] / norms,
+        "W_dec": weights["W_dec"] * norms[:, None] / weights["W_dec"].norm(dim=1, keepdim=True),
+        "topk_threshold": threshold,
+    }
+    save_file({key: one.contiguous() for key, one in weights.items()}, tmp_path / "sae_weights.safetensors")
+    config = json.loads((SAELENS / "batchtopk" / "cfg.json").read_text())
+    config |= {"architecture": "batchtopk", "k": 4, "rescale_acts_by_decoder_norm": True}
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    (found,) = load_autoencoders([tmp_path], decoder)
+    expected = load_file(SAELENS / "batchtopk" / "expected.safetensors")
+    latents = found.layers[1].encode(expected["inputs"])
+    torch.testing.assert_close(latents, expected["latents"], atol=1e-4, rtol=1e-4)
+
+
+def write_gemma_scope(folder: Path, weights: dict[str, Tensor]) -> None:
+    folder.mkdir(parents=True)
+    np.savez(folder / "params.npz", **{name: one.numpy() for name, one in weights.items()})  # type: ignore[arg-type]
+
+
+def test_gemma_scope(decoder: Decoder, tmp_path: Path) -> None:
+    folder = tmp_path / "models--google--gemma-scope-2b-pt-res" / "snapshots" / "layer_1" / "width_16k"
+    write_gemma_scope(folder, weights_of("jumprelu"))
+    check(folder, decoder, "jumprelu")
+    folder = tmp_path / "gemma-scope-2b-pt-transcoders" / "layer_1"
+    write_gemma_scope(folder, weights_of("jumprelu_transcoder"))
+    check(folder, decoder, "jumprelu_transcoder")
+
+
+def test_gemma_scope_needs_to_be_told_where_it_belongs(decoder: Decoder, tmp_path: Path) -> None:
+    folder = tmp_path / "somewhere"
+    write_gemma_scope(folder, weights_of("jumprelu"))
+    with pytest.raises(AutoencoderBroken, match=r'config\.json: "site": one of .*"layer": NUMBER'):
+        load_autoencoders([folder], decoder)
+    (folder / "config.json").write_text('{"site": "resid_post_attn", "layer": 2}')
+    check(folder, decoder, "jumprelu", (Site.RESID_POST_ATTN, 2))
+
+
+def npy(header: bytes, content: bytes) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + content
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("W_enc.npy", npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (9999999999,)}", b"1234")),
+        ("W_enc.npy", npy(b"{'descr': '|O', 'fortran_order': False, 'shape': ()}", b"12345678")),
+        ("W_enc.npy", npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1,)}", b"1234")),
+        ("W_enc.npy", b"nothing"),
+    ],
+)
+def test_arrays_that_are_not_what_they_say(
+    decoder: Decoder, tmp_path: Path, name: str, content: bytes
+) -> None:
+    with zipfile.ZipFile(tmp_path / "params.npz", "w") as archive:
+        archive.writestr(name, content)
+    with pytest.raises(AutoencoderBroken, match=r"params\.npz: not a sound archive"):
+        load_autoencoders([tmp_path], decoder)
+
+
+def test_packed_arrays_are_not_unpacked(decoder: Decoder, tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "params.npz", W_enc=np.zeros(100_000))
+    with pytest.raises(AutoencoderBroken, match="never packed"):
+        load_autoencoders([tmp_path], decoder)
+
+
+def write_gemma_scope_2(folder: Path, weights: dict[str, Tensor], hook: str, out: str, **config: Any) -> None:
+    names = {"W_enc": "w_enc", "W_dec": "w_dec"}
+    renamed = {names.get(name, name): one for name, one in weights.items()}
+    if "W_skip" in renamed:
+        renamed["affine_skip_connection"] = renamed.pop("W_skip").T.contiguous()
+    save_file(renamed, folder / "params.safetensors")
+    settings = {"architecture": "jump_relu", "width": 20, "l0": 60, "model_name": "google/gemma-3-270m-pt"}
+    settings |= {"hf_hook_point_in": hook, "hf_hook_point_out": out, **config}
+    (folder / "config.json").write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize(
+    ("module", "site"),
+    [
+        ("model.layers.1.output", Site.RESID_POST_MLP),
+        ("model.layers.1.self_attn.o_proj.input", Site.ATTN_V_OUT),
+        ("model.layers.1.post_feedforward_layernorm.output", Site.RESID_DELTA_MLP),
+    ],
+)
+def test_gemma_scope_2(decoder: Decoder, tmp_path: Path, module: str, site: Site) -> None:
+    write_gemma_scope_2(tmp_path, weights_of("jumprelu"), module, module, type="sae", affine_connection=False)
+    check(tmp_path, decoder, "jumprelu", (site, 1))
+
+
+def test_gemma_scope_2_transcoder(decoder: Decoder, tmp_path: Path) -> None:
+    hooks = (
+        "model.layers.1.pre_feedforward_layernorm.output",
+        "model.layers.1.post_feedforward_layernorm.output",
+    )
+    write_gemma_scope_2(
+        tmp_path,
+        weights_of("jumprelu_skip_transcoder"),
+        *hooks,
+        type="transcoder",
+        affine_connection=True,
+    )
+    check(tmp_path, decoder, "jumprelu_skip_transcoder", has_gain=True)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"architecture": "topk"}, "architecture 'topk' is not jump_relu"),
+        ({"type": "clt"}, "type 'clt' is neither"),
+        ({"type": "transcoder"}, "type 'transcoder' reads"),
+        ({"affine_connection": True}, "no tensor called affine_skip_connection"),
+        ({"width": 21}, "width 21, but .* has 20"),
+        ({"hf_hook_point_in": "model.embed_tokens"}, "is no place we know"),
+        ({"input_scale": 2.0}, "input_scale may change the latents"),
+    ],
+)
+def test_gemma_scope_2_that_is_refused(
+    decoder: Decoder, tmp_path: Path, config: dict[str, Any], message: str
+) -> None:
+    module = "model.layers.1.output"
+    write_gemma_scope_2(tmp_path, weights_of("jumprelu"), module, module, **config)
+    with pytest.raises(AutoencoderBroken, match=message):
+        load_autoencoders([tmp_path], decoder)
+
+
+def write_dictionary_learning(folder: Path, kind: str, state: dict[str, Any], **trainer: Any) -> None:
+    torch.save(state, folder / "ae.pt")
+    settings = {"dict_class": kind, "layer": 1, "activation_dim": 48, "dict_size": 20, "lm_name": "tiny"}
+    settings |= {"submodule_name": "resid_post_layer_1", **trainer}
+    (folder / "config.json").write_text(
+        json.dumps({"trainer": settings, "buffer": {"io": "out", "ctx_len": 8}})
+    )
+
+
+def as_linear(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        "encoder.weight": weights["W_enc"].T.contiguous(),
+        "encoder.bias": weights["b_enc"],
+        "decoder.weight": weights["W_dec"].T.contiguous(),
+    }
+
+
+def test_dictionary_learning(decoder: Decoder, tmp_path: Path) -> None:
+    place = Site.RESID_POST_MLP, 1
+    weights = weights_of("standard")
+    write_dictionary_learning(tmp_path, "AutoEncoder", as_linear(weights) | {"bias": weights["b_dec"]})
+    check(tmp_path, decoder, "standard", place)
+
+    weights = weights_of("standard_heads")  # nothing is subtracted from its inputs
+    write_dictionary_learning(
+        tmp_path, "AutoEncoderNew", as_linear(weights) | {"decoder.bias": weights["b_dec"]}
+    )
+    check(tmp_path, decoder, "standard_heads", place)
+
+    weights = weights_of("topk")
+    state = as_linear(weights) | {
+        "b_dec": weights["b_dec"],
+        "k": torch.tensor(4, dtype=torch.int),
+        "threshold": torch.tensor(-1.0),
+    }
+    write_dictionary_learning(tmp_path, "AutoEncoderTopK", state, k=4)
+    check(tmp_path, decoder, "topk", place)
+
+    weights = weights_of("batchtopk")
+    state = as_linear(weights) | {
+        "b_dec": weights["b_dec"],
+        "k": torch.tensor(4, dtype=torch.int),
+        "threshold": weights["threshold"][0],
+    }
+    write_dictionary_learning(tmp_path, "BatchTopKSAE", state, k=4)
+    check(tmp_path, decoder, "batchtopk", place)
+    state["threshold"] = torch.tensor(-1.0)
+    write_dictionary_learning(tmp_path, "BatchTopKSAE", state, k=4)
+    with pytest.raises(AutoencoderBroken, match="training was too short"):
+        load_autoencoders([tmp_path], decoder)
+
+    weights = weights_of("matryoshka_batchtopk")
+    state = weights | {
+        "threshold": weights["threshold"][0],
+        "k": torch.tensor(4),
+        "group_sizes": torch.tensor([8, 12]),
+    }
+    write_dictionary_learning(tmp_path, "MatryoshkaBatchTopKSAE", state, k=4, group_sizes=[8, 12])
+    check(tmp_path, decoder, "matryoshka_batchtopk", place)
+
+    weights = weights_of("jumprelu")
+    write_dictionary_learning(tmp_path, "JumpReluAutoEncoder", dict(weights))
+    check(tmp_path, decoder, "jumprelu", place, scales=weights["W_dec"].norm(dim=1))
+
+    weights = weights_of("gated")
+    state = {
+        "encoder.weight": weights["W_enc"].T.contiguous(),
+        "decoder.weight": weights["W_dec"].T.contiguous(),
+        "decoder_bias": weights["b_dec"],
+        "r_mag": weights["r_mag"],
+        "gate_bias": weights["b_gate"],
+        "mag_bias": weights["b_mag"],
+    }
+    write_dictionary_learning(tmp_path, "GatedAutoEncoder", state)
+    check(tmp_path, decoder, "gated", place, scales=weights["W_dec"].norm(dim=1))
+
+
+@pytest.mark.parametrize(
+    ("trainer", "message"),
+    [
+        ({"dict_class": "CrossCoder"}, "dict_class 'CrossCoder' is not supported"),
+        ({"submodule_name": None}, "submodule_name None with io 'out' does not say where"),
+        ({"submodule_name": "resid_post_layer_2"}, "beside layer 1"),
+        ({"dict_size": 21}, "dict_size 21, but .* has 20"),
+        ({"layer": 7, "submodule_name": "resid_post_layer_7"}, "layers 0 to 2"),
+    ],
+)
+def test_dictionary_learning_that_is_refused(
+    decoder: Decoder, tmp_path: Path, trainer: dict[str, Any], message: str
+) -> None:
+    weights = weights_of("standard")
+    write_dictionary_learning(
+        tmp_path, "AutoEncoder", as_linear(weights) | {"bias": weights["b_dec"]}, **trainer
+    )
+    with pytest.raises(AutoencoderBroken, match=message):
+        load_autoencoders([tmp_path], decoder)
+
+
+def write_sparsify(folder: Path, weights: dict[str, Tensor], **config: Any) -> None:
+    folder.mkdir(exist_ok=True)
+    stored = {
+        "encoder.weight": weights["W_enc"].T.contiguous(),
+        "encoder.bias": weights["b_enc"],
+        **{name: one for name, one in weights.items() if name in ("W_dec", "b_dec", "W_skip")},
+    }
+    save_file(stored, folder / "sae.safetensors")
+    settings = {"activation": "topk", "k": 4, "d_in": 48, "expansion_factor": 32, "num_latents": 0}
+    (folder / "cfg.json").write_text(json.dumps(settings | {"normalize_decoder": True, **config}))
+
+
+@pytest.mark.parametrize(
+    ("module", "site"),
+    [
+        ("layers.1", Site.RESID_POST_MLP),
+        ("h.1.mlp", Site.RESID_DELTA_MLP),
+        ("h.1.attn", Site.RESID_DELTA_ATTN),
+    ],
+)
+def test_sparsify(decoder: Decoder, tmp_path: Path, module: str, site: Site) -> None:
+    write_sparsify(tmp_path / module, weights_of("topk"))
+    check(tmp_path / module, decoder, "topk", (site, 1))
+    check(tmp_path, decoder, "topk", (site, 1))  # the folder of all hook points
+
+
+def test_sparsify_transcoder(decoder: Decoder, tmp_path: Path) -> None:
+    """All latents are kept, as the fixture's: with k of all of them, TopK is ReLU."""
+    folder = tmp_path / "h.1.mlp"
+    write_sparsify(folder, weights_of("skip_transcoder"), transcode=True, skip_connection=True, k=20)
+    check(folder, decoder, "skip_transcoder", has_gain=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "config", "message"),
+    [
+        ("layers.1", {"activation": "groupmax"}, "activation 'groupmax' is not topk"),
+        ("layers.1", {"signed": True}, "signed is not supported"),
+        ("layers.1", {"k": 0}, "k must be a whole number above 0"),
+        ("layers.1", {"num_latents": 19}, "num_latents 19, but .* has 20"),
+        ("layers.1", {"skip_connection": True}, "no tensor called W_skip"),
+        ("layers.1", {"transcode": True}, "is no module we know"),
+        ("layers.1", {"gelu": 1}, "gelu may change the latents"),
+        ("embed_tokens", {}, "'embed_tokens' is no module we know"),
+    ],
+)
+def test_sparsify_that_is_refused(
+    decoder: Decoder, tmp_path: Path, module: str, config: dict[str, Any], message: str
+) -> None:
+    write_sparsify(tmp_path / module, weights_of("topk"), **config)
+    with pytest.raises(AutoencoderBroken, match=message):
+        load_autoencoders([tmp_path / module], decoder)
+
+
+def write_circuit_tracer(folder: Path, weights: dict[str, Tensor], hook: str, text: str = "") -> None:
+    stored = weights | {"W_enc": weights["W_enc"].T.contiguous()}
+    if "threshold" in stored:
+        stored["activation_function.threshold"] = stored.pop("threshold")
+    save_file(stored, folder / "layer_1.safetensors")
+    config = f"model_kind: transcoder_set\nfeature_input_hook: {hook}\nfeature_output_hook: hook_mlp_out\n"
+    (folder / "config.yaml").write_text(config + "model_name: tiny\n" + text)
+
+
+@pytest.mark.parametrize(
+    ("name", "hook"),
+    [
+        ("skip_transcoder", "ln2.hook_normalized"),
+        ("jumprelu_transcoder", "ln2.hook_normalized"),
+        ("jumprelu_skip_transcoder", "mlp.hook_in"),
+    ],
+)
+def test_circuit_tracer(decoder: Decoder, tmp_path: Path, name: str, hook: str) -> None:
+    write_circuit_tracer(tmp_path, weights_of(name), hook)
+    check(tmp_path, decoder, name, has_gain=hook == "mlp.hook_in")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("activation: topk\nk: 4\n", "topk there keeps latents that are negative"),
+        ("activation: relu\n", r"activation_function\.threshold would not be read"),
+        ("transcoders: [hf://a/b/c.npz]\n", "transcoders are files elsewhere"),
+        ("input_scale: 2\n", "input_scale may change the latents"),
+        ("model_kind: cross_layer_transcoder\n", "cross-layer transcoders are not supported"),
+        ("feature_input_hook: hook_resid_mid\n", "reads 'blocks.1.hook_resid_mid' and writes"),
+        ("a: [\n", "not readable as YAML"),
+    ],
+)
+def test_circuit_tracer_that_is_refused(decoder: Decoder, tmp_path: Path, text: str, message: str) -> None:
+    write_circuit_tracer(tmp_path, weights_of("jumprelu_transcoder"), "ln2.hook_normalized", text)
+    with pytest.raises(AutoencoderBroken, match=message):
+        load_autoencoders([tmp_path], decoder)
+
+
+def test_ours(decoder: Decoder, tmp_path: Path) -> None:
+    def write(name: str, **config: Any) -> None:
+        weights = weights_of(name)
+        state = {
+            "pre_bias": torch.zeros(48),
+            "encoder.weight": weights["W_enc"].T.contiguous(),
+            "latent_bias": weights["b_enc"],
+            "decoder.weight": weights["W_dec"].T.contiguous(),
+            "output_bias": weights["b_dec"],
+        }
+        state |= {"threshold": weights["threshold"]} if "threshold" in weights else {}
+        state |= {"skip.weight": weights["W_skip"]} if "W_skip" in weights else {}
+        save_file(state, tmp_path / "1.safetensors")
+        (tmp_path / "config.json").write_text(json.dumps(config))
+
+    write("jumprelu", site="attn_v_out", activation="jumprelu")
+    check(tmp_path, decoder, "jumprelu", (Site.ATTN_V_OUT, 1))
+    write("skip_transcoder", site="mlp_transcoder", input_gain=False)
+    check(tmp_path, decoder, "skip_transcoder")
+    write("jumprelu_skip_transcoder", site="mlp_transcoder", input_gain=True, activation="jumprelu")
+    check(tmp_path, decoder, "jumprelu_skip_transcoder", has_gain=True)
+    write("skip_transcoder", site="mlp_transcoder")
+    with pytest.raises(AutoencoderBroken, match='"input_gain" is None'):
+        load_autoencoders([tmp_path], decoder)
+    write("jumprelu", site="resid_post_mlp")
+    with pytest.raises(AutoencoderBroken, match="threshold would not be read"):
+        load_autoencoders([tmp_path], decoder)
+
+
+def test_files_of_two_formats(decoder: Decoder, tmp_path: Path) -> None:
+    write_circuit_tracer(tmp_path, weights_of("transcoder"), "ln2.hook_normalized")
+    (tmp_path / "ae.pt").touch()
+    with pytest.raises(AutoencoderBroken, match=r"config\.yaml and ae\.pt: which of them"):
+        load_autoencoders([tmp_path], decoder)
+
+
+def test_centring_is_never_guessed(decoder: Decoder, tmp_path: Path) -> None:
+    """Early files of SAELens do not tell; its catalogue does, for three repositories."""
+
+    def write(folder: Path, **config: Any) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(weights_of("standard"), folder / "sae_weights.safetensors")
+        settings = {"hook_point": "blocks.2.hook_resid_pre", "hook_point_layer": 2, **config}
+        (folder / "cfg.json").write_text(json.dumps(settings))
+        return folder
+
+    with pytest.raises(AutoencoderBroken, match='"center_writing_weights": true} or false'):
+        load_autoencoders([write(tmp_path / "a")], decoder)
+    told = write(tmp_path / "b", model_from_pretrained_kwargs={"center_writing_weights": False})
+    check(told, decoder, "standard", (Site.RESID_POST_MLP, 1))
+    listed = write(tmp_path / "models--jbloom--GPT2-Small-SAEs-Reformatted" / "blocks.2.hook_resid_pre")
+    (found,) = load_autoencoders([listed], decoder)
+    expected = load_file(SAELENS / "standard" / "expected.safetensors")
+    offset = torch.randn(9, 1)
+    weights = weights_of("standard")
+    x = expected["inputs"] - expected["inputs"].mean(dim=1, keepdim=True)
+    latents = torch.relu((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"])
+    torch.testing.assert_close(found.layers[1].encode(x + offset), latents, atol=1e-4, rtol=1e-4)
+
+
+def test_what_a_transcoder_reads_in_a_model(decoder: Decoder) -> None:
+    """Its inputs are those of the MLP, before the norm's gain."""
+    (found,) = load_autoencoders([SAELENS / "transcoder"], decoder)
+    mlp_inputs, seen = MlpInputs(decoder), dict[HookPoint, Tensor]()
+
+    def hook(hook_point: HookPoint, layer_index: int | None, x: Tensor) -> Tensor:
+        mlp_inputs.see(hook_point, x)
+        if layer_index == 1:
+            seen[hook_point] = mlp_inputs.of_layer(1) if hook_point is found.site.hook_point else x
+        return x
+
+    decoder.forward(decoder.embed(torch.tensor([[1, 2, 3]])), Hooks(hook, NORM_SCALES))
+    norm = decoder.blocks[1].mlp.norm
+    normed = torch.nn.functional.layer_norm(seen[HookPoint.RESID_POST_ATTN], (48,), eps=norm.epsilon)
+    torch.testing.assert_close(seen[HookPoint.RESID_DELTA_MLP], normed, atol=1e-5, rtol=1e-5)
+    assert found.n_active is not None
+    assert found.n_active > 0
+
+
+def test_heads_side_by_side(decoder: Decoder) -> None:
+    (found,) = load_autoencoders([SAELENS / "standard_heads"], decoder)
+    x = torch.randn(2, 4, 5, 12)
+    flat = found.side_by_side(x)
+    assert torch.equal(flat, torch.cat([x[:, head] for head in range(4)], dim=-1))
+    assert torch.equal(found.as_at_hook_point(flat, x), x)
+    writes = found.write_directions(decoder, 1, torch.arange(20))
+    weight = decoder.weights.layers[1].attn_out_weight
+    torch.testing.assert_close(writes, weights_of("standard_heads")["W_dec"] @ weight.T)
+    assert (found.layers[1].write_norms == writes.norm(dim=1)).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "message"),
+    [
+        (
+            {"post_norms": True},
+            "sparsify",
+            "before its post-norm; in a gpt2 model that is not",
+        ),
+        ({"parallel_blocks": True}, "topk", "there is no resid_post_attn in a gpt2 model"),
+    ],
+)
+def test_what_other_families_do_not_have(
+    decoder: Decoder, tmp_path: Path, changes: dict[str, bool], name: str, message: str
+) -> None:
+    write_sparsify(tmp_path / "h.1.mlp", weights_of("topk"))
+    path = tmp_path / "h.1.mlp" if name == "sparsify" else SAELENS / name
+    ((_, layer),) = find_layers(path)
+    refuse_other_models(layer, decoder.config)
+    with pytest.raises(AutoencoderBroken, match=message):
+        refuse_other_models(layer, replace(decoder.config, **changes))  # type: ignore[arg-type]
+
+
+FORMATS: dict[str, Callable[[Path], Any]] = {
+    "circuit-tracer": lambda one: write_circuit_tracer(one, weights_of("transcoder"), "ln2.hook_normalized"),
+    "Gemma Scope 2": lambda one: write_gemma_scope_2(
+        one, weights_of("jumprelu"), "layers.1.output", "layers.1.output"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_folder_says_its_format(tmp_path: Path, name: str) -> None:
+    FORMATS[name](tmp_path)
+    ((found, _),) = find_layers(tmp_path)
+    assert found.name == name
+
+
+def test_labels_and_links(decoder: Decoder, tmp_path: Path) -> None:
+    """They come with the weights and are handed on; nothing is fetched."""
+    copy = tmp_path / "standard"
+    shutil.copytree(SAELENS / "standard", copy)
+    (copy / "labels.json").write_text('{"3": "cities", "19": "numbers"}')
+    (found,) = load_autoencoders([copy], decoder)
+    (notes,) = found.info.notes
+    assert notes.link == "https://www.neuronpedia.org/gpt2-small/1-res-jb/{latent}"
+    assert notes.labels == {3: "cities", 19: "numbers"}
+
+    several = tmp_path / "several"
+    several.mkdir()
+    for layer in (0, 2):
+        shutil.copy(
+            FIXTURES / "tiny-a" / "autoencoders" / "resid_delta_mlp" / f"{layer}.safetensors", several
+        )
+    config = {"site": "resid_delta_mlp", "link": "https://example.org/{layer}/{latent}"}
+    (several / "config.json").write_text(json.dumps(config))
+    (several / "labels.json").write_text('{"2": {"95": "last"}}')
+    (found,) = load_autoencoders([several], decoder)
+    assert [(one.layer_index, one.link, dict(one.labels)) for one in found.info.notes] == [
+        (0, "https://example.org/0/{latent}", {}),
+        (2, "https://example.org/2/{latent}", {95: "last"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("labels.json", '{"20": "x"}', "'20' is none of the latents 0 to 19"),
+        ("labels.json", '{"one": "x"}', "'one' is none of the latents"),
+        ("labels.json", '{"1": 2}', "the label of 1 is 2, not a text"),
+        ("labels.json", '{"4": {"1": "x"}}', "'4' is no layer of this folder"),
+        ("labels.json", json.dumps({"1": "x" * 2**21}), "labels of more than 1048576 characters"),
+        ("config.json", '{"link": "javascript:alert(1)//{latent}"}', "no http address with {latent}"),
+        ("config.json", '{"link": "https://example.org/"}', "no http address with {latent}"),
+        ("config.json", '{"neuronpedia_id": "a/b/c"}', "neuronpedia_id 'a/b/c' is not like"),
+    ],
+)
+def test_labels_and_links_that_are_refused(
+    decoder: Decoder, tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    copy = tmp_path / "topk"
+    shutil.copytree(SAELENS / "topk", copy)
+    (copy / name).write_text(content)
+    with pytest.raises(AutoencoderBroken, match=message):
+        load_autoencoders([copy], decoder)
+
+
+def test_the_command_says_what_a_folder_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    run(["dictionaries", str(SAELENS), "--model", str(FIXTURES / "tiny-a")])
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(PLACES)
+    (transcoder,) = [one for one in lines if "/jumprelu_skip_transcoder: " in one]
+    for told in (
+        "SAELens",
+        "mlp_transcoder of layer 1",
+        "reads what the MLP reads, with the gain of its norm (48 channels)",
+        "writes resid.delta_mlp",
+        "20 latents, jumprelu",
+        "with a skip",
+    ):
+        assert told in transcoder
+    assert last.startswith("fits tiny-a: gpt2, 3 layers")
+    with pytest.raises(AutoencoderBroken, match="latents for mlp_post_act of this model"):
+        run(["dictionaries", str(OURS / "mlp_post_act"), "--model", str(FIXTURES / "tiny-llama-c")])

@@ -32,7 +32,7 @@ PROMPTS = (
     "The keys to the cabinet that stood beside the old doors",
     "東京は日本の",
     "  Dear Sir or Madam,\n\nI am writing to",
-    "Water boils at a hundred degrees. " * 100 + "Water boils at a hundred",
+    "Water boils at a hundred degrees. " * 75 + "Water boils at a hundred",
 )
 """The last one is longer than the window of the layers that slide, 512 tokens."""
 

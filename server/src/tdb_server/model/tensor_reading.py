@@ -86,7 +86,8 @@ def _read_tensor(
     if target is None:
         yield from _parts(file, what, end - start, 1)
         return
-    dtype, place = _DTYPES.get(entry["dtype"]), torch.atleast_1d(target.place)
+    dtype = _DTYPES.get(entry["dtype"])
+    place = target.place if target.place.dim() else target.place[None]
     if dtype is None:
         raise UnsupportedModel(f"{what} is stored as {entry['dtype']}, not as floating point")
     n_done = 0

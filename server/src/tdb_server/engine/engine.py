@@ -17,7 +17,7 @@ from tdb_server.domain.model_info import KernelChoice
 from tdb_server.domain.results import CallEvent, Finished
 from tdb_server.engine.answers import Answers
 from tdb_server.engine.inputs import Inputs
-from tdb_server.engine.passes import Model, backward, forward, zero_padding
+from tdb_server.engine.passes import Model, backward, forward, widen, zero_padding
 from tdb_server.engine.plan import plan_batch
 from tdb_server.engine.preparation import preparation
 from tdb_server.engine.rank_tokens import TokenRanker
@@ -26,6 +26,7 @@ from tdb_server.engine.stage_clock import StageClock
 from tdb_server.errors import Cancelled
 from tdb_server.model.autoencoder import Autoencoder
 from tdb_server.model.decoder import Decoder
+from tdb_server.model.precision import widened
 from tdb_server.model.precomputed import precompute
 
 IsCancelled = Callable[[str], bool]
@@ -56,9 +57,12 @@ class Engine:
             ModelError: that ranking cannot be had here.
         """
         self._model = Model(decoder, tuple(autoencoders))
-        self._precomputed = precompute(decoder)
+        wide_decoder = decoder.widened()
+        of_pass = wide_decoder is decoder
+        self._wide = self._model if of_pass else Model(wide_decoder, tuple(map(widened, autoencoders)))
+        self._precomputed = precompute(wide_decoder)
         self._ranker = TokenRanker(decoder, excluded_tokens, ranking=ranking)
-        self._preparation = preparation(decoder, self._precomputed, self._ranker)
+        self._preparation = preparation(wide_decoder, self._precomputed, self._ranker)
 
     @property
     def decoder(self) -> Decoder:
@@ -116,14 +120,15 @@ class Engine:
             cache, graph = forward(model, plan, inputs, check_cancelled)
             clock.end("forward")
             batch, layers = slice(0, len(plan.rows)), range(len(self.decoder.blocks))
-            rows = Rows(model, self._precomputed, plan, inputs, cache, None, batch, layers)
+            rows = Rows(self._wide, self._precomputed, plan, inputs, cache, None, batch, layers)
             logits = answers.ranked_logits(rows)
             for call_id, event in answers.logits(logits):
                 if is_wanted(call_id):
                     yield call_id, event
             clock.start()
-            gradients = backward(model, plan, inputs, cache, graph)
+            gradients = backward(self._wide, plan, inputs, cache, graph)
             del graph  # which holds all that the way back needed
+            widen(cache, gradients)
             zero_padding(cache, inputs)
             clock.end("backward")
             for call_id, event in answers.others(rows.after(gradients), gradients, logits):

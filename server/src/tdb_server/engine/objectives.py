@@ -18,7 +18,8 @@ from tdb_server.domain.requests import AttentionTraceType, LossConfig, LossName,
 from tdb_server.engine.latents import autoencoder_of
 from tdb_server.engine.transfers import Array
 from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
-from tdb_server.model.decoder import Decoder, wide
+from tdb_server.model.decoder import Decoder
+from tdb_server.model.precision import wide
 
 
 def loss_terms(configs: Sequence[LossConfig | None]) -> list[Array]:
@@ -60,6 +61,7 @@ def losses(terms: Sequence[Array], uploaded: Sequence[Tensor], logits: Tensor, c
         capped: behind it; the same where there is none.
     """
     tokens, of_logits, of_probabilities, of_mean = uploaded
+    logits = wide(logits)
     found = (logits.gather(1, tokens) * of_logits.to(logits.dtype)).sum(dim=1)
     if terms[3].any():
         found = found + logits.mean(dim=1) * of_mean.to(logits.dtype)
@@ -87,7 +89,7 @@ def traced_values(
         node: the nodes' indices [n_axes, m].
         towards: of values, where what each writes is projected [m, d].
     """
-    layer_index = trace.node.layer_index
+    layer_index, residual = trace.node.layer_index, wide(residual)
     assert layer_index is not None
     token, component = node[0], node[-1]
     block = decoder.blocks[layer_index]

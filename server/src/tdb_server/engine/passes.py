@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from tdb_server.engine.plan import HookSite, Plan, Stream
 from tdb_server.model.autoencoder import Autoencoder, MlpInputs
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.hooks import HOLD_NORM_SCALES, INNER_HOOK_POINTS, Hooks
+from tdb_server.model.precision import wide
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -241,8 +242,8 @@ def forward(
         capped = set_values(decoder.cap(after), set_logits) if decoder.caps_logits else after
     outputs = recorder.site_outputs
     graph = Graph(recorder.graph_sites, recorder.streams, outputs, normed, before, after[:, 0], capped[:, 0])
-    cache = Cache(recorder.values, residual.detach(), normed.detach(), graph.capped.detach(), recorder.read)
-    return cache, graph
+    residual, normed, capped = (wide(one.detach()) for one in (residual, normed, graph.capped))
+    return Cache(recorder.values, residual, normed, capped, recorder.read), graph
 
 
 def _at_last_token(one: Intervention) -> Intervention | None:
@@ -255,7 +256,11 @@ def _at_last_token(one: Intervention) -> Intervention | None:
 
 
 def backward(model: Model, plan: Plan, inputs: Inputs, cache: Cache, graph: Graph) -> Gradients:
-    """Runs the backward pass from every row's objective."""
+    """Runs the backward pass from every row's objective.
+
+    Args:
+        model: that derives; objectives are float32, whatever the pass was.
+    """
     if not plan.has_objective:
         no_losses = cache.last_logits.new_zeros(len(plan.rows))
         directions = _directions(plan, inputs, cache, None, {})
@@ -282,10 +287,20 @@ def backward(model: Model, plan: Plan, inputs: Inputs, cache: Cache, graph: Grap
         [one.detach() for one in traced],
         at,
         at_sites,
-        next(gradients) if wants_logits else None,
+        wide(next(gradients)) if wants_logits else None,
         earlier,
         _directions(plan, inputs, cache, at.get(last_residual(model.decoder)), at_streams),
     )
+
+
+def widen(cache: Cache, gradients: Gradients) -> None:
+    """Makes float32 of what a pass in half precision left, each tensor in place of the narrow one."""
+    for layers in cache.values.values():
+        layers[:] = map(wide, layers)
+    of_sites: list[dict[Any, Tensor]] = [cache.read, gradients.at, gradients.at_sites]
+    for own in of_sites:
+        for site in own:
+            own[site] = wide(own[site])
 
 
 def zero_padding(cache: Cache, inputs: Inputs) -> None:
@@ -324,7 +339,7 @@ def _directions(
     for stream, depth in streams.items():
         gradient = at_end if stream is None else at_streams.get(stream)
         if gradient is not None:
-            own = gradient[inputs.rows[:, None], tokens]
+            own = wide(gradient[inputs.rows[:, None], tokens])
         else:
             own = cache.final_residual.new_zeros(*tokens.shape, cache.final_residual.shape[-1])
         is_own = inputs.depths == (ALL_WRITES if depth is None else depth)
@@ -366,7 +381,7 @@ def _downstream_directions(
         found = losses(inputs.loss_terms, inputs.losses, logits, model.decoder.cap(logits))
         (direction,) = torch.autograd.grad(found.sum(), last)
         return direction[rows] * (query == inputs.last[rows])[:, None]
-    residual = graph.streams[plan.trace_stream(downstream)].detach().requires_grad_()
+    residual = wide(graph.streams[plan.trace_stream(downstream)].detach()).requires_grad_()
     nodes = traced.downstream
     values = traced_values(model.decoder, model.autoencoders, downstream, residual, rows, nodes)
     (direction,) = torch.autograd.grad(values.sum(), residual)
@@ -381,9 +396,9 @@ def _at_earlier_logits(
     own = [replace(one.alone, n_tokens=n_earlier) for one in logit_interventions(plan) if one.row == index]
     if not any(not one.is_forward and one.ablation.value != 0 for one in own):
         return []
-    nothing = graph.logits.new_zeros(1, n_earlier, graph.logits.shape[1])
+    nothing = wide(graph.logits[:0]).new_zeros(1, n_earlier, graph.logits.shape[1])
     gradient = set_values(nothing, [one for one in own if not one.is_forward])
     stopped = [replace(one, ablation=replace(one.ablation, value=0.0)) for one in own if one.is_forward]
     flowing = set_values(gradient, stopped)[0] @ decoder.unembedding  # [T - 1, d]
     earlier[index] = gradient[0]
-    return [(graph.final_normed[index, :n_earlier] * flowing).sum()]
+    return [(wide(graph.final_normed[index, :n_earlier]) * flowing).sum()]

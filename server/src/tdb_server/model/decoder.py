@@ -34,6 +34,7 @@ from tdb_server.model.config import DecoderConfig
 from tdb_server.model.decoder_weights import DecoderWeights, LayerWeights, NormWeights
 from tdb_server.model.hooks import HOLD_NORM_SCALES, NO_HOOKS, Hooks
 from tdb_server.model.positions import Positions, positions_of_layers
+from tdb_server.model.precision import wide, widened
 from tdb_server.model.rotary import rotate, write_rotated
 from tdb_server.model.written_gradients import (
     gated,
@@ -42,11 +43,6 @@ from tdb_server.model.written_gradients import (
     rms_norm,
     split_heads,
 )
-
-
-def wide(x: Tensor) -> Tensor:
-    """Half precision to float32, in which squares and exponentials neither overflow nor lose small terms."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def root_mean_square(x: Tensor, epsilon: float) -> Tensor:
@@ -395,6 +391,14 @@ class Decoder:
         )
         # As transformers has it, the scale of embeddings is rounded like the embeddings themselves.
         self.embedding_scale: float = torch.tensor(config.embedding_scale).to(self.dtype).item()
+
+    def widened(self) -> Decoder:
+        """The decoder that computes in float32 with these weights; itself where they are not narrower."""
+        if self.dtype.itemsize >= 4:
+            return self
+        found = Decoder(self.config, widened(self.weights))
+        found.embedding_scale = self.embedding_scale  # what enters the stream is what entered it
+        return found
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,103 @@
+"""A model in bfloat16: its pass has three digits, and what is derived of that is float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tdb_server.domain.debug import inference_sub_request
+from tdb_server.domain.derived_scalar import DerivedScalar
+from tdb_server.domain.model_info import Site
+from tdb_server.domain.requests import LossConfig
+from tdb_server.domain.results import MultipleTopKResult
+from tdb_server.model.autoencoder import AutoencoderLayer
+from tdb_server.model.precision import widened
+
+from tests.property.debug_sub_requests import debug_sub_requests
+from tests.property.requests import (
+    Answer,
+    answer,
+    answers_of_calls,
+    every_node,
+    examples,
+    inference,
+    losses,
+    numbers_by_node,
+    of_every_node,
+    prompts,
+)
+from tests.property.small_models import MODELS, small_autoencoder, small_model
+
+SITES = (Site.RESID_DELTA_MLP, Site.RESID_DELTA_ATTN)
+DTYPES = (torch.float32, torch.bfloat16)
+MEDIAN_ERROR = 0.03
+"""Of a sum, by its norm: a random model's digits cancel more than a trained one's."""
+
+
+@pytest.mark.parametrize("name", MODELS)
+@examples(3)
+@given(data=st.data())
+def test_bfloat16_is_near_float32(name: str, data: st.DataObject) -> None:
+    sub_request = data.draw(debug_sub_requests(small_model(name).config, n_tokens=5))
+    wanted = of_every_node(inference_sub_request(sub_request))
+    exact, rounded = (
+        answers_of_calls(
+            small_model(name, dtype).engine(*(small_autoencoder(name, site, dtype=dtype) for site in SITES)),
+            [[wanted]],
+        )[0][0]
+        for dtype in DTYPES
+    )
+    if exact.loss is not None:
+        assert rounded.loss == pytest.approx(exact.loss, rel=0.05, abs=0.1)
+    errors = [
+        np.linalg.norm(other - one) / np.linalg.norm(one)
+        for one, other in zip(_sums(exact), _sums(rounded), strict=True)
+        if np.linalg.norm(one) > 1e-2
+    ]
+    assert not errors or np.median(errors) < MEDIAN_ERROR
+
+
+def _sums(found: Answer) -> Iterator[npt.NDArray[np.float64]]:
+    for result in found.results.values():
+        if isinstance(result, MultipleTopKResult):
+            for group in result.groups.values():
+                for one in group.sums.values():
+                    yield np.asarray(one.array, dtype=np.float64)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@examples(3)
+@given(token_ids=prompts(), loss=losses())
+def test_what_is_derived_has_all_digits_of_float32(
+    name: str, token_ids: tuple[int, ...], loss: LossConfig
+) -> None:
+    """A write norm is the very activation that is given, times the norm of the weights as they are stored."""
+    model = small_model(name, torch.bfloat16)
+    found = answer(
+        model.engine(),
+        inference(token_ids, loss),
+        activations=every_node(DerivedScalar.MLP_POST_ACT),
+        norms=every_node(DerivedScalar.MLP_WRITE_NORM),
+    )
+    activations, norms = (numbers_by_node(found.top_k(one)) for one in ("activations", "norms"))
+    weights = [block.mlp.weights.mlp_out_weight.double().norm(dim=0) for block in model.decoder.blocks]
+    for node, activation in activations.items():
+        assert node.layer_index is not None
+        weight = weights[node.layer_index][node.tensor_indices[1]].item()
+        assert norms.get(node, 0.0) == pytest.approx(activation * weight, rel=1e-6, abs=1e-30)
+
+
+def test_weights_are_widened_when_they_are_read() -> None:
+    layer = small_autoencoder("gpt2", Site.RESID_DELTA_MLP, dtype=torch.bfloat16).layers[0]
+    wide = widened(layer)
+    assert isinstance(wide, AutoencoderLayer)
+    assert wide.encoder_weight.dtype == torch.float32
+    assert torch.equal(wide.encoder_weight, layer.encoder_weight.float())
+    assert layer.encoder_weight.dtype == torch.bfloat16
+    decoder = small_model("gpt2", torch.float32).decoder
+    assert decoder.widened() is decoder

@@ -206,7 +206,7 @@ def test_the_page_shows_a_label_as_text_and_a_link_that_tells_nothing() -> None:
     assert found is not None
     node = json.loads(found[1])["nodes"][LATENT]
     assert (node["label"], node["link"]) == (TAMED, "https://example.org/1/9")
-    assert 'href: node.link, target: "_blank", rel: "noopener noreferrer"' in text
+    assert 'href: address, target: "_blank", rel: "noopener noreferrer"' in text
 
 
 def test_frames_and_csv_have_labels_where_there_are_some(labelled: Fake, capsys: Output) -> None:

@@ -20,7 +20,7 @@ TITLES: dict[NodeScalar, str] = {
 EFFECTS = ("act_times_grad", "direct_effect")
 WIDE = 120
 N_TOKENS = 5
-NAME_WIDTH = 34
+LABEL_WIDTH = 28
 
 
 def node_table(nodes: NodeTable, by: NodeScalar, n_rows: int, width: int) -> Table:
@@ -85,7 +85,7 @@ def _table(width: int) -> Table:
         padding=(0, 1, 0, 0),
         caption_justify="left",
     )
-    table.add_column("node", no_wrap=True, max_width=NAME_WIDTH if width < WIDE else None)
+    table.add_column("node", no_wrap=True, max_width=34 if width < WIDE else None)
     table.add_column("@", no_wrap=True, style="dim")
     return table
 
@@ -93,7 +93,7 @@ def _table(width: int) -> Table:
 def _name(nodes: NodeTable, row: int) -> tuple[Text, Text]:
     name, label = Text(nodes.words[row]), Text(nodes.labels[row] or "", "dim italic")
     if label:
-        label.truncate(NAME_WIDTH, overflow="ellipsis")
+        label.truncate(LABEL_WIDTH, overflow="ellipsis")
         name = Text("\n").join([name, label])
     return name, Text(_place(nodes.nodes[row]))
 

@@ -130,6 +130,7 @@ class NodeView {
     return make("tr", { onmouseenter: show },
       make("th", { scope: "row" },
         make("button", { type: "button", class: "node", title: node.spelling, tabindex: place ? "-1" : "0", onfocus: show, onclick: show }, node.component),
+        node.link ? pageLink(node.link, "↗", { class: "page", title: node.link, tabindex: "-1" }) : [],
         node.label ? make("span", { class: "label", title: node.label }, node.label) : []),
       make("td", { class: "at" }, this.place(node)),
       columns.map(({ value, isEffect }, column) => isEffect

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import grpc
 
 from tdb_client.attention import N_HEADS, attention_requests, with_answers
 from tdb_client.chat import Chat
-from tdb_client.client_core import Call, ClientCore, Flow, Result, debug_results
+from tdb_client.client_core import Call, ClientCore, Flow, Result
+from tdb_client.compatibility import CHECK_SECONDS
 from tdb_client.connection import Connection
 from tdb_client.debug_result import DebugResult
-from tdb_client.errors import call_errors
+from tdb_client.errors import CallError, call_errors
 from tdb_client.events import Event, collected, inference_results
 from tdb_client.health import HealthStatus
 from tdb_client.inference import InferenceSubRequest
@@ -171,7 +172,8 @@ class Client(ClientCore):
             return self.stream_debug(sub_requests, timeout=seconds, request_id=request_id)
 
         seconds = self._connection.seconds(timeout)
-        return debug_results(sub_requests, collected(stream, seconds, on_event))
+        events = collected(stream, seconds, on_event)
+        return self._run(self._debug_results(sub_requests, events), CHECK_SECONDS)
 
     def with_attention(
         self, results: Sequence[DebugResult], *, n_heads: int = N_HEADS, timeout: float | None = None
@@ -292,15 +294,19 @@ class Client(ClientCore):
 
     def _run(self, flow: Flow[Result], timeout: float | None) -> Result:
         """Makes the calls of a flow."""
-        response: object = None
+        response: Any = None
+        go_on: Callable[[Any], Call] = flow.send
         while True:
             try:
-                call = flow.send(response)
+                call = go_on(response)
             except StopIteration as done:
                 result: Result = done.value
                 return result
-            with call_errors(self._connection.server):
-                response = call.method(call.request, **self._with(timeout))
+            try:
+                with call_errors(self._connection.server):
+                    response, go_on = call.method(call.request, **self._with(timeout)), flow.send
+            except CallError as error:
+                response, go_on = error, flow.throw
 
     def _events(
         self, flow: Flow[Call], sub_requests: Sequence[SubRequest], timeout: float | None
@@ -319,4 +325,4 @@ class Client(ClientCore):
         reader.end()
         if asked is not None:
             with suppress(grpc.RpcError, grpc.FutureCancelledError):  # the call itself went well
-                self._versions.compare(asked.result().model_info.api_version)
+                self._versions.compare(self._described_by(asked.result()).api_version)

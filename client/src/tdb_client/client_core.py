@@ -1,12 +1,14 @@
 """What both clients share: everything but the waiting.
 
 What takes calls whose answers are needed to go on is a flow: a generator that yields each call to make, is
-sent its answer, and returns what the user asked for. `Client` runs flows, `AsyncClient` awaits them.
+sent its answer, or gets the CallError, and returns what the user asked for. `Client` runs flows,
+`AsyncClient` awaits them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -20,8 +22,8 @@ from tdb_client import decoding, encoding
 from tdb_client.chat import Chat, chat_prompt, messages
 from tdb_client.compatibility import CHECK_SECONDS, VersionCheck
 from tdb_client.connection import Connection, Tls, default_server
-from tdb_client.debug_result import DebugResult, debug_result
-from tdb_client.errors import ChatTemplateError
+from tdb_client.debug_result import DebugResult, debug_result, with_notes
+from tdb_client.errors import CallError, ChatTemplateError
 from tdb_client.events import Event, inference_results
 from tdb_client.health import HealthStatus, health_check, health_request, health_status
 from tdb_client.inference import InferenceSubRequest
@@ -77,6 +79,7 @@ class ClientCore:
         self._models: Any = ModelServiceStub(self._channel)
         self._versions = VersionCheck(self._connection.server)
         self._counting = TokenCounting()
+        self._described: dict[str, ModelInfo] = {}
 
     def _with(self, timeout: float | None) -> dict[str, Any]:
         """What goes with a call that may take so long."""
@@ -102,9 +105,35 @@ class ClientCore:
 
     def _model_info(self) -> Flow[ModelInfo]:
         response = yield Call(self._models.GetModelInfo, model_pb2.GetModelInfoRequest())
+        model = self._described_by(response)
         if self._versions.take_turn():
-            self._versions.compare(response.model_info.api_version)
-        return model_info(response.model_info)
+            self._versions.compare(model.api_version)
+        return model
+
+    def _described_by(self, response: model_pb2.GetModelInfoResponse) -> ModelInfo:
+        """The model in an answer, kept by its digest for the labels of latents."""
+        model = model_info(response.model_info)
+        self._described[model.digest] = model
+        return model
+
+    def _debug_results(
+        self, sub_requests: Sequence[DebugSubRequest], events: Sequence[Event]
+    ) -> Flow[list[DebugResult]]:
+        """What a whole stream says about every debug sub-request, with labels and links of its latents.
+
+        They come with the description of the model, which is mostly known by now: it is asked for once,
+        beside the first call. An answer without them is better than none, so that failing is no error.
+        """
+        answers = inference_results(events)
+        results = [debug_result(*one) for one in zip(sub_requests, answers, strict=True)]
+        if not any(node.is_latent for one in results for node in one.nodes.nodes):
+            return results
+        digest = results[0].call.model_digest
+        if digest not in self._described:
+            with suppress(CallError):
+                yield from self._model_info()
+        model = self._described.get(digest)
+        return results if model is None else [with_notes(one, model) for one in results]
 
     def _chat_prompt(self, chat: Chat, system: str | None) -> Flow[str]:
         spoken = messages(chat, system)
@@ -157,8 +186,3 @@ class ClientCore:
             return None
         metadata = self._connection.metadata()
         return get_model_info(model_pb2.GetModelInfoRequest(), timeout=CHECK_SECONDS, metadata=metadata)
-
-
-def debug_results(sub_requests: Sequence[DebugSubRequest], events: Sequence[Event]) -> list[DebugResult]:
-    """What a whole stream says about every debug sub-request."""
-    return [debug_result(*one) for one in zip(sub_requests, inference_results(events), strict=True)]

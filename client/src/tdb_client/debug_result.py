@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
 
 from tdb_client.debug_answer import DebugAnswer
 from tdb_client.errors import IncompleteResponseError
+from tdb_client.model_info import ModelInfo
 from tdb_client.node_table import LogitTable, NodeTable
 from tdb_client.requests import DebugSubRequest
 from tdb_client.results import (
@@ -108,6 +110,13 @@ def debug_result(request: DebugSubRequest, result: InferenceResult) -> DebugResu
     )
 
 
+def with_notes(result: DebugResult, model: ModelInfo) -> DebugResult:
+    """The result with the labels and links that a model's description has of its latents."""
+    nodes = result.nodes.nodes
+    labels, links = tuple(map(model.label, nodes)), tuple(map(model.link, nodes))
+    return replace(result, nodes=replace(result.nodes, labels=labels, links=links))
+
+
 def _named(result: InferenceResult, name: str, kind: type[Result]) -> Result:
     found = result.results.get(name)
     if not isinstance(found, kind):
@@ -136,6 +145,8 @@ def _node_table(result: InferenceResult) -> NodeTable:
         query_tokens=scored("inputTokensThatUpvoteAttnQ"),
         key_tokens=scored("inputTokensThatUpvoteAttnK"),
         attended_to=_named(result, "tokenPairAttribution", TokenPairAttributionResult).attended_to,
+        labels=(None,) * len(ranking.nodes),
+        links=(None,) * len(ranking.nodes),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -13,6 +14,22 @@ from transformer_debugger.v1.tensor_pb2 import DType
 
 from tdb_client.chat import ChatTemplate
 from tdb_client.names import enum_name
+from tdb_client.nodes import Node, NodeType
+from tdb_client.token_text import one_line
+
+_LATENTS: Mapping[str, NodeType] = {
+    "mlp_post_act": "mlp_autoencoder_latent",
+    "resid_delta_mlp": "mlp_autoencoder_latent",
+    "resid_delta_attn": "attention_autoencoder_latent",
+    "attn_v_out": "attention_autoencoder_latent",
+    "resid_post_attn": "resid_post_attn_autoencoder_latent",
+    "resid_post_mlp": "resid_post_mlp_autoencoder_latent",
+    "mlp_transcoder": "mlp_transcoder_latent",
+}
+"""What latents of each site are called as nodes."""
+
+_WEB_ADDRESS = re.compile(r"https?://[^\s<>\"'`\\]+")
+"""What may become a link to click on. Others, such as `javascript:`, are dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +44,10 @@ class AutoencoderInfo:
         layers: the layers that have one.
         input_norm: what is done to inputs before they are read: `none` or `layer_norm`; `unspecified` by
             servers that do not say.
-        links: by layer, the address of a page about a latent, in which {latent} stands for its number.
-        labels: by layer, labels of latents.
+        links: by layer, the http or https address of a page about a latent, in which {latent} stands for its
+            number.
+        labels: by layer, labels of latents: in one line, with a sign for each character that cannot be
+            printed.
     """
 
     site: str
@@ -125,6 +144,25 @@ class ModelInfo:
     bos_token: str = ""
     chat_template: ChatTemplate | None = None
 
+    def label(self, node: Node) -> str | None:
+        """What somebody has called a latent; None where nobody has, or where the node is none."""
+        found = self._dictionary(node)
+        return None if found is None else found.labels.get(node.layer or 0, {}).get(node.index) or None
+
+    def link(self, node: Node) -> str | None:
+        """The address of a page about a latent; None where there is none. Nothing is fetched."""
+        found = self._dictionary(node)
+        return None if found is None else found.link(node.layer or 0, node.index)
+
+    def _dictionary(self, node: Node) -> AutoencoderInfo | None:
+        """Whose latent a node is; None where that is not clear, or the node is no latent."""
+        found = [
+            one
+            for one in self.autoencoders
+            if node.layer in one.layers and node.type in (_LATENTS.get(one.site), "autoencoder_latent")
+        ]
+        return found[0] if len(found) == 1 else None
+
 
 def model_info(message: model_service_pb2.ModelInfo) -> ModelInfo:
     """Reads the model's description."""
@@ -170,8 +208,16 @@ def _autoencoder(message: model_service_pb2.AutoencoderInfo) -> AutoencoderInfo:
         k=message.k if message.HasField("k") else None,
         layers=tuple(message.layer_indices),
         input_norm=enum_name(model_service_pb2.AutoencoderInputNorm, message.input_norm),
-        links={one.layer_index: one.link for one in message.notes if one.link},
-        labels={one.layer_index: dict(one.labels) for one in message.notes if one.labels},
+        links={
+            one.layer_index: one.link
+            for one in message.notes
+            if _WEB_ADDRESS.fullmatch(one.link) and one.link.isprintable()
+        },
+        labels={
+            one.layer_index: {latent: one_line(label) for latent, label in one.labels.items()}
+            for one in message.notes
+            if one.labels
+        },
     )
 
 

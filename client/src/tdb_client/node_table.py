@@ -38,6 +38,9 @@ class NodeTable:
         query_tokens: for heads, tokens that excite them through the query.
         key_tokens: for heads, tokens that excite them through the key.
         attended_to: for active attention latents, the attended-to tokens that excite them.
+        labels: what somebody has called latents, in one line; None of other nodes, and where the server says
+            nothing. Strangers wrote them: they explain nothing that was computed.
+        links: http or https addresses of pages about latents, or None.
     """
 
     nodes: tuple[Node, ...]
@@ -51,6 +54,8 @@ class NodeTable:
     query_tokens: Sequence[TopTokens | None]
     key_tokens: Sequence[TopTokens | None]
     attended_to: tuple[AttendedToTokens | None, ...]
+    labels: tuple[str | None, ...]
+    links: tuple[str | None, ...]
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -72,6 +77,8 @@ class NodeTable:
     def to_frame(self) -> pd.DataFrame:
         """The table as a pandas frame, a row per node; token lists are lists of strings, best first.
 
+        A column `label` is there where a node has one.
+
         Example:
             frame = result.to_frame()
             frame[frame["type"] == "attention_head"].nlargest(5, "direct_effect")
@@ -85,7 +92,7 @@ class NodeTable:
             raise ImportError(
                 "to_frame needs pandas: pip install 'transformer-debugger-client[pandas]'"
             ) from error
-        return pd.DataFrame(
+        frame = pd.DataFrame(
             {
                 "node": [str(node) for node in self.nodes],
                 "words": list(self.words),
@@ -104,6 +111,7 @@ class NodeTable:
                 "key_tokens": _top_of_each(self.key_tokens),
             }
         )
+        return frame.assign(label=pd.array(self.labels, dtype="string")) if any(self.labels) else frame
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -152,6 +152,11 @@ class Node:
         return " ".join(parts)
 
     @property
+    def is_latent(self) -> bool:
+        """Whether it is a latent, of whatever dictionary."""
+        return self.type.endswith("latent")
+
+    @property
     def kind(self) -> str:
         """What kind of component, as tables say it: the type, or `embedding` where a layer has no number."""
         return "embedding" if self.type == "layer" and self.layer is None else self.type

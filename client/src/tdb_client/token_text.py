@@ -15,6 +15,11 @@ def printable(token: str) -> str:
     return "".join("⏎" if one == "\n" else one if one.isprintable() else "·" for one in token)
 
 
+def one_line(text: str) -> str:
+    """A text that somebody wrote, in one line, with a sign in place of what cannot be printed."""
+    return printable(" ".join(text.split()))
+
+
 def objective_words(target: Sequence[str], distractor: Sequence[str]) -> str:
     """The loss in words, of its tokens in words: `logit ' Mary' - ' John'`."""
     targets = ", ".join(target)

@@ -290,6 +290,10 @@ class FakeService(
     metadata: list[dict[str, str | bytes]] = field(default_factory=list)
     adds_bos: bool = False
     chat_template: str | None = CHAT_TEMPLATE
+    labels: dict[int, str] = field(default_factory=dict)
+    link: str = ""
+    digest: str = "00ff"
+    is_silent: bool = False
     n_unavailable: int = 0
     n_broken_off: int = 0
     streams_were_whole: list[bool] = field(default_factory=list)
@@ -361,9 +365,11 @@ class FakeService(
     ) -> model_service_pb2.GetModelInfoResponse:
         self.n_model_infos += 1
         self.metadata.append(dict(context.invocation_metadata()))
+        if self.is_silent:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "says nothing about its model")
         info = model_service_pb2.ModelInfo(
             name="tiny",
-            digest="00ff",
+            digest=self.digest,
             family="llama",
             n_layers=2,
             d_model=48,
@@ -390,6 +396,8 @@ class FakeService(
             layer_indices=[0, 1],
             input_norm=model_service_pb2.AUTOENCODER_INPUT_NORM_LAYER_NORM,
         )
+        if self.labels or self.link:  # of layer 1
+            info.autoencoders[0].notes.add(layer_index=1, link=self.link, labels=self.labels)
         info.limits.max_prompt_tokens = 64
         if self.chat_template is not None:
             info.chat_template.source = self.chat_template

@@ -1,7 +1,9 @@
 """What `--csv` prints: the node table, a row per node, in the columns of NodeTable.to_frame.
 
 With ablations the four scalars are given twice: without, and with them under `ablated_...`.
-Lists of tokens are JSON, best first. Numbers that are not finite are `nan`, `inf` and `-inf`.
+Lists of tokens are JSON, best first. Numbers that are not finite are `nan`, `inf` and `-inf`. Where a latent
+has a label there is a column `label`, whose texts are JSON too: strangers wrote them, and a spreadsheet would
+take a text that begins with `=` for a formula.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ def print_nodes(results: Sequence[DebugResult], file: TextIO) -> None:
         for prefix, result in zip(PREFIXES, results, strict=False)
         for name in SCALARS
     }
-    writer.writerow(["node", "words", "type", "layer", "index", "token", "attended_to", *scalars, *lists])
+    labels = ["label"] if any(last.labels) else []
+    columns = ["node", "words", "type", "layer", "index", "token", "attended_to", *scalars, *lists, *labels]
+    writer.writerow(columns)
     for row, node in enumerate(last.nodes):
         writer.writerow(
             [
@@ -47,6 +51,10 @@ def print_nodes(results: Sequence[DebugResult], file: TextIO) -> None:
                 node.attended_to,
                 *(f"{values[row]:.9g}" for values in scalars.values()),
                 *(_best(tokens[row]) for tokens in lists.values()),
+                *(
+                    json.dumps(last.labels[row], ensure_ascii=False) if last.labels[row] else ""
+                    for _ in labels
+                ),
             ]
         )
 

@@ -106,6 +106,8 @@ def _node(nodes: NodeTable, row: int) -> Json:
         "query_tokens": _top_tokens(nodes.query_tokens[row]),
         "key_tokens": _top_tokens(nodes.key_tokens[row]),
         "attended_to_tokens": _attended_to(nodes.attended_to[row]),
+        "label": nodes.labels[row],
+        "link": nodes.links[row],
     }
 
 

@@ -82,4 +82,7 @@ def _autoencoder(info: AutoencoderInfo) -> str:
     activation = info.activation if info.k is None else f"{info.activation} {info.k}"
     layers = ", ".join(map(str, info.layers))
     normed = ", inputs layer normed" if info.input_norm == "layer_norm" else ""
-    return f"{info.site}: {info.n_latents} latents, {activation}{normed}, layers {layers}"
+    n_labels = sum(map(len, info.labels.values()))
+    labels = f", {n_labels} labels" if n_labels else ""
+    links = "".join(f", links such as {info.link(layer, 0)}" for layer in list(info.links)[:1])
+    return f"{info.site}: {info.n_latents} latents, {activation}{normed}, layers {layers}{labels}{links}"

@@ -20,6 +20,7 @@ TITLES: dict[NodeScalar, str] = {
 EFFECTS = ("act_times_grad", "direct_effect")
 WIDE = 120
 N_TOKENS = 5
+LABEL_WIDTH = 28
 
 
 def node_table(nodes: NodeTable, by: NodeScalar, n_rows: int, width: int) -> Table:
@@ -90,7 +91,11 @@ def _table(width: int) -> Table:
 
 
 def _name(nodes: NodeTable, row: int) -> tuple[Text, Text]:
-    return Text(nodes.words[row]), Text(_place(nodes.nodes[row]))
+    name, label = Text(nodes.words[row]), Text(nodes.labels[row] or "", "dim italic")
+    if label:
+        label.truncate(LABEL_WIDTH, overflow="ellipsis")
+        name = Text("\n").join([name, label])
+    return name, Text(_place(nodes.nodes[row]))
 
 
 def _place(node: Node) -> str:

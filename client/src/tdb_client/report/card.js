@@ -26,6 +26,8 @@ function drawCard(data, state, view, row) {
   byId("card").replaceChildren(
     make("h3", {}, node.component, make("span", {}, view.place(node))),
     make("p", { class: "spelling" }, make("code", {}, node.spelling), state.isChange ? " · changes" : ""),
+    ...(node.label ? [make("p", { class: "label" }, node.label)] : []),
+    ...(node.link ? [make("p", { class: "link" }, pageLink(node.link, node.link))] : []),
     make("dl", {}, numbers),
     ...lists,
   );

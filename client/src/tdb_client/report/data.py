@@ -36,7 +36,12 @@ def report_data(results: Sequence[DebugAnswer]) -> Json:
     first, last = results[0], results[-1]
     if any(one.prompt.token_ids != first.prompt.token_ids for one in results):
         raise ValueError("only results for the same prompt can be compared")
-    nodes = list(dict.fromkeys(node for one in results for node in one.nodes.nodes))
+    notes = {  # of every node
+        node: (label, link)
+        for one in results
+        for node, label, link in zip(one.nodes.nodes, one.nodes.labels, one.nodes.links, strict=True)
+    }
+    nodes = list(notes)
     token_ids = shown_logits(results)
     pair_tokens = shown_pair_tokens(results)
     asked = [replace(one.request, add_bos=one.prompt.bos_added or one.request.add_bos) for one in results]
@@ -45,7 +50,7 @@ def report_data(results: Sequence[DebugAnswer]) -> Json:
         "ablations": [f"{one} (whole row)" if one.is_row else str(one) for one in last.request.ablate],
         "facts": _facts(last),
         "tokens": [{"text": printable(one), "quoted": quoted(one)} for one in first.prompt.tokens],
-        "nodes": [_node(node) for node in nodes],
+        "nodes": [_node(node, *notes[node]) for node in nodes],
         "logits": _logit_tokens(results, token_ids),
         "pair_tokens": pair_tokens,
         "runs": [_run(one, nodes, token_ids, pair_tokens) for one in results],
@@ -114,7 +119,7 @@ def _run(result: DebugAnswer, nodes: list[Node], token_ids: list[int], pair_toke
     }
 
 
-def _node(node: Node) -> Json:
+def _node(node: Node, label: str | None, link: str | None) -> Json:
     return {
         "spelling": str(node),
         "component": node.component,
@@ -123,6 +128,8 @@ def _node(node: Node) -> Json:
         "index": node.index,
         "token": node.token,
         "attended_to": node.attended_to,
+        "label": label,
+        "link": link,
     }
 
 

@@ -12,6 +12,11 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
+/** A link to a page elsewhere, which is told nothing of this one. */
+function pageLink(address, text, attributes = {}) {
+  return make("a", { href: address, target: "_blank", rel: "noopener noreferrer", ...attributes }, text);
+}
+
 const byId = (id) => document.getElementById(id);
 
 /** A cell with a number on its colour. */

@@ -16,7 +16,7 @@ class NodeView {
   constructor(data, state, onNode) {
     Object.assign(this, { data, state, onNode, order: "size", sortedBy: null, isWhole: false, hidden: new Set() });
     this.texts = data.nodes.map((node, row) => [node.spelling, node.component, this.place(node),
-      kindOf(node), ...(this.bestTokens(row).map(([token]) => token))].join(" ").toLowerCase());
+      kindOf(node), node.label ?? "", ...(this.bestTokens(row).map(([token]) => token))].join(" ").toLowerCase());
     byId("filter").addEventListener("input", () => this.draw());
     byId("more").addEventListener("click", () => { this.isWhole = !this.isWhole; this.draw(); });
     byId("nodes").addEventListener("keydown", (event) => this.move(event));
@@ -129,7 +129,9 @@ class NodeView {
     const show = () => this.onNode(row);
     return make("tr", { onmouseenter: show },
       make("th", { scope: "row" },
-        make("button", { type: "button", class: "node", title: node.spelling, tabindex: place ? "-1" : "0", onfocus: show, onclick: show }, node.component)),
+        make("button", { type: "button", class: "node", title: node.spelling, tabindex: place ? "-1" : "0", onfocus: show, onclick: show }, node.component),
+        node.link ? pageLink(node.link, "↗", { class: "page", title: node.link, tabindex: "-1" }) : [],
+        node.label ? make("span", { class: "label", title: node.label }, node.label) : []),
       make("td", { class: "at" }, this.place(node)),
       columns.map(({ value, isEffect }, column) => isEffect
         ? heatCell(value(row), most[column], number(value(row), true), { class: "figure" })

@@ -17,7 +17,8 @@ def frame(page: str) -> str:
     """The page as an element for a notebook's output."""
     return (
         f'<iframe srcdoc="{html.escape(page)}" title="transformer debugger report"'
-        ' sandbox="allow-scripts allow-popups allow-modals" allow="clipboard-write"'
+        ' sandbox="allow-scripts allow-popups allow-popups-to-escape-sandbox allow-modals"'
+        ' allow="clipboard-write"'
         f' style="width: 100%; height: {HEIGHT}px; border: 1px solid #d5d9df; resize: vertical"></iframe>'
     )
 

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import random
 
-from tdb_server.domain.axes import hook_point_axes, hook_point_of_scalar
+from tdb_server.domain.axes import (
+    LATENT_TYPES,
+    autoencoders_of_hook_point,
+    hook_point_axes,
+    hook_point_of_scalar,
+)
 from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.hook_point import NODE_HOOK_POINTS, HookPoint
 from tdb_server.domain.model_info import ModelInfo
@@ -28,8 +33,6 @@ PROMPTS = {" the mat": 2, "the cat sat on the": 5, " the" * 8: 8, " the" * 60: 6
 """With their numbers of tokens."""
 VALUES = (0.0, 0.0, 0.0, 1.0, -3.0, 1e-40, 1e30, -1e30, 1e300)
 LARGE_INDEX = 4
-WHICHEVER = {HookPoint.ONLINE_AUTOENCODER_LATENT, HookPoint.ONLINE_AUTOENCODER_ERROR}
-"""Places that only a single autoencoder has."""
 PAIR_PLACES = {HookPoint.ATTN_QK_LOGITS, HookPoint.ATTN_QK_PROBS}
 PAIRS_AND_HEAD = (Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS, Dimension.ATTN_HEADS)
 TO_LATENT = DerivedScalar.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS
@@ -47,7 +50,9 @@ class LikelyRequests:
     def __init__(self, chance: random.Random, info: ModelInfo) -> None:
         self._chance = chance
         self._info = info
-        unclear = WHICHEVER if len(info.autoencoders) > 1 else set()
+        unclear = {
+            one for one in LATENT_TYPES if len(autoencoders_of_hook_point(one, info)) != 1
+        }  # of no dictionary, or of several
         self._places = [one for one in HookPoint if one not in unclear]
         self._scalars = [one for one in DerivedScalar if hook_point_of_scalar(one) not in unclear]
         self._nodes = [one for one, place in NODE_HOOK_POINTS.items() if place not in unclear]

@@ -19,6 +19,7 @@ from tdb_server.engine.engine import Engine
 from tests.property.debug_sub_requests import debug_sub_requests
 from tests.property.requests import EVERY_NODE, Answer, answers_of_calls, examples, inference
 from tests.property.same_answers import Nodes, assert_same_answers
+from tests.property.scalars_of_sites import ranked_scalars
 from tests.property.small_models import TOP_K, SmallModel, small_autoencoder, small_model
 
 SITES = (Site.RESID_DELTA_MLP, Site.RESID_DELTA_ATTN)
@@ -82,16 +83,6 @@ def test_debug_calls(name: str, way: str, data: st.DataObject) -> None:
         assert_same_answers(one, other, 1e-12, Nodes.EQUAL)
 
 
-def ranked_scalars() -> list[DerivedScalar]:
-    """Those that are ranked in any request, with both autoencoders loaded."""
-    not_ranked = DerivedScalar.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS
-    return [
-        one
-        for one in DerivedScalar
-        if one is not not_ranked and not one.value.startswith("online_autoencoder")
-    ]
-
-
 def has_tokens(node: NodeIndex) -> bool:
     """Whether a node is at a token: keys and values are of the tokens attended to."""
     return node.node_type not in (NodeType.QK_CHANNEL, NodeType.V_CHANNEL)
@@ -100,7 +91,7 @@ def has_tokens(node: NodeIndex) -> bool:
 @NAMES
 @examples(40)
 @given(
-    scalars=st.lists(st.sampled_from(ranked_scalars()), min_size=1, max_size=4, unique=True),
+    scalars=st.lists(st.sampled_from(ranked_scalars(*SITES)), min_size=1, max_size=4, unique=True),
     ks=st.lists(st.sampled_from([1, 4, EVERY_NODE]), min_size=2, max_size=2),
     tokens=st.none() | st.tuples(st.integers(0, 3), st.integers(0, 1)),
     first_layer=st.sampled_from([None, 1, 2]),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tdb_server.domain.axes import is_of_autoencoder
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
@@ -41,7 +42,7 @@ ERRORS = {
     HookPoint.ONLINE_MLP_AUTOENCODER_ERROR: Site.MLP_POST_ACT,
     HookPoint.ONLINE_ATTENTION_AUTOENCODER_ERROR: Site.RESID_DELTA_ATTN,
 }
-PLAIN_PLACES = [place for place in HookPoint if "autoencoder" not in place.value]
+PLAIN_PLACES = [place for place in HookPoint if not is_of_autoencoder(place)]
 WITHOUT_LAYERS = (HookPoint.RESID_POST_EMB, HookPoint.RESID_LN_F_SCALE, HookPoint.LOGITS)
 CASES = [
     (name, place)

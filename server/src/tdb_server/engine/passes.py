@@ -287,7 +287,7 @@ def backward(model: Model, plan: Plan, inputs: Inputs, cache: Cache, graph: Grap
         [one.detach() for one in traced],
         at,
         at_sites,
-        wide(next(gradients)) if wants_logits else None,
+        next(gradients) if wants_logits else None,
         earlier,
         _directions(plan, inputs, cache, at.get(last_residual(model.decoder)), at_streams),
     )

@@ -582,7 +582,7 @@ def test_labels_and_links(decoder: Decoder, tmp_path: Path) -> None:
         ("labels.json", '{"one": "x"}', "'one' is none of the latents"),
         ("labels.json", '{"1": 2}', "the label of 1 is 2, not a text"),
         ("labels.json", '{"4": {"1": "x"}}', "'4' is no layer of this folder"),
-        ("labels.json", json.dumps({"1": "x" * 2**21}), "labels of more than 1048576 characters"),
+        ("labels.json", json.dumps({"1": "é" * 2**20}), "labels of more than 2097152 bytes"),
         ("config.json", '{"link": "javascript:alert(1)//{latent}"}', "no http address with {latent}"),
         ("config.json", '{"link": "https://example.org/"}', "no http address with {latent}"),
         ("config.json", '{"neuronpedia_id": "a/b/c"}', "neuronpedia_id 'a/b/c' is not like"),

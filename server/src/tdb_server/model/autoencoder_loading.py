@@ -21,7 +21,7 @@ from tdb_server.model.dictionaries.circuit_tracer import YAML_CONFIG, load_circu
 from tdb_server.model.dictionaries.dictionary_learning import AE, load_dictionary_learning
 from tdb_server.model.dictionaries.gemma_scope import PARAMS, load_gemma_scope
 from tdb_server.model.dictionaries.gemma_scope_2 import PARAMS_2, load_gemma_scope_2
-from tdb_server.model.dictionaries.notes import add_notes
+from tdb_server.model.dictionaries.notes import add_notes, check_labels
 from tdb_server.model.dictionaries.own import CONFIG, load_own
 from tdb_server.model.dictionaries.places import SITE
 from tdb_server.model.dictionaries.saelens import SAELENS_CONFIG, load_saelens
@@ -114,6 +114,7 @@ def load_autoencoders(folders: Sequence[Path], decoder: Decoder) -> list[Autoenc
     for folder in folders:
         for _, layer in find_layers(folder):
             by_site.setdefault(layer.place.site, []).append(layer)
+    check_labels([layer for layers in by_site.values() for layer in layers])
     by_node_type: dict[object, Site] = {}
     for site in by_site:
         other = by_node_type.setdefault(site.node_type, site)

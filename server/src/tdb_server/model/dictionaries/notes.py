@@ -21,8 +21,10 @@ from tdb_server.model.json_file import read_json_object
 from tdb_server.model.regular_file import is_there
 
 LABELS = "labels.json"
-MAX_LABELS_CHARACTERS = 2**20
-"""Of all labels of a folder: they travel with every answer to what is served."""
+MAX_LABELS_BYTES = 2**21
+"""Of all labels together: they travel with every answer to what is served, of which clients take 4 MiB."""
+_ENTRY_BYTES = 16
+"""What a label takes beside its text, at the most."""
 _LINK = re.compile(r"https?://[^\s<>\"']+")
 _NEURONPEDIA_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -79,9 +81,21 @@ def _labels(folder: Path, layers: Sequence[StoredLayer]) -> dict[int, dict[int, 
             raise AutoencoderBroken(f"{path}: {layer!r} is no layer of this folder with labels of its own")
         n_latents = len(by_layer[layer].weights.latent_bias)
         found[int(layer)] = _of_layer(path, labels, n_latents)
-    if sum(len(label) for labels in found.values() for label in labels.values()) > MAX_LABELS_CHARACTERS:
-        raise AutoencoderBroken(f"{path}: labels of more than {MAX_LABELS_CHARACTERS} characters in all")
     return found
+
+
+def check_labels(layers: Sequence[StoredLayer]) -> None:
+    """Counts the labels of all dictionaries that are loaded.
+
+    Raises:
+        AutoencoderBroken: they are too many to travel.
+    """
+    n_bytes = 0
+    for layer in layers:
+        for label in layer.notes.labels.values() if layer.notes else ():
+            n_bytes += len(label.encode("utf-8", "replace")) + _ENTRY_BYTES
+        if n_bytes > MAX_LABELS_BYTES:
+            raise AutoencoderBroken(f"{layer.path}: labels of more than {MAX_LABELS_BYTES} bytes in all")
 
 
 def _of_layer(path: Path, labels: Mapping[str, object], n_latents: int) -> dict[int, str]:

@@ -600,8 +600,9 @@ def test_labels_and_links_that_are_refused(
 
 def test_the_command_says_what_a_folder_holds(capsys: pytest.CaptureFixture[str]) -> None:
     run(["dictionaries", str(SAELENS), "--model", str(FIXTURES / "tiny-a")])
-    *lines, last = capsys.readouterr().out.splitlines()
+    *lines, together, last = capsys.readouterr().out.splitlines()
     assert len(lines) == len(PLACES)
+    assert together.startswith("not all of them can be loaded at once: ")
     (transcoder,) = [one for one in lines if "/jumprelu_skip_transcoder: " in one]
     for told in (
         "SAELens",
@@ -612,6 +613,6 @@ def test_the_command_says_what_a_folder_holds(capsys: pytest.CaptureFixture[str]
         "with a skip",
     ):
         assert told in transcoder
-    assert last.startswith("fits tiny-a: gpt2, 3 layers")
+    assert last.startswith("each fits tiny-a: gpt2, 3 layers")
     with pytest.raises(AutoencoderBroken, match="latents for mlp_post_act of this model"):
         run(["dictionaries", str(OURS / "mlp_post_act"), "--model", str(FIXTURES / "tiny-llama-c")])

@@ -58,8 +58,8 @@ class Engine:
         """
         self._model = Model(decoder, tuple(autoencoders))
         wide_decoder = decoder.widened()
-        of_pass = wide_decoder is decoder
-        self._wide = self._model if of_pass else Model(wide_decoder, tuple(map(widened, autoencoders)))
+        is_wide = wide_decoder is decoder  # then autoencoders, which have its type, are too
+        self._wide = self._model if is_wide else Model(wide_decoder, tuple(map(widened, autoencoders)))
         self._precomputed = precompute(wide_decoder)
         self._ranker = TokenRanker(decoder, excluded_tokens, ranking=ranking)
         self._preparation = preparation(wide_decoder, self._precomputed, self._ranker)

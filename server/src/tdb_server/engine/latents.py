@@ -1,8 +1,9 @@
 """Latents inside a pass: spliced into the forward pass, and read back.
 
 A dictionary is spliced in "online" with its error added back, so `site = reconstruction + error` and nothing
-changes downstream. Of a transcoder the error is what the MLP writes less what is foreseen. That is why the
-splice costs nothing unless a latent (or the error) is set: then only what differs is added,
+changes downstream. The error of a transcoder is what the MLP writes less what the transcoder predicts. As a
+splice in which nothing is set changes nothing, it is left out. Where a latent (or the error) is set, only
+what differs is added,
 `(set - latent) @ directions` (times the inputs' deviation where they are layer normed), where gradients flow
 through the latent as it was, and through the norm.
 

@@ -123,8 +123,8 @@ class _Recorder:
         self._mlp_inputs = MlpInputs(model.decoder)
         self.site_outputs: dict[tuple[Site, int], Tensor] = {}
         self._past_trace: set[int] = set()
-        """Rows whose trace starts here or before. Gradients are not set in these: their own never get here,
-        but those of other rows take the whole batch's tensor along."""
+        """Rows whose objective is at this point or before. Their gradient is zero from here on, but the way
+        back runs over the whole batch: a gradient that is set here would flow into them. So none is."""
 
     def __call__(self, hook_point: HookPoint, layer_index: int | None, x: Tensor) -> Tensor:
         if hook_point is HookPoint.RESID_POST_MLP:

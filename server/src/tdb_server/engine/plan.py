@@ -35,8 +35,9 @@ HookSite = tuple[HookPoint, int | None]
 """A hook point in a layer; None for those that no layer has."""
 
 
-# Where a hook point, or a trace, stands among all writes to the residual stream, the embedding being 0. A
-# dictionary of the stream itself stands behind the block that has written to it last.
+# The order of writes to the residual stream: 0 for the embedding, then four of every layer: attention's, that
+# of a dictionary of the stream after attention, the MLP's, that of a dictionary of the stream after it.
+# An objective that starts from a stream sees what was written at its depth or before.
 
 
 def attention_depth(layer_index: int) -> int:
@@ -50,13 +51,13 @@ def mlp_depth(layer_index: int) -> int:
 
 
 def write_depth(hook_point: HookPoint) -> Callable[[int], int]:
-    """Of a layer index, the depth of the write that a hook point keeps of it."""
+    """From a layer index to the depth of this hook point's write."""
     before_mlp = (HookPoint.RESID_POST_ATTN, HookPoint.RESID_DELTA_ATTN, HookPoint.ATTN_QK_PROBS)
     return attention_depth if hook_point in before_mlp else mlp_depth
 
 
 def latent_depth(site: Site, layer_index: int) -> int:
-    """Of what a dictionary's latents write."""
+    """Of the write of a dictionary's latents."""
     is_before_mlp = site.is_attention or site is Site.RESID_POST_ATTN
     return (attention_depth if is_before_mlp else mlp_depth)(layer_index) + site.is_stream
 

@@ -65,8 +65,10 @@ def product_of(rows: Rows, scalar: DerivedScalar, pass_type: PassType = PassType
             return product_at_directions(rows, declared, [values, projected], axes)
         case Measure.SUMMED_WRITE:
             return product_at_all_tokens(rows, declared, [_summed_writes(rows)], declared.dimensions)
-        case _:
+        case Measure.ONE | Measure.VECTOR_NORM | Measure.VECTOR_TIMES_GRAD | Measure.VECTOR_EFFECT:
             return _of_vectors(rows, declared, hook_point)
+        case other:
+            raise TypeError(f"{scalar.value}: {other.value} is not computed")
 
 
 def _activations(rows: Rows, declared: Declaration, hook_point: HookPoint, pass_type: PassType) -> Product:
@@ -139,10 +141,12 @@ def _of_heads(rows: Rows, declared: Declaration) -> Product:
         case Measure.ACT_TIMES_GRAD:
             summed = _summed_over_keys(rows.values(pattern), rows.gradients(pattern))
             return product_at_all_tokens(rows, declared, [summed], axes)
-        case _:
+        case Measure.DIRECT_EFFECT:
             probs = rows.at_direction_tokens(pattern, rows.values(pattern), axes_of(pattern))
             summed = _summed_over_keys(probs, _projected_values(rows))
             return product_at_directions(rows, declared, [summed], axes)
+        case other:
+            raise TypeError(f"heads at a token have no {other.value}")
 
 
 def _summed_writes(rows: Rows) -> Layers:

@@ -110,11 +110,24 @@ def load_autoencoders(folders: Sequence[Path], decoder: Decoder) -> list[Autoenc
         AutoencoderBroken: a folder or file is missing or damaged, does not fit the model, or there are two
             for one site and layer, or for two sites of one node type.
     """
+    by_site = layers_by_site([layer for folder in folders for _, layer in find_layers(folder)])
+    autoencoders = [_autoencoder(site, found, decoder) for site, found in by_site.items()]
+    for autoencoder in autoencoders:
+        autoencoder.compute_write_norms(decoder)
+        autoencoder.count_active(decoder)
+    return autoencoders
+
+
+def layers_by_site(layers: Sequence[StoredLayer]) -> dict[Site, list[StoredLayer]]:
+    """What is loaded together.
+
+    Raises:
+        AutoencoderBroken: it cannot be: two sites have one node type, or all labels are too many.
+    """
+    check_labels(layers)
     by_site: dict[Site, list[StoredLayer]] = {}
-    for folder in folders:
-        for _, layer in find_layers(folder):
-            by_site.setdefault(layer.place.site, []).append(layer)
-    check_labels([layer for layers in by_site.values() for layer in layers])
+    for layer in layers:
+        by_site.setdefault(layer.place.site, []).append(layer)
     by_node_type: dict[object, Site] = {}
     for site in by_site:
         other = by_node_type.setdefault(site.node_type, site)
@@ -122,11 +135,7 @@ def load_autoencoders(folders: Sequence[Path], decoder: Decoder) -> list[Autoenc
             paths = " and ".join(f"{by_site[one][0].path} ({one.value})" for one in (other, site))
             kind = "the MLP" if site.is_mlp else site.node_type.value
             raise AutoencoderBroken(f"two dictionaries for {kind}: {paths}; load one of them")
-    autoencoders = [_autoencoder(site, found, decoder) for site, found in by_site.items()]
-    for autoencoder in autoencoders:
-        autoencoder.compute_write_norms(decoder)
-        autoencoder.count_active(decoder)
-    return autoencoders
+    return by_site
 
 
 def _autoencoder(site: Site, layers: Sequence[StoredLayer], decoder: Decoder) -> Autoencoder:

@@ -69,9 +69,11 @@ class Norm:
         layer_index: int | None,
         like: Tensor,
     ) -> None:
-        """Takes its weights; `scale` is the hook point of its scale.
+        """Takes its weights.
 
-        What it offers others is where `like` is, and of its type.
+        Args:
+            scale: the hook point that sees the norm's scale.
+            like: `gain` is on its device, in its type.
         """
         self.weights, self.epsilon = weights, config.norm_epsilon
         self.gain = like.new_ones(config.d_model) if weights is None else weights.gain.to(like.dtype)
@@ -132,7 +134,7 @@ class Attention:
         v = hooks(HookPoint.ATTN_V, layer_index, v)
         products = self.cap(self.grouped(q) @ k.transpose(-1, -2))
         logits = products.view(n_rows, -1, n_tokens, n_tokens)  # [B, H, T, T]
-        with torch.no_grad():  # what softmax ignores gets no gradient from it, with or without the mask
+        with torch.no_grad():  # masked in place: softmax gives these probability 0, and no gradient
             self._positions.hide(logits)
         logits = hooks(HookPoint.ATTN_QK_LOGITS, layer_index, products.view(n_rows, -1, n_tokens, n_tokens))
         probs = torch.softmax(wide(logits), dim=-1).to(x.dtype)

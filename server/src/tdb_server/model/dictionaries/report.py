@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tdb_server.domain.model_info import Site
-from tdb_server.model.autoencoder_loading import Format, find_layers, refuse_other_models
+from tdb_server.errors import AutoencoderBroken
+from tdb_server.model.autoencoder_loading import Format, find_layers, layers_by_site, refuse_other_models
 from tdb_server.model.config import DecoderConfig
 from tdb_server.model.dictionaries.stored import StoredLayer
 from tdb_server.model.families import decoder_config_from_hugging_face
@@ -28,13 +29,17 @@ def report_lines(folders: Sequence[Path], model: str | None, progress: Progress)
     """
     layers = [found for folder in folders for found in find_layers(folder)]
     lines = [_line(*one) for one in layers]
+    try:
+        layers_by_site([layer for _, layer in layers])
+    except AutoencoderBroken as error:
+        lines.append(f"not all of them can be loaded at once: {error.message}")
     if model is None:
         return lines
     folder = resolve_model(model, progress)
     config = decoder_config_from_hugging_face(read_config(folder.path))
     for _, layer in layers:
         refuse_other_models(layer, config)
-    return [*lines, f"fits {folder.name}: {_shape(config)}"]
+    return [*lines, f"each fits {folder.name}: {_shape(config)}"]
 
 
 def _line(stored_as: Format, layer: StoredLayer) -> str:

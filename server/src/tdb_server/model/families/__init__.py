@@ -20,6 +20,7 @@ FAMILIES: dict[str, Family] = {
     for name, family in one.FAMILIES.items()
 }
 """Every family the decoder can compute, by its `model_type`."""
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 def decoder_config_from_hugging_face(config: Block) -> DecoderConfig:
@@ -31,8 +32,9 @@ def decoder_config_from_hugging_face(config: Block) -> DecoderConfig:
     """
     family = config.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
+        kind = " (a mixture of experts)" if any(name in config for name in _EXPERTS) else ""
         raise UnsupportedModel(
-            f"config.json: model_type {family!r} is not supported; {', '.join(sorted(FAMILIES))} are"
+            f"config.json: model_type {family!r}{kind} is not supported; {', '.join(sorted(FAMILIES))} are"
         )
     if config.get("quantization_config") is not None:
         raise UnsupportedModel("config.json: quantized weights are not supported; a GGUF file is")

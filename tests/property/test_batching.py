@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -127,9 +128,14 @@ def test_in_float32(name: str, data: st.DataObject) -> None:
             assert_same_answers(one, other, 5e-4, Nodes.NOT_ZERO)
 
 
-@pytest.mark.parametrize("place", [HookPoint.MLP_POST_ACT, HookPoint.RESID_DELTA_ATTN, *LATENT_HOOK_POINTS])
-@pytest.mark.parametrize("layer", [0, 1])
-def test_a_gradient_set_behind_a_traced_node(place: HookPoint, layer: int) -> None:
+@pytest.mark.parametrize(
+    ("place", "layer"),
+    [
+        (HookPoint.LOGITS, None),
+        *product((HookPoint.MLP_POST_ACT, HookPoint.RESID_DELTA_ATTN, *LATENT_HOOK_POINTS), (0, 1)),
+    ],
+)
+def test_a_gradient_set_behind_a_traced_node(place: HookPoint, layer: int | None) -> None:
     """The trace does not see it, whether other calls' gradients come past there or not."""
     engine = engine_of("gpt2", None, torch.float64)
     trace = Trace(NodeIndex(NodeType.MLP_NEURON, 0, (2, 3)))

@@ -25,6 +25,7 @@ from tdb_server.domain.requests import (
     DebugSubRequest,
     InferenceSubRequest,
     LossConfig,
+    LossName,
     MlpComponent,
     ScoredTokensSpec,
     TokenPairAttributionSpec,
@@ -617,3 +618,47 @@ def test_transcoder_latents_stand_for_mlps_in_the_node_table() -> None:
     tokens = found.results["inputTokensThatUpvoteMlp"]
     assert isinstance(tokens, ScoredTokensResult)
     assert all(tokens.rows[table.nodes.index(one)] >= 0 for one in latents)
+
+
+@examples(3)
+@given(token_ids=prompts(3, 4), loss=losses())
+def test_the_order_of_dictionaries_says_nothing(token_ids: tuple[int, ...], loss: LossConfig) -> None:
+    """A dictionary of what the MLP adds sees what is set of a transcoder, whichever is named first."""
+    sites = (Site.RESID_DELTA_MLP, Site.MLP_TRANSCODER)
+    dictionaries = [small_autoencoder("gpt2", site) for site in sites]
+    ablations = [one for site in sites for one in some_ablations(site, len(token_ids) - 1)]
+    one, other = (
+        answer(small_model("gpt2").engine(*order), inference(token_ids, loss, ablations=ablations)).loss
+        for order in (dictionaries, dictionaries[::-1])
+    )
+    assert one == other
+
+
+def test_a_latent_that_is_given_can_be_set_in_bfloat16() -> None:
+    """Which latents are active is decided once: in float32, from what the pass has."""
+    site, token_ids = Site.RESID_POST_MLP, (3, 59, 43, 1, 34)
+    model = small_model("gemma2", torch.bfloat16)
+    dictionary = small_autoencoder("gemma2", site, jumps=True, dtype=torch.bfloat16)
+    engine = model.engine(dictionary)
+    loss = LossConfig(LossName.LOGIT_DIFF, (1,), (2,))
+    found = answer(engine, inference(token_ids, loss), latents=every_node(scalar(site, "LATENT")))
+    layer = dictionary.layers[0]
+    active = {node for node, value in numbers_by_node(found.top_k("latents")).items() if value > 0}
+    assert active
+    read: list[torch.Tensor] = []
+
+    def encode(x: torch.Tensor) -> torch.Tensor:
+        read.append(x)
+        return type(layer).encode(wide_layer, x)
+
+    wide_layer = engine.autoencoders[0].layers[0]
+    assert wide_layer.encoder_weight.dtype == torch.float32
+    in_layer = {node.tensor_indices for node in active if node.layer_index == 0}
+    node = next(iter(sorted(in_layer)))
+    spec = AblationSpec(ActivationIndex(site.latent_hook_point, 0, node), 0.0)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(wide_layer, "encode", encode)
+        answer(engine, inference(token_ids, loss, ablations=[spec]))
+    (x,) = read
+    assert x.dtype == torch.float32
+    assert in_layer == {tuple(one) for one in (wide_layer.encode(x)[0] > 0).nonzero().tolist()}

@@ -95,7 +95,18 @@ def weights_of(name: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", PLACES)
 def test_saelens(decoder: Decoder, name: str) -> None:
-    check(SAELENS / name, decoder, name, has_gain=name == "jumprelu_skip_transcoder")
+    check(SAELENS / name, decoder, name, has_gain=name.endswith("transcoder"))
+
+
+def test_a_layer_norm_that_was_folded_has_no_gain(decoder: Decoder, tmp_path: Path) -> None:
+    """Else TransformerLens's `hook_normalized` of layer norms is behind gain and bias."""
+    copy = tmp_path / "transcoder"
+    shutil.copytree(SAELENS / "transcoder", copy)
+    config = json.loads((copy / "cfg.json").read_text())
+    settings = config.setdefault("metadata", {}).get("model_from_pretrained_kwargs") or {}
+    config["metadata"]["model_from_pretrained_kwargs"] = {**settings, "fold_ln": True}
+    (copy / "cfg.json").write_text(json.dumps(config))
+    check(copy, decoder, "transcoder", has_gain=False)
 
 
 def test_saelens_checkpoint_of_batch_top_k(decoder: Decoder, tmp_path: Path) -> None:
@@ -400,7 +411,7 @@ def write_circuit_tracer(folder: Path, weights: dict[str, Tensor], hook: str, te
 )
 def test_circuit_tracer(decoder: Decoder, tmp_path: Path, name: str, hook: str) -> None:
     write_circuit_tracer(tmp_path, weights_of(name), hook)
-    check(tmp_path, decoder, name, has_gain=hook == "mlp.hook_in")
+    check(tmp_path, decoder, name, has_gain=True)  # of a layer norm's hook_normalized, too
 
 
 @pytest.mark.parametrize(
@@ -581,6 +592,14 @@ def test_labels_and_links(decoder: Decoder, tmp_path: Path) -> None:
         ("labels.json", '{"20": "x"}', "'20' is none of the latents 0 to 19"),
         ("labels.json", '{"one": "x"}', "'one' is none of the latents"),
         ("labels.json", '{"1": 2}', "the label of 1 is 2, not a text"),
+        ("labels.json", '{"1": "\\ud800"}', "the label of 1 holds half a character"),
+        ("labels.json", json.dumps({"9" * 5000: "x"}), "is none of the latents"),
+        (
+            "cfg.json",
+            '{"architecture": [], "metadata": {"hook_name": "blocks.1.hook_mlp_out"}}',
+            "cannot be read as SAELens's",
+        ),
+        ("config.json", '{"link": "https://e.org/{latent}\\u001b"}', "no http address with {latent}"),
         ("labels.json", '{"4": {"1": "x"}}', "'4' is no layer of this folder"),
         ("labels.json", json.dumps({"1": "é" * 2**20}), "labels of more than 2097152 bytes"),
         ("config.json", '{"link": "javascript:alert(1)//{latent}"}', "no http address with {latent}"),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from tdb_server.domain.call import Call
-from tdb_server.domain.model_info import KernelChoice
+from tdb_server.domain.model_info import KernelChoice, Site
 from tdb_server.domain.results import CallEvent, Finished
 from tdb_server.engine.answers import Answers
 from tdb_server.engine.inputs import Inputs
@@ -56,10 +56,13 @@ class Engine:
         Raises:
             ModelError: that ranking cannot be had here.
         """
-        self._model = Model(decoder, tuple(autoencoders))
+        # A dictionary of what the MLP adds sees what is set of a transcoder, whichever is named first.
+        spliced = sorted(autoencoders, key=lambda one: one.site is not Site.MLP_TRANSCODER)
         wide_decoder = decoder.widened()
-        is_wide = wide_decoder is decoder  # then autoencoders, which have its type, are too
-        self._wide = self._model if is_wide else Model(wide_decoder, tuple(map(widened, autoencoders)))
+        if wide_decoder is not decoder:
+            spliced = [widened(one) for one in spliced]
+        self._model = Model(decoder, tuple(spliced))
+        self._wide = Model(wide_decoder, tuple(spliced))
         self._precomputed = precompute(wide_decoder)
         self._ranker = TokenRanker(decoder, excluded_tokens, ranking=ranking)
         self._preparation = preparation(wide_decoder, self._precomputed, self._ranker)

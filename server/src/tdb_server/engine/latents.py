@@ -24,6 +24,7 @@ from tdb_server.domain.node import NodeType
 from tdb_server.engine.interventions import Intervention, set_gradients, set_values
 from tdb_server.engine.sampled_products import sampled_products
 from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
+from tdb_server.model.precision import wide
 
 _MAX_GATHERED = 2**25
 """Numbers of directions that are gathered at once on a GPU."""
@@ -43,7 +44,8 @@ def splice(
     for row in {one.row for one in interventions}:
         own = [one.alone for one in interventions if one.row == row]
         tokens = slice(own[0].n_tokens)
-        read, site = inputs[row : row + 1, tokens], written[row : row + 1, tokens]
+        # In float32: latents that are active here are those that are reported.
+        read, site = wide(inputs[row : row + 1, tokens]), wide(written[row : row + 1, tokens])
         latents = layer.encode(read)
         change = torch.zeros_like(site)
         errors = [one for one in own if not one.is_of_latents]
@@ -54,7 +56,7 @@ def splice(
             altered = _set(latents, [one for one in own if one.is_of_latents])
             change = change + layer.times_write_scale((altered - latents) @ layer.directions, read)
         # Not into what was written, whose values the way back still needs.
-        spliced[row : row + 1, tokens] = site + change
+        spliced[row : row + 1, tokens] = (site + change).to(spliced.dtype)
     return spliced
 
 

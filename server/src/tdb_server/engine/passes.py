@@ -238,7 +238,9 @@ def forward(
         of_last = [found for one in logit_interventions(plan) if (found := _at_last_token(one))]
         set_logits = [one for one in of_last if one.is_forward]
         before = set_values(logits, set_logits)
-        after = set_gradients(before, [one for one in of_last if not one.is_forward])
+        # A traced row's objective is before the logits: the gradients that come past here are other rows'.
+        of_losses = [one for one in of_last if not one.is_forward and plan.rows[one.row].trace is None]
+        after = set_gradients(before, of_losses)
         capped = set_values(decoder.cap(after), set_logits) if decoder.caps_logits else after
     outputs = recorder.site_outputs
     graph = Graph(recorder.graph_sites, recorder.streams, outputs, normed, before, after[:, 0], capped[:, 0])

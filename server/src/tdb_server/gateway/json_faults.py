@@ -66,6 +66,9 @@ def read_body(model: type[ModelT], body: Any) -> ModelT:
         return model.model_validate(body)
     except ValidationError as error:
         raise InvalidRequest([_violation(one) for one in error.errors(include_url=False)]) from error
+    except RecursionError:
+        description = "objects stand too deep in each other"
+        raise InvalidRequest([FieldViolation("body", description, Reason.MALFORMED_REQUEST)]) from None
 
 
 def _violation(error: ErrorDetails) -> FieldViolation:

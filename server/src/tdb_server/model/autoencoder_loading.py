@@ -87,13 +87,18 @@ def find_layers(folder: Path) -> list[tuple[Format, StoredLayer]]:
             and SITE in read_json_object(folder / CONFIG)
         ):
             raise AutoencoderBroken(f"{folder}: {CONFIG} with a site beside {SAELENS_CONFIG}; remove one")
-        return [(found, layer) for layer in add_notes(folder, found.load(folder))]
+        try:
+            layers = add_notes(folder, found.load(folder))
+        except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
+            # Files from strangers: what a format does not foresee is a damaged file, too.
+            raise AutoencoderBroken(f"{folder}: cannot be read as {found.name}'s: {error}") from error
+        return [(found, layer) for layer in layers]
     inner = [one for one in sorted(folder.iterdir()) if one.is_dir()] if folder.is_dir() else []
-    layers = [layer for one in inner if format_of(one) is not None for layer in find_layers(one)]
-    if not layers:
+    inner_layers = [layer for one in inner if format_of(one) is not None for layer in find_layers(one)]
+    if not inner_layers:
         markers = ", ".join(one.marker for one in FORMATS)
         raise AutoencoderBroken(f"{folder}: no dictionary here: none of {markers}")
-    return layers
+    return inner_layers
 
 
 def load_autoencoders(folders: Sequence[Path], decoder: Decoder) -> list[Autoencoder]:
@@ -169,7 +174,9 @@ def _fitted(layer: StoredLayer, decoder: Decoder) -> AutoencoderLayer:
         layer.is_centred and decoder.config.norm == "layer_norm"
     ):  # others are never centred, whatever is asked
         weights = without_mean(weights)
-    if layer.place.has_gain:
+    # TransformerLens's layer norm has its gain and bias before this hook, its RMS norm behind it.
+    is_behind_gain = layer.place.is_normalized_hook and decoder.config.norm == "layer_norm"
+    if layer.place.has_gain or is_behind_gain:
         norm = decoder.blocks[layer.place.layer_index].mlp.norm
         weights = without_gain(weights, norm)
     return weights

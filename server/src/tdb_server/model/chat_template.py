@@ -43,7 +43,9 @@ def chat_template_entry(
         return {}, [f"of the chat templates {others} none is named {_DEFAULT}"] if others else []
     if not isinstance(template, str):
         return {}, ["the chat template is no text"]
-    if len(template.encode()) > MAX_TEMPLATE_BYTES:
+    if any("\ud800" <= one <= "\udfff" for one in template):
+        return {}, ["the chat template holds half a character"]
+    if len(template.encode(errors="replace")) > MAX_TEMPLATE_BYTES:
         return {}, [f"the chat template has more than {MAX_TEMPLATE_BYTES} bytes"]
     texts = {name: text for name, text in special_tokens.items() if isinstance(text, str)}
     return {_ENTRY: {"source": template, "special_tokens": texts}}, []

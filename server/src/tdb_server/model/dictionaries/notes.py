@@ -25,7 +25,8 @@ MAX_LABELS_BYTES = 2**21
 """Of all labels together: they travel with every answer to what is served, of which clients take 4 MiB."""
 _ENTRY_BYTES = 16
 """What a label takes beside its text, at the most."""
-_LINK = re.compile(r"https?://[^\s<>\"']+")
+_LINK = re.compile(r"https?://[!#-&(-;=?-~]{1,2048}")
+"""ASCII without quotes, angle brackets and what cannot be printed."""
 _NEURONPEDIA_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -93,7 +94,7 @@ def check_labels(layers: Sequence[StoredLayer]) -> None:
     n_bytes = 0
     for layer in layers:
         for label in layer.notes.labels.values() if layer.notes else ():
-            n_bytes += len(label.encode("utf-8", "replace")) + _ENTRY_BYTES
+            n_bytes += len(label.encode()) + _ENTRY_BYTES
         if n_bytes > MAX_LABELS_BYTES:
             raise AutoencoderBroken(f"{layer.path}: labels of more than {MAX_LABELS_BYTES} bytes in all")
 
@@ -101,9 +102,11 @@ def check_labels(layers: Sequence[StoredLayer]) -> None:
 def _of_layer(path: Path, labels: Mapping[str, object], n_latents: int) -> dict[int, str]:
     found = {}
     for latent, label in labels.items():
-        if not latent.isdecimal() or int(latent) >= n_latents:
+        if not latent.isdecimal() or len(latent) > 9 or int(latent) >= n_latents:
             raise AutoencoderBroken(f"{path}: {latent!r} is none of the latents 0 to {n_latents - 1}")
         if not isinstance(label, str):
             raise AutoencoderBroken(f"{path}: the label of {latent} is {label!r}, not a text")
+        if any("\ud800" <= one <= "\udfff" for one in label):
+            raise AutoencoderBroken(f"{path}: the label of {latent} holds half a character")
         found[int(latent)] = label
     return found

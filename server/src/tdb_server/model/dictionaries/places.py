@@ -65,7 +65,8 @@ def place_of_hook(path: Path, hook: str, hook_out: str | None, *, folds_gain: bo
         if out[1] != match[1]:
             raise AutoencoderBroken(f"{path}: reads {hook!r} and writes {hook_out!r}, another layer's")
         has_gain = _TRANSCODER_INPUTS[name] and not folds_gain
-        return Place(Site.MLP_TRANSCODER, layer_index, has_gain, out[2] == "mlp.hook_out")
+        is_normalized = name == "ln2.hook_normalized" and not folds_gain
+        return Place(Site.MLP_TRANSCODER, layer_index, has_gain, out[2] == "mlp.hook_out", is_normalized)
     if hook_out not in (None, hook):
         raise AutoencoderBroken(
             f"{path}: reads {hook!r} and writes {hook_out!r}; transcoders read "

@@ -21,12 +21,14 @@ class Place:
         layer_index: of the model.
         has_gain: of a transcoder, whether its inputs have the gain and the bias of the MLP's norm.
         is_before_post_norm: whether it was trained on what a block gives before a norm of what is added.
+        is_normalized_hook: whether it reads TransformerLens's `hook_normalized` of a model as it was trained.
     """
 
     site: Site
     layer_index: int
     has_gain: bool = False
     is_before_post_norm: bool = False
+    is_normalized_hook: bool = False
 
 
 @dataclass(frozen=True)

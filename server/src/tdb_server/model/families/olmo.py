@@ -28,9 +28,12 @@ def olmo2(config: Block) -> DecoderConfig:
 
 
 def olmo3(config: Block) -> DecoderConfig:
-    """A scaling of the rotation is that of the layers that see everything."""
+    """A scaling and a base outside `rope_parameters` are those of layers that see everything.
+
+    So transformers reads them.
+    """
     theta = entries.number(config, "rope_theta", 500_000.0)
-    blocks = entries.rotary_blocks_by_kind(config, theta, theta)
+    blocks = entries.rotary_blocks_by_kind(config, theta, 500_000.0)
     plain = {key: value for key, value in config.items() if key not in ("rope_scaling", "rope_theta")}
     decoder = olmo2({**plain, "rope_parameters": blocks[FULL]})
     slides = entries.sliding_layers(config, entries.every_nth_sees_all(config, 4))

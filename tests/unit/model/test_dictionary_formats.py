@@ -592,7 +592,7 @@ def test_labels_and_links(decoder: Decoder, tmp_path: Path) -> None:
         ("labels.json", '{"20": "x"}', "'20' is none of the latents 0 to 19"),
         ("labels.json", '{"one": "x"}', "'one' is none of the latents"),
         ("labels.json", '{"1": 2}', "the label of 1 is 2, not a text"),
-        ("labels.json", '{"1": "\\ud800"}', "the label of 1 holds half a character"),
+        ("labels.json", '{"1": "\\ud800"}', r"the label of 1 is '\\ud800', not a text"),
         ("labels.json", json.dumps({"9" * 5000: "x"}), "is none of the latents"),
         (
             "cfg.json",

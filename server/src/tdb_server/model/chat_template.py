@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tdb_server.model.json_file import is_text
+
 MAX_TEMPLATE_BYTES = 256 * 1024
 """Of those that are kept. The longest of real models have 20,000."""
 _DEFAULT = "default"
@@ -41,13 +43,11 @@ def chat_template_entry(
     if template is None:
         others = ", ".join(sorted(map(str, stored))) if isinstance(stored, Mapping) else ""
         return {}, [f"of the chat templates {others} none is named {_DEFAULT}"] if others else []
-    if not isinstance(template, str):
+    if not is_text(template):
         return {}, ["the chat template is no text"]
-    if any("\ud800" <= one <= "\udfff" for one in template):
-        return {}, ["the chat template holds half a character"]
-    if len(template.encode(errors="replace")) > MAX_TEMPLATE_BYTES:
+    if len(template.encode()) > MAX_TEMPLATE_BYTES:
         return {}, [f"the chat template has more than {MAX_TEMPLATE_BYTES} bytes"]
-    texts = {name: text for name, text in special_tokens.items() if isinstance(text, str)}
+    texts = {name: text for name, text in special_tokens.items() if is_text(text)}
     return {_ENTRY: {"source": template, "special_tokens": texts}}, []
 
 

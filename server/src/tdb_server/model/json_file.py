@@ -7,6 +7,7 @@ import logging
 import reprlib
 from functools import partial
 from pathlib import Path
+from typing import TypeGuard
 
 from tdb_server.errors import AutoencoderBroken, ModelBroken, TdbError
 from tdb_server.model.regular_file import MAX_JSON_BYTES, read_regular
@@ -34,6 +35,11 @@ def read_json_object(
     if not isinstance(found, dict):
         raise kind(f"{path}: not a JSON object")
     return found
+
+
+def is_text(found: object) -> TypeGuard[str]:
+    """Whether it is a string that can be sent: JSON can hold half of a surrogate pair, no message can."""
+    return isinstance(found, str) and not any("\ud800" <= one <= "\udfff" for one in found)
 
 
 def _last_of_each(path: Path, kind: type[TdbError], pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from tdb_server.domain.model_info import LatentNotes
 from tdb_server.errors import AutoencoderBroken
 from tdb_server.model.dictionaries.stored import StoredLayer
-from tdb_server.model.json_file import read_json_object
+from tdb_server.model.json_file import is_text, read_json_object
 from tdb_server.model.regular_file import is_there
 
 LABELS = "labels.json"
@@ -104,9 +104,7 @@ def _of_layer(path: Path, labels: Mapping[str, object], n_latents: int) -> dict[
     for latent, label in labels.items():
         if not latent.isdecimal() or len(latent) > 9 or int(latent) >= n_latents:
             raise AutoencoderBroken(f"{path}: {latent!r} is none of the latents 0 to {n_latents - 1}")
-        if not isinstance(label, str):
+        if not is_text(label):
             raise AutoencoderBroken(f"{path}: the label of {latent} is {label!r}, not a text")
-        if any("\ud800" <= one <= "\udfff" for one in label):
-            raise AutoencoderBroken(f"{path}: the label of {latent} holds half a character")
         found[int(latent)] = label
     return found

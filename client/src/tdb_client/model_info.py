@@ -86,6 +86,7 @@ class Limits:
     max_buffered_bytes: int
     max_spool_bytes: int
     max_priority: str
+    max_circuit_nodes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

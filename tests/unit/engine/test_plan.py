@@ -59,7 +59,7 @@ def kept_for(
     if nodes:
         processing["nodes"] = top_k(*nodes)
     sub_request = InferenceSubRequest(inference or InferenceSpec((1, 2)), processing)
-    return kept_by(plan_batch([Call("", (sub_request,))], AUTOENCODERS))
+    return kept_by(plan_batch([Call("", (sub_request,))], AUTOENCODERS, n_layers=2))
 
 
 def top_k(*scalars: DerivedScalar, pass_type: PassType = PassType.FORWARD) -> MultipleTopKSpec:
@@ -179,7 +179,7 @@ def test_of_a_batch_are_those_of_all_calls() -> None:
         for scalar in (DerivedScalar.MLP_ACT_TIMES_GRAD, DerivedScalar.ATTN_QK_PROBS)
     ]
     wanted = Kept({HookPoint.MLP_POST_ACT, HookPoint.ATTN_QK_PROBS}, {HookPoint.MLP_POST_ACT}, set())
-    assert kept_by(plan_batch(calls, AUTOENCODERS)) == wanted
+    assert kept_by(plan_batch(calls, AUTOENCODERS, n_layers=2)) == wanted
 
 
 # Rows that stand together
@@ -196,6 +196,7 @@ def planned(*calls: Sequence[MultipleTopKSpec], run: InferenceSpec = RUN) -> Pla
             for index, call in enumerate(calls)
         ],
         AUTOENCODERS,
+        n_layers=2,
     )
 
 
@@ -265,7 +266,7 @@ def row_of(
 ) -> Row:
     loss = None if trace else RUN.loss
     run = InferenceSpec((3, 4, 5, 6, 7), loss, trace, ablations)
-    (row,) = plan_batch([Call("", (InferenceSubRequest(run, {}),))], autoencoders).rows
+    (row,) = plan_batch([Call("", (InferenceSubRequest(run, {}),))], autoencoders, n_layers=2).rows
     return row
 
 
@@ -311,7 +312,7 @@ def test_interventions_are_kept_by_site_in_the_order_of_rows() -> None:
     index = ActivationIndex(HookPoint.MLP_POST_ACT, 1, (0, 0))
     runs = [replace(RUN, ablations=(AblationSpec(index, value),)) for value in (1.0, 2.0)]
     calls = [Call(str(run), (InferenceSubRequest(run, {"nodes": top_k(ACT)}),)) for run in runs]
-    found = plan_batch(calls, AUTOENCODERS).interventions
+    found = plan_batch(calls, AUTOENCODERS, n_layers=2).interventions
     assert list(found) == [(HookPoint.MLP_POST_ACT, 1)]
     assert [(one.row, one.n_tokens, one.ablation.value) for one in found[HookPoint.MLP_POST_ACT, 1]] == [
         (0, 3, 1.0),

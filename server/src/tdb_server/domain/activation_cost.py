@@ -1,7 +1,8 @@
 """How much memory a batch takes beside the weights, at the most, from its shape alone.
 
 Letters: T tokens, L layers, d channels, H heads, G key/value heads, e channels of a head, F neurons,
-N latents, V vocabulary, all times the bytes of a number. For each row (sub-request), padded to the longest:
+N latents, V vocabulary, all times the bytes of a number. For each row, which
+is a sub-request or a prompt that one is compared with, padded to the longest:
 
     of every layer, for the backward pass, with gradients and what is kept:
         residual-sized    8 · T · d
@@ -73,10 +74,21 @@ def activation_bytes(info: ModelInfo, sub_requests: Sequence[InferenceSubRequest
     n_active = sum(n_tokens * _most_active(one) * len(one.layers) for one in info.autoencoders)
     per_row = number * _numbers_per_row(info, n_tokens)
     per_row += n_active * (_ACTIVE_BYTES + _ACTIVE_NUMBERS * number)
-    per_row *= len(sub_requests)
+    per_row *= len(sub_requests) + n_references(sub_requests)
     per_row += number * sum(_wide_numbers(info, one, n_tokens) for one in sub_requests)
     per_row += number * sum(_ablated_latents(info, one, n_tokens) for one in sub_requests)
     return per_row + _list_bytes(info, sub_requests, number)
+
+
+def n_references(sub_requests: Sequence[InferenceSubRequest]) -> int:
+    """Prompts that these are compared with, at the most: equal ones are run once."""
+    baselines = {one for sub_request in sub_requests for one in sub_request.inference.baselines}
+    circuits = {
+        (one.inference.token_ids, one.inference.circuit.node_types)
+        for one in sub_requests
+        if one.inference.circuit is not None
+    }
+    return len(baselines) + 2 * len(circuits)
 
 
 def _numbers_per_row(info: ModelInfo, n_tokens: int) -> int:

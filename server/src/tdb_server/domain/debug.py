@@ -8,7 +8,7 @@ heads or latents) differs between requests; the four groups are always the same.
 from __future__ import annotations
 
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId, Measure
-from tdb_server.domain.hook_point import NODE_HOOK_POINTS, HookPoint
+from tdb_server.domain.hook_point import NODE_HOOK_POINTS, WHOLE_HOOK_POINTS, HookPoint
 from tdb_server.domain.node import NodeType, PassType
 from tdb_server.domain.requests import (
     AblationSpec,
@@ -28,6 +28,7 @@ from tdb_server.domain.requests import (
     TokenPairAttributionSpec,
     TokenScoringType,
     Trace,
+    ValueType,
 )
 
 N_OUTPUT_TOKENS = 100
@@ -48,7 +49,16 @@ _ATTENTION_HOOK_POINTS = {
     AttentionComponent.ATTENTION_HEAD: HookPoint.ATTN_QK_PROBS,
     AttentionComponent.AUTOENCODER_LATENT: HookPoint.ONLINE_ATTENTION_AUTOENCODER_LATENT,
 }
-_SCALARS = {(one.declared.measure, one.declared.hook_point): one for one in DerivedScalar}
+_SCALARS = {
+    (one.declared.measure, one.declared.hook_point): one
+    for one in DerivedScalar
+    if one.declared.node_type not in WHOLE_HOOK_POINTS
+}
+_OF_WHOLE = {
+    (one.declared.measure, one.declared.node_type): one
+    for one in DerivedScalar
+    if one.declared.node_type in WHOLE_HOOK_POINTS
+}
 
 HOLD_FINAL_NORM_SCALE = AblationSpec(
     ActivationIndex(HookPoint.RESID_LN_F_SCALE, None, (None, None), PassType.BACKWARD), 0.0
@@ -71,6 +81,8 @@ def _inference(request: DebugSubRequest) -> InferenceSpec:
         trace=trace,
         ablations=(*ablations, HOLD_FINAL_NORM_SCALE),
         bos_added=request.bos_added,
+        baselines=request.baselines,
+        circuit=request.circuit,
     )
 
 
@@ -85,12 +97,24 @@ def node_ablation_spec(ablation: NodeAblation) -> AblationSpec:
     A head writes through its whole attention pattern, so that ablating one of its nodes sets the pattern at
     every attended-to token of that query, unless the pair alone is meant.
     """
-    node = ablation.node
+    node, value_type = ablation.node, ablation.value_type
     indices: tuple[int | None, ...] = node.tensor_indices
-    if node.node_type is NodeType.ATTENTION_HEAD and not ablation.attended_to_token_only:
-        indices = (indices[0], None, indices[2])
-    hook_point = NODE_HOOK_POINTS[node.node_type]
-    return AblationSpec(ActivationIndex(hook_point, node.layer_index, indices), ablation.value)
+    attended_to_token = None
+    if node.node_type in WHOLE_HOOK_POINTS:
+        hook_point = WHOLE_HOOK_POINTS[node.node_type]
+        is_mlp = node.node_type is NodeType.WHOLE_MLP
+        indices = (indices[0], None) if is_mlp else (*indices, None)
+    elif node.node_type is NodeType.ATTENTION_HEAD and value_type is ValueType.BASELINE:
+        # What the head writes is set, and not its pattern, which says nothing without the values.
+        hook_point, (query, key, head) = HookPoint.ATTN_V_OUT, node.tensor_indices
+        indices = (query, head, None)
+        attended_to_token = key if ablation.attended_to_token_only else None
+    else:
+        hook_point = NODE_HOOK_POINTS[node.node_type]
+        if node.node_type is NodeType.ATTENTION_HEAD and not ablation.attended_to_token_only:
+            indices = (indices[0], None, indices[2])
+    index = ActivationIndex(hook_point, node.layer_index, indices)
+    return AblationSpec(index, ablation.value, value_type, attended_to_token=attended_to_token)
 
 
 def _processing(request: DebugSubRequest) -> dict[str, ProcessingSpec]:
@@ -126,11 +150,19 @@ def _processing(request: DebugSubRequest) -> dict[str, ProcessingSpec]:
 def _component_groups(
     mlp: MlpComponent, attention: AttentionComponent
 ) -> tuple[tuple[GroupId, tuple[DerivedScalar, ...]], ...]:
-    places = _MLP_HOOK_POINTS[mlp], _ATTENTION_HOOK_POINTS[attention]
-    return tuple(
-        (group, (_SCALARS[of_vectors, HookPoint.RESID_POST_EMB], *(_SCALARS[measure, one] for one in places)))
-        for group, (measure, of_vectors) in _GROUPS.items()
-    )
+    def of_group(measure: Measure, of_vectors: Measure) -> tuple[DerivedScalar, ...]:
+        whole_mlp, whole_head = (
+            _OF_WHOLE[of_vectors, one] for one in (NodeType.WHOLE_MLP, NodeType.WHOLE_HEAD)
+        )
+        return (
+            _SCALARS[of_vectors, HookPoint.RESID_POST_EMB],
+            whole_mlp if mlp is MlpComponent.WHOLE_MLP else _SCALARS[measure, _MLP_HOOK_POINTS[mlp]],
+            whole_head
+            if attention is AttentionComponent.WHOLE_HEAD
+            else _SCALARS[measure, _ATTENTION_HOOK_POINTS[attention]],
+        )
+
+    return tuple((group, of_group(*measures)) for group, measures in _GROUPS.items())
 
 
 def _current_token_index(request: DebugSubRequest) -> int:

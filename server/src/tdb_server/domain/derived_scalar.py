@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Self
 
-from tdb_server.domain.hook_point import HookPoint
+from tdb_server.domain.hook_point import WHOLE_HOOK_POINTS, HookPoint
 from tdb_server.domain.node import Dimension, NodeType, PassType
 
 
@@ -114,6 +114,13 @@ def _of_heads(measure: Measure) -> Declaration:
     """A head at a token, whatever it attends to."""
     axes = (_TOKENS, Dimension.ATTN_HEADS)
     return Declaration(axes, NodeType.ATTENTION_HEAD, measure, HookPoint.ATTN_V_OUT)
+
+
+def _of_whole(node_type: NodeType, measure: Measure) -> Declaration:
+    """A head or an MLP at a token, as the vector that it reads from the tokens or adds to the stream."""
+    hook_point = WHOLE_HOOK_POINTS[node_type]
+    axes = (_TOKENS, Dimension.ATTN_HEADS if node_type is NodeType.WHOLE_HEAD else Dimension.SINGLE)
+    return Declaration(axes, node_type, measure, hook_point)
 
 
 class DerivedScalar(Enum):
@@ -238,3 +245,11 @@ class DerivedScalar(Enum):
         _of(_ATTENTION_LATENT, Measure.DIRECT_EFFECT),
     )
     ONLINE_ATTENTION_AUTOENCODER_ERROR = auto(), _of(HookPoint.ONLINE_ATTENTION_AUTOENCODER_ERROR)
+    WHOLE_HEAD_ACT_TIMES_GRAD = auto(), _of_whole(NodeType.WHOLE_HEAD, Measure.VECTOR_TIMES_GRAD)
+    WHOLE_HEAD_WRITE_NORM = auto(), _of_whole(NodeType.WHOLE_HEAD, Measure.VECTOR_NORM)
+    WHOLE_HEAD_WRITE_TO_FINAL_RESIDUAL_GRAD = auto(), _of_whole(NodeType.WHOLE_HEAD, Measure.VECTOR_EFFECT)
+    WHOLE_HEAD_ONE = auto(), _of_whole(NodeType.WHOLE_HEAD, Measure.ONE)
+    WHOLE_MLP_ACT_TIMES_GRAD = auto(), _of_whole(NodeType.WHOLE_MLP, Measure.VECTOR_TIMES_GRAD)
+    WHOLE_MLP_WRITE_NORM = auto(), _of_whole(NodeType.WHOLE_MLP, Measure.VECTOR_NORM)
+    WHOLE_MLP_WRITE_TO_FINAL_RESIDUAL_GRAD = auto(), _of_whole(NodeType.WHOLE_MLP, Measure.VECTOR_EFFECT)
+    WHOLE_MLP_ONE = auto(), _of_whole(NodeType.WHOLE_MLP, Measure.ONE)

@@ -115,3 +115,8 @@ NODE_HOOK_POINTS = {
     **{node_type: latents for node_type, (latents, _) in DICTIONARY_HOOK_POINTS.items()},
 }
 """The nodes that can be ablated or traced, and the hook point whose cells they are."""
+WHOLE_HOOK_POINTS = {
+    NodeType.WHOLE_HEAD: HookPoint.ATTN_V_OUT,
+    NodeType.WHOLE_MLP: HookPoint.RESID_DELTA_MLP,
+}
+"""Nodes that are vectors at a hook point. They can be ablated, and not traced."""

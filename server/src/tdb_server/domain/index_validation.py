@@ -15,9 +15,9 @@ from tdb_server.domain.axes import (
     hook_point_axes,
     is_of_autoencoder,
 )
-from tdb_server.domain.hook_point import NODE_HOOK_POINTS, HookPoint
+from tdb_server.domain.hook_point import NODE_HOOK_POINTS, WHOLE_HOOK_POINTS, HookPoint
 from tdb_server.domain.model_info import ModelInfo
-from tdb_server.domain.node import NodeIndex, PassType
+from tdb_server.domain.node import NodeIndex, NodeType, PassType
 from tdb_server.domain.reason import Reason
 from tdb_server.domain.requests import ActivationIndex
 from tdb_server.errors import FieldViolation
@@ -33,8 +33,26 @@ def node_violations(
         yield FieldViolation(
             f"{path}.pass_type", "nodes are ablated and traced in the forward pass", Reason.FIELD_NOT_ALLOWED
         )
+    if node.node_type in WHOLE_HOOK_POINTS:
+        yield from _whole_node_violations(node, info, n_tokens, path)
+        return
     index = ActivationIndex(NODE_HOOK_POINTS[node.node_type], node.layer_index, node.tensor_indices)
     yield from activation_violations(index, info, n_tokens, path, named_by="node_type")
+
+
+def _whole_node_violations(
+    node: NodeIndex, info: ModelInfo, n_tokens: int | None, path: str
+) -> Iterator[FieldViolation]:
+    """What keeps a token and a head, or a token and 0, from being a whole head or MLP."""
+    yield from layer_violations(node.layer_index, True, info, f"{path}.layer_index")
+    if len(node.tensor_indices) != 2:
+        description = f"{len(node.tensor_indices)} indices given; 2 are needed"
+        yield FieldViolation(f"{path}.tensor_indices", description, Reason.WRONG_NUMBER_OF_INDICES)
+        return
+    token, component = node.tensor_indices
+    yield from range_violations(token, n_tokens, "token", f"{path}.tensor_indices[0]")
+    n_components = info.n_heads if node.node_type is NodeType.WHOLE_HEAD else 1
+    yield from range_violations(component, n_components, "component", f"{path}.tensor_indices[1]")
 
 
 def activation_violations(

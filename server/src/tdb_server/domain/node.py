@@ -45,6 +45,8 @@ class NodeType(Enum):
     RESIDUAL_STREAM_CHANNEL = "residual_stream_channel"
     LAYER = "layer"
     VOCAB_TOKEN = "vocab_token"
+    WHOLE_HEAD = "whole_head"
+    WHOLE_MLP = "whole_mlp"
 
     @property
     def is_latent(self) -> bool:

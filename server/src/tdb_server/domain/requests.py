@@ -12,7 +12,7 @@ from enum import Enum
 
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
 from tdb_server.domain.hook_point import HookPoint
-from tdb_server.domain.node import Dimension, NodeIndex, PassType
+from tdb_server.domain.node import Dimension, NodeIndex, NodeType, PassType
 
 
 class LossName(Enum):
@@ -39,6 +39,7 @@ class MlpComponent(Enum):
     NEURON = "neuron"
     AUTOENCODER_LATENT = "autoencoder_latent"
     TRANSCODER_LATENT = "transcoder_latent"
+    WHOLE_MLP = "whole_mlp"
 
 
 class AttentionComponent(Enum):
@@ -46,6 +47,7 @@ class AttentionComponent(Enum):
 
     ATTENTION_HEAD = "attention_head"
     AUTOENCODER_LATENT = "autoencoder_latent"
+    WHOLE_HEAD = "whole_head"
 
 
 class TokenScoringType(Enum):
@@ -93,12 +95,32 @@ class ActivationIndex:
     pass_type: PassType = PassType.FORWARD
 
 
+class ValueType(Enum):
+    """What an activation is set to."""
+
+    NUMBER = "number"  # the value
+    BASELINE = "baseline"  # what it is in the baseline prompts, their mean
+    SCALE = "scale"  # what it would be, times the value
+    ADD = "add"  # what it would be, plus the value
+
+
 @dataclass(frozen=True, slots=True)
 class AblationSpec:
-    """Sets the cells of `index` (their value, or their gradient for the backward pass) to `value`."""
+    """Sets the cells of `index` (their value, or their gradient for the backward pass).
+
+    Attributes:
+        index: which.
+        value: to what, or by how much.
+        value_type: what the value is.
+        direction: along the last axis, what is added per unit of value; None for 1 everywhere.
+        attended_to_token: of a row of `attn.v_out`, that only what comes from this token is set.
+    """
 
     index: ActivationIndex
     value: float
+    value_type: ValueType = ValueType.NUMBER
+    direction: tuple[float, ...] | None = None
+    attended_to_token: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +130,35 @@ class NodeAblation:
     node: NodeIndex
     value: float = 0.0
     attended_to_token_only: bool = False
+    value_type: ValueType = ValueType.NUMBER
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitNode:
+    """A component at one token, or at every token."""
+
+    node_type: NodeType
+    layer_index: int
+    token_index: int | None
+    component_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Circuit:
+    """Nodes that stay as they are, where all others of the same types are set to the baseline's, or to 0."""
+
+    node_types: frozenset[NodeType]
+    nodes: tuple[CircuitNode, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class InferenceSpec:
     """How to run one prompt: forward, objective, and what is altered on the way.
 
-    `bos_added` says whether the first token is the beginning-of-text token, put in front of the text.
+    Attributes:
+        bos_added: whether the first token is the beginning-of-text token, put in front of the text.
+        baselines: the tokens of prompts to compare with.
+        circuit: what alone is kept.
     """
 
     token_ids: tuple[int, ...]
@@ -123,6 +167,8 @@ class InferenceSpec:
     ablations: tuple[AblationSpec, ...] = ()
     within_layer_gradient: ActivationIndex | None = None
     bos_added: bool = False
+    baselines: tuple[tuple[int, ...], ...] = ()
+    circuit: Circuit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +271,7 @@ class InferenceSubRequest:
 
 @dataclass(frozen=True, slots=True)
 class DebugSubRequest:
-    """One TDB sub-request; `bos_added` as in `InferenceSpec`."""
+    """One TDB sub-request; the last three as in `InferenceSpec`."""
 
     token_ids: tuple[int, ...]
     target_tokens: tuple[int, ...]
@@ -237,3 +283,5 @@ class DebugSubRequest:
     node_ablations: tuple[NodeAblation, ...] = ()
     upstream_trace: Trace | None = None
     bos_added: bool = False
+    baselines: tuple[tuple[int, ...], ...] = ()
+    circuit: Circuit | None = None

@@ -120,6 +120,27 @@ class NamedResult:
     result: ProcessingResult
 
 
+LEAST_DIFFERENCE = 1e-6
+"""Between the objectives of prompt and baseline, for what is kept of it to mean anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitValues:
+    """The objective with a circuit alone, with nothing set, and of the baseline."""
+
+    objective: float
+    of_prompt: float
+    of_baseline: float
+
+    @property
+    def faithfulness(self) -> float | None:
+        """How much of the objective is kept; None where prompt and baseline do not differ."""
+        difference = self.of_prompt - self.of_baseline
+        return (
+            None if abs(difference) < LEAST_DIFFERENCE else (self.objective - self.of_baseline) / difference
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class ObjectiveValues:
     """The loss, where one was computed, and the traced objective's value, where one was traced."""
@@ -127,6 +148,7 @@ class ObjectiveValues:
     sub_request_index: int
     loss: float | None
     activation_value: float | None
+    circuit: CircuitValues | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,11 +22,12 @@ from tdb_server.domain.results import (
     ObjectiveValues,
     ProcessingResult,
 )
+from tdb_server.engine.cache import Gradients
 from tdb_server.engine.components import derived_attention_scalars, derived_scalars
 from tdb_server.engine.nodes import NodeTable, derive, look_ups, top_k_results, union_of_nodes
-from tdb_server.engine.passes import Gradients
 from tdb_server.engine.plan import Plan
 from tdb_server.engine.rank_tokens import TokenRanker
+from tdb_server.engine.references import circuit_losses, circuit_values
 from tdb_server.engine.rows import Rows
 from tdb_server.engine.stage_clock import StageClock
 from tdb_server.engine.token_lists import TokenLists, ToScore, nodes_of_calls, token_lists
@@ -86,8 +87,10 @@ class Answers:
     def others(self, everything: Rows, gradients: Gradients, logits: Ranked) -> Iterator[Event]:
         """Everything else: objectives, top nodes, single components, and what depends on the nodes."""
         groups = self._groups(everything)
-        found = self._top_k(everything, groups, [gradients.losses, *gradients.traced], logits.tables)
-        losses, *of_traces = found.more
+        of_circuits = circuit_losses(everything.model, self.plan, everything.inputs, everything.references)
+        more = [gradients.losses, of_circuits, *gradients.traced]
+        found = self._top_k(everything, groups, more, logits.tables)
+        losses, compared, *of_traces = found.more
         traced = {
             row: float(value)
             for rows, values in zip(self.plan.traces.values(), of_traces, strict=True)
@@ -108,7 +111,9 @@ class Answers:
             for row in self.plan.rows_of[call_index]:
                 planned = self.plan.rows[row]
                 loss = None if planned.inference.loss is None else float(losses[row])
-                yield call.call_id, ObjectiveValues(planned.sub_request_index, loss, traced.get(row))
+                circuit = circuit_values(self.plan, row, losses, compared)
+                values = ObjectiveValues(planned.sub_request_index, loss, traced.get(row), circuit)
+                yield call.call_id, values
             for kinds in (_THERE_ALREADY, _OF_COMPONENTS, _OF_NODES):
                 for one in self._named(kinds, call_index, groups, found, lists):
                     yield call.call_id, one

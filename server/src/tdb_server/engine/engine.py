@@ -16,8 +16,9 @@ from tdb_server.domain.call import Call
 from tdb_server.domain.model_info import KernelChoice, Site
 from tdb_server.domain.results import CallEvent, Finished
 from tdb_server.engine.answers import Answers
+from tdb_server.engine.cache import Model
 from tdb_server.engine.inputs import Inputs
-from tdb_server.engine.passes import Model, backward, forward, widen, zero_padding
+from tdb_server.engine.passes import backward, forward, run_references, widen, zero_padding
 from tdb_server.engine.plan import plan_batch
 from tdb_server.engine.preparation import preparation
 from tdb_server.engine.rank_tokens import TokenRanker
@@ -117,13 +118,16 @@ class Engine:
             return call_id not in cancelled
 
         try:
-            plan = plan_batch(calls, self.autoencoders, self.decoder.absent_hook_points)
+            plan = plan_batch(
+                calls, self.autoencoders, self.decoder.absent_hook_points, n_layers=len(self.decoder.blocks)
+            )
             inputs = Inputs(plan, self.decoder.device)
             answers = Answers(plan, self._ranker, clock, is_wanted, check_cancelled)
-            cache, graph = forward(model, plan, inputs, check_cancelled)
+            references = run_references(model, plan, check_cancelled)
+            cache, graph = forward(model, plan, inputs, references, check_cancelled)
             clock.end("forward")
             batch, layers = slice(0, len(plan.rows)), range(len(self.decoder.blocks))
-            rows = Rows(self._wide, self._precomputed, plan, inputs, cache, None, batch, layers)
+            rows = Rows(self._wide, self._precomputed, plan, inputs, cache, None, references, batch, layers)
             logits = answers.ranked_logits(rows)
             for call_id, event in answers.logits(logits):
                 if is_wanted(call_id):

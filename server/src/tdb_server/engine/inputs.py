@@ -51,13 +51,14 @@ class Inputs:
         depths: writes to the residual stream at this depth or before are seen by a row's objective [B].
         loss_rows: those whose objective is a loss.
         losses: the arrays of `loss_terms`.
+        circuit_pairs: rows and references of `Plan.circuit_pairs`.
         traces: the others that have an objective.
     """
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
         rows = plan.rows
         n_tokens = np.array([row.n_tokens for row in rows])
-        token_ids, is_token = _padded([row.inference.token_ids for row in rows], 0)
+        token_ids, is_token = _padded([row.inference.token_ids for row in rows], 0, plan.n_tokens)
         self.host_direction_tokens, is_direction = _padded([row.direction_tokens for row in rows], 0)
         self.host_logit_tokens, _ = _padded([row.logit_tokens for row in rows], -1)
         self.loss_terms = loss_terms([row.inference.loss for row in rows])
@@ -84,6 +85,8 @@ class Inputs:
                 np.array([ALL_WRITES if depth is None else depth for depth in depths]),
                 np.flatnonzero(has_loss),
                 *self.loss_terms,
+                np.array([row for row, _ in plan.circuit_pairs], np.int64),
+                np.array([reference for _, reference in plan.circuit_pairs], np.int64),
                 *(array for own in traces for array in own),
             ],
             device,
@@ -91,7 +94,7 @@ class Inputs:
         self.token_ids, self.n_tokens, self.last, self.rows = uploaded[:4]
         self.direction_tokens, self.is_direction, self.logit_tokens = uploaded[4:7]
         self.padded_rows, self.padded_tokens, self.depths, self.loss_rows = uploaded[7:11]
-        self.losses, of_traces = uploaded[11:15], iter(uploaded[15:])
+        self.losses, self.circuit_pairs, of_traces = uploaded[11:15], uploaded[15:17], iter(uploaded[17:])
         self.traces = [
             TracedRows(trace, own, node, downstream)
             for trace, own, node, downstream in zip(plan.traces, of_traces, of_traces, of_traces, strict=True)
@@ -100,9 +103,9 @@ class Inputs:
         self.is_ragged = not is_direction.all()
 
 
-def _padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Array, Array]:
+def _padded(rows: Sequence[Sequence[int]], pad: int, least: int = 0) -> tuple[Array, Array]:
     """Rows of equal length, padded with their first or last entry; and which entries are not padding."""
-    width = max(len(row) for row in rows)
+    width = max(least, *(len(row) for row in rows))
     found = [[*row, *[row[pad]] * (width - len(row))] for row in rows]
     return np.array(found, np.int64), np.array([[at < len(row) for at in range(width)] for row in rows])
 

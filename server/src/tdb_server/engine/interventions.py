@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import PassType
-from tdb_server.domain.requests import AblationSpec
+from tdb_server.domain.requests import AblationSpec, ValueType
 
 PAIR_HOOK_POINTS = frozenset({HookPoint.ATTN_QK_LOGITS, HookPoint.ATTN_QK_PROBS})
 """Indexed (query, key, head) by clients and laid out [B, H, query, key] inside."""
@@ -23,20 +23,26 @@ HEAD_HOOK_POINTS = frozenset({HookPoint.ATTN_Q, HookPoint.ATTN_K, HookPoint.ATTN
 """Indexed (token, head, channel) by clients and laid out [B, H, token, channel] inside."""
 
 
+Cell = tuple[int | None, int | None]
+"""A token and a component, such as a head; None for all of them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Intervention:
-    """Some cells of one row that are set to a value.
+    """Some cells of one row that are set: to a value, to a baseline's, or to a function of what they are.
 
     Attributes:
         row: of the batch.
         n_tokens: of the row; padding is never touched.
         ablation: the hook point, the cells in the client's order of axes (None for all of an axis), the pass,
-            and the value.
+            and what is done to them.
+        kept: cells among them that stay as they are.
     """
 
     row: int
     n_tokens: int
     ablation: AblationSpec
+    kept: tuple[Cell, ...] = ()
 
     @property
     def hook_point(self) -> HookPoint:
@@ -54,38 +60,91 @@ class Intervention:
         return self.hook_point.node_type.is_latent
 
     @property
+    def needs_baseline(self) -> bool:
+        """Whether it sets cells to what they are in baseline prompts."""
+        return self.ablation.value_type is ValueType.BASELINE
+
+    @property
     def alone(self) -> Intervention:
         """The same in a batch of its row alone."""
         return replace(self, row=0)
 
-    def set_in(self, batch: Tensor, hidden_cells: Tensor | None) -> None:
+    def set_in(self, batch: Tensor, hidden_cells: Tensor | None, baseline: Tensor | None = None) -> None:
         """Sets the cells of a batch's tensor [B, ...], in place.
 
         Args:
             hidden_cells: [T, T], True where attention may not look; of pairs, only others are set.
+            baseline: what the row's cells [...] are in its baseline prompts, where it needs that.
         """
-        own, indices = batch[self.row], self.ablation.index.tensor_indices
-        slices = [slice(None) if one is None else slice(one, one + 1) for one in indices]
-        tokens = slice(0, self.n_tokens) if indices[0] is None else slices[0]
+        own, ablation = batch[self.row], self.ablation
         if self.hook_point in PAIR_HOOK_POINTS:
             assert hidden_cells is not None
-            keys = slice(0, self.n_tokens) if indices[1] is None else slices[1]
-            own[slices[2], tokens, keys].masked_fill_(~hidden_cells[tokens, keys], self.ablation.value)
-        elif self.hook_point in HEAD_HOOK_POINTS:
-            own[slices[1], tokens, slices[2]] = self.ablation.value
+            self._set_pairs(own, hidden_cells, baseline)
+            return
+        cells = self._cells(ablation.index.tensor_indices)
+        if ablation.value_type is ValueType.NUMBER and not self.kept:
+            own[cells] = ablation.value
+            return
+        kept = [(one, own[one].clone()) for one in (self._cells((*cell, None)) for cell in self.kept)]
+        own[cells] = self._altered(own, cells, baseline)
+        for one, value in kept:
+            own[one] = value
+
+    def _set_pairs(self, own: Tensor, hidden_cells: Tensor, baseline: Tensor | None) -> None:
+        query, key, head = self.ablation.index.tensor_indices
+        tokens, keys = _along(query, self.n_tokens), _along(key, self.n_tokens)
+        pairs, hidden = (_along(head, None), tokens, keys), hidden_cells[tokens, keys]
+        if self.ablation.value_type is ValueType.NUMBER:
+            own[pairs].masked_fill_(~hidden, self.ablation.value)
         else:
-            own[tokens, slices[1]] = self.ablation.value
+            own[pairs] = torch.where(hidden, own[pairs], self._altered(own, pairs, baseline))
+
+    def _cells(self, indices: Sequence[int | None]) -> tuple[slice, ...]:
+        """Cells of a row as they are laid out in a pass; the last axis may be left out."""
+        tokens = _along(indices[0], self.n_tokens)
+        if self.hook_point in HEAD_HOOK_POINTS:
+            return _along(indices[1], None), tokens, _along(indices[2], None)
+        return tokens, _along(indices[1], None)
+
+    def _altered(self, own: Tensor, cells: tuple[slice, ...], baseline: Tensor | None) -> Tensor:
+        """What the cells are set to."""
+        ablation = self.ablation
+        match ablation.value_type:
+            case ValueType.BASELINE:
+                assert baseline is not None
+                return baseline[cells].to(own.dtype)
+            case ValueType.SCALE:
+                return own[cells] * ablation.value
+            case ValueType.ADD if ablation.direction is not None:
+                direction = torch.tensor(ablation.direction, dtype=own.dtype, device=own.device)
+                return own[cells] + direction * ablation.value
+            case ValueType.ADD:
+                return own[cells] + ablation.value
+            case _:
+                return torch.full_like(own[cells], ablation.value)
+
+
+def _along(index: int | None, length: int | None) -> slice:
+    """One index of an axis, or all up to a length."""
+    return slice(0, length) if index is None else slice(index, index + 1)
+
+
+Baseline = Callable[[int], Tensor]
+"""From a row of the batch to what its cells [...] are in its baseline prompts."""
 
 
 def set_values(
-    x: Tensor, interventions: Sequence[Intervention], hidden_cells: Tensor | None = None
+    x: Tensor,
+    interventions: Sequence[Intervention],
+    hidden_cells: Tensor | None = None,
+    baseline: Baseline | None = None,
 ) -> Tensor:
-    """`x` [B, ...] with cells set; nothing flows back through them."""
+    """`x` [B, ...] with cells set; nothing flows back through those set to a number or a baseline."""
     if not interventions:
         return x
     x = x.clone()
     for one in interventions:
-        one.set_in(x, hidden_cells)
+        one.set_in(x, hidden_cells, baseline(one.row) if baseline and one.needs_baseline else None)
     return x
 
 

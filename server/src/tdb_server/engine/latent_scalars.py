@@ -33,11 +33,12 @@ def latent_scalars(rows: Rows, declared: Declaration, hook_point: HookPoint, pas
             is_active = of_each(lambda x: x != 0, values)
             factors = [_latent_gradients(rows, autoencoder, ids), is_active]
         case Measure.ACT_TIMES_GRAD:
-            factors = [values, _latent_gradients(rows, autoencoder, ids)]
+            factors = [rows.latent_contrasts(autoencoder), _latent_gradients(rows, autoencoder, ids)]
         case Measure.WRITE_NORM:
             factors = [values, _latent_write_norms(rows, autoencoder, ids)]
         case _:
-            values = rows.at_direction_tokens((key, "values"), values, axes)
+            contrasts = rows.latent_write_contrasts(autoencoder)
+            values = rows.at_direction_tokens((key, "values"), contrasts, axes)
             ids = rows.at_direction_tokens((key, "ids"), ids, axes)
             factors = [values, _latent_effects(rows, autoencoder, ids)]
             product = product_at_directions

@@ -14,6 +14,7 @@ left of K are zeros.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from tdb_server.domain.hook_point import LATENT_TYPES, HookPoint
 from tdb_server.domain.node import NodeType
-from tdb_server.engine.interventions import Intervention, set_gradients, set_values
+from tdb_server.engine.interventions import Baseline, Intervention, set_gradients, set_values
 from tdb_server.engine.sampled_products import sampled_products
 from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
 from tdb_server.model.precision import wide
@@ -37,9 +38,17 @@ def autoencoder_of(named: HookPoint | NodeType, autoencoders: Sequence[Autoencod
 
 
 def splice(
-    layer: AutoencoderLayer, inputs: Tensor, written: Tensor, interventions: Sequence[Intervention]
+    layer: AutoencoderLayer,
+    inputs: Tensor,
+    written: Tensor,
+    interventions: Sequence[Intervention],
+    baseline: Baseline | None = None,
 ) -> Tensor:
-    """What is written after latents or errors are set, from what the dictionary reads: both [B, T, s]."""
+    """What is written after latents or errors are set, from what the dictionary reads: both [B, T, s].
+
+    Args:
+        baseline: from a row to its latents in baseline prompts [T, n].
+    """
     spliced = written.clone()
     for row in {one.row for one in interventions}:
         own = [one.alone for one in interventions if one.row == row]
@@ -53,22 +62,34 @@ def splice(
             error = site - layer.reconstruct(latents, read)
             change = change + _set(error, errors) - error
         if len(errors) < len(own):
-            altered = _set(latents, [one for one in own if one.is_of_latents])
+            of_row = None if baseline is None else partial(_first, baseline, row)
+            altered = _set(latents, [one for one in own if one.is_of_latents], of_row)
             change = change + layer.times_write_scale((altered - latents) @ layer.directions, read)
         # Not into what was written, whose values the way back still needs.
         spliced[row : row + 1, tokens] = (site + change).to(spliced.dtype)
     return spliced
 
 
-def _set(x: Tensor, interventions: Sequence[Intervention]) -> Tensor:
-    altered = set_values(x, [one for one in interventions if one.is_forward])
+def _first(baseline: Baseline, row: int, _: int) -> Tensor:
+    """The baseline of the row that is looked at alone, as row 0."""
+    return baseline(row)
+
+
+def _set(x: Tensor, interventions: Sequence[Intervention], baseline: Baseline | None = None) -> Tensor:
+    altered = set_values(x, [one for one in interventions if one.is_forward], baseline=baseline)
     return set_gradients(altered, [one for one in interventions if not one.is_forward])
 
 
 def active_latents(
-    layer: AutoencoderLayer, site: Tensor, interventions: Sequence[Intervention]
+    layer: AutoencoderLayer,
+    site: Tensor,
+    interventions: Sequence[Intervention],
+    baseline: Baseline | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The active latents for site values [B, T, s], those that are set at their new value.
+
+    Args:
+        baseline: from a row to its latents in baseline prompts [T, n].
 
     Returns:
         Which they are, and their activations, two [B, T, K]; any latent may stand where the activation is 0.
@@ -77,7 +98,19 @@ def active_latents(
     if layer.keeps_few and not altered:
         values, ids = layer.largest(layer.pre_activations(site))
         return ids, torch.relu(values)
-    return _side_by_side(set_values(layer.encode(site), altered))
+    return _side_by_side(set_values(layer.encode(site), altered, baseline=baseline))
+
+
+def active_in_either(latents: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """The latents that are not zero in one of two [B, T, n].
+
+    Returns:
+        Which they are, and 1 for each, 0 for what fills up where there are fewer, two [B, T, K].
+    """
+    ids, _ = _side_by_side(((latents != 0) | (others != 0)).to(latents.dtype))
+    is_first = torch.ones_like(ids, dtype=latents.dtype)
+    is_first[..., 1:] = (ids[..., 1:] != ids[..., :-1]).to(latents.dtype)
+    return ids, is_first
 
 
 def _side_by_side(latents: Tensor) -> tuple[Tensor, Tensor]:

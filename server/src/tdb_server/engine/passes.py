@@ -7,8 +7,8 @@ Rows do not touch each other, so the gradient of the sum is each row's own gradi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -18,10 +18,12 @@ from tdb_server.domain.axes import is_of_autoencoder
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.requests import AttentionTraceType
+from tdb_server.engine.cache import Cache, Gradients, Graph, Model
 from tdb_server.engine.inputs import ALL_WRITES, Inputs, TracedRows
 from tdb_server.engine.interventions import (
     HEAD_HOOK_POINTS,
     PAIR_HOOK_POINTS,
+    Baseline,
     Intervention,
     set_gradients,
     set_values,
@@ -29,6 +31,7 @@ from tdb_server.engine.interventions import (
 from tdb_server.engine.latents import autoencoder_of, splice
 from tdb_server.engine.objectives import losses, traced_values
 from tdb_server.engine.plan import HookSite, Plan, Stream
+from tdb_server.engine.references import References
 from tdb_server.model.autoencoder import Autoencoder, MlpInputs
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.hooks import HOLD_NORM_SCALES, INNER_HOOK_POINTS, Hooks
@@ -37,85 +40,15 @@ from tdb_server.model.precision import wide
 Key = TypeVar("Key", bound=Hashable)
 
 
-@dataclass(frozen=True)
-class Model:
-    """What is run: a decoder and the autoencoders that are spliced in."""
-
-    decoder: Decoder
-    autoencoders: tuple[Autoencoder, ...]
-
-
-@dataclass(frozen=True)
-class Cache:
-    """What is kept of the forward pass, without its graph.
-
-    Attributes:
-        values: by hook point, of each layer in order [B, ...]; of hook points that no layer has, one.
-        final_residual: the last residual stream [B, T, d].
-        final_normed: what the unembedding reads [B, T, d].
-        last_logits: of each row's last token, after interventions and their cap [B, V].
-        read: by dictionary's site and layer, what it reads [B, T, s].
-    """
-
-    values: dict[HookPoint, list[Tensor]]
-    final_residual: Tensor
-    final_normed: Tensor
-    last_logits: Tensor
-    read: dict[tuple[Site, int], Tensor]
-
-
-@dataclass(frozen=True)
-class Graph:
-    """What the backward pass starts from, and where it is asked for gradients.
-
-    Attributes:
-        sites: tensors whose gradients are wanted.
-        streams: the residual streams that traces start from.
-        site_outputs: dictionaries' sites behind the splice, whose gradients are wanted.
-        final_normed: what the unembedding reads [B, T, d].
-        logits_before: the last tokens' logits [B, 1, V] before gradients are set there.
-        logits: the same behind it, of which differences are computed [B, V].
-        capped: the model's own, of which probabilities are computed; the same where they have no cap.
-    """
-
-    sites: dict[HookSite, Tensor]
-    streams: dict[Stream, Tensor]
-    site_outputs: dict[tuple[Site, int], Tensor]
-    final_normed: Tensor
-    logits_before: Tensor
-    logits: Tensor
-    capped: Tensor
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """What is kept of the backward pass. What the objective cannot see is absent: there it is zero.
-
-    Attributes:
-        losses: of every row [B]; of rows without a loss, anything.
-        traced: the traced objectives, of the rows of each of `Plan.traces` [m].
-        at: by hook point and layer [B, ...].
-        at_sites: by dictionary's site and layer, behind the splice [B, T, s].
-        at_last_logits: [B, 1, V].
-        at_earlier_logits: of the rows that set gradients there [T - 1, V].
-        directions: of each row, the gradient at the last residual stream that its objective can see, at the
-            plan's direction tokens [B, n, d].
-    """
-
-    losses: Tensor
-    traced: list[Tensor]
-    at: dict[HookSite, Tensor]
-    at_sites: dict[tuple[Site, int], Tensor]
-    at_last_logits: Tensor | None
-    at_earlier_logits: dict[int, Tensor]
-    directions: Tensor
-
-
 class _Recorder:
     """The hook of a forward pass: sets what the plan sets, and keeps what it keeps."""
 
-    def __init__(self, plan: Plan, model: Model, check_cancelled: Callable[[], None]) -> None:
+    def __init__(
+        self, plan: Plan, model: Model, references: References | None, check_cancelled: Callable[[], None]
+    ) -> None:
         self._plan, self._model, self._check_cancelled = plan, model, check_cancelled
+        self._references = references
+        self._read_by_heads: dict[HookPoint, Tensor] = {}
         self.values: dict[HookPoint, list[Tensor]] = {}
         self.graph_sites: dict[HookSite, Tensor] = {}
         self.streams: dict[Stream, Tensor] = {}
@@ -139,7 +72,14 @@ class _Recorder:
         if interventions and hook_point in PAIR_HOOK_POINTS:
             assert layer_index is not None
             (hidden_cells,) = self._model.decoder.hidden_cells(plan.n_tokens, (layer_index,))
-        x = set_values(x, [one for one in interventions if one.is_forward], hidden_cells)
+        forward_ones = [one for one in interventions if one.is_forward]
+        if hook_point in _READ_BY_HEADS:
+            self._read_by_heads[hook_point] = x
+            forward_ones, of_pairs = _split(forward_ones)
+            x = self._set_contributions(x, of_pairs)
+        x = set_values(x, forward_ones, hidden_cells, self._baseline(hook_point, layer_index))
+        if hook_point is HookPoint.ATTN_QK_PROBS:
+            self._read_by_heads[hook_point] = x
         if hook_point in plan.values:  # the forward pass comes by layers in order
             self.values.setdefault(hook_point, []).append(x.detach())
         if hook_point in plan.gradients or site == last_residual(self._model.decoder):
@@ -157,6 +97,35 @@ class _Recorder:
         self._mlp_inputs.see(hook_point, x)
         return x
 
+    def _baseline(self, hook_point: HookPoint, layer_index: int | None) -> Baseline | None:
+        """What rows' cells are in their baseline prompts."""
+        references = self._references
+        if references is None:
+            return None
+        rows = self._plan.rows
+        return lambda row: references.values(rows[row].baselines, hook_point, layer_index)
+
+    def _set_contributions(self, x: Tensor, interventions: Sequence[Intervention]) -> Tensor:
+        """Sets what heads read from one token [B, H, T, e] to what they read from it in baselines."""
+        if not interventions:
+            return x
+        assert self._references is not None
+        x = x.clone()
+        for one in interventions:
+            (query, head, _), key = one.ablation.index.tensor_indices, one.ablation.attended_to_token
+            layer_index = one.ablation.index.layer_index
+            assert query is not None
+            assert head is not None
+            assert key is not None
+            assert layer_index is not None
+            group = head // self._model.decoder.config.n_heads_per_group
+            probs, values = (self._read_by_heads[at] for at in (HookPoint.ATTN_QK_PROBS, HookPoint.ATTN_V))
+            own = probs[one.row, head, query, key] * values[one.row, group, key]
+            baselines = self._plan.rows[one.row].baselines
+            other = self._references.contribution(baselines, layer_index, query, key, head, group)
+            x[one.row, head, query] += other.to(x.dtype) - own
+        return x
+
     def _starting(self, stream: Stream, x: Tensor) -> set[int]:
         """The rows whose trace starts from a stream, which is kept for them."""
         found = self._plan.trace_streams.get(stream)
@@ -167,6 +136,14 @@ class _Recorder:
 
     def _sets_gradient(self, one: Intervention, past_trace: set[int]) -> bool:
         return not one.is_forward and one.row not in past_trace
+
+    def _latent_baseline(self, autoencoder: Autoencoder, layer_index: int) -> Baseline | None:
+        """What rows' latents are in their baseline prompts."""
+        references = self._references
+        if references is None:
+            return None
+        rows = self._plan.rows
+        return lambda row: references.latents(rows[row].baselines, autoencoder, layer_index)
 
     def _splice(self, autoencoder: Autoencoder, layer_index: int, x: Tensor, past_trace: set[int]) -> Tensor:
         plan, site = self._plan, autoencoder.site
@@ -181,7 +158,8 @@ class _Recorder:
         if site in plan.sites:
             self.read[site, layer_index] = inputs.detach()
         if interventions:
-            written = splice(autoencoder.layers[layer_index], inputs, written, interventions)
+            baseline = self._latent_baseline(autoencoder, layer_index)
+            written = splice(autoencoder.layers[layer_index], inputs, written, interventions, baseline)
             if site.is_stream and site.hook_point in plan.values:  # what goes on is what is read of a stream
                 self.values[site.hook_point][-1] = written.detach()
         if site in plan.site_gradients and written.requires_grad:
@@ -189,6 +167,15 @@ class _Recorder:
             written = written.view_as(written)
             self.site_outputs[site, layer_index] = written
         return autoencoder.as_at_hook_point(written, x)
+
+
+_READ_BY_HEADS = (HookPoint.ATTN_V, HookPoint.ATTN_QK_PROBS, HookPoint.ATTN_V_OUT)
+
+
+def _split(interventions: Sequence[Intervention]) -> tuple[list[Intervention], list[Intervention]]:
+    """Those of whole cells, and those of what comes from one token alone."""
+    of_pairs = [one for one in interventions if one.ablation.attended_to_token is not None]
+    return [one for one in interventions if one.ablation.attended_to_token is None], of_pairs
 
 
 def latent_interventions(
@@ -216,15 +203,22 @@ def last_residual(decoder: Decoder) -> HookSite:
 
 
 def forward(
-    model: Model, plan: Plan, inputs: Inputs, check_cancelled: Callable[[], None]
+    model: Model,
+    plan: Plan,
+    inputs: Inputs,
+    references: References | None,
+    check_cancelled: Callable[[], None],
 ) -> tuple[Cache, Graph]:
     """Runs the forward pass and the last tokens' logits.
+
+    Args:
+        references: what was kept of the prompts that rows are compared with.
 
     Raises:
         Cancelled: as `check_cancelled`, which is asked between layers on both ways.
     """
     decoder = model.decoder
-    recorder = _Recorder(plan, model, check_cancelled)
+    recorder = _Recorder(plan, model, references, check_cancelled)
     altered = {hook_point for hook_point, _ in plan.interventions}
     wanted = plan.values | plan.gradients | altered
     if any(one.site is Site.MLP_TRANSCODER for one in model.autoencoders):
@@ -295,11 +289,33 @@ def backward(model: Model, plan: Plan, inputs: Inputs, cache: Cache, graph: Grap
     )
 
 
-def widen(cache: Cache, gradients: Gradients) -> None:
-    """Makes float32 of what a pass in half precision left, each tensor in place of the narrow one."""
+def run_references(model: Model, plan: Plan, check_cancelled: Callable[[], None]) -> References | None:
+    """Runs the prompts that the rows of a plan are compared with forward, if there are any.
+
+    Raises:
+        Cancelled: as `check_cancelled`.
+    """
+    if plan.references is None:
+        return None
+    inputs = Inputs(plan.references, model.decoder.device)
+    cache, graph = forward(model, plan.references, inputs, None, check_cancelled)
+    widen_cache(cache)
+    zero_padding(cache, inputs)
+    return References(cache, wide(graph.logits))
+
+
+def widen_cache(cache: Cache) -> None:
+    """Makes float32 of what a forward pass in half precision left, each tensor in place of the narrow one."""
     for layers in cache.values.values():
         layers[:] = map(wide, layers)
-    of_sites: list[dict[Any, Tensor]] = [cache.read, gradients.at, gradients.at_sites]
+    for site in cache.read:
+        cache.read[site] = wide(cache.read[site])
+
+
+def widen(cache: Cache, gradients: Gradients) -> None:
+    """The same with what the backward pass left."""
+    widen_cache(cache)
+    of_sites: list[dict[Any, Tensor]] = [gradients.at, gradients.at_sites]
     for own in of_sites:
         for site in own:
             own[site] = wide(own[site])

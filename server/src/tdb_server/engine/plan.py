@@ -6,26 +6,30 @@ computed for all at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from tdb_server.domain.axes import TOKEN_DIMENSIONS
+from tdb_server.domain.axes import TOKEN_DIMENSIONS, is_of_autoencoder
 from tdb_server.domain.call import Call
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
-from tdb_server.domain.hook_point import HookPoint
+from tdb_server.domain.hook_point import NODE_HOOK_POINTS, WHOLE_HOOK_POINTS, HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import Dimension, NodeType, PassType
 from tdb_server.domain.requests import (
     AttentionTraceType,
+    Circuit,
     DerivedScalarsSpec,
     InferenceSpec,
+    InferenceSubRequest,
     MultipleTopKSpec,
     ProcessingSpec,
     Trace,
+    ValueType,
 )
+from tdb_server.engine.circuits import circuit_interventions
 from tdb_server.engine.interventions import Intervention
-from tdb_server.engine.keeping import kept_for, scalars_of
+from tdb_server.engine.keeping import Kept, kept_for, scalars_of
 from tdb_server.engine.latents import autoencoder_of
 from tdb_server.model.autoencoder import Autoencoder
 
@@ -154,6 +158,9 @@ class Row:
         trace: its trace, with "whichever autoencoder is loaded" spelled out.
         logit_tokens: the tokens whose logits are wanted, in order, the last one always among them.
         is_parallel: whether MLPs read the stream before their layer.
+        baselines: of `Plan.references`, those whose mean it is compared with.
+        circuit_between: where only a circuit is kept, of the same the prompt itself and what stands for its
+            baseline.
     """
 
     call_index: int
@@ -163,6 +170,8 @@ class Row:
     trace: Trace | None
     logit_tokens: tuple[int, ...]
     is_parallel: bool
+    baselines: tuple[int, ...] = ()
+    circuit_between: tuple[int, tuple[int, ...]] | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -289,6 +298,10 @@ class Plan:
         sites: the dictionaries' sites of which it is kept what is read.
         site_gradients: those whose gradients are kept, behind the splice.
         is_parallel: whether MLPs read the stream before their layer.
+        n_tokens: rows are padded to so many.
+        n_layers: of the model.
+        autoencoders: that are loaded.
+        references: the prompts that rows are compared with, which are run forward alone.
     """
 
     calls: tuple[Call, ...]
@@ -299,11 +312,10 @@ class Plan:
     sites: frozenset[Site]
     site_gradients: frozenset[Site]
     is_parallel: bool
-
-    @cached_property
-    def n_tokens(self) -> int:
-        """Tokens of the longest row."""
-        return max(row.n_tokens for row in self.rows)
+    n_tokens: int
+    n_layers: int
+    autoencoders: tuple[Autoencoder, ...]
+    references: Plan | None = None
 
     @property
     def has_objective(self) -> bool:
@@ -315,10 +327,33 @@ class Plan:
         """What is set where, in the order of rows."""
         found: dict[HookSite, list[Intervention]] = {}
         for row_index, row in enumerate(self.rows):
-            for one in row.inference.ablations:
-                site = (one.index.hook_point, one.index.layer_index)
-                found.setdefault(site, []).append(Intervention(row_index, row.n_tokens, one))
+            own = [Intervention(row_index, row.n_tokens, one) for one in row.inference.ablations]
+            for one in (*self._circuit(row_index), *own):
+                site = (one.hook_point, one.ablation.index.layer_index)
+                found.setdefault(site, []).append(one)
         return found
+
+    def _circuit(self, row_index: int) -> Iterator[Intervention]:
+        row = self.rows[row_index]
+        if row.inference.circuit is not None:
+            yield from circuit_interventions(
+                row.inference.circuit,
+                row_index,
+                row.n_tokens,
+                self.n_layers,
+                self.autoencoders,
+                has_baselines=bool(row.baselines),
+            )
+
+    @cached_property
+    def circuit_pairs(self) -> list[tuple[int, int]]:
+        """Rows of circuits, each with the references whose loss is wanted: its prompt, then its baselines."""
+        return [
+            (row_index, reference)
+            for row_index, row in enumerate(self.rows)
+            if row.circuit_between is not None
+            for reference in (row.circuit_between[0], *row.circuit_between[1])
+        ]
 
     @cached_property
     def traces(self) -> dict[Trace, list[int]]:
@@ -361,6 +396,8 @@ def plan_batch(
     calls: Sequence[Call],
     autoencoders: Sequence[Autoencoder],
     absent: frozenset[HookPoint] = WRITE_SCALES,
+    *,
+    n_layers: int,
 ) -> Plan:
     """Makes the plan of a batch of calls.
 
@@ -368,6 +405,7 @@ def plan_batch(
         calls: what is asked.
         autoencoders: that are loaded.
         absent: the hook points that the model does not have.
+        n_layers: of the model.
     """
     is_parallel = HookPoint.RESID_POST_ATTN in absent
     by_specs: dict[tuple[object, ...], list[Row]] = {}
@@ -375,8 +413,10 @@ def plan_batch(
     gradients: set[HookPoint] = set()
     sites: set[Site] = set()
     site_gradients: set[Site] = set()
+    references = _References(autoencoders, is_parallel)
     for call_index, call in enumerate(calls):
         for row in _rows_of(call_index, call, autoencoders, is_parallel):
+            row = references.compared(row)
             by_specs.setdefault(_group_key(row), []).append(row)
             if row.trace is not None and row.trace.attention_trace_type is AttentionTraceType.V:
                 values.add(HookPoint.ATTN_QK_PROBS)
@@ -394,8 +434,85 @@ def plan_batch(
     for together in by_specs.values():
         groups.append(Group(len(rows), len(rows) + len(together), top_k_specs(together[0])))
         rows += together
+    n_tokens = max(row.n_tokens for row in rows)
     kept_sets = frozenset(values), frozenset(gradients), frozenset(sites), frozenset(site_gradients)
-    return Plan(tuple(calls), tuple(rows), tuple(groups), *kept_sets, is_parallel)
+    model = is_parallel, n_tokens, n_layers, tuple(autoencoders)
+    scales = WRITE_SCALES - absent
+    return Plan(tuple(calls), tuple(rows), tuple(groups), *kept_sets, *model, references.plan(model, scales))
+
+
+class _References:
+    """Collects the prompts that rows are compared with: equal ones are run once."""
+
+    def __init__(self, autoencoders: Sequence[Autoencoder], is_parallel: bool) -> None:
+        self._autoencoders, self._is_parallel = autoencoders, is_parallel
+        self._places: dict[tuple[tuple[int, ...], Circuit | None], int] = {}
+        self._values: set[HookPoint] = set()
+        self._sites: set[Site] = set()
+
+    def compared(self, row: Row) -> Row:
+        """A row, with what it is compared with."""
+        inference, circuit = row.inference, row.inference.circuit
+        if not inference.baselines and circuit is None:
+            return row
+        baselines = tuple(self._place(one, None) for one in inference.baselines)
+        circuit_between = None
+        if circuit is not None:
+            nothing = Circuit(circuit.node_types, ())
+            stand_in = baselines or (self._place(inference.token_ids, nothing),)
+            circuit_between = self._place(inference.token_ids, None), stand_in
+        if baselines:
+            self._keep_for(row)
+        return replace(row, baselines=baselines, circuit_between=circuit_between)
+
+    def plan(
+        self, model: tuple[bool, int, int, tuple[Autoencoder, ...]], scales: frozenset[HookPoint]
+    ) -> Plan | None:
+        """Their plan; None where there are none."""
+        if not self._places:
+            return None
+        rows = tuple(
+            Row(
+                0,
+                at,
+                InferenceSpec(token_ids, circuit=circuit),
+                {},
+                None,
+                (len(token_ids) - 1,),
+                self._is_parallel,
+            )
+            for (token_ids, circuit), at in self._places.items()
+        )
+        values, nothing = frozenset(self._values | scales), frozenset[HookPoint]()
+        kept_sets = values, nothing, frozenset(self._sites), frozenset[Site]()
+        return Plan((), rows, (Group(0, len(rows), {}),), *kept_sets, *model)
+
+    def _place(self, token_ids: tuple[int, ...], circuit: Circuit | None) -> int:
+        return self._places.setdefault((token_ids, circuit), len(self._places))
+
+    def _keep_for(self, row: Row) -> None:
+        """Notes what of its baselines a row is compared with, or is set to."""
+        whole = InferenceSubRequest(row.inference, row.processing)
+        kept = [one for one, _ in kept_for(whole, self._autoencoders, is_parallel=self._is_parallel)]
+        for ablation in row.inference.ablations:
+            if ablation.value_type is ValueType.BASELINE:
+                kept.append(self._kept(ablation.index.hook_point))
+                if ablation.attended_to_token is not None:
+                    kept += [HookPoint.ATTN_QK_PROBS, HookPoint.ATTN_V]
+        if row.inference.circuit is not None:
+            hook_points = WHOLE_HOOK_POINTS | NODE_HOOK_POINTS
+            kept += [self._kept(hook_points[one]) for one in row.inference.circuit.node_types]
+        for one in kept:
+            self._values.add(one.hook_point if isinstance(one, Site) else one)
+            self._sites.update({one} if isinstance(one, Site) else ())
+
+    def _kept(self, hook_point: HookPoint) -> Kept:
+        """A hook point; of latents, the site that they are read at."""
+        return (
+            autoencoder_of(hook_point, self._autoencoders).site
+            if is_of_autoencoder(hook_point)
+            else hook_point
+        )
 
 
 def top_k_specs(row: Row) -> dict[str, MultipleTopKSpec]:
@@ -404,10 +521,12 @@ def top_k_specs(row: Row) -> dict[str, MultipleTopKSpec]:
 
 
 def _group_key(row: Row) -> tuple[object, ...]:
-    return tuple(
+    """What rows of a group have in common. Those without baselines go the shorter way, by themselves."""
+    specs = (
         (name, replace(spec, top_and_bottom_k=0, token_index=None if spec.token_index is None else 0))
         for name, spec in top_k_specs(row).items()
     )
+    return bool(row.baselines), *specs
 
 
 def _rows_of(

@@ -12,12 +12,20 @@ from torch import Tensor
 
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import Dimension, NodeType, PassType
+from tdb_server.engine.cache import Cache, Gradients, Model
 from tdb_server.engine.inputs import Inputs
-from tdb_server.engine.interventions import HEAD_HOOK_POINTS, PAIR_HOOK_POINTS, Intervention
-from tdb_server.engine.latents import active_latents, autoencoder_of
-from tdb_server.engine.passes import Cache, Gradients, Model, latent_interventions
+from tdb_server.engine.interventions import (
+    HEAD_HOOK_POINTS,
+    PAIR_HOOK_POINTS,
+    Baseline,
+    Intervention,
+    set_values,
+)
+from tdb_server.engine.latents import active_in_either, active_latents, autoencoder_of
+from tdb_server.engine.passes import latent_interventions
 from tdb_server.engine.plan import Plan, Row
 from tdb_server.engine.products import Layers, NodeCoordinates
+from tdb_server.engine.references import References, nonzero
 from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
 from tdb_server.model.decoder import Block
 from tdb_server.model.precomputed import Precomputed
@@ -36,6 +44,7 @@ class Rows:
         inputs: of the batch, on the device.
         cache: of the batch's forward pass.
         backward: of its backward pass; None before that.
+        references: the prompts that rows are compared with; None where there are none.
         rows: which of the batch's rows they are.
         layers: those that are looked at.
     """
@@ -46,6 +55,7 @@ class Rows:
     inputs: Inputs
     cache: Cache
     backward: Gradients | None
+    references: References | None
     rows: slice
     layers: Sequence[int]
     _made: dict[object, Any] = field(default_factory=dict)
@@ -112,6 +122,68 @@ class Rows:
         """Gradients of the objectives at a hook point; zero where an objective cannot see it."""
         return self.values(hook_point, PassType.BACKWARD)
 
+    @property
+    def has_baselines(self) -> bool:
+        """Whether they are compared with baselines; of a group, all are or none."""
+        return bool(self.planned[0].baselines)
+
+    def contrasts(self, hook_point: HookPoint) -> Layers:
+        """A hook point's values less their baselines'; the values themselves where there are no baselines."""
+        values = self.values(hook_point)
+        if not self.has_baselines:
+            return values
+        return self.once(
+            ("contrasts", hook_point),
+            lambda: of_each(torch.sub, values, self._of_baselines(hook_point, values)),
+        )
+
+    def write_contrasts(self, hook_point: HookPoint) -> Layers:
+        """The same, as writes are told apart: over each one's scale, times that of the rows.
+
+        Where writes are not divided by a scale, these are `contrasts`.
+        """
+        scales = self.write_scales(hook_point) if self.has_baselines else None
+        if scales is None:
+            return self.contrasts(hook_point)
+        scale_point = self.model.decoder.write_scales[hook_point]
+
+        def compute() -> Layers:
+            others = []
+            for layer_index, scale in zip(self.layers, scales.tensors, strict=True):
+                of_rows = []
+                for row in self.planned:
+                    assert self.references is not None
+                    each = [
+                        self.references.values((one,), hook_point, layer_index)
+                        / nonzero(self.references.values((one,), scale_point, layer_index))
+                        for one in row.baselines
+                    ]
+                    of_rows.append(torch.stack(each).mean(dim=0))
+                others.append(torch.stack(of_rows) * scale)
+            return of_each(torch.sub, self.values(hook_point), Layers(others))
+
+        return self.once(("write contrasts", hook_point), compute)
+
+    def _of_baselines(self, hook_point: HookPoint, like: Layers) -> Layers:
+        """The mean of the baselines' values, of each layer [B, ...]."""
+        references = self.references
+        assert references is not None
+        layers = self.layers if hook_point.is_per_layer else (None,)
+        shared = {row.baselines for row in self.planned}
+        found = []
+        for layer, x in zip(layers, like.tensors, strict=True):
+            means = {one: references.values(one, hook_point, layer) for one in shared}
+            own = [means[row.baselines] for row in self.planned]
+            found.append(own[0].expand_as(x) if len(shared) == 1 else torch.stack(own))
+        return Layers(found)
+
+    def baseline_latents(self, autoencoder: Autoencoder, layer_index: int) -> Baseline | None:
+        """From one of these rows to its latents in baseline prompts."""
+        references = self.references
+        if references is None:
+            return None
+        return lambda row: references.latents(self.planned[row].baselines, autoencoder, layer_index)
+
     def before_layers(self, pass_type: PassType = PassType.FORWARD) -> Layers:
         """The residual stream before each layer, or gradients there."""
         return self.once(
@@ -139,7 +211,7 @@ class Rows:
         if scale is None:
             return None
         found = self.at_layer(scale, layer_index)
-        return found.masked_fill(found == 0, 1)  # padding
+        return nonzero(found)
 
     def write_scales(self, hook_point: HookPoint) -> Layers | None:
         """The same in every layer."""
@@ -214,25 +286,75 @@ class Rows:
         return self.own(latent_interventions(self.plan, self.model, autoencoder, layer_index))
 
     def latents(self, autoencoder: Autoencoder) -> tuple[Layers, Layers]:
-        """The active latents of its layers, after interventions: which, and their activations [B, T, K]."""
-        return self.once((autoencoder.site, "latents"), lambda: self._latents(autoencoder))
+        """The active latents of its layers, after interventions: which, and their activations [B, T, K].
 
-    def _latents(self, autoencoder: Autoencoder) -> tuple[Layers, Layers]:
-        active = [
-            active_latents(
-                layer,
-                self.read_by(autoencoder, layer_index),
-                self.interventions(autoencoder, layer_index),
-            )
-            for layer_index, layer in self.layers_of(autoencoder)
-        ]
-        ids, values = (Layers(same_width(one)) for one in zip(*active, strict=True))
+        With baselines, also those that are active there alone.
+        """
+        ids, values, *_ = self._all_latents(autoencoder)
+        return ids, values
+
+    def latent_contrasts(self, autoencoder: Autoencoder) -> Layers:
+        """Of the same latents, the activations less those of the baselines [B, T, K]."""
+        return self._all_latents(autoencoder)[2]
+
+    def latent_write_contrasts(self, autoencoder: Autoencoder) -> Layers:
+        """The same as writes are told apart, in units of what a latent writes in these rows [B, T, K]."""
+        return self._all_latents(autoencoder)[3]
+
+    def _all_latents(self, autoencoder: Autoencoder) -> list[Layers]:
+        return self.once((autoencoder.site, "latents"), lambda: self._look_up_latents(autoencoder))
+
+    def _look_up_latents(self, autoencoder: Autoencoder) -> list[Layers]:
+        find = self._latents_beside_baselines if self.has_baselines else self._latents_alone
+        found = [find(autoencoder, layer_index, layer) for layer_index, layer in self.layers_of(autoencoder)]
+        ids, *numbers = (Layers(same_width(one)) for one in zip(*found, strict=True))
         absent = self.absent_tokens
         if absent is not None:
-            values = of_each(
-                lambda x: x.masked_fill(absent.view(len(absent), *[1] * (x.dim() - 3), -1, 1), 0), values
-            )
-        return ids, values
+            numbers = [
+                of_each(
+                    lambda x: x.masked_fill(absent.view(len(absent), *[1] * (x.dim() - 3), -1, 1), 0), one
+                )
+                for one in numbers
+            ]
+        return [ids, numbers[0], numbers[0], numbers[0]] if len(numbers) == 1 else [ids, *numbers]
+
+    def _latents_alone(
+        self, autoencoder: Autoencoder, layer_index: int, layer: AutoencoderLayer
+    ) -> tuple[Tensor, ...]:
+        read, interventions = (
+            self.read_by(autoencoder, layer_index),
+            self.interventions(autoencoder, layer_index),
+        )
+        return active_latents(layer, read, interventions, self.baseline_latents(autoencoder, layer_index))
+
+    def _latents_beside_baselines(
+        self, autoencoder: Autoencoder, layer_index: int, layer: AutoencoderLayer
+    ) -> tuple[Tensor, ...]:
+        """Which, their activations, those less the baselines', and the same as writes are told apart."""
+        references, read = self.references, self.read_by(autoencoder, layer_index)
+        assert references is not None
+        altered = [
+            one
+            for one in self.interventions(autoencoder, layer_index)
+            if one.is_forward and one.is_of_latents
+        ]
+        baseline = self.baseline_latents(autoencoder, layer_index)
+        latents = set_values(layer.encode(read), altered, baseline=baseline)
+        others = torch.stack(
+            [references.latents(one.baselines, autoencoder, layer_index) for one in self.planned]
+        )
+        ids, is_there = active_in_either(latents, others)
+        values, others = latents.gather(-1, ids) * is_there, others.gather(-1, ids) * is_there
+        scale = self.write_scale(autoencoder.site.hook_point, layer_index)
+        if scale is None and not layer.norms_inputs:
+            return ids, values, values - others, values - others
+        point = self.model.decoder.write_scales.get(autoencoder.site.hook_point)
+        written = torch.stack(
+            [references.latent_writes(one.baselines, autoencoder, layer_index, point) for one in self.planned]
+        )
+        unit = layer.times_write_scale(torch.ones_like(read[..., :1]), read)
+        unit = nonzero(unit if scale is None else unit / scale)
+        return ids, values, values - others, values - written.gather(-1, ids) * is_there / unit
 
     def read_by(self, autoencoder: Autoencoder, layer_index: int) -> Tensor:
         """What a dictionary reads, before anything is set of its latents [B, T, s]."""

@@ -12,7 +12,9 @@ so that the activation is one factor, and the other depends on fewer indices, or
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -20,14 +22,16 @@ from torch import Tensor
 from tdb_server.domain.axes import is_of_autoencoder
 from tdb_server.domain.derived_scalar import Declaration, DerivedScalar, Measure
 from tdb_server.domain.hook_point import HookPoint
-from tdb_server.domain.node import Dimension, PassType
+from tdb_server.domain.node import Dimension, NodeType, PassType
 from tdb_server.engine.interventions import PAIR_HOOK_POINTS
 from tdb_server.engine.latent_scalars import error_scalars, latent_scalars
 from tdb_server.engine.logit_scalars import logit_scalars, vocabulary_reads
 from tdb_server.engine.plan import attention_depth, mlp_depth, write_depth
 from tdb_server.engine.product_of_rows import product_at_all_tokens, product_at_directions
 from tdb_server.engine.products import Layers, Product
+from tdb_server.engine.references import nonzero
 from tdb_server.engine.rows import Rows, axes_of, of_each
+from tdb_server.model.decoder import Block
 
 
 def product_of(rows: Rows, scalar: DerivedScalar, pass_type: PassType = PassType.FORWARD) -> Product:
@@ -43,13 +47,19 @@ def product_of(rows: Rows, scalar: DerivedScalar, pass_type: PassType = PassType
         of_latents = latent_scalars if declared.node_type.is_latent else error_scalars
         return of_latents(rows, declared, hook_point, pass_type)
     if hook_point is HookPoint.ATTN_V_OUT and declared.measure is not Measure.ACTIVATION:
-        return _of_heads(rows, declared)
+        is_whole = declared.node_type is NodeType.WHOLE_HEAD
+        return _of_whole_heads(rows, declared) if is_whole else _of_heads(rows, declared)
+    return _of_hook_point(rows, declared, hook_point, pass_type)
+
+
+def _of_hook_point(rows: Rows, declared: Declaration, hook_point: HookPoint, pass_type: PassType) -> Product:
+    """What is measured of each number at a hook point, or of each token's vector there."""
     axes = axes_of(hook_point)
     match declared.measure:
         case Measure.ACTIVATION:
             return _activations(rows, declared, hook_point, pass_type)
         case Measure.ACT_TIMES_GRAD:
-            factors = [rows.values(hook_point), rows.gradients(hook_point)]
+            factors = [rows.contrasts(hook_point), rows.gradients(hook_point)]
             return product_at_all_tokens(rows, declared, factors, axes)
         case Measure.WRITE_NORM:
             factors = [rows.values(hook_point), _write_norms(rows, hook_point)]
@@ -59,16 +69,16 @@ def product_of(rows: Rows, scalar: DerivedScalar, pass_type: PassType = PassType
                 factors.append(of_each(lambda x: 1 / (x.unsqueeze(-3) if is_of_pairs else x), scales))
             return product_at_all_tokens(rows, declared, factors, axes)
         case Measure.DIRECT_EFFECT:
-            values = rows.at_direction_tokens(hook_point, rows.values(hook_point), axes)
-            is_neuron = hook_point is HookPoint.MLP_POST_ACT
-            projected = _projected_neurons(rows) if is_neuron else _projected_values(rows)
-            return product_at_directions(rows, declared, [values, projected], axes)
+            if hook_point is not HookPoint.MLP_POST_ACT:
+                return product_at_directions(rows, declared, _effects_of_pairs(rows), axes)
+            values = rows.at_direction_tokens(("writes", hook_point), rows.write_contrasts(hook_point), axes)
+            return product_at_directions(rows, declared, [values, _projected_neurons(rows)], axes)
         case Measure.SUMMED_WRITE:
             return product_at_all_tokens(rows, declared, [_summed_writes(rows)], declared.dimensions)
         case Measure.ONE | Measure.VECTOR_NORM | Measure.VECTOR_TIMES_GRAD | Measure.VECTOR_EFFECT:
             return _of_vectors(rows, declared, hook_point)
         case other:
-            raise TypeError(f"{scalar.value}: {other.value} is not computed")
+            raise TypeError(f"{hook_point.value}: {other.value} is not computed")
 
 
 def _activations(rows: Rows, declared: Declaration, hook_point: HookPoint, pass_type: PassType) -> Product:
@@ -125,28 +135,109 @@ def _projected_values(rows: Rows) -> Layers:
     return rows.once("projected values", project)
 
 
+def _effects_of_pairs(rows: Rows) -> list[Layers]:
+    """What is written between two tokens · directions of interest, as factors: of each layer [B, H, n, T].
+
+    With baselines both attention and values differ, so that it is a difference of products.
+    """
+    pattern = HookPoint.ATTN_QK_PROBS
+    probs = rows.at_direction_tokens(pattern, rows.values(pattern), axes_of(pattern))
+    projected = _projected_values(rows)
+    if not rows.has_baselines:
+        return [probs, projected]
+
+    def contrast() -> Layers:
+        found = []
+        for own_probs, own_projected, (layer, block) in zip(
+            probs.tensors, projected.tensors, rows.blocks, strict=True
+        ):
+            seen = rows.seen_directions(attention_depth(layer))
+            others = [_baseline_effects(rows, row, seen[row], layer, block) for row in range(rows.n_rows)]
+            found.append(own_probs * own_projected - torch.stack(others))
+        return Layers(found)
+
+    return [rows.once("contrasted effects of pairs", contrast)]
+
+
+def _baseline_effects(rows: Rows, row: int, directions: Tensor, layer_index: int, block: Block) -> Tensor:
+    """The mean of what baselines write between two tokens · directions of interest [n, d]: [H, n, T]."""
+    references, tokens = rows.references, rows.direction_tokens[row]
+    assert references is not None
+    scale_point = rows.model.decoder.write_scales.get(HookPoint.ATTN_QK_PROBS)
+    found = []
+    for one in rows.planned[row].baselines:
+        onto = directions
+        if scale_point is not None:
+            onto = onto / nonzero(references.values((one,), scale_point, layer_index))[tokens]
+        values = references.values((one,), HookPoint.ATTN_V, layer_index)
+        probs = references.values((one,), HookPoint.ATTN_QK_PROBS, layer_index)[:, tokens]
+        found.append(probs * project_values(values, block.attention.write_transposed(onto)))
+    return torch.stack(found).mean(dim=0)
+
+
 def _of_heads(rows: Rows, declared: Declaration) -> Product:
     """A head at a token: its node's numbers summed over what it attends to."""
     axes = (Dimension.ATTN_HEADS, Dimension.SEQUENCE_TOKENS)
     pattern = HookPoint.ATTN_QK_PROBS
     match declared.measure:
         case Measure.WRITE_NORM:
-            norms = [
-                torch.einsum("bhte,hde->bhtd", x, block.attention.out_weights()).norm(dim=-1)
-                for x, (_, block) in zip(rows.values(HookPoint.ATTN_V_OUT).tensors, rows.blocks, strict=True)
-            ]
-            scales = rows.write_scales(HookPoint.ATTN_V_OUT)
-            over = [] if scales is None else [of_each(lambda x: 1 / x[..., None, :, 0], scales)]
-            return product_at_all_tokens(rows, declared, [Layers(norms), *over], axes)
+            return product_at_all_tokens(rows, declared, _head_write_norms(rows), axes)
         case Measure.ACT_TIMES_GRAD:
-            summed = _summed_over_keys(rows.values(pattern), rows.gradients(pattern))
+            summed = _summed_over_keys([rows.contrasts(pattern), rows.gradients(pattern)])
             return product_at_all_tokens(rows, declared, [summed], axes)
         case Measure.DIRECT_EFFECT:
-            probs = rows.at_direction_tokens(pattern, rows.values(pattern), axes_of(pattern))
-            summed = _summed_over_keys(probs, _projected_values(rows))
-            return product_at_directions(rows, declared, [summed], axes)
+            return product_at_directions(rows, declared, [_summed_over_keys(_effects_of_pairs(rows))], axes)
         case other:
             raise TypeError(f"heads at a token have no {other.value}")
+
+
+def _head_write_norms(rows: Rows) -> list[Layers]:
+    """Norms of what heads write at a token, as factors [B, H, T]."""
+    norms = [
+        torch.einsum("bhte,hde->bhtd", x, block.attention.out_weights()).norm(dim=-1)
+        for x, (_, block) in zip(rows.values(HookPoint.ATTN_V_OUT).tensors, rows.blocks, strict=True)
+    ]
+    scales = rows.write_scales(HookPoint.ATTN_V_OUT)
+    return [Layers(norms), *([] if scales is None else [of_each(lambda x: 1 / x[..., None, :, 0], scales)])]
+
+
+def _of_whole_heads(rows: Rows, declared: Declaration) -> Product:
+    """A head at a token as the vector that it reads from the tokens [B, H, T, e]."""
+    axes = (Dimension.ATTN_HEADS, Dimension.SEQUENCE_TOKENS)
+    v_out = HookPoint.ATTN_V_OUT
+    match declared.measure:
+        case Measure.VECTOR_NORM:
+            return product_at_all_tokens(rows, declared, _head_write_norms(rows), axes)
+        case Measure.VECTOR_TIMES_GRAD:
+            found = of_each(_dot, rows.contrasts(v_out), rows.gradients(v_out))
+            return product_at_all_tokens(rows, declared, [found], axes)
+        case Measure.VECTOR_EFFECT:
+            vectors = rows.at_direction_tokens(("writes", v_out), rows.write_contrasts(v_out), axes_of(v_out))
+            effects = []
+            for x, (layer, block) in zip(vectors.tensors, rows.blocks, strict=True):
+                directions = rows.seen_by_writes(v_out, layer, attention_depth(layer))
+                seen = block.attention.write_transposed(directions)  # [B, n, H * e]
+                by_head = seen.view(*seen.shape[:-1], -1, x.shape[-1]).transpose(-2, -3)
+                effects.append(_dot(x, by_head))
+            return product_at_directions(rows, declared, [Layers(effects)], axes)
+        case Measure.ONE:
+            ones = _ones(rows, rows.model.decoder.config.n_heads).transpose(-1, -2)
+            return product_at_all_tokens(rows, declared, [Layers([ones] * len(rows.layers))], axes)
+        case other:
+            raise TypeError(f"whole heads have no {other.value}")
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    """Products along the last axis."""
+    found: Tensor = (x * y).sum(dim=-1)
+    return found
+
+
+def _ones(rows: Rows, width: int) -> Tensor:
+    """1 at every token [B, T, width], 0 in padding."""
+    ones = rows.cache.final_residual.new_ones(rows.n_rows, rows.plan.n_tokens, width)
+    absent = rows.absent_tokens
+    return ones if absent is None else ones.masked_fill(absent[..., None], 0)
 
 
 def _summed_writes(rows: Rows) -> Layers:
@@ -166,19 +257,18 @@ def _of_vectors(rows: Rows, declared: Declaration, hook_point: HookPoint) -> Pro
     """One number per token, laid out [B, T, 1]."""
     axes = declared.dimensions
     if declared.measure is Measure.ONE:
-        ones = rows.cache.final_residual.new_ones(rows.n_rows, rows.plan.n_tokens, 1)
-        if rows.absent_tokens is not None:
-            ones = ones.masked_fill(rows.absent_tokens[..., None], 0)
-        return product_at_all_tokens(rows, declared, [Layers([ones])], axes)
+        n_layers = len(rows.layers) if declared.is_per_layer else 1
+        return product_at_all_tokens(rows, declared, [Layers([_ones(rows, 1)] * n_layers)], axes)
     vectors = rows.values(hook_point)
     if declared.measure is Measure.VECTOR_NORM:
         norms = of_each(lambda x: x.norm(dim=-1, keepdim=True), vectors)
         return product_at_all_tokens(rows, declared, [norms], axes)
     if declared.measure is Measure.VECTOR_TIMES_GRAD:
-        found = of_each(lambda x, y: (x * y).sum(dim=-1, keepdim=True), vectors, rows.gradients(hook_point))
+        contrasts, gradients = rows.contrasts(hook_point), rows.gradients(hook_point)
+        found = of_each(lambda x, y: (x * y).sum(dim=-1, keepdim=True), contrasts, gradients)
         return product_at_all_tokens(rows, declared, [found], axes)
     depths = [write_depth(hook_point)(layer) for layer in rows.layers] if declared.is_per_layer else [0]
-    at_tokens = rows.at_direction_tokens(hook_point, vectors, axes)
+    at_tokens = rows.at_direction_tokens(("contrasts", hook_point), rows.contrasts(hook_point), axes)
     effects = [
         (x * rows.seen_directions(depth)).sum(dim=-1, keepdim=True)
         for x, depth in zip(at_tokens.tensors, depths, strict=True)
@@ -204,6 +294,7 @@ def _norms(values: Tensor, grams: Tensor) -> Tensor:
     return ((values @ grams) * values).sum(dim=-1).clamp(min=0).sqrt()[..., None, :]
 
 
-def _summed_over_keys(probs: Layers, others: Layers) -> Layers:
-    """`probs * others` summed over the tokens attended to, layer by layer: [B, H, T]."""
-    return Layers([(x * y).sum(dim=-1) for x, y in zip(probs.tensors, others.tensors, strict=True)])
+def _summed_over_keys(factors: Sequence[Layers]) -> Layers:
+    """A product summed over the tokens attended to, layer by layer: [B, H, T]."""
+    by_layer = zip(*(one.tensors for one in factors), strict=True)
+    return Layers([reduce(torch.mul, own).sum(dim=-1) for own in by_layer])

@@ -15,6 +15,7 @@ from torch import Tensor
 from tdb_server.domain.node import NodeType
 from tdb_server.domain.requests import ScoredTokensSpec, TokenScoringType
 from tdb_server.domain.results import ScoredTokensResult, TopTokens
+from tdb_server.engine.cache import Model
 from tdb_server.engine.node_directions import (
     DeviceNodes,
     Directions,
@@ -26,7 +27,6 @@ from tdb_server.engine.node_directions import (
     nodes_to_score,
 )
 from tdb_server.engine.nodes import NodeTable
-from tdb_server.engine.passes import Model
 from tdb_server.engine.plan import Plan
 from tdb_server.engine.rank_tokens import Scoring, TokenRanker, no_tokens
 from tdb_server.engine.rows import Rows

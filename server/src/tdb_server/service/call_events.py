@@ -21,12 +21,12 @@ from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.priority import Priority
 from tdb_server.domain.reason import Reason
-from tdb_server.domain.requests import AblationSpec, InferenceSubRequest
+from tdb_server.domain.requests import AblationSpec, InferenceSubRequest, ValueType
 from tdb_server.domain.results import Finished, NamedResult, ObjectiveValues
 from tdb_server.errors import FieldViolation, InvalidRequest
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.service.caller import current_caller
-from tdb_server.service.enum_names import PASS_TYPES, PLACES, PRIORITIES
+from tdb_server.service.enum_names import PASS_TYPES, PLACES, PRIORITIES, VALUE_TYPES
 from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.long_requests import LONG_REQUEST_BYTES, MEMORY_FACTOR
 from tdb_server.service.served_model import ModelSlot, ServedModel
@@ -217,6 +217,9 @@ def _put_started(
             token_strings=token_strings(inference.token_ids),
             bos_added=inference.bos_added,
             ablation_specs=map(_ablation_message, inference.ablations),
+            baselines=[
+                {"token_ids": one, "token_strings": token_strings(one)} for one in inference.baselines
+            ],
         )
         if inference.loss is not None:
             for message, token_ids in (
@@ -241,4 +244,9 @@ def _ablation_message(ablation: AblationSpec) -> AblationSpecMessage:
             pass_type=PASS_TYPES.numbers[index.pass_type],
         ),
         value=ablation.value,
+        value_type=VALUE_TYPES.number(
+            None if ablation.value_type is ValueType.NUMBER else ablation.value_type
+        ),
+        direction=ablation.direction,
+        attended_to_token=ablation.attended_to_token,
     )

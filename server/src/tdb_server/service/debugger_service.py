@@ -123,6 +123,5 @@ class _CollectedAnswer:
             self._results[key] = results[-1]
 
     def _add_values(self, values: call_pb2.SubRequestValues) -> None:
-        for told, value in values.ListFields():
-            if told.name != "sub_request_index":
-                setattr(self.response.sub_responses[values.sub_request_index], told.name, value)
+        of_row = {told.name: value for told, value in values.ListFields() if told.name != "sub_request_index"}
+        self.response.sub_responses[values.sub_request_index].MergeFrom(result_pb2.SubResponse(**of_row))

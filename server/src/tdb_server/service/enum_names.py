@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Generic, TypeVar
 
 from transformer_debugger.v1 import (
+    ablation_pb2,
     activation_pb2,
     call_pb2,
     derived_scalar_pb2,
@@ -32,6 +33,7 @@ from tdb_server.domain.requests import (
     LossName,
     MlpComponent,
     TokenScoringType,
+    ValueType,
 )
 
 MemberT = TypeVar("MemberT", bound=Enum)
@@ -60,6 +62,7 @@ class EnumNames(Generic[MemberT, NumberT]):
 
 
 NODE_TYPES = EnumNames(node_pb2.NodeType.items(), NodeType)
+VALUE_TYPES = EnumNames(ablation_pb2.AblationValueType.items(), ValueType)
 PASS_TYPES = EnumNames(node_pb2.PassType.items(), PassType)
 PLACES = EnumNames(activation_pb2.ActivationLocationType.items(), HookPoint)
 DIMENSIONS = EnumNames(activation_pb2.Dimension.items(), Dimension)

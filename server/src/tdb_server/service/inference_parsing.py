@@ -12,7 +12,7 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import (
 )
 
 from tdb_server.domain.ablation_conflicts import conflict_violations
-from tdb_server.domain.ablation_validation import ablation_violations
+from tdb_server.domain.ablation_validation import ablation_violations, baseline_violations
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.processing_validation import ProcessingCheck
 from tdb_server.domain.reason import Reason
@@ -20,6 +20,7 @@ from tdb_server.domain.requests import (
     AblationSpec,
     ActivationIndex,
     AttentionTraceType,
+    Circuit,
     InferenceSpec,
     InferenceSubRequest,
     LossConfig,
@@ -29,7 +30,12 @@ from tdb_server.domain.requests import (
 from tdb_server.domain.spec_relations import within_layer_gradient_violations
 from tdb_server.domain.trace_validation import trace_violations
 from tdb_server.service.enum_names import LOSS_NAMES
-from tdb_server.service.node_parsing import parse_ablation, parse_activation_index, parse_trace
+from tdb_server.service.node_parsing import (
+    parse_ablation,
+    parse_activation_index,
+    parse_circuit,
+    parse_trace,
+)
 from tdb_server.service.processing_parsing import parse_processing
 from tdb_server.service.request_reader import MessageReader
 
@@ -69,11 +75,36 @@ def _parse_inference(spec: MessageReader[InferenceSpecMessage]) -> InferenceSpec
     trace = _parse_trace(spec, n_tokens)
     ablations = _parse_ablations(spec, n_tokens)
     within_layer_gradient = _parse_within_layer_gradient(spec, n_tokens)
+    baselines = spec.baselines(prompt)
+    circuit = _parse_circuit(spec, n_tokens)
+    spec.request.note(
+        baseline_violations(
+            [(f"{spec.at('ablation_specs')}[{i}]", one) for i, one in enumerate(ablations)],
+            bool(spec.value("baseline_prompts")),
+        )
+    )
     if prompt is None:
         return None
     return InferenceSpec(
-        prompt.token_ids, loss, trace, ablations, within_layer_gradient, bos_added=prompt.bos_added
+        prompt.token_ids,
+        loss,
+        trace,
+        ablations,
+        within_layer_gradient,
+        prompt.bos_added,
+        baselines,
+        circuit,
     )
+
+
+def _parse_circuit(spec: MessageReader[InferenceSpecMessage], n_tokens: int | None) -> Circuit | None:
+    field = "only_these"
+    if not spec.has(field):
+        return None
+    if not spec.has("loss_fn_config") or spec.has("trace_config"):
+        description = "says how much of a loss is kept; give a loss, and no trace"
+        spec.refuse(field, description, Reason.OBJECTIVE_REQUIRED)
+    return parse_circuit(spec.inner(field), n_tokens)
 
 
 def _parse_trace(spec: MessageReader[InferenceSpecMessage], n_tokens: int | None) -> Trace | None:

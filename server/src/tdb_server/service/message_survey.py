@@ -21,6 +21,8 @@ _FEW = 64
 
 _FEW_NUMBERS = 1024
 """The same for numbers."""
+_MOST_CHANNELS = 1024 * 1024
+"""Of a direction: more than any model has neurons, or any dictionary latents."""
 MAX_TOKEN_IDS = 64 * 1024
 """Of `Detokenize`, which says more about it."""
 _NOT_THE_LAST = bytes(range(0x80, 0x100))
@@ -48,6 +50,9 @@ def _limits_of_lists(limits: Limits) -> dict[str, tuple[int, Reason]]:
         "sub_requests": (limits.max_sub_requests, Reason.TOO_MANY_SUB_REQUESTS),
         "node_ablations": (limits.max_node_ablations, Reason.TOO_MANY_ABLATIONS),
         "ablation_specs": (limits.max_node_ablations, Reason.TOO_MANY_ABLATIONS),
+        "baseline_prompts": (limits.max_sub_requests, Reason.TOO_MANY_BASELINES),
+        "nodes": (limits.max_circuit_nodes, Reason.TOO_MANY_NODES),
+        "direction": (_MOST_CHANNELS, Reason.OUT_OF_RANGE),
         "token_ids": (2 * MAX_TOKEN_IDS, Reason.OUT_OF_RANGE),
         "target_token_ids": (limits.max_target_tokens, Reason.TOO_MANY_TARGET_TOKENS),
         "distractor_token_ids": (limits.max_target_tokens, Reason.TOO_MANY_TARGET_TOKENS),
@@ -60,7 +65,8 @@ def _limits_of_lists(limits: Limits) -> dict[str, tuple[int, Reason]]:
 def _most_fields(limits: Limits) -> int:
     """More than any request has that is within the limits."""
     ablations, specs = 16 * limits.max_node_ablations, 64 * limits.max_processing_specs
-    return limits.max_sub_requests * (64 + ablations + specs + 4 * limits.max_target_tokens)
+    nodes = 5 * limits.max_circuit_nodes
+    return limits.max_sub_requests * (64 + ablations + specs + nodes + 4 * limits.max_target_tokens)
 
 
 class _Survey:
@@ -122,6 +128,8 @@ class _Survey:
             inner_path, inner = f"{inner_path}[{number}]", {}
         elif field.is_repeated:
             n_numbers = len(self._raw[start:end].translate(None, _NOT_THE_LAST))
+            if field.type == field.TYPE_FLOAT:
+                n_numbers = (end - start) // 4
             self._count_entries(inner_path, field.name, counts, n_numbers, _FEW_NUMBERS)
         if message is not None:
             self.message(message, start, end, f"{inner_path}.", inner, depth + 1)

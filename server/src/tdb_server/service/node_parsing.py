@@ -9,13 +9,24 @@ from transformer_debugger.v1.ablation_pb2 import AblationSpec as AblationSpecMes
 from transformer_debugger.v1.ablation_pb2 import NodeAblation as NodeAblationMessage
 from transformer_debugger.v1.activation_pb2 import ActivationIndex as ActivationIndexMessage
 from transformer_debugger.v1.activation_pb2 import TensorIndex
+from transformer_debugger.v1.circuit_pb2 import Circuit as CircuitMessage
+from transformer_debugger.v1.circuit_pb2 import CircuitNode as CircuitNodeMessage
 from transformer_debugger.v1.node_pb2 import NodeIndex as NodeIndexMessage
 from transformer_debugger.v1.trace_pb2 import PRE_OR_POST_ACT_POST, NodeToTrace, PreOrPostAct, TraceConfig
 
+from tdb_server.domain.circuit_validation import circuit_node_violations, node_type_violations
 from tdb_server.domain.node import NodeIndex, PassType
 from tdb_server.domain.reason import Reason
-from tdb_server.domain.requests import AblationSpec, ActivationIndex, NodeAblation, Trace
-from tdb_server.service.enum_names import ATTENTION_TRACE_TYPES, NODE_TYPES, PASS_TYPES, PLACES
+from tdb_server.domain.requests import (
+    AblationSpec,
+    ActivationIndex,
+    Circuit,
+    CircuitNode,
+    NodeAblation,
+    Trace,
+    ValueType,
+)
+from tdb_server.service.enum_names import ATTENTION_TRACE_TYPES, NODE_TYPES, PASS_TYPES, PLACES, VALUE_TYPES
 from tdb_server.service.request_reader import MessageReader
 
 _MOST_INDICES = 16
@@ -38,13 +49,45 @@ def parse_activation_index(index: MessageReader[ActivationIndexMessage]) -> Acti
 def parse_node_ablation(ablation: MessageReader[NodeAblationMessage]) -> NodeAblation | None:
     """A node's ablation."""
     node, message = _parse_node(ablation), ablation.message
-    return None if node is None else NodeAblation(node, message.value, message.attended_to_token_only)
+    value_type = ablation.member("value_type", VALUE_TYPES, ValueType.NUMBER)
+    if node is None or value_type is None:
+        return None
+    return NodeAblation(node, message.value, message.attended_to_token_only, value_type)
 
 
 def parse_ablation(ablation: MessageReader[AblationSpecMessage]) -> AblationSpec | None:
     """An ablation of activations."""
     index = parse_activation_index(ablation.inner("index")) if ablation.requires("index") else None
-    return None if index is None else AblationSpec(index, ablation.message.value)
+    value_type = ablation.member("value_type", VALUE_TYPES, ValueType.NUMBER)
+    if ablation.has("attended_to_token"):
+        ablation.refuse("attended_to_token", "is for answers alone", Reason.FIELD_NOT_ALLOWED)
+    if index is None or value_type is None:
+        return None
+    message = ablation.message
+    return AblationSpec(index, message.value, value_type, tuple(message.direction) or None)
+
+
+def parse_circuit(circuit: MessageReader[CircuitMessage], n_tokens: int | None) -> Circuit | None:
+    """A circuit, checked against the model; None where it is refused."""
+    request, n_violations = circuit.request, circuit.request.n_violations
+    if not circuit.message.node_types:
+        circuit.refuse("node_types", "at least one is required", Reason.FIELD_REQUIRED)
+    node_types = circuit.members("node_types", NODE_TYPES, "node types") or []
+    request.note(node_type_violations(node_types, request.info, circuit.at("node_types")))
+    limit = request.limits.max_circuit_nodes
+    if not circuit.at_most("nodes", limit, Reason.TOO_MANY_NODES) or request.n_violations > n_violations:
+        return None
+    nodes = []
+    for one in circuit.entries("nodes"):
+        node_type = one.member("node_type", NODE_TYPES)
+        if node_type is None or not one.requires("layer_index"):
+            continue
+        message: CircuitNodeMessage = one.message
+        token = one.optional("token_index")
+        node = CircuitNode(node_type, message.layer_index, token, message.component_index)
+        request.note(circuit_node_violations(node, node_types, request.info, n_tokens, one.path))
+        nodes.append(node)
+    return Circuit(frozenset(node_types), tuple(nodes))
 
 
 def parse_trace(trace: MessageReader[NodeToTrace] | MessageReader[TraceConfig]) -> Trace | None:

@@ -13,7 +13,7 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import (
 from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugSubRequest as DebugSubRequestMessage
 
 from tdb_server.domain.ablation_conflicts import conflict_violations
-from tdb_server.domain.ablation_validation import node_ablation_violations
+from tdb_server.domain.ablation_validation import baseline_violations, node_ablation_violations
 from tdb_server.domain.debug import inference_sub_request, node_ablation_spec, traces_towards_loss
 from tdb_server.domain.hook_point import NODE_HOOK_POINTS
 from tdb_server.domain.index_validation import presence_violations
@@ -23,6 +23,7 @@ from tdb_server.domain.node import NodeType
 from tdb_server.domain.reason import Reason
 from tdb_server.domain.requests import (
     AttentionComponent,
+    Circuit,
     DebugSubRequest,
     InferenceSubRequest,
     MlpComponent,
@@ -35,7 +36,7 @@ from tdb_server.domain.trace_validation import trace_violations
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.service.enum_names import ATTENTION_COMPONENTS, MLP_COMPONENTS
 from tdb_server.service.inference_parsing import parse_inference_sub_request
-from tdb_server.service.node_parsing import parse_node_ablation, parse_trace
+from tdb_server.service.node_parsing import parse_circuit, parse_node_ablation, parse_trace
 from tdb_server.service.request_reader import MessageReader, RequestReader
 
 MAX_REQUEST_ID_CHARACTERS = 128
@@ -155,6 +156,8 @@ def _parse_debug_sub_request(sub_request: MessageReader[DebugSubRequestMessage])
     k = _parse_k(sub_request)
     ablations = _parse_node_ablations(sub_request, n_tokens)
     trace = _parse_nodes_to_trace(sub_request, n_tokens)
+    baselines = sub_request.baselines(prompt)
+    circuit = _parse_circuit(sub_request, n_tokens)
     if targets == () and (trace is None or traces_towards_loss(trace)):
         sub_request.refuse("target_tokens", "at least one is required", Reason.FIELD_REQUIRED)
     if sub_request.request.n_violations > n_violations:
@@ -172,7 +175,21 @@ def _parse_debug_sub_request(sub_request: MessageReader[DebugSubRequestMessage])
         ablations,
         trace,
         prompt.bos_added,
+        baselines,
+        circuit,
     )
+
+
+def _parse_circuit(
+    sub_request: MessageReader[DebugSubRequestMessage], n_tokens: int | None
+) -> Circuit | None:
+    field = "only_these"
+    if not sub_request.has(field):
+        return None
+    if sub_request.has("upstream_node_to_trace"):
+        description = "says how much of the loss is kept; no node can be traced"
+        sub_request.refuse(field, description, Reason.FIELD_NOT_ALLOWED)
+    return parse_circuit(sub_request.inner(field), n_tokens)
 
 
 def _parse_components(
@@ -228,6 +245,7 @@ def _parse_node_ablations(
             sound.append((one.path, ablation))
     cells = [(path, node_ablation_spec(ablation)) for path, ablation in sound]
     request.note(conflict_violations(cells, request.info))
+    request.note(baseline_violations(cells, bool(sub_request.value("baseline_prompts"))))
     return tuple(ablation for _, ablation in sound)
 
 

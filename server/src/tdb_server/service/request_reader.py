@@ -178,26 +178,50 @@ class MessageReader(Generic[MessageT]):
 
     def prompt(self) -> Prompt | None:
         """The tokens of the message's prompt."""
-        request, text, add_bos = self.request, self.value("prompt"), self.optional("add_bos")
+        request, add_bos = self.request, self.optional("add_bos")
         if not request.note(bos_violations(add_bos, request.tokenizer, self.at("add_bos"))):
             return None
+        return self._tokens(self.value("prompt"), "prompt")
+
+    def baselines(self, prompt: Prompt | None) -> tuple[tuple[int, ...], ...]:
+        """The tokens of the baseline prompts, each as many as the prompt's; unreadable ones are left out."""
+        field, limit = "baseline_prompts", self.request.limits.max_sub_requests
+        if prompt is None or not self.at_most(field, limit, Reason.TOO_MANY_BASELINES):
+            return ()
+        found = []
+        for i, text in enumerate(self.value(field)):
+            place = f"{field}[{i}]"
+            baseline = self._tokens(text, place)
+            if baseline is None:
+                continue
+            n_tokens, n_needed = len(baseline.token_ids), len(prompt.token_ids)
+            if n_tokens != n_needed:
+                tokens = shortened(str(self.request.tokenizer.token_strings(baseline.token_ids)))
+                description = f"has {n_tokens} tokens; the prompt has {n_needed}: {tokens}"
+                self.refuse(place, description, Reason.UNEQUAL_PROMPT_LENGTHS)
+            found.append(baseline.token_ids)
+        return tuple(found)
+
+    def _tokens(self, text: str, field: str) -> Prompt | None:
+        """The tokens of a prompt in one of the fields."""
+        request, add_bos = self.request, self.optional("add_bos")
         limit = request.limits.prompt_tokens(request.info.context_length)
-        if not self._is_short(text):
+        if not self._is_short(text, field):
             return None
         encoded = request.tokenizer.encode_at_most(text, limit)
         if encoded is None:
             description = f"the prompt has more than {2 * limit} tokens; at most {limit} fit"
-            self.refuse("prompt", description, Reason.PROMPT_TOO_LONG)
+            self.refuse(field, description, Reason.PROMPT_TOO_LONG)
             return None
         if not encoded and not add_bos:
-            self.refuse("prompt", "the prompt has no tokens", Reason.EMPTY_PROMPT)
+            self.refuse(field, "the prompt has no tokens", Reason.EMPTY_PROMPT)
             return None
         token_ids = tuple(with_bos(encoded, add_bos, request.tokenizer))
         if len(token_ids) > limit:
             description = f"the prompt has {len(token_ids)} tokens; at most {limit} fit"
-            self.refuse("prompt", description, Reason.PROMPT_TOO_LONG)
+            self.refuse(field, description, Reason.PROMPT_TOO_LONG)
             return None
-        if not self._are_in_vocabulary(token_ids, "prompt"):
+        if not self._are_in_vocabulary(token_ids, field):
             return None
         return Prompt(token_ids, bos_added=len(token_ids) > len(encoded))
 
@@ -241,7 +265,7 @@ class MessageReader(Generic[MessageT]):
             self.refuse(field, f"{number} is not a value this server knows", Reason.UNKNOWN_ENUM_VALUE)
         return names.members.get(number, default if number == 0 else None)
 
-    def _is_short(self, text: str) -> bool:
+    def _is_short(self, text: str, field: str) -> bool:
         """Whether a prompt has few enough bytes to be cut into tokens."""
         request = self.request
         limit = request.limits.prompt_bytes(
@@ -250,7 +274,7 @@ class MessageReader(Generic[MessageT]):
         n_bytes = len(text) if len(text) > limit else len(text.encode())
         if n_bytes > limit:
             description = f"the prompt has {n_bytes} bytes or more; at most {limit} are read"
-            self.refuse("prompt", description, Reason.PROMPT_TOO_LONG)
+            self.refuse(field, description, Reason.PROMPT_TOO_LONG)
         return n_bytes <= limit
 
     def _not_one_token(self, text: str, token_ids: Sequence[int]) -> str:

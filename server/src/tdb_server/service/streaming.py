@@ -140,6 +140,12 @@ class StreamWriter(Generic[StreamMessage]):
             loss=values.loss,
             activation_value_for_backward_pass=values.activation_value,
         )
+        if (circuit := values.circuit) is not None:
+            told.circuit.objective = circuit.objective
+            told.circuit.objective_of_prompt = circuit.of_prompt
+            told.circuit.objective_of_baseline = circuit.of_baseline
+            if (faithfulness := circuit.faithfulness) is not None:
+                told.circuit.faithfulness = faithfulness
         return self.new_message(values=told)
 
     def finished(self, finished: Finished, serialize_seconds: float, n_messages: int) -> StreamMessage:

@@ -26,15 +26,17 @@ from transformer_debugger.v1 import activation_pb2 as transformer__debugger_dot_
 from transformer_debugger.v1 import node_pb2 as transformer__debugger_dot_v1_dot_node__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&transformer_debugger/v1/ablation.proto\x12\x17transformer_debugger.v1\x1a(transformer_debugger/v1/activation.proto\x1a\"transformer_debugger/v1/node.proto\"u\n\x0cNodeAblation\x12\x36\n\nnode_index\x18\x01 \x01(\x0b\x32\".transformer_debugger.v1.NodeIndex\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x1e\n\x16\x61ttended_to_token_only\x18\x14 \x01(\x08\"V\n\x0c\x41\x62lationSpec\x12\x37\n\x05index\x18\x01 \x01(\x0b\x32(.transformer_debugger.v1.ActivationIndex\x12\r\n\x05value\x18\x02 \x01(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&transformer_debugger/v1/ablation.proto\x12\x17transformer_debugger.v1\x1a(transformer_debugger/v1/activation.proto\x1a\"transformer_debugger/v1/node.proto\"\xb5\x01\n\x0cNodeAblation\x12\x36\n\nnode_index\x18\x01 \x01(\x0b\x32\".transformer_debugger.v1.NodeIndex\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x1e\n\x16\x61ttended_to_token_only\x18\x14 \x01(\x08\x12>\n\nvalue_type\x18\x15 \x01(\x0e\x32*.transformer_debugger.v1.AblationValueType\"\xdf\x01\n\x0c\x41\x62lationSpec\x12\x37\n\x05index\x18\x01 \x01(\x0b\x32(.transformer_debugger.v1.ActivationIndex\x12\r\n\x05value\x18\x02 \x01(\x01\x12>\n\nvalue_type\x18\x15 \x01(\x0e\x32*.transformer_debugger.v1.AblationValueType\x12\x11\n\tdirection\x18\x16 \x03(\x02\x12\x1e\n\x11\x61ttended_to_token\x18\x17 \x01(\x05H\x00\x88\x01\x01\x42\x14\n\x12_attended_to_token*\xb6\x01\n\x11\x41\x62lationValueType\x12#\n\x1f\x41\x42LATION_VALUE_TYPE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x41\x42LATION_VALUE_TYPE_NUMBER\x10\x01\x12 \n\x1c\x41\x42LATION_VALUE_TYPE_BASELINE\x10\x02\x12\x1d\n\x19\x41\x42LATION_VALUE_TYPE_SCALE\x10\x03\x12\x1b\n\x17\x41\x42LATION_VALUE_TYPE_ADD\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'transformer_debugger.v1.ablation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NODEABLATION']._serialized_start=145
-  _globals['_NODEABLATION']._serialized_end=262
-  _globals['_ABLATIONSPEC']._serialized_start=264
-  _globals['_ABLATIONSPEC']._serialized_end=350
+  _globals['_ABLATIONVALUETYPE']._serialized_start=556
+  _globals['_ABLATIONVALUETYPE']._serialized_end=738
+  _globals['_NODEABLATION']._serialized_start=146
+  _globals['_NODEABLATION']._serialized_end=327
+  _globals['_ABLATIONSPEC']._serialized_start=330
+  _globals['_ABLATIONSPEC']._serialized_end=553
 # @@protoc_insertion_point(module_scope)

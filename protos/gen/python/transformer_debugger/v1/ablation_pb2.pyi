@@ -3,8 +3,11 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from transformer_debugger.v1 import activation_pb2 as _activation_pb2
 from transformer_debugger.v1 import node_pb2 as _node_pb2
 import builtins as _builtins
@@ -18,6 +21,44 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _AblationValueType:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AblationValueTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AblationValueType.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ABLATION_VALUE_TYPE_UNSPECIFIED: _AblationValueType.ValueType  # 0
+    """Not set. Means number."""
+    ABLATION_VALUE_TYPE_NUMBER: _AblationValueType.ValueType  # 1
+    """The value."""
+    ABLATION_VALUE_TYPE_BASELINE: _AblationValueType.ValueType  # 2
+    """What it is in the baseline prompts, their mean where there are several; the value must be 0. Of a head's node it is the
+    contribution to attn.v_out, attention times value, that is set; to set the pattern alone, name attn.qk_probs. Needs
+    baseline_prompts.
+    """
+    ABLATION_VALUE_TYPE_SCALE: _AblationValueType.ValueType  # 3
+    """What it would be, times the value."""
+    ABLATION_VALUE_TYPE_ADD: _AblationValueType.ValueType  # 4
+    """What it would be, plus the value; with a direction, plus the direction times the value."""
+
+class AblationValueType(_AblationValueType, metaclass=_AblationValueTypeEnumTypeWrapper):
+    """What an activation is set to."""
+
+ABLATION_VALUE_TYPE_UNSPECIFIED: AblationValueType.ValueType  # 0
+"""Not set. Means number."""
+ABLATION_VALUE_TYPE_NUMBER: AblationValueType.ValueType  # 1
+"""The value."""
+ABLATION_VALUE_TYPE_BASELINE: AblationValueType.ValueType  # 2
+"""What it is in the baseline prompts, their mean where there are several; the value must be 0. Of a head's node it is the
+contribution to attn.v_out, attention times value, that is set; to set the pattern alone, name attn.qk_probs. Needs
+baseline_prompts.
+"""
+ABLATION_VALUE_TYPE_SCALE: AblationValueType.ValueType  # 3
+"""What it would be, times the value."""
+ABLATION_VALUE_TYPE_ADD: AblationValueType.ValueType  # 4
+"""What it would be, plus the value; with a direction, plus the direction times the value."""
+Global___AblationValueType: _TypeAlias = AblationValueType  # noqa: Y015
+
 @_typing.final
 class NodeAblation(_message.Message):
     """Sets a node's activation and lets everything after it change."""
@@ -27,13 +68,16 @@ class NodeAblation(_message.Message):
     NODE_INDEX_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
     ATTENDED_TO_TOKEN_ONLY_FIELD_NUMBER: _builtins.int
+    VALUE_TYPE_FIELD_NUMBER: _builtins.int
     value: _builtins.float
     """The value the activation is set to. Finite. Default 0."""
     attended_to_token_only: _builtins.bool
     """Only for heads. True: sets what q pays to k, and nothing else of the row. Default false: sets the whole row."""
+    value_type: Global___AblationValueType.ValueType
+    """What the activation is set to. Default the value."""
     @_builtins.property
     def node_index(self) -> _node_pb2.NodeIndex:
-        """The node: an MLP neuron, a latent or an attention head. Of a head (q, k, head) the whole row is set, as in the reference:
+        """The node: an MLP neuron, a latent, an attention head, a whole head or a whole MLP. Of a head (q, k, head) the whole row is set, as in the reference:
         what q pays to every token up to it, whichever k is named; each of them to the value. attended_to_token_only sets the
         pair alone. SubResponse.ablation_specs says which cells were set.
         """
@@ -44,10 +88,11 @@ class NodeAblation(_message.Message):
         node_index: _node_pb2.NodeIndex | None = ...,
         value: _builtins.float = ...,
         attended_to_token_only: _builtins.bool = ...,
+        value_type: Global___AblationValueType.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["node_index", b"node_index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attended_to_token_only", b"attended_to_token_only", "node_index", b"node_index", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attended_to_token_only", b"attended_to_token_only", "node_index", b"node_index", "value", b"value", "value_type", b"value_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -61,22 +106,42 @@ class AblationSpec(_message.Message):
 
     INDEX_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
+    VALUE_TYPE_FIELD_NUMBER: _builtins.int
+    DIRECTION_FIELD_NUMBER: _builtins.int
+    ATTENDED_TO_TOKEN_FIELD_NUMBER: _builtins.int
     value: _builtins.float
     """The value they are set to. Finite. Default 0. At attention's places only cells with k <= q are set."""
+    value_type: Global___AblationValueType.ValueType
+    """What they are set to. Default the value. Gradients can be set to the value alone."""
+    attended_to_token: _builtins.int
+    """Only in responses, for a head's node that is set to the baseline's at one attended-to token: that token. The index is then
+    the head's row of attn.v_out.
+    """
     @_builtins.property
     def index(self) -> _activation_pb2.ActivationIndex:
         """Which activations. With pass type backward the gradient there is set instead of the value."""
+
+    @_builtins.property
+    def direction(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Of value type add: a direction along the place's last axis, which must be "all"; finite, as many numbers as that axis is
+        long. What is added is the value times this. Absent: the value is added to every cell.
+        """
 
     def __init__(
         self,
         *,
         index: _activation_pb2.ActivationIndex | None = ...,
         value: _builtins.float = ...,
+        value_type: Global___AblationValueType.ValueType = ...,
+        direction: _abc.Iterable[_builtins.float] | None = ...,
+        attended_to_token: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["index", b"index"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_attended_to_token", b"_attended_to_token", "attended_to_token", b"attended_to_token", "index", b"index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attended_to_token", b"_attended_to_token", "attended_to_token", b"attended_to_token", "direction", b"direction", "index", b"index", "value", b"value", "value_type", b"value_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__attended_to_token: _TypeAlias = _typing.Literal["attended_to_token"]  # noqa: Y015
+    _WhichOneofArgType__attended_to_token: _TypeAlias = _typing.Literal["_attended_to_token", b"_attended_to_token"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__attended_to_token) -> _WhichOneofReturnType__attended_to_token | None: ...
 
 Global___AblationSpec: _TypeAlias = AblationSpec  # noqa: Y015

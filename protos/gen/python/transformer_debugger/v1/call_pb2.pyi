@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from transformer_debugger.v1 import ablation_pb2 as _ablation_pb2
+from transformer_debugger.v1 import circuit_pb2 as _circuit_pb2
 from transformer_debugger.v1 import result_pb2 as _result_pb2
 import builtins as _builtins
 import sys
@@ -159,6 +160,7 @@ class SubRequestTokens(_message.Message):
     TARGETS_FIELD_NUMBER: _builtins.int
     DISTRACTORS_FIELD_NUMBER: _builtins.int
     ABLATION_SPECS_FIELD_NUMBER: _builtins.int
+    BASELINES_FIELD_NUMBER: _builtins.int
     bos_added: _builtins.bool
     """True when the first of the prompt's tokens is the beginning-of-text token and was put in front of the text."""
     @_builtins.property
@@ -184,6 +186,12 @@ class SubRequestTokens(_message.Message):
         for that of the norm through which a traced node reads.
         """
 
+    @_builtins.property
+    def baselines(self) -> _containers.RepeatedCompositeFieldContainer[_result_pb2.TokenList]:
+        """The baseline prompts' tokens, in the order of the request. Where there are any, act times grad and direct effects are of differences
+        from the mean of their activations.
+        """
+
     def __init__(
         self,
         *,
@@ -193,10 +201,11 @@ class SubRequestTokens(_message.Message):
         targets: _result_pb2.TokenList | None = ...,
         distractors: _result_pb2.TokenList | None = ...,
         ablation_specs: _abc.Iterable[_ablation_pb2.AblationSpec] | None = ...,
+        baselines: _abc.Iterable[_result_pb2.TokenList] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_distractors", b"_distractors", "_targets", b"_targets", "distractors", b"distractors", "targets", b"targets"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_distractors", b"_distractors", "_targets", b"_targets", "ablation_specs", b"ablation_specs", "bos_added", b"bos_added", "distractors", b"distractors", "targets", b"targets", "token_ids", b"token_ids", "token_strings", b"token_strings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_distractors", b"_distractors", "_targets", b"_targets", "ablation_specs", b"ablation_specs", "baselines", b"baselines", "bos_added", b"bos_added", "distractors", b"distractors", "targets", b"targets", "token_ids", b"token_ids", "token_strings", b"token_strings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__distractors: _TypeAlias = _typing.Literal["distractors"]  # noqa: Y015
     _WhichOneofArgType__distractors: _TypeAlias = _typing.Literal["_distractors", b"_distractors"]  # noqa: Y015
@@ -298,22 +307,28 @@ class SubRequestValues(_message.Message):
     SUB_REQUEST_INDEX_FIELD_NUMBER: _builtins.int
     LOSS_FIELD_NUMBER: _builtins.int
     ACTIVATION_VALUE_FOR_BACKWARD_PASS_FIELD_NUMBER: _builtins.int
+    CIRCUIT_FIELD_NUMBER: _builtins.int
     sub_request_index: _builtins.int
     """Position of the sub-request in the request."""
     loss: _builtins.float
     """The loss. Absent when none was computed."""
     activation_value_for_backward_pass: _builtins.float
     """Value of the traced objective. Absent when no node was traced."""
+    @_builtins.property
+    def circuit(self) -> _circuit_pb2.CircuitValues:
+        """How much of the objective the circuit keeps. Absent where only_these is."""
+
     def __init__(
         self,
         *,
         sub_request_index: _builtins.int = ...,
         loss: _builtins.float | None = ...,
         activation_value_for_backward_pass: _builtins.float | None = ...,
+        circuit: _circuit_pb2.CircuitValues | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_activation_value_for_backward_pass", b"_activation_value_for_backward_pass", "_loss", b"_loss", "activation_value_for_backward_pass", b"activation_value_for_backward_pass", "loss", b"loss"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_activation_value_for_backward_pass", b"_activation_value_for_backward_pass", "_loss", b"_loss", "activation_value_for_backward_pass", b"activation_value_for_backward_pass", "circuit", b"circuit", "loss", b"loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_activation_value_for_backward_pass", b"_activation_value_for_backward_pass", "_loss", b"_loss", "activation_value_for_backward_pass", b"activation_value_for_backward_pass", "loss", b"loss", "sub_request_index", b"sub_request_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_activation_value_for_backward_pass", b"_activation_value_for_backward_pass", "_loss", b"_loss", "activation_value_for_backward_pass", b"activation_value_for_backward_pass", "circuit", b"circuit", "loss", b"loss", "sub_request_index", b"sub_request_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__activation_value_for_backward_pass: _TypeAlias = _typing.Literal["activation_value_for_backward_pass"]  # noqa: Y015
     _WhichOneofArgType__activation_value_for_backward_pass: _TypeAlias = _typing.Literal["_activation_value_for_backward_pass", b"_activation_value_for_backward_pass"]  # noqa: Y015

@@ -173,6 +173,22 @@ class _DerivedScalarTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Der
     """What latents of the attention's autoencoder write, projected onto the direction of interest, [T, N]."""
     DERIVED_SCALAR_TYPE_ONLINE_ATTENTION_AUTOENCODER_ERROR: _DerivedScalarType.ValueType  # 57
     """What the attention's autoencoder fails to reconstruct, [T, d]."""
+    DERIVED_SCALAR_TYPE_WHOLE_HEAD_ACT_TIMES_GRAD: _DerivedScalarType.ValueType  # 120
+    """[token, head] of whole heads: attn.v_out dot its gradient."""
+    DERIVED_SCALAR_TYPE_WHOLE_HEAD_WRITE_NORM: _DerivedScalarType.ValueType  # 121
+    """[token, head] of whole heads: norm of what is written."""
+    DERIVED_SCALAR_TYPE_WHOLE_HEAD_WRITE_TO_FINAL_RESIDUAL_GRAD: _DerivedScalarType.ValueType  # 122
+    """[token, head] of whole heads: what is written dot the direction of interest."""
+    DERIVED_SCALAR_TYPE_WHOLE_HEAD_ONE: _DerivedScalarType.ValueType  # 123
+    """[token, head] of whole heads: 1."""
+    DERIVED_SCALAR_TYPE_WHOLE_MLP_ACT_TIMES_GRAD: _DerivedScalarType.ValueType  # 124
+    """[token, 1] of whole MLPs: resid.delta_mlp dot its gradient."""
+    DERIVED_SCALAR_TYPE_WHOLE_MLP_WRITE_NORM: _DerivedScalarType.ValueType  # 125
+    """[token, 1] of whole MLPs: norm of what is written."""
+    DERIVED_SCALAR_TYPE_WHOLE_MLP_WRITE_TO_FINAL_RESIDUAL_GRAD: _DerivedScalarType.ValueType  # 126
+    """[token, 1] of whole MLPs: what is written dot the direction of interest."""
+    DERIVED_SCALAR_TYPE_WHOLE_MLP_ONE: _DerivedScalarType.ValueType  # 127
+    """[token, 1] of whole MLPs: 1."""
 
 class DerivedScalarType(_DerivedScalarType, metaclass=_DerivedScalarTypeEnumTypeWrapper):
     """A number derived from a run for every node of one kind.
@@ -332,6 +348,22 @@ DERIVED_SCALAR_TYPE_ONLINE_ATTENTION_AUTOENCODER_WRITE_TO_FINAL_RESIDUAL_GRAD: D
 """What latents of the attention's autoencoder write, projected onto the direction of interest, [T, N]."""
 DERIVED_SCALAR_TYPE_ONLINE_ATTENTION_AUTOENCODER_ERROR: DerivedScalarType.ValueType  # 57
 """What the attention's autoencoder fails to reconstruct, [T, d]."""
+DERIVED_SCALAR_TYPE_WHOLE_HEAD_ACT_TIMES_GRAD: DerivedScalarType.ValueType  # 120
+"""[token, head] of whole heads: attn.v_out dot its gradient."""
+DERIVED_SCALAR_TYPE_WHOLE_HEAD_WRITE_NORM: DerivedScalarType.ValueType  # 121
+"""[token, head] of whole heads: norm of what is written."""
+DERIVED_SCALAR_TYPE_WHOLE_HEAD_WRITE_TO_FINAL_RESIDUAL_GRAD: DerivedScalarType.ValueType  # 122
+"""[token, head] of whole heads: what is written dot the direction of interest."""
+DERIVED_SCALAR_TYPE_WHOLE_HEAD_ONE: DerivedScalarType.ValueType  # 123
+"""[token, head] of whole heads: 1."""
+DERIVED_SCALAR_TYPE_WHOLE_MLP_ACT_TIMES_GRAD: DerivedScalarType.ValueType  # 124
+"""[token, 1] of whole MLPs: resid.delta_mlp dot its gradient."""
+DERIVED_SCALAR_TYPE_WHOLE_MLP_WRITE_NORM: DerivedScalarType.ValueType  # 125
+"""[token, 1] of whole MLPs: norm of what is written."""
+DERIVED_SCALAR_TYPE_WHOLE_MLP_WRITE_TO_FINAL_RESIDUAL_GRAD: DerivedScalarType.ValueType  # 126
+"""[token, 1] of whole MLPs: what is written dot the direction of interest."""
+DERIVED_SCALAR_TYPE_WHOLE_MLP_ONE: DerivedScalarType.ValueType  # 127
+"""[token, 1] of whole MLPs: 1."""
 Global___DerivedScalarType: _TypeAlias = DerivedScalarType  # noqa: Y015
 
 class _GroupId:

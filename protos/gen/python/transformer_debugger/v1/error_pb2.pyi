@@ -96,6 +96,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The beginning-of-text token is asked for but the model has none. [FAILED_PRECONDITION]"""
     ERROR_REASON_NOT_IN_THIS_MODEL: _ErrorReason.ValueType  # 70
     """A place is named that models of this family do not have. [FAILED_PRECONDITION]"""
+    ERROR_REASON_BASELINE_REQUIRED: _ErrorReason.ValueType  # 72
+    """Something is to be set to the baseline's, and there are no baseline prompts. [INVALID_ARGUMENT]"""
+    ERROR_REASON_TOO_MANY_BASELINES: _ErrorReason.ValueType  # 73
+    """More baseline prompts than the limit. [RESOURCE_EXHAUSTED]"""
+    ERROR_REASON_TOO_MANY_NODES: _ErrorReason.ValueType  # 74
+    """More nodes in a circuit than the limit. [RESOURCE_EXHAUSTED]"""
     ERROR_REASON_TOO_MANY_SUB_REQUESTS: _ErrorReason.ValueType  # 35
     """More sub-requests than the limit. [RESOURCE_EXHAUSTED]"""
     ERROR_REASON_TOO_MANY_ABLATIONS: _ErrorReason.ValueType  # 36
@@ -229,6 +235,12 @@ ERROR_REASON_NO_BOS_TOKEN: ErrorReason.ValueType  # 56
 """The beginning-of-text token is asked for but the model has none. [FAILED_PRECONDITION]"""
 ERROR_REASON_NOT_IN_THIS_MODEL: ErrorReason.ValueType  # 70
 """A place is named that models of this family do not have. [FAILED_PRECONDITION]"""
+ERROR_REASON_BASELINE_REQUIRED: ErrorReason.ValueType  # 72
+"""Something is to be set to the baseline's, and there are no baseline prompts. [INVALID_ARGUMENT]"""
+ERROR_REASON_TOO_MANY_BASELINES: ErrorReason.ValueType  # 73
+"""More baseline prompts than the limit. [RESOURCE_EXHAUSTED]"""
+ERROR_REASON_TOO_MANY_NODES: ErrorReason.ValueType  # 74
+"""More nodes in a circuit than the limit. [RESOURCE_EXHAUSTED]"""
 ERROR_REASON_TOO_MANY_SUB_REQUESTS: ErrorReason.ValueType  # 35
 """More sub-requests than the limit. [RESOURCE_EXHAUSTED]"""
 ERROR_REASON_TOO_MANY_ABLATIONS: ErrorReason.ValueType  # 36

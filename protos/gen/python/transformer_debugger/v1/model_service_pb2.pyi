@@ -286,6 +286,7 @@ class Limits(_message.Message):
     MAX_BUFFERED_BYTES_FIELD_NUMBER: _builtins.int
     MAX_SPOOL_BYTES_FIELD_NUMBER: _builtins.int
     MAX_PRIORITY_FIELD_NUMBER: _builtins.int
+    MAX_CIRCUIT_NODES_FIELD_NUMBER: _builtins.int
     max_prompt_tokens: _builtins.int
     """Tokens of a prompt; at most the model's context."""
     max_sub_requests: _builtins.int
@@ -324,6 +325,8 @@ class Limits(_message.Message):
     """
     max_priority: _call_pb2.Priority.ValueType
     """The highest priority that calls of this caller get."""
+    max_circuit_nodes: _builtins.int
+    """Nodes of a circuit."""
     def __init__(
         self,
         *,
@@ -344,10 +347,11 @@ class Limits(_message.Message):
         max_buffered_bytes: _builtins.int = ...,
         max_spool_bytes: _builtins.int = ...,
         max_priority: _call_pb2.Priority.ValueType = ...,
+        max_circuit_nodes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "max_activation_bytes", b"max_activation_bytes", "max_buffered_bytes", b"max_buffered_bytes", "max_call_seconds", b"max_call_seconds", "max_concurrent_calls", b"max_concurrent_calls", "max_node_ablations", b"max_node_ablations", "max_priority", b"max_priority", "max_processing_specs", b"max_processing_specs", "max_prompt_bytes", b"max_prompt_bytes", "max_prompt_tokens", b"max_prompt_tokens", "max_queue_length", b"max_queue_length", "max_request_bytes", b"max_request_bytes", "max_response_bytes", b"max_response_bytes", "max_spool_bytes", b"max_spool_bytes", "max_sub_requests", b"max_sub_requests", "max_target_tokens", b"max_target_tokens", "max_top_and_bottom_k", b"max_top_and_bottom_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "max_activation_bytes", b"max_activation_bytes", "max_buffered_bytes", b"max_buffered_bytes", "max_call_seconds", b"max_call_seconds", "max_circuit_nodes", b"max_circuit_nodes", "max_concurrent_calls", b"max_concurrent_calls", "max_node_ablations", b"max_node_ablations", "max_priority", b"max_priority", "max_processing_specs", b"max_processing_specs", "max_prompt_bytes", b"max_prompt_bytes", "max_prompt_tokens", b"max_prompt_tokens", "max_queue_length", b"max_queue_length", "max_request_bytes", b"max_request_bytes", "max_response_bytes", b"max_response_bytes", "max_spool_bytes", b"max_spool_bytes", "max_sub_requests", b"max_sub_requests", "max_target_tokens", b"max_target_tokens", "max_top_and_bottom_k", b"max_top_and_bottom_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"transformer_debugger/v1/node.proto\x12\x17transformer_debugger.v1\"\xb9\x01\n\tNodeIndex\x12\x34\n\tnode_type\x18\x01 \x01(\x0e\x32!.transformer_debugger.v1.NodeType\x12\x18\n\x0blayer_index\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\x0etensor_indices\x18\x03 \x03(\x05\x12\x34\n\tpass_type\x18\x04 \x01(\x0e\x32!.transformer_debugger.v1.PassTypeB\x0e\n\x0c_layer_index*\xe3\x03\n\x08NodeType\x12\x19\n\x15NODE_TYPE_UNSPECIFIED\x10\x00\x12\x1c\n\x18NODE_TYPE_ATTENTION_HEAD\x10\x01\x12\x18\n\x14NODE_TYPE_QK_CHANNEL\x10\x02\x12\x17\n\x13NODE_TYPE_V_CHANNEL\x10\x03\x12\x18\n\x14NODE_TYPE_MLP_NEURON\x10\x04\x12 \n\x1cNODE_TYPE_AUTOENCODER_LATENT\x10\x05\x12$\n NODE_TYPE_MLP_AUTOENCODER_LATENT\x10\x06\x12*\n&NODE_TYPE_ATTENTION_AUTOENCODER_LATENT\x10\x07\x12\x30\n,NODE_TYPE_RESID_POST_ATTN_AUTOENCODER_LATENT\x10\x14\x12/\n+NODE_TYPE_RESID_POST_MLP_AUTOENCODER_LATENT\x10\x15\x12#\n\x1fNODE_TYPE_MLP_TRANSCODER_LATENT\x10\x16\x12%\n!NODE_TYPE_RESIDUAL_STREAM_CHANNEL\x10\x08\x12\x13\n\x0fNODE_TYPE_LAYER\x10\t\x12\x19\n\x15NODE_TYPE_VOCAB_TOKEN\x10\n*T\n\x08PassType\x12\x19\n\x15PASS_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11PASS_TYPE_FORWARD\x10\x01\x12\x16\n\x12PASS_TYPE_BACKWARD\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"transformer_debugger/v1/node.proto\x12\x17transformer_debugger.v1\"\xb9\x01\n\tNodeIndex\x12\x34\n\tnode_type\x18\x01 \x01(\x0e\x32!.transformer_debugger.v1.NodeType\x12\x18\n\x0blayer_index\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\x0etensor_indices\x18\x03 \x03(\x05\x12\x34\n\tpass_type\x18\x04 \x01(\x0e\x32!.transformer_debugger.v1.PassTypeB\x0e\n\x0c_layer_index*\x96\x04\n\x08NodeType\x12\x19\n\x15NODE_TYPE_UNSPECIFIED\x10\x00\x12\x1c\n\x18NODE_TYPE_ATTENTION_HEAD\x10\x01\x12\x18\n\x14NODE_TYPE_QK_CHANNEL\x10\x02\x12\x17\n\x13NODE_TYPE_V_CHANNEL\x10\x03\x12\x18\n\x14NODE_TYPE_MLP_NEURON\x10\x04\x12 \n\x1cNODE_TYPE_AUTOENCODER_LATENT\x10\x05\x12$\n NODE_TYPE_MLP_AUTOENCODER_LATENT\x10\x06\x12*\n&NODE_TYPE_ATTENTION_AUTOENCODER_LATENT\x10\x07\x12\x30\n,NODE_TYPE_RESID_POST_ATTN_AUTOENCODER_LATENT\x10\x14\x12/\n+NODE_TYPE_RESID_POST_MLP_AUTOENCODER_LATENT\x10\x15\x12#\n\x1fNODE_TYPE_MLP_TRANSCODER_LATENT\x10\x16\x12%\n!NODE_TYPE_RESIDUAL_STREAM_CHANNEL\x10\x08\x12\x13\n\x0fNODE_TYPE_LAYER\x10\t\x12\x19\n\x15NODE_TYPE_VOCAB_TOKEN\x10\n\x12\x18\n\x14NODE_TYPE_WHOLE_HEAD\x10\x17\x12\x17\n\x13NODE_TYPE_WHOLE_MLP\x10\x18*T\n\x08PassType\x12\x19\n\x15PASS_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11PASS_TYPE_FORWARD\x10\x01\x12\x16\n\x12PASS_TYPE_BACKWARD\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,9 +32,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'transformer_debugger.v1.nod
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_NODETYPE']._serialized_start=252
-  _globals['_NODETYPE']._serialized_end=735
-  _globals['_PASSTYPE']._serialized_start=737
-  _globals['_PASSTYPE']._serialized_end=821
+  _globals['_NODETYPE']._serialized_end=786
+  _globals['_PASSTYPE']._serialized_start=788
+  _globals['_PASSTYPE']._serialized_end=872
   _globals['_NODEINDEX']._serialized_start=64
   _globals['_NODEINDEX']._serialized_end=249
 # @@protoc_insertion_point(module_scope)

@@ -53,6 +53,10 @@ class _NodeTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NodeType.Val
     """A whole layer, or the embedding when no layer index is given, at one token: (t, 0)."""
     NODE_TYPE_VOCAB_TOKEN: _NodeType.ValueType  # 10
     """A vocabulary token's logit at one token of the prompt: (t, vocabulary token)."""
+    NODE_TYPE_WHOLE_HEAD: _NodeType.ValueType  # 23
+    """A head at a token, with all it attends to: (t, head). Its activation is what it reads from the tokens, attn.v_out[t, head]."""
+    NODE_TYPE_WHOLE_MLP: _NodeType.ValueType  # 24
+    """An MLP at a token, with all its neurons: (t, 0). Its activation is what it adds to the residual stream, resid.delta_mlp[t]."""
 
 class NodeType(_NodeType, metaclass=_NodeTypeEnumTypeWrapper):
     """What kind of thing a node is. The kind fixes what a node's tensor indices mean.
@@ -87,6 +91,10 @@ NODE_TYPE_LAYER: NodeType.ValueType  # 9
 """A whole layer, or the embedding when no layer index is given, at one token: (t, 0)."""
 NODE_TYPE_VOCAB_TOKEN: NodeType.ValueType  # 10
 """A vocabulary token's logit at one token of the prompt: (t, vocabulary token)."""
+NODE_TYPE_WHOLE_HEAD: NodeType.ValueType  # 23
+"""A head at a token, with all it attends to: (t, head). Its activation is what it reads from the tokens, attn.v_out[t, head]."""
+NODE_TYPE_WHOLE_MLP: NodeType.ValueType  # 24
+"""An MLP at a token, with all its neurons: (t, 0). Its activation is what it adds to the residual stream, resid.delta_mlp[t]."""
 Global___NodeType: _TypeAlias = NodeType  # noqa: Y015
 
 class _PassType:

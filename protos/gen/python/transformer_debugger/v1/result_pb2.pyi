@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from transformer_debugger.v1 import ablation_pb2 as _ablation_pb2
+from transformer_debugger.v1 import circuit_pb2 as _circuit_pb2
 from transformer_debugger.v1 import derived_scalar_pb2 as _derived_scalar_pb2
 from transformer_debugger.v1 import node_pb2 as _node_pb2
 from transformer_debugger.v1 import tensor_pb2 as _tensor_pb2
@@ -573,6 +574,8 @@ class SubResponse(_message.Message):
     TARGETS_FIELD_NUMBER: _builtins.int
     DISTRACTORS_FIELD_NUMBER: _builtins.int
     ABLATION_SPECS_FIELD_NUMBER: _builtins.int
+    BASELINES_FIELD_NUMBER: _builtins.int
+    CIRCUIT_FIELD_NUMBER: _builtins.int
     loss: _builtins.float
     """The loss. Absent when none was computed."""
     activation_value_for_backward_pass: _builtins.float
@@ -606,6 +609,16 @@ class SubResponse(_message.Message):
         for that of the norm through which a traced node reads.
         """
 
+    @_builtins.property
+    def baselines(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenList]:
+        """The baseline prompts' tokens, in the order of the request. Where there are any, act times grad and direct effects are of differences
+        from the mean of their activations.
+        """
+
+    @_builtins.property
+    def circuit(self) -> _circuit_pb2.CircuitValues:
+        """How much of the objective the circuit keeps. Absent where only_these is."""
+
     def __init__(
         self,
         *,
@@ -618,10 +631,12 @@ class SubResponse(_message.Message):
         targets: Global___TokenList | None = ...,
         distractors: Global___TokenList | None = ...,
         ablation_specs: _abc.Iterable[_ablation_pb2.AblationSpec] | None = ...,
+        baselines: _abc.Iterable[Global___TokenList] | None = ...,
+        circuit: _circuit_pb2.CircuitValues | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_activation_value_for_backward_pass", b"_activation_value_for_backward_pass", "_distractors", b"_distractors", "_loss", b"_loss", "_targets", b"_targets", "activation_value_for_backward_pass", b"activation_value_for_backward_pass", "distractors", b"distractors", "loss", b"loss", "targets", b"targets"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_activation_value_for_backward_pass", b"_activation_value_for_backward_pass", "_distractors", b"_distractors", "_loss", b"_loss", "_targets", b"_targets", "activation_value_for_backward_pass", b"activation_value_for_backward_pass", "circuit", b"circuit", "distractors", b"distractors", "loss", b"loss", "targets", b"targets"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_activation_value_for_backward_pass", b"_activation_value_for_backward_pass", "_distractors", b"_distractors", "_loss", b"_loss", "_targets", b"_targets", "ablation_specs", b"ablation_specs", "activation_value_for_backward_pass", b"activation_value_for_backward_pass", "bos_added", b"bos_added", "distractors", b"distractors", "loss", b"loss", "results", b"results", "targets", b"targets", "token_ids", b"token_ids", "token_strings", b"token_strings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_activation_value_for_backward_pass", b"_activation_value_for_backward_pass", "_distractors", b"_distractors", "_loss", b"_loss", "_targets", b"_targets", "ablation_specs", b"ablation_specs", "activation_value_for_backward_pass", b"activation_value_for_backward_pass", "baselines", b"baselines", "bos_added", b"bos_added", "circuit", b"circuit", "distractors", b"distractors", "loss", b"loss", "results", b"results", "targets", b"targets", "token_ids", b"token_ids", "token_strings", b"token_strings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__activation_value_for_backward_pass: _TypeAlias = _typing.Literal["activation_value_for_backward_pass"]  # noqa: Y015
     _WhichOneofArgType__activation_value_for_backward_pass: _TypeAlias = _typing.Literal["_activation_value_for_backward_pass", b"_activation_value_for_backward_pass"]  # noqa: Y015

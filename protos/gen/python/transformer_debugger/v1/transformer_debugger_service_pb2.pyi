@@ -11,6 +11,7 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from transformer_debugger.v1 import ablation_pb2 as _ablation_pb2
 from transformer_debugger.v1 import activation_pb2 as _activation_pb2
 from transformer_debugger.v1 import call_pb2 as _call_pb2
+from transformer_debugger.v1 import circuit_pb2 as _circuit_pb2
 from transformer_debugger.v1 import loss_pb2 as _loss_pb2
 from transformer_debugger.v1 import processing_pb2 as _processing_pb2
 from transformer_debugger.v1 import result_pb2 as _result_pb2
@@ -41,6 +42,8 @@ class _ComponentTypeForMlpEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_C
     """Latents of the MLP's autoencoder, which must be loaded."""
     COMPONENT_TYPE_FOR_MLP_TRANSCODER_LATENT: _ComponentTypeForMlp.ValueType  # 3
     """Latents of the MLP's transcoder, which must be loaded."""
+    COMPONENT_TYPE_FOR_MLP_WHOLE_MLP: _ComponentTypeForMlp.ValueType  # 4
+    """The MLP as a whole."""
 
 class ComponentTypeForMlp(_ComponentTypeForMlp, metaclass=_ComponentTypeForMlpEnumTypeWrapper):
     """What counts as a component of an MLP."""
@@ -53,6 +56,8 @@ COMPONENT_TYPE_FOR_MLP_AUTOENCODER_LATENT: ComponentTypeForMlp.ValueType  # 2
 """Latents of the MLP's autoencoder, which must be loaded."""
 COMPONENT_TYPE_FOR_MLP_TRANSCODER_LATENT: ComponentTypeForMlp.ValueType  # 3
 """Latents of the MLP's transcoder, which must be loaded."""
+COMPONENT_TYPE_FOR_MLP_WHOLE_MLP: ComponentTypeForMlp.ValueType  # 4
+"""The MLP as a whole."""
 Global___ComponentTypeForMlp: _TypeAlias = ComponentTypeForMlp  # noqa: Y015
 
 class _ComponentTypeForAttention:
@@ -67,6 +72,8 @@ class _ComponentTypeForAttentionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrap
     """Attention heads."""
     COMPONENT_TYPE_FOR_ATTENTION_AUTOENCODER_LATENT: _ComponentTypeForAttention.ValueType  # 2
     """Latents of the attention's autoencoder, which must be loaded."""
+    COMPONENT_TYPE_FOR_ATTENTION_WHOLE_HEAD: _ComponentTypeForAttention.ValueType  # 3
+    """Heads as a whole, whatever they attend to."""
 
 class ComponentTypeForAttention(_ComponentTypeForAttention, metaclass=_ComponentTypeForAttentionEnumTypeWrapper):
     """What counts as a component of attention."""
@@ -77,6 +84,8 @@ COMPONENT_TYPE_FOR_ATTENTION_ATTENTION_HEAD: ComponentTypeForAttention.ValueType
 """Attention heads."""
 COMPONENT_TYPE_FOR_ATTENTION_AUTOENCODER_LATENT: ComponentTypeForAttention.ValueType  # 2
 """Latents of the attention's autoencoder, which must be loaded."""
+COMPONENT_TYPE_FOR_ATTENTION_WHOLE_HEAD: ComponentTypeForAttention.ValueType  # 3
+"""Heads as a whole, whatever they attend to."""
 Global___ComponentTypeForAttention: _TypeAlias = ComponentTypeForAttention  # noqa: Y015
 
 @_typing.final
@@ -100,6 +109,8 @@ class DebugSubRequest(_message.Message):
     TARGET_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     DISTRACTOR_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     ADD_BOS_FIELD_NUMBER: _builtins.int
+    BASELINE_PROMPTS_FIELD_NUMBER: _builtins.int
+    ONLY_THESE_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """The prompt. At least one token, at most Limits.max_prompt_tokens."""
     component_type_for_mlp: Global___ComponentTypeForMlp.ValueType
@@ -152,6 +163,16 @@ class DebugSubRequest(_message.Message):
     def distractor_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """More tokens that count against it, as vocabulary indices. They follow distractor_tokens. Default none."""
 
+    @_builtins.property
+    def baseline_prompts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Prompts to compare with, each with as many tokens as the prompt; add_bos holds for them too. Act times grad and direct effects
+        are then of the difference between the prompt's activations and the mean of theirs. Default none.
+        """
+
+    @_builtins.property
+    def only_these(self) -> _circuit_pb2.Circuit:
+        """Keeps some nodes alone, and sets all others of their types. Not with a traced node. Absent: nothing is set so."""
+
     def __init__(
         self,
         *,
@@ -168,10 +189,12 @@ class DebugSubRequest(_message.Message):
         target_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         distractor_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         add_bos: _builtins.bool | None = ...,
+        baseline_prompts: _abc.Iterable[_builtins.str] | None = ...,
+        only_these: _circuit_pb2.Circuit | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "_top_and_bottom_k", b"_top_and_bottom_k", "add_bos", b"add_bos", "downstream_node_to_trace", b"downstream_node_to_trace", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "_top_and_bottom_k", b"_top_and_bottom_k", "add_bos", b"add_bos", "downstream_node_to_trace", b"downstream_node_to_trace", "only_these", b"only_these", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "_top_and_bottom_k", b"_top_and_bottom_k", "add_bos", b"add_bos", "component_type_for_attention", b"component_type_for_attention", "component_type_for_mlp", b"component_type_for_mlp", "distractor_token_ids", b"distractor_token_ids", "distractor_tokens", b"distractor_tokens", "downstream_node_to_trace", b"downstream_node_to_trace", "hide_early_layers_when_ablating", b"hide_early_layers_when_ablating", "node_ablations", b"node_ablations", "prompt", b"prompt", "target_token_ids", b"target_token_ids", "target_tokens", b"target_tokens", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "_top_and_bottom_k", b"_top_and_bottom_k", "add_bos", b"add_bos", "baseline_prompts", b"baseline_prompts", "component_type_for_attention", b"component_type_for_attention", "component_type_for_mlp", b"component_type_for_mlp", "distractor_token_ids", b"distractor_token_ids", "distractor_tokens", b"distractor_tokens", "downstream_node_to_trace", b"downstream_node_to_trace", "hide_early_layers_when_ablating", b"hide_early_layers_when_ablating", "node_ablations", b"node_ablations", "only_these", b"only_these", "prompt", b"prompt", "target_token_ids", b"target_token_ids", "target_tokens", b"target_tokens", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_bos: _TypeAlias = _typing.Literal["add_bos"]  # noqa: Y015
     _WhichOneofArgType__add_bos: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos"]  # noqa: Y015
@@ -336,6 +359,8 @@ class InferenceSpec(_message.Message):
     ABLATION_SPECS_FIELD_NUMBER: _builtins.int
     ACTIVATION_INDEX_FOR_WITHIN_LAYER_GRAD_FIELD_NUMBER: _builtins.int
     ADD_BOS_FIELD_NUMBER: _builtins.int
+    BASELINE_PROMPTS_FIELD_NUMBER: _builtins.int
+    ONLY_THESE_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """The prompt. At least one token, at most Limits.max_prompt_tokens."""
     add_bos: _builtins.bool
@@ -360,6 +385,16 @@ class InferenceSpec(_message.Message):
         "all", the latent axis one index, the pass forward.
         """
 
+    @_builtins.property
+    def baseline_prompts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Prompts to compare with, each with as many tokens as the prompt; add_bos holds for them too. Act times grad and direct effects
+        are then of the difference between the prompt's activations and the mean of theirs. Default none.
+        """
+
+    @_builtins.property
+    def only_these(self) -> _circuit_pb2.Circuit:
+        """Keeps some nodes alone, and sets all others of their types. Needs a loss. Absent: nothing is set so."""
+
     def __init__(
         self,
         *,
@@ -369,10 +404,12 @@ class InferenceSpec(_message.Message):
         ablation_specs: _abc.Iterable[_ablation_pb2.AblationSpec] | None = ...,
         activation_index_for_within_layer_grad: _activation_pb2.ActivationIndex | None = ...,
         add_bos: _builtins.bool | None = ...,
+        baseline_prompts: _abc.Iterable[_builtins.str] | None = ...,
+        only_these: _circuit_pb2.Circuit | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "activation_index_for_within_layer_grad", b"activation_index_for_within_layer_grad", "add_bos", b"add_bos", "loss_fn_config", b"loss_fn_config", "trace_config", b"trace_config"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "activation_index_for_within_layer_grad", b"activation_index_for_within_layer_grad", "add_bos", b"add_bos", "loss_fn_config", b"loss_fn_config", "only_these", b"only_these", "trace_config", b"trace_config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "ablation_specs", b"ablation_specs", "activation_index_for_within_layer_grad", b"activation_index_for_within_layer_grad", "add_bos", b"add_bos", "loss_fn_config", b"loss_fn_config", "prompt", b"prompt", "trace_config", b"trace_config"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "ablation_specs", b"ablation_specs", "activation_index_for_within_layer_grad", b"activation_index_for_within_layer_grad", "add_bos", b"add_bos", "baseline_prompts", b"baseline_prompts", "loss_fn_config", b"loss_fn_config", "only_these", b"only_these", "prompt", b"prompt", "trace_config", b"trace_config"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_bos: _TypeAlias = _typing.Literal["add_bos"]  # noqa: Y015
     _WhichOneofArgType__add_bos: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos"]  # noqa: Y015

@@ -1,0 +1,87 @@
+"""What is run, and what is kept of its passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tdb_server.domain.hook_point import HookPoint
+from tdb_server.domain.model_info import Site
+from tdb_server.engine.plan import HookSite, Stream
+from tdb_server.model.autoencoder import Autoencoder
+from tdb_server.model.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is run: a decoder and the autoencoders that are spliced in."""
+
+    decoder: Decoder
+    autoencoders: tuple[Autoencoder, ...]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What is kept of the forward pass, without its graph.
+
+    Attributes:
+        values: by hook point, of each layer in order [B, ...]; of hook points that no layer has, one.
+        final_residual: the last residual stream [B, T, d].
+        final_normed: what the unembedding reads [B, T, d].
+        last_logits: of each row's last token, after interventions and their cap [B, V].
+        read: by dictionary's site and layer, what it reads [B, T, s].
+    """
+
+    values: dict[HookPoint, list[Tensor]]
+    final_residual: Tensor
+    final_normed: Tensor
+    last_logits: Tensor
+    read: dict[tuple[Site, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What the backward pass starts from, and where it is asked for gradients.
+
+    Attributes:
+        sites: tensors whose gradients are wanted.
+        streams: the residual streams that traces start from.
+        site_outputs: dictionaries' sites behind the splice, whose gradients are wanted.
+        final_normed: what the unembedding reads [B, T, d].
+        logits_before: the last tokens' logits [B, 1, V] before gradients are set there.
+        logits: the same behind it, of which differences are computed [B, V].
+        capped: the model's own, of which probabilities are computed; the same where they have no cap.
+    """
+
+    sites: dict[HookSite, Tensor]
+    streams: dict[Stream, Tensor]
+    site_outputs: dict[tuple[Site, int], Tensor]
+    final_normed: Tensor
+    logits_before: Tensor
+    logits: Tensor
+    capped: Tensor
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What is kept of the backward pass. What the objective cannot see is absent: there it is zero.
+
+    Attributes:
+        losses: of every row [B]; of rows without a loss, anything.
+        traced: the traced objectives, of the rows of each of `Plan.traces` [m].
+        at: by hook point and layer [B, ...].
+        at_sites: by dictionary's site and layer, behind the splice [B, T, s].
+        at_last_logits: [B, 1, V].
+        at_earlier_logits: of the rows that set gradients there [T - 1, V].
+        directions: of each row, the gradient at the last residual stream that its objective can see, at the
+            plan's direction tokens [B, n, d].
+    """
+
+    losses: Tensor
+    traced: list[Tensor]
+    at: dict[HookSite, Tensor]
+    at_sites: dict[tuple[Site, int], Tensor]
+    at_last_logits: Tensor | None
+    at_earlier_logits: dict[int, Tensor]
+    directions: Tensor

@@ -53,6 +53,14 @@ def test_ablations_are_run_side_by_side(fake: Fake, capsys: Output) -> None:
     assert "difference -1.500" in capsys.readouterr().out
 
 
+def test_latents_of_the_residual_stream_are_asked_for(fake: Fake, capsys: Output) -> None:
+    places = ["--residual-stream", "post_attn_latent", "--residual-stream", "post_mlp_latent"]
+    assert main([*DEBUG, *places, "--json", "--server", fake[0]]) == 0
+    assert list(fake[1].requests[-1].sub_requests[0].component_types_for_residual_stream) == [1, 2]
+    request = json.loads(capsys.readouterr().out)["sub_requests"][0]["request"]
+    assert request["residual_stream"] == ["post_attn_latent", "post_mlp_latent"]
+
+
 def test_sweeps_let_others_go_first(fake: Fake) -> None:
     for arguments in (DEBUG, [*DEBUG, "--priority", "sweep"], ["--priority", "sweep", *DEBUG]):
         assert main(["--server", fake[0], *arguments]) == 0

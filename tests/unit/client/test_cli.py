@@ -68,7 +68,7 @@ def one_line(out: str) -> str:
 
 
 def said_of_dictionaries(out: str) -> list[str]:
-    return [line.strip() for line in out.splitlines() if "dictionaries are loaded" in line]
+    return [line.strip() for line in out.splitlines() if "loaded dictionaries" in line]
 
 
 @pytest.mark.parametrize("arguments", [DEBUG, ["trace", "L0 neuron 5 @ 3", "--prompt", "p"]], ids=str)
@@ -78,7 +78,7 @@ def test_who_sees_no_latents_is_told_how_to(
 ) -> None:
     asked = [*arguments, *ablate, "--server", fake[0]]
     assert main(asked) == 0
-    hint = "dictionaries are loaded; to list their latents: --mlp autoencoder_latent"
+    hint = "to list latents of loaded dictionaries: --mlp autoencoder_latent"
     assert said_of_dictionaries(capsys.readouterr().out) == [hint]
     for wanted in (["--mlp", "autoencoder_latent"], ["--residual-stream", "post_mlp_latent"]):
         assert main([*asked, *wanted]) == 0
@@ -107,7 +107,9 @@ def test_nothing_is_said_of_dictionaries_where_none_is_known(fake: Fake, capsys:
 def test_every_kind_of_dictionary_has_an_option(fake: Fake, capsys: Output) -> None:
     fake[1].sites = tuple(AutoencoderSite.values()[1:])
     assert main([*DEBUG, "--server", fake[0]]) == 0
-    said = re.search(r"to list their latents: ((?:--\S+ \w+(?:, )?)+)", one_line(capsys.readouterr().out))
+    said = re.search(
+        r"to list latents of loaded dictionaries: ((?:--\S+ \w+(?:, )?)+)", one_line(capsys.readouterr().out)
+    )
     assert said is not None
     options = said[1].split(", ")
     assert len(set(options)) == len(options) == 5

@@ -97,7 +97,7 @@ def _latents_to_ask_for(result: DebugResult) -> list[RenderableType]:
     options = dict.fromkeys(option for one in loaded if (option := debug_option(one)))
     if not options or not is_default or request.residual_stream:
         return []
-    return [Text(f"dictionaries are loaded; to list their latents: {', '.join(options)}", "dim")]
+    return [Text(f"to list latents of loaded dictionaries: {', '.join(options)}", "dim")]
 
 
 def _prompt(name: str, result: DebugResult) -> list[RenderableType]:

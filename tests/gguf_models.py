@@ -55,6 +55,16 @@ OUTER_NAMES = {
 }
 ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3", "gpt_neox": "gptneox", "olmo3": "olmo2"}
 """What llama.cpp calls families that have another name there."""
+LONG_ROPE = {
+    "original_max_position_embeddings": 32,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 500.0,
+        "short_factor": [1.0, 1.5, 2.0, 3.0],
+        "long_factor": [1.0, 2.0, 4.0, 9.0],
+    },
+}
+"""Entries of a Phi-3 whose rotation has factors, other ones beyond 32 tokens."""
 HAVE_POST_NORMS = ("gemma2", "gemma3", "olmo2")
 Array = np.ndarray[Any, Any]
 Edit = Callable[[gguf.GGUFWriter], object]

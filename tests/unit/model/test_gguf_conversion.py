@@ -14,19 +14,10 @@ from tdb_server.model.gguf import convert_gguf
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.model.weights import load_decoder
 
-from tests.gguf_models import Array, Kind, setting, write_gguf
+from tests.gguf_models import LONG_ROPE, Array, Kind, setting, write_gguf
 from tests.random_models import FAMILIES, reference_model, write_random_model
 
 IDS = torch.arange(20)[None] * 11
-LONG_ROPE = {
-    "original_max_position_embeddings": 32,
-    "rope_parameters": {
-        "rope_type": "longrope",
-        "rope_theta": 500.0,
-        "short_factor": [1.0, 1.5, 2.0, 3.0],
-        "long_factor": [1.0, 2.0, 4.0, 9.0],
-    },
-}
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,7 @@ HARMLESS = (
     "rope.scaling.yarn_beta_fast",
     "rope.scaling.yarn_beta_slow",
 )
-"""Keys that steer nothing but scalings that are refused."""
+"""Keys that steer nothing but scalings that are refused, where nothing reads them."""
 
 
 def config_from_gguf(file: GgufFile) -> dict[str, object]:

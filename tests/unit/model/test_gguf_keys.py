@@ -10,8 +10,9 @@ from typing import Any
 import gguf
 import pytest
 from tdb_server.errors import ModelBroken, ModelError, UnsupportedModel
-from tdb_server.model.gguf_config import HARMLESS, NEUTRAL, config_from_gguf
+from tdb_server.model.gguf_config import config_from_gguf
 from tdb_server.model.gguf_file import GgufFile, read_gguf
+from tdb_server.model.gguf_keys import HARMLESS, NEUTRAL
 
 from tests.gguf_models import write_gguf
 from tests.random_models import write_random_model
@@ -310,6 +311,8 @@ def test_a_window_in_some_layers(config: Any) -> None:
         config(**{"attention.sliding_window": 5, key: [True, False, True]})
     with pytest.raises(UnsupportedModel, match=rf"llama\.{key} gives a window to some of the layers only"):
         config(**{"attention.sliding_window": 5, key: 2})
+    with pytest.raises(UnsupportedModel, match=rf"phi3\.{key} gives a window to some of the layers only"):
+        config("phi3", **{"attention.sliding_window": 5, key: 2})
     with pytest.raises(ModelBroken, match=rf"llama\.{key} has 2 entries for 3 layers"):
         config(**{"attention.sliding_window": 5, key: [True, False]})
 

@@ -2,16 +2,16 @@
 
 Every key of the architecture is read, or known to change nothing, or the file is refused with its name: a key
 that is silently ignored would give silently wrong answers. What a key means is what llama.cpp makes of it
-(github.com/ggml-org/llama.cpp, src/llama-model.cpp).
+(github.com/ggml-org/llama.cpp, src/llama-model.cpp and src/models).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from tdb_server.errors import ModelBroken, UnsupportedModel
 from tdb_server.model.gguf_file import GgufFile
+from tdb_server.model.gguf_keys import ArchitectureKeys
 
 ARCHITECTURES = (
     "gemma2",
@@ -40,48 +40,6 @@ SHORT_FACTORS, LONG_FACTORS = "rope_factors_short.weight", "rope_factors_long.we
 FACTORS_OF = {"phi3": (SHORT_FACTORS, LONG_FACTORS)} | dict.fromkeys(PAIRED, (ROTARY_FACTORS,))
 """Which of these tensors are read, with the configuration; elsewhere they have no place."""
 
-FLOAT32_PRECISION = 1e-6
-"""How much a number in the file may differ from the one that it stands for."""
-
-PER_LAYER = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
-"""Keys that may be lists with an entry for each layer."""
-
-NEUTRAL: dict[str, tuple[object, ...]] = {
-    "attention.causal": (True,),
-    "attention.clamp_kqv": (0.0,),
-    "attention.max_alibi_bias": (0.0,),
-    "attn_logit_softcapping": (0.0,),
-    "embedding_scale": (0.0, 1.0),
-    "expert_count": (0,),
-    "expert_group_count": (0,),
-    "expert_group_used_count": (0,),
-    "expert_shared_count": (0,),
-    "expert_used_count": (0,),
-    "final_logit_softcapping": (0.0,),
-    "leading_dense_block_count": (0,),
-    "logit_scale": (0.0, 1.0),
-    "nextn_predict_layers": (0,),
-    "pooling_type": (0,),
-    "residual_scale": (0.0, 1.0),
-    "rope.scaling.alpha": (0.0,),
-    "rope.scaling.attn_factor": (1.0,),
-    "rope.scaling.yarn_attn_factor": (1.0,),
-    "rope.scaling.yarn_ext_factor": (0.0,),
-    "rope.scaling.yarn_log_multiplier": (0.0,),
-    "router_logit_softcapping": (0.0,),
-    "tensor_data_layout": ("reference", "Meta AI original pth"),
-    "use_parallel_residual": (False,),
-}
-"""Keys with the values that switch off what they stand for; with others the file is refused."""
-
-HARMLESS = (
-    "rope.scaling.finetuned",
-    "rope.scaling.original_context_length",
-    "rope.scaling.yarn_beta_fast",
-    "rope.scaling.yarn_beta_slow",
-)
-"""Keys that steer nothing but scalings that are refused, where nothing reads them."""
-
 
 def config_from_gguf(file: GgufFile) -> dict[str, object]:
     """The `config.json` that says the same as the metadata.
@@ -96,7 +54,7 @@ def config_from_gguf(file: GgufFile) -> dict[str, object]:
             f"{file.path}: architecture {architecture!r} is not supported; {', '.join(ARCHITECTURES)} are"
         )
     _refuse_other_architectures(file, architecture)
-    keys = _ArchitectureKeys(file, architecture)
+    keys = ArchitectureKeys(file, architecture)
     match architecture:
         case "gpt2":
             own = _gpt2(keys)
@@ -119,101 +77,6 @@ def config_from_gguf(file: GgufFile) -> dict[str, object]:
     return config
 
 
-class _ArchitectureKeys:
-    """The `{architecture}.*` keys of a file. It knows which were read, so that the others can be refused."""
-
-    def __init__(self, file: GgufFile, architecture: str) -> None:
-        self.architecture = architecture
-        self._file = file
-        self._prefix = f"{architecture}."
-        self._values = {
-            key.removeprefix(self._prefix): value
-            for key, value in file.metadata.items()
-            if key.startswith(self._prefix)
-        }
-        self._unread = set(self._values)
-        self.n_layers = self.count("block_count")
-        n_stored = len({name.split(".")[1] for name in file.tensors if name.startswith("blk.")})
-        if self.n_layers > n_stored:
-            raise self.broken(
-                "block_count", f"is {self.n_layers}, but there are tensors of {n_stored} layers"
-            )
-
-    def take(self, key: str) -> Any:
-        """A value as it is; None where the key is missing."""
-        self._unread.discard(key)
-        return self._values.get(key)
-
-    def scalar(self, key: str) -> Any:
-        """A value that all layers share; None where the key is missing.
-
-        Raises:
-            UnsupportedModel: it differs between layers, or is a list where none may be.
-            ModelBroken: the list is not as long as there are layers.
-        """
-        value = self.take(key)
-        if not isinstance(value, list):
-            return value
-        if key not in PER_LAYER:
-            raise self.unsupported(key, "is a list, where one value is expected")
-        if len(value) != self.n_layers:
-            raise self.broken(key, f"has {len(value)} entries for {self.n_layers} layers")
-        if len(set(value)) > 1:
-            raise self.unsupported(
-                key, f"differs between layers, which is not supported: {sorted(set(value))}"
-            )
-        return value[0]
-
-    def count(self, key: str, default: int | None = None) -> int:
-        """A whole number above 0."""
-        value = self.scalar(key)
-        if value is None:
-            value = default
-        if value is None:
-            raise self.broken(key, "is missing")
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.broken(key, f"must be a whole number above 0, not {value!r}")
-        return value
-
-    def number(self, key: str, default: float | None = None, *, may_be_zero: bool = False) -> float:
-        """A number above 0, or from 0."""
-        value = self.scalar(key)
-        if value is None:
-            value = default
-        if value is None:
-            raise self.broken(key, "is missing")
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not is_number or value < 0 or (value == 0 and not may_be_zero):
-            raise self.broken(key, f"must be a number above 0, not {value!r}")
-        return float(value)
-
-    def expect(self, key: str, *expected: float) -> None:
-        """Refuses a key of another value than those expected; it may be missing."""
-        value = self.scalar(key)
-        is_expected = isinstance(value, int | float) and any(
-            math.isclose(value, one, rel_tol=FLOAT32_PRECISION) for one in expected
-        )
-        if value is not None and not is_expected:
-            raise self.unsupported(key, f"is {value!r}; only {expected[0]} is supported for this model")
-
-    def broken(self, key: str, what: str) -> ModelBroken:
-        """An error about a key."""
-        return ModelBroken(f"{self._file.path}: {self._prefix}{key} {what}")
-
-    def unsupported(self, key: str, what: str) -> UnsupportedModel:
-        """An error about a key."""
-        return UnsupportedModel(f"{self._file.path}: {self._prefix}{key} {what}")
-
-    def refuse_unread(self) -> None:
-        """Refuses a key that nothing has read and that is not known to change nothing."""
-        for key in sorted(self._unread.difference(HARMLESS)):
-            if key not in NEUTRAL:
-                raise self.unsupported(key, "is a key that is not known here")
-            value = self._values[key]
-            if not isinstance(value, bool | int | float | str) or value not in NEUTRAL[key]:
-                raise self.unsupported(key, f"is {value!r}; only {NEUTRAL[key][-1]!r} is supported")
-
-
 def _refuse_other_architectures(file: GgufFile, architecture: str) -> None:
     """Two architectures in one file contradict each other. Other words before a dot are people's notes."""
     import gguf
@@ -224,7 +87,7 @@ def _refuse_other_architectures(file: GgufFile, architecture: str) -> None:
             raise ModelBroken(f"{file.path}: {key} belongs to another architecture than {architecture!r}")
 
 
-def _common(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
+def _common(file: GgufFile, keys: ArchitectureKeys) -> dict[str, object]:
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
         raise ModelBroken(f"{file.path}: tensor token_embd.weight is missing")
@@ -247,7 +110,7 @@ def _common(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
     }
 
 
-def _gpt2(keys: _ArchitectureKeys) -> dict[str, object]:
+def _gpt2(keys: ArchitectureKeys) -> dict[str, object]:
     d_model, n_heads = keys.count("embedding_length"), keys.count("attention.head_count")
     keys.expect("attention.head_count_kv", n_heads)
     _expect_head_width(keys, d_model // n_heads)
@@ -262,7 +125,7 @@ def _gpt2(keys: _ArchitectureKeys) -> dict[str, object]:
     }
 
 
-def _gemma(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
+def _gemma(file: GgufFile, keys: ArchitectureKeys) -> dict[str, object]:
     """Gemma 2 and 3. What llama.cpp knows of them and files do not say stands here.
 
     That is which layers slide, and the scale of attention, which the largest models (told by their number of
@@ -296,7 +159,7 @@ _HEADS = "attention.head_count"
 _GEMMA_WIDTHS = ("embedding_length", _HEADS, "attention.key_length")
 
 
-def _gpt_neox(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
+def _gpt_neox(file: GgufFile, keys: ArchitectureKeys) -> dict[str, object]:
     d_model, n_heads = keys.count("embedding_length"), keys.count("attention.head_count")
     d_head = d_model // n_heads
     keys.expect("attention.head_count_kv", n_heads)
@@ -322,11 +185,10 @@ def _gpt_neox(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
     }
 
 
-def _phi3(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
+def _phi3(file: GgufFile, keys: ArchitectureKeys) -> dict[str, object]:
     """Phi-3 and Phi-4. Their window is the file's, though llama.cpp leaves it out, and warns of that."""
     d_head = _even_share(keys)
     share = _turning_share(keys, d_head)
-    window, slides = _windows(keys)
     if keys.take("attention.sliding_window") is None:
         raise keys.broken("attention.sliding_window", "is missing; 0 would say that there is none")
     keys.expect("rope.scaling.factor", 1.0, 0.0)
@@ -355,12 +217,12 @@ def _phi3(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
             "pad_token_id": None,  # transformers' own is beyond a small vocabulary
             "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
             "rope_parameters": parameters,
-            "sliding_window": window if window and all(slides) else None,
+            "sliding_window": _sliding_window(keys),
         }
     )
 
 
-def _granite(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
+def _granite(file: GgufFile, keys: ArchitectureKeys) -> dict[str, object]:
     """Granite: a Llama with four constants.
 
     Without a scale of attention llama.cpp and a folder would take different ones, so it must be there.
@@ -380,7 +242,7 @@ def _granite(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
     }
 
 
-def _stablelm(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
+def _stablelm(file: GgufFile, keys: ArchitectureKeys) -> dict[str, object]:
     """StableLM without norms of heads, block behind block.
 
     `use_parallel_residual` is not believed: the converter writes true where a folder does not say it, and
@@ -401,7 +263,7 @@ def _stablelm(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
     }
 
 
-def _olmo(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
+def _olmo(file: GgufFile, keys: ArchitectureKeys) -> dict[str, object]:
     """OLMo 2; with a window, in three of four layers where nothing else is said, OLMo 3.
 
     A scaling is that of the layers that see everything.
@@ -421,12 +283,12 @@ def _olmo(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
     }
 
 
-def _even_share(keys: _ArchitectureKeys) -> int:
+def _even_share(keys: ArchitectureKeys) -> int:
     """The width of a head where no key says it."""
     return keys.count("embedding_length") // keys.count("attention.head_count")
 
 
-def _turning_share(keys: _ArchitectureKeys, d_head: int) -> float:
+def _turning_share(keys: ArchitectureKeys, d_head: int) -> float:
     """Of how much of each head the file says that it turns. Also refuses heads of another width."""
     _expect_head_width(keys, d_head)
     n_turning = keys.count("rope.dimension_count")
@@ -436,7 +298,7 @@ def _turning_share(keys: _ArchitectureKeys, d_head: int) -> float:
     return share
 
 
-def _shared_sizes(keys: _ArchitectureKeys) -> dict[str, object]:
+def _shared_sizes(keys: ArchitectureKeys) -> dict[str, object]:
     """What Llama and those after it call alike."""
     n_heads = keys.count("attention.head_count")
     return {
@@ -449,7 +311,7 @@ def _shared_sizes(keys: _ArchitectureKeys) -> dict[str, object]:
     }
 
 
-def _sizes(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
+def _sizes(file: GgufFile, keys: ArchitectureKeys) -> dict[str, object]:
     """What those whose heads turn as a whole share."""
     d_head = keys.count("attention.key_length", _even_share(keys))
     _expect_head_width(keys, d_head)
@@ -462,7 +324,7 @@ def _sizes(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
     }
 
 
-def _rotary_family(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
+def _rotary_family(file: GgufFile, keys: ArchitectureKeys) -> dict[str, object]:
     """Llama and those after it, whose layers are alike."""
     config, d_head = _sizes(file, keys), keys.count("attention.key_length", _even_share(keys))
     window = _sliding_window(keys)
@@ -475,14 +337,14 @@ def _rotary_family(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]
     }
 
 
-def _expect_head_width(keys: _ArchitectureKeys, d_head: int) -> None:
+def _expect_head_width(keys: ArchitectureKeys, d_head: int) -> None:
     keys.expect("attention.key_length", d_head)
     keys.expect("attention.value_length", d_head)
     if keys.architecture != "granite":  # whose scale is a constant of its own
         keys.expect("attention.scale", d_head**-0.5, 0.0)
 
 
-def _sliding_window(keys: _ArchitectureKeys) -> int | None:
+def _sliding_window(keys: ArchitectureKeys) -> int | None:
     """The window that all layers share; None where no layer has one or it is never left."""
     window, slides = _windows(keys)
     if not window or window >= keys.count("context_length") or not any(slides):
@@ -494,7 +356,7 @@ def _sliding_window(keys: _ArchitectureKeys) -> int | None:
     return window
 
 
-def _windows(keys: _ArchitectureKeys, every: int = 0) -> tuple[int, list[bool]]:
+def _windows(keys: ArchitectureKeys, every: int = 0) -> tuple[int, list[bool]]:
     """The window, 0 where there is none, and whether each layer slides.
 
     Args:
@@ -516,7 +378,7 @@ def _windows(keys: _ArchitectureKeys, every: int = 0) -> tuple[int, list[bool]]:
     return int(window), [pattern == 0 or i % pattern < pattern - 1 for i in range(keys.n_layers)]
 
 
-def _rotary_parameters(file: GgufFile, keys: _ArchitectureKeys, d_head: int) -> dict[str, object]:
+def _rotary_parameters(file: GgufFile, keys: ArchitectureKeys, d_head: int) -> dict[str, object]:
     """The block that has the same frequencies in Hugging Face's terms."""
     base: dict[str, object] = {"rope_theta": keys.number("rope.freq_base", 10000.0)}
     factor = _linear_factor(keys)
@@ -533,7 +395,7 @@ def _rotary_parameters(file: GgufFile, keys: _ArchitectureKeys, d_head: int) -> 
     }
 
 
-def _linear_factor(keys: _ArchitectureKeys) -> float:
+def _linear_factor(keys: ArchitectureKeys) -> float:
     """By how much all frequencies are divided. A factor without a type is linear."""
     kind = keys.take("rope.scaling.type")
     new = keys.number("rope.scaling.factor", 0, may_be_zero=True)  # 0 says that nothing is scaled

@@ -2,10 +2,13 @@
 
 A TDB request is compact: it names tokens and nodes. This module spells it out as a general inference
 sub-request, whose named results stand in a fixed order. Only the choice of components (neurons or latents,
-heads or latents) differs between requests; the four groups are always the same.
+heads or latents, with or without latents of the residual stream) differs between requests; the four groups
+are always the same.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId, Measure
 from tdb_server.domain.hook_point import NODE_HOOK_POINTS, WHOLE_HOOK_POINTS, HookPoint
@@ -15,6 +18,7 @@ from tdb_server.domain.requests import (
     ActivationIndex,
     AttentionComponent,
     AttentionTraceType,
+    Component,
     DebugSubRequest,
     InferenceSpec,
     InferenceSubRequest,
@@ -24,6 +28,7 @@ from tdb_server.domain.requests import (
     MultipleTopKSpec,
     NodeAblation,
     ProcessingSpec,
+    ResidualStreamComponent,
     ScoredTokensSpec,
     TokenPairAttributionSpec,
     TokenScoringType,
@@ -39,16 +44,24 @@ _GROUPS = {
     GroupId.DIRECTION_WRITE: (Measure.DIRECT_EFFECT, Measure.VECTOR_EFFECT),
     GroupId.ACTIVATION: (Measure.ACTIVATION, Measure.ONE),
 }
-"""What each group measures of MLP and attention components, and of embeddings."""
-_MLP_HOOK_POINTS = {
+"""What each group measures of components, and of embeddings."""
+COMPONENT_HOOK_POINTS: dict[Component, HookPoint] = {
     MlpComponent.NEURON: HookPoint.MLP_POST_ACT,
     MlpComponent.AUTOENCODER_LATENT: HookPoint.ONLINE_MLP_AUTOENCODER_LATENT,
     MlpComponent.TRANSCODER_LATENT: HookPoint.ONLINE_MLP_TRANSCODER_LATENT,
-}
-_ATTENTION_HOOK_POINTS = {
     AttentionComponent.ATTENTION_HEAD: HookPoint.ATTN_QK_PROBS,
     AttentionComponent.AUTOENCODER_LATENT: HookPoint.ONLINE_ATTENTION_AUTOENCODER_LATENT,
+    MlpComponent.WHOLE_MLP: HookPoint.RESID_DELTA_MLP,
+    AttentionComponent.WHOLE_HEAD: HookPoint.ATTN_V_OUT,
+    ResidualStreamComponent.POST_ATTN_LATENT: HookPoint.ONLINE_RESID_POST_ATTN_AUTOENCODER_LATENT,
+    ResidualStreamComponent.POST_MLP_LATENT: HookPoint.ONLINE_RESID_POST_MLP_AUTOENCODER_LATENT,
 }
+"""Where the activations of each kind of component are."""
+_WHOLE_NODE_TYPES: dict[Component, NodeType] = {
+    MlpComponent.WHOLE_MLP: NodeType.WHOLE_MLP,
+    AttentionComponent.WHOLE_HEAD: NodeType.WHOLE_HEAD,
+}
+"""Components that are measured as vectors, like embeddings."""
 _SCALARS = {
     (one.declared.measure, one.declared.hook_point): one
     for one in DerivedScalar
@@ -127,12 +140,14 @@ def _processing(request: DebugSubRequest) -> dict[str, ProcessingSpec]:
 
     return {
         "topKComponents": MultipleTopKSpec(
-            _component_groups(request.mlp_component, request.attention_component),
+            _component_groups(
+                (request.mlp_component, request.attention_component, *request.residual_stream_components)
+            ),
             request.top_and_bottom_k,
             first_layer_index=hide_before,
         ),
         "componentSumsForTokenDisplay": MultipleTopKSpec(
-            _component_groups(MlpComponent.NEURON, AttentionComponent.ATTENTION_HEAD),
+            _component_groups((MlpComponent.NEURON, AttentionComponent.ATTENTION_HEAD)),
             top_and_bottom_k=1,
             first_layer_index=hide_before,
         ),
@@ -148,21 +163,23 @@ def _processing(request: DebugSubRequest) -> dict[str, ProcessingSpec]:
 
 
 def _component_groups(
-    mlp: MlpComponent, attention: AttentionComponent
+    components: Iterable[Component],
 ) -> tuple[tuple[GroupId, tuple[DerivedScalar, ...]], ...]:
-    def of_group(measure: Measure, of_vectors: Measure) -> tuple[DerivedScalar, ...]:
-        whole_mlp, whole_head = (
-            _OF_WHOLE[of_vectors, one] for one in (NodeType.WHOLE_MLP, NodeType.WHOLE_HEAD)
-        )
-        return (
-            _SCALARS[of_vectors, HookPoint.RESID_POST_EMB],
-            whole_mlp if mlp is MlpComponent.WHOLE_MLP else _SCALARS[measure, _MLP_HOOK_POINTS[mlp]],
-            whole_head
-            if attention is AttentionComponent.WHOLE_HEAD
-            else _SCALARS[measure, _ATTENTION_HOOK_POINTS[attention]],
-        )
+    def scalar(component: Component, measure: Measure, of_vectors: Measure) -> DerivedScalar:
+        if component in _WHOLE_NODE_TYPES:
+            return _OF_WHOLE[of_vectors, _WHOLE_NODE_TYPES[component]]
+        return _SCALARS[measure, COMPONENT_HOOK_POINTS[component]]
 
-    return tuple((group, of_group(*measures)) for group, measures in _GROUPS.items())
+    return tuple(
+        (
+            group,
+            (
+                _SCALARS[of_vectors, HookPoint.RESID_POST_EMB],
+                *(scalar(one, measure, of_vectors) for one in components),
+            ),
+        )
+        for group, (measure, of_vectors) in _GROUPS.items()
+    )
 
 
 def _current_token_index(request: DebugSubRequest) -> int:

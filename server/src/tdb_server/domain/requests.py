@@ -50,6 +50,16 @@ class AttentionComponent(Enum):
     WHOLE_HEAD = "whole_head"
 
 
+class ResidualStreamComponent(Enum):
+    """What stands for the residual stream in the node table, beside its blocks."""
+
+    POST_ATTN_LATENT = "post_attn_latent"
+    POST_MLP_LATENT = "post_mlp_latent"
+
+
+Component = MlpComponent | AttentionComponent | ResidualStreamComponent
+
+
 class TokenScoringType(Enum):
     """How vocabulary tokens are scored against a node."""
 
@@ -271,7 +281,10 @@ class InferenceSubRequest:
 
 @dataclass(frozen=True, slots=True)
 class DebugSubRequest:
-    """One TDB sub-request; the last three as in `InferenceSpec`."""
+    """One TDB sub-request; `bos_added`, `baselines` and `circuit` as in `InferenceSpec`.
+
+    Components of the residual stream come beside the others, each once, in the enum's order.
+    """
 
     token_ids: tuple[int, ...]
     target_tokens: tuple[int, ...]
@@ -285,3 +298,4 @@ class DebugSubRequest:
     bos_added: bool = False
     baselines: tuple[tuple[int, ...], ...] = ()
     circuit: Circuit | None = None
+    residual_stream_components: tuple[ResidualStreamComponent, ...] = ()

@@ -59,6 +59,8 @@ SCORED_DIRECTIONS = 512
 """Nodes whose vocabularies are scored at once."""
 RANKED_TOGETHER = 2**25
 """Numbers up to which all layers are ranked as one tensor, on the device that joins the most."""
+WIDENED_NUMBERS = 2**24
+"""Of a vocabulary in half precision, numbers that are float32 at a time: 64 MiB."""
 _MIN_SCORED = 64
 _ACTIVITY_MARGIN = 4
 """How many times as many ReLU latents may be active in a prompt as were in the trial."""
@@ -67,8 +69,6 @@ _RESIDUALS, _PAIRS, _NEURONS, _LOGITS = 8, 5, 4, 2
 _RANKED, _WIDENED, _WIDE, _SCORED = 4, 4, 2, 3
 _ENCODED, _ABLATED, _COPIED = 6, 8, 4
 _WIDE_BYTES = 4
-_VOCABULARY_PART = 2**24
-"""Numbers of a vocabulary in half precision that are widened at a time, at the most."""
 _ACTIVE_BYTES, _ACTIVE_NUMBERS = 128, 24
 _NODE_BYTES, _NODE_VECTORS, _NODE_TOKENS = 256, 2, 8
 _TOP_K = re.compile(r"topk\((\d+)\)")
@@ -128,7 +128,7 @@ def _widened_bytes(info: ModelInfo) -> int:
     of_heads = (2 * info.n_heads + 2 * info.n_key_value_heads) * info.d_head
     of_layer = (of_heads + 3 * info.n_neurons) * info.d_model
     of_dictionary = max((2 * one.n_latents * _width(info, one.site) for one in info.autoencoders), default=0)
-    part = min(info.vocabulary_size * info.d_model, _VOCABULARY_PART)
+    part = min(info.vocabulary_size * info.d_model, WIDENED_NUMBERS)
     return _WIDE_BYTES * max(of_layer, of_dictionary, part)
 
 

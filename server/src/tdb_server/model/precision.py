@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-WIDENED_NUMBERS = 2**24
-"""Of a vocabulary in half precision, numbers that are float32 at a time: 64 MiB."""
+from tdb_server.domain.activation_cost import WIDENED_NUMBERS
+
 Record = TypeVar("Record")
 
 

@@ -71,6 +71,8 @@ def _inference(request: DebugSubRequest) -> InferenceSpec:
         trace=trace,
         ablations=(*ablations, HOLD_FINAL_NORM_SCALE),
         bos_added=request.bos_added,
+        backward_rule=request.backward_rule,
+        pattern_gradients=request.pattern_gradients,
     )
 
 

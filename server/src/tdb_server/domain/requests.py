@@ -24,6 +24,15 @@ class LossName(Enum):
     ZERO = "zero"
 
 
+class BackwardRule(Enum):
+    """How gradients go back through what is not linear (formulas: `tdb_server.model.backward_rules`)."""
+
+    GRADIENT = "gradient"
+    FROZEN_NORMS = "frozen_norms"
+    RELP = "relp"
+    GIM = "gim"
+
+
 class AttentionTraceType(Enum):
     """Which of a head's inputs a trace lets the gradient through."""
 
@@ -114,7 +123,8 @@ class NodeAblation:
 class InferenceSpec:
     """How to run one prompt: forward, objective, and what is altered on the way.
 
-    `bos_added` says whether the first token is the beginning-of-text token, put in front of the text.
+    `bos_added` says whether the first token is the beginning-of-text token, put in front of the text. With
+    `pattern_gradients`, RELP lets attention patterns pass gradients on.
     """
 
     token_ids: tuple[int, ...]
@@ -123,6 +133,8 @@ class InferenceSpec:
     ablations: tuple[AblationSpec, ...] = ()
     within_layer_gradient: ActivationIndex | None = None
     bos_added: bool = False
+    backward_rule: BackwardRule = BackwardRule.GRADIENT
+    pattern_gradients: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +237,7 @@ class InferenceSubRequest:
 
 @dataclass(frozen=True, slots=True)
 class DebugSubRequest:
-    """One TDB sub-request; `bos_added` as in `InferenceSpec`."""
+    """One TDB sub-request; `bos_added`, `backward_rule` and `pattern_gradients` as in `InferenceSpec`."""
 
     token_ids: tuple[int, ...]
     target_tokens: tuple[int, ...]
@@ -237,3 +249,5 @@ class DebugSubRequest:
     node_ablations: tuple[NodeAblation, ...] = ()
     upstream_trace: Trace | None = None
     bos_added: bool = False
+    backward_rule: BackwardRule = BackwardRule.GRADIENT
+    pattern_gradients: bool = False

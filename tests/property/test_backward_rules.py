@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tdb_server.domain.axes import is_of_autoencoder
 from tdb_server.domain.call import Call
 from tdb_server.domain.debug import inference_sub_request
@@ -34,6 +35,7 @@ from tdb_server.engine.passes import Cache, Gradients, Model, backward, forward
 from tdb_server.engine.plan import plan_batch
 from tdb_server.model.backward_rules import BackwardRules, activated
 from tdb_server.model.decoder import Decoder
+from tdb_server.model.weights import load_decoder
 from torch import Tensor
 
 from tests.property.detached_model import DetachedModel
@@ -43,6 +45,7 @@ from tests.property.plain_model import Seen
 from tests.property.requests import answer, answers_of_calls, every_node, numbers_of_layer
 from tests.property.same_answers import Nodes, assert_same_answers
 from tests.property.small_models import MAIN_MODELS, MODELS, small_autoencoder, small_model
+from tests.random_models import FIXTURES
 
 PROMPT = (3, 41, 5, 5, 17)
 LOSS = LossConfig(LossName.LOGIT_DIFF, (1, 2), (3,))
@@ -61,6 +64,13 @@ PLACES = {
     and not is_of_autoencoder(scalar.declared.hook_point)
 }
 """Places that can be read, by the derived scalar that reads them."""
+THEIR_PLACES = {
+    "attn.hook_pattern": HookPoint.ATTN_QK_PROBS,
+    "hook_resid_mid": HookPoint.RESID_POST_ATTN,
+    "hook_resid_post": HookPoint.RESID_POST_MLP,
+    "mlp.hook_post": HookPoint.MLP_POST_ACT,
+}
+"""What transformer-lens calls them in a layer."""
 FEW_PLACES = (HookPoint.RESID_POST_EMB, HookPoint.ATTN_QK_PROBS, HookPoint.MLP_POST_ACT)
 """None of them inside of what is computed in one step."""
 
@@ -224,6 +234,25 @@ def test_a_batch_of_all_rules_answers_as_each_alone(name: str) -> None:
         (alone,) = answers_of_calls(engine, [call])
         for one, other in zip(alone, together, strict=True):
             assert_same_answers(one, other, 1e-9, Nodes.EQUAL)
+
+
+@pytest.mark.parametrize("name", ["tiny-a", "tiny-llama-c"])
+def test_gim_is_what_its_authors_package_computes(name: str) -> None:
+    """Against numbers that `tests/fixtures/gim/make_gim.py` wrote down."""
+    expected = load_file(FIXTURES / "gim" / f"{name}.safetensors")
+    *prompt, target, baseline = expected["tokens"].tolist()
+    decoder = load_decoder(FIXTURES / name, "cpu", torch.float64)
+    loss = LossConfig(LossName.LOGIT_DIFF, (target,))
+    gim = InferenceSpec(tuple(prompt), loss, backward_rule=BackwardRule.GIM)
+    _, found = passes(decoder, [gim], [HookPoint.RESID_POST_EMB, *THEIR_PLACES.values()])
+    embedding = found.at[HookPoint.RESID_POST_EMB, None][0]
+    for layer_index in range(decoder.config.n_layers):
+        for theirs, place in THEIR_PLACES.items():
+            gradient = found.at[place, layer_index][0].float()
+            assert_same(expected[f"blocks.{layer_index}.{theirs}"], gradient, 1e-5)
+    assert_same(expected["blocks.0.hook_resid_pre"], embedding.float(), 1e-5)
+    change = decoder.token_embedding[prompt] - decoder.token_embedding[baseline]
+    assert_same(expected["attributions"], (change * embedding).sum(dim=1).float(), 1e-5)
 
 
 def test_at_zero_a_nonlinearity_passes_its_limit() -> None:

@@ -26,7 +26,7 @@ from tdb_server.domain.results import Finished, NamedResult, ObjectiveValues
 from tdb_server.errors import FieldViolation, InvalidRequest
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.service.caller import current_caller
-from tdb_server.service.enum_names import PASS_TYPES, PLACES, PRIORITIES
+from tdb_server.service.enum_names import BACKWARD_RULES, PASS_TYPES, PLACES, PRIORITIES
 from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.long_requests import LONG_REQUEST_BYTES, MEMORY_FACTOR
 from tdb_server.service.served_model import ModelSlot, ServedModel
@@ -217,6 +217,7 @@ def _put_started(
             token_strings=token_strings(inference.token_ids),
             bos_added=inference.bos_added,
             ablation_specs=map(_ablation_message, inference.ablations),
+            backward_rule=BACKWARD_RULES.numbers[inference.backward_rule],
         )
         if inference.loss is not None:
             for message, token_ids in (

@@ -69,10 +69,18 @@ def _parse_inference(spec: MessageReader[InferenceSpecMessage]) -> InferenceSpec
     trace = _parse_trace(spec, n_tokens)
     ablations = _parse_ablations(spec, n_tokens)
     within_layer_gradient = _parse_within_layer_gradient(spec, n_tokens)
-    if prompt is None:
+    rule, pattern_gradients = spec.backward_rule(has_objective=_has_objective(spec))
+    if prompt is None or rule is None:
         return None
     return InferenceSpec(
-        prompt.token_ids, loss, trace, ablations, within_layer_gradient, bos_added=prompt.bos_added
+        prompt.token_ids,
+        loss,
+        trace,
+        ablations,
+        within_layer_gradient,
+        bos_added=prompt.bos_added,
+        backward_rule=rule,
+        pattern_gradients=pattern_gradients,
     )
 
 

@@ -155,11 +155,14 @@ def _parse_debug_sub_request(sub_request: MessageReader[DebugSubRequestMessage])
     k = _parse_k(sub_request)
     ablations = _parse_node_ablations(sub_request, n_tokens)
     trace = _parse_nodes_to_trace(sub_request, n_tokens)
+    rule, pattern_gradients = sub_request.backward_rule(has_objective=True)
     if targets == () and (trace is None or traces_towards_loss(trace)):
         sub_request.refuse("target_tokens", "at least one is required", Reason.FIELD_REQUIRED)
     if sub_request.request.n_violations > n_violations:
         return None
-    if prompt is None or targets is None or distractors is None or mlp is None or attention is None:
+    if prompt is None or targets is None or distractors is None:
+        return None
+    if mlp is None or attention is None or rule is None:
         return None
     return DebugSubRequest(
         prompt.token_ids,
@@ -172,6 +175,8 @@ def _parse_debug_sub_request(sub_request: MessageReader[DebugSubRequestMessage])
         ablations,
         trace,
         prompt.bos_added,
+        rule,
+        pattern_gradients,
     )
 
 

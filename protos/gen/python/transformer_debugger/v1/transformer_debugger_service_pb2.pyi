@@ -10,6 +10,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from transformer_debugger.v1 import ablation_pb2 as _ablation_pb2
 from transformer_debugger.v1 import activation_pb2 as _activation_pb2
+from transformer_debugger.v1 import backward_rule_pb2 as _backward_rule_pb2
 from transformer_debugger.v1 import call_pb2 as _call_pb2
 from transformer_debugger.v1 import loss_pb2 as _loss_pb2
 from transformer_debugger.v1 import processing_pb2 as _processing_pb2
@@ -81,8 +82,8 @@ Global___ComponentTypeForAttention: _TypeAlias = ComponentTypeForAttention  # no
 
 @_typing.final
 class DebugSubRequest(_message.Message):
-    """One prompt to explain. Of the norms' scales the final one alone is held constant on the way back; a traced node also holds that of
-    the norm it reads through.
+    """One prompt to explain. Of the norms' scales the final one alone is held constant on the way back, unless backward_rule says more; a
+    traced node also holds that of the norm it reads through.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -100,6 +101,8 @@ class DebugSubRequest(_message.Message):
     TARGET_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     DISTRACTOR_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     ADD_BOS_FIELD_NUMBER: _builtins.int
+    BACKWARD_RULE_FIELD_NUMBER: _builtins.int
+    ATTENTION_PATTERN_GRADIENTS_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """The prompt. At least one token, at most Limits.max_prompt_tokens."""
     component_type_for_mlp: Global___ComponentTypeForMlp.ValueType
@@ -119,6 +122,10 @@ class DebugSubRequest(_message.Message):
     Never twice: not where the prompt's text begins with it. Absent: as the model's own tokenizer does
     (ModelInfo.adds_bos). True where the model has no such token fails with NO_BOS_TOKEN. An empty prompt needs true.
     """
+    backward_rule: _backward_rule_pb2.BackwardRule.ValueType
+    """How the backward pass goes through what is not linear. Default gradient. Sub-requests of one call may have different ones."""
+    attention_pattern_gradients: _builtins.bool
+    """True: attention patterns pass gradients on to logits, queries and keys. Only with RELP, which else holds them constant."""
     @_builtins.property
     def target_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tokens whose logits at the last position count for the objective; each exactly one token, as it is cut where other
@@ -168,10 +175,12 @@ class DebugSubRequest(_message.Message):
         target_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         distractor_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         add_bos: _builtins.bool | None = ...,
+        backward_rule: _backward_rule_pb2.BackwardRule.ValueType = ...,
+        attention_pattern_gradients: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "_top_and_bottom_k", b"_top_and_bottom_k", "add_bos", b"add_bos", "downstream_node_to_trace", b"downstream_node_to_trace", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "_top_and_bottom_k", b"_top_and_bottom_k", "add_bos", b"add_bos", "component_type_for_attention", b"component_type_for_attention", "component_type_for_mlp", b"component_type_for_mlp", "distractor_token_ids", b"distractor_token_ids", "distractor_tokens", b"distractor_tokens", "downstream_node_to_trace", b"downstream_node_to_trace", "hide_early_layers_when_ablating", b"hide_early_layers_when_ablating", "node_ablations", b"node_ablations", "prompt", b"prompt", "target_token_ids", b"target_token_ids", "target_tokens", b"target_tokens", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "_top_and_bottom_k", b"_top_and_bottom_k", "add_bos", b"add_bos", "attention_pattern_gradients", b"attention_pattern_gradients", "backward_rule", b"backward_rule", "component_type_for_attention", b"component_type_for_attention", "component_type_for_mlp", b"component_type_for_mlp", "distractor_token_ids", b"distractor_token_ids", "distractor_tokens", b"distractor_tokens", "downstream_node_to_trace", b"downstream_node_to_trace", "hide_early_layers_when_ablating", b"hide_early_layers_when_ablating", "node_ablations", b"node_ablations", "prompt", b"prompt", "target_token_ids", b"target_token_ids", "target_tokens", b"target_tokens", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_bos: _TypeAlias = _typing.Literal["add_bos"]  # noqa: Y015
     _WhichOneofArgType__add_bos: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos"]  # noqa: Y015
@@ -325,7 +334,8 @@ Global___StreamDebugResponse: _TypeAlias = StreamDebugResponse  # noqa: Y015
 @_typing.final
 class InferenceSpec(_message.Message):
     """How one prompt is run. By default no norm's scale is held constant on the way back, but for that of the norm through which a traced
-    node reads; to hold one, set its gradient to 0, for instance with the location ACTIVATION_LOCATION_TYPE_RESID_LN_F_SCALE.
+    node reads; to hold one, set its gradient to 0, for instance with the location ACTIVATION_LOCATION_TYPE_RESID_LN_F_SCALE; to hold all,
+    choose a backward_rule.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -336,12 +346,20 @@ class InferenceSpec(_message.Message):
     ABLATION_SPECS_FIELD_NUMBER: _builtins.int
     ACTIVATION_INDEX_FOR_WITHIN_LAYER_GRAD_FIELD_NUMBER: _builtins.int
     ADD_BOS_FIELD_NUMBER: _builtins.int
+    BACKWARD_RULE_FIELD_NUMBER: _builtins.int
+    ATTENTION_PATTERN_GRADIENTS_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """The prompt. At least one token, at most Limits.max_prompt_tokens."""
     add_bos: _builtins.bool
     """Whether the beginning-of-text token is put in front of the prompt's tokens, as in DebugSubRequest.add_bos. Absent: as
     the model's own tokenizer does.
     """
+    backward_rule: _backward_rule_pb2.BackwardRule.ValueType
+    """How the backward pass goes through what is not linear. Default gradient; another one needs a loss or a trace. Sub-requests of one
+    call may have different ones.
+    """
+    attention_pattern_gradients: _builtins.bool
+    """True: attention patterns pass gradients on to logits, queries and keys. Only with RELP, which else holds them constant."""
     @_builtins.property
     def loss_fn_config(self) -> _loss_pb2.LossFnConfig:
         """The loss. Give a loss or a trace; both only for a V trace without a downstream node."""
@@ -369,10 +387,12 @@ class InferenceSpec(_message.Message):
         ablation_specs: _abc.Iterable[_ablation_pb2.AblationSpec] | None = ...,
         activation_index_for_within_layer_grad: _activation_pb2.ActivationIndex | None = ...,
         add_bos: _builtins.bool | None = ...,
+        backward_rule: _backward_rule_pb2.BackwardRule.ValueType = ...,
+        attention_pattern_gradients: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "activation_index_for_within_layer_grad", b"activation_index_for_within_layer_grad", "add_bos", b"add_bos", "loss_fn_config", b"loss_fn_config", "trace_config", b"trace_config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "ablation_specs", b"ablation_specs", "activation_index_for_within_layer_grad", b"activation_index_for_within_layer_grad", "add_bos", b"add_bos", "loss_fn_config", b"loss_fn_config", "prompt", b"prompt", "trace_config", b"trace_config"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "ablation_specs", b"ablation_specs", "activation_index_for_within_layer_grad", b"activation_index_for_within_layer_grad", "add_bos", b"add_bos", "attention_pattern_gradients", b"attention_pattern_gradients", "backward_rule", b"backward_rule", "loss_fn_config", b"loss_fn_config", "prompt", b"prompt", "trace_config", b"trace_config"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_bos: _TypeAlias = _typing.Literal["add_bos"]  # noqa: Y015
     _WhichOneofArgType__add_bos: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos"]  # noqa: Y015

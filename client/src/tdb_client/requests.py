@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from tdb_client.errors import NodeError
-from tdb_client.inference import AblationSpec, InferenceSubRequest, MultipleTopKSpec, Token
+from tdb_client.inference import AblationSpec, BackwardRule, InferenceSubRequest, MultipleTopKSpec, Token
 from tdb_client.interventions import (
     Ablation,
     AblationWords,
@@ -53,6 +53,9 @@ class DebugSubRequest:
             in the other requests of the same call.
         add_bos: whether the beginning-of-text token stands in front of the prompt, as token 0; never twice.
             None means as the model's own tokenizer does (ModelInfo.adds_bos).
+        backward_rule: how gradients go back through what is not linear: `gradient` is the derivative;
+            `frozen_norms` holds every norm's scale constant; `relp` and `gim` are those of the papers.
+        attention_pattern_gradients: with `relp`, whether attention patterns pass gradients on.
     """
 
     prompt: str
@@ -66,6 +69,8 @@ class DebugSubRequest:
     attention: AttentionComponent = "attention_head"
     hide_early_layers: bool = False
     add_bos: bool | None = None
+    backward_rule: BackwardRule = "gradient"
+    attention_pattern_gradients: bool = False
 
     def __post_init__(self) -> None:
         read_words(self)
@@ -86,6 +91,8 @@ class DebugSubRequest:
         attention: AttentionComponent = "attention_head",
         hide_early_layers: bool = False,
         add_bos: bool | None = None,
+        backward_rule: BackwardRule = "gradient",
+        attention_pattern_gradients: bool = False,
     ) -> DebugSubRequest:
         """Makes a sub-request: one token or ablation may stand for a list of them, nodes may be spelled.
 
@@ -108,6 +115,8 @@ class DebugSubRequest:
             attention=attention,
             hide_early_layers=hide_early_layers,
             add_bos=add_bos,
+            backward_rule=backward_rule,
+            attention_pattern_gradients=attention_pattern_gradients,
         )
 
 

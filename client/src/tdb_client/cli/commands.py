@@ -187,6 +187,8 @@ def _sub_request(options: argparse.Namespace) -> DebugSubRequest:
         attention=options.attention,
         hide_early_layers=options.hide_early_layers,
         add_bos=options.add_bos,
+        backward_rule=options.rule,
+        attention_pattern_gradients=options.attention_pattern_gradients,
     )
 
 

@@ -35,6 +35,8 @@ _OPTIONS = {
     "component_type_for_attention": "--attention",
     "hide_early_layers_when_ablating": "--hide-early-layers",
     "add_bos": "--add-bos",
+    "backward_rule": "--rule",
+    "attention_pattern_gradients": "--attention-pattern-gradients",
     "server": "--server",
     "token": "--token-file",
     "timeout": "--timeout",

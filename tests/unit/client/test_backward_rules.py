@@ -61,9 +61,7 @@ def test_a_server_that_knows_no_rules_is_not_believed(fake: Fake, monkeypatch: p
     monkeypatch.setattr(fake_service, "debug_stream", older)
     with Client(fake[0]) as client:
         assert client.debug("p", " Mary").backward_rule == "gradient"
-        with pytest.raises(
-            ResponseError, match="rule gim, and the server takes gradient"
-        ):
+        with pytest.raises(ResponseError, match="rule gim, and the server takes gradient"):
             client.debug("p", " Mary", backward_rule="gim")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from statistics import median
@@ -21,6 +22,7 @@ from tdb_server.domain.node import NodeIndex, NodeType
 from tdb_server.domain.requests import (
     AttentionComponent,
     AttentionTraceType,
+    BackwardRule,
     DebugSubRequest,
     InferenceSpec,
     InferenceSubRequest,
@@ -234,6 +236,19 @@ def test_widened_weights_are_estimated(sizes: dict[str, int], has_dictionary: bo
         for one in ranked_scalars(*(one.site for one in found))
     }
     assert 1 <= times_too_much(engine, info, [InferenceSubRequest(run_of(3), specs)]) <= MAX_TIMES
+
+
+@pytest.mark.parametrize("n_tokens", [60, 300])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_backward_rules_take_no_more_than_is_estimated(family: str, n_tokens: int) -> None:
+    """Alone, and in a batch that goes back by all of them."""
+    engine, info = loaded(family, False)
+    plain = DebugSubRequest(
+        tuple(range(n_tokens)), (1,), (2,), MlpComponent.NEURON, AttentionComponent.ATTENTION_HEAD, 10
+    )
+    rules = [inference_sub_request(replace(plain, backward_rule=rule)) for rule in BackwardRule]
+    for call in ([rules[2]], [rules[3]], rules):
+        assert 1 <= times_too_much(engine, info, call) <= 6
 
 
 def run_of(n_tokens: int) -> InferenceSpec:

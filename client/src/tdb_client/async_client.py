@@ -20,7 +20,7 @@ from tdb_client.debug_result import DebugResult
 from tdb_client.errors import CallError, call_errors
 from tdb_client.events import Event, collected_async, inference_results
 from tdb_client.health import HealthStatus
-from tdb_client.inference import InferenceSubRequest
+from tdb_client.inference import BackwardRule, InferenceSubRequest
 from tdb_client.interventions import AblationWords, TraceWords
 from tdb_client.model_info import ModelInfo
 from tdb_client.requests import (
@@ -78,6 +78,8 @@ class AsyncClient(ClientCore):
         residual_stream: ResidualStreamComponent | Sequence[ResidualStreamComponent] = (),
         hide_early_layers: bool = False,
         add_bos: bool | None = None,
+        backward_rule: BackwardRule = "gradient",
+        attention_pattern_gradients: bool = False,
         chat: bool = False,
         timeout: float | None = None,
         request_id: str = "",
@@ -99,6 +101,8 @@ class AsyncClient(ClientCore):
             residual_stream=residual_stream,
             hide_early_layers=hide_early_layers,
             add_bos=add_bos,
+            backward_rule=backward_rule,
+            attention_pattern_gradients=attention_pattern_gradients,
         )
         results = await self.debug_many(
             [sub_request], timeout=timeout, request_id=request_id, on_event=on_event

@@ -18,7 +18,7 @@ from tdb_client.debug_result import DebugResult
 from tdb_client.errors import CallError, call_errors
 from tdb_client.events import Event, collected, inference_results
 from tdb_client.health import HealthStatus
-from tdb_client.inference import InferenceSubRequest
+from tdb_client.inference import BackwardRule, InferenceSubRequest
 from tdb_client.interventions import AblationWords, TraceWords
 from tdb_client.model_info import ModelInfo
 from tdb_client.requests import (
@@ -87,6 +87,8 @@ class Client(ClientCore):
         residual_stream: ResidualStreamComponent | Sequence[ResidualStreamComponent] = (),
         hide_early_layers: bool = False,
         add_bos: bool | None = None,
+        backward_rule: BackwardRule = "gradient",
+        attention_pattern_gradients: bool = False,
         chat: bool = False,
         timeout: float | None = None,
         request_id: str = "",
@@ -131,6 +133,9 @@ class Client(ClientCore):
             add_bos: whether the beginning-of-text token stands in front of the prompt; then it is token 0,
                 and all others are one further. None means as the model's own tokenizer does; in a chat, that
                 it stands there where the template writes it.
+            backward_rule: how gradients go back through what is not linear: `gradient`, `frozen_norms`,
+                `relp` or `gim`.
+            attention_pattern_gradients: with `relp`, whether attention patterns pass gradients on.
             chat: whether the prompt is what the user says in a chat: `chat_prompt` makes the prompt of it.
             timeout: seconds the call may take; None for the client's.
             request_id: an id for the server's logs.
@@ -158,6 +163,8 @@ class Client(ClientCore):
             residual_stream=residual_stream,
             hide_early_layers=hide_early_layers,
             add_bos=add_bos,
+            backward_rule=backward_rule,
+            attention_pattern_gradients=attention_pattern_gradients,
         )
         results = self.debug_many([sub_request], timeout=timeout, request_id=request_id, on_event=on_event)
         return results[0]

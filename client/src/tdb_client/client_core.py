@@ -23,8 +23,8 @@ from tdb_client.chat import Chat, chat_prompt, messages
 from tdb_client.compatibility import CHECK_SECONDS, VersionCheck
 from tdb_client.connection import Connection, Tls, default_server
 from tdb_client.debug_result import DebugResult, debug_result, with_notes
-from tdb_client.errors import CallError, ChatTemplateError
-from tdb_client.events import Event, inference_results
+from tdb_client.errors import CallError, ChatTemplateError, ResponseError
+from tdb_client.events import Event, Started, inference_results
 from tdb_client.health import HealthStatus, health_check, health_request, health_status
 from tdb_client.inference import InferenceSubRequest
 from tdb_client.model_info import ModelInfo, model_info
@@ -181,6 +181,8 @@ class ClientCore:
     def _read(self, reader: EventReader, message: Any, sub_requests: Sequence[SubRequest]) -> Iterator[Event]:
         """The events of one message of a stream."""
         for event in reader.read(message):
+            if isinstance(event, Started):
+                _check_backward_rules(event, sub_requests)
             self._counting.look_at(event, sub_requests)
             yield event
 
@@ -190,3 +192,17 @@ class ClientCore:
             return None
         metadata = self._connection.metadata()
         return get_model_info(model_pb2.GetModelInfoRequest(), timeout=CHECK_SECONDS, metadata=metadata)
+
+
+def _check_backward_rules(started: Started, sub_requests: Sequence[SubRequest]) -> None:
+    """An older server does not see that a rule is asked for, and would answer with other numbers.
+
+    Raises:
+        ResponseError: it goes back by another rule.
+    """
+    for index, (asked, told) in enumerate(zip(sub_requests, started.backward_rules, strict=True)):
+        if asked.backward_rule.lower() != told:
+            raise ResponseError(
+                f"sub-request {index} asks for the backward rule {asked.backward_rule}, and the server takes"
+                f" {told}: it may be too old"
+            )

@@ -37,6 +37,7 @@ class DebugAnswer:
         cached: whether the results come from the server's cache.
         loss_tokens: the loss's targets and distractors; None without a loss, or from an older server.
         ablations: what was set in the run: nodes as the cells they stand for, and gradients.
+        backward_rule: how gradients went back through what is not linear: `gradient`, `relp`, ...
         attention: by head (`L9 head 6`), what each token pays to each [T, T], attended-from token first.
             Empty unless Client.with_attention has asked for it.
         model: the model, as its server has described it; None where it has not.
@@ -56,6 +57,7 @@ class DebugAnswer:
     cached: bool
     loss_tokens: LossTokens | None = None
     ablations: tuple[AblationSpec, ...] = ()
+    backward_rule: str = "gradient"
     attention: Mapping[str, FloatArray] = field(default_factory=dict)
     model: ModelInfo | None = None
 
@@ -109,7 +111,8 @@ class DebugAnswer:
     def held_norm_scales(self) -> tuple[str, ...]:
         """The norms whose scales were held constant on the way back: the final one alone.
 
-        That of the norm through which a traced node reads always is, and is not listed.
+        That of the norm through which a traced node reads always is, and is not listed. With another
+        backward rule than `gradient` all are.
         """
         return held_norm_scales(self.ablations)
 

@@ -107,6 +107,7 @@ def debug_result(request: DebugSubRequest, result: InferenceResult) -> DebugResu
         cached=result.cached,
         loss_tokens=result.loss_tokens,
         ablations=result.ablations,
+        backward_rule=result.backward_rule,
     )
 
 

@@ -9,6 +9,7 @@ from typing import cast
 import numpy as np
 from transformer_debugger.v1 import ablation_pb2, call_pb2, node_pb2, result_pb2
 from transformer_debugger.v1.activation_pb2 import ActivationLocationType, Dimension
+from transformer_debugger.v1.backward_rule_pb2 import BACKWARD_RULE_UNSPECIFIED, BackwardRule
 from transformer_debugger.v1.derived_scalar_pb2 import DerivedScalarType, GroupId
 from transformer_debugger.v1.model_service_pb2 import TokenizeResponse
 from transformer_debugger.v1.tensor_pb2 import Tensor
@@ -53,6 +54,11 @@ def ablation_spec(message: ablation_pb2.AblationSpec) -> AblationSpec:
         ),
         message.value,
     )
+
+
+def backward_rule(number: BackwardRule.ValueType) -> str:
+    """The name of a backward rule. Servers that know of none say nothing, and take the derivative."""
+    return "gradient" if number == BACKWARD_RULE_UNSPECIFIED else enum_name(BackwardRule, number)
 
 
 def processing_result(named: result_pb2.NamedResult) -> results.ProcessingResult:

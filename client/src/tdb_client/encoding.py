@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from transformer_debugger.v1 import (
     ablation_pb2,
     activation_pb2,
+    backward_rule_pb2,
     loss_pb2,
     node_pb2,
     processing_pb2,
@@ -118,6 +119,8 @@ def _debug_sub_request(request: DebugSubRequest) -> service_pb2.DebugSubRequest:
         target_token_ids=_ids(request.target),
         distractor_token_ids=_ids(request.distractor),
         add_bos=request.add_bos,
+        backward_rule=enum_value(backward_rule_pb2.BackwardRule, request.backward_rule),
+        attention_pattern_gradients=request.attention_pattern_gradients,
     )
 
 
@@ -241,6 +244,8 @@ def _inference_sub_request(request: InferenceSubRequest) -> service_pb2.Inferenc
             ablation_specs=[_ablation_spec(one) for one in request.ablate],
             activation_index_for_within_layer_grad=None if gradient is None else _activation_index(gradient),
             add_bos=request.add_bos,
+            backward_rule=enum_value(backward_rule_pb2.BackwardRule, request.backward_rule),
+            attention_pattern_gradients=request.attention_pattern_gradients,
         ),
         processing_specs=[_processing_spec(name, spec) for name, spec in request.results.items()],
     )

@@ -23,6 +23,8 @@ from tdb_client.token_words import read_tokens
 
 PassType = Literal["forward", "backward"]
 LossName = Literal["logit_diff", "logit_minus_mean", "probs", "zero"]
+BackwardRule = Literal["gradient", "frozen_norms", "relp", "gim"]
+"""How gradients go back through what is not linear; docs/concepts.md has the formulas."""
 
 Token = str | int
 """A token of the vocabulary: its text, or its vocabulary index where no text stands for it alone."""
@@ -164,6 +166,8 @@ class InferenceSubRequest:
         within_layer_gradient: a latent whose gradient within its own layer is wanted, token axis None.
         results: what is wanted, under names of your choice.
         add_bos: whether the beginning-of-text token stands in front of the prompt; see DebugSubRequest.
+        backward_rule: how gradients go back through what is not linear; see DebugSubRequest.
+        attention_pattern_gradients: see DebugSubRequest.
     """
 
     prompt: str
@@ -174,6 +178,8 @@ class InferenceSubRequest:
     within_layer_gradient: ActivationIndex | None = None
     results: Mapping[str, ProcessingSpec] = field(default_factory=dict)
     add_bos: bool | None = None
+    backward_rule: BackwardRule = "gradient"
+    attention_pattern_gradients: bool = False
 
     def __post_init__(self) -> None:
         read_words(self)
@@ -190,6 +196,8 @@ class InferenceSubRequest:
         within_layer_gradient: ActivationIndex | None = None,
         results: Mapping[str, ProcessingSpec] | None = None,
         add_bos: bool | None = None,
+        backward_rule: BackwardRule = "gradient",
+        attention_pattern_gradients: bool = False,
     ) -> InferenceSubRequest:
         """Makes a sub-request: nodes may be spelled, and one ablation may stand for a list of them.
 
@@ -208,4 +216,6 @@ class InferenceSubRequest:
             within_layer_gradient,
             results or {},
             add_bos,
+            backward_rule,
+            attention_pattern_gradients,
         )

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from tdb_client.errors import NodeError
-from tdb_client.inference import AblationSpec, InferenceSubRequest, MultipleTopKSpec, Token
+from tdb_client.inference import AblationSpec, BackwardRule, InferenceSubRequest, MultipleTopKSpec, Token
 from tdb_client.interventions import (
     Ablation,
     AblationWords,
@@ -59,6 +59,9 @@ class DebugSubRequest:
             in the other requests of the same call.
         add_bos: whether the beginning-of-text token stands in front of the prompt, as token 0; never twice.
             None means as the model's own tokenizer does (ModelInfo.adds_bos).
+        backward_rule: how gradients go back through what is not linear: `gradient` is the derivative;
+            `frozen_norms` holds every norm's scale constant; `relp` and `gim` are those of the papers.
+        attention_pattern_gradients: with `relp`, whether attention patterns pass gradients on.
     """
 
     prompt: str
@@ -73,6 +76,8 @@ class DebugSubRequest:
     residual_stream: tuple[ResidualStreamComponent, ...] = ()
     hide_early_layers: bool = False
     add_bos: bool | None = None
+    backward_rule: BackwardRule = "gradient"
+    attention_pattern_gradients: bool = False
 
     def __post_init__(self) -> None:
         read_words(self)
@@ -95,6 +100,8 @@ class DebugSubRequest:
         residual_stream: ResidualStreamComponent | Sequence[ResidualStreamComponent] = (),
         hide_early_layers: bool = False,
         add_bos: bool | None = None,
+        backward_rule: BackwardRule = "gradient",
+        attention_pattern_gradients: bool = False,
     ) -> DebugSubRequest:
         """Makes a sub-request: one token, ablation or latent may stand for a list, nodes may be spelled.
 
@@ -118,6 +125,8 @@ class DebugSubRequest:
             residual_stream=_components(residual_stream),
             hide_early_layers=hide_early_layers,
             add_bos=add_bos,
+            backward_rule=backward_rule,
+            attention_pattern_gradients=attention_pattern_gradients,
         )
 
 

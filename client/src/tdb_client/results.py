@@ -222,6 +222,7 @@ class InferenceResult:
         cached: whether the results come from the server's cache.
         loss_tokens: the loss's targets and distractors; None without a loss, or from an older server.
         ablations: what was set in the run: nodes as the cells they stand for, and gradients.
+        backward_rule: how gradients went back through what is not linear: `gradient`, `relp`, ...
     """
 
     call: CallInfo
@@ -234,11 +235,13 @@ class InferenceResult:
     cached: bool = False
     loss_tokens: LossTokens | None = None
     ablations: tuple[AblationSpec, ...] = ()
+    backward_rule: str = "gradient"
 
     @property
     def held_norm_scales(self) -> tuple[str, ...]:
         """The norms whose scales were held constant on the way back: none, unless `ablate` asks for it.
 
-        That of the norm through which a traced node reads always is, and is not listed.
+        That of the norm through which a traced node reads always is, and is not listed. With another
+        backward rule than `gradient` all are.
         """
         return held_norm_scales(self.ablations)

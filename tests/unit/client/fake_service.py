@@ -203,6 +203,7 @@ def debug_stream(
     first = started(len(request.sub_requests), request.request_id)
     for tokens, sub_request in zip(first.sub_requests, request.sub_requests, strict=True):
         tokens.bos_added = sub_request.add_bos if sub_request.HasField("add_bos") else adds_bos
+        tokens.backward_rule = sub_request.backward_rule
         tokens.targets.CopyFrom(token_list(sub_request.target_tokens, sub_request.target_token_ids))
         tokens.distractors.CopyFrom(
             token_list(sub_request.distractor_tokens, sub_request.distractor_token_ids)

@@ -155,6 +155,17 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--hide-early-layers", action="store_true", help="leave out nodes before the first ablated layer"
     )
+    run.add_argument(
+        "--rule",
+        choices=["gradient", "frozen_norms", "relp", "gim"],
+        default="gradient",
+        help="how gradients go back through what is not linear (default: gradient)",
+    )
+    run.add_argument(
+        "--attention-pattern-gradients",
+        action="store_true",
+        help="with --rule relp, let attention patterns pass gradients on",
+    )
     shown = parser.add_argument_group("what to show in the terminal")
     shown.add_argument(
         "--sort",

@@ -188,6 +188,8 @@ def _sub_request(options: argparse.Namespace) -> DebugSubRequest:
         residual_stream=tuple(options.residual_stream),
         hide_early_layers=options.hide_early_layers,
         add_bos=options.add_bos,
+        backward_rule=options.rule,
+        attention_pattern_gradients=options.attention_pattern_gradients,
     )
 
 

@@ -37,6 +37,8 @@ _OPTIONS = {
     "component_types_for_residual_stream": "--residual-stream",
     "hide_early_layers_when_ablating": "--hide-early-layers",
     "add_bos": "--add-bos",
+    "backward_rule": "--rule",
+    "attention_pattern_gradients": "--attention-pattern-gradients",
     "server": "--server",
     "token": "--token-file",
     "timeout": "--timeout",

@@ -66,6 +66,8 @@ def _request(request: DebugSubRequest) -> Json:
         "residual_stream": list(request.residual_stream),
         "hide_early_layers": request.hide_early_layers,
         "add_bos": request.add_bos,
+        "backward_rule": request.backward_rule,
+        "attention_pattern_gradients": request.attention_pattern_gradients,
     }
 
 
@@ -76,6 +78,7 @@ def _result(result: DebugResult) -> Json:
         "loss": _number(result.loss),
         "traced_value": _number(result.traced_value),
         "held_norm_scales": list(result.held_norm_scales),
+        "backward_rule": result.backward_rule,
         "nodes": [_node(result.nodes, row) for row in range(len(result.nodes))],
         "logits": [
             {"token": token, "token_id": int(token_id), "logit": _number(logit)}

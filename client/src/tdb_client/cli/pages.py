@@ -81,7 +81,9 @@ def _heading(result: DebugResult) -> Text:
     )
     cached = ", cached" if result.cached else ""
     line = f"{result.call.model_name}, {len(result.prompt)} tokens, {compute:.2f} s compute{cached}"
-    if result.held_norm_scales == ("resid_ln_f_scale",):
+    if result.backward_rule != "gradient":
+        line += f"; backward rule {result.backward_rule}, which holds all norm scales constant"
+    elif result.held_norm_scales == ("resid_ln_f_scale",):
         held = "the final one alone is"
         if result.request.trace is not None:
             held = "the final one and the traced node's own are"

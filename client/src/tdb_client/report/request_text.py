@@ -14,6 +14,15 @@ from tdb_client.inference import Token
 from tdb_client.requests import DebugSubRequest, resolve
 
 SERVICE = "transformer_debugger.v1.TransformerDebuggerService"
+_PLAIN_ARGUMENTS = (
+    "k",
+    "mlp",
+    "attention",
+    "hide_early_layers",
+    "add_bos",
+    "backward_rule",
+    "attention_pattern_gradients",
+)
 _DEFAULTS = {one.name: one.default for one in fields(DebugSubRequest)}
 
 
@@ -32,6 +41,10 @@ def command(request: DebugSubRequest) -> str:
     words += _option("--residual-stream", *request.residual_stream)
     if request.hide_early_layers:
         words.append("--hide-early-layers")
+    if request.backward_rule != "gradient":
+        words += _option("--rule", request.backward_rule)
+    if request.attention_pattern_gradients:
+        words.append("--attention-pattern-gradients")
     if request.add_bos is not None:
         words.append("--add-bos" if request.add_bos else "--no-add-bos")
     return shlex.join(words)
@@ -78,7 +91,7 @@ def _arguments(request: DebugSubRequest) -> Iterator[str]:
     for name in ("trace", "downstream"):
         if (trace := getattr(request, name)) is not None:
             yield f"{name}={str(trace)!r}"
-    for name in ("k", "mlp", "attention", "hide_early_layers", "add_bos"):
+    for name in _PLAIN_ARGUMENTS:
         if (value := getattr(request, name)) != _DEFAULTS[name]:
             yield f"{name}={value!r}"
     if request.residual_stream:

@@ -96,6 +96,8 @@ def _inference(request: DebugSubRequest) -> InferenceSpec:
         bos_added=request.bos_added,
         baselines=request.baselines,
         circuit=request.circuit,
+        backward_rule=request.backward_rule,
+        pattern_gradients=request.pattern_gradients,
     )
 
 

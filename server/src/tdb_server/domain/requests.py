@@ -24,6 +24,15 @@ class LossName(Enum):
     ZERO = "zero"
 
 
+class BackwardRule(Enum):
+    """How gradients go back through what is not linear (formulas: `tdb_server.model.backward_rules`)."""
+
+    GRADIENT = "gradient"
+    FROZEN_NORMS = "frozen_norms"
+    RELP = "relp"
+    GIM = "gim"
+
+
 class AttentionTraceType(Enum):
     """Which of a head's inputs a trace lets the gradient through."""
 
@@ -169,6 +178,8 @@ class InferenceSpec:
         bos_added: whether the first token is the beginning-of-text token, put in front of the text.
         baselines: the tokens of prompts to compare with.
         circuit: what alone is kept.
+        backward_rule: how the backward pass goes through what is not linear.
+        pattern_gradients: whether RELP lets attention patterns pass gradients on.
     """
 
     token_ids: tuple[int, ...]
@@ -179,6 +190,8 @@ class InferenceSpec:
     bos_added: bool = False
     baselines: tuple[tuple[int, ...], ...] = ()
     circuit: Circuit | None = None
+    backward_rule: BackwardRule = BackwardRule.GRADIENT
+    pattern_gradients: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +294,7 @@ class InferenceSubRequest:
 
 @dataclass(frozen=True, slots=True)
 class DebugSubRequest:
-    """One TDB sub-request; `bos_added`, `baselines` and `circuit` as in `InferenceSpec`.
+    """One TDB sub-request; what it shares with an `InferenceSpec` is said there.
 
     Components of the residual stream come beside the others, each once, in the enum's order.
     """
@@ -299,3 +312,5 @@ class DebugSubRequest:
     baselines: tuple[tuple[int, ...], ...] = ()
     circuit: Circuit | None = None
     residual_stream_components: tuple[ResidualStreamComponent, ...] = ()
+    backward_rule: BackwardRule = BackwardRule.GRADIENT
+    pattern_gradients: bool = False

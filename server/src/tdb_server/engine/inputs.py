@@ -13,6 +13,7 @@ from tdb_server.domain.requests import Trace
 from tdb_server.engine.objectives import loss_terms
 from tdb_server.engine.plan import Plan
 from tdb_server.engine.transfers import Array, upload
+from tdb_server.model.backward_rules import BackwardRules, rows_by_step
 
 ALL_WRITES = 2**31
 """A depth behind all writes."""
@@ -53,6 +54,7 @@ class Inputs:
         losses: the arrays of `loss_terms`.
         circuit_pairs: rows and references of `Plan.circuit_pairs`.
         traces: the others that have an objective.
+        rules: how rows go back; None where all do by the derivative.
     """
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
@@ -64,6 +66,10 @@ class Inputs:
         self.loss_terms = loss_terms([row.inference.loss for row in rows])
         depths = [row.direction_depth for row in rows]
         has_loss = [row.trace is None and row.inference.loss is not None for row in rows]
+        by_step = rows_by_step(
+            [(row.inference.backward_rule, row.inference.pattern_gradients) for row in rows]
+        )
+        of_steps = [np.array(own, np.int64) for own in by_step if any(own)]
         traces = [
             [
                 np.array(own),
@@ -87,6 +93,7 @@ class Inputs:
                 *self.loss_terms,
                 np.array([row for row, _ in plan.circuit_pairs], np.int64),
                 np.array([reference for _, reference in plan.circuit_pairs], np.int64),
+                *of_steps,
                 *(array for own in traces for array in own),
             ],
             device,
@@ -94,10 +101,13 @@ class Inputs:
         self.token_ids, self.n_tokens, self.last, self.rows = uploaded[:4]
         self.direction_tokens, self.is_direction, self.logit_tokens = uploaded[4:7]
         self.padded_rows, self.padded_tokens, self.depths, self.loss_rows = uploaded[7:11]
-        self.losses, self.circuit_pairs, of_traces = uploaded[11:15], uploaded[15:17], iter(uploaded[17:])
+        self.losses, self.circuit_pairs, others = uploaded[11:15], uploaded[15:17], iter(uploaded[17:])
+        self.rules = None
+        if of_steps:
+            self.rules = BackwardRules(*(next(others) != 0 if any(own) else None for own in by_step))
         self.traces = [
             TracedRows(trace, own, node, downstream)
-            for trace, own, node, downstream in zip(plan.traces, of_traces, of_traces, of_traces, strict=True)
+            for trace, own, node, downstream in zip(plan.traces, others, others, others, strict=True)
         ]
         self.has_padding = not is_token.all()
         self.is_ragged = not is_direction.all()

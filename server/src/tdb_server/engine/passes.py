@@ -33,6 +33,7 @@ from tdb_server.engine.objectives import losses, traced_values
 from tdb_server.engine.plan import HookSite, Plan, Stream
 from tdb_server.engine.references import References
 from tdb_server.model.autoencoder import Autoencoder, MlpInputs
+from tdb_server.model.backward_rules import BackwardRules
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.hooks import HOLD_NORM_SCALES, INNER_HOOK_POINTS, Hooks
 from tdb_server.model.precision import wide
@@ -44,7 +45,12 @@ class _Recorder:
     """The hook of a forward pass: sets what the plan sets, and keeps what it keeps."""
 
     def __init__(
-        self, plan: Plan, model: Model, references: References | None, check_cancelled: Callable[[], None]
+        self,
+        plan: Plan,
+        model: Model,
+        references: References | None,
+        rules: BackwardRules | None,
+        check_cancelled: Callable[[], None],
     ) -> None:
         self._plan, self._model, self._check_cancelled = plan, model, check_cancelled
         self._references = references
@@ -53,7 +59,7 @@ class _Recorder:
         self.graph_sites: dict[HookSite, Tensor] = {}
         self.streams: dict[Stream, Tensor] = {}
         self.read: dict[tuple[Site, int], Tensor] = {}
-        self._mlp_inputs = MlpInputs(model.decoder)
+        self._mlp_inputs = MlpInputs(model.decoder, rules)
         self.site_outputs: dict[tuple[Site, int], Tensor] = {}
         self._past_trace: set[int] = set()
         """Rows whose objective is at this point or before. Their gradient is zero from here on, but the way
@@ -218,12 +224,12 @@ def forward(
         Cancelled: as `check_cancelled`, which is asked between layers on both ways.
     """
     decoder = model.decoder
-    recorder = _Recorder(plan, model, references, check_cancelled)
+    recorder = _Recorder(plan, model, references, inputs.rules, check_cancelled)
     altered = {hook_point for hook_point, _ in plan.interventions}
     wanted = plan.values | plan.gradients | altered
     if any(one.site is Site.MLP_TRANSCODER for one in model.autoencoders):
         wanted |= {HookPoint.MLP_LN_SCALE}
-    hooks = Hooks(recorder, INNER_HOOK_POINTS & wanted)
+    hooks = Hooks(recorder, INNER_HOOK_POINTS & wanted, inputs.rules)
     with torch.set_grad_enabled(plan.has_objective):
         embedding = decoder.embed(inputs.token_ids).requires_grad_(plan.has_objective)
         residual = decoder.forward(embedding, hooks)

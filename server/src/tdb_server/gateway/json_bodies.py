@@ -30,6 +30,7 @@ from tdb_server.domain.reason import Reason
 from tdb_server.domain.requests import (
     AttentionComponent,
     AttentionTraceType,
+    BackwardRule,
     LossName,
     MlpComponent,
     ResidualStreamComponent,
@@ -212,6 +213,10 @@ class InferenceRequestSpec(Body):
     """The latent that attn_write_to_latent_summed_over_heads is about."""
     add_bos: Boolean | None = None
     """Whether the beginning-of-text token stands in front of the prompt; left out, as the tokenizer does."""
+    backward_rule: BackwardRule | None = None
+    """How gradients go back through what is not linear; left out, by the derivative."""
+    attention_pattern_gradients: Boolean | None = None
+    """With relp, lets attention patterns pass gradients on."""
 
 
 class NodeIdAndDatasets(Body):
@@ -391,6 +396,10 @@ class TdbRequestSpec(Body):
     """Whether the beginning-of-text token stands in front of the prompt; left out, as the tokenizer does."""
     component_types_for_residual_stream: Listed[ResidualStreamComponent] | None = None
     """What the residual stream is taken apart into as well; left out, into nothing."""
+    backward_rule: BackwardRule | None = None
+    """How gradients go back through what is not linear; left out, by the derivative."""
+    attention_pattern_gradients: Boolean | None = None
+    """With relp, lets attention patterns pass gradients on."""
 
 
 class BatchedTdbRequest(Body):

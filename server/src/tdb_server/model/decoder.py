@@ -31,6 +31,15 @@ from torch import Tensor
 
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.model.activations import activate
+from tdb_server.model.backward_rules import (
+    BackwardRules,
+    activated,
+    attention_pattern,
+    gate_times_up,
+    into_attention,
+    with_constant_scale,
+    with_gradient_of,
+)
 from tdb_server.model.config import DecoderConfig
 from tdb_server.model.decoder_weights import DecoderWeights, LayerWeights, NormWeights
 from tdb_server.model.hooks import HOLD_NORM_SCALES, NO_HOOKS, Hooks
@@ -84,11 +93,18 @@ class Norm:
 
     def __call__(self, x: Tensor, hooks: Hooks = NO_HOOKS) -> Tensor:
         """[..., d] to [..., d]."""
-        weights = self.weights
-        if weights is None:
+        if self.weights is None:
             return x
         if self._hook_point in hooks.inner:
-            return self.normalize(x, hooks(self._hook_point, self._layer_index, self.scale(x)))
+            scale = hooks(self._hook_point, self._layer_index, self.scale(x))
+            return self.normalize(x, with_constant_scale(scale, hooks.rules))
+        if hooks.rules is None:
+            return self._in_one_step(x, self.weights)
+        with torch.no_grad():
+            value = self._in_one_step(x, self.weights)
+        return with_gradient_of(value, self.normalize(x, with_constant_scale(self.scale(x), hooks.rules)))
+
+    def _in_one_step(self, x: Tensor, weights: NormWeights) -> Tensor:
         if self.is_layer_norm:
             return F.layer_norm(x, x.shape[-1:], weights.gain, self.bias, self.epsilon)
         return rms_norm(x, weights.gain, self.epsilon)
@@ -129,16 +145,17 @@ class Attention:
     def __call__(self, x: Tensor, hooks: Hooks = NO_HOOKS) -> Tensor:
         """What it adds to the residual stream: [B, T, d] to [B, T, d]."""
         layer_index, (n_rows, n_tokens) = self.layer_index, x.shape[:2]
-        q, k, v = self.queries_keys_values(self.norm(x, hooks))
+        q, k, v = self.queries_keys_values(self.norm(x, hooks), hooks.rules)
         q = hooks(HookPoint.ATTN_Q, layer_index, q)
         k = hooks(HookPoint.ATTN_K, layer_index, k)
         v = hooks(HookPoint.ATTN_V, layer_index, v)
+        q, k, v = into_attention(q, k, v, hooks.rules)
         products = self.cap(self.grouped(q) @ k.transpose(-1, -2))
         logits = products.view(n_rows, -1, n_tokens, n_tokens)  # [B, H, T, T]
         with torch.no_grad():  # masked in place: softmax gives these probability 0, and no gradient
             self._positions.hide(logits)
         logits = hooks(HookPoint.ATTN_QK_LOGITS, layer_index, products.view(n_rows, -1, n_tokens, n_tokens))
-        probs = torch.softmax(wide(logits), dim=-1).to(x.dtype)
+        probs = attention_pattern(wide(logits), hooks.rules).to(x.dtype)
         probs = hooks(HookPoint.ATTN_QK_PROBS, layer_index, probs)
         v_out = (self.grouped(probs) @ v).view(n_rows, -1, n_tokens, v.shape[-1])
         v_out = hooks(HookPoint.ATTN_V_OUT, layer_index, v_out)  # [B, H, T, e]
@@ -146,7 +163,9 @@ class Attention:
         written = linear(joined, self.weights.attn_out_weight, self.weights.attn_out_bias, self._is_last)
         return self.post_norm(written, hooks)
 
-    def queries_keys_values(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def queries_keys_values(
+        self, normed: Tensor, rules: BackwardRules | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """[B, T, d] to queries [B, H, T, e], keys [B, G, T, e] and values [B, G, T, e].
 
         Queries and keys each carry half of attention's scale, and their rotation where there is one.
@@ -159,19 +178,16 @@ class Attention:
         if config.qk_norm is None:
             return split_heads(qkv, n_queries, n_keys, *turns)
         q, k, v = torch.split(qkv, [n_queries, n_keys, n_keys], dim=2)
-        q, k = self.normed_heads(q, weights.q_norm), self.normed_heads(k, weights.k_norm)
+        q, k = self.normed_heads(q, weights.q_norm, rules), self.normed_heads(k, weights.k_norm, rules)
         return rotate(q.transpose(1, 2), *turns), rotate(k.transpose(1, 2), *turns), v.transpose(1, 2)
 
-    def normed_heads(self, x: Tensor, gain: Tensor | None) -> Tensor:
+    def normed_heads(self, x: Tensor, gain: Tensor | None, rules: BackwardRules | None = None) -> Tensor:
         """Queries or keys of all heads [..., H, e], normed where a family does that, each or all together."""
         if gain is None:
             return x
-        if self.config.qk_norm == "full":
-            joined = x.flatten(-2)
-            return (
-                (joined / root_mean_square(joined, self.config.norm_epsilon) * gain).to(x.dtype).view(x.shape)
-            )
-        return (x / root_mean_square(x, self.config.norm_epsilon) * gain).to(x.dtype)
+        joined = x.flatten(-2) if self.config.qk_norm == "full" else x
+        scale = with_constant_scale(root_mean_square(joined, self.config.norm_epsilon), rules)
+        return (joined / scale * gain).to(x.dtype).view(x.shape)
 
     def held(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of the residual stream [m, T, d], norm's scale held: [m, H or G, T, e]."""
@@ -265,15 +281,16 @@ class Mlp:
 
     def __call__(self, x: Tensor, hooks: Hooks = NO_HOOKS) -> Tensor:
         """What it adds to the residual stream: [B, T, d] to [B, T, d]."""
-        weights, layer_index = self.weights, self.layer_index
+        weights, layer_index, activation = self.weights, self.layer_index, self.config.activation
         hidden = linear(self.norm(x, hooks), weights.mlp_in_weight, weights.mlp_in_bias, self._is_last)
         if not self.config.gated:
-            act = self.activate(hooks(HookPoint.MLP_PRE_ACT, layer_index, hidden))
-        elif HookPoint.MLP_PRE_ACT in hooks.inner:
+            act = activated(activation, hooks(HookPoint.MLP_PRE_ACT, layer_index, hidden), hooks.rules)
+        elif HookPoint.MLP_PRE_ACT in hooks.inner or hooks.rules is not None:
             gate, up = hidden.chunk(2, dim=-1)
-            act = self.activate(hooks(HookPoint.MLP_PRE_ACT, layer_index, gate)) * up
+            gate = activated(activation, hooks(HookPoint.MLP_PRE_ACT, layer_index, gate), hooks.rules)
+            act = gate_times_up(gate, up, hooks.rules)
         else:
-            act = gated(self.config.activation, hidden)
+            act = gated(activation, hidden)
         act = hooks(HookPoint.MLP_POST_ACT, layer_index, act)  # [B, T, F]
         written = linear(act, weights.mlp_out_weight, weights.mlp_out_bias, self._is_last)
         return self.post_norm(written, hooks)

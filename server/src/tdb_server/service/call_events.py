@@ -26,7 +26,7 @@ from tdb_server.domain.results import Finished, NamedResult, ObjectiveValues
 from tdb_server.errors import FieldViolation, InvalidRequest
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.service.caller import current_caller
-from tdb_server.service.enum_names import PASS_TYPES, PLACES, PRIORITIES, VALUE_TYPES
+from tdb_server.service.enum_names import BACKWARD_RULES, PASS_TYPES, PLACES, PRIORITIES, VALUE_TYPES
 from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.long_requests import LONG_REQUEST_BYTES, MEMORY_FACTOR
 from tdb_server.service.served_model import ModelSlot, ServedModel
@@ -220,6 +220,7 @@ def _put_started(
             baselines=[
                 {"token_ids": one, "token_strings": token_strings(one)} for one in inference.baselines
             ],
+            backward_rule=BACKWARD_RULES.numbers[inference.backward_rule],
         )
         if inference.loss is not None:
             for message, token_ids in (

@@ -83,7 +83,8 @@ def _parse_inference(spec: MessageReader[InferenceSpecMessage]) -> InferenceSpec
             bool(spec.value("baseline_prompts")),
         )
     )
-    if prompt is None:
+    rule, pattern_gradients = spec.backward_rule(has_objective=_has_objective(spec))
+    if prompt is None or rule is None:
         return None
     return InferenceSpec(
         prompt.token_ids,
@@ -94,6 +95,8 @@ def _parse_inference(spec: MessageReader[InferenceSpecMessage]) -> InferenceSpec
         prompt.bos_added,
         baselines,
         circuit,
+        rule,
+        pattern_gradients,
     )
 
 

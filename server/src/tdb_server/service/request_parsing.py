@@ -171,13 +171,14 @@ def _parse_debug_sub_request(sub_request: MessageReader[DebugSubRequestMessage])
     trace = _parse_nodes_to_trace(sub_request, n_tokens)
     baselines = sub_request.baselines(prompt)
     circuit = _parse_circuit(sub_request, n_tokens)
+    rule, pattern_gradients = sub_request.backward_rule(has_objective=True)
     if targets == () and (trace is None or traces_towards_loss(trace)):
         sub_request.refuse("target_tokens", "at least one is required", Reason.FIELD_REQUIRED)
     if sub_request.request.n_violations > n_violations:
         return None
     if prompt is None or targets is None or distractors is None:
         return None
-    if mlp is None or attention is None or residual_stream is None:
+    if mlp is None or attention is None or residual_stream is None or rule is None:
         return None
     return DebugSubRequest(
         prompt.token_ids,
@@ -193,6 +194,8 @@ def _parse_debug_sub_request(sub_request: MessageReader[DebugSubRequestMessage])
         baselines,
         circuit,
         residual_stream,
+        rule,
+        pattern_gradients,
     )
 
 

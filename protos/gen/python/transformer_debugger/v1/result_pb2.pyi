@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from transformer_debugger.v1 import ablation_pb2 as _ablation_pb2
+from transformer_debugger.v1 import backward_rule_pb2 as _backward_rule_pb2
 from transformer_debugger.v1 import circuit_pb2 as _circuit_pb2
 from transformer_debugger.v1 import derived_scalar_pb2 as _derived_scalar_pb2
 from transformer_debugger.v1 import node_pb2 as _node_pb2
@@ -576,12 +577,15 @@ class SubResponse(_message.Message):
     ABLATION_SPECS_FIELD_NUMBER: _builtins.int
     BASELINES_FIELD_NUMBER: _builtins.int
     CIRCUIT_FIELD_NUMBER: _builtins.int
+    BACKWARD_RULE_FIELD_NUMBER: _builtins.int
     loss: _builtins.float
     """The loss. Absent when none was computed."""
     activation_value_for_backward_pass: _builtins.float
     """Value of the traced objective. Absent when no node was traced."""
     bos_added: _builtins.bool
     """True when the first of the prompt's tokens is the beginning-of-text token and was put in front of the text."""
+    backward_rule: _backward_rule_pb2.BackwardRule.ValueType
+    """How the backward pass went through what is not linear. Never unspecified; from older servers it is, and means gradient."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt's tokens as vocabulary indices."""
@@ -606,7 +610,7 @@ class SubResponse(_message.Message):
     def ablation_specs(self) -> _containers.RepeatedCompositeFieldContainer[_ablation_pb2.AblationSpec]:
         """What was set in the run, in the order of the request: node ablations as the cells they stand for. For Debug also, last, what
         holds the final norm's scale constant: its gradient, set to 0. Norm scales that are not named here are not held constant, but
-        for that of the norm through which a traced node reads.
+        for that of the norm through which a traced node reads, and unless backward_rule holds all.
         """
 
     @_builtins.property
@@ -633,10 +637,11 @@ class SubResponse(_message.Message):
         ablation_specs: _abc.Iterable[_ablation_pb2.AblationSpec] | None = ...,
         baselines: _abc.Iterable[Global___TokenList] | None = ...,
         circuit: _circuit_pb2.CircuitValues | None = ...,
+        backward_rule: _backward_rule_pb2.BackwardRule.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_activation_value_for_backward_pass", b"_activation_value_for_backward_pass", "_distractors", b"_distractors", "_loss", b"_loss", "_targets", b"_targets", "activation_value_for_backward_pass", b"activation_value_for_backward_pass", "circuit", b"circuit", "distractors", b"distractors", "loss", b"loss", "targets", b"targets"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_activation_value_for_backward_pass", b"_activation_value_for_backward_pass", "_distractors", b"_distractors", "_loss", b"_loss", "_targets", b"_targets", "ablation_specs", b"ablation_specs", "activation_value_for_backward_pass", b"activation_value_for_backward_pass", "baselines", b"baselines", "bos_added", b"bos_added", "circuit", b"circuit", "distractors", b"distractors", "loss", b"loss", "results", b"results", "targets", b"targets", "token_ids", b"token_ids", "token_strings", b"token_strings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_activation_value_for_backward_pass", b"_activation_value_for_backward_pass", "_distractors", b"_distractors", "_loss", b"_loss", "_targets", b"_targets", "ablation_specs", b"ablation_specs", "activation_value_for_backward_pass", b"activation_value_for_backward_pass", "backward_rule", b"backward_rule", "baselines", b"baselines", "bos_added", b"bos_added", "circuit", b"circuit", "distractors", b"distractors", "loss", b"loss", "results", b"results", "targets", b"targets", "token_ids", b"token_ids", "token_strings", b"token_strings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__activation_value_for_backward_pass: _TypeAlias = _typing.Literal["activation_value_for_backward_pass"]  # noqa: Y015
     _WhichOneofArgType__activation_value_for_backward_pass: _TypeAlias = _typing.Literal["_activation_value_for_backward_pass", b"_activation_value_for_backward_pass"]  # noqa: Y015

@@ -29,9 +29,10 @@ from tdb_server.domain.requests import (
     NodeAblation,
     Trace,
 )
+from tdb_server.engine.cache import Cache, Gradients, Model
 from tdb_server.engine.inputs import Inputs
 from tdb_server.engine.interventions import HEAD_HOOK_POINTS, PAIR_HOOK_POINTS
-from tdb_server.engine.passes import Cache, Gradients, Model, backward, forward
+from tdb_server.engine.passes import backward, forward
 from tdb_server.engine.plan import plan_batch
 from tdb_server.model.backward_rules import BackwardRules, activated
 from tdb_server.model.decoder import Decoder
@@ -91,9 +92,12 @@ def passes(
         for place in places
     }
     call = Call("", tuple(InferenceSubRequest(one, spec) for one in runs))
-    plan, model = plan_batch([call], (), decoder.absent_hook_points), Model(decoder, ())
+    plan, model = (
+        plan_batch([call], (), decoder.absent_hook_points, n_layers=len(decoder.blocks)),
+        Model(decoder, ()),
+    )
     inputs = Inputs(plan, decoder.device)
-    cache, graph = forward(model, plan, inputs, lambda: None)
+    cache, graph = forward(model, plan, inputs, None, lambda: None)
     return cache, backward(model, plan, inputs, cache, graph)
 
 

@@ -23,12 +23,6 @@ if TYPE_CHECKING:
 _PATH = re.compile(
     r"sub_requests\[(\d+)\]\.inference_spec\.(?:loss_fn_config\.)?(\w+)(\[\d+\])?(\.[\w.\[\]]+)?"
 )
-_NAMES = {
-    "target_tokens": "target",
-    "target_token_ids": "target",
-    "distractor_tokens": "distractor",
-    "distractor_token_ids": "distractor",
-}
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -154,10 +148,10 @@ def effects(whole: InferenceSubRequest, answers: Sequence[InferenceResult]) -> A
 
 
 def in_words_of_nodes(error: CallError) -> CallError:
-    """The error with what `ablate_each` was told: `nodes[3]`, not a field of the fourth sub-request."""
+    """The error with what `ablate_each` was told: `nodes[3]`, not a field of the fifth sub-request."""
 
     def rename(match: re.Match[str]) -> str:
         number, name, index = int(match[1]), match[2], match[3] or ""
-        return f"nodes[{number - 1}]" if name == "ablation_specs" else _NAMES.get(name, name) + index
+        return f"nodes[{number - 1}]" if name == "ablation_specs" else name + index
 
     return in_other_words(error, lambda text: _PATH.sub(rename, text))

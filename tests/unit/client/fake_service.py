@@ -253,7 +253,7 @@ def refusal(code: int, reason: str, *details: Any, message: str = "", **metadata
     return rpc_status.to_status(status)
 
 
-def bad_request(path_of_all: str, **violations: str) -> error_details_pb2.BadRequest:
+def bad_request(path_of_all: str = "sub_requests[0]", /, **violations: str) -> error_details_pb2.BadRequest:
     return error_details_pb2.BadRequest(
         field_violations=[
             error_details_pb2.BadRequest.FieldViolation(

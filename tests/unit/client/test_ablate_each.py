@@ -98,7 +98,7 @@ def test_errors_name_the_nodes(fake: Fake) -> None:
             client.ablate_each("p", " Mary", nodes="embedding @ 1")
         with pytest.raises(InvalidValueError, match=r"target\[0\]: 5.5 is neither"):
             client.ablate_each("p", 5.5)  # type: ignore[arg-type]
-        with pytest.raises(InvalidRequestError, match=r"^prompt: is a joke; target: is two tokens$"):
+        with pytest.raises(InvalidRequestError, match=r"^prompt: is a joke; target_tokens: is two tokens$"):
             client.ablate_each(REFUSED, " Mary")
 
 

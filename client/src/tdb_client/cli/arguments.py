@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tdb_client.cli import commands
+from tdb_client.cli import ablate_command, commands
 from tdb_client.cli.connecting import add_connection, offer_files
 from tdb_client.cli.exit_codes import ExitCode
 from tdb_client.cli.flags import typed
@@ -68,6 +68,13 @@ def command_parser() -> argparse.ArgumentParser:
         help="for V, the node that reads what is written",
     )
     _add_run(trace)
+    ablate = command(
+        "ablate",
+        ["NODE...", "--prompt TEXT", "--target TOKEN"],
+        ablate_command.ablate,
+        "say how the objective changes with each of many nodes ablated by itself",
+    )
+    _add_ablate(ablate)
     tokenize = command("tokenize", ["TEXT"], commands.tokenize, "split text into the model's tokens")
     tokenize.add_argument("text", metavar="TEXT", help="the text")
     _add_bos(tokenize, "default: no")
@@ -75,7 +82,7 @@ def command_parser() -> argparse.ArgumentParser:
     doctor = command("doctor", (), commands.doctor, "say whether the server can be used, and if not, why")
     for sub in (info, tokenize, doctor):
         sub.add_argument("--json", action="store_true", help="print JSON for programs")
-    for sub in (debug, trace, info, tokenize, doctor):
+    for sub in (debug, trace, ablate, info, tokenize, doctor):
         add_connection(sub, is_default=False)
     shell = command("completion", ["SHELL"], commands.completion, "print a script that completes commands")
     shell.add_argument("shell", metavar="SHELL", choices=SHELLS, help=", ".join(SHELLS))
@@ -90,7 +97,7 @@ def _add_bos(parser: argparse.ArgumentParser | argparse._ArgumentGroup, default:
     )
 
 
-def _add_prompt(run: argparse._ArgumentGroup) -> None:
+def _add_prompt(run: argparse._ArgumentGroup, *, shows_tokens: bool = True) -> None:
     prompts = run.add_mutually_exclusive_group(required=True)
     prompts.add_argument("--prompt", metavar="TEXT", help="the prompt; with --chat what the user says")
     file = prompts.add_argument(
@@ -103,11 +110,12 @@ def _add_prompt(run: argparse._ArgumentGroup) -> None:
     run.add_argument("--chat", action="store_true", help="make the prompt with the model's chat template")
     run.add_argument("--system", metavar="TEXT", help="in a chat, a system message before the others")
     run.add_argument("--reply", metavar="TEXT", help="in a chat, what the model has answered so far")
-    run.add_argument(
-        "--show-tokens",
-        action="store_true",
-        help="first list the prompt's tokens and their numbers, on stderr",
-    )
+    if shows_tokens:
+        run.add_argument(
+            "--show-tokens",
+            action="store_true",
+            help="first list the prompt's tokens and their numbers, on stderr",
+        )
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -148,15 +156,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--hide-early-layers", action="store_true", help="leave out nodes before the first ablated layer"
     )
     shown = parser.add_argument_group("what to show in the terminal")
-    shown.add_argument(
-        "--sort",
-        choices=["direct_effect", "act_times_grad", "write_norm", "activation"],
-        default="direct_effect",
-        help="what nodes are sorted by (default: direct_effect)",
-    )
-    shown.add_argument(
-        "--rows", type=_count, default=20, metavar="N", help="nodes to show, 0 for all (default: 20)"
-    )
+    _add_sort(shown, "what nodes are sorted by")
+    _add_rows(shown, "nodes")
     shown.add_argument(
         "--logits", type=_count, default=10, metavar="N", help="top logits to show, 0 for none (default: 10)"
     )
@@ -167,6 +168,49 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     offer_files(page)
     forms = instead.add_mutually_exclusive_group()
     forms.add_argument("--csv", action="store_true", help="print the node table as CSV, a row per node")
+    forms.add_argument("--json", action="store_true", help="print everything as JSON for programs")
+
+
+def _add_sort(group: argparse._ArgumentGroup, text: str) -> None:
+    scalars = ["direct_effect", "act_times_grad", "write_norm", "activation"]
+    group.add_argument(
+        "--sort", choices=scalars, default="direct_effect", help=f"{text} (default: direct_effect)"
+    )
+
+
+def _add_rows(group: argparse._ArgumentGroup, what: str) -> None:
+    group.add_argument(
+        "--rows", type=_count, default=20, metavar="N", help=f"{what} to show, 0 for all (default: 20)"
+    )
+
+
+def _add_ablate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "nodes", metavar="NODE", nargs="*", type=typed(Ablation.parse), help="nodes, each set to 0 by itself"
+    )
+    run = parser.add_argument_group("what to run")
+    _add_prompt(run, shows_tokens=False)
+    _add_bos(run, "default: as the model's own tokenizer does")
+    _add_tokens(run, "--target", 'token that counts for the objective, such as " Mary"')
+    _add_tokens(run, "--distractor", "token that counts against the objective")
+    which = parser.add_argument_group("which nodes, beside those named")
+    file = which.add_argument(
+        "--nodes-from",
+        metavar="FILE",
+        type=Path,
+        help="nodes in what `tdb debug --json` has printed; - for stdin",
+    )
+    offer_files(file)
+    which.add_argument(
+        "--strongest",
+        metavar="K",
+        type=_positive_count,
+        help="the K strongest of them; without --nodes-from, of this prompt's table",
+    )
+    _add_sort(which, "what makes a node strong")
+    _add_rows(parser.add_argument_group("what to show in the terminal"), "nodes")
+    forms = parser.add_argument_group("what to write instead").add_mutually_exclusive_group()
+    forms.add_argument("--csv", action="store_true", help="print a row per node as CSV")
     forms.add_argument("--json", action="store_true", help="print everything as JSON for programs")
 
 
@@ -188,6 +232,13 @@ def _count(text: str) -> int:
     count = _whole_number(text)
     if count < 0:
         raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return count
+
+
+def _positive_count(text: str) -> int:
+    count = _whole_number(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
     return count
 
 

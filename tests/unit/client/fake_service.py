@@ -315,6 +315,8 @@ class FakeService(
     max_sub_requests: int = 0
     max_request_bytes: int = 0
     n_affordable: int = 1000
+    n_busy: int = 0
+    is_slow: bool = True
 
     def _check(self, request: Any, prompts: Sequence[str], context: grpc.ServicerContext) -> None:
         """Refuses as the server does: prompts of several lengths, and what is too much."""
@@ -328,7 +330,13 @@ class FakeService(
             context.abort_with_status(refusal(code_pb2.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE"))
         if n_asked > self.n_affordable:
             context.abort_with_status(refusal(code_pb2.RESOURCE_EXHAUSTED, "COST_TOO_HIGH"))
+        if self.n_busy > 0:
+            self.n_busy -= 1
+            retry = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(nanos=1_000_000))
+            context.abort_with_status(refusal(code_pb2.RESOURCE_EXHAUSTED, "QUEUE_FULL", retry))
         for number, prompt in enumerate(prompts):
+            if prompt == SLOW and (request.validate_only or not self.is_slow):
+                continue
             inner = "" if isinstance(request, service_pb2.DebugRequest) else ".inference_spec"
             _refuse(prompt, context, f"sub_requests[{number}]{inner}")
 
@@ -360,6 +368,7 @@ class FakeService(
     ) -> service_pb2.DebugResponse:
         self._take(request, context)
         assert request.validate_only
+        self._check(request, [one.prompt for one in request.sub_requests], context)
         cost = call_pb2.EstimatedCost(activation_bytes=1234, response_bytes=56)
         return service_pb2.DebugResponse(info=call_info(request.request_id), estimated_cost=cost)
 
@@ -407,6 +416,7 @@ class FakeService(
     ) -> service_pb2.InferResponse:
         self._take(request, context)
         assert request.validate_only
+        self._check(request, [one.inference_spec.prompt for one in request.sub_requests], context)
         cost = call_pb2.EstimatedCost(activation_bytes=4321, response_bytes=65)
         return service_pb2.InferResponse(info=call_info(request.request_id), estimated_cost=cost)
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tdb_client.cli import ablate_command, commands
+from tdb_client.cli import ablate_command, commands, sweep_command
 from tdb_client.cli.connecting import add_connection, offer_files
 from tdb_client.cli.exit_codes import ExitCode
 from tdb_client.cli.flags import typed
@@ -75,6 +75,13 @@ def command_parser() -> argparse.ArgumentParser:
         "say how the objective changes with each of many nodes ablated by itself",
     )
     _add_ablate(ablate)
+    sweep = command(
+        "sweep",
+        ["FILE.jsonl", "--out FOLDER"],
+        sweep_command.sweep,
+        "ask one question about many prompts, and write a table of means",
+    )
+    _add_sweep(sweep)
     tokenize = command("tokenize", ["TEXT"], commands.tokenize, "split text into the model's tokens")
     tokenize.add_argument("text", metavar="TEXT", help="the text")
     _add_bos(tokenize, "default: no")
@@ -82,7 +89,7 @@ def command_parser() -> argparse.ArgumentParser:
     doctor = command("doctor", (), commands.doctor, "say whether the server can be used, and if not, why")
     for sub in (info, tokenize, doctor):
         sub.add_argument("--json", action="store_true", help="print JSON for programs")
-    for sub in (debug, trace, ablate, info, tokenize, doctor):
+    for sub in (debug, trace, ablate, sweep, info, tokenize, doctor):
         add_connection(sub, is_default=False)
     shell = command("completion", ["SHELL"], commands.completion, "print a script that completes commands")
     shell.add_argument("shell", metavar="SHELL", choices=SHELLS, help=", ".join(SHELLS))
@@ -133,6 +140,27 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         metavar="NODE",
         help="node to set to 0, or to another value with '= 2.5'; shown beside the run without",
     )
+    _add_components(run)
+    run.add_argument(
+        "--hide-early-layers", action="store_true", help="leave out nodes before the first ablated layer"
+    )
+    shown = parser.add_argument_group("what to show in the terminal")
+    _add_sort(shown, "what nodes are sorted by")
+    _add_rows(shown, "nodes")
+    shown.add_argument(
+        "--logits", type=_count, default=10, metavar="N", help="top logits to show, 0 for none (default: 10)"
+    )
+    instead = parser.add_argument_group("what to write instead")
+    page = instead.add_argument(
+        "--html", metavar="FILE", type=Path, help="write a page with pictures, which needs no network"
+    )
+    offer_files(page)
+    forms = instead.add_mutually_exclusive_group()
+    forms.add_argument("--csv", action="store_true", help="print the node table as CSV, a row per node")
+    forms.add_argument("--json", action="store_true", help="print everything as JSON for programs")
+
+
+def _add_components(run: argparse._ArgumentGroup) -> None:
     run.add_argument(
         "-k",
         type=_whole_number,
@@ -152,23 +180,6 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         default="attention_head",
         help="what attention is taken apart into (default: attention_head)",
     )
-    run.add_argument(
-        "--hide-early-layers", action="store_true", help="leave out nodes before the first ablated layer"
-    )
-    shown = parser.add_argument_group("what to show in the terminal")
-    _add_sort(shown, "what nodes are sorted by")
-    _add_rows(shown, "nodes")
-    shown.add_argument(
-        "--logits", type=_count, default=10, metavar="N", help="top logits to show, 0 for none (default: 10)"
-    )
-    instead = parser.add_argument_group("what to write instead")
-    page = instead.add_argument(
-        "--html", metavar="FILE", type=Path, help="write a page with pictures, which needs no network"
-    )
-    offer_files(page)
-    forms = instead.add_mutually_exclusive_group()
-    forms.add_argument("--csv", action="store_true", help="print the node table as CSV, a row per node")
-    forms.add_argument("--json", action="store_true", help="print everything as JSON for programs")
 
 
 def _add_sort(group: argparse._ArgumentGroup, text: str) -> None:
@@ -212,6 +223,41 @@ def _add_ablate(parser: argparse.ArgumentParser) -> None:
     forms = parser.add_argument_group("what to write instead").add_mutually_exclusive_group()
     forms.add_argument("--csv", action="store_true", help="print a row per node as CSV")
     forms.add_argument("--json", action="store_true", help="print everything as JSON for programs")
+
+
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    file = parser.add_argument("file", metavar="FILE.jsonl", type=Path, help="a prompt in each line, as JSON")
+    offer_files(file)
+    run = parser.add_argument_group("what to run")
+    _add_bos(run, "default: as the model's own tokenizer does")
+    _add_components(run)
+    run.add_argument(
+        "--ablate-each",
+        default=[],
+        nargs="+",
+        action="extend",
+        type=typed(Ablation.parse),
+        metavar="NODE",
+        help="in place of all that, only the objective, with each of these nodes ablated by itself",
+    )
+    written = parser.add_argument_group("what to write")
+    out = written.add_argument(
+        "--out",
+        metavar="FOLDER",
+        type=Path,
+        required=True,
+        help="where to write the table, the objectives, and what is done so far, to go on with",
+    )
+    offer_files(out)
+    written.add_argument(
+        "--by",
+        choices=["component", "node"],
+        default="component",
+        help="rows of the table: sums over each prompt's tokens, or, for prompts of one length, nodes"
+        " (default: component)",
+    )
+    written.add_argument("--parquet", action="store_true", help="write the table as Parquet and not as CSV")
+    _add_rows(parser.add_argument_group("what to show in the terminal"), "rows")
 
 
 def _whole_number(text: str) -> int:

@@ -22,7 +22,7 @@ from tdb_client.debug_result import DebugResult
 from tdb_client.errors import CallError, call_errors
 from tdb_client.events import Event, collected_async, inference_results
 from tdb_client.health import HealthStatus
-from tdb_client.in_flight import each_in_flight
+from tdb_client.in_flight import allowed_in_flight, each_in_flight
 from tdb_client.inference import InferenceSubRequest
 from tdb_client.interventions import AblationWords, TraceWords
 from tdb_client.model_info import ModelInfo
@@ -151,7 +151,7 @@ class AsyncClient(ClientCore):
             parts[calls] = await self._in_order(calls, answers)
 
         try:
-            await each_in_flight(list(parts), run)
+            await each_in_flight(list(parts), run, allowed_in_flight(self._known_limits))
         except CallError as error:
             raise in_words_of_nodes(error) from None
         return effects(whole, [answer for part in parts.values() for answer in part])

@@ -21,7 +21,7 @@ from tdb_client.debug_result import DebugResult
 from tdb_client.errors import CallError, call_errors
 from tdb_client.events import Event, collected, inference_results
 from tdb_client.health import HealthStatus
-from tdb_client.in_flight import in_flight
+from tdb_client.in_flight import allowed_in_flight, in_flight
 from tdb_client.inference import InferenceSubRequest
 from tdb_client.interventions import AblationWords, TraceWords
 from tdb_client.model_info import ModelInfo
@@ -254,9 +254,8 @@ class Client(ClientCore):
 
         shares = self._run(self._infer_shares(requests), timeout)
         try:
-            parts = in_flight(
-                [partial(self._in_order, one, answers) for one in Calls.apart(shares, request_id)]
-            )
+            jobs = [partial(self._in_order, one, answers) for one in Calls.apart(shares, request_id)]
+            parts = in_flight(jobs, allowed_in_flight(self._known_limits))
         except CallError as error:
             raise in_words_of_nodes(error) from None
         return effects(whole, [answer for part in parts for answer in part])

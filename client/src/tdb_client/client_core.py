@@ -151,7 +151,11 @@ class ClientCore:
         if not self._described:
             with suppress(CallError):  # what comes next says what is wrong
                 yield from self._model_info()
-        return next((one.limits for one in self._described.values()), None)
+        return self._known_limits
+
+    @property
+    def _known_limits(self) -> Limits | None:
+        return next((one.limits for one in reversed(self._described.values())), None)
 
     def _estimated(self, sub_requests: Sequence[SubRequest]) -> Flow[EstimatedCost]:
         request = encoding.estimate_request((yield from self._resolved(sub_requests)))

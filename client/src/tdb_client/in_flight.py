@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from tdb_client.model_info import Limits
+
 Answer = TypeVar("Answer")
 Job = TypeVar("Job")
 
@@ -14,14 +16,19 @@ N_IN_FLIGHT = 4
 """Calls of one request that are under way at the same time, at most."""
 
 
-def in_flight(jobs: Sequence[Callable[[], Answer]]) -> list[Answer]:
-    """Does things in threads, and returns what each gives, in order.
+def allowed_in_flight(limits: Limits | None, most: int = N_IN_FLIGHT) -> int:
+    """How many calls at the same time the server allows this caller, at most so many."""
+    return min((limits.max_concurrent_calls if limits else 0) or most, most)  # older servers may not say
+
+
+def in_flight(jobs: Sequence[Callable[[], Answer]], n_in_flight: int) -> list[Answer]:
+    """Does things in threads, so many at the same time, and returns what each gives, in order.
 
     What one of them raises is raised at once: the others end when their calls do, or the client is closed.
     """
     if len(jobs) == 1:
         return [jobs[0]()]
-    pool = ThreadPoolExecutor(N_IN_FLIGHT, "tdb-call")
+    pool = ThreadPoolExecutor(n_in_flight, "tdb-call")
     try:
         return [one.result() for one in [pool.submit(job) for job in jobs]]
     finally:
@@ -29,7 +36,7 @@ def in_flight(jobs: Sequence[Callable[[], Answer]]) -> list[Answer]:
 
 
 async def each_in_flight(
-    jobs: Iterable[Job], run: Callable[[Job], Awaitable[object]], n_in_flight: int = N_IN_FLIGHT
+    jobs: Iterable[Job], run: Callable[[Job], Awaitable[object]], n_in_flight: int
 ) -> None:
     """Runs every job, so many at the same time; jobs are taken when their turn has come.
 

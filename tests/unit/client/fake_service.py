@@ -317,6 +317,10 @@ class FakeService(
     n_affordable: int = 1000
     n_busy: int = 0
     is_slow: bool = True
+    max_concurrent_calls: int = 0
+    open_calls: set[object] = field(default_factory=set)
+    most_open: int = 0
+    seconds: float = 0.0
 
     def _check(self, request: Any, prompts: Sequence[str], context: grpc.ServicerContext) -> None:
         """Refuses as the server does: prompts of several lengths, and what is too much."""
@@ -375,6 +379,9 @@ class FakeService(
     def StreamInfer(self, request: service_pb2.InferRequest, context: grpc.ServicerContext) -> Iterator[Any]:
         self._take(request, context)
         self._check(request, [one.inference_spec.prompt for one in request.sub_requests], context)
+        self.open_calls.add(context)
+        self.most_open = max(self.most_open, len(self.open_calls))
+        time.sleep(self.seconds)
         first = started(len(request.sub_requests), request.request_id)
         for tokens, sub_request in zip(first.sub_requests, request.sub_requests, strict=True):
             spec = sub_request.inference_spec
@@ -409,6 +416,7 @@ class FakeService(
                     sub_request_index=index, loss=ablated_loss(spec.ablation_specs)
                 )
                 yield service_pb2.StreamInferResponse(values=values)
+        self.open_calls.discard(context)
         yield service_pb2.StreamInferResponse(finished=call_pb2.Finished())
 
     def Infer(
@@ -461,6 +469,7 @@ class FakeService(
         info.limits.max_prompt_tokens = 64
         info.limits.max_sub_requests = self.max_sub_requests
         info.limits.max_request_bytes = self.max_request_bytes
+        info.limits.max_concurrent_calls = self.max_concurrent_calls
         if self.chat_template is not None:
             info.chat_template.source = self.chat_template
             info.chat_template.special_tokens["bos_token"] = "<s>"

@@ -22,6 +22,7 @@ from tdb_client import (
     head,
     neuron,
 )
+from tdb_client.in_flight import N_IN_FLIGHT
 
 from tests.unit.client.fake_service import REFUSED, SLOW, FakeService
 
@@ -100,6 +101,19 @@ def test_errors_name_the_nodes(fake: Fake) -> None:
             client.ablate_each("p", 5.5)  # type: ignore[arg-type]
         with pytest.raises(InvalidRequestError, match=r"^prompt: is a joke; target_tokens: is two tokens$"):
             client.ablate_each(REFUSED, " Mary")
+
+
+@pytest.mark.parametrize("allowed", [0, 2])
+async def test_as_many_calls_at_a_time_as_are_allowed(fake: Fake, allowed: int) -> None:
+    server, service = fake
+    service.max_sub_requests, service.max_concurrent_calls, service.seconds = 2, allowed, 0.03
+    with Client(server) as client:
+        client.ablate_each("p", " Mary", nodes=["L0 neuron 5 @ 2"] * 15)
+        assert service.most_open == (allowed or N_IN_FLIGHT)
+    service.most_open = 0
+    async with AsyncClient(server) as other:
+        await other.ablate_each("p", " Mary", nodes=["L0 neuron 5 @ 2"] * 15)
+    assert service.most_open == (allowed or N_IN_FLIGHT)
 
 
 def test_frames_have_a_row_per_node(fake: Fake) -> None:

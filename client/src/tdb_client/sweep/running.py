@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import re
 import warnings
@@ -12,10 +13,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
+from tdb_client import in_flight
 from tdb_client.ablation_effects import in_words_of_nodes, requests_for_each, whole_request
 from tdb_client.async_client import AsyncClient
 from tdb_client.errors import CallError, InvalidValueError, NodeError, ResponseError
-from tdb_client.in_flight import each_in_flight
 from tdb_client.interventions import Ablation
 from tdb_client.model_info import ModelInfo
 from tdb_client.requests import (
@@ -113,7 +114,7 @@ async def check(
                 await _patiently(partial(client.estimate, several))
         on_done()
 
-    await each_in_flight(lines, look_at, N_IN_FLIGHT)
+    await in_flight.each_in_flight(lines, look_at, in_flight.allowed_in_flight(model.limits, N_IN_FLIGHT))
     return n_tokens
 
 
@@ -152,7 +153,14 @@ async def ask(
         journal.add(line.number, {"id": line.name, **record})
         on_done()
 
-    await each_in_flight(lines, one_line, N_IN_FLIGHT)
+    await in_flight.each_in_flight(lines, one_line, _lines_in_flight(question, model))
+
+
+def _lines_in_flight(question: Question, model: ModelInfo) -> int:
+    """How many lines are asked about at the same time: fewer where a line takes several calls."""
+    n_runs = 1 + len(question.nodes)
+    n_calls = min(in_flight.N_IN_FLIGHT, math.ceil(n_runs / (model.limits.max_sub_requests or n_runs)))
+    return max(1, in_flight.allowed_in_flight(model.limits, N_IN_FLIGHT) // n_calls)
 
 
 async def _explained(

@@ -159,6 +159,9 @@ def test_what_the_server_refuses_is_named_before_anything_is_run(
     assert sweep(write(tmp_path / "in.jsonl", "a", prompt)) == 1
     assert capsys.readouterr().err.startswith(f"tdb: line 2, {said}")
     assert not asked(fake[1])
+    assert sweep(write(tmp_path / "in.jsonl", "a")) == 0, (
+        "nothing was done: the mended file may take its place"
+    )
 
 
 def test_nodes_that_do_not_fit_a_line(sweep: Any, fake: Fake, tmp_path: Path, capsys: Output) -> None:
@@ -244,13 +247,15 @@ def test_what_has_changed_is_refused(sweep: Any, fake: Fake, tmp_path: Path, cap
     write(file, "a", "b", "c")
     assert sweep(file) == 1
     assert 'of another input ("' in capsys.readouterr().err
-    (tmp_path / "out" / FILE_NAME).write_bytes(b"x\n")
-    assert sweep(file) == 1
-    assert f"{tmp_path}/out/{FILE_NAME}: line 1 is no record of a sweep" in capsys.readouterr().err
+    for strange in (b"x\n", b'{"line": 1, "n_tokens": 4}\n', b"x"):
+        (tmp_path / "out" / FILE_NAME).write_bytes(strange)
+        assert sweep(file) == 1
+        assert f"{tmp_path}/out/{FILE_NAME}: is no record of a sweep" in capsys.readouterr().err
+        assert (tmp_path / "out" / FILE_NAME).read_bytes() == strange
 
 
 def test_a_journal_holds_lines_in_the_order_of_the_input(tmp_path: Path) -> None:
-    heading = {"input": "x"}
+    heading: dict[str, object] = {"input": "x"}
     with open_journal(tmp_path, heading) as journal:
         for number in (3, 1, 2):
             journal.add(number, {"n_tokens": number, "text": "ä" * number})

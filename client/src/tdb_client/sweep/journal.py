@@ -19,6 +19,10 @@ Record = Mapping[str, Any]
 
 FILE_NAME = "done.jsonl"
 
+_KIND = {"file": "tdb sweep", "format": 1}
+_BEGINNING = json.dumps(_KIND).encode()[:-1]
+"""Of every journal: nothing else is written to, whatever its name."""
+
 
 class Journal:
     """The lines that are done; made by `open_journal`.
@@ -52,7 +56,7 @@ def open_journal(folder: Path, heading: Record) -> Iterator[Journal]:
 
     Args:
         folder: where it lies; made where it is not there.
-        heading: what the sweep depends on. All of it must be as it was when the journal was begun.
+        heading: what the sweep depends on. Once a line is done, all of it must be as it was.
 
     Raises:
         OSError: it cannot be read or written.
@@ -73,47 +77,44 @@ def open_journal(folder: Path, heading: Record) -> Iterator[Journal]:
 def _read(file: IO[bytes], path: Path, heading: Record) -> tuple[dict[int, int], dict[int, int]]:
     """Where the records of all whole lines stand, and their prompts' lengths; the rest is cut off."""
     file.seek(0)
+    first = file.readline()
+    if not (first.startswith(_BEGINNING) or _BEGINNING.startswith(first)):
+        raise InvalidValueError(str(path), "is no record of a sweep")
     offsets: dict[int, int] = {}
     n_tokens: dict[int, int] = {}
-    end, number = 0, 0
-    for line in file:
+    end = len(first)
+    for number, line in enumerate(file, start=2):
         if not line.endswith(b"\n"):
             break
-        number += 1
         try:
             record = json.loads(line)
-            if number == 1:
-                _compare(record, heading, path)
-            else:
-                offsets[record["line"]], n_tokens[record["line"]] = end, record["n_tokens"]
-        except (ValueError, LookupError, TypeError) as error:
-            if isinstance(error, InvalidValueError):
-                raise
+            offsets[record["line"]], n_tokens[record["line"]] = end, record["n_tokens"]
+        except (ValueError, LookupError, TypeError):
             raise InvalidValueError(str(path), f"line {number} is no record of a sweep") from None
         end += len(line)
-    file.truncate(end)
-    if number == 0:
+    heading = {**_KIND, **heading}
+    if offsets:
+        _compare(json.loads(first), json.loads(_encoded(heading)), path)
+        file.truncate(end)
+    else:  # nothing is done: a sweep that found its input at fault, say, is begun anew
+        file.truncate(0)
         file.write(_encoded(heading))
         file.flush()
     return offsets, n_tokens
 
 
-def _compare(begun: Any, heading: Record, path: Path) -> None:
-    now = json.loads(_encoded(heading))
-    if begun == now:
+def _compare(begun: Record, now: Record, path: Path) -> None:
+    changed = [name for name in {**begun, **now} if begun.get(name) != now.get(name)]
+    if not changed:
         return
-    changed = (
-        [name for name in now if begun.get(name) != now[name]] if isinstance(begun, dict) else ["format"]
-    )
-    words = ", ".join(f"{name} ({_shown(begun, name)}, now {_shown(now, name)})" for name in changed or begun)
+    words = ", ".join(f"{name} ({_shown(begun.get(name))}, now {_shown(now.get(name))})" for name in changed)
     raise InvalidValueError(
         "--out",
         f"{path.parent} holds a sweep of another {words}; choose another folder, or go on as it was begun",
     )
 
 
-def _shown(heading: Any, name: str) -> str:
-    value = heading.get(name) if isinstance(heading, dict) else heading
+def _shown(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

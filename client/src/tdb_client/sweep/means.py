@@ -75,7 +75,7 @@ def table_of_nodes(records: Iterable[Record], by: By) -> Columns:
         (row.node, row.spreads[0].n, [one.with_zeros(n_lines) for one in row.spreads])
         for row in rows.values()
     ]
-    whole.sort(key=lambda row: (-abs(row[2][0].mean), str(row[0])))
+    whole.sort(key=lambda row: (-_size(row[2][0].mean), str(row[0])))
     columns: Columns = {by: [one.component if by == "component" else str(one) for one, _, _ in whole]}
     columns |= {
         "type": [one.kind for one, _, _ in whole],
@@ -108,6 +108,10 @@ def table_of_ablations(records: Iterable[Record], nodes: Sequence[str]) -> Colum
             changes[i].add(value - record["objective"])
     columns: Columns = {"node": list(nodes), "lines": [plain.n for _ in nodes]}
     return columns | _spreads({"objective": [plain for _ in nodes], "ablated": ablated, "change": changes})
+
+
+def _size(mean: float) -> float:
+    return math.inf if math.isnan(mean) else abs(mean)
 
 
 def _spreads(spreads: Mapping[str, Sequence[Spread]]) -> Columns:

@@ -73,7 +73,6 @@ class Question:
 def heading(lines: SweepInput, question: Question, model: ModelInfo) -> Record:
     """What a sweep depends on: none of it may change while it is under way."""
     return {
-        "format": 1,
         "input": lines.digest,
         "model": model.name,
         "model digest": model.digest,

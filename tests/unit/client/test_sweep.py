@@ -190,7 +190,7 @@ def test_no_more_calls_at_a_time_than_are_allowed(sweep: Any, fake: Fake, tmp_pa
     fake[1].max_sub_requests, fake[1].max_concurrent_calls, fake[1].seconds = 2, 3, 0.02
     file = write(tmp_path / "in.jsonl", *"abcdef")
     assert sweep(file, "--ablate-each", *["L0 neuron 5 @ 2"] * 4) == 0  # three calls for each line
-    assert fake[1].most_open == 3
+    assert 1 < fake[1].most_open <= 3
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])

@@ -95,7 +95,8 @@ async def check(
     """
     add_bos = _add_bos(question, model)
     n_tokens: dict[int, int] = {}
-    n_together = max(2, model.limits.max_sub_requests or 32)
+    n_together = model.limits.max_sub_requests or 1 + len(question.nodes)
+    n_nodes = max(1, n_together - 1)
 
     async def look_at(line: SweepLine) -> None:
         prompt = line.words["prompt"]
@@ -105,11 +106,11 @@ async def check(
                 asked = [_sub_request(line, question, add_bos)]
                 await _patiently(lambda: client.estimate(asked))
         n_tokens[line.number] = prompt_length(tokens, add_bos)
-        for start in range(0, len(question.nodes), n_together - 1):
-            nodes = question.nodes[start : start + n_together - 1]
+        for start in range(0, len(question.nodes), n_nodes):
+            nodes = question.nodes[start : start + n_nodes]
             words = line.words["target"], line.words.get("distractor", ())
             with _of_line(line, nodes):
-                several = requests_for_each(whole_request(prompt, *words, nodes, add_bos))
+                several = requests_for_each(whole_request(prompt, *words, nodes, add_bos))[:n_together]
                 await _patiently(partial(client.estimate, several))
         on_done()
 
@@ -137,7 +138,7 @@ async def ask(
 
     Raises:
         CallError: a call failed for good; what is done is written down.
-        InvalidValueError: the server holds another model by now.
+        ResponseError: an answer is malformed, or the server holds another model by now.
     """
     add_bos = _add_bos(question, model)
 

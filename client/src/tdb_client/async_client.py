@@ -26,7 +26,14 @@ from tdb_client.in_flight import allowed_in_flight, each_in_flight
 from tdb_client.inference import InferenceSubRequest
 from tdb_client.interventions import AblationWords, TraceWords
 from tdb_client.model_info import ModelInfo
-from tdb_client.requests import AttentionComponent, DebugSubRequest, MlpComponent, SubRequest, TokenWords
+from tdb_client.requests import (
+    AttentionComponent,
+    DebugSubRequest,
+    MlpComponent,
+    ResidualStreamComponent,
+    SubRequest,
+    TokenWords,
+)
 from tdb_client.results import EstimatedCost, InferenceResult, PromptTokens
 from tdb_client.streams import EventReader
 
@@ -71,6 +78,7 @@ class AsyncClient(ClientCore):
         downstream: TraceWords | None = None,
         mlp: MlpComponent = "neuron",
         attention: AttentionComponent = "attention_head",
+        residual_stream: ResidualStreamComponent | Sequence[ResidualStreamComponent] = (),
         hide_early_layers: bool = False,
         add_bos: bool | None = None,
         chat: bool = False,
@@ -91,6 +99,7 @@ class AsyncClient(ClientCore):
             downstream=downstream,
             mlp=mlp,
             attention=attention,
+            residual_stream=residual_stream,
             hide_early_layers=hide_early_layers,
             add_bos=add_bos,
         )

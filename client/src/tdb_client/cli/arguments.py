@@ -180,6 +180,14 @@ def _add_components(run: argparse._ArgumentGroup) -> None:
         default="attention_head",
         help="what attention is taken apart into (default: attention_head)",
     )
+    run.add_argument(
+        "--residual-stream",
+        choices=["post_attn_latent", "post_mlp_latent"],
+        default=[],
+        nargs="+",
+        action="extend",
+        help="latents of the residual stream to list as well; their direct effects repeat each other",
+    )
 
 
 def _add_sort(group: argparse._ArgumentGroup, text: str) -> None:

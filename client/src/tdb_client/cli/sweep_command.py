@@ -38,7 +38,9 @@ def sweep(options: argparse.Namespace) -> ExitCode:
         options.parser.error("--by is for tables of nodes that were not asked for; --ablate-each names them")
     if options.parquet:
         tables.check_parquet()
-    question = Question(options.k, options.mlp, options.attention, options.add_bos, nodes)
+    question = Question(
+        options.k, options.mlp, options.attention, tuple(options.residual_stream), options.add_bos, nodes
+    )
     lines = read_input(options.file)
     columns = asyncio.run(_run(options, lines, question))
     console().print(_page(columns, options.rows, len(lines.lines)))

@@ -23,6 +23,7 @@ from tdb_client.requests import (
     AttentionComponent,
     DebugSubRequest,
     MlpComponent,
+    ResidualStreamComponent,
     prompt_length,
     tokens_from_start,
 )
@@ -53,6 +54,7 @@ class Question:
         k: nodes from each end of a ranking.
         mlp: what MLPs are taken apart into.
         attention: what attention is taken apart into.
+        residual_stream: what the residual stream is taken apart into, beside the others.
         add_bos: as in Client.debug.
         nodes: where there are some, only the objective is asked for, with each of them ablated by itself.
     """
@@ -60,6 +62,7 @@ class Question:
     k: int = 10
     mlp: MlpComponent = "neuron"
     attention: AttentionComponent = "attention_head"
+    residual_stream: tuple[ResidualStreamComponent, ...] = ()
     add_bos: bool | None = None
     nodes: tuple[Ablation, ...] = ()
 
@@ -67,7 +70,13 @@ class Question:
         """What answers depend on, in plain data."""
         if self.nodes:
             return {"ablated each": [str(one) for one in self.nodes], "add_bos": self.add_bos}
-        return {"k": self.k, "mlp": self.mlp, "attention": self.attention, "add_bos": self.add_bos}
+        return {
+            "k": self.k,
+            "mlp": self.mlp,
+            "attention": self.attention,
+            "residual_stream": self.residual_stream,
+            "add_bos": self.add_bos,
+        }
 
 
 def heading(lines: SweepInput, question: Question, model: ModelInfo) -> Record:
@@ -190,7 +199,12 @@ async def _ablated(
 
 def _sub_request(line: SweepLine, question: Question, add_bos: bool | None) -> DebugSubRequest:
     return DebugSubRequest.of(
-        **line.words, k=question.k, mlp=question.mlp, attention=question.attention, add_bos=add_bos
+        **line.words,
+        k=question.k,
+        mlp=question.mlp,
+        attention=question.attention,
+        residual_stream=question.residual_stream,
+        add_bos=add_bos,
     )
 
 

@@ -32,6 +32,7 @@ from tdb_server.domain.requests import (
     AttentionTraceType,
     LossName,
     MlpComponent,
+    ResidualStreamComponent,
     TokenScoringType,
 )
 from tdb_server.gateway.json_faults import NO_TEXT, fault, shortened
@@ -388,6 +389,8 @@ class TdbRequestSpec(Body):
     """The same for distractors."""
     add_bos: Boolean | None = None
     """Whether the beginning-of-text token stands in front of the prompt; left out, as the tokenizer does."""
+    component_types_for_residual_stream: Listed[ResidualStreamComponent] | None = None
+    """What the residual stream is taken apart into as well; left out, into nothing."""
 
 
 class BatchedTdbRequest(Body):

@@ -31,6 +31,7 @@ from tdb_server.domain.requests import (
     AttentionTraceType,
     LossName,
     MlpComponent,
+    ResidualStreamComponent,
     TokenScoringType,
 )
 
@@ -70,6 +71,9 @@ ATTENTION_TRACE_TYPES = EnumNames(trace_pb2.AttentionTraceType.items(), Attentio
 TOKEN_SCORING_TYPES = EnumNames(processing_pb2.TokenScoringType.items(), TokenScoringType)
 MLP_COMPONENTS = EnumNames(debugger_pb2.ComponentTypeForMlp.items(), MlpComponent)
 ATTENTION_COMPONENTS = EnumNames(debugger_pb2.ComponentTypeForAttention.items(), AttentionComponent)
+RESIDUAL_STREAM_COMPONENTS = EnumNames(
+    debugger_pb2.ComponentTypeForResidualStream.items(), ResidualStreamComponent
+)
 SITES = EnumNames(model_service_pb2.AutoencoderSite.items(), Site)
 KERNEL_OUTCOMES = EnumNames(model_service_pb2.KernelOutcome.items(), KernelOutcome)
 PRIORITIES = EnumNames(call_pb2.Priority.items(), Priority)

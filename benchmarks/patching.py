@@ -124,7 +124,9 @@ def losses(engine: Engine, run: InferenceSpec, altered: Sequence[tuple[AblationS
 
 def main() -> None:
     """Prints the table and, where asked, writes each prompt's correlations as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--each-token", action="store_true", help="nodes are components at single tokens")
     parser.add_argument("--kinds", nargs="+", choices=SCALARS, default=list(SCALARS), help="of nodes")
     parser.add_argument("--prompts", type=int, default=len(TEMPLATES) * len(NAMES), help="how many")
@@ -144,15 +146,23 @@ def main() -> None:
             measured = effects(engine, run, specs)
             for rule in BackwardRule:
                 under_rule = InferenceSpec(
-                    run.token_ids, run.loss, ablations=run.ablations, baselines=run.baselines, backward_rule=rule
+                    run.token_ids,
+                    run.loss,
+                    ablations=run.ablations,
+                    baselines=run.baselines,
+                    backward_rule=rule,
                 )
                 told = foretold(engine, under_rule, each_token=options.each_token)[kind]
                 correlations[kind][rule.value].append(float(np.corrcoef(told, measured)[0, 1]))
     n_prompts = min(options.prompts, len(TEMPLATES) * len(NAMES))
-    print(f"Pearson's correlation of act x grad with patching, {n_prompts} prompts, {time.monotonic() - begun:.0f} s")
+    print(
+        f"Pearson's correlation of act x grad with patching, {n_prompts} prompts, {time.monotonic() - begun:.0f} s"
+    )
     for kind, by_rule in correlations.items():
         for rule, found in by_rule.items():
-            print(f"{kind:6} {rule:14} mean {np.mean(found):6.3f}  least {min(found):6.3f}  most {max(found):6.3f}")
+            print(
+                f"{kind:6} {rule:14} mean {np.mean(found):6.3f}  least {min(found):6.3f}  most {max(found):6.3f}"
+            )
     if options.json:
         options.json.write_text(json.dumps(correlations, indent=1))
 

@@ -4,6 +4,7 @@ Start with Client, or AsyncClient for asyncio; `tdb` is the same on the command 
 `head`, `neuron` and `latent`, or spelled as tdb_client.nodes says. tdb_client.errors draws what can go wrong.
 """
 
+from tdb_client.ablation_effects import AblationEffects
 from tdb_client.async_client import AsyncClient
 from tdb_client.chat import ChatTemplate
 from tdb_client.client import Client
@@ -74,6 +75,7 @@ from tdb_client.token_counting import TokenCountWarning
 
 __all__ = [
     "Ablation",
+    "AblationEffects",
     "AblationSpec",
     "ActivationIndex",
     "ApiVersionWarning",

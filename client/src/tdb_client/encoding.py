@@ -220,6 +220,9 @@ _PLACES: dict[NodeType, str] = {
 }
 """Where the activations of nodes are that can be ablated."""
 
+ABLATABLE = frozenset(_PLACES)
+"""The kinds of nodes that can be ablated."""
+
 
 def _ablation_spec(spec: AblationSpec | Ablation) -> ablation_pb2.AblationSpec:
     if isinstance(spec, Ablation):

@@ -292,7 +292,7 @@ def test_help_teaches(capsys: Output, command: list[str]) -> None:
     out = capsys.readouterr().out
     assert "examples:" in out or "first steps:" in out
     assert ("--server HOST:PORT" in out) == (command != ["completion"])
-    assert ("L9 head 6 @ 13 -> 2" in out) == (command in (["debug"], ["trace"]))
+    assert ("L9 head 6 @ 13 -> 2" in out) == (command in (["debug"], ["trace"], ["ablate"], ["sweep"]))
     assert max(map(len, out.splitlines())) <= 120
 
 

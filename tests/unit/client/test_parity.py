@@ -20,6 +20,9 @@ ASKED = DebugSubRequest.of("p", " Mary", " John")
 CALLS: dict[str, Callable[[Any], Any]] = {
     "debug": lambda client: client.debug("p", " Mary", ablate="L1 head 2 @ -1", request_id="mine"),
     "debug_many": lambda client: client.debug_many([ASKED, ASKED]),
+    "ablate_each": lambda client: client.ablate_each(
+        "p", " Mary", " John", ["L1 head 2 @ -1", "L0 neuron 5 @ 2"]
+    ),
     "with_attention": lambda client: client.with_attention(debug_results(ASKED), n_heads=3),
     "infer": lambda client: client.infer([InferenceSubRequest("p")]),
     "stream_debug": lambda client: client.stream_debug([ASKED]),

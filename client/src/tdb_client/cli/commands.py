@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import shtab
-from rich.console import Console
 
 from tdb_client.cli import chats, csv_output, doctor_page, json_output, model_page, pages
 from tdb_client.cli.connecting import client, connection
+from tdb_client.cli.console import console
 from tdb_client.cli.exit_codes import ExitCode
 from tdb_client.cli.progress import shown_progress, shown_waiting
 from tdb_client.client import Client
@@ -33,7 +33,7 @@ def info(options: argparse.Namespace) -> ExitCode:
     if options.json:
         _print_json(json_output.model(model))
     else:
-        _console().print(model_page.model_page(model))
+        console().print(model_page.model_page(model))
     return ExitCode.DONE
 
 
@@ -45,7 +45,7 @@ def tokenize(options: argparse.Namespace) -> ExitCode:
         facts = {"prompt_adds_bos": tokens.prompt_adds_bos, "special": list(tokens.special)}
         _print_json(json_output.tokens(tokens) | facts)
     else:
-        _console().print(model_page.token_table(tokens))
+        console().print(model_page.token_table(tokens))
     return ExitCode.DONE
 
 
@@ -71,15 +71,15 @@ def trace(options: argparse.Namespace) -> ExitCode:
 def doctor(options: argparse.Namespace) -> ExitCode:
     """Says whether the server can be used."""
     checks = []
-    console = _console()
+    terminal = console()
     for check in diagnose(lambda: connection(options)):
         checks.append(check)
         if not options.json:
-            console.print(doctor_page.check_line(check))
+            terminal.print(doctor_page.check_line(check))
     if options.json:
         _print_json(json_output.diagnosis(checks))
     else:
-        console.print(doctor_page.conclusion(checks))
+        terminal.print(doctor_page.conclusion(checks))
     return ExitCode.PROBLEM if any(one.outcome == "problem" for one in checks) else ExitCode.DONE
 
 
@@ -129,7 +129,7 @@ def _show_tokens(one: Client, prompt: str, add_bos: bool | None) -> None:
         tokens = one.tokenize(prompt, add_bos=add_bos)
         if add_bos is None and tokens.prompt_adds_bos:
             tokens = one.tokenize(prompt, add_bos=True)
-    _console(stderr=True).print(model_page.token_table(tokens))
+    console(stderr=True).print(model_page.token_table(tokens))
 
 
 def _warn_of_missing_spaces(result: DebugResult) -> None:
@@ -161,9 +161,9 @@ def _print_results(options: argparse.Namespace, results: Sequence[DebugResult]) 
     elif options.csv:
         csv_output.print_nodes(results, sys.stdout)
     elif options.html is None:
-        console = _console()
-        view = pages.View(options.sort, options.rows, options.logits, console.width)
-        console.print(
+        terminal = console()
+        view = pages.View(options.sort, options.rows, options.logits, terminal.width)
+        terminal.print(
             pages.comparison_page(before[0], last, view) if before else pages.result_page(last, view)
         )
 
@@ -191,17 +191,6 @@ def _sub_request(options: argparse.Namespace) -> DebugSubRequest:
         backward_rule=options.rule,
         attention_pattern_gradients=options.attention_pattern_gradients,
     )
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Leaves it to the command, which knows the exit code."""
-        raise BrokenPipeError
-
-
-def _console(*, stderr: bool = False) -> Console:
-    # Tokens are text, whatever they look like.
-    return _Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 def _print_json(value: Mapping[str, object]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 import numpy as np
 import numpy.typing as npt
 
+from tdb_client.ablation_effects import AblationEffects
 from tdb_client.debug_result import DebugResult
 from tdb_client.diagnosis import Check
 from tdb_client.model_info import ModelInfo
@@ -48,6 +49,25 @@ def debug(results: Sequence[DebugResult]) -> Json:
         "cached": first.cached,
         "sub_requests": [
             {"request": _request(result.request), "result": _result(result)} for result in results
+        ],
+    }
+
+
+def ablations(effects: AblationEffects) -> Json:
+    """The objective, and every node with what its ablation does."""
+    return {
+        "call": asdict(effects.call),
+        **tokens(effects.prompt),
+        "objective": _number(effects.objective),
+        "nodes": [
+            {
+                "node": str(one.node),
+                "words": effects.words[row],
+                "value": _number(one.value),
+                "objective": _number(effects.ablated[row]),
+                "change": _number(effects.change[row]),
+            }
+            for row, one in enumerate(effects.ablations)
         ],
     }
 

@@ -235,7 +235,7 @@ def test_frozen_norms_are_gradients_of_zero_at_all_scales(name: str) -> None:
     assert_same_answers(frozen, held, 1e-9, Nodes.NOT_ZERO)
 
 
-@pytest.mark.parametrize("name", MAIN_MODELS)
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_a_batch_of_all_rules_answers_as_each_alone(name: str) -> None:
     engine = small_model(name).engine()
     neuron, head = NodeIndex(NodeType.MLP_NEURON, 1, (2, 3)), NodeIndex(NodeType.ATTENTION_HEAD, 1, (3, 1, 2))

@@ -1,10 +1,11 @@
-"""How well act x grad foretells what patching does, under each backward rule: `python -m benchmarks.patching`.
+"""How well act x grad foretells what patching does, under each backward rule.
 
-A node is patched by setting it to what it is in a baseline prompt, the same with the two names exchanged. What
-that takes from the objective is what the node does. Act x grad says so without patching anything, for all nodes
-at once, as far as the model is linear between the two prompts. For each rule the two are compared over all whole
-heads and all whole MLPs of SmolLM2 on twenty prompts: Pearson's correlation, of each prompt's nodes, and the mean
-over prompts. Nodes are components (at all tokens together) or, with `--each-token`, components at single tokens.
+`python -m benchmarks.patching`. A node is patched by setting it to what it is in a baseline prompt, the
+same with the two names exchanged. What that takes from the objective is what the node does. Act x grad says
+so without patching anything, for all nodes at once, as far as the model is linear between the two prompts.
+For each rule the two are compared over all whole heads and all whole MLPs of SmolLM2 on twenty prompts:
+Pearson's correlation, of each prompt's nodes, and the mean over prompts. Nodes are components (at all
+tokens together) or, with `--each-token`, components at single tokens.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import itertools
 import json
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -145,24 +147,16 @@ def main() -> None:
             specs = list(patches(decoder, run, kind, each_token=options.each_token))
             measured = effects(engine, run, specs)
             for rule in BackwardRule:
-                under_rule = InferenceSpec(
-                    run.token_ids,
-                    run.loss,
-                    ablations=run.ablations,
-                    baselines=run.baselines,
-                    backward_rule=rule,
-                )
+                under_rule = replace(run, backward_rule=rule)
                 told = foretold(engine, under_rule, each_token=options.each_token)[kind]
                 correlations[kind][rule.value].append(float(np.corrcoef(told, measured)[0, 1]))
     n_prompts = min(options.prompts, len(TEMPLATES) * len(NAMES))
-    print(
-        f"Pearson's correlation of act x grad with patching, {n_prompts} prompts, {time.monotonic() - begun:.0f} s"
-    )
+    seconds = time.monotonic() - begun
+    print(f"Pearson's correlation of act x grad with patching, {n_prompts} prompts, {seconds:.0f} s")
     for kind, by_rule in correlations.items():
         for rule, found in by_rule.items():
-            print(
-                f"{kind:6} {rule:14} mean {np.mean(found):6.3f}  least {min(found):6.3f}  most {max(found):6.3f}"
-            )
+            numbers = f"mean {np.mean(found):6.3f}  least {min(found):6.3f}  most {max(found):6.3f}"
+            print(f"{kind:6} {rule:14} {numbers}")
     if options.json:
         options.json.write_text(json.dumps(correlations, indent=1))
 

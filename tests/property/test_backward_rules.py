@@ -16,6 +16,8 @@ from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import NodeIndex, NodeType, PassType
 from tdb_server.domain.requests import (
+    AblationSpec,
+    ActivationIndex,
     AttentionComponent,
     AttentionTraceType,
     BackwardRule,
@@ -36,6 +38,7 @@ from tdb_server.engine.passes import backward, forward
 from tdb_server.engine.plan import plan_batch
 from tdb_server.model.backward_rules import BackwardRules, activated
 from tdb_server.model.decoder import Decoder
+from tdb_server.model.hooks import NORM_SCALES
 from tdb_server.model.weights import load_decoder
 from torch import Tensor
 
@@ -212,7 +215,31 @@ def test_latents_follow_from_the_gradient_at_their_site(name: str, rule: str) ->
         assert_same(expected, numbers_of_layer(result, layer_index, expected.shape), 1e-6)
 
 
-@pytest.mark.parametrize("name", MAIN_MODELS)
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "gpt_neox", "stablelm"])
+def test_frozen_norms_are_gradients_of_zero_at_all_scales(name: str) -> None:
+    """Also for what is set of a transcoder, whose latents read through the MLP's norm."""
+    model = small_model(name)
+    decoder, engine = model.decoder, model.engine(small_autoencoder(name, Site.MLP_TRANSCODER, jumps=True))
+    scales = [
+        AblationSpec(ActivationIndex(place, layer_index, (None, None), PassType.BACKWARD), 0.0)
+        for place in NORM_SCALES - decoder.absent_hook_points
+        for layer_index in (range(decoder.config.n_layers) if place.is_per_layer else (None,))
+    ]
+    latents = [
+        AblationSpec(ActivationIndex(HookPoint.ONLINE_MLP_TRANSCODER_LATENT, 1, (token, None)), 0.7)
+        for token in (2, 4)
+    ]
+    specs = {
+        "neurons": every_node(DerivedScalar.MLP_ACT_TIMES_GRAD),
+        "heads": every_node(DerivedScalar.UNFLATTENED_ATTN_ACT_TIMES_GRAD),
+        "embeddings": every_node(DerivedScalar.TOKEN_ATTRIBUTION),
+    }
+    frozen = answer(engine, replace(run("frozen_norms"), ablations=tuple(latents)), **specs)
+    held = answer(engine, replace(run("gradient"), ablations=(*latents, *scales)), **specs)
+    assert_same_answers(frozen, held, 1e-9, Nodes.NOT_ZERO)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_a_batch_of_all_rules_answers_as_each_alone(name: str) -> None:
     engine = small_model(name).engine()
     neuron, head = NodeIndex(NodeType.MLP_NEURON, 1, (2, 3)), NodeIndex(NodeType.ATTENTION_HEAD, 1, (3, 1, 2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from statistics import median
@@ -16,9 +17,12 @@ from tdb_server.domain.activation_cost import activation_bytes
 from tdb_server.domain.call import Call
 from tdb_server.domain.debug import HOLD_FINAL_NORM_SCALE, inference_sub_request
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import ModelInfo, Site
 from tdb_server.domain.node import NodeIndex, NodeType
 from tdb_server.domain.requests import (
+    AblationSpec,
+    ActivationIndex,
     AttentionComponent,
     AttentionTraceType,
     DebugSubRequest,
@@ -185,6 +189,25 @@ def test_long_prompts_take_no_more_than_is_estimated(family: str, dtype: str) ->
     specs = {one.value: MultipleTopKSpec(((GroupId.SINGLETON, (one,)),), 20) for one in scalars}
     for n_tokens in (100, 400):
         assert 1 <= times_too_much(engine, info, [InferenceSubRequest(run_of(n_tokens), specs)]) <= 6
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_objectives_alone_take_no_more_than_is_estimated(family: str, dtype: str) -> None:
+    """Nor do many rows of one prompt: of those that begin alike less is held, never more."""
+    engine, info = loaded(family, False, dtype)
+    for n_tokens in (300, 20):
+        alone = InferenceSubRequest(run_of(n_tokens))
+        times_too_much(engine, info, [alone])  # the first run makes tables of positions, which stay
+        assert 1 <= times_too_much(engine, info, [alone]) <= 6
+        embedding = ActivationIndex(HookPoint.RESID_POST_EMB, None, (0, 0))
+        apart = [
+            replace(alone, inference=replace(alone.inference, ablations=(AblationSpec(embedding, value),)))
+            for value in (1.0, 2.0, 3.0, 4.0)
+        ]
+        assert 1 <= times_too_much(engine, info, apart) <= 6
+    traced = Trace(NodeIndex(NodeType.ATTENTION_HEAD, 1, (9, 4, 1)), AttentionTraceType.V)
+    assert times_too_much(engine, info, [InferenceSubRequest(replace(run_of(10), trace=traced))]) >= 1
 
 
 def run_of(n_tokens: int) -> InferenceSpec:

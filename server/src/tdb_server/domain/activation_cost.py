@@ -16,8 +16,12 @@ N latents, V vocabulary, all times the bytes of a number. For each row (sub-requ
     latents               6 · T · N of one layer at a time, 8 · T · N of each layer where some are ablated,
                           and 128 bytes + 24 numbers for each active one of every layer
 
+Where objectives alone are wanted there is no way back, and one layer at a time is held,
+with 6 · V for the last token's logits.
+
 and once for the batch
 
+    the unembedding       V · d in float32, where half precision is widened for a value traced towards the loss
     token lists           3 · V for each direction that is scored at once, 512 at the most
     chosen nodes          2 · d + 8 numbers for each token of a list, for each list that a node is given,
                           and 256 bytes for itself
@@ -34,14 +38,14 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from tdb_server.domain.axes import is_of_autoencoder, n_cells, scalar_axes
 from tdb_server.domain.derived_scalar import DerivedScalar
+from tdb_server.domain.gradient_need import wanted_scalars
 from tdb_server.domain.model_info import AutoencoderInfo, ModelInfo
 from tdb_server.domain.node import NodeType
 from tdb_server.domain.requests import (
-    DerivedAttentionScalarsSpec,
     DerivedScalarsSpec,
     InferenceSubRequest,
     MultipleTopKSpec,
@@ -58,7 +62,9 @@ _MIN_SCORED = 64
 _ACTIVITY_MARGIN = 4
 """How many times as many ReLU latents may be active in a prompt as were in the trial."""
 
-_RESIDUALS, _PAIRS, _NEURONS, _LOGITS = 8, 5, 4, 2
+_RESIDUALS, _PAIRS, _NEURONS, _LOGITS, _LOGITS_OF_LAST = 8, 5, 4, 2, 6
+_WAYS = 3
+"""How many times as long a pass forward and back takes, with what is made of it, as one forward alone."""
 _RANKED, _WIDENED, _WIDE, _SCORED = 4, 4, 2, 3
 _ENCODED, _ABLATED = 6, 8
 _ACTIVE_BYTES, _ACTIVE_NUMBERS = 128, 24
@@ -71,21 +77,50 @@ def activation_bytes(info: ModelInfo, sub_requests: Sequence[InferenceSubRequest
     n_tokens = max((len(one.inference.token_ids) for one in sub_requests), default=0)
     number = DTYPE_BYTES.get(info.dtype, 4)
     n_active = sum(n_tokens * _most_active(one) * len(one.layers) for one in info.autoencoders)
-    per_row = number * _numbers_per_row(info, n_tokens)
-    per_row += n_active * (_ACTIVE_BYTES + _ACTIVE_NUMBERS * number)
+    of_latents = n_active * (_ACTIVE_BYTES + _ACTIVE_NUMBERS * number)
+    per_row = number * _numbers_per_row(info, n_tokens) + of_latents
+    if not any(one.processing for one in sub_requests):
+        per_row = number * _numbers_of_objective(info, n_tokens)
     per_row *= len(sub_requests)
     per_row += number * sum(_wide_numbers(info, one, n_tokens) for one in sub_requests)
     per_row += number * sum(_ablated_latents(info, one, n_tokens) for one in sub_requests)
+    if info.dtype == "bfloat16" and any(one.inference.trace for one in sub_requests):
+        per_row += number * _WIDE * info.vocabulary_size * info.d_model
     return per_row + _list_bytes(info, sub_requests, number)
 
 
-def _numbers_per_row(info: ModelInfo, n_tokens: int) -> int:
-    per_layer = (
+def computed_bytes(info: ModelInfo, sub_requests: Sequence[InferenceSubRequest]) -> int:
+    """What is computed, held or not: where layers are let go of, what would be held if they were not.
+
+    That says how long it takes. Of a pass forward alone as much counts as it has of one forward and back.
+    """
+    held = activation_bytes(info, sub_requests)
+    if any(one.processing for one in sub_requests):
+        return held
+    n_tokens = max((len(one.inference.token_ids) for one in sub_requests), default=0)
+    of_row = info.n_layers * _numbers_of_layer(info, n_tokens) // _WAYS
+    return max(held, len(sub_requests) * DTYPE_BYTES.get(info.dtype, 4) * of_row)
+
+
+def _numbers_of_objective(info: ModelInfo, n_tokens: int) -> int:
+    """Per row that only its objective is wanted of."""
+    encoded = _ENCODED * n_tokens * max((one.n_latents for one in info.autoencoders), default=0)
+    widened = _WIDENED * info.n_heads * n_tokens**2 if info.dtype == "bfloat16" else 0
+    last_logits = _LOGITS_OF_LAST * info.vocabulary_size
+    return _numbers_of_layer(info, n_tokens) + encoded + widened + last_logits
+
+
+def _numbers_of_layer(info: ModelInfo, n_tokens: int) -> int:
+    return (
         _RESIDUALS * n_tokens * info.d_model
         + n_tokens * info.d_head * (6 * info.n_heads + 4 * info.n_key_value_heads)
         + _PAIRS * info.n_heads * n_tokens**2
         + _NEURONS * n_tokens * info.n_neurons
     )
+
+
+def _numbers_per_row(info: ModelInfo, n_tokens: int) -> int:
+    per_layer = _numbers_of_layer(info, n_tokens)
     of_layer = info.n_heads * n_tokens**2 + n_tokens * info.n_neurons
     ranked = _RANKED * max(of_layer, min(info.n_layers * of_layer, RANKED_TOGETHER))
     encoded = _ENCODED * n_tokens * max((one.n_latents for one in info.autoencoders), default=0)
@@ -107,24 +142,13 @@ def _wide_numbers(info: ModelInfo, sub_request: InferenceSubRequest, n_tokens: i
     """Of derived scalars that have more entries than what the run itself keeps of a layer."""
     usual = info.n_heads * n_tokens**2 + n_tokens * (info.n_neurons + info.d_model)
     found: dict[tuple[DerivedScalar, object], int] = {}
-    for scalar, pass_type in _derived_scalars(sub_request):
+    for scalar, pass_type in wanted_scalars(sub_request):
         shape = scalar.declared
         if not shape.node_type.is_latent:
             n_entries = math.prod(scalar_axes(scalar, info, n_tokens))
             if n_entries > usual:
                 found[scalar, pass_type] = n_entries * (_WIDE + (info.n_layers if shape.is_per_layer else 1))
     return sum(found.values())
-
-
-def _derived_scalars(sub_request: InferenceSubRequest) -> Iterator[tuple[DerivedScalar, object]]:
-    for spec in sub_request.processing.values():
-        match spec:
-            case MultipleTopKSpec():
-                yield from ((scalar, spec.pass_type) for scalar, _ in spec.chosen)
-            case DerivedScalarsSpec():
-                yield spec.derived_scalar, spec.pass_type
-            case DerivedAttentionScalarsSpec():
-                yield spec.derived_scalar, None
 
 
 def _ablated_latents(info: ModelInfo, sub_request: InferenceSubRequest, n_tokens: int) -> int:

@@ -1,5 +1,8 @@
 """One forward and one backward pass over a batch, and what is kept of them.
 
+Where nothing that is wanted needs a gradient there is no backward pass, and rows that begin alike are run as
+one (`shared_beginnings.py`).
+
 The embedding output alone requires a gradient, so the graph holds activations only. The forward pass keeps
 the hook points that somebody asked for; one `autograd.grad` from all rows' objectives gives their gradients.
 Rows do not touch each other, so the gradient of the sum is each row's own gradient.
@@ -7,7 +10,7 @@ Rows do not touch each other, so the gradient of the sum is each row's own gradi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -29,6 +32,7 @@ from tdb_server.engine.interventions import (
 from tdb_server.engine.latents import autoencoder_of, splice
 from tdb_server.engine.objectives import losses, traced_values
 from tdb_server.engine.plan import HookSite, Plan, Stream
+from tdb_server.engine.shared_beginnings import Beginnings, shared_beginnings
 from tdb_server.model.autoencoder import Autoencoder, MlpInputs
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.hooks import HOLD_NORM_SCALES, INNER_HOOK_POINTS, Hooks
@@ -114,8 +118,15 @@ class Gradients:
 class _Recorder:
     """The hook of a forward pass: sets what the plan sets, and keeps what it keeps."""
 
-    def __init__(self, plan: Plan, model: Model, check_cancelled: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        model: Model,
+        beginnings: Beginnings | None,
+        check_cancelled: Callable[[], None],
+    ) -> None:
         self._plan, self._model, self._check_cancelled = plan, model, check_cancelled
+        self._beginnings = beginnings
         self.values: dict[HookPoint, list[Tensor]] = {}
         self.graph_sites: dict[HookSite, Tensor] = {}
         self.streams: dict[Stream, Tensor] = {}
@@ -134,14 +145,14 @@ class _Recorder:
                 # Not through `self`, which holds the graph: a cycle across autograd is never collected.
                 x.register_hook(lambda _: check_cancelled())  # type: ignore[no-untyped-call]
         plan, site = self._plan, (hook_point, layer_index)
-        interventions = plan.interventions.get(site, ())
+        interventions = self._placed(plan.interventions.get(site, ()), site)
         hidden_cells = None
         if interventions and hook_point in PAIR_HOOK_POINTS:
             assert layer_index is not None
             (hidden_cells,) = self._model.decoder.hidden_cells(plan.n_tokens, (layer_index,))
         x = set_values(x, [one for one in interventions if one.is_forward], hidden_cells)
         if hook_point in plan.values:  # the forward pass comes by layers in order
-            self.values.setdefault(hook_point, []).append(x.detach())
+            self.values.setdefault(hook_point, []).append(self._of_all_rows(x, site).detach())
         if hook_point in plan.gradients or site == last_residual(self._model.decoder):
             self.graph_sites[site] = x
         own = self._starting(Stream(*site, is_behind_dictionary=False), x)
@@ -154,15 +165,36 @@ class _Recorder:
             if autoencoder.site.hook_point is hook_point and layer_index in autoencoder.layers:
                 x = self._splice(autoencoder, layer_index, x, set_no_gradient)
         self._starting(Stream(*site), x)
+        if self._beginnings is not None and hook_point is HookPoint.RESID_POST_MLP:
+            source = self._beginnings.parting.get(layer_index or 0)
+            x = x if source is None else x[source]
         self._mlp_inputs.see(hook_point, x)
         return x
+
+    def _layer(self, site: HookSite) -> int:
+        """The layer whose rows are run at a hook point; the number of layers behind them."""
+        hook_point, layer_index = site
+        if layer_index is not None:
+            return layer_index
+        return 0 if hook_point is HookPoint.RESID_POST_EMB else self._model.decoder.config.n_layers
+
+    def _of_all_rows(self, x: Tensor, site: HookSite) -> Tensor:
+        """What a hook point has of the rows that are run, for all rows of the batch."""
+        return x if self._beginnings is None else x[self._beginnings.places[self._layer(site)]]
+
+    def _placed(self, interventions: Sequence[Intervention], site: HookSite) -> Sequence[Intervention]:
+        """Interventions at the places of their rows among those that are run."""
+        if self._beginnings is None or not interventions:
+            return interventions
+        places = self._beginnings.host_places[self._layer(site)]
+        return [replace(one, row=int(places[one.row])) for one in interventions if one.is_forward]
 
     def _starting(self, stream: Stream, x: Tensor) -> set[int]:
         """The rows whose trace starts from a stream, which is kept for them."""
         found = self._plan.trace_streams.get(stream)
         if found is None:
             return set()
-        self.streams[stream] = x
+        self.streams[stream] = self._of_all_rows(x, (stream.hook_point, stream.layer_index))
         return found
 
     def _sets_gradient(self, one: Intervention, past_trace: set[int]) -> bool:
@@ -170,7 +202,9 @@ class _Recorder:
 
     def _splice(self, autoencoder: Autoencoder, layer_index: int, x: Tensor, past_trace: set[int]) -> Tensor:
         plan, site = self._plan, autoencoder.site
-        of_latents = latent_interventions(plan, self._model, autoencoder, layer_index)
+        of_latents = self._placed(
+            latent_interventions(plan, self._model, autoencoder, layer_index), (site.hook_point, layer_index)
+        )
         interventions = [one for one in of_latents if one.is_forward or self._sets_gradient(one, past_trace)]
         if not interventions and site not in plan.sites:
             return x
@@ -179,11 +213,12 @@ class _Recorder:
         if site is Site.MLP_TRANSCODER:
             inputs = self._mlp_inputs.of_layer(layer_index)
         if site in plan.sites:
-            self.read[site, layer_index] = inputs.detach()
+            self.read[site, layer_index] = self._of_all_rows(inputs, (site.hook_point, layer_index)).detach()
         if interventions:
             written = splice(autoencoder.layers[layer_index], inputs, written, interventions)
             if site.is_stream and site.hook_point in plan.values:  # what goes on is what is read of a stream
-                self.values[site.hook_point][-1] = written.detach()
+                kept = self._of_all_rows(written, (site.hook_point, layer_index))
+                self.values[site.hook_point][-1] = kept.detach()
         if site in plan.site_gradients and written.requires_grad:
             # Another tensor than the one that a trace of the stream's own latents starts from.
             written = written.view_as(written)
@@ -224,14 +259,19 @@ def forward(
         Cancelled: as `check_cancelled`, which is asked between layers on both ways.
     """
     decoder = model.decoder
-    recorder = _Recorder(plan, model, check_cancelled)
+    beginnings = None
+    if not plan.needs_gradient:
+        runs = [row.inference for row in plan.rows]
+        beginnings = shared_beginnings(runs, decoder.config.n_layers, decoder.device)
+    token_ids = inputs.token_ids if beginnings is None else inputs.token_ids[beginnings.first]
+    recorder = _Recorder(plan, model, beginnings, check_cancelled)
     altered = {hook_point for hook_point, _ in plan.interventions}
     wanted = plan.values | plan.gradients | altered
     if any(one.site is Site.MLP_TRANSCODER for one in model.autoencoders):
         wanted |= {HookPoint.MLP_LN_SCALE}
     hooks = Hooks(recorder, INNER_HOOK_POINTS & wanted)
-    with torch.set_grad_enabled(plan.has_objective):
-        embedding = decoder.embed(inputs.token_ids).requires_grad_(plan.has_objective)
+    with torch.set_grad_enabled(plan.needs_gradient):
+        embedding = decoder.embed(token_ids).requires_grad_(plan.needs_gradient)
         residual = decoder.forward(embedding, hooks)
         normed = decoder.read_by_logits(residual, hooks)
         logits = decoder.unembed(normed[inputs.rows, inputs.last])[:, None]  # [B, 1, V]
@@ -258,18 +298,17 @@ def _at_last_token(one: Intervention) -> Intervention | None:
 
 
 def backward(model: Model, plan: Plan, inputs: Inputs, cache: Cache, graph: Graph) -> Gradients:
-    """Runs the backward pass from every row's objective.
+    """Runs the backward pass from every row's objective, where a gradient is needed.
 
     Args:
         model: that derives; objectives are float32, whatever the pass was.
     """
-    if not plan.has_objective:
-        no_losses = cache.last_logits.new_zeros(len(plan.rows))
-        directions = _directions(plan, inputs, cache, None, {})
-        return Gradients(no_losses, [], {}, {}, None, {}, directions)
     with torch.enable_grad():
         of_rows = losses(inputs.loss_terms, inputs.losses, graph.logits, graph.capped)
         traced = [_traced(model, plan, inputs, cache, graph, one) for one in inputs.traces]
+        if not plan.needs_gradient:
+            directions = _directions(plan, inputs, cache, None, {})
+            return Gradients(of_rows, [one.detach() for one in traced], {}, {}, None, {}, directions)
         terms = [one.sum() for one in traced]
         if len(inputs.loss_rows):
             is_all = len(inputs.loss_rows) == len(plan.rows)

@@ -13,6 +13,7 @@ from functools import cached_property
 from tdb_server.domain.axes import TOKEN_DIMENSIONS
 from tdb_server.domain.call import Call
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
+from tdb_server.domain.gradient_need import needs_gradient
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import Dimension, NodeType, PassType
@@ -30,7 +31,7 @@ from tdb_server.engine.latents import autoencoder_of
 from tdb_server.model.autoencoder import Autoencoder
 
 WRITE_SCALES = frozenset({HookPoint.ATTN_POST_LN_SCALE, HookPoint.MLP_POST_LN_SCALE})
-"""What writes are divided by, in models that do that; they are kept of every pass."""
+"""What writes are divided by, in models that do that; they are kept wherever anything else is."""
 HookSite = tuple[HookPoint, int | None]
 """A hook point in a layer; None for those that no layer has."""
 
@@ -305,10 +306,11 @@ class Plan:
         """Tokens of the longest row."""
         return max(row.n_tokens for row in self.rows)
 
-    @property
-    def has_objective(self) -> bool:
-        """Whether there is anything to differentiate."""
-        return any(row.inference.loss or row.inference.trace for row in self.rows)
+    @cached_property
+    def needs_gradient(self) -> bool:
+        """Whether anything is made of a gradient of some row's objective."""
+        has_objective = any(row.inference.loss or row.inference.trace for row in self.rows)
+        return has_objective and any(needs_gradient(one) for call in self.calls for one in call.sub_requests)
 
     @cached_property
     def interventions(self) -> dict[HookSite, list[Intervention]]:
@@ -388,7 +390,8 @@ def plan_batch(
                     site_gradients.update({kept} if with_gradient else ())
                 elif with_gradient:
                     gradients.add(kept)
-    values |= WRITE_SCALES - absent
+    if values or any(one.processing for call in calls for one in call.sub_requests):
+        values |= WRITE_SCALES - absent
     rows: list[Row] = []
     groups = []
     for together in by_specs.values():

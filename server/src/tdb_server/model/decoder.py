@@ -405,12 +405,12 @@ class Decoder:
     @property
     def device(self) -> torch.device:
         """Where the weights are, and inputs must be."""
-        return self.weights.token_embedding.device
+        return self.final_norm.gain.device  # small: weights that are widened are so whenever they are read
 
     @property
     def dtype(self) -> torch.dtype:
         """The type of the weights, in which all but scales and softmax is computed."""
-        return self.weights.token_embedding.dtype
+        return self.final_norm.gain.dtype
 
     @property
     def digest(self) -> str:

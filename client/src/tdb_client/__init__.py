@@ -43,6 +43,7 @@ from tdb_client.inference import (
     InferenceSubRequest,
     Loss,
     MultipleTopKSpec,
+    ResidualDirection,
     ScoredTokensSpec,
     TokenPairAttributionSpec,
 )
@@ -123,6 +124,7 @@ __all__ = [
     "PermissionDeniedError",
     "PromptTokens",
     "RankedTokens",
+    "ResidualDirection",
     "ResourceExhaustedError",
     "ResponseError",
     "ResultReady",

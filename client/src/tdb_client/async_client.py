@@ -20,7 +20,7 @@ from tdb_client.debug_result import DebugResult
 from tdb_client.errors import CallError, call_errors
 from tdb_client.events import Event, collected_async, inference_results
 from tdb_client.health import HealthStatus
-from tdb_client.inference import InferenceSubRequest
+from tdb_client.inference import InferenceSubRequest, Loss
 from tdb_client.interventions import AblationWords, TraceWords
 from tdb_client.model_info import ModelInfo
 from tdb_client.requests import AttentionComponent, DebugSubRequest, MlpComponent, SubRequest, TokenWords
@@ -70,6 +70,7 @@ class AsyncClient(ClientCore):
         attention: AttentionComponent = "attention_head",
         hide_early_layers: bool = False,
         add_bos: bool | None = None,
+        loss: Loss | None = None,
         chat: bool = False,
         timeout: float | None = None,
         request_id: str = "",
@@ -90,6 +91,7 @@ class AsyncClient(ClientCore):
             attention=attention,
             hide_early_layers=hide_early_layers,
             add_bos=add_bos,
+            loss=loss,
         )
         results = await self.debug_many(
             [sub_request], timeout=timeout, request_id=request_id, on_event=on_event

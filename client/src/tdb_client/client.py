@@ -18,7 +18,7 @@ from tdb_client.debug_result import DebugResult
 from tdb_client.errors import CallError, call_errors
 from tdb_client.events import Event, collected, inference_results
 from tdb_client.health import HealthStatus
-from tdb_client.inference import InferenceSubRequest
+from tdb_client.inference import InferenceSubRequest, Loss
 from tdb_client.interventions import AblationWords, TraceWords
 from tdb_client.model_info import ModelInfo
 from tdb_client.requests import AttentionComponent, DebugSubRequest, MlpComponent, SubRequest, TokenWords
@@ -79,6 +79,7 @@ class Client(ClientCore):
         attention: AttentionComponent = "attention_head",
         hide_early_layers: bool = False,
         add_bos: bool | None = None,
+        loss: Loss | None = None,
         chat: bool = False,
         timeout: float | None = None,
         request_id: str = "",
@@ -120,6 +121,8 @@ class Client(ClientCore):
             add_bos: whether the beginning-of-text token stands in front of the prompt; then it is token 0,
                 and all others are one further. None means as the model's own tokenizer does; in a chat, that
                 it stands there where the template writes it.
+            loss: another objective in place of `target` and `distractor`: log-probabilities, probabilities,
+                weighted targets, a vector in the residual stream; at any token.
             chat: whether the prompt is what the user says in a chat: `chat_prompt` makes the prompt of it.
             timeout: seconds the call may take; None for the client's.
             request_id: an id for the server's logs.
@@ -146,6 +149,7 @@ class Client(ClientCore):
             attention=attention,
             hide_early_layers=hide_early_layers,
             add_bos=add_bos,
+            loss=loss,
         )
         results = self.debug_many([sub_request], timeout=timeout, request_id=request_id, on_event=on_event)
         return results[0]

@@ -10,7 +10,7 @@ from tdb_client.inference import AblationSpec, Token, held_norm_scales
 from tdb_client.node_table import LogitTable, NodeTable
 from tdb_client.requests import DebugSubRequest
 from tdb_client.results import CallInfo, FloatArray, LossTokens, ProcessingResult, PromptTokens, Timings
-from tdb_client.token_text import objective_words, quoted
+from tdb_client.token_text import loss_words, quoted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,25 +70,36 @@ class DebugAnswer:
         """What is explained, in words: `logit ' Mary' - ' John'`, or the traced node."""
         trace, downstream = self.request.trace, self.request.downstream
         if trace is None:
-            return objective_words(self.target_words, self.distractor_words)
+            return self._loss_words
         read_by = "" if downstream is None else f", read by {downstream.words(self.prompt.tokens)}"
         return trace.words(self.prompt.tokens) + read_by
+
+    @property
+    def _loss_words(self) -> str:
+        loss = self.request.objective
+        words = loss_words(loss.name, self.target_words, self.distractor_words)
+        if loss.direction is not None:
+            layer = "" if loss.direction.layer is None else f"L{loss.direction.layer} "
+            words = f"{layer}{loss.direction.place} along a direction"
+        weighted = "weighted " if loss.target_weights else ""
+        at = "" if loss.token in (None, -1) else f" @ {loss.token}"
+        return f"{weighted}{words}{at}"
 
     @property
     def target_words(self) -> list[str]:
         """Each target in quotes; those asked for by number with that: `' Mary' (token 5335)`."""
         loss = self.loss_tokens or _NO_LOSS_TOKENS
-        return _words(self.request.target, loss.target_ids, loss.targets)
+        return _words(self.request.objective.target, loss.target_ids, loss.targets)
 
     @property
     def distractor_words(self) -> list[str]:
         """The same of the distractors."""
         loss = self.loss_tokens or _NO_LOSS_TOKENS
-        return _words(self.request.distractor, loss.distractor_ids, loss.distractors)
+        return _words(self.request.objective.distractor, loss.distractor_ids, loss.distractors)
 
     def role(self, token_id: int, text: str) -> Literal["target", "distractor"] | None:
         """Whether a token of the vocabulary is a target or a distractor."""
-        request, loss = self.request, self.loss_tokens
+        request, loss = self.request.objective, self.loss_tokens
         if loss is None:  # the texts must do
             targets, distractors = request.target, request.distractor
         else:
@@ -116,7 +127,8 @@ class DebugAnswer:
         trace, downstream = self.request.trace, self.request.downstream
         explained = downstream if trace is not None and trace.through == "V" else trace
         if explained is None:
-            return "logits"
+            units = {"probs": "probability", "log_prob": "nats", "direction": "projection"}
+            return units.get(self.request.objective.name, "logits")
         return "attention score" if explained.node.type == "attention_head" else "activation"
 
     def to_frame(self) -> pd.DataFrame:

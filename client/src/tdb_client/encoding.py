@@ -25,6 +25,7 @@ from tdb_client.inference import (
     Loss,
     MultipleTopKSpec,
     ProcessingSpec,
+    ResidualDirection,
     ScoredTokensSpec,
     Token,
     TokenPairAttributionSpec,
@@ -115,6 +116,7 @@ def _debug_sub_request(request: DebugSubRequest) -> service_pb2.DebugSubRequest:
         target_token_ids=_ids(request.target),
         distractor_token_ids=_ids(request.distractor),
         add_bos=request.add_bos,
+        loss_fn_config=_loss(request.loss),
     )
 
 
@@ -178,7 +180,17 @@ def _loss(loss: Loss | None) -> loss_pb2.LossFnConfig | None:
         distractor_tokens=_texts(loss.distractor),
         target_token_ids=_ids(loss.target),
         distractor_token_ids=_ids(loss.distractor),
+        token_index=loss.token,
+        target_weights=loss.target_weights,
+        direction=_direction(loss.direction),
     )
+
+
+def _direction(direction: ResidualDirection | None) -> loss_pb2.ResidualDirection | None:
+    if direction is None:
+        return None
+    place = enum_value(activation_pb2.ActivationLocationType, direction.place)
+    return loss_pb2.ResidualDirection(place=place, layer_index=direction.layer, vector=direction.vector)
 
 
 def _texts(tokens: Sequence[Token]) -> list[str]:

@@ -22,22 +22,58 @@ from tdb_client.interventions import (
 from tdb_client.token_words import read_tokens
 
 PassType = Literal["forward", "backward"]
-LossName = Literal["logit_diff", "logit_minus_mean", "probs", "zero"]
+LossName = Literal["logit_diff", "logit_minus_mean", "probs", "zero", "log_prob", "direction"]
 
 Token = str | int
 """A token of the vocabulary: its text, or its vocabulary index where no text stands for it alone."""
 
 
 @dataclass(frozen=True, slots=True)
+class ResidualDirection:
+    """A vector [d_model] at one place of the residual stream.
+
+    Example:
+        ResidualDirection("resid_post_mlp", 20, probe_weights)
+
+    Attributes:
+        place: `resid_post_emb`, `resid_post_attn` or `resid_post_mlp`.
+        layer: its layer; None for `resid_post_emb`.
+        vector: numbers, also as an array of numpy.
+    """
+
+    place: str
+    layer: int | None
+    vector: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "vector", tuple(map(float, self.vector)))
+
+
+@dataclass(frozen=True, slots=True)
 class Loss:
-    """The objective of a run that traces no node; tokens as in DebugSubRequest."""
+    """The objective of a run that traces no node; tokens as in DebugSubRequest.
+
+    Example:
+        Loss("log_prob", " Mary", token=-1)
+        Loss("direction", token=4, direction=ResidualDirection("resid_post_mlp", 20, probe_weights))
+
+    Attributes:
+        token: the token at which it is taken, from 0; -1, or None, for the last.
+        target_weights: of `logit_diff` and `log_prob`, what each target counts, those given as text first;
+            none given means their mean.
+        direction: of `direction`, which has no targets, what the residual stream is projected onto.
+    """
 
     name: LossName
     target: tuple[Token, ...] = ()
     distractor: tuple[Token, ...] = ()
+    token: int | None = None
+    target_weights: tuple[float, ...] = ()
+    direction: ResidualDirection | None = None
 
     def __post_init__(self) -> None:
         read_tokens(self)
+        object.__setattr__(self, "target_weights", tuple(map(float, self.target_weights)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from tdb_client.errors import NodeError
-from tdb_client.inference import AblationSpec, InferenceSubRequest, MultipleTopKSpec, Token
+from tdb_client.inference import AblationSpec, InferenceSubRequest, Loss, MultipleTopKSpec, Token
 from tdb_client.interventions import (
     Ablation,
     AblationWords,
@@ -53,6 +53,8 @@ class DebugSubRequest:
             in the other requests of the same call.
         add_bos: whether the beginning-of-text token stands in front of the prompt, as token 0; never twice.
             None means as the model's own tokenizer does (ModelInfo.adds_bos).
+        loss: another objective in place of the difference of logits of `target` and `distractor`, which must
+            be empty then.
     """
 
     prompt: str
@@ -66,10 +68,16 @@ class DebugSubRequest:
     attention: AttentionComponent = "attention_head"
     hide_early_layers: bool = False
     add_bos: bool | None = None
+    loss: Loss | None = None
 
     def __post_init__(self) -> None:
         read_words(self)
         read_tokens(self)
+
+    @property
+    def objective(self) -> Loss:
+        """The loss that is explained where no node is traced."""
+        return self.loss or Loss("logit_diff", self.target, self.distractor)
 
     @classmethod
     def of(
@@ -86,6 +94,7 @@ class DebugSubRequest:
         attention: AttentionComponent = "attention_head",
         hide_early_layers: bool = False,
         add_bos: bool | None = None,
+        loss: Loss | None = None,
     ) -> DebugSubRequest:
         """Makes a sub-request: one token or ablation may stand for a list of them, nodes may be spelled.
 
@@ -108,6 +117,7 @@ class DebugSubRequest:
             attention=attention,
             hide_early_layers=hide_early_layers,
             add_bos=add_bos,
+            loss=loss,
         )
 
 
@@ -179,4 +189,5 @@ def tokens_from_start(sub_request: SubRequest) -> Iterator[int]:
             if isinstance(one, AblationSpec) and one.index.indices
         ]
         named += [one.token for one in sub_request.results.values() if isinstance(one, MultipleTopKSpec)]
+    named += [] if sub_request.loss is None else [sub_request.loss.token]
     return (one for one in named if one is not None and one >= 0)

@@ -117,6 +117,15 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     _add_tokens(run, "--target", 'token that counts for the objective, such as " Mary"')
     _add_tokens(run, "--distractor", "token that counts against the objective")
     run.add_argument(
+        "--loss",
+        choices=["logit_diff", "logit_minus_mean", "probs", "log_prob"],
+        default="logit_diff",
+        help="what is computed of the targets' logits (default: logit_diff)",
+    )
+    run.add_argument(
+        "--at", type=int, metavar="TOKEN", help="the token whose logits count (default: the last, -1)"
+    )
+    run.add_argument(
         "--ablate",
         default=[],
         nargs="+",

@@ -21,6 +21,7 @@ from tdb_client.cli.progress import shown_progress, shown_waiting
 from tdb_client.client import Client
 from tdb_client.debug_result import DebugResult
 from tdb_client.diagnosis import diagnose
+from tdb_client.inference import Loss
 from tdb_client.interventions import Trace
 from tdb_client.requests import DebugSubRequest
 from tdb_client.token_text import quoted
@@ -135,7 +136,7 @@ def _show_tokens(one: Client, prompt: str, add_bos: bool | None) -> None:
 def _warn_of_missing_spaces(result: DebugResult) -> None:
     """A token with a space in front is another one, in the middle of a text mostly the one that is meant."""
     logits = dict(zip(result.logits.tokens, result.logits.logits, strict=True))
-    request = result.request
+    request = result.request.objective
     for option, tokens in (("--target", request.target), ("--distractor", request.distractor)):
         for token in tokens:
             spaced = f" {token}"
@@ -177,10 +178,16 @@ def _write(file: Path, page: str) -> None:
 
 
 def _sub_request(options: argparse.Namespace) -> DebugSubRequest:
+    target = (*options.target, *options.target_id)
+    distractor = (*options.distractor, *options.distractor_id)
+    loss = None
+    if options.loss != "logit_diff" or options.at is not None:
+        loss = Loss(options.loss, target, distractor, token=options.at)
     return DebugSubRequest(
         prompt=options.prompt or "",
-        target=(*options.target, *options.target_id),
-        distractor=(*options.distractor, *options.distractor_id),
+        target=() if loss else target,
+        distractor=() if loss else distractor,
+        loss=loss,
         k=options.k,
         ablate=tuple(one.read for one in options.ablate),
         mlp=options.mlp,

@@ -65,6 +65,7 @@ def _request(request: DebugSubRequest) -> Json:
         "attention": request.attention,
         "hide_early_layers": request.hide_early_layers,
         "add_bos": request.add_bos,
+        "loss": None if request.loss is None else asdict(request.loss),
     }
 
 

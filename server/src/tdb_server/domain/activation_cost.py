@@ -21,7 +21,7 @@ with 6 · V for the last token's logits.
 
 and once for the batch
 
-    the unembedding       V · d in float32, where half precision is widened for a value traced towards the loss
+    the unembedding       V · d in float32, of half precision, where a value may be traced towards the loss
     token lists           3 · V for each direction that is scored at once, 512 at the most
     chosen nodes          2 · d + 8 numbers for each token of a list, for each list that a node is given,
                           and 256 bytes for itself

@@ -150,8 +150,10 @@ def _n_sure_cells(
         loss = inference.loss
         if loss is None or loss.name is LossName.ZERO or loss.target_tokens == loss.distractor_tokens:
             return 0
-        if inference.trace is not None:
-            return 0  # nothing after the traced node counts
+        if inference.trace is not None or loss.direction is not None:
+            return 0  # nothing after the traced node, or the direction's place, counts
+        if loss.token_index is not None or loss.target_weights is not None:
+            return 0  # nor do later tokens; and weights may be 0
         if "to_final_residual_grad" in scalar.value or info.n_layers == 1:
             n //= n_tokens  # the loss sees the last token
         else:

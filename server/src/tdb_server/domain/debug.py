@@ -63,7 +63,9 @@ def inference_sub_request(request: DebugSubRequest) -> InferenceSubRequest:
 
 def _inference(request: DebugSubRequest) -> InferenceSpec:
     trace = request.upstream_trace
-    loss = LossConfig(LossName.LOGIT_DIFF, request.target_tokens, request.distractor_tokens)
+    loss = request.loss
+    if loss is None:
+        loss = LossConfig(LossName.LOGIT_DIFF, request.target_tokens, request.distractor_tokens)
     ablations = tuple(node_ablation_spec(one) for one in request.node_ablations)
     return InferenceSpec(
         token_ids=request.token_ids,
@@ -136,4 +138,6 @@ def _component_groups(
 def _current_token_index(request: DebugSubRequest) -> int:
     if request.upstream_trace is not None:
         return request.upstream_trace.node.tensor_indices[0]
+    if request.loss is not None and request.loss.token_index is not None:
+        return request.loss.token_index
     return len(request.token_ids) - 1

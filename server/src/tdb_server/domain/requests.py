@@ -16,12 +16,14 @@ from tdb_server.domain.node import Dimension, NodeIndex, PassType
 
 
 class LossName(Enum):
-    """The objectives that are functions of the last token's logits."""
+    """The objectives that are functions of one token's logits, or of its residual stream."""
 
     LOGIT_DIFF = "logit_diff"
     LOGIT_MINUS_MEAN = "logit_minus_mean"
     PROBS = "probs"
     ZERO = "zero"
+    LOG_PROB = "log_prob"
+    DIRECTION = "direction"
 
 
 class AttentionTraceType(Enum):
@@ -58,12 +60,30 @@ class TokenScoringType(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class ResidualDirection:
+    """A vector [d] at the residual stream of a layer; the embedding has no layer."""
+
+    hook_point: HookPoint
+    layer_index: int | None
+    vector: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LossConfig:
-    """A loss on the last token's logits. Token ids."""
+    """A loss on one token's logits, or along a direction. Token ids.
+
+    Attributes:
+        token_index: the token at which it is taken; None for the last.
+        target_weights: what each target counts; None for its share of their mean.
+        direction: of the loss of this name, what the residual stream is projected onto.
+    """
 
     name: LossName
     target_tokens: tuple[int, ...] = ()
     distractor_tokens: tuple[int, ...] = ()
+    token_index: int | None = None
+    target_weights: tuple[float, ...] | None = None
+    direction: ResidualDirection | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +245,10 @@ class InferenceSubRequest:
 
 @dataclass(frozen=True, slots=True)
 class DebugSubRequest:
-    """One TDB sub-request; `bos_added` as in `InferenceSpec`."""
+    """One TDB sub-request; `bos_added` as in `InferenceSpec`.
+
+    `loss` stands in place of the difference of logits of the target and distractor tokens, where it is given.
+    """
 
     token_ids: tuple[int, ...]
     target_tokens: tuple[int, ...]
@@ -237,3 +260,4 @@ class DebugSubRequest:
     node_ablations: tuple[NodeAblation, ...] = ()
     upstream_trace: Trace | None = None
     bos_added: bool = False
+    loss: LossConfig | None = None

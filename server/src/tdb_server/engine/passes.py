@@ -57,14 +57,14 @@ class Cache:
         values: by hook point, of each layer in order [B, ...]; of hook points that no layer has, one.
         final_residual: the last residual stream [B, T, d].
         final_normed: what the unembedding reads [B, T, d].
-        last_logits: of each row's last token, after interventions and their cap [B, V].
+        loss_logits: of the token of each row's loss, after interventions and their cap [B, V].
         read: by dictionary's site and layer, what it reads [B, T, s].
     """
 
     values: dict[HookPoint, list[Tensor]]
     final_residual: Tensor
     final_normed: Tensor
-    last_logits: Tensor
+    loss_logits: Tensor
     read: dict[tuple[Site, int], Tensor]
 
 
@@ -74,10 +74,10 @@ class Graph:
 
     Attributes:
         sites: tensors whose gradients are wanted.
-        streams: the residual streams that traces start from.
+        streams: the residual streams that objectives start from.
         site_outputs: dictionaries' sites behind the splice, whose gradients are wanted.
         final_normed: what the unembedding reads [B, T, d].
-        logits_before: the last tokens' logits [B, 1, V] before gradients are set there.
+        logits_before: the logits at the losses' tokens [B, 1, V] before gradients are set there.
         logits: the same behind it, of which differences are computed [B, V].
         capped: the model's own, of which probabilities are computed; the same where they have no cap.
     """
@@ -100,8 +100,8 @@ class Gradients:
         traced: the traced objectives, of the rows of each of `Plan.traces` [m].
         at: by hook point and layer [B, ...].
         at_sites: by dictionary's site and layer, behind the splice [B, T, s].
-        at_last_logits: [B, 1, V].
-        at_earlier_logits: of the rows that set gradients there [T - 1, V].
+        at_loss_logits: at the losses' tokens [B, 1, V].
+        at_other_logits: of the rows that set gradients there [T, V]; zero at the loss's token.
         directions: of each row, the gradient at the last residual stream that its objective can see, at the
             plan's direction tokens [B, n, d].
     """
@@ -110,8 +110,8 @@ class Gradients:
     traced: list[Tensor]
     at: dict[HookSite, Tensor]
     at_sites: dict[tuple[Site, int], Tensor]
-    at_last_logits: Tensor | None
-    at_earlier_logits: dict[int, Tensor]
+    at_loss_logits: Tensor | None
+    at_other_logits: dict[int, Tensor]
     directions: Tensor
 
 
@@ -274,12 +274,12 @@ def forward(
         embedding = decoder.embed(token_ids).requires_grad_(plan.needs_gradient)
         residual = decoder.forward(embedding, hooks)
         normed = decoder.read_by_logits(residual, hooks)
-        logits = decoder.unembed(normed[inputs.rows, inputs.last])[:, None]  # [B, 1, V]
-        of_last = [found for one in logit_interventions(plan) if (found := _at_last_token(one))]
-        set_logits = [one for one in of_last if one.is_forward]
+        logits = decoder.unembed(normed[inputs.rows, inputs.loss_tokens])[:, None]  # [B, 1, V]
+        at_token = [found for one in logit_interventions(plan) if (found := _at_loss_token(plan, one))]
+        set_logits = [one for one in at_token if one.is_forward]
         before = set_values(logits, set_logits)
-        # A traced row's objective is before the logits: the gradients that come past here are other rows'.
-        of_losses = [one for one in of_last if not one.is_forward and plan.rows[one.row].trace is None]
+        # Some rows' objective is before the logits: the gradients that come past here are other rows'.
+        of_losses = [one for one in at_token if not one.is_forward and plan.rows[one.row].stream is None]
         after = set_gradients(before, of_losses)
         capped = set_values(decoder.cap(after), set_logits) if decoder.caps_logits else after
     outputs = recorder.site_outputs
@@ -288,10 +288,10 @@ def forward(
     return Cache(recorder.values, residual, normed, capped, recorder.read), graph
 
 
-def _at_last_token(one: Intervention) -> Intervention | None:
-    """What is set of a row's logits where its last token is all there is."""
+def _at_loss_token(plan: Plan, one: Intervention) -> Intervention | None:
+    """What is set of a row's logits where the token of its loss is all there is."""
     token, entry = one.ablation.index.tensor_indices
-    if token not in (None, one.n_tokens - 1):
+    if token not in (None, plan.rows[one.row].loss_token):
         return None
     index = replace(one.ablation.index, tensor_indices=(None, entry))
     return Intervention(one.row, 1, replace(one.ablation, index=index))
@@ -305,6 +305,10 @@ def backward(model: Model, plan: Plan, inputs: Inputs, cache: Cache, graph: Grap
     """
     with torch.enable_grad():
         of_rows = losses(inputs.loss_terms, inputs.losses, graph.logits, graph.capped)
+        for along in inputs.directions:
+            own = wide(graph.streams[along.stream][along.rows, inputs.loss_tokens[along.rows]])
+            values = (own * along.vectors.to(own.dtype)).sum(dim=-1)
+            of_rows = of_rows.index_add(0, along.rows, values.to(of_rows.dtype))
         traced = [_traced(model, plan, inputs, cache, graph, one) for one in inputs.traces]
         if not plan.needs_gradient:
             directions = _directions(plan, inputs, cache, None, {})
@@ -313,10 +317,10 @@ def backward(model: Model, plan: Plan, inputs: Inputs, cache: Cache, graph: Grap
         if len(inputs.loss_rows):
             is_all = len(inputs.loss_rows) == len(plan.rows)
             terms.append((of_rows if is_all else of_rows[inputs.loss_rows]).sum())
-        earlier: dict[int, Tensor] = {}
+        others: dict[int, Tensor] = {}
         for index, row in enumerate(plan.rows):
-            if row.trace is None and row.inference.loss is not None:
-                terms += _at_earlier_logits(model.decoder, plan, graph, index, earlier)
+            if row.stream is None and row.inference.loss is not None:
+                terms += _at_other_logits(model.decoder, plan, graph, index, others)
     wants_logits = HookPoint.LOGITS in plan.gradients
     asked = [*graph.sites.values(), *graph.streams.values(), *graph.site_outputs.values()]
     asked += [graph.logits_before] if wants_logits else []
@@ -329,7 +333,7 @@ def backward(model: Model, plan: Plan, inputs: Inputs, cache: Cache, graph: Grap
         at,
         at_sites,
         next(gradients) if wants_logits else None,
-        earlier,
+        others,
         _directions(plan, inputs, cache, at.get(last_residual(model.decoder)), at_streams),
     )
 
@@ -370,12 +374,10 @@ def _directions(
 
     Args:
         at_end: gradients at the last residual stream; None where no objective sees it.
-        at_streams: gradients where traces start.
+        at_streams: gradients where objectives before the logits start.
     """
     tokens = inputs.direction_tokens
-    streams = {
-        None if row.trace is None else plan.trace_stream(row.trace): row.direction_depth for row in plan.rows
-    }
+    streams = {row.stream: row.direction_depth for row in plan.rows}
     found: Tensor | None = None
     for stream, depth in streams.items():
         gradient = at_end if stream is None else at_streams.get(stream)
@@ -416,12 +418,12 @@ def _downstream_directions(
     [m, d].
     """
     rows, query, downstream = traced.rows, traced.node[0], traced.trace.downstream
-    if downstream is None:  # the loss sees the last token alone
-        last = cache.final_residual[inputs.rows, inputs.last].requires_grad_()
-        logits = model.decoder.logits(last, HOLD_NORM_SCALES)
+    if downstream is None:  # the loss sees one token alone
+        seen = cache.final_residual[inputs.rows, inputs.loss_tokens].requires_grad_()
+        logits = model.decoder.logits(seen, HOLD_NORM_SCALES)
         found = losses(inputs.loss_terms, inputs.losses, logits, model.decoder.cap(logits))
-        (direction,) = torch.autograd.grad(found.sum(), last)
-        return direction[rows] * (query == inputs.last[rows])[:, None]
+        (direction,) = torch.autograd.grad(found.sum(), seen)
+        return direction[rows] * (query == inputs.loss_tokens[rows])[:, None]
     residual = wide(graph.streams[plan.trace_stream(downstream)].detach()).requires_grad_()
     nodes = traced.downstream
     values = traced_values(model.decoder, model.autoencoders, downstream, residual, rows, nodes)
@@ -429,17 +431,18 @@ def _downstream_directions(
     return direction[rows, query]
 
 
-def _at_earlier_logits(
-    decoder: Decoder, plan: Plan, graph: Graph, index: int, earlier: dict[int, Tensor]
+def _at_other_logits(
+    decoder: Decoder, plan: Plan, graph: Graph, index: int, others: dict[int, Tensor]
 ) -> list[Tensor]:
-    """What gives logits before the last token's, which no loss sees, the gradients that the row sets."""
-    n_earlier = plan.rows[index].n_tokens - 1
-    own = [replace(one.alone, n_tokens=n_earlier) for one in logit_interventions(plan) if one.row == index]
+    """What gives logits of other tokens than the loss's, which no loss sees, the gradients that are set."""
+    row = plan.rows[index]
+    own = [one.alone for one in logit_interventions(plan) if one.row == index]
     if not any(not one.is_forward and one.ablation.value != 0 for one in own):
         return []
-    nothing = wide(graph.logits[:0]).new_zeros(1, n_earlier, graph.logits.shape[1])
+    nothing = wide(graph.logits[:0]).new_zeros(1, row.n_tokens, graph.logits.shape[1])
     gradient = set_values(nothing, [one for one in own if not one.is_forward])
+    gradient[0, row.loss_token] = 0
     stopped = [replace(one, ablation=replace(one.ablation, value=0.0)) for one in own if one.is_forward]
-    flowing = set_values(gradient, stopped)[0] @ decoder.unembedding  # [T - 1, d]
-    earlier[index] = gradient[0]
-    return [(wide(graph.final_normed[index, :n_earlier]) * flowing).sum()]
+    flowing = set_values(gradient, stopped)[0] @ decoder.unembedding  # [T, d]
+    others[index] = gradient[0]
+    return [(wide(graph.final_normed[index, : row.n_tokens]) * flowing).sum()]

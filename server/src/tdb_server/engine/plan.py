@@ -153,7 +153,7 @@ class Row:
         inference: how it is run.
         processing: what is wanted of it, by name.
         trace: its trace, with "whichever autoencoder is loaded" spelled out.
-        logit_tokens: the tokens whose logits are wanted, in order, the last one always among them.
+        logit_tokens: the tokens whose logits are wanted, in order, the loss's always among them.
         is_parallel: whether MLPs read the stream before their layer.
     """
 
@@ -171,6 +171,21 @@ class Row:
         return len(self.inference.token_ids)
 
     @property
+    def loss_token(self) -> int:
+        """The token whose logits a loss is of."""
+        return loss_token(self.inference)
+
+    @property
+    def stream(self) -> Stream | None:
+        """The residual stream that the objective is of; None for a loss of logits."""
+        if self.trace is not None:
+            return trace_stream(self.trace, is_parallel=self.is_parallel)
+        loss = self.inference.loss
+        if loss is None or loss.direction is None:
+            return None
+        return Stream(loss.direction.hook_point, loss.direction.layer_index)
+
+    @property
     def direction_tokens(self) -> Sequence[int]:
         """The tokens at which the direction of interest can be other than zero."""
         everywhere = range(self.n_tokens)
@@ -179,7 +194,7 @@ class Row:
         ):
             return everywhere
         if self.trace is None:
-            return (self.n_tokens - 1,)
+            return (self.loss_token,)
         token, *others = self.trace.node.tensor_indices
         if self.trace.node.node_type is NodeType.ATTENTION_AUTOENCODER_LATENT:
             return everywhere[: token + 1]
@@ -199,7 +214,13 @@ class Row:
     @property
     def direction_depth(self) -> int | None:
         """Writes at this depth or before are seen by the objective directly; None: all are."""
-        return None if self.trace is None else trace_stream(self.trace, is_parallel=self.is_parallel).depth
+        return None if self.stream is None else self.stream.depth
+
+
+def loss_token(inference: InferenceSpec) -> int:
+    """The token whose logits the loss of a run is of; without a loss the last."""
+    told = None if inference.loss is None else inference.loss.token_index
+    return len(inference.token_ids) - 1 if told is None else told
 
 
 @dataclass(frozen=True)
@@ -332,9 +353,18 @@ class Plan:
         return found
 
     @cached_property
+    def losses_along_directions(self) -> dict[Stream, list[int]]:
+        """The rows whose loss is along a direction, by the residual stream that has it."""
+        found: dict[Stream, list[int]] = {}
+        for row_index, row in enumerate(self.rows):
+            if row.trace is None and row.stream is not None:
+                found.setdefault(row.stream, []).append(row_index)
+        return found
+
+    @cached_property
     def trace_streams(self) -> dict[Stream, set[int]]:
-        """The residual streams that traces start from, each with the rows whose objective it is."""
-        found: dict[Stream, set[int]] = {}
+        """The residual streams that objectives start from, each with the rows whose objective it is."""
+        found = {stream: set(rows) for stream, rows in self.losses_along_directions.items()}
         for trace, rows in self.traces.items():
             found.setdefault(self.trace_stream(trace), set()).update(rows)
             if trace.downstream is not None:
@@ -433,7 +463,9 @@ def _rows_of(
         }
         trace = one.inference.trace and _specific_trace(one.inference.trace, autoencoders)
         n_tokens = len(one.inference.token_ids)
-        tokens = range(n_tokens) if logit_tokens is None else sorted({*logit_tokens, n_tokens - 1})
+        tokens = (
+            range(n_tokens) if logit_tokens is None else sorted({*logit_tokens, loss_token(one.inference)})
+        )
         rows.append(Row(call_index, index, one.inference, processing, trace, tuple(tokens), is_parallel))
     return rows
 

@@ -188,8 +188,16 @@ class MirroredTraceConfig(Body):
     downstream_trace_config: MirroredTraceConfig | None = None
 
 
+class ResidualDirection(Body):
+    """A vector at one place of the residual stream."""
+
+    place: HookPoint | None = needed()
+    layer_index: Integer | None = None
+    vector: Annotated[list[Number], FIRST_FAULT, Field(max_length=65_536)] | None = needed()
+
+
 class LossFnConfig(Body):
-    """A loss of the last token's logits."""
+    """A loss of one token's logits, or along a direction."""
 
     name: LossName | None = needed()
     target_tokens: Listed[Text] | None = None
@@ -198,6 +206,12 @@ class LossFnConfig(Body):
     """Targets that text does not name, by their vocabulary indices, after those given as text."""
     distractor_token_ids: Listed[Integer] | None = None
     """The same for distractors."""
+    token_index: Integer | None = None
+    """The token at which the loss is taken; left out or -1, the last."""
+    target_weights: Listed[Number] | None = None
+    """What each target counts; left out, its share of their mean."""
+    direction: ResidualDirection | None = None
+    """Of the loss called direction: what the residual stream is projected onto."""
 
 
 class InferenceRequestSpec(Body):
@@ -388,6 +402,8 @@ class TdbRequestSpec(Body):
     """The same for distractors."""
     add_bos: Boolean | None = None
     """Whether the beginning-of-text token stands in front of the prompt; left out, as the tokenizer does."""
+    loss_fn_config: LossFnConfig | None = None
+    """Another objective in place of target and distractor tokens."""
 
 
 class BatchedTdbRequest(Body):

@@ -25,6 +25,7 @@ from tdb_server.domain.requests import (
     AttentionComponent,
     DebugSubRequest,
     InferenceSubRequest,
+    LossConfig,
     MlpComponent,
     MultipleTopKSpec,
     NodeAblation,
@@ -35,6 +36,7 @@ from tdb_server.domain.trace_validation import trace_violations
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.service.enum_names import ATTENTION_COMPONENTS, MLP_COMPONENTS
 from tdb_server.service.inference_parsing import parse_inference_sub_request
+from tdb_server.service.loss_parsing import check_loss_of_value, parse_loss
 from tdb_server.service.node_parsing import parse_node_ablation, parse_trace
 from tdb_server.service.request_reader import MessageReader, RequestReader
 
@@ -155,7 +157,8 @@ def _parse_debug_sub_request(sub_request: MessageReader[DebugSubRequestMessage])
     k = _parse_k(sub_request)
     ablations = _parse_node_ablations(sub_request, n_tokens)
     trace = _parse_nodes_to_trace(sub_request, n_tokens)
-    if targets == () and (trace is None or traces_towards_loss(trace)):
+    loss = _parse_debug_loss(sub_request, n_tokens, trace)
+    if targets == () and not sub_request.has("loss_fn_config") and _needs_loss(trace):
         sub_request.refuse("target_tokens", "at least one is required", Reason.FIELD_REQUIRED)
     if sub_request.request.n_violations > n_violations:
         return None
@@ -172,7 +175,27 @@ def _parse_debug_sub_request(sub_request: MessageReader[DebugSubRequestMessage])
         ablations,
         trace,
         prompt.bos_added,
+        loss,
     )
+
+
+def _needs_loss(trace: Trace | None) -> bool:
+    return trace is None or traces_towards_loss(trace)
+
+
+def _parse_debug_loss(
+    sub_request: MessageReader[DebugSubRequestMessage], n_tokens: int | None, trace: Trace | None
+) -> LossConfig | None:
+    """The loss in place of the target and distractor tokens; None where there is none."""
+    field = "loss_fn_config"
+    if not sub_request.has(field):
+        return None
+    for other in ("target_tokens", "target_token_ids", "distractor_tokens", "distractor_token_ids"):
+        if sub_request.value(other):
+            sub_request.refuse(other, f"{field} says what the objective is", Reason.FIELD_NOT_ALLOWED)
+    if trace is not None and traces_towards_loss(trace):
+        check_loss_of_value(sub_request.inner(field))
+    return parse_loss(sub_request.inner(field), n_tokens)
 
 
 def _parse_components(

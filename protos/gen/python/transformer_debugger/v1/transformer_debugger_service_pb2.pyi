@@ -100,6 +100,7 @@ class DebugSubRequest(_message.Message):
     TARGET_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     DISTRACTOR_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     ADD_BOS_FIELD_NUMBER: _builtins.int
+    LOSS_FN_CONFIG_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """The prompt. At least one token, at most Limits.max_prompt_tokens."""
     component_type_for_mlp: Global___ComponentTypeForMlp.ValueType
@@ -152,6 +153,12 @@ class DebugSubRequest(_message.Message):
     def distractor_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """More tokens that count against it, as vocabulary indices. They follow distractor_tokens. Default none."""
 
+    @_builtins.property
+    def loss_fn_config(self) -> _loss_pb2.LossFnConfig:
+        """The loss, in place of the difference of logits of target_tokens and distractor_tokens, which then must be absent with their ids.
+        Its token is the current one.
+        """
+
     def __init__(
         self,
         *,
@@ -168,10 +175,11 @@ class DebugSubRequest(_message.Message):
         target_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         distractor_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         add_bos: _builtins.bool | None = ...,
+        loss_fn_config: _loss_pb2.LossFnConfig | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "_top_and_bottom_k", b"_top_and_bottom_k", "add_bos", b"add_bos", "downstream_node_to_trace", b"downstream_node_to_trace", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "_top_and_bottom_k", b"_top_and_bottom_k", "add_bos", b"add_bos", "downstream_node_to_trace", b"downstream_node_to_trace", "loss_fn_config", b"loss_fn_config", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "_top_and_bottom_k", b"_top_and_bottom_k", "add_bos", b"add_bos", "component_type_for_attention", b"component_type_for_attention", "component_type_for_mlp", b"component_type_for_mlp", "distractor_token_ids", b"distractor_token_ids", "distractor_tokens", b"distractor_tokens", "downstream_node_to_trace", b"downstream_node_to_trace", "hide_early_layers_when_ablating", b"hide_early_layers_when_ablating", "node_ablations", b"node_ablations", "prompt", b"prompt", "target_token_ids", b"target_token_ids", "target_tokens", b"target_tokens", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "_top_and_bottom_k", b"_top_and_bottom_k", "add_bos", b"add_bos", "component_type_for_attention", b"component_type_for_attention", "component_type_for_mlp", b"component_type_for_mlp", "distractor_token_ids", b"distractor_token_ids", "distractor_tokens", b"distractor_tokens", "downstream_node_to_trace", b"downstream_node_to_trace", "hide_early_layers_when_ablating", b"hide_early_layers_when_ablating", "loss_fn_config", b"loss_fn_config", "node_ablations", b"node_ablations", "prompt", b"prompt", "target_token_ids", b"target_token_ids", "target_tokens", b"target_tokens", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_bos: _TypeAlias = _typing.Literal["add_bos"]  # noqa: Y015
     _WhichOneofArgType__add_bos: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos"]  # noqa: Y015

@@ -8,6 +8,7 @@ from tdb_client.async_client import AsyncClient
 from tdb_client.chat import ChatTemplate
 from tdb_client.client import Client
 from tdb_client.compatibility import ApiVersionWarning
+from tdb_client.component_table import ComponentTable
 from tdb_client.connection import Tls
 from tdb_client.debug_answer import DebugAnswer
 from tdb_client.debug_result import DebugResult
@@ -38,6 +39,7 @@ from tdb_client.events import Event, Finished, ResultReady, Started, Values
 from tdb_client.inference import (
     AblationSpec,
     ActivationIndex,
+    ComponentTotalsSpec,
     DerivedAttentionScalarsSpec,
     DerivedScalarsSpec,
     InferenceSubRequest,
@@ -56,6 +58,7 @@ from tdb_client.results import (
     AttendedToTokens,
     AttentionTotals,
     CallInfo,
+    ComponentTotalsResult,
     DerivedAttentionScalarsResult,
     DerivedScalarsResult,
     EstimatedCost,
@@ -89,6 +92,9 @@ __all__ = [
     "ChatTemplateError",
     "ChecksumError",
     "Client",
+    "ComponentTable",
+    "ComponentTotalsResult",
+    "ComponentTotalsSpec",
     "DeadlineError",
     "DebugAnswer",
     "DebugResult",

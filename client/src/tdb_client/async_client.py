@@ -71,6 +71,7 @@ class AsyncClient(ClientCore):
         hide_early_layers: bool = False,
         add_bos: bool | None = None,
         loss: Loss | None = None,
+        token_lists: bool = True,
         chat: bool = False,
         timeout: float | None = None,
         request_id: str = "",
@@ -92,6 +93,7 @@ class AsyncClient(ClientCore):
             hide_early_layers=hide_early_layers,
             add_bos=add_bos,
             loss=loss,
+            token_lists=token_lists,
         )
         results = await self.debug_many(
             [sub_request], timeout=timeout, request_id=request_id, on_event=on_event

@@ -80,6 +80,7 @@ class Client(ClientCore):
         hide_early_layers: bool = False,
         add_bos: bool | None = None,
         loss: Loss | None = None,
+        token_lists: bool = True,
         chat: bool = False,
         timeout: float | None = None,
         request_id: str = "",
@@ -123,6 +124,7 @@ class Client(ClientCore):
                 it stands there where the template writes it.
             loss: another objective in place of `target` and `distractor`: log-probabilities, probabilities,
                 weighted targets, a vector in the residual stream; at any token.
+            token_lists: whether every node gets its lists of tokens, of which most of a large answer is made.
             chat: whether the prompt is what the user says in a chat: `chat_prompt` makes the prompt of it.
             timeout: seconds the call may take; None for the client's.
             request_id: an id for the server's logs.
@@ -150,6 +152,7 @@ class Client(ClientCore):
             hide_early_layers=hide_early_layers,
             add_bos=add_bos,
             loss=loss,
+            token_lists=token_lists,
         )
         results = self.debug_many([sub_request], timeout=timeout, request_id=request_id, on_event=on_event)
         return results[0]

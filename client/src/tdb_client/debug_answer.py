@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from tdb_client.component_table import ComponentTable, component_table
 from tdb_client.inference import AblationSpec, Token, held_norm_scales
 from tdb_client.node_table import LogitTable, NodeTable
 from tdb_client.requests import DebugSubRequest
@@ -38,6 +39,9 @@ class DebugAnswer:
         ablations: what was set in the run: nodes as the cells they stand for, and gradients.
         attention: by head (`L9 head 6`), what each token pays to each [T, T], attended-from token first.
             Empty unless Client.with_attention has asked for it.
+        totals: by derived scalar (`unflattened_attn_act_times_grad`, ...), sums over all tokens: of heads
+            [layers, heads], of MLPs and of attention's latents [layers], of the embedding []. All nodes
+            count, also those too small for the table. Empty from an older server.
     """
 
     request: DebugSubRequest
@@ -55,6 +59,7 @@ class DebugAnswer:
     loss_tokens: LossTokens | None = None
     ablations: tuple[AblationSpec, ...] = ()
     attention: Mapping[str, FloatArray] = field(default_factory=dict)
+    totals: Mapping[str, FloatArray] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         value = "none" if self.objective_value is None else f"{self.objective_value:.3f}"
@@ -131,9 +136,18 @@ class DebugAnswer:
             return units.get(self.request.objective.name, "logits")
         return "attention score" if explained.node.type == "attention_head" else "activation"
 
-    def to_frame(self) -> pd.DataFrame:
-        """The node table as a pandas frame; see NodeTable.to_frame."""
-        return self.nodes.to_frame()
+    @property
+    def components(self) -> ComponentTable:
+        """Every head and MLP, and the embedding, with its scalars summed over all tokens."""
+        return component_table(self.totals)
+
+    def to_frame(self, by: Literal["node", "component"] = "node") -> pd.DataFrame:
+        """The node table as a pandas frame, or every head and MLP, a row each.
+
+        Args:
+            by: `node`, see NodeTable.to_frame; or `component`, see ComponentTable.to_frame.
+        """
+        return self.components.to_frame() if by == "component" else self.nodes.to_frame()
 
 
 _NO_LOSS_TOKENS = LossTokens((), ())

@@ -72,6 +72,13 @@ def processing_result(named: result_pb2.NamedResult) -> results.ProcessingResult
             return _scored_tokens(named.scored_tokens)
         case "token_pair_attribution":
             return _token_pair_attribution(named.token_pair_attribution)
+        case "component_totals":
+            return results.ComponentTotalsResult(
+                {
+                    enum_name(DerivedScalarType, one.derived_scalar_type): _labelled(one.total)
+                    for one in named.component_totals.totals
+                }
+            )
     raise ResponseError(f"result {named.name!r} is of a kind that this client does not know")
 
 
@@ -120,6 +127,10 @@ def _array(tensor: Tensor) -> results.FloatArray:
     return cast(results.FloatArray, array)
 
 
+def _labelled(tensor: Tensor) -> results.LabelledArray:
+    return results.LabelledArray(_array(tensor), tuple(enum_name(Dimension, one) for one in tensor.dims))
+
+
 def _nodes(indices: Iterable[node_pb2.NodeIndex]) -> tuple[Node, ...]:
     return tuple(map(_node_of, map(node_pb2.NodeIndex.SerializeToString, indices)))
 
@@ -134,10 +145,7 @@ def _multiple_top_k(message: result_pb2.MultipleTopKResult) -> results.MultipleT
     groups = {}
     for group in message.groups:
         sums = {
-            enum_name(DerivedScalarType, one.derived_scalar_type): results.LabelledArray(
-                _array(one.sum), tuple(enum_name(Dimension, dimension) for dimension in one.sum.dims)
-            )
-            for one in group.sums
+            enum_name(DerivedScalarType, one.derived_scalar_type): _labelled(one.sum) for one in group.sums
         }
         groups[enum_name(GroupId, group.group_id)] = results.GroupResult(_array(group.activations), sums)
     nodes = _nodes(message.node_indices)

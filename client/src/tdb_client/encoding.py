@@ -19,6 +19,7 @@ from tdb_client.errors import NodeError
 from tdb_client.inference import (
     AblationSpec,
     ActivationIndex,
+    ComponentTotalsSpec,
     DerivedAttentionScalarsSpec,
     DerivedScalarsSpec,
     InferenceSubRequest,
@@ -117,6 +118,8 @@ def _debug_sub_request(request: DebugSubRequest) -> service_pb2.DebugSubRequest:
         distractor_token_ids=_ids(request.distractor),
         add_bos=request.add_bos,
         loss_fn_config=_loss(request.loss),
+        omit_token_lists=not request.token_lists,
+        component_totals=True,
     )
 
 
@@ -290,6 +293,9 @@ def _processing_spec(name: str, spec: ProcessingSpec) -> processing_pb2.NamedPro
         case TokenPairAttributionSpec():
             named.token_pair_attribution.depends_on = spec.depends_on
             named.token_pair_attribution.num_tokens_attended_to = spec.n_tokens_attended_to
+        case ComponentTotalsSpec():
+            scalars = [enum_value(DerivedScalarType, one) for one in spec.derived_scalars]
+            named.component_totals.derived_scalar_types.extend(scalars)
     return named
 
 

@@ -178,12 +178,20 @@ class TokenPairAttributionSpec:
     n_tokens_attended_to: int = 3
 
 
+@dataclass(frozen=True, slots=True)
+class ComponentTotalsSpec:
+    """Asks for derived scalars summed over all tokens, by layer and, of heads, by head."""
+
+    derived_scalars: Sequence[str]
+
+
 ProcessingSpec = (
     MultipleTopKSpec
     | DerivedScalarsSpec
     | DerivedAttentionScalarsSpec
     | ScoredTokensSpec
     | TokenPairAttributionSpec
+    | ComponentTotalsSpec
 )
 
 

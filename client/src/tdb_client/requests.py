@@ -55,6 +55,7 @@ class DebugSubRequest:
             None means as the model's own tokenizer does (ModelInfo.adds_bos).
         loss: another objective in place of the difference of logits of `target` and `distractor`, which must
             be empty then.
+        token_lists: whether every node gets its lists of tokens. Most of a large answer is made of them.
     """
 
     prompt: str
@@ -69,6 +70,7 @@ class DebugSubRequest:
     hide_early_layers: bool = False
     add_bos: bool | None = None
     loss: Loss | None = None
+    token_lists: bool = True
 
     def __post_init__(self) -> None:
         read_words(self)
@@ -95,6 +97,7 @@ class DebugSubRequest:
         hide_early_layers: bool = False,
         add_bos: bool | None = None,
         loss: Loss | None = None,
+        token_lists: bool = True,
     ) -> DebugSubRequest:
         """Makes a sub-request: one token or ablation may stand for a list of them, nodes may be spelled.
 
@@ -118,6 +121,7 @@ class DebugSubRequest:
             hide_early_layers=hide_early_layers,
             add_bos=add_bos,
             loss=loss,
+            token_lists=token_lists,
         )
 
 

@@ -129,12 +129,20 @@ class TokenPairAttributionResult:
     attended_to: tuple[AttendedToTokens | None, ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ComponentTotalsResult:
+    """Derived scalars by name, summed over all tokens: [layers, heads], [layers], or of the embedding []."""
+
+    totals: Mapping[str, LabelledArray]
+
+
 ProcessingResult = (
     MultipleTopKResult
     | DerivedScalarsResult
     | DerivedAttentionScalarsResult
     | ScoredTokensResult
     | TokenPairAttributionResult
+    | ComponentTotalsResult
 )
 
 

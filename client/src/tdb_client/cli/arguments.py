@@ -156,7 +156,19 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--hide-early-layers", action="store_true", help="leave out nodes before the first ablated layer"
     )
+    run.add_argument(
+        "--no-token-lists",
+        dest="token_lists",
+        action="store_false",
+        help="leave out what tokens nodes raise and read, which large answers are mostly made of",
+    )
     shown = parser.add_argument_group("what to show in the terminal")
+    shown.add_argument(
+        "--by",
+        choices=["node", "component"],
+        default="node",
+        help="list the strongest nodes, or heads and MLPs by their sums over all tokens (default: node)",
+    )
     shown.add_argument(
         "--sort",
         choices=["direct_effect", "act_times_grad", "write_norm", "activation"],

@@ -54,11 +54,13 @@ def debug(options: argparse.Namespace) -> ExitCode:
     """Explains the loss, also with ablations side by side."""
     if not (options.target or options.target_id):
         options.parser.error("the following arguments are required: --target or --target-id")
+    _check_view(options)
     return _explain(options, _sub_request(options))
 
 
 def trace(options: argparse.Namespace) -> ExitCode:
     """Explains a node, also with ablations side by side."""
+    _check_view(options)
     traced = _traced(options)
     needs_loss = traced.through == "V" and options.downstream is None
     if needs_loss and not (options.target or options.target_id):
@@ -88,6 +90,11 @@ def completion(options: argparse.Namespace) -> ExitCode:
     """Prints a shell's completion script."""
     print(shtab.complete(options.root, options.shell), end="")
     return ExitCode.DONE
+
+
+def _check_view(options: argparse.Namespace) -> None:
+    if options.by == "component" and options.sort == "activation":
+        options.parser.error("components have no activation to sort by: their nodes' add up to nothing")
 
 
 def _traced(options: argparse.Namespace) -> Trace:
@@ -163,7 +170,7 @@ def _print_results(options: argparse.Namespace, results: Sequence[DebugResult]) 
         csv_output.print_nodes(results, sys.stdout)
     elif options.html is None:
         console = _console()
-        view = pages.View(options.sort, options.rows, options.logits, console.width)
+        view = pages.View(options.sort, options.rows, options.logits, console.width, options.by)
         console.print(
             pages.comparison_page(before[0], last, view) if before else pages.result_page(last, view)
         )
@@ -194,6 +201,7 @@ def _sub_request(options: argparse.Namespace) -> DebugSubRequest:
         attention=options.attention,
         hide_early_layers=options.hide_early_layers,
         add_bos=options.add_bos,
+        token_lists=options.token_lists,
     )
 
 

@@ -37,6 +37,8 @@ def command(request: DebugSubRequest) -> str:
             words += _option(option, str(getattr(request, name)))
     if request.hide_early_layers:
         words.append("--hide-early-layers")
+    if not request.token_lists:
+        words.append("--no-token-lists")
     if request.add_bos is not None:
         words.append("--add-bos" if request.add_bos else "--no-add-bos")
     return shlex.join(words)
@@ -86,7 +88,7 @@ def _arguments(request: DebugSubRequest) -> Iterator[str]:
     for name in ("trace", "downstream"):
         if (trace := getattr(request, name)) is not None:
             yield f"{name}={str(trace)!r}"
-    for name in ("k", "mlp", "attention", "hide_early_layers", "add_bos", "loss"):
+    for name in ("k", "mlp", "attention", "hide_early_layers", "add_bos", "loss", "token_lists"):
         if (value := getattr(request, name)) != _DEFAULTS[name]:
             yield f"{name}={value!r}"
 

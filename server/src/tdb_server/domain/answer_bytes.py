@@ -17,6 +17,7 @@ from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.node import Dimension, NodeType, PassType
 from tdb_server.domain.requests import (
+    ComponentTotalsSpec,
     DerivedAttentionScalarsSpec,
     DerivedScalarsSpec,
     InferenceSpec,
@@ -172,10 +173,18 @@ def _tensor_bytes(spec: ProcessingSpec, info: ModelInfo, n_tokens: int) -> int:
             )
         case DerivedScalarsSpec():
             return 2 * _FLOAT_BYTES * n_tokens
+        case ComponentTotalsSpec():
+            return _FLOAT_BYTES * sum(_n_components(one, info) for one in spec.derived_scalars)
         case DerivedAttentionScalarsSpec():
             return _FLOAT_BYTES * (2 * n_tokens**2 + 8 * n_tokens)
         case _:
             return 0
+
+
+def _n_components(scalar: DerivedScalar, info: ModelInfo) -> int:
+    """Entries of a total."""
+    n_layers = info.n_layers if scalar.declared.is_per_layer else 1
+    return n_layers * _kept_entries(scalar, {Dimension.ATTN_HEADS}, info, 1)
 
 
 def _kept_entries(scalar: DerivedScalar, kept: set[Dimension], info: ModelInfo, n_tokens: int) -> int:
@@ -201,7 +210,7 @@ def _list_bytes(
             return n_nodes * node_bytes + n_latents * spec.n_tokens_attended_to * _ATTENDED_TO_BYTES
         case DerivedScalarsSpec():
             return 2 * min(spec.n_top_tokens or 0, info.vocabulary_size) * token_bytes
-        case DerivedAttentionScalarsSpec():
+        case DerivedAttentionScalarsSpec() | ComponentTotalsSpec():
             return 0
 
 

@@ -15,6 +15,7 @@ from tdb_server.domain.requests import (
     ActivationIndex,
     AttentionComponent,
     AttentionTraceType,
+    ComponentTotalsSpec,
     DebugSubRequest,
     InferenceSpec,
     InferenceSubRequest,
@@ -39,6 +40,8 @@ _GROUPS = {
     GroupId.ACTIVATION: (Measure.ACTIVATION, Measure.ONE),
 }
 """What each group measures of MLP and attention components, and of embeddings."""
+_TOTALS = (GroupId.WRITE_NORM, GroupId.ACT_TIMES_GRAD, GroupId.DIRECTION_WRITE)
+"""Whose scalars are also given by component."""
 _MLP_HOOK_POINTS = {
     MlpComponent.NEURON: HookPoint.MLP_POST_ACT,
     MlpComponent.AUTOENCODER_LATENT: HookPoint.ONLINE_MLP_AUTOENCODER_LATENT,
@@ -103,9 +106,23 @@ def _processing(request: DebugSubRequest) -> dict[str, ProcessingSpec]:
     def scored(scoring: TokenScoringType) -> ScoredTokensSpec:
         return ScoredTokensSpec("topKComponents", scoring)
 
+    groups = _component_groups(request.mlp_component, request.attention_component)
+    totals: dict[str, ProcessingSpec] = {}
+    if request.wants_component_totals:
+        of_components = [own for group, own in groups if group in _TOTALS]
+        totals["componentTotals"] = ComponentTotalsSpec(tuple(one for own in of_components for one in own))
+    lists: dict[str, ProcessingSpec] = {}
+    if not request.omits_token_lists:
+        lists = {
+            "upvotedOutputTokens": scored(TokenScoringType.UPVOTED_OUTPUT_TOKENS),
+            "inputTokensThatUpvoteMlp": scored(TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_MLP),
+            "inputTokensThatUpvoteAttnQ": scored(TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_ATTN_Q),
+            "inputTokensThatUpvoteAttnK": scored(TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_ATTN_K),
+            "tokenPairAttribution": TokenPairAttributionSpec("topKComponents"),
+        }
     return {
         "topKComponents": MultipleTopKSpec(
-            _component_groups(request.mlp_component, request.attention_component),
+            groups,
             request.top_and_bottom_k,
             first_layer_index=hide_before,
         ),
@@ -114,14 +131,11 @@ def _processing(request: DebugSubRequest) -> dict[str, ProcessingSpec]:
             top_and_bottom_k=1,
             first_layer_index=hide_before,
         ),
-        "upvotedOutputTokens": scored(TokenScoringType.UPVOTED_OUTPUT_TOKENS),
-        "inputTokensThatUpvoteMlp": scored(TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_MLP),
-        "inputTokensThatUpvoteAttnQ": scored(TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_ATTN_Q),
-        "inputTokensThatUpvoteAttnK": scored(TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_ATTN_K),
-        "tokenPairAttribution": TokenPairAttributionSpec("topKComponents"),
+        **lists,
         "topOutputTokenLogits": MultipleTopKSpec(
             ((GroupId.LOGITS, (DerivedScalar.LOGITS,)),), N_OUTPUT_TOKENS, token_index
         ),
+        **totals,
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.node import PassType
 from tdb_server.domain.requests import (
+    ComponentTotalsSpec,
     DerivedAttentionScalarsSpec,
     DerivedScalarsSpec,
     InferenceSubRequest,
@@ -29,5 +30,7 @@ def wanted_scalars(sub_request: InferenceSubRequest) -> Iterator[tuple[DerivedSc
                 yield from ((scalar, spec.pass_type) for scalar, _ in spec.chosen)
             case DerivedScalarsSpec():
                 yield spec.derived_scalar, spec.pass_type
+            case ComponentTotalsSpec():
+                yield from ((scalar, PassType.FORWARD) for scalar in spec.derived_scalars)
             case DerivedAttentionScalarsSpec():
                 yield spec.derived_scalar, PassType.FORWARD

@@ -22,6 +22,7 @@ from tdb_server.domain.reason import Reason
 from tdb_server.domain.requests import (
     AblationSpec,
     ActivationIndex,
+    ComponentTotalsSpec,
     DerivedAttentionScalarsSpec,
     DerivedScalarsSpec,
     MultipleTopKSpec,
@@ -71,6 +72,8 @@ class ProcessingCheck:
                 yield from self._derived_scalars(spec, path)
             case DerivedAttentionScalarsSpec():
                 yield from self._derived_attention_scalars(spec, path)
+            case ComponentTotalsSpec():
+                yield from self._component_totals(spec, path)
             case ScoredTokensSpec():
                 yield from self._count(spec.n_tokens, f"{path}.num_tokens")
             case TokenPairAttributionSpec():
@@ -87,6 +90,16 @@ class ProcessingCheck:
                     yield self._does_not_fit(scalar, scalar_path, "it is one of derived attention scalars")
                 yield from self._scalar(scalar, None, spec.pass_type, scalar_path, scalar_path)
         yield from kind_violations(spec, path)
+
+    def _component_totals(self, spec: ComponentTotalsSpec, path: str) -> Iterator[FieldViolation]:
+        for i, scalar in enumerate(spec.derived_scalars):
+            scalar_path = f"{path}.derived_scalar_types[{i}]"
+            if not scalar.declared.adds_up:
+                yield self._does_not_fit(scalar, scalar_path, "its sum over tokens says nothing")
+                continue
+            if scalar in spec.derived_scalars[:i]:
+                yield FieldViolation(scalar_path, f"{scalar.value} is asked for twice", Reason.DUPLICATE_NAME)
+            yield from self._scalar(scalar, None, PassType.FORWARD, scalar_path, scalar_path)
 
     def _derived_scalars(self, spec: DerivedScalarsSpec, path: str) -> Iterator[FieldViolation]:
         scalar, shape = spec.derived_scalar, spec.derived_scalar.declared

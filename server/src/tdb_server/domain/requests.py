@@ -226,12 +226,20 @@ class TokenPairAttributionSpec:
     n_tokens_attended_to: int = 3
 
 
+@dataclass(frozen=True, slots=True)
+class ComponentTotalsSpec:
+    """Derived scalars summed over all but layers and heads."""
+
+    derived_scalars: tuple[DerivedScalar, ...]
+
+
 ProcessingSpec = (
     MultipleTopKSpec
     | DerivedScalarsSpec
     | DerivedAttentionScalarsSpec
     | ScoredTokensSpec
     | TokenPairAttributionSpec
+    | ComponentTotalsSpec
 )
 
 
@@ -261,3 +269,5 @@ class DebugSubRequest:
     upstream_trace: Trace | None = None
     bos_added: bool = False
     loss: LossConfig | None = None
+    omits_token_lists: bool = False
+    wants_component_totals: bool = False

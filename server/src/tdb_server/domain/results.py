@@ -102,12 +102,20 @@ class DerivedAttentionScalarsResult:
     totals_out: AttentionTotals
 
 
+@dataclass(frozen=True, slots=True)
+class ComponentTotalsResult:
+    """Each derived scalar's total for every component: by layer, and of heads by head."""
+
+    totals: dict[DerivedScalar, LabelledArray]
+
+
 ProcessingResult = (
     MultipleTopKResult
     | ScoredTokensResult
     | TokenPairAttributionResult
     | DerivedScalarsResult
     | DerivedAttentionScalarsResult
+    | ComponentTotalsResult
 )
 
 

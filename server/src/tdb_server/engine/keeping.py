@@ -10,6 +10,7 @@ from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import NodeType, PassType
 from tdb_server.domain.requests import (
+    ComponentTotalsSpec,
     DerivedAttentionScalarsSpec,
     DerivedScalarsSpec,
     InferenceSubRequest,
@@ -48,6 +49,9 @@ def kept_for(
             case MultipleTopKSpec():
                 for scalar in scalars_of(spec):
                     yield from _kept_for_scalar(scalar, spec.pass_type, autoencoders)
+            case ComponentTotalsSpec():
+                for scalar in spec.derived_scalars:
+                    yield from _kept_for_scalar(scalar, PassType.FORWARD, autoencoders)
             case DerivedScalarsSpec():
                 yield from _kept_for_scalar(spec.derived_scalar, spec.pass_type, autoencoders)
             case DerivedAttentionScalarsSpec():

@@ -19,6 +19,7 @@ from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import Dimension, NodeType, PassType
 from tdb_server.domain.requests import (
     AttentionTraceType,
+    ComponentTotalsSpec,
     DerivedScalarsSpec,
     InferenceSpec,
     MultipleTopKSpec,
@@ -136,11 +137,13 @@ class Summing:
     Attributes:
         pass_types: those that are added up.
         keep: the axes that are left, in node order.
+        by_layer: whether layers are kept apart.
     """
 
     scalar: DerivedScalar
     pass_types: tuple[PassType, ...]
     keep: tuple[Dimension, ...]
+    by_layer: bool = False
 
 
 @dataclass(frozen=True)
@@ -231,11 +234,13 @@ class Group:
         start: the first row.
         stop: the row behind the last one.
         specs: the multiple-top-k specs of the first row; others differ in k and in the token they look at.
+        totals: derived scalars that are summed by component.
     """
 
     start: int
     stop: int
     specs: dict[str, MultipleTopKSpec]
+    totals: tuple[DerivedScalar, ...] = ()
 
     @property
     def rows(self) -> slice:
@@ -262,7 +267,14 @@ class Group:
             for scalar in scalars_of(spec)
             if ranks_only_logits(spec) == only_logits
         )
-        return list(dict.fromkeys(found))
+        by_component = () if only_logits else map(total_of, self.totals)
+        return list(dict.fromkeys([*found, *by_component]))
+
+
+def total_of(scalar: DerivedScalar) -> Summing:
+    """The sum by component: by layer, and of heads by head."""
+    keep = tuple(one for one in scalar.declared.dimensions if one is Dimension.ATTN_HEADS)
+    return Summing(scalar, (PassType.FORWARD,), keep, by_layer=True)
 
 
 def rankings_of(name: str, spec: MultipleTopKSpec, group: GroupId, scalar: DerivedScalar) -> list[Ranking]:
@@ -425,7 +437,8 @@ def plan_batch(
     rows: list[Row] = []
     groups = []
     for together in by_specs.values():
-        groups.append(Group(len(rows), len(rows) + len(together), top_k_specs(together[0])))
+        first = together[0]
+        groups.append(Group(len(rows), len(rows) + len(together), top_k_specs(first), _totals(first)))
         rows += together
     kept_sets = frozenset(values), frozenset(gradients), frozenset(sites), frozenset(site_gradients)
     return Plan(tuple(calls), tuple(rows), tuple(groups), *kept_sets, is_parallel)
@@ -436,8 +449,14 @@ def top_k_specs(row: Row) -> dict[str, MultipleTopKSpec]:
     return {name: spec for name, spec in row.processing.items() if isinstance(spec, MultipleTopKSpec)}
 
 
+def _totals(row: Row) -> tuple[DerivedScalar, ...]:
+    """The derived scalars that a row wants by component."""
+    specs = (one for one in row.processing.values() if isinstance(one, ComponentTotalsSpec))
+    return tuple(dict.fromkeys(scalar for one in specs for scalar in one.derived_scalars))
+
+
 def _group_key(row: Row) -> tuple[object, ...]:
-    return tuple(
+    return _totals(row), *(
         (name, replace(spec, top_and_bottom_k=0, token_index=None if spec.token_index is None else 0))
         for name, spec in top_k_specs(row).items()
     )

@@ -290,17 +290,26 @@ class TokenPairAttributionRequestSpec(Body):
     depends_on_spec_name: Text | None = needed()
 
 
+class ComponentTotalsRequestSpec(Body):
+    """Asks for derived scalars summed over all tokens, by layer and head."""
+
+    spec_type: Literal["component_totals_request_spec"] | None = None
+    derived_scalar_types: Listed[DerivedScalar] | None = needed()
+
+
 _SPEC_MODELS: dict[str, type[Body]] = {
     "multiple_top_k_derived_scalars_request_spec": MultipleTopKDerivedScalarsRequestSpec,
     "derived_scalars_request_spec": DerivedScalarsRequestSpec,
     "derived_attention_scalars_request_spec": DerivedAttentionScalarsRequestSpec,
     "scored_tokens_request_spec": ScoredTokensRequestSpec,
     "token_pair_attribution_request_spec": TokenPairAttributionRequestSpec,
+    "component_totals_request_spec": ComponentTotalsRequestSpec,
 }
 _TELLING_KEYS: dict[str, type[Body]] = {
     "dstListByGroupId": MultipleTopKDerivedScalarsRequestSpec,
     "tokenScoringType": ScoredTokensRequestSpec,
     "numTokensAttendedTo": TokenPairAttributionRequestSpec,
+    "derivedScalarTypes": ComponentTotalsRequestSpec,
 }
 _SCALARS_OF_PAIRS = {
     scalar.value
@@ -337,6 +346,7 @@ ProcessingRequestSpec = (
     | DerivedAttentionScalarsRequestSpec
     | ScoredTokensRequestSpec
     | TokenPairAttributionRequestSpec
+    | ComponentTotalsRequestSpec
 )
 
 
@@ -404,6 +414,10 @@ class TdbRequestSpec(Body):
     """Whether the beginning-of-text token stands in front of the prompt; left out, as the tokenizer does."""
     loss_fn_config: LossFnConfig | None = None
     """Another objective in place of target and distractor tokens."""
+    component_totals: Boolean | None = None
+    """Adds sums over all tokens for every layer and head, as componentTotals."""
+    omit_token_lists: Boolean | None = None
+    """Leaves the lists of tokens of every node out."""
 
 
 class BatchedTdbRequest(Body):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 
+from transformer_debugger.v1.processing_pb2 import ComponentTotalsSpec as ComponentTotalsMessage
 from transformer_debugger.v1.processing_pb2 import (
     DerivedAttentionScalarsSpec as DerivedAttentionScalarsMessage,
 )
@@ -18,6 +19,7 @@ from tdb_server.domain.node import PassType
 from tdb_server.domain.processing_validation import ProcessingCheck
 from tdb_server.domain.reason import Reason
 from tdb_server.domain.requests import (
+    ComponentTotalsSpec,
     DerivedAttentionScalarsSpec,
     DerivedScalarsSpec,
     MultipleTopKSpec,
@@ -88,6 +90,8 @@ def _parse_spec(spec: MessageReader[NamedProcessingSpec], n_tokens: int | None) 
         case "token_pair_attribution":
             message = spec.message.token_pair_attribution
             return TokenPairAttributionSpec(message.depends_on, message.num_tokens_attended_to)
+        case "component_totals" as kind:
+            return _component_totals(spec.inner(kind))
         case _:
             spec.refuse("", "says nothing of what is wanted; set one of its specs", Reason.FIELD_REQUIRED)
             return None
@@ -130,6 +134,14 @@ def _groups(
         elif group is not None and scalars:
             groups[group] = tuple(scalars)
     return tuple(groups.items()) if len(groups) == len(entries) else None
+
+
+def _component_totals(spec: MessageReader[ComponentTotalsMessage]) -> ComponentTotalsSpec | None:
+    field = "derived_scalar_types"
+    if not spec.value(field):
+        spec.refuse(field, "at least one derived scalar is required", Reason.FIELD_REQUIRED)
+    scalars = spec.members(field, DERIVED_SCALARS, "derived scalars")
+    return ComponentTotalsSpec(tuple(scalars)) if scalars else None
 
 
 def _derived_scalars(spec: MessageReader[DerivedScalarsMessage]) -> DerivedScalarsSpec | None:

@@ -176,6 +176,8 @@ def _parse_debug_sub_request(sub_request: MessageReader[DebugSubRequestMessage])
         trace,
         prompt.bos_added,
         loss,
+        sub_request.message.omit_token_lists,
+        sub_request.message.component_totals,
     )
 
 

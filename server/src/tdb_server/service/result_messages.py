@@ -10,6 +10,7 @@ from transformer_debugger.v1.node_pb2 import NodeIndex as NodeIndexMessage
 
 from tdb_server.domain.node import Dimension, Nodes, NodeType
 from tdb_server.domain.results import (
+    ComponentTotalsResult,
     DerivedAttentionScalarsResult,
     DerivedScalarsResult,
     FloatArray,
@@ -51,6 +52,13 @@ def put_named_result(
             _put_token_pair_attribution(message.token_pair_attribution, result)
         case DerivedScalarsResult() as result:
             _put_derived_scalars(message.derived_scalars, result, tokenizer)
+        case ComponentTotalsResult() as result:
+            message.component_totals.SetInParent()
+            for scalar, total in result.totals.items():
+                told = message.component_totals.totals.add(
+                    derived_scalar_type=DERIVED_SCALARS.numbers[scalar]
+                )
+                put_tensor(told.total, total.array, total.dimensions)
         case DerivedAttentionScalarsResult() as result:
             tokens = tokenizer.token_strings(token_ids)
             _put_derived_attention_scalars(message.derived_attention_scalars, result, tokens)

@@ -18,6 +18,7 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import StreamDebug
 
 from tdb_server.domain.node import Nodes
 from tdb_server.domain.results import (
+    ComponentTotalsResult,
     DerivedAttentionScalarsResult,
     DerivedScalarsResult,
     Finished,
@@ -43,8 +44,11 @@ StreamMessage = TypeVar("StreamMessage", StreamDebugResponse, StreamInferRespons
 def result_parts(result: NamedResult) -> Iterator[NamedResult]:
     """The result cut by nodes. Groups, with their tensors, are in the first part only."""
     whole = result.result
+    if isinstance(whole, DerivedScalarsResult | DerivedAttentionScalarsResult | ComponentTotalsResult):
+        yield result
+        return
     n_nodes = min(NODES_PER_PART, max(1, TOKENS_PER_PART // _tokens_per_node(whole)))
-    if isinstance(whole, DerivedScalarsResult | DerivedAttentionScalarsResult) or len(whole.nodes) <= n_nodes:
+    if len(whole.nodes) <= n_nodes:
         yield result
         return
     for start in range(0, len(whole.nodes), n_nodes):
@@ -99,6 +103,8 @@ def tensors_of(result: result_pb2.NamedResult) -> list[tensor_pb2.Tensor]:
     if kind == "multiple_top_k":
         groups = result.multiple_top_k.groups
         return [one for group in groups for one in (group.activations, *(sums.sum for sums in group.sums))]
+    if kind == "component_totals":
+        return [one.total for one in result.component_totals.totals]
     fields = [] if kind is None else getattr(result, kind).ListFields()
     return [value for _, value in fields if isinstance(value, tensor_pb2.Tensor)]
 

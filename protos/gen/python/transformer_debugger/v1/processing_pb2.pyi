@@ -314,6 +314,34 @@ class TokenPairAttributionSpec(_message.Message):
 Global___TokenPairAttributionSpec: _TypeAlias = TokenPairAttributionSpec  # noqa: Y015
 
 @_typing.final
+class ComponentTotalsSpec(_message.Message):
+    """Asks for derived scalars summed over all tokens, attended-to tokens, neurons and latents: one number for every head, MLP or
+    embedding of the model, however small. Lists of the most important nodes leave out the many that matter together.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DERIVED_SCALAR_TYPES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def derived_scalar_types(self) -> _containers.RepeatedScalarFieldContainer[_derived_scalar_pb2.DerivedScalarType.ValueType]:
+        """The derived scalars, each at most once: at least one. Act times grad, direct effects and write norms of heads, neurons, latents
+        and vectors; what is read as it is does not add up.
+        """
+
+    def __init__(
+        self,
+        *,
+        derived_scalar_types: _abc.Iterable[_derived_scalar_pb2.DerivedScalarType.ValueType] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["derived_scalar_types", b"derived_scalar_types"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ComponentTotalsSpec: _TypeAlias = ComponentTotalsSpec  # noqa: Y015
+
+@_typing.final
 class NamedProcessingSpec(_message.Message):
     """One result that is wanted, under a name of the client's choice."""
 
@@ -325,6 +353,7 @@ class NamedProcessingSpec(_message.Message):
     DERIVED_ATTENTION_SCALARS_FIELD_NUMBER: _builtins.int
     SCORED_TOKENS_FIELD_NUMBER: _builtins.int
     TOKEN_PAIR_ATTRIBUTION_FIELD_NUMBER: _builtins.int
+    COMPONENT_TOTALS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The result's name. Not empty, unique within the sub-request."""
     @_builtins.property
@@ -347,6 +376,10 @@ class NamedProcessingSpec(_message.Message):
     def token_pair_attribution(self) -> Global___TokenPairAttributionSpec:
         """Attended-to tokens that excite attention latents."""
 
+    @_builtins.property
+    def component_totals(self) -> Global___ComponentTotalsSpec:
+        """Sums by component."""
+
     def __init__(
         self,
         *,
@@ -356,12 +389,13 @@ class NamedProcessingSpec(_message.Message):
         derived_attention_scalars: Global___DerivedAttentionScalarsSpec | None = ...,
         scored_tokens: Global___ScoredTokensSpec | None = ...,
         token_pair_attribution: Global___TokenPairAttributionSpec | None = ...,
+        component_totals: Global___ComponentTotalsSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["derived_attention_scalars", b"derived_attention_scalars", "derived_scalars", b"derived_scalars", "multiple_top_k", b"multiple_top_k", "scored_tokens", b"scored_tokens", "spec", b"spec", "token_pair_attribution", b"token_pair_attribution"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["component_totals", b"component_totals", "derived_attention_scalars", b"derived_attention_scalars", "derived_scalars", b"derived_scalars", "multiple_top_k", b"multiple_top_k", "scored_tokens", b"scored_tokens", "spec", b"spec", "token_pair_attribution", b"token_pair_attribution"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["derived_attention_scalars", b"derived_attention_scalars", "derived_scalars", b"derived_scalars", "multiple_top_k", b"multiple_top_k", "name", b"name", "scored_tokens", b"scored_tokens", "spec", b"spec", "token_pair_attribution", b"token_pair_attribution"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["component_totals", b"component_totals", "derived_attention_scalars", b"derived_attention_scalars", "derived_scalars", b"derived_scalars", "multiple_top_k", b"multiple_top_k", "name", b"name", "scored_tokens", b"scored_tokens", "spec", b"spec", "token_pair_attribution", b"token_pair_attribution"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["multiple_top_k", "derived_scalars", "derived_attention_scalars", "scored_tokens", "token_pair_attribution"]  # noqa: Y015
+    _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["multiple_top_k", "derived_scalars", "derived_attention_scalars", "scored_tokens", "token_pair_attribution", "component_totals"]  # noqa: Y015
     _WhichOneofArgType_spec: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_spec) -> _WhichOneofReturnType_spec | None: ...
 

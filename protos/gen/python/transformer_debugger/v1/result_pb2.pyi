@@ -472,6 +472,60 @@ class TokenPairAttributionResult(_message.Message):
 Global___TokenPairAttributionResult: _TypeAlias = TokenPairAttributionResult  # noqa: Y015
 
 @_typing.final
+class ComponentTotal(_message.Message):
+    """One derived scalar's total for every component."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DERIVED_SCALAR_TYPE_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    derived_scalar_type: _derived_scalar_pb2.DerivedScalarType.ValueType
+    """The derived scalar that was summed."""
+    @_builtins.property
+    def total(self) -> _tensor_pb2.Tensor:
+        """The totals, over all tokens: of heads shape [layers, heads], of MLPs, their latents and vectors of layers [layers], of the
+        embedding a single number. 0 in layers without a dictionary where it is of latents.
+        """
+
+    def __init__(
+        self,
+        *,
+        derived_scalar_type: _derived_scalar_pb2.DerivedScalarType.ValueType = ...,
+        total: _tensor_pb2.Tensor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["total", b"total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["derived_scalar_type", b"derived_scalar_type", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ComponentTotal: _TypeAlias = ComponentTotal  # noqa: Y015
+
+@_typing.final
+class ComponentTotalsResult(_message.Message):
+    """Derived scalars by component."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTALS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def totals(self) -> _containers.RepeatedCompositeFieldContainer[Global___ComponentTotal]:
+        """One entry per derived scalar, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        totals: _abc.Iterable[Global___ComponentTotal] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["totals", b"totals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ComponentTotalsResult: _TypeAlias = ComponentTotalsResult  # noqa: Y015
+
+@_typing.final
 class NamedResult(_message.Message):
     """One result under its name."""
 
@@ -483,10 +537,11 @@ class NamedResult(_message.Message):
     DERIVED_ATTENTION_SCALARS_FIELD_NUMBER: _builtins.int
     SCORED_TOKENS_FIELD_NUMBER: _builtins.int
     TOKEN_PAIR_ATTRIBUTION_FIELD_NUMBER: _builtins.int
+    COMPONENT_TOTALS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """For Infer the name the client gave. For Debug one of topKComponents, componentSumsForTokenDisplay,
     upvotedOutputTokens, inputTokensThatUpvoteMlp, inputTokensThatUpvoteAttnQ, inputTokensThatUpvoteAttnK,
-    tokenPairAttribution, topOutputTokenLogits.
+    tokenPairAttribution, topOutputTokenLogits, componentTotals; what was not asked for is absent.
     """
     @_builtins.property
     def multiple_top_k(self) -> Global___MultipleTopKResult:
@@ -508,6 +563,10 @@ class NamedResult(_message.Message):
     def token_pair_attribution(self) -> Global___TokenPairAttributionResult:
         """Attended-to tokens that excite attention latents."""
 
+    @_builtins.property
+    def component_totals(self) -> Global___ComponentTotalsResult:
+        """Sums by component."""
+
     def __init__(
         self,
         *,
@@ -517,12 +576,13 @@ class NamedResult(_message.Message):
         derived_attention_scalars: Global___DerivedAttentionScalarsResult | None = ...,
         scored_tokens: Global___ScoredTokensResult | None = ...,
         token_pair_attribution: Global___TokenPairAttributionResult | None = ...,
+        component_totals: Global___ComponentTotalsResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["derived_attention_scalars", b"derived_attention_scalars", "derived_scalars", b"derived_scalars", "multiple_top_k", b"multiple_top_k", "result", b"result", "scored_tokens", b"scored_tokens", "token_pair_attribution", b"token_pair_attribution"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["component_totals", b"component_totals", "derived_attention_scalars", b"derived_attention_scalars", "derived_scalars", b"derived_scalars", "multiple_top_k", b"multiple_top_k", "result", b"result", "scored_tokens", b"scored_tokens", "token_pair_attribution", b"token_pair_attribution"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["derived_attention_scalars", b"derived_attention_scalars", "derived_scalars", b"derived_scalars", "multiple_top_k", b"multiple_top_k", "name", b"name", "result", b"result", "scored_tokens", b"scored_tokens", "token_pair_attribution", b"token_pair_attribution"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["component_totals", b"component_totals", "derived_attention_scalars", b"derived_attention_scalars", "derived_scalars", b"derived_scalars", "multiple_top_k", b"multiple_top_k", "name", b"name", "result", b"result", "scored_tokens", b"scored_tokens", "token_pair_attribution", b"token_pair_attribution"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["multiple_top_k", "derived_scalars", "derived_attention_scalars", "scored_tokens", "token_pair_attribution"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["multiple_top_k", "derived_scalars", "derived_attention_scalars", "scored_tokens", "token_pair_attribution", "component_totals"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 

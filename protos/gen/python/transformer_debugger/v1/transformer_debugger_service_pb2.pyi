@@ -100,7 +100,9 @@ class DebugSubRequest(_message.Message):
     TARGET_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     DISTRACTOR_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     ADD_BOS_FIELD_NUMBER: _builtins.int
+    OMIT_TOKEN_LISTS_FIELD_NUMBER: _builtins.int
     LOSS_FN_CONFIG_FIELD_NUMBER: _builtins.int
+    COMPONENT_TOTALS_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """The prompt. At least one token, at most Limits.max_prompt_tokens."""
     component_type_for_mlp: Global___ComponentTypeForMlp.ValueType
@@ -119,6 +121,14 @@ class DebugSubRequest(_message.Message):
     """Whether the beginning-of-text token is put in front of the prompt's tokens: then it is token 0, and counts as one.
     Never twice: not where the prompt's text begins with it. Absent: as the model's own tokenizer does
     (ModelInfo.adds_bos). True where the model has no such token fails with NO_BOS_TOKEN. An empty prompt needs true.
+    """
+    omit_token_lists: _builtins.bool
+    """True: leave out the lists of tokens of every node (upvotedOutputTokens, inputTokensThatUpvoteMlp,
+    inputTokensThatUpvoteAttnQ and K, tokenPairAttribution), which most of a large answer is made of. Default false.
+    """
+    component_totals: _builtins.bool
+    """True: add the result componentTotals: write norms, act times grad and direct effects of the embedding and of every layer's MLP
+    and head, or attention latents, summed over all tokens. Default false.
     """
     @_builtins.property
     def target_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -175,11 +185,13 @@ class DebugSubRequest(_message.Message):
         target_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         distractor_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         add_bos: _builtins.bool | None = ...,
+        omit_token_lists: _builtins.bool = ...,
         loss_fn_config: _loss_pb2.LossFnConfig | None = ...,
+        component_totals: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "_top_and_bottom_k", b"_top_and_bottom_k", "add_bos", b"add_bos", "downstream_node_to_trace", b"downstream_node_to_trace", "loss_fn_config", b"loss_fn_config", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "_top_and_bottom_k", b"_top_and_bottom_k", "add_bos", b"add_bos", "component_type_for_attention", b"component_type_for_attention", "component_type_for_mlp", b"component_type_for_mlp", "distractor_token_ids", b"distractor_token_ids", "distractor_tokens", b"distractor_tokens", "downstream_node_to_trace", b"downstream_node_to_trace", "hide_early_layers_when_ablating", b"hide_early_layers_when_ablating", "loss_fn_config", b"loss_fn_config", "node_ablations", b"node_ablations", "prompt", b"prompt", "target_token_ids", b"target_token_ids", "target_tokens", b"target_tokens", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "_top_and_bottom_k", b"_top_and_bottom_k", "add_bos", b"add_bos", "component_totals", b"component_totals", "component_type_for_attention", b"component_type_for_attention", "component_type_for_mlp", b"component_type_for_mlp", "distractor_token_ids", b"distractor_token_ids", "distractor_tokens", b"distractor_tokens", "downstream_node_to_trace", b"downstream_node_to_trace", "hide_early_layers_when_ablating", b"hide_early_layers_when_ablating", "loss_fn_config", b"loss_fn_config", "node_ablations", b"node_ablations", "omit_token_lists", b"omit_token_lists", "prompt", b"prompt", "target_token_ids", b"target_token_ids", "target_tokens", b"target_tokens", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_bos: _TypeAlias = _typing.Literal["add_bos"]  # noqa: Y015
     _WhichOneofArgType__add_bos: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos"]  # noqa: Y015

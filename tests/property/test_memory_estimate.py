@@ -19,20 +19,23 @@ from tdb_server.domain.debug import HOLD_FINAL_NORM_SCALE, inference_sub_request
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import ModelInfo, Site
-from tdb_server.domain.node import NodeIndex, NodeType
+from tdb_server.domain.node import NodeIndex, NodeType, PassType
 from tdb_server.domain.requests import (
     AblationSpec,
     ActivationIndex,
+    ActivationsSpec,
     AttentionComponent,
     AttentionTraceType,
     DebugSubRequest,
     InferenceSpec,
     InferenceSubRequest,
+    LensSpec,
     LossConfig,
     LossName,
     MlpComponent,
     MultipleTopKSpec,
     NodeAblation,
+    ProcessingSpec,
     Trace,
 )
 from tdb_server.engine.engine import Engine
@@ -208,6 +211,24 @@ def test_objectives_alone_take_no_more_than_is_estimated(family: str, dtype: str
         assert 1 <= times_too_much(engine, info, apart) <= 6
     traced = Trace(NodeIndex(NodeType.ATTENTION_HEAD, 1, (9, 4, 1)), AttentionTraceType.V)
     assert times_too_much(engine, info, [InferenceSubRequest(replace(run_of(10), trace=traced))]) >= 1
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_places_and_lenses_take_no_more_than_is_estimated(family: str) -> None:
+    engine, info = loaded(family, True)
+    layers, places = tuple(range(info.n_layers)), (HookPoint.ATTN_QK_PROBS, HookPoint.MLP_PRE_ACT)
+    for n_tokens in (100, 6):
+        tokens = tuple(range(n_tokens))
+        specs: dict[str, ProcessingSpec] = {
+            "lens": LensSpec(HookPoint.RESID_POST_MLP, layers, tokens, (1, 2), 5),
+            "logits": ActivationsSpec(HookPoint.LOGITS, (None,), tokens),
+            "latents": ActivationsSpec(HookPoint.ONLINE_MLP_AUTOENCODER_LATENT, layers, tokens),
+            **{one.value: ActivationsSpec(one, layers, tokens, PassType.BACKWARD) for one in places},
+        }
+        for name in specs:
+            times_too_much(engine, info, [InferenceSubRequest(run_of(n_tokens))])
+            own = {name: specs[name]}
+            assert times_too_much(engine, info, [InferenceSubRequest(run_of(n_tokens), own)]) >= 1
 
 
 def run_of(n_tokens: int) -> InferenceSpec:

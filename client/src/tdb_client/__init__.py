@@ -39,10 +39,12 @@ from tdb_client.events import Event, Finished, ResultReady, Started, Values
 from tdb_client.inference import (
     AblationSpec,
     ActivationIndex,
+    ActivationsSpec,
     ComponentTotalsSpec,
     DerivedAttentionScalarsSpec,
     DerivedScalarsSpec,
     InferenceSubRequest,
+    LensSpec,
     Loss,
     MultipleTopKSpec,
     ResidualDirection,
@@ -55,6 +57,7 @@ from tdb_client.node_table import LogitTable, NodeTable
 from tdb_client.nodes import Node, head, latent, neuron
 from tdb_client.requests import DebugSubRequest
 from tdb_client.results import (
+    ActivationsResult,
     AttendedToTokens,
     AttentionTotals,
     CallInfo,
@@ -65,6 +68,8 @@ from tdb_client.results import (
     GroupResult,
     InferenceResult,
     LabelledArray,
+    LensResult,
+    LensTokens,
     LossTokens,
     MultipleTopKResult,
     PromptTokens,
@@ -80,6 +85,8 @@ __all__ = [
     "Ablation",
     "AblationSpec",
     "ActivationIndex",
+    "ActivationsResult",
+    "ActivationsSpec",
     "ApiVersionWarning",
     "AsyncClient",
     "AttendedToTokens",
@@ -116,6 +123,9 @@ __all__ = [
     "InvalidRequestError",
     "InvalidValueError",
     "LabelledArray",
+    "LensResult",
+    "LensSpec",
+    "LensTokens",
     "Limits",
     "LogitTable",
     "Loss",

@@ -72,6 +72,16 @@ def processing_result(named: result_pb2.NamedResult) -> results.ProcessingResult
             return _scored_tokens(named.scored_tokens)
         case "token_pair_attribution":
             return _token_pair_attribution(named.token_pair_attribution)
+        case "lens":
+            return _lens(named.lens)
+        case "activations":
+            return results.ActivationsResult(
+                {
+                    one.layer_index if one.HasField("layer_index") else None: _labelled(one.activations)
+                    for one in named.activations.layers
+                },
+                tuple(named.activations.token_indices),
+            )
         case "component_totals":
             return results.ComponentTotalsResult(
                 {
@@ -199,6 +209,25 @@ def _token_pair_attribution(
         for one in message.node_attended_to_tokens
     )
     return results.TokenPairAttributionResult(_nodes(message.node_indices), attended_to)
+
+
+def _lens(message: result_pb2.LensResult) -> results.LensResult:
+    top = [
+        results.LensTokens(integers(one.token_ids), tuple(one.token_strings), floats(one.logits))
+        for one in message.top_tokens
+    ]
+    n_at = len(message.token_indices)
+    if len(top) not in (0, n_at * (1 + len(message.layer_indices))):
+        raise ResponseError(f"a lens has the likeliest tokens of {len(top)} places")
+    rows = tuple(tuple(top[start : start + n_at]) for start in range(0, len(top), max(n_at, 1)))
+    return results.LensResult(
+        tuple(message.layer_indices),
+        tuple(message.token_indices),
+        tuple(message.vocab_tokens.token_strings),
+        tuple(message.vocab_tokens.token_ids),
+        _array(message.logits) if message.HasField("logits") else None,
+        rows,
+    )
 
 
 def _scored_tokens(message: result_pb2.ScoredTokensResult) -> results.ScoredTokensResult:

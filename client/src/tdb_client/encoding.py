@@ -19,10 +19,12 @@ from tdb_client.errors import NodeError
 from tdb_client.inference import (
     AblationSpec,
     ActivationIndex,
+    ActivationsSpec,
     ComponentTotalsSpec,
     DerivedAttentionScalarsSpec,
     DerivedScalarsSpec,
     InferenceSubRequest,
+    LensSpec,
     Loss,
     MultipleTopKSpec,
     ProcessingSpec,
@@ -293,6 +295,26 @@ def _processing_spec(name: str, spec: ProcessingSpec) -> processing_pb2.NamedPro
         case TokenPairAttributionSpec():
             named.token_pair_attribution.depends_on = spec.depends_on
             named.token_pair_attribution.num_tokens_attended_to = spec.n_tokens_attended_to
+        case LensSpec():
+            named.lens.CopyFrom(
+                processing_pb2.LensSpec(
+                    place=enum_value(activation_pb2.ActivationLocationType, spec.place),
+                    layer_indices=spec.layers,
+                    token_indices=spec.at,
+                    vocab_tokens=_texts(spec.tokens),
+                    vocab_token_ids=_ids(spec.tokens),
+                    num_top_tokens=spec.n_top_tokens,
+                )
+            )
+        case ActivationsSpec():
+            named.activations.CopyFrom(
+                processing_pb2.ActivationsSpec(
+                    activation_location_type=enum_value(activation_pb2.ActivationLocationType, spec.place),
+                    layer_indices=spec.layers,
+                    token_indices=spec.at,
+                    pass_type=enum_value(node_pb2.PassType, spec.pass_type),
+                )
+            )
         case ComponentTotalsSpec():
             scalars = [enum_value(DerivedScalarType, one) for one in spec.derived_scalars]
             named.component_totals.derived_scalar_types.extend(scalars)

@@ -19,7 +19,7 @@ from tdb_client.interventions import (
     as_trace,
     read_words,
 )
-from tdb_client.token_words import read_tokens
+from tdb_client.token_words import as_tokens, read_tokens
 
 PassType = Literal["forward", "backward"]
 LossName = Literal["logit_diff", "logit_minus_mean", "probs", "zero", "log_prob", "direction"]
@@ -185,6 +185,41 @@ class ComponentTotalsSpec:
     derived_scalars: Sequence[str]
 
 
+@dataclass(frozen=True, slots=True)
+class LensSpec:
+    """Asks what the model would predict from the residual stream behind each layer.
+
+    Attributes:
+        tokens: vocabulary tokens whose logits are wanted, one or several.
+        n_top_tokens: how many of the likeliest tokens to name; None for none.
+        layers: none given means all.
+        at: tokens of the prompt, -1 for the last; none given means the last.
+        place: `resid_post_mlp` or `resid_post_attn`.
+    """
+
+    tokens: tuple[Token, ...] = ()
+    n_top_tokens: int | None = None
+    layers: Sequence[int] = ()
+    at: Sequence[int] = ()
+    place: str = "resid_post_mlp"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", as_tokens(self.tokens, "tokens"))
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationsSpec:
+    """Asks for the values of a place such as `mlp_post_act`, or with pass type backward the gradients there.
+
+    No layers given means all that have it; no tokens in `at` means all.
+    """
+
+    place: str
+    layers: Sequence[int] = ()
+    at: Sequence[int] = ()
+    pass_type: PassType = "forward"
+
+
 ProcessingSpec = (
     MultipleTopKSpec
     | DerivedScalarsSpec
@@ -192,6 +227,8 @@ ProcessingSpec = (
     | ScoredTokensSpec
     | TokenPairAttributionSpec
     | ComponentTotalsSpec
+    | LensSpec
+    | ActivationsSpec
 )
 
 

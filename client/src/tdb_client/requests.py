@@ -9,7 +9,15 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from tdb_client.errors import NodeError
-from tdb_client.inference import AblationSpec, InferenceSubRequest, Loss, MultipleTopKSpec, Token
+from tdb_client.inference import (
+    AblationSpec,
+    ActivationsSpec,
+    InferenceSubRequest,
+    LensSpec,
+    Loss,
+    MultipleTopKSpec,
+    Token,
+)
 from tdb_client.interventions import (
     Ablation,
     AblationWords,
@@ -193,5 +201,7 @@ def tokens_from_start(sub_request: SubRequest) -> Iterator[int]:
             if isinstance(one, AblationSpec) and one.index.indices
         ]
         named += [one.token for one in sub_request.results.values() if isinstance(one, MultipleTopKSpec)]
+        for one in sub_request.results.values():
+            named += one.at if isinstance(one, LensSpec | ActivationsSpec) else ()
     named += [] if sub_request.loss is None else [sub_request.loss.token]
     return (one for one in named if one is not None and one >= 0)

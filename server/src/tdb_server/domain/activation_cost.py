@@ -40,14 +40,17 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from tdb_server.domain.answer_bytes import n_activations
 from tdb_server.domain.axes import is_of_autoencoder, n_cells, scalar_axes
 from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.gradient_need import wanted_scalars
 from tdb_server.domain.model_info import AutoencoderInfo, ModelInfo
 from tdb_server.domain.node import NodeType
 from tdb_server.domain.requests import (
+    ActivationsSpec,
     DerivedScalarsSpec,
     InferenceSubRequest,
+    LensSpec,
     MultipleTopKSpec,
     ScoredTokensSpec,
     TokenScoringType,
@@ -63,6 +66,9 @@ _ACTIVITY_MARGIN = 4
 """How many times as many ReLU latents may be active in a prompt as were in the trial."""
 
 _RESIDUALS, _PAIRS, _NEURONS, _LOGITS, _LOGITS_OF_LAST = 8, 5, 4, 2, 6
+_COPIES = 3
+LENSES_TOGETHER = 64
+"""Vectors whose logits are computed at once."""
 _WAYS = 3
 """How many times as long a pass forward and back takes, with what is made of it, as one forward alone."""
 _RANKED, _WIDENED, _WIDE, _SCORED = 4, 4, 2, 3
@@ -84,6 +90,7 @@ def activation_bytes(info: ModelInfo, sub_requests: Sequence[InferenceSubRequest
     per_row *= len(sub_requests)
     per_row += number * sum(_wide_numbers(info, one, n_tokens) for one in sub_requests)
     per_row += number * sum(_ablated_latents(info, one, n_tokens) for one in sub_requests)
+    per_row += number * sum(_numbers_of_results(info, one, n_tokens) for one in sub_requests)
     if info.dtype == "bfloat16" and any(one.inference.trace for one in sub_requests):
         per_row += number * _WIDE * info.vocabulary_size * info.d_model
     return per_row + _list_bytes(info, sub_requests, number)
@@ -149,6 +156,20 @@ def _wide_numbers(info: ModelInfo, sub_request: InferenceSubRequest, n_tokens: i
             if n_entries > usual:
                 found[scalar, pass_type] = n_entries * (_WIDE + (info.n_layers if shape.is_per_layer else 1))
     return sum(found.values())
+
+
+def _numbers_of_results(info: ModelInfo, sub_request: InferenceSubRequest, n_tokens: int) -> int:
+    """Of places given as they are, which wait until they are sent, and of a lens's logits."""
+    found = 0
+    for spec in sub_request.processing.values():
+        match spec:
+            case ActivationsSpec():
+                found += _COPIES * n_activations(spec, info, n_tokens)
+            case LensSpec():
+                n_rows = (1 + len(spec.layers)) * len(spec.token_indices)
+                found += _LOGITS_OF_LAST * min(n_rows, LENSES_TOGETHER) * info.vocabulary_size
+                found += _COPIES * n_rows * (info.d_model + spec.n_top_tokens + len(spec.vocabulary_tokens))
+    return found
 
 
 def _ablated_latents(info: ModelInfo, sub_request: InferenceSubRequest, n_tokens: int) -> int:

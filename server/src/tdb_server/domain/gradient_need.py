@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.node import PassType
 from tdb_server.domain.requests import (
+    ActivationsSpec,
     ComponentTotalsSpec,
     DerivedAttentionScalarsSpec,
     DerivedScalarsSpec,
@@ -17,7 +18,8 @@ from tdb_server.domain.requests import (
 
 def needs_gradient(sub_request: InferenceSubRequest) -> bool:
     """Whether anything that is wanted is made from a gradient of the objective, whose value alone is not."""
-    return any(
+    gradients = (one.pass_type for one in sub_request.processing.values() if isinstance(one, ActivationsSpec))
+    return PassType.BACKWARD in gradients or any(
         scalar.declared.needs_objective(pass_type) for scalar, pass_type in wanted_scalars(sub_request)
     )
 

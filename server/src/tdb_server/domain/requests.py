@@ -233,6 +233,35 @@ class ComponentTotalsSpec:
     derived_scalars: tuple[DerivedScalar, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class LensSpec:
+    """What the residual stream behind each layer would predict.
+
+    Attributes:
+        hook_point: the stream after attention or that after the MLP.
+        layers: those looked at, behind the embedding.
+        token_indices: absolute.
+        vocabulary_tokens: whose logits are wanted.
+        n_top_tokens: how many of the likeliest are named; 0 for none.
+    """
+
+    hook_point: HookPoint
+    layers: tuple[int, ...]
+    token_indices: tuple[int, ...]
+    vocabulary_tokens: tuple[int, ...] = ()
+    n_top_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationsSpec:
+    """The values of a place, or gradients there; `layers` are None alone where it has none."""
+
+    hook_point: HookPoint
+    layers: tuple[int | None, ...]
+    token_indices: tuple[int, ...]
+    pass_type: PassType = PassType.FORWARD
+
+
 ProcessingSpec = (
     MultipleTopKSpec
     | DerivedScalarsSpec
@@ -240,6 +269,8 @@ ProcessingSpec = (
     | ScoredTokensSpec
     | TokenPairAttributionSpec
     | ComponentTotalsSpec
+    | LensSpec
+    | ActivationsSpec
 )
 
 

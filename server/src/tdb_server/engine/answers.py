@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tdb_server.domain.requests import (
+    ActivationsSpec,
     ComponentTotalsSpec,
     DerivedAttentionScalarsSpec,
     DerivedScalarsSpec,
+    LensSpec,
     MultipleTopKSpec,
     ScoredTokensSpec,
     TokenPairAttributionSpec,
@@ -25,6 +27,7 @@ from tdb_server.domain.results import (
     ProcessingResult,
 )
 from tdb_server.engine.components import derived_attention_scalars, derived_scalars
+from tdb_server.engine.lens import lens
 from tdb_server.engine.nodes import (
     NodeTable,
     component_totals,
@@ -34,6 +37,7 @@ from tdb_server.engine.nodes import (
     union_of_nodes,
 )
 from tdb_server.engine.passes import Gradients
+from tdb_server.engine.places import activations
 from tdb_server.engine.plan import Plan
 from tdb_server.engine.rank_tokens import TokenRanker
 from tdb_server.engine.rows import Rows
@@ -44,7 +48,7 @@ from tdb_server.engine.transfers import Array, download, upload
 
 Event = tuple[str, CallEvent]
 _THERE_ALREADY = (MultipleTopKSpec, ComponentTotalsSpec)
-_OF_COMPONENTS = (DerivedScalarsSpec, DerivedAttentionScalarsSpec)
+_OF_COMPONENTS = (DerivedScalarsSpec, DerivedAttentionScalarsSpec, LensSpec, ActivationsSpec)
 _OF_NODES = (ScoredTokensSpec, TokenPairAttributionSpec)
 
 
@@ -211,6 +215,10 @@ class Answers:
                 return derived_scalars(rows, own_row, spec, self.ranker)
             case DerivedAttentionScalarsSpec() as spec:
                 return derived_attention_scalars(rows, own_row, spec)
+            case LensSpec() as spec:
+                return lens(rows, own_row, spec)
+            case ActivationsSpec() as spec:
+                return activations(rows, own_row, spec)
             case ScoredTokensSpec(_, scoring, n_tokens):
                 own_lists = next(one for one in lists if one.to_score.n_tokens == n_tokens)
                 return own_lists.of(row, name, scoring)

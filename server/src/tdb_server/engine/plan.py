@@ -18,6 +18,7 @@ from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import Dimension, NodeType, PassType
 from tdb_server.domain.requests import (
+    ActivationsSpec,
     AttentionTraceType,
     ComponentTotalsSpec,
     DerivedScalarsSpec,
@@ -495,6 +496,8 @@ def _logit_tokens(call: Call) -> set[int] | None:
     for sub_request in call.sub_requests:
         for spec in sub_request.processing.values():
             if isinstance(spec, DerivedScalarsSpec) and spec.derived_scalar is DerivedScalar.LOGITS:
+                return None
+            if isinstance(spec, ActivationsSpec) and spec.hook_point is HookPoint.LOGITS:
                 return None
             if isinstance(spec, MultipleTopKSpec) and DerivedScalar.LOGITS in scalars_of(spec):
                 tokens.add(spec.token_index)

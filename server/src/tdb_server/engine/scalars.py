@@ -32,7 +32,11 @@ from tdb_server.engine.rows import Rows, axes_of, of_each
 
 def product_of(rows: Rows, scalar: DerivedScalar, pass_type: PassType = PassType.FORWARD) -> Product:
     """A derived scalar of all layers that have it; with the backward pass, the gradients instead."""
-    declared = scalar.declared
+    return product_declared(rows, scalar.declared, pass_type)
+
+
+def product_declared(rows: Rows, declared: Declaration, pass_type: PassType) -> Product:
+    """The same by declaration."""
     hook_point = declared.hook_point
     if declared.measure is Measure.VOCABULARY_READ:
         return product_at_all_tokens(rows, declared, [Layers([vocabulary_reads(rows)])], declared.dimensions)
@@ -68,7 +72,7 @@ def product_of(rows: Rows, scalar: DerivedScalar, pass_type: PassType = PassType
         case Measure.ONE | Measure.VECTOR_NORM | Measure.VECTOR_TIMES_GRAD | Measure.VECTOR_EFFECT:
             return _of_vectors(rows, declared, hook_point)
         case other:
-            raise TypeError(f"{scalar.value}: {other.value} is not computed")
+            raise TypeError(f"{hook_point.value}: {other.value} is not computed")
 
 
 def _activations(rows: Rows, declared: Declaration, hook_point: HookPoint, pass_type: PassType) -> Product:

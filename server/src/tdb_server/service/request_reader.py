@@ -203,10 +203,10 @@ class MessageReader(Generic[MessageT]):
 
     def targets_and_distractors(self) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
         """Their token ids. Each text must be one token; those given by index come after them."""
-        return self._single_tokens("target_token"), self._single_tokens("distractor_token")
+        return self.single_tokens("target_token"), self.single_tokens("distractor_token")
 
-    def _single_tokens(self, name: str) -> tuple[int, ...] | None:
-        """What the fields `{name}s`, of texts, and `{name}_ids` stand for.
+    def single_tokens(self, name: str) -> tuple[int, ...] | None:
+        """The token ids that the fields `{name}s`, of texts, and `{name}_ids` stand for.
 
         A text is cut as where other text stands before it.
         """

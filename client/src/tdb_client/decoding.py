@@ -122,7 +122,8 @@ def timings(message: call_pb2.Timings) -> results.Timings:
 
 def estimated_cost(message: call_pb2.EstimatedCost) -> results.EstimatedCost:
     """What a call would cost."""
-    return results.EstimatedCost(message.activation_bytes, message.response_bytes)
+    seconds = message.seconds if message.HasField("seconds") else None
+    return results.EstimatedCost(message.activation_bytes, message.response_bytes, seconds)
 
 
 def _array(tensor: Tensor) -> results.FloatArray:

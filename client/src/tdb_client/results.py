@@ -209,10 +209,14 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class EstimatedCost:
-    """What a call would cost: activations and gradients held at once, and the whole response."""
+    """What a call would cost: activations and gradients held at once, and the whole response.
+
+    `seconds` is about how long it would keep a worker busy; None while the server has measured nothing.
+    """
 
     activation_bytes: int
     response_bytes: int
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,6 +182,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--logits", type=_count, default=10, metavar="N", help="top logits to show, 0 for none (default: 10)"
     )
     instead = parser.add_argument_group("what to write instead")
+    instead.add_argument(
+        "--estimate", action="store_true", help="compute nothing, and say what it would cost"
+    )
     page = instead.add_argument(
         "--html", metavar="FILE", type=Path, help="write a page with pictures, which needs no network"
     )

@@ -8,7 +8,7 @@ import math
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import shtab
@@ -24,6 +24,7 @@ from tdb_client.diagnosis import diagnose
 from tdb_client.inference import Loss
 from tdb_client.interventions import Trace
 from tdb_client.requests import DebugSubRequest
+from tdb_client.results import EstimatedCost
 from tdb_client.token_text import quoted
 
 
@@ -121,6 +122,11 @@ def _explain(options: argparse.Namespace, sub_request: DebugSubRequest) -> ExitC
         if options.show_tokens:
             _show_tokens(one, prompt, add_bos)
         sub_requests = [replace(each, prompt=prompt, add_bos=add_bos) for each in sub_requests]
+        if options.estimate:
+            with shown_waiting("asking for the cost"):
+                cost = one.estimate(sub_requests)
+            _print_cost(cost, as_json=options.json)
+            return ExitCode.DONE
         with shown_progress(len(sub_requests)) as on_event:
             results = one.debug_many(sub_requests, on_event=on_event)
         if options.html is not None:
@@ -129,6 +135,16 @@ def _explain(options: argparse.Namespace, sub_request: DebugSubRequest) -> ExitC
     _warn_of_missing_spaces(results[0])
     _print_results(options, results)
     return ExitCode.DONE
+
+
+def _print_cost(cost: EstimatedCost, *, as_json: bool) -> None:
+    if as_json:
+        _print_json(asdict(cost))
+        return
+    seconds = "unknown until something was computed" if cost.seconds is None else f"{cost.seconds:.2g} s"
+    print(f"time on a worker: {seconds}")
+    print(f"activations: {cost.activation_bytes / 1e6:.1f} MB")
+    print(f"answer: {cost.response_bytes / 1e6:.1f} MB at the most")
 
 
 def _show_tokens(one: Client, prompt: str, add_bos: bool | None) -> None:

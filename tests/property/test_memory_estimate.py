@@ -17,20 +17,26 @@ from tdb_server.domain.activation_cost import activation_bytes
 from tdb_server.domain.call import Call
 from tdb_server.domain.debug import HOLD_FINAL_NORM_SCALE, inference_sub_request
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import ModelInfo, Site
-from tdb_server.domain.node import NodeIndex, NodeType
+from tdb_server.domain.node import NodeIndex, NodeType, PassType
 from tdb_server.domain.requests import (
+    AblationSpec,
+    ActivationIndex,
+    ActivationsSpec,
     AttentionComponent,
     AttentionTraceType,
     BackwardRule,
     DebugSubRequest,
     InferenceSpec,
     InferenceSubRequest,
+    LensSpec,
     LossConfig,
     LossName,
     MlpComponent,
     MultipleTopKSpec,
     NodeAblation,
+    ProcessingSpec,
     Trace,
 )
 from tdb_server.engine.engine import Engine
@@ -248,6 +254,34 @@ def test_backward_rules_take_no_more_than_is_estimated(family: str, n_tokens: in
     rules = [inference_sub_request(replace(plain, backward_rule=rule)) for rule in BackwardRule]
     for call in ([rules[2]], [rules[3]], rules):
         assert 1 <= times_too_much(engine, info, call) <= 6
+
+
+@pytest.mark.parametrize(("family", "dtype"), [("gpt2", "float32"), ("llama", "bfloat16")])
+def test_objectives_alone_take_no_more_than_is_estimated(family: str, dtype: str) -> None:
+    """Of rows that part at once, and of one that is traced; the first run makes tables, which stay."""
+    engine, info = loaded(family, False, dtype)
+    embedding = ActivationIndex(HookPoint.RESID_POST_EMB, None, (0, 0))
+    rows = [
+        InferenceSubRequest(replace(run_of(150), ablations=(AblationSpec(embedding, value),)))
+        for value in (1.0, 2.0, 3.0)
+    ]
+    times_too_much(engine, info, rows[:1])
+    assert 1 <= times_too_much(engine, info, rows) <= 6
+    traced = Trace(NodeIndex(NodeType.ATTENTION_HEAD, 1, (9, 4, 1)), AttentionTraceType.V)
+    assert times_too_much(engine, info, [InferenceSubRequest(replace(run_of(10), trace=traced))]) >= 1
+
+
+def test_places_and_lenses_take_no_more_than_is_estimated() -> None:
+    engine, info = loaded("llama", True)
+    layers, tokens = tuple(range(info.n_layers)), tuple(range(60))
+    specs: dict[str, ProcessingSpec] = {
+        "lens": LensSpec(HookPoint.RESID_POST_MLP, layers, tokens, (1, 2), 5),
+        "logits": ActivationsSpec(HookPoint.LOGITS, (None,), tokens),
+        "latents": ActivationsSpec(HookPoint.ONLINE_MLP_AUTOENCODER_LATENT, layers, tokens),
+        "pairs": ActivationsSpec(HookPoint.ATTN_QK_PROBS, layers, tokens, PassType.BACKWARD),
+    }
+    for own in (dict(list(specs.items())[:2]), specs):
+        assert times_too_much(engine, info, [InferenceSubRequest(run_of(60), own)]) >= 1
 
 
 def run_of(n_tokens: int) -> InferenceSpec:

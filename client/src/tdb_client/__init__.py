@@ -9,6 +9,7 @@ from tdb_client.async_client import AsyncClient
 from tdb_client.chat import ChatTemplate
 from tdb_client.client import Client
 from tdb_client.compatibility import ApiVersionWarning
+from tdb_client.component_table import ComponentTable
 from tdb_client.connection import Tls
 from tdb_client.debug_answer import DebugAnswer
 from tdb_client.debug_result import DebugResult
@@ -39,11 +40,15 @@ from tdb_client.events import Event, Finished, ResultReady, Started, Values
 from tdb_client.inference import (
     AblationSpec,
     ActivationIndex,
+    ActivationsSpec,
+    ComponentTotalsSpec,
     DerivedAttentionScalarsSpec,
     DerivedScalarsSpec,
     InferenceSubRequest,
+    LensSpec,
     Loss,
     MultipleTopKSpec,
+    ResidualDirection,
     ScoredTokensSpec,
     TokenPairAttributionSpec,
 )
@@ -53,15 +58,19 @@ from tdb_client.node_table import LogitTable, NodeTable
 from tdb_client.nodes import Node, head, latent, neuron
 from tdb_client.requests import DebugSubRequest
 from tdb_client.results import (
+    ActivationsResult,
     AttendedToTokens,
     AttentionTotals,
     CallInfo,
+    ComponentTotalsResult,
     DerivedAttentionScalarsResult,
     DerivedScalarsResult,
     EstimatedCost,
     GroupResult,
     InferenceResult,
     LabelledArray,
+    LensResult,
+    LensTokens,
     LossTokens,
     MultipleTopKResult,
     PromptTokens,
@@ -78,6 +87,8 @@ __all__ = [
     "AblationEffects",
     "AblationSpec",
     "ActivationIndex",
+    "ActivationsResult",
+    "ActivationsSpec",
     "ApiVersionWarning",
     "AsyncClient",
     "AttendedToTokens",
@@ -90,6 +101,9 @@ __all__ = [
     "ChatTemplateError",
     "ChecksumError",
     "Client",
+    "ComponentTable",
+    "ComponentTotalsResult",
+    "ComponentTotalsSpec",
     "DeadlineError",
     "DebugAnswer",
     "DebugResult",
@@ -111,6 +125,9 @@ __all__ = [
     "InvalidRequestError",
     "InvalidValueError",
     "LabelledArray",
+    "LensResult",
+    "LensSpec",
+    "LensTokens",
     "Limits",
     "LogitTable",
     "Loss",
@@ -125,6 +142,7 @@ __all__ = [
     "PermissionDeniedError",
     "PromptTokens",
     "RankedTokens",
+    "ResidualDirection",
     "ResourceExhaustedError",
     "ResponseError",
     "ResultReady",

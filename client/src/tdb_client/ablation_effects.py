@@ -15,7 +15,7 @@ from tdb_client.errors import CallError, IncompleteResponseError, NodeError
 from tdb_client.inference import InferenceSubRequest, Loss, Token
 from tdb_client.interventions import Ablation
 from tdb_client.results import CallInfo, InferenceResult, LossTokens, PromptTokens
-from tdb_client.token_text import objective_words, quoted
+from tdb_client.token_text import loss_words, quoted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,7 +66,7 @@ class AblationEffects:
     def objective_name(self) -> str:
         """What is measured, in words: `logit ' Mary' - ' John'`."""
         loss = self.loss_tokens or LossTokens((), ())
-        return objective_words([*map(quoted, loss.targets)], [*map(quoted, loss.distractors)])
+        return loss_words("logit_diff", [*map(quoted, loss.targets)], [*map(quoted, loss.distractors)])
 
     @property
     def words(self) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from tdb_client.errors import CallError, call_errors
 from tdb_client.events import Event, collected_async, inference_results
 from tdb_client.health import HealthStatus
 from tdb_client.in_flight import allowed_in_flight, each_in_flight
-from tdb_client.inference import BackwardRule, InferenceSubRequest
+from tdb_client.inference import BackwardRule, InferenceSubRequest, Loss
 from tdb_client.interventions import AblationWords, TraceWords
 from tdb_client.model_info import ModelInfo
 from tdb_client.requests import (
@@ -83,6 +83,8 @@ class AsyncClient(ClientCore):
         add_bos: bool | None = None,
         backward_rule: BackwardRule = "gradient",
         attention_pattern_gradients: bool = False,
+        loss: Loss | None = None,
+        token_lists: bool = True,
         chat: bool = False,
         timeout: float | None = None,
         request_id: str = "",
@@ -106,6 +108,8 @@ class AsyncClient(ClientCore):
             add_bos=add_bos,
             backward_rule=backward_rule,
             attention_pattern_gradients=attention_pattern_gradients,
+            loss=loss,
+            token_lists=token_lists,
         )
         results = await self.debug_many(
             [sub_request], timeout=timeout, request_id=request_id, on_event=on_event

@@ -22,7 +22,7 @@ from tdb_client.errors import CallError, call_errors
 from tdb_client.events import Event, collected, inference_results
 from tdb_client.health import HealthStatus
 from tdb_client.in_flight import allowed_in_flight, in_flight
-from tdb_client.inference import BackwardRule, InferenceSubRequest
+from tdb_client.inference import BackwardRule, InferenceSubRequest, Loss
 from tdb_client.interventions import AblationWords, TraceWords
 from tdb_client.model_info import ModelInfo
 from tdb_client.requests import (
@@ -93,6 +93,8 @@ class Client(ClientCore):
         add_bos: bool | None = None,
         backward_rule: BackwardRule = "gradient",
         attention_pattern_gradients: bool = False,
+        loss: Loss | None = None,
+        token_lists: bool = True,
         chat: bool = False,
         timeout: float | None = None,
         request_id: str = "",
@@ -140,6 +142,9 @@ class Client(ClientCore):
             backward_rule: how gradients go back through what is not linear: `gradient`, `frozen_norms`,
                 `relp` or `gim`.
             attention_pattern_gradients: with `relp`, whether attention patterns pass gradients on.
+            loss: another objective in place of `target` and `distractor`: log-probabilities, probabilities,
+                weighted targets, a vector in the residual stream; at any token.
+            token_lists: whether every node gets its lists of tokens, of which most of a large answer is made.
             chat: whether the prompt is what the user says in a chat: `chat_prompt` makes the prompt of it.
             timeout: seconds the call may take; None for the client's.
             request_id: an id for the server's logs.
@@ -169,6 +174,8 @@ class Client(ClientCore):
             add_bos=add_bos,
             backward_rule=backward_rule,
             attention_pattern_gradients=attention_pattern_gradients,
+            loss=loss,
+            token_lists=token_lists,
         )
         results = self.debug_many([sub_request], timeout=timeout, request_id=request_id, on_event=on_event)
         return results[0]

@@ -310,6 +310,7 @@ class FakeService(
     link: str = ""
     digest: str = "00ff"
     is_silent: bool = False
+    estimated_seconds: float | None = None
     n_unavailable: int = 0
     n_broken_off: int = 0
     streams_were_whole: list[bool] = field(default_factory=list)
@@ -375,7 +376,7 @@ class FakeService(
         self._take(request, context)
         assert request.validate_only
         self._check(request, [one.prompt for one in request.sub_requests], context)
-        cost = call_pb2.EstimatedCost(activation_bytes=1234, response_bytes=56)
+        cost = call_pb2.EstimatedCost(activation_bytes=1234, response_bytes=56, seconds=self.estimated_seconds)
         return service_pb2.DebugResponse(info=call_info(request.request_id), estimated_cost=cost)
 
     def StreamInfer(self, request: service_pb2.InferRequest, context: grpc.ServicerContext) -> Iterator[Any]:

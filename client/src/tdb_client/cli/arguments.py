@@ -132,6 +132,15 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     _add_tokens(run, "--target", 'token that counts for the objective, such as " Mary"')
     _add_tokens(run, "--distractor", "token that counts against the objective")
     run.add_argument(
+        "--loss",
+        choices=["logit_diff", "logit_minus_mean", "probs", "log_prob"],
+        default="logit_diff",
+        help="what is computed of the targets' logits (default: logit_diff)",
+    )
+    run.add_argument(
+        "--at", type=int, metavar="TOKEN", help="the token whose logits count (default: the last, -1)"
+    )
+    run.add_argument(
         "--ablate",
         default=[],
         nargs="+",
@@ -144,13 +153,28 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--hide-early-layers", action="store_true", help="leave out nodes before the first ablated layer"
     )
+    run.add_argument(
+        "--no-token-lists",
+        dest="token_lists",
+        action="store_false",
+        help="leave out what tokens nodes raise and read, which large answers are mostly made of",
+    )
     shown = parser.add_argument_group("what to show in the terminal")
+    shown.add_argument(
+        "--by",
+        choices=["node", "component"],
+        default="node",
+        help="list the strongest nodes, or heads and MLPs by their sums over all tokens (default: node)",
+    )
     _add_sort(shown, "what nodes are sorted by")
     _add_rows(shown, "nodes")
     shown.add_argument(
         "--logits", type=_count, default=10, metavar="N", help="top logits to show, 0 for none (default: 10)"
     )
     instead = parser.add_argument_group("what to write instead")
+    instead.add_argument(
+        "--estimate", action="store_true", help="compute nothing, and say what it would cost"
+    )
     page = instead.add_argument(
         "--html", metavar="FILE", type=Path, help="write a page with pictures, which needs no network"
     )

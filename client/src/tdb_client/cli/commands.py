@@ -8,7 +8,7 @@ import math
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import shtab
@@ -21,8 +21,10 @@ from tdb_client.cli.progress import shown_progress, shown_waiting
 from tdb_client.client import Client
 from tdb_client.debug_result import DebugResult
 from tdb_client.diagnosis import diagnose
+from tdb_client.inference import Loss
 from tdb_client.interventions import Trace
 from tdb_client.requests import DebugSubRequest
+from tdb_client.results import EstimatedCost
 from tdb_client.token_text import quoted
 
 
@@ -53,11 +55,13 @@ def debug(options: argparse.Namespace) -> ExitCode:
     """Explains the loss, also with ablations side by side."""
     if not (options.target or options.target_id):
         options.parser.error("the following arguments are required: --target or --target-id")
+    _check_view(options)
     return _explain(options, _sub_request(options))
 
 
 def trace(options: argparse.Namespace) -> ExitCode:
     """Explains a node, also with ablations side by side."""
+    _check_view(options)
     traced = _traced(options)
     needs_loss = traced.through == "V" and options.downstream is None
     if needs_loss and not (options.target or options.target_id):
@@ -89,6 +93,11 @@ def completion(options: argparse.Namespace) -> ExitCode:
     return ExitCode.DONE
 
 
+def _check_view(options: argparse.Namespace) -> None:
+    if options.by == "component" and options.sort == "activation":
+        options.parser.error("components have no activation to sort by: their nodes' add up to nothing")
+
+
 def _traced(options: argparse.Namespace) -> Trace:
     traced: Trace = options.node.read
     if traced.node.type != "attention_head":
@@ -113,6 +122,11 @@ def _explain(options: argparse.Namespace, sub_request: DebugSubRequest) -> ExitC
         if options.show_tokens:
             _show_tokens(one, prompt, add_bos)
         sub_requests = [replace(each, prompt=prompt, add_bos=add_bos) for each in sub_requests]
+        if options.estimate:
+            with shown_waiting("asking for the cost"):
+                cost = one.estimate(sub_requests)
+            _print_cost(cost, as_json=options.json)
+            return ExitCode.DONE
         with shown_progress(len(sub_requests)) as on_event:
             results = one.debug_many(sub_requests, on_event=on_event)
         if options.html is not None:
@@ -121,6 +135,16 @@ def _explain(options: argparse.Namespace, sub_request: DebugSubRequest) -> ExitC
     _warn_of_missing_spaces(results[0])
     _print_results(options, results)
     return ExitCode.DONE
+
+
+def _print_cost(cost: EstimatedCost, *, as_json: bool) -> None:
+    if as_json:
+        _print_json(asdict(cost))
+        return
+    seconds = "unknown until something was computed" if cost.seconds is None else f"{cost.seconds:.2g} s"
+    print(f"time on a worker: {seconds}")
+    print(f"activations: {cost.activation_bytes / 1e6:.1f} MB")
+    print(f"answer: {cost.response_bytes / 1e6:.1f} MB at the most")
 
 
 def _show_tokens(one: Client, prompt: str, add_bos: bool | None) -> None:
@@ -135,7 +159,7 @@ def _show_tokens(one: Client, prompt: str, add_bos: bool | None) -> None:
 def _warn_of_missing_spaces(result: DebugResult) -> None:
     """A token with a space in front is another one, in the middle of a text mostly the one that is meant."""
     logits = dict(zip(result.logits.tokens, result.logits.logits, strict=True))
-    request = result.request
+    request = result.request.objective
     for option, tokens in (("--target", request.target), ("--distractor", request.distractor)):
         for token in tokens:
             spaced = f" {token}"
@@ -162,7 +186,7 @@ def _print_results(options: argparse.Namespace, results: Sequence[DebugResult]) 
         csv_output.print_nodes(results, sys.stdout)
     elif options.html is None:
         terminal = console()
-        view = pages.View(options.sort, options.rows, options.logits, terminal.width)
+        view = pages.View(options.sort, options.rows, options.logits, terminal.width, options.by)
         terminal.print(
             pages.comparison_page(before[0], last, view) if before else pages.result_page(last, view)
         )
@@ -177,10 +201,16 @@ def _write(file: Path, page: str) -> None:
 
 
 def _sub_request(options: argparse.Namespace) -> DebugSubRequest:
+    target = (*options.target, *options.target_id)
+    distractor = (*options.distractor, *options.distractor_id)
+    loss = None
+    if options.loss != "logit_diff" or options.at is not None:
+        loss = Loss(options.loss, target, distractor, token=options.at)
     return DebugSubRequest(
         prompt=options.prompt or "",
-        target=(*options.target, *options.target_id),
-        distractor=(*options.distractor, *options.distractor_id),
+        target=() if loss else target,
+        distractor=() if loss else distractor,
+        loss=loss,
         k=options.k,
         ablate=tuple(one.read for one in options.ablate),
         mlp=options.mlp,
@@ -190,6 +220,7 @@ def _sub_request(options: argparse.Namespace) -> DebugSubRequest:
         add_bos=options.add_bos,
         backward_rule=options.rule,
         attention_pattern_gradients=options.attention_pattern_gradients,
+        token_lists=options.token_lists,
     )
 
 

@@ -100,8 +100,11 @@ class CallEvents:
             sub_requests, cost, key = await prepared
         record.parsed([one.token_strings for one in first.started.sub_requests])
         if request.validate_only:
-            first.started.estimated_cost.activation_bytes = cost.activation_bytes
-            first.started.estimated_cost.response_bytes = cost.response_bytes
+            estimate = first.started.estimated_cost
+            estimate.activation_bytes, estimate.response_bytes = cost.activation_bytes, cost.response_bytes
+            seconds = self.scheduler.likely_seconds(cost, len(sub_requests))
+            if seconds is not None:
+                estimate.seconds = seconds
             last = new_message()
             last.finished.message_count = 2
             yield first

@@ -228,7 +228,7 @@ class MessageReader(Generic[MessageT]):
 
     def targets_and_distractors(self) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
         """Their token ids. Each text must be one token; those given by index come after them."""
-        return self._single_tokens("target_token"), self._single_tokens("distractor_token")
+        return self.single_tokens("target_token"), self.single_tokens("distractor_token")
 
     def backward_rule(self, *, has_objective: bool) -> tuple[BackwardRule | None, bool]:
         """The message's backward rule, and whether attention patterns pass gradients on.
@@ -244,8 +244,8 @@ class MessageReader(Generic[MessageT]):
             self.refuse(patterns, "only goes with the backward rule RELP", Reason.FIELD_NOT_ALLOWED)
         return rule, self.value(patterns)
 
-    def _single_tokens(self, name: str) -> tuple[int, ...] | None:
-        """What the fields `{name}s`, of texts, and `{name}_ids` stand for.
+    def single_tokens(self, name: str) -> tuple[int, ...] | None:
+        """The token ids that the fields `{name}s`, of texts, and `{name}_ids` stand for.
 
         A text is cut as where other text stands before it.
         """

@@ -201,6 +201,8 @@ class _DimensionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dimension.V
     """An axis of size one."""
     DIMENSION_NODES: _Dimension.ValueType  # 11
     """Nodes of a result, in the result's order. Only in responses."""
+    DIMENSION_LAYERS: _Dimension.ValueType  # 20
+    """Layers, the first one first."""
 
 class Dimension(_Dimension, metaclass=_DimensionEnumTypeWrapper):
     """What one axis of a tensor runs over."""
@@ -229,6 +231,8 @@ DIMENSION_SINGLE: Dimension.ValueType  # 10
 """An axis of size one."""
 DIMENSION_NODES: Dimension.ValueType  # 11
 """Nodes of a result, in the result's order. Only in responses."""
+DIMENSION_LAYERS: Dimension.ValueType  # 20
+"""Layers, the first one first."""
 Global___Dimension: _TypeAlias = Dimension  # noqa: Y015
 
 @_typing.final

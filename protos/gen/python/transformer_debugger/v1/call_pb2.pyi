@@ -129,23 +129,31 @@ class EstimatedCost(_message.Message):
 
     ACTIVATION_BYTES_FIELD_NUMBER: _builtins.int
     RESPONSE_BYTES_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
     activation_bytes: _builtins.int
     """Bytes of activations and gradients held at once. Compared with Limits.max_activation_bytes."""
     response_bytes: _builtins.int
     """Bytes of the whole response, at the most for tokens of common lengths. Only where the response is sure to have more than
     Limits.max_response_bytes must a streaming call be used.
     """
+    seconds: _builtins.float
+    """Seconds that it would keep a worker busy, as batches before it have: a rough guess, without waiting. Absent while nothing has
+    been measured.
+    """
     def __init__(
         self,
         *,
         activation_bytes: _builtins.int = ...,
         response_bytes: _builtins.int = ...,
+        seconds: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seconds", b"_seconds", "seconds", b"seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation_bytes", b"activation_bytes", "response_bytes", b"response_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seconds", b"_seconds", "activation_bytes", b"activation_bytes", "response_bytes", b"response_bytes", "seconds", b"seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__seconds: _TypeAlias = _typing.Literal["seconds"]  # noqa: Y015
+    _WhichOneofArgType__seconds: _TypeAlias = _typing.Literal["_seconds", b"_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seconds) -> _WhichOneofReturnType__seconds | None: ...
 
 Global___EstimatedCost: _TypeAlias = EstimatedCost  # noqa: Y015
 

@@ -474,6 +474,208 @@ class TokenPairAttributionResult(_message.Message):
 Global___TokenPairAttributionResult: _TypeAlias = TokenPairAttributionResult  # noqa: Y015
 
 @_typing.final
+class ComponentTotal(_message.Message):
+    """One derived scalar's total for every component."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DERIVED_SCALAR_TYPE_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    derived_scalar_type: _derived_scalar_pb2.DerivedScalarType.ValueType
+    """The derived scalar that was summed."""
+    @_builtins.property
+    def total(self) -> _tensor_pb2.Tensor:
+        """The totals, over all tokens: of heads shape [layers, heads], of MLPs, their latents and vectors of layers [layers], of the
+        embedding a single number. 0 in layers without a dictionary where it is of latents.
+        """
+
+    def __init__(
+        self,
+        *,
+        derived_scalar_type: _derived_scalar_pb2.DerivedScalarType.ValueType = ...,
+        total: _tensor_pb2.Tensor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["total", b"total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["derived_scalar_type", b"derived_scalar_type", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ComponentTotal: _TypeAlias = ComponentTotal  # noqa: Y015
+
+@_typing.final
+class ComponentTotalsResult(_message.Message):
+    """Derived scalars by component."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTALS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def totals(self) -> _containers.RepeatedCompositeFieldContainer[Global___ComponentTotal]:
+        """One entry per derived scalar, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        totals: _abc.Iterable[Global___ComponentTotal] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["totals", b"totals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ComponentTotalsResult: _TypeAlias = ComponentTotalsResult  # noqa: Y015
+
+@_typing.final
+class LensTokens(_message.Message):
+    """The likeliest tokens of one lens, best first, as parallel lists."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TOKEN_STRINGS_FIELD_NUMBER: _builtins.int
+    LOGITS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Vocabulary indices."""
+
+    @_builtins.property
+    def token_strings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The tokens as text."""
+
+    @_builtins.property
+    def logits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Their logits."""
+
+    def __init__(
+        self,
+        *,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        token_strings: _abc.Iterable[_builtins.str] | None = ...,
+        logits: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logits", b"logits", "token_ids", b"token_ids", "token_strings", b"token_strings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LensTokens: _TypeAlias = LensTokens  # noqa: Y015
+
+@_typing.final
+class LensResult(_message.Message):
+    """What the model would predict from the residual stream behind the embedding and behind each layer. Logits are the model's own, after
+    a cap where it has one.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_INDICES_FIELD_NUMBER: _builtins.int
+    TOKEN_INDICES_FIELD_NUMBER: _builtins.int
+    VOCAB_TOKENS_FIELD_NUMBER: _builtins.int
+    LOGITS_FIELD_NUMBER: _builtins.int
+    TOP_TOKENS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def layer_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The layers, behind the embedding, which comes first: row 0 is the embedding, row i + 1 layer_indices[i]."""
+
+    @_builtins.property
+    def token_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The tokens, from 0."""
+
+    @_builtins.property
+    def vocab_tokens(self) -> Global___TokenList:
+        """The vocabulary tokens that were chosen: those given as text first."""
+
+    @_builtins.property
+    def logits(self) -> _tensor_pb2.Tensor:
+        """Their logits, shape [1 + layers, tokens, chosen]. Absent where none were chosen."""
+
+    @_builtins.property
+    def top_tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___LensTokens]:
+        """The likeliest tokens, as many entries as rows times tokens, the first row's first. Empty when not asked for."""
+
+    def __init__(
+        self,
+        *,
+        layer_indices: _abc.Iterable[_builtins.int] | None = ...,
+        token_indices: _abc.Iterable[_builtins.int] | None = ...,
+        vocab_tokens: Global___TokenList | None = ...,
+        logits: _tensor_pb2.Tensor | None = ...,
+        top_tokens: _abc.Iterable[Global___LensTokens] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_logits", b"_logits", "logits", b"logits", "vocab_tokens", b"vocab_tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logits", b"_logits", "layer_indices", b"layer_indices", "logits", b"logits", "token_indices", b"token_indices", "top_tokens", b"top_tokens", "vocab_tokens", b"vocab_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__logits: _TypeAlias = _typing.Literal["logits"]  # noqa: Y015
+    _WhichOneofArgType__logits: _TypeAlias = _typing.Literal["_logits", b"_logits"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__logits) -> _WhichOneofReturnType__logits | None: ...
+
+Global___LensResult: _TypeAlias = LensResult  # noqa: Y015
+
+@_typing.final
+class LayerActivations(_message.Message):
+    """A place of one layer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_INDEX_FIELD_NUMBER: _builtins.int
+    ACTIVATIONS_FIELD_NUMBER: _builtins.int
+    layer_index: _builtins.int
+    """The layer. Absent for places without layers."""
+    @_builtins.property
+    def activations(self) -> _tensor_pb2.Tensor:
+        """Its values, or gradients; the first axis is that of the tokens asked for. Non-finite numbers are given as such."""
+
+    def __init__(
+        self,
+        *,
+        layer_index: _builtins.int | None = ...,
+        activations: _tensor_pb2.Tensor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_layer_index", b"_layer_index", "activations", b"activations", "layer_index", b"layer_index"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_layer_index", b"_layer_index", "activations", b"activations", "layer_index", b"layer_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__layer_index: _TypeAlias = _typing.Literal["layer_index"]  # noqa: Y015
+    _WhichOneofArgType__layer_index: _TypeAlias = _typing.Literal["_layer_index", b"_layer_index"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__layer_index) -> _WhichOneofReturnType__layer_index | None: ...
+
+Global___LayerActivations: _TypeAlias = LayerActivations  # noqa: Y015
+
+@_typing.final
+class ActivationsResult(_message.Message):
+    """A place as it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYERS_FIELD_NUMBER: _builtins.int
+    TOKEN_INDICES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerActivations]:
+        """One entry per layer, in the order of the request."""
+
+    @_builtins.property
+    def token_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The tokens along the first axis, from 0."""
+
+    def __init__(
+        self,
+        *,
+        layers: _abc.Iterable[Global___LayerActivations] | None = ...,
+        token_indices: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layers", b"layers", "token_indices", b"token_indices"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActivationsResult: _TypeAlias = ActivationsResult  # noqa: Y015
+
+@_typing.final
 class NamedResult(_message.Message):
     """One result under its name."""
 
@@ -485,10 +687,13 @@ class NamedResult(_message.Message):
     DERIVED_ATTENTION_SCALARS_FIELD_NUMBER: _builtins.int
     SCORED_TOKENS_FIELD_NUMBER: _builtins.int
     TOKEN_PAIR_ATTRIBUTION_FIELD_NUMBER: _builtins.int
+    LENS_FIELD_NUMBER: _builtins.int
+    ACTIVATIONS_FIELD_NUMBER: _builtins.int
+    COMPONENT_TOTALS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """For Infer the name the client gave. For Debug one of topKComponents, componentSumsForTokenDisplay,
     upvotedOutputTokens, inputTokensThatUpvoteMlp, inputTokensThatUpvoteAttnQ, inputTokensThatUpvoteAttnK,
-    tokenPairAttribution, topOutputTokenLogits.
+    tokenPairAttribution, topOutputTokenLogits, componentTotals; what was not asked for is absent.
     """
     @_builtins.property
     def multiple_top_k(self) -> Global___MultipleTopKResult:
@@ -510,6 +715,18 @@ class NamedResult(_message.Message):
     def token_pair_attribution(self) -> Global___TokenPairAttributionResult:
         """Attended-to tokens that excite attention latents."""
 
+    @_builtins.property
+    def lens(self) -> Global___LensResult:
+        """What each layer would predict."""
+
+    @_builtins.property
+    def activations(self) -> Global___ActivationsResult:
+        """A place's values or gradients."""
+
+    @_builtins.property
+    def component_totals(self) -> Global___ComponentTotalsResult:
+        """Sums by component."""
+
     def __init__(
         self,
         *,
@@ -519,12 +736,15 @@ class NamedResult(_message.Message):
         derived_attention_scalars: Global___DerivedAttentionScalarsResult | None = ...,
         scored_tokens: Global___ScoredTokensResult | None = ...,
         token_pair_attribution: Global___TokenPairAttributionResult | None = ...,
+        lens: Global___LensResult | None = ...,
+        activations: Global___ActivationsResult | None = ...,
+        component_totals: Global___ComponentTotalsResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["derived_attention_scalars", b"derived_attention_scalars", "derived_scalars", b"derived_scalars", "multiple_top_k", b"multiple_top_k", "result", b"result", "scored_tokens", b"scored_tokens", "token_pair_attribution", b"token_pair_attribution"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "component_totals", b"component_totals", "derived_attention_scalars", b"derived_attention_scalars", "derived_scalars", b"derived_scalars", "lens", b"lens", "multiple_top_k", b"multiple_top_k", "result", b"result", "scored_tokens", b"scored_tokens", "token_pair_attribution", b"token_pair_attribution"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["derived_attention_scalars", b"derived_attention_scalars", "derived_scalars", b"derived_scalars", "multiple_top_k", b"multiple_top_k", "name", b"name", "result", b"result", "scored_tokens", b"scored_tokens", "token_pair_attribution", b"token_pair_attribution"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "component_totals", b"component_totals", "derived_attention_scalars", b"derived_attention_scalars", "derived_scalars", b"derived_scalars", "lens", b"lens", "multiple_top_k", b"multiple_top_k", "name", b"name", "result", b"result", "scored_tokens", b"scored_tokens", "token_pair_attribution", b"token_pair_attribution"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["multiple_top_k", "derived_scalars", "derived_attention_scalars", "scored_tokens", "token_pair_attribution"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["multiple_top_k", "derived_scalars", "derived_attention_scalars", "scored_tokens", "token_pair_attribution", "lens", "activations", "component_totals"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 

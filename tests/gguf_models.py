@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +20,14 @@ LAYER_NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
+    "self_attn.qkv_proj": "attn_qkv",
     "self_attn.o_proj": "attn_output",
     "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
+    "mlp.gate_up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
@@ -50,8 +53,18 @@ OUTER_NAMES = {
     "wpe": "position_embd",
     "ln_f": "output_norm",
 }
-ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3", "gpt_neox": "gptneox"}
+ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3", "gpt_neox": "gptneox", "olmo3": "olmo2"}
 """What llama.cpp calls families that have another name there."""
+LONG_ROPE = {
+    "original_max_position_embeddings": 32,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 500.0,
+        "short_factor": [1.0, 1.5, 2.0, 3.0],
+        "long_factor": [1.0, 2.0, 4.0, 9.0],
+    },
+}
+"""Entries of a Phi-3 whose rotation has factors, other ones beyond 32 tokens."""
 HAVE_POST_NORMS = ("gemma2", "gemma3", "olmo2")
 Array = np.ndarray[Any, Any]
 Edit = Callable[[gguf.GGUFWriter], object]
@@ -86,6 +99,8 @@ def write_gguf(
     writer = gguf.GGUFWriter(path, architecture, **options)
     add_sizes(writer, config)
     add_vocabulary(writer)
+    for name, factors in rotary_factors(config).items():
+        writer.add_tensor(name, np.asarray(factors, np.float32))
     for name, values in load_file(folder / "model.safetensors").items():
         target, ordered = as_in_gguf(name, values, config, architecture)
         changed = ordered if change is None else change(target, ordered)
@@ -121,7 +136,7 @@ def as_in_gguf(name: str, values: Array, config: dict[str, Any], architecture: s
         values = np.concatenate((queries, keys, values)).reshape(-1, *values.shape[2:])
     if inner.startswith(("attn.c", "mlp.c_")):
         values = np.ascontiguousarray(values.T)
-    if architecture == "llama" and inner in ("self_attn.q_proj", "self_attn.k_proj"):
+    if architecture in ("granite", "llama") and inner in ("self_attn.q_proj", "self_attn.k_proj"):
         values = interleave(values, config["head_dim"])
     return f"blk.{layer_index}.{LAYER_NAMES[inner]}.{end}", values
 
@@ -157,18 +172,49 @@ def add_sizes(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
         writer.add_parallel_residual(config["use_parallel_residual"])
         return
     writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_key_length(8)
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_context_length(config["max_position_embeddings"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     rope = config["rope_parameters"]
+    if config["model_type"] == "stablelm":
+        writer.add_layer_norm_eps(config["layer_norm_eps"])
+        writer.add_rope_dimension_count(int(rope["partial_rotary_factor"] * 8))
+        writer.add_parallel_residual(True)  # so the converter writes where a folder does not say it
+        return
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
+    if config["model_type"] == "phi3":
+        writer.add_rope_dimension_count(int(rope["partial_rotary_factor"] * 8))
+        writer.add_rope_scaling_orig_ctx_len(config["original_max_position_embeddings"])
+        writer.add_sliding_window(config["sliding_window"] or 0)
+        if rotary_factors(config):
+            short = config["original_max_position_embeddings"]
+            scale = config["max_position_embeddings"] / short
+            writer.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(scale) / math.log(short)))
+        return
     writer.add_rope_dimension_count(8)
+    if config["model_type"] == "granite":
+        writer.add_attention_scale(config["attention_multiplier"])
+        writer.add_embedding_scale(config["embedding_multiplier"])
+        writer.add_residual_scale(config["residual_multiplier"])
+        writer.add_logit_scale(config["logits_scaling"])
+        return
+    writer.add_key_length(8)
+    if config["model_type"] == "olmo3":
+        writer.add_sliding_window(config["sliding_window"])
+        writer.add_sliding_window_pattern([one == "sliding_attention" for one in config["layer_types"]])
     if config["model_type"].startswith("gemma"):
         writer.add_sliding_window(config["sliding_window"])
     if config["model_type"] == "gemma2":
         writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
         writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+
+
+def rotary_factors(config: dict[str, Any]) -> dict[str, list[float]]:
+    """The tensors that llama.cpp's converter writes of Phi-3's rotation."""
+    rope = config.get("rope_parameters") or {}
+    if config["model_type"] != "phi3" or "long_factor" not in rope:
+        return {}
+    return {f"rope_factors_{kind}.weight": rope[f"{kind}_factor"] for kind in ("long", "short")}
 
 
 def add_vocabulary(writer: gguf.GGUFWriter) -> None:

@@ -27,6 +27,7 @@ from tdb_server.domain.requests import (
     LossConfig,
     LossName,
     MlpComponent,
+    ResidualStreamComponent,
     ScoredTokensSpec,
     TokenPairAttributionSpec,
     TokenScoringType,
@@ -618,6 +619,49 @@ def test_transcoder_latents_stand_for_mlps_in_the_node_table() -> None:
     tokens = found.results["inputTokensThatUpvoteMlp"]
     assert isinstance(tokens, ScoredTokensResult)
     assert all(tokens.rows[table.nodes.index(one)] >= 0 for one in latents)
+
+
+MEASURES = {
+    GroupId.WRITE_NORM: "WRITE_NORM",
+    GroupId.ACT_TIMES_GRAD: "ACT_TIMES_GRAD",
+    GroupId.DIRECTION_WRITE: "WRITE_TO_FINAL_RESIDUAL_GRAD",
+    GroupId.ACTIVATION: "LATENT",
+}
+
+
+@pytest.mark.parametrize(
+    "trace", [None, Trace(NodeIndex(NodeType.MLP_NEURON, 1, (2, 5)))], ids=["loss", "trace"]
+)
+def test_latents_of_the_stream_stand_beside_blocks_in_the_node_table(trace: Trace | None) -> None:
+    """With the numbers that they have when they are asked for by name; all other nodes keep theirs."""
+    sites = (Site.RESID_POST_ATTN, Site.RESID_POST_MLP)
+    engine = small_model("gpt2").engine(*(small_autoencoder("gpt2", site) for site in sites))
+    neurons_and_heads = MlpComponent.NEURON, AttentionComponent.ATTENTION_HEAD
+    bare = DebugSubRequest((3, 7, 11), (1,), (2,), *neurons_and_heads, 5, upstream_trace=trace)
+    asked = replace(bare, residual_stream_components=tuple(ResidualStreamComponent))
+    run = inference_sub_request(asked).inference
+    found, plain = (answer(engine, run, **inference_sub_request(one).processing) for one in (asked, bare))
+    table = found.top_k("topKComponents")
+    by_name = answer(
+        engine,
+        run,
+        **{f"{site} {one}": every_node(scalar(site, one)) for site in sites for one in MEASURES.values()},
+    )
+    for group, measure in MEASURES.items():
+        listed = numbers_by_node(table, group)
+        others = numbers_by_node(plain.top_k("topKComponents"), group)
+        for site in sites:
+            of_all = numbers_by_node(by_name.top_k(f"{site} {measure}"))
+            latents = {node: number for node, number in listed.items() if node.node_type is site.node_type}
+            assert latents == pytest.approx({node: of_all.get(node, 0.0) for node in latents}, abs=1e-12)
+            assert set(sorted(of_all, key=lambda node: of_all[node])[-5:]) <= set(latents)
+            others |= latents
+        assert listed == pytest.approx(others, abs=1e-12)
+    sums = found.top_k("componentSumsForTokenDisplay")
+    assert not any(node.node_type.is_latent for node in sums.nodes)
+    tokens = found.results["upvotedOutputTokens"]
+    assert isinstance(tokens, ScoredTokensResult)
+    assert all(row >= 0 for row in tokens.rows)
 
 
 @examples(3)

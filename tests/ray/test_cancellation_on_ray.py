@@ -8,6 +8,7 @@ import time
 import grpc
 from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest
 
+from tests.chaos.metrics_page import reading
 from tests.chaos.requests import LONG_PROMPT, debug_request, heavy_request
 from tests.chaos.vitals import cpu_seconds, cpu_share, wait_until
 from tests.chaos.wire_answers import answer_of_response, difference
@@ -15,6 +16,7 @@ from tests.chaos.wire_answers import answer_of_response, difference
 IDLE_SHARE = 0.3
 """Of one processor; a replica that computes takes nearly all of it, Ray's own threads a few per cent."""
 STOP_SECONDS = 2.0
+QUEUED_SECONDS = 10.0
 LONG_SECONDS = 2.0
 
 
@@ -54,20 +56,21 @@ def test_a_call_that_waits_is_never_begun(start_on_ray, replicas):
 
 
 def test_others_of_the_batch_go_on_without_it(start_on_ray, replicas):
-    server = start_on_ray("--max-wait-milliseconds", "200")
+    server = start_on_ray("--max-wait-milliseconds", "200", "--max-batch-seconds", "60")
     (replica,) = replicas()
     request = debug_request(LONG_PROMPT, k=20)
     expected = answer_of_response(server.debugger.Debug(request))
 
     def seconds_until_answered(*, is_cancelled: bool) -> float:
         """How much the replica computes before a small call is answered, behind a long one of its batch."""
-        blocker = server.debugger.Debug.future(debug_request(LONG_PROMPT, n_sub_requests=2, k=200))
-        time.sleep(0.1)  # until it runs, so that the next two wait and run together
+        blocker = server.debugger.StreamDebug(long_request)
+        assert next(blocker).HasField("started")
         heavy = server.debugger.StreamDebug(long_request)
-        time.sleep(0.02)
+        _wait_for_queue(server, 1)
         small = server.debugger.Debug.future(request)
+        _wait_for_queue(server, 2)
+        blocker.cancel()  # now the two that wait run together
         assert next(heavy).HasField("started")
-        blocker.result()
         before = cpu_seconds(replica)
         if is_cancelled:
             heavy.cancel()
@@ -82,6 +85,11 @@ def test_others_of_the_batch_go_on_without_it(start_on_ray, replicas):
     whole_seconds = seconds_until_answered(is_cancelled=False)
     assert whole_seconds > 0.5 * long_seconds, "the long call does not come first in the batch"
     assert seconds_until_answered(is_cancelled=True) < 0.7 * whole_seconds
+
+
+def _wait_for_queue(server, n_calls: int) -> None:
+    """Until so many calls wait: requests are read side by side, and a short one may overtake a long one."""
+    wait_until(lambda: reading(server, "tdb_queue_length") == n_calls, QUEUED_SECONDS)
 
 
 def _long_request(server, replica: int) -> tuple[DebugRequest, float]:

@@ -6,7 +6,13 @@ import pytest
 from tdb_server.domain.cost import estimated_cost
 from tdb_server.domain.debug import inference_sub_request
 from tdb_server.domain.model_info import AutoencoderInfo, ModelInfo, Site
-from tdb_server.domain.requests import AttentionComponent, DebugSubRequest, InferenceSubRequest, MlpComponent
+from tdb_server.domain.requests import (
+    AttentionComponent,
+    DebugSubRequest,
+    InferenceSubRequest,
+    MlpComponent,
+    ResidualStreamComponent,
+)
 
 INFO = ModelInfo("small", "d", "gpt2", 12, 768, 12, 12, 64, 3072, 50257, 1024, "float32")
 
@@ -51,6 +57,24 @@ def test_autoencoders_and_wide_types_cost_more():
     assert estimated_cost(with_latents, [sub_request()]).activation_bytes > 2 * plain
     wide = dataclasses.replace(INFO, dtype="float64")
     assert 1.9 * plain < estimated_cost(wide, [sub_request()]).activation_bytes <= 2 * plain
+
+
+def test_latents_of_the_residual_stream_lengthen_the_lists():
+    sites = (Site.RESID_POST_ATTN, Site.RESID_POST_MLP)
+    latents = tuple(AutoencoderInfo(site, 32768, tuple(range(12)), "topk(32)") for site in sites)
+    info = dataclasses.replace(INFO, autoencoders=latents)
+    neurons_and_heads = MlpComponent.NEURON, AttentionComponent.ATTENTION_HEAD
+
+    def costs(*components: ResidualStreamComponent) -> tuple[int, int]:
+        asked = DebugSubRequest(
+            (0,) * 64, (1,), (), *neurons_and_heads, 10, residual_stream_components=components
+        )
+        cost = estimated_cost(info, [inference_sub_request(asked)])
+        return cost.activation_bytes, cost.response_bytes
+
+    places = tuple(ResidualStreamComponent)
+    for none, one, both in zip(costs(), costs(places[0]), costs(*places), strict=True):
+        assert none < one < both
 
 
 def test_of_latents_those_that_may_be_active_cost():

@@ -23,7 +23,14 @@ from tdb_client.health import HealthStatus
 from tdb_client.inference import BackwardRule, InferenceSubRequest
 from tdb_client.interventions import AblationWords, TraceWords
 from tdb_client.model_info import ModelInfo
-from tdb_client.requests import AttentionComponent, DebugSubRequest, MlpComponent, SubRequest, TokenWords
+from tdb_client.requests import (
+    AttentionComponent,
+    DebugSubRequest,
+    MlpComponent,
+    ResidualStreamComponent,
+    SubRequest,
+    TokenWords,
+)
 from tdb_client.results import EstimatedCost, InferenceResult, PromptTokens
 from tdb_client.streams import EventReader
 
@@ -68,6 +75,7 @@ class AsyncClient(ClientCore):
         downstream: TraceWords | None = None,
         mlp: MlpComponent = "neuron",
         attention: AttentionComponent = "attention_head",
+        residual_stream: ResidualStreamComponent | Sequence[ResidualStreamComponent] = (),
         hide_early_layers: bool = False,
         add_bos: bool | None = None,
         backward_rule: BackwardRule = "gradient",
@@ -90,6 +98,7 @@ class AsyncClient(ClientCore):
             downstream=downstream,
             mlp=mlp,
             attention=attention,
+            residual_stream=residual_stream,
             hide_early_layers=hide_early_layers,
             add_bos=add_bos,
             backward_rule=backward_rule,

@@ -21,7 +21,14 @@ from tdb_client.health import HealthStatus
 from tdb_client.inference import BackwardRule, InferenceSubRequest
 from tdb_client.interventions import AblationWords, TraceWords
 from tdb_client.model_info import ModelInfo
-from tdb_client.requests import AttentionComponent, DebugSubRequest, MlpComponent, SubRequest, TokenWords
+from tdb_client.requests import (
+    AttentionComponent,
+    DebugSubRequest,
+    MlpComponent,
+    ResidualStreamComponent,
+    SubRequest,
+    TokenWords,
+)
 from tdb_client.results import EstimatedCost, InferenceResult, PromptTokens
 from tdb_client.streams import EventReader
 
@@ -77,6 +84,7 @@ class Client(ClientCore):
         downstream: TraceWords | None = None,
         mlp: MlpComponent = "neuron",
         attention: AttentionComponent = "attention_head",
+        residual_stream: ResidualStreamComponent | Sequence[ResidualStreamComponent] = (),
         hide_early_layers: bool = False,
         add_bos: bool | None = None,
         backward_rule: BackwardRule = "gradient",
@@ -116,8 +124,11 @@ class Client(ClientCore):
                 all that the last token attends to, `"L9 head 6 @ -1 -> 2"` for what it pays to token 2 alone.
             trace: a node to explain in place of the loss; heads need a Trace that says through what.
             downstream: for a V trace, the node that gives it its direction; None means the loss.
-            mlp: what MLPs are taken apart into; latents need an autoencoder.
+            mlp: what MLPs are taken apart into; latents need an autoencoder or a transcoder.
             attention: what attention is taken apart into; latents need an autoencoder.
+            residual_stream: latents of the residual stream to list beside the others, each of a dictionary
+                that is loaded. Their direct effects repeat each other from layer to layer, and those of MLPs
+                and attention: never add them up.
             hide_early_layers: with ablations, leave out nodes of layers before the first ablated layer.
             add_bos: whether the beginning-of-text token stands in front of the prompt; then it is token 0,
                 and all others are one further. None means as the model's own tokenizer does; in a chat, that
@@ -149,6 +160,7 @@ class Client(ClientCore):
             downstream=downstream,
             mlp=mlp,
             attention=attention,
+            residual_stream=residual_stream,
             hide_early_layers=hide_early_layers,
             add_bos=add_bos,
             backward_rule=backward_rule,

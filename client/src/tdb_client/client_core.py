@@ -122,18 +122,22 @@ class ClientCore:
         """What a whole stream says about every debug sub-request, with labels and links of its latents.
 
         They come with the description of the model, which is mostly known by now: it is asked for once,
-        beside the first call. An answer without them is better than none, so that failing is no error.
+        beside the first call, and once more only where there are latents. An answer without it is better than
+        none, so that failing is no error.
         """
         answers = inference_results(events)
         results = [debug_result(*one) for one in zip(sub_requests, answers, strict=True)]
-        if not any(node.is_latent for one in results for node in one.nodes.nodes):
-            return results
-        digest = results[0].call.model_digest
-        if digest not in self._described:
+        with_latents = {
+            one.call.model_digest for one in results if any(node.is_latent for node in one.nodes.nodes)
+        }
+        if with_latents - self._described.keys():
             with suppress(CallError):
                 yield from self._model_info()
-        model = self._described.get(digest)
-        return results if model is None else [with_notes(one, model) for one in results]
+        models = [self._described.get(one.call.model_digest) for one in results]
+        return [
+            one if model is None else with_notes(one, model)
+            for one, model in zip(results, models, strict=True)
+        ]
 
     def _chat_prompt(self, chat: Chat, system: str | None) -> Flow[str]:
         spoken = messages(chat, system)

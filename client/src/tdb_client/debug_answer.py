@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from tdb_client.inference import AblationSpec, Token, held_norm_scales
+from tdb_client.model_info import ModelInfo
 from tdb_client.node_table import LogitTable, NodeTable
 from tdb_client.requests import DebugSubRequest
 from tdb_client.results import CallInfo, FloatArray, LossTokens, ProcessingResult, PromptTokens, Timings
@@ -39,6 +40,7 @@ class DebugAnswer:
         backward_rule: how gradients went back through what is not linear: `gradient`, `relp`, ...
         attention: by head (`L9 head 6`), what each token pays to each [T, T], attended-from token first.
             Empty unless Client.with_attention has asked for it.
+        model: the model, as its server has described it; None where it has not.
     """
 
     request: DebugSubRequest
@@ -57,6 +59,7 @@ class DebugAnswer:
     ablations: tuple[AblationSpec, ...] = ()
     backward_rule: str = "gradient"
     attention: Mapping[str, FloatArray] = field(default_factory=dict)
+    model: ModelInfo | None = None
 
     def __repr__(self) -> str:
         value = "none" if self.objective_value is None else f"{self.objective_value:.3f}"

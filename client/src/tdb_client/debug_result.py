@@ -112,10 +112,10 @@ def debug_result(request: DebugSubRequest, result: InferenceResult) -> DebugResu
 
 
 def with_notes(result: DebugResult, model: ModelInfo) -> DebugResult:
-    """The result with the labels and links that a model's description has of its latents."""
+    """The result with its model's description, and the labels and links that this has of its latents."""
     nodes = result.nodes.nodes
     labels, links = tuple(map(model.label, nodes)), tuple(map(model.link, nodes))
-    return replace(result, nodes=replace(result.nodes, labels=labels, links=links))
+    return replace(result, nodes=replace(result.nodes, labels=labels, links=links), model=model)
 
 
 def _named(result: InferenceResult, name: str, kind: type[Result]) -> Result:

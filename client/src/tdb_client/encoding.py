@@ -109,6 +109,9 @@ def _debug_sub_request(request: DebugSubRequest) -> service_pb2.DebugSubRequest:
         component_type_for_mlp=enum_value(service_pb2.ComponentTypeForMlp, request.mlp),
         component_type_for_attention=enum_value(service_pb2.ComponentTypeForAttention, request.attention),
         top_and_bottom_k=request.k,
+        component_types_for_residual_stream=[
+            enum_value(service_pb2.ComponentTypeForResidualStream, one) for one in request.residual_stream
+        ],
         hide_early_layers_when_ablating=request.hide_early_layers,
         node_ablations=[_node_ablation(one) for one in request.ablate],
         upstream_node_to_trace=_node_to_trace(request.trace),

@@ -28,6 +28,14 @@ _LATENTS: Mapping[str, NodeType] = {
 }
 """What latents of each site are called as nodes."""
 
+_DEBUG_ARGUMENTS: Mapping[NodeType, tuple[str, str]] = {
+    "mlp_autoencoder_latent": ("mlp", "autoencoder_latent"),
+    "mlp_transcoder_latent": ("mlp", "transcoder_latent"),
+    "attention_autoencoder_latent": ("attention", "autoencoder_latent"),
+    "resid_post_attn_autoencoder_latent": ("residual_stream", "post_attn_latent"),
+    "resid_post_mlp_autoencoder_latent": ("residual_stream", "post_mlp_latent"),
+}
+
 _WEB_ADDRESS = re.compile(r"https?://[^\s<>\"'`\\]+")
 """What may become a link to click on. Others, such as `javascript:`, are dropped."""
 
@@ -58,6 +66,15 @@ class AutoencoderInfo:
     input_norm: str = "unspecified"
     links: Mapping[int, str] = field(default_factory=dict)
     labels: Mapping[int, Mapping[int, str]] = field(default_factory=dict)
+
+    @property
+    def debug_argument(self) -> tuple[str, str] | None:
+        """What lists its latents in `Client.debug`: an argument and its value, as `mlp`, `transcoder_latent`.
+
+        None for a site that is newer than this library.
+        """
+        node_type = _LATENTS.get(self.site)
+        return None if node_type is None else _DEBUG_ARGUMENTS[node_type]
 
     def link(self, layer: int, latent: int) -> str | None:
         """The address of a page about a latent; None where there is none. Nothing is fetched."""

@@ -29,6 +29,9 @@ MlpComponent = Literal["neuron", "autoencoder_latent", "transcoder_latent"]
 AttentionComponent = Literal["attention_head", "autoencoder_latent"]
 """What attention is taken apart into."""
 
+ResidualStreamComponent = Literal["post_attn_latent", "post_mlp_latent"]
+"""What the residual stream is taken apart into, after attention or after the MLP."""
+
 TokenWords = Token | np.integer[Any]
 """A token: its text, or its vocabulary index, also as numpy has it."""
 
@@ -49,6 +52,9 @@ class DebugSubRequest:
         downstream: for a V trace, the node that gives it its direction; None means the loss.
         mlp: what MLPs are taken apart into.
         attention: what attention is taken apart into.
+        residual_stream: what the residual stream is taken apart into, beside MLPs and attention. What its
+            latents write counts as if it were written there: their direct effects repeat each other from
+            layer to layer, and those of the other nodes, and must not be added up.
         hide_early_layers: with ablations, leave out nodes of layers before the first ablated layer, here and
             in the other requests of the same call.
         add_bos: whether the beginning-of-text token stands in front of the prompt, as token 0; never twice.
@@ -67,6 +73,7 @@ class DebugSubRequest:
     downstream: Trace | None = None
     mlp: MlpComponent = "neuron"
     attention: AttentionComponent = "attention_head"
+    residual_stream: tuple[ResidualStreamComponent, ...] = ()
     hide_early_layers: bool = False
     add_bos: bool | None = None
     backward_rule: BackwardRule = "gradient"
@@ -75,6 +82,7 @@ class DebugSubRequest:
     def __post_init__(self) -> None:
         read_words(self)
         read_tokens(self)
+        object.__setattr__(self, "residual_stream", _components(self.residual_stream))
 
     @classmethod
     def of(
@@ -89,12 +97,13 @@ class DebugSubRequest:
         downstream: TraceWords | None = None,
         mlp: MlpComponent = "neuron",
         attention: AttentionComponent = "attention_head",
+        residual_stream: ResidualStreamComponent | Sequence[ResidualStreamComponent] = (),
         hide_early_layers: bool = False,
         add_bos: bool | None = None,
         backward_rule: BackwardRule = "gradient",
         attention_pattern_gradients: bool = False,
     ) -> DebugSubRequest:
-        """Makes a sub-request: one token or ablation may stand for a list of them, nodes may be spelled.
+        """Makes a sub-request: one token, ablation or latent may stand for a list, nodes may be spelled.
 
         Example:
             DebugSubRequest.of("When Mary and John ...", " Mary", " John", ablate="L9 head 6 @ -1")
@@ -113,11 +122,19 @@ class DebugSubRequest:
             downstream=as_trace(downstream),
             mlp=mlp,
             attention=attention,
+            residual_stream=_components(residual_stream),
             hide_early_layers=hide_early_layers,
             add_bos=add_bos,
             backward_rule=backward_rule,
             attention_pattern_gradients=attention_pattern_gradients,
         )
+
+
+def _components(
+    words: ResidualStreamComponent | Sequence[ResidualStreamComponent],
+) -> tuple[ResidualStreamComponent, ...]:
+    """One component may stand for a list of them."""
+    return (words,) if isinstance(words, str) else tuple(words)
 
 
 SubRequest = DebugSubRequest | InferenceSubRequest

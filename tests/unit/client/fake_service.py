@@ -291,6 +291,7 @@ class FakeService(
     metadata: list[dict[str, str | bytes]] = field(default_factory=list)
     adds_bos: bool = False
     chat_template: str | None = CHAT_TEMPLATE
+    sites: tuple[int, ...] = (model_service_pb2.AUTOENCODER_SITE_MLP_POST_ACT,)
     labels: dict[int, str] = field(default_factory=dict)
     link: str = ""
     digest: str = "00ff"
@@ -389,14 +390,15 @@ class FakeService(
             derived_scalar_types=[DerivedScalarType.DERIVED_SCALAR_TYPE_LOGITS, 9999],
             ablatable_location_types=[activation_pb2.ACTIVATION_LOCATION_TYPE_MLP_POST_ACT],
         )
-        info.autoencoders.add(
-            site=model_service_pb2.AUTOENCODER_SITE_MLP_POST_ACT,
-            n_latents=80,
-            activation=model_service_pb2.AUTOENCODER_ACTIVATION_TOPK,
-            k=4,
-            layer_indices=[0, 1],
-            input_norm=model_service_pb2.AUTOENCODER_INPUT_NORM_LAYER_NORM,
-        )
+        for site in self.sites:
+            info.autoencoders.add(
+                site=site,  # type: ignore[arg-type]  # its number
+                n_latents=80,
+                activation=model_service_pb2.AUTOENCODER_ACTIVATION_TOPK,
+                k=4,
+                layer_indices=[0, 1],
+                input_norm=model_service_pb2.AUTOENCODER_INPUT_NORM_LAYER_NORM,
+            )
         if self.labels or self.link:  # of layer 1
             info.autoencoders[0].notes.add(layer_index=1, link=self.link, labels=self.labels)
         info.limits.max_prompt_tokens = 64

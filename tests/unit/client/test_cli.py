@@ -18,6 +18,7 @@ from tdb_client.cli.exit_codes import MEANINGS, ExitCode
 from tdb_client.cli.help_text import EXAMPLES, FIRST_STEPS
 from tdb_client.cli.progress import shown_progress
 from transformer_debugger.v1.call_pb2 import PRIORITY_INTERACTIVE, PRIORITY_SWEEP
+from transformer_debugger.v1.model_service_pb2 import AutoencoderSite
 
 from tests.unit.client.fake_service import BUSY, NODES, REFUSED, SLOW, FakeService
 
@@ -51,6 +52,75 @@ def test_ablations_are_run_side_by_side(fake: Fake, capsys: Output) -> None:
     assert [one.value for one in ablated.node_ablations] == [0, 2.5, 0]
     assert ablated.hide_early_layers_when_ablating
     assert "difference -1.500" in capsys.readouterr().out
+
+
+def test_latents_of_the_residual_stream_are_asked_for(fake: Fake, capsys: Output) -> None:
+    places = ["--residual-stream", "post_attn_latent", "--residual-stream", "post_mlp_latent"]
+    assert main([*DEBUG, *places, "--json", "--server", fake[0]]) == 0
+    assert list(fake[1].requests[-1].sub_requests[0].component_types_for_residual_stream) == [1, 2]
+    request = json.loads(capsys.readouterr().out)["sub_requests"][0]["request"]
+    assert request["residual_stream"] == ["post_attn_latent", "post_mlp_latent"]
+
+
+def one_line(out: str) -> str:
+    """Whatever the width."""
+    return " ".join(out.split())
+
+
+def said_of_dictionaries(out: str) -> list[str]:
+    return [line.strip() for line in out.splitlines() if "loaded dictionaries" in line]
+
+
+@pytest.mark.parametrize("arguments", [DEBUG, ["trace", "L0 neuron 5 @ 3", "--prompt", "p"]], ids=str)
+@pytest.mark.parametrize("ablate", [[], ["--ablate", "L1 head 2 @ -1"]], ids=str)
+def test_who_sees_no_latents_is_told_how_to(
+    fake: Fake, capsys: Output, arguments: list[str], ablate: list[str]
+) -> None:
+    asked = [*arguments, *ablate, "--server", fake[0]]
+    assert main(asked) == 0
+    hint = "to list latents of loaded dictionaries: --mlp autoencoder_latent"
+    assert said_of_dictionaries(capsys.readouterr().out) == [hint]
+    for wanted in (["--mlp", "autoencoder_latent"], ["--residual-stream", "post_mlp_latent"]):
+        assert main([*asked, *wanted]) == 0
+        assert said_of_dictionaries(capsys.readouterr().out) == []
+
+
+@pytest.mark.parametrize("form", ["--json", "--csv", "--html"])
+def test_what_is_for_programs_holds_no_hints(fake: Fake, capsys: Output, tmp_path: Path, form: str) -> None:
+    form_and_file = [form, str(tmp_path / "report.html")] if form == "--html" else [form]
+    assert main([*DEBUG, *form_and_file, "--server", fake[0]]) == 0
+    assert "dictionaries" not in "".join(capsys.readouterr())
+
+
+def test_nothing_is_said_of_dictionaries_where_none_is_known(fake: Fake, capsys: Output) -> None:
+    fake[1].sites = ()
+    assert main([*DEBUG, "--server", fake[0]]) == 0
+    fake[1].is_silent = True
+    assert main([*DEBUG, "--server", fake[0]]) == 0
+    fake[1].is_silent, fake[1].sites = False, (9999,)  # newer than this client
+    assert main([*DEBUG, "--server", fake[0]]) == 0
+    out, err = capsys.readouterr()
+    assert "dictionaries" not in out
+    assert err == ""
+
+
+def test_every_kind_of_dictionary_has_an_option(fake: Fake, capsys: Output) -> None:
+    fake[1].sites = tuple(AutoencoderSite.values()[1:])
+    assert main([*DEBUG, "--server", fake[0]]) == 0
+    said = re.search(
+        r"to list latents of loaded dictionaries: ((?:--\S+ \w+(?:, )?)+)", one_line(capsys.readouterr().out)
+    )
+    assert said is not None
+    options = said[1].split(", ")
+    assert len(set(options)) == len(options) == 5
+    assert "--mlp transcoder_latent" in options
+    assert main(["info", "--server", fake[0]]) == 0
+    out = one_line(capsys.readouterr().out)
+    for option in options:
+        assert f"({option}): 80 latents" in out
+        assert parse([*DEBUG, *option.split()])
+    assert "resid_post_mlp (--residual-stream post_mlp_latent): 80 latents" in out
+    assert out.count(": 80 latents") == len(fake[1].sites) == 7
 
 
 def test_sweeps_let_others_go_first(fake: Fake) -> None:
@@ -103,9 +173,7 @@ def test_info_and_tokenize(fake: Fake, capsys: Output, monkeypatch: pytest.Monke
     monkeypatch.setenv("TDB_SERVER", fake[0])
     assert main(["info"]) == 0
     out = capsys.readouterr().out
-    assert "80 latents, topk 4, inputs layer normed, layers 0, 1" in " ".join(out.split()), (
-        "whatever the width"
-    )
+    assert "80 latents, topk 4, inputs layer normed, layers 0, 1" in one_line(out)
     assert "6 of 8 channels, 2 key/value heads" in out
     assert main(["tokenize", "x"]) == 0
     assert "' Mary'" in capsys.readouterr().out

@@ -9,6 +9,7 @@ from tdb_client.errors import FieldViolation, InvalidRequestError, InvalidValueE
 
 DEBUG = ["debug", "--prompt", "p", "--target", " Mary", "x y", "--distractor", " John"]
 ABLATE = ["--ablate", "l1 HEAD 2@3 → 1 = 2", "L1 head 2 @ 3"]
+STREAM = ["--residual-stream", "post_attn_latent", "post_mlp_latent"]
 ABLATED = "sub_requests[1].node_ablations"
 TRACE = ["trace", "L1 head 2 @ 3->1", "--type", "V", "--downstream", "L7 neuron 3 @ 3", "--prompt", "p"]
 
@@ -21,6 +22,12 @@ TRACE = ["trace", "L1 head 2 @ 3->1", "--type", "V", "--downstream", "L7 neuron 
         (DEBUG, "sub_requests[0].distractor_tokens[0]", "--distractor ' John'"),
         (DEBUG, "sub_requests[0].top_and_bottom_k", "-k"),
         (DEBUG, "sub_requests[0].component_type_for_mlp", "--mlp"),
+        (DEBUG + STREAM, "sub_requests[0].component_types_for_residual_stream", "--residual-stream"),
+        (
+            DEBUG + STREAM,
+            "sub_requests[0].component_types_for_residual_stream[1]",
+            "--residual-stream 'post_mlp_latent'",
+        ),
         (
             DEBUG + ABLATE,
             "sub_requests[1].node_ablations[0].node_index.layer_index",

@@ -40,6 +40,7 @@ requests = st.builds(
     trace=st.none() | nodes.map(traces),
     mlp=st.sampled_from(["neuron", "autoencoder_latent"]),
     attention=st.sampled_from(["attention_head", "autoencoder_latent"]),
+    residual_stream=st.lists(st.sampled_from(["post_attn_latent", "post_mlp_latent"])).map(tuple),
     hide_early_layers=st.booleans(),
     add_bos=st.none() | st.booleans(),
 )

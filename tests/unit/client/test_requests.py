@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from tdb_client import (
     Ablation,
@@ -24,6 +26,9 @@ from tdb_client.names import enum_name, enum_value
 from tdb_client.requests import prompts_to_tokenize, resolve
 from transformer_debugger.v1 import transformer_debugger_service_pb2 as service_pb2
 from transformer_debugger.v1.derived_scalar_pb2 import DerivedScalarType, GroupId
+
+POST_ATTN = service_pb2.COMPONENT_TYPE_FOR_RESIDUAL_STREAM_POST_ATTN_LATENT
+POST_MLP = service_pb2.COMPONENT_TYPE_FOR_RESIDUAL_STREAM_POST_MLP_LATENT
 
 
 def test_plain_words_make_the_same_request_as_dataclasses() -> None:
@@ -54,12 +59,14 @@ def test_debug_requests_on_the_wire() -> None:
         trace=Trace(head(9, 6, token=3, attended_to=2), "V"),
         downstream=neuron(11, 5, token=3),
         mlp="autoencoder_latent",
+        residual_stream="post_mlp_latent",
         hide_early_layers=True,
     )
     message = debug_request([sub_request], request_id="mine").sub_requests[0]
     assert message.target_tokens == [" Mary"]
     assert message.top_and_bottom_k == 4
     assert message.component_type_for_mlp == service_pb2.COMPONENT_TYPE_FOR_MLP_AUTOENCODER_LATENT
+    assert list(message.component_types_for_residual_stream) == [POST_MLP]
     assert message.hide_early_layers_when_ablating
     assert message.node_ablations[0].node_index.tensor_indices == [3, 0, 6]
     assert message.node_ablations[1].value == 2.5
@@ -67,6 +74,21 @@ def test_debug_requests_on_the_wire() -> None:
     assert message.upstream_node_to_trace.attention_trace_type == 4
     assert message.downstream_node_to_trace.node_index.layer_index == 11
     assert not message.downstream_node_to_trace.attention_trace_type
+
+
+def test_latents_of_the_residual_stream_are_none_one_or_several() -> None:
+    none, several = debug_request(
+        [
+            DebugSubRequest("a prompt"),
+            DebugSubRequest.of("a prompt", residual_stream=["post_mlp_latent", "post_attn_latent"]),
+        ]
+    ).sub_requests
+    assert not none.component_types_for_residual_stream
+    assert list(several.component_types_for_residual_stream) == [POST_MLP, POST_ATTN]
+    loose: Any = "post_mlp_latent"
+    assert DebugSubRequest("p", residual_stream=loose).residual_stream == ("post_mlp_latent",)
+    with pytest.raises(UnknownNameError, match="it is one of post_attn_latent, post_mlp_latent"):
+        debug_request([DebugSubRequest.of("p", residual_stream="post_emb_latent")])  # type: ignore[arg-type]
 
 
 def test_traced_heads_need_an_attended_to_token() -> None:

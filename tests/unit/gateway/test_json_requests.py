@@ -34,6 +34,7 @@ from transformer_debugger.v1.processing_pb2 import (
 )
 from transformer_debugger.v1.trace_pb2 import NodeToTrace
 from transformer_debugger.v1.transformer_debugger_service_pb2 import (
+    ComponentTypeForResidualStream,
     DebugRequest,
     DebugSubRequest,
     InferenceSpec,
@@ -266,6 +267,18 @@ def test_targets_by_index() -> None:
         assert (message.target_token_ids, message.distractor_token_ids) == ([198, 5], [0])
 
 
+def test_components_of_the_residual_stream() -> None:
+    places = {"componentTypesForResidualStream": ["post_mlp_latent", "post_attn_latent"]}
+    message = debug_request(debug_body(**places)).sub_requests[0]
+    assert message.component_types_for_residual_stream == [
+        ComponentTypeForResidualStream.COMPONENT_TYPE_FOR_RESIDUAL_STREAM_POST_MLP_LATENT,
+        ComponentTypeForResidualStream.COMPONENT_TYPE_FOR_RESIDUAL_STREAM_POST_ATTN_LATENT,
+    ]
+    for none in ({}, {"componentTypesForResidualStream": None}, {"componentTypesForResidualStream": []}):
+        message = debug_request(debug_body(**none)).sub_requests[0]
+        assert not message.component_types_for_residual_stream
+
+
 def debug_body(**fields: Any) -> dict[str, Any]:
     return {"subRequests": [{"prompt": "a", **fields}]}
 
@@ -307,6 +320,18 @@ MALFORMED: list[tuple[str, Any, str, str]] = [
         debug_body(componentTypeForMlp="\ud800"),
         f"{SUB}.componentTypeForMlp",
         "MALFORMED_REQUEST",
+    ),
+    (
+        "batched_tdb",
+        debug_body(componentTypesForResidualStream="post_mlp_latent"),
+        f"{SUB}.componentTypesForResidualStream",
+        "MALFORMED_REQUEST",
+    ),
+    (
+        "batched_tdb",
+        debug_body(componentTypesForResidualStream=["post_mlp_latent", "neuron"]),
+        f"{SUB}.componentTypesForResidualStream[1]",
+        "UNKNOWN_ENUM_VALUE",
     ),
     (
         "batched_tdb",

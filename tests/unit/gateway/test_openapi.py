@@ -80,7 +80,8 @@ def test_names_are_the_references() -> None:
     assert "mlp.post_act" in SCHEMAS["ActivationLocationType"]["enum"]
     components = ["neuron", "autoencoder_latent", "transcoder_latent"]
     assert SCHEMAS["ComponentTypeForMlp"]["enum"] == components
-    assert not {"HookPoint", "DerivedScalar", "MlpComponent"} & set(SCHEMAS)
+    assert SCHEMAS["ComponentTypeForResidualStream"]["enum"] == ["post_attn_latent", "post_mlp_latent"]
+    assert not {"HookPoint", "DerivedScalar", "MlpComponent", "ResidualStreamComponent"} & set(SCHEMAS)
     assert all(schema["title"] == name for name, schema in SCHEMAS.items())
     assert "topAndBottomKForNodeTable" in SCHEMAS["TdbRequestSpec"]["properties"]
 

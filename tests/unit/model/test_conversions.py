@@ -113,7 +113,14 @@ def test_other_versions_of_packages_convert_anew(other: str, monkeypatch: pytest
 
 def test_the_converters_are_those_that_write(cache: Path) -> None:
     names = {path.name for path in conversions.CONVERTERS}
-    assert names >= {"gguf.py", "gguf_config.py", "gguf_tokenizer.py", "gguf_weights.py", "weight_names.py"}
+    assert names >= {
+        "gguf.py",
+        "gguf_config.py",
+        "gguf_keys.py",
+        "gguf_tokenizer.py",
+        "gguf_weights.py",
+        "weight_names.py",
+    }
 
 
 def test_what_nobody_has_used_for_long_is_removed(cache: Path) -> None:

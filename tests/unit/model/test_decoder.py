@@ -51,6 +51,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3": ("qwen3", {}),
     "granite": ("granite", {}),
+    "granite-negative-writes": ("granite", {"residual_multiplier": -0.5}),
     "gemma2": ("gemma2", {}),
     "gemma2-no-caps-untied": (
         "gemma2",

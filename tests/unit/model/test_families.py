@@ -142,6 +142,13 @@ def test_rotary_scaling_that_is_refused(scaling: dict[str, Any], error: type[Exc
             r"rope_parameters\.rope",
         ),
         (LLAMA | {"model_type": "olmo3", "rope_parameters": {"chunked": {"rope_theta": 1e4}}}, "chunked"),
+        (LLAMA | {"model_type": "olmo3", "rope_parameters": {"rope_theta": 1e4}}, "is 500000.0 and 500000.0"),
+        (
+            LLAMA | {"model_type": "olmo3", "rope_parameters": {"rope_type": "linear", "factor": 4.0}},
+            "factor 4.0 .* is None and None",
+        ),
+        (LLAMA | {"model_type": "gpt_neox", "head_dim": 32}, "head_dim 32 .* = 16 wide"),
+        (LLAMA | {"model_type": "stablelm", "head_dim": 8}, "head_dim 8 .* = 16 wide"),
         (LLAMA | {"model_type": "stablelm", "use_parallel_residual": True}, "use_parallel_residual"),
         (LLAMA | {"model_type": "stablelm", "qk_layernorm": True}, "qk_layernorm"),
         (LLAMA | {"transformers_weights": "other.safetensors"}, r"transformers_weights 'other\.safetensors'"),
@@ -164,6 +171,14 @@ def test_unsupported(config: dict[str, Any], message: str) -> None:
         ({"model_type": "gpt_neox", "rotary_pct": 0.2}, "even head width"),
         ({"model_type": "gpt_neox", "rotary_pct": 1.5}, "even head width"),
         ({"model_type": "gemma2", "attn_logit_softcapping": -1}, "attn_logit_softcapping must be a number"),
+        ({"model_type": "gemma2", "attn_logit_softcapping": 0.0}, "attn_logit_softcapping .* divides by it"),
+        ({"model_type": "gemma3_text", "final_logit_softcapping": 0}, "final_logit_softcapping .* null for"),
+        ({"model_type": "granite", "residual_multiplier": 0.0}, "residual_multiplier must be a number"),
+        (
+            {"model_type": "granite", "residual_multiplier": float("-inf")},
+            "residual_multiplier must be a number",
+        ),
+        ({"model_type": "granite", "attention_multiplier": -1.0}, "attention_multiplier must be a number"),
         ({"model_type": "gemma2", "query_pre_attn_scalar": 0}, "query_pre_attn_scalar must be a number"),
         ({"model_type": "gemma2", "sliding_window": None}, "no sliding_window is in force"),
         ({"model_type": "gemma3", "text_config": 5}, "text_config must be an object"),
@@ -232,6 +247,24 @@ def test_windows_and_rotations_by_layer() -> None:
     torch.testing.assert_close(inverse_frequencies(local)[0], torch.tensor(1.0))
     assert decoder_config_from_hugging_face(LLAMA | {"model_type": "gemma2"}).windows == (4096, None)
     assert decoder_config_from_hugging_face(LLAMA).windows == ()
+
+
+@pytest.mark.parametrize("model_type", ["olmo3", "gemma3_text"])
+def test_rotary_parameters_outside_the_kinds_of_layers_may_say_what_is_so_anyway(model_type: str) -> None:
+    config = LLAMA | {"model_type": model_type}
+    plain = decoder_config_from_hugging_face(config)
+    flat: dict[str, Any] = {"rope_type": "default"}
+    if model_type == "olmo3":  # Gemma 3 has another base in layers that slide
+        flat["rope_theta"] = 500_000.0
+    assert decoder_config_from_hugging_face(config | {"rope_parameters": flat}) == plain
+
+
+@pytest.mark.parametrize("model_type", ["gpt_neox", "stablelm"])
+def test_a_width_of_heads_that_is_so_anyway(model_type: str) -> None:
+    config = LLAMA | {"model_type": model_type}
+    plain = decoder_config_from_hugging_face(config)
+    for width in (16, None):
+        assert decoder_config_from_hugging_face(config | {"head_dim": width}) == plain
 
 
 def test_prompts_end_where_longrope_changes(caplog: pytest.LogCaptureFixture) -> None:

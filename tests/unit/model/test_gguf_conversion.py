@@ -14,7 +14,7 @@ from tdb_server.model.gguf import convert_gguf
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.model.weights import load_decoder
 
-from tests.gguf_models import Array, Kind, setting, write_gguf
+from tests.gguf_models import LONG_ROPE, Array, Kind, setting, write_gguf
 from tests.random_models import FAMILIES, reference_model, write_random_model
 
 IDS = torch.arange(20)[None] * 11
@@ -61,6 +61,16 @@ def logits(folder: Path) -> torch.Tensor:
         ("gpt_neox", {}),
         ("gpt_neox", {"use_parallel_residual": False, "rotary_pct": 0.5, "tie_word_embeddings": True}),
         ("olmo2", {}),
+        ("olmo2", {"sliding_window": None, "num_key_value_heads": 4}),
+        ("olmo3", {}),
+        ("olmo3", {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}),
+        ("granite", {}),
+        ("granite", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+        ("stablelm", {}),
+        ("stablelm", {"use_qkv_bias": True, "partial_rotary_factor": 0.5}),
+        ("phi3", {}),
+        ("phi3", {"sliding_window": 5, "partial_rotary_factor": 0.5, "tie_word_embeddings": True}),
+        ("phi3", LONG_ROPE),
     ],
 )
 def test_a_converted_model_answers_as_the_original(

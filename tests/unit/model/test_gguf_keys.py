@@ -10,8 +10,9 @@ from typing import Any
 import gguf
 import pytest
 from tdb_server.errors import ModelBroken, ModelError, UnsupportedModel
-from tdb_server.model.gguf_config import HARMLESS, NEUTRAL, config_from_gguf
+from tdb_server.model.gguf_config import config_from_gguf
 from tdb_server.model.gguf_file import GgufFile, read_gguf
+from tdb_server.model.gguf_keys import HARMLESS, NEUTRAL
 
 from tests.gguf_models import write_gguf
 from tests.random_models import write_random_model
@@ -21,10 +22,13 @@ FAMILIES = {
     "gemma3": "gemma3_text",
     "gpt2": "gpt2",
     "gptneox": "gpt_neox",
+    "granite": "granite",
     "llama": "llama",
     "olmo2": "olmo2",
+    "phi3": "phi3",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
+    "stablelm": "stablelm",
 }
 """By what llama.cpp calls them."""
 
@@ -79,15 +83,21 @@ USED = {
 }
 
 
+WINDOW = {"attention.sliding_window", "attention.sliding_window_pattern"}
 USED_BY_ONE = {
     "gemma2": {"attn_logit_softcapping", "final_logit_softcapping"},
     "gemma3": {"rope.freq_base_swa"},
+    "granite": {"attention.scale", "embedding_scale", "logit_scale", "residual_scale"},
+    "stablelm": {"attention.layer_norm_epsilon", "use_parallel_residual"},
 }
+NOT_OF = {"granite": WINDOW, "stablelm": WINDOW | {"attention.layer_norm_rms_epsilon"}}
+"""What others use and these refuse."""
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"gpt2", "gptneox"}))
 def test_no_key_is_ignored(config: Any, family: str) -> None:
-    for key in sorted(known_keys() - USED - set(HARMLESS) - USED_BY_ONE.get(family, set())):
+    used = USED - NOT_OF.get(family, set()) | USED_BY_ONE.get(family, set())
+    for key in sorted(known_keys() - used - set(HARMLESS)):
         with pytest.raises(ModelError, match=re.escape(f"{family}.gguf: {family}.{key} ")):
             config(family, **{key: 3.5})
 
@@ -124,7 +134,20 @@ def test_no_key_is_ignored_of_gpt_neox(config: Any) -> None:
         ("gptneox", "rope.dimension_count", None, ModelBroken),
         ("gptneox", "rope.scaling.factor", 4.0, UnsupportedModel),
         ("gptneox", "attention.head_count_kv", 2, UnsupportedModel),
-        ("olmo2", "attention.sliding_window", 5, UnsupportedModel),
+        ("olmo2", "rope.freq_base_swa", 77.0, UnsupportedModel),
+        ("olmo2", "attention.sliding_window_pattern", [True], ModelBroken),
+        ("granite", "attention.scale", None, ModelBroken),
+        ("granite", "logit_scale", None, ModelBroken),
+        ("granite", "rope.scaling.finetuned", False, UnsupportedModel),
+        ("granite", "attention.value_length", 16, UnsupportedModel),
+        ("phi3", "attention.sliding_window", None, ModelBroken),
+        ("phi3", "attention.sliding_window", 5.5, ModelBroken),
+        ("phi3", "rope.dimension_count", None, ModelBroken),
+        ("phi3", "rope.dimension_count", 16, UnsupportedModel),
+        ("phi3", "rope.scaling.type", "longrope", UnsupportedModel),
+        ("phi3", "rope.scaling.factor", 4.0, UnsupportedModel),
+        ("stablelm", "rope.dimension_count", None, ModelBroken),
+        ("stablelm", "attention.layer_norm_epsilon", None, ModelBroken),
     ],
 )
 def test_what_other_architectures_must_say(
@@ -142,6 +165,47 @@ def test_what_files_of_gemma_do_not_say_is_what_llama_cpp_knows(config: Any) -> 
     ]
     assert rotary["full_attention"] == {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0}
     assert rotary["sliding_attention"] == {"rope_theta": 1e4}
+
+
+def test_what_files_of_granite_need_not_say(config: Any) -> None:
+    for value in (None, 0.0):
+        found = config("granite", embedding_scale=value, residual_scale=value)
+        assert (found["embedding_multiplier"], found["residual_multiplier"]) == (1.0, 1.0)
+    assert config("granite", **{"rope.scaling.finetuned": True}) == config("granite")
+
+
+@pytest.mark.parametrize(
+    ("keys", "kinds"),
+    [
+        ({"attention.sliding_window": 0}, None),
+        ({"attention.sliding_window": 5, "attention.sliding_window_pattern": [False] * 3}, None),
+        ({"attention.sliding_window": 5}, [True] * 3),  # the fourth layer would see everything
+        ({"attention.sliding_window": 5, "attention.sliding_window_pattern": 2}, [True, False, True]),
+        ({"attention.sliding_window": 99, "attention.sliding_window_pattern": 2}, [True, False, True]),
+    ],
+)
+def test_olmo_2_with_a_window_is_olmo_3(config: Any, keys: dict[str, Any], kinds: list[bool] | None) -> None:
+    scaled = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
+    found = config("olmo2", **keys, **scaled)
+    linear = {"rope_theta": 10000.0, "rope_type": "linear", "factor": 4.0}
+    if kinds is None:
+        assert (found["model_type"], found["rope_parameters"]) == ("olmo2", linear)
+        return
+    assert (found["model_type"], found["sliding_window"]) == ("olmo3", keys["attention.sliding_window"])
+    assert [one == "sliding_attention" for one in found["layer_types"]] == kinds
+    assert found["rope_parameters"] == {
+        "full_attention": linear,
+        "sliding_attention": {"rope_theta": 10000.0},
+    }
+
+
+def test_stablelm_is_parallel_where_its_mlp_has_no_norm(files: dict[str, GgufFile], config: Any) -> None:
+    assert config("stablelm", use_parallel_residual=False) == config("stablelm")
+    tensors = {name: one for name, one in files["stablelm"].tensors.items() if "ffn_norm" not in name}
+    with pytest.raises(
+        UnsupportedModel, match=r"stablelm\.use_parallel_residual is meant, as there is no blk"
+    ):
+        config_from_gguf(replace(files["stablelm"], tensors=tensors))
 
 
 def test_the_documentation_has_every_key() -> None:
@@ -247,6 +311,8 @@ def test_a_window_in_some_layers(config: Any) -> None:
         config(**{"attention.sliding_window": 5, key: [True, False, True]})
     with pytest.raises(UnsupportedModel, match=rf"llama\.{key} gives a window to some of the layers only"):
         config(**{"attention.sliding_window": 5, key: 2})
+    with pytest.raises(UnsupportedModel, match=rf"phi3\.{key} gives a window to some of the layers only"):
+        config("phi3", **{"attention.sliding_window": 5, key: 2})
     with pytest.raises(ModelBroken, match=rf"llama\.{key} has 2 entries for 3 layers"):
         config(**{"attention.sliding_window": 5, key: [True, False]})
 

@@ -14,7 +14,7 @@ from tdb_server.model.gguf import convert_gguf
 from tdb_server.model.rotary import inverse_frequencies
 from tdb_server.model.weights import load_decoder
 
-from tests.gguf_models import setting, write_gguf
+from tests.gguf_models import LONG_ROPE, setting, write_gguf
 from tests.random_models import reference_model, write_random_model
 
 LLAMA3 = {
@@ -52,6 +52,7 @@ def frequencies(folder: Path) -> torch.Tensor:
 
 
 PLAIN = 10000.0 ** -(torch.arange(0, 8, 2) / 8)
+LONG_PLAIN = 500.0 ** -(torch.arange(0, 8, 2) / 8)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +145,57 @@ def test_two_factors_that_differ(original: Path, tmp_path: Path) -> None:
 def test_what_would_change_attention_or_single_channels(original: Path, tmp_path: Path, key: str) -> None:
     with pytest.raises(UnsupportedModel, match=rf"llama\.rope\.scaling\.{key} is 0\.5; only"):
         convert(original, tmp_path, **{f"rope.scaling.{key}": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("keys", "changed", "error", "what"),
+    [
+        (
+            {},
+            {"rope_factors_short.weight": None},
+            ModelBroken,
+            r"tensor rope_factors_short\.weight is missing",
+        ),
+        ({}, {"rope_factors_long.weight": None}, ModelBroken, r"tensor rope_factors_long\.weight is missing"),
+        ({}, {"rope_factors_long.weight": [1.0] * 3}, ModelBroken, r"has shape \[3\]; half a head is 4"),
+        ({}, {"rope_factors_short.weight": [1.0, 0.0, 1.0, 1.0]}, ModelBroken, "not above 0"),
+        ({"rope.scaling.attn_factor": None}, {}, ModelBroken, r"phi3\.rope\.scaling\.attn_factor is missing"),
+        (
+            {"rope.scaling.original_context_length": None},
+            {},
+            ModelBroken,
+            r"phi3\.rope\.scaling\.original_context_length is missing",
+        ),
+        ({"rope.scaling.type": "yarn"}, {}, UnsupportedModel, r"phi3\.rope\.scaling\.type is 'yarn'"),
+        ({"rope.scaling.factor": 2.0}, {}, UnsupportedModel, r"phi3\.rope\.scaling\.factor is 2\.0"),
+        ({"rope.scaling.type": "longrope", "rope.scaling.factor": 1.0}, {}, None, ""),
+    ],
+)
+def test_factors_of_phi_3(
+    tmp_path: Path,
+    keys: dict[str, object],
+    changed: dict[str, Any],
+    error: type[Exception] | None,
+    what: str,
+) -> None:
+    original = write_random_model(tmp_path / "original", "phi3", **LONG_ROPE)
+    tensors = {f"rope_factors_{one}.weight": [1.0, 2.0, 3.0, 4.0] for one in ("long", "short")} | changed
+
+    def edit(writer: Any) -> None:
+        setting(**keys)(writer)
+        for name, values in tensors.items():
+            writer.tensors[0].pop(name, None)
+            if values is not None:
+                writer.add_tensor(name, np.asarray(values, np.float32))
+
+    path, target = write_gguf(original, tmp_path / "m.gguf", edit=edit), tmp_path / "converted"
+    target.mkdir()
+    if error is None:
+        convert_gguf(path, target)
+        torch.testing.assert_close(frequencies(target)[1:], LONG_PLAIN[1:] / torch.tensor([2.0, 3.0, 4.0]))
+        return
+    with pytest.raises(error, match=what):
+        convert_gguf(path, target)
 
 
 @torch.no_grad()

@@ -104,6 +104,20 @@ def test_special_tokens_written_in_the_text_are_whole() -> None:
     assert pieces(without_types, "a<unk><s>b") == ["▁a", "<unk>", "<s>", "b"]
 
 
+def test_special_tokens_of_phi_3_take_the_spaces_behind_them() -> None:
+    """As llama.cpp cuts its chats: what is left starts with a space, wherever it stands."""
+    phi = sentence_pieces() | {"general.architecture": "phi3"}
+    tokenizer, _ = tokenizer_from_gguf(phi)
+
+    def cut(text: str) -> list[str]:
+        return [PIECES[one] for one in tokenizer.encode(text, add_special_tokens=False).ids]
+
+    assert cut("<|user|>\n ab<|user|>  \n") == ["<|user|>", "▁ab", "<|user|>"]
+    assert cut("a<s> b</s> b") == ["▁a", "<s>", "▁", "▁", "b", "</s>", "▁", "b"]
+    tokenizer, _ = tokenizer_from_gguf(phi | {"tokenizer.ggml.add_space_prefix": False})
+    assert cut("ab<|user|>\nab") == ["ab", "<|user|>", "ab"]
+
+
 def test_what_no_piece_spells_is_unknown() -> None:
     tokenizer, _ = tokenizer_from_gguf(sentence_pieces())
     assert pieces(tokenizer, "aé€") == ["▁a", "<unk>"]
@@ -133,9 +147,13 @@ def test_tokens_of_several_spaces() -> None:
     [
         ("gpt-2", ["Year", "Ġ1234", "'s", "Ġ", "ĠmyWord", "'", "LL", "/", "ĊĊ"]),
         ("smollm", ["Year", "Ġ", "1", "2", "3", "4", "'s", "Ġ", "ĠmyWord", "'", "LL", "/", "ĊĊ"]),
+        ("starcoder", ["Year", "Ġ", "1", "2", "3", "4", "'s", "Ġ", "ĠmyWord", "'", "LL", "/", "ĊĊ"]),
+        ("refact", ["Year", "Ġ", "1", "2", "3", "4", "'s", "Ġ", "ĠmyWord", "'", "LL", "/", "ĊĊ"]),
+        ("dbrx", ["Year", "Ġ", "123", "4", "'s", "Ġ", "ĠmyWord", "'LL", "/ĊĊ"]),
         ("llama-bpe", ["Year", "Ġ", "123", "4", "'s", "Ġ", "ĠmyWord", "'LL", "/ĊĊ"]),
         ("llama3", ["Year", "Ġ", "123", "4", "'s", "Ġ", "ĠmyWord", "'LL", "/ĊĊ"]),
         ("qwen2", ["Year", "Ġ", "1", "2", "3", "4", "'s", "Ġ", "ĠmyWord", "'LL", "/ĊĊ"]),
+        ("stablelm2", ["Year", "Ġ", "1", "2", "3", "4", "'s", "Ġ", "ĠmyWord", "'LL", "/ĊĊ"]),
         ("tekken", ["Year", "Ġ", "1", "2", "3", "4", "'s", "Ġ", "Ġmy", "Word", "'LL", "/ĊĊ"]),
     ],
 )
@@ -147,7 +165,8 @@ def test_rules_for_cutting_text(name: str, expected: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("llama-bpe", ["yx"]), ("tekken", ["yx"]), ("qwen2", ["y", "x"])]
+    ("name", "expected"),
+    [("llama-bpe", ["yx"]), ("tekken", ["yx"]), ("qwen2", ["y", "x"]), ("dbrx", ["y", "x"])],
 )
 def test_words_that_are_tokens_without_a_merge(name: str, expected: list[str]) -> None:
     tokenizer, _ = tokenizer_from_gguf(
@@ -250,3 +269,11 @@ def test_a_chat_template_that_is_no_text_is_left_out(tmp_path: Path) -> None:
     write_tokenizer(tmp_path / "model.gguf", sentence_pieces() | {"tokenizer.chat_template": 1}, tmp_path)
     assert Tokenizer(tmp_path).chat_template is None
     assert "the chat template is no text: it is left out" in (tmp_path / "warnings.txt").read_text()
+
+
+def test_special_tokens_that_are_too_long_to_be_sent(tmp_path: Path) -> None:
+    metadata = bytes_alone(tokens=["x", "y", "xy", "<" + 70_000 * "|"])
+    with pytest.raises(
+        ModelBroken, match=r"m\.gguf: .* more than 65536 bytes in all; .*bos_token, has 70010"
+    ):
+        write_tokenizer(Path("m.gguf"), metadata, tmp_path)

@@ -1,7 +1,7 @@
 """Texts that tokenizers stumble over, beside what `transformers.AutoTokenizer` makes of the same files.
 
-Five kinds of tokenizer, trained here on a few lines: as GPT-2, Llama 3, Qwen, Llama 2 and Gemma have them. As
-GGUF files they must cut text as the folder does from which they come.
+Seven kinds of tokenizer, trained here on a few lines: as GPT-2, Llama 3, DBRX (OLMo 2, Phi-4), Qwen, Llama 2,
+Phi-3 and Gemma have them. As GGUF files they must cut text as the folder does from which they come.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def byte_level(rules: str) -> RawTokenizer:
     if rules == "gpt-2":
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     else:
-        digits = r"\p{N}{1,3}" if rules == "llama-bpe" else r"\p{N}"
+        digits = r"\p{N}" if rules == "qwen2" else r"\p{N}{1,3}"
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
                 pre_tokenizers.Split(Regex(_BY_WORDS % digits), "isolated"),
@@ -106,8 +106,13 @@ def byte_level(rules: str) -> RawTokenizer:
     return tokenizer
 
 
-def sentence_piece(has_prefix: bool) -> RawTokenizer:
-    """Merges learned as SentencePiece has them: all that make a piece, best piece first."""
+def sentence_piece(has_prefix: bool, strips: bool = False) -> RawTokenizer:
+    """Merges learned as SentencePiece has them: all that make a piece, best piece first.
+
+    Args:
+        has_prefix: whether a space is put in front.
+        strips: whether special tokens take the spaces behind them, but for the first two, as Phi-3's do.
+    """
     learner = RawTokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.Metaspace()
     learner.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=400, show_progress=False))
@@ -127,18 +132,25 @@ def sentence_piece(has_prefix: bool) -> RawTokenizer:
     tokenizer.normalizer = normalizers.Sequence(before) if has_prefix else spaces
     steps: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if has_prefix else steps)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    tokenizer.add_special_tokens(
+        [
+            AddedToken(token, special=True, normalized=False, rstrip=strips and token not in SPECIAL[:2])
+            for token in SPECIAL
+        ]
+    )
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return tokenizer
 
 
-RULES = {"gpt2": "gpt-2", "llama3": "llama-bpe", "qwen2": "qwen2"}
+RULES = {"gpt2": "gpt-2", "llama3": "llama-bpe", "dbrx": "dbrx", "qwen2": "qwen2"}
 CLASSES = {
     "gpt2": {"tokenizer_class": "GPT2Tokenizer"},
     "llama3": {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"},
+    "dbrx": {"tokenizer_class": "PreTrainedTokenizerFast"},
     "qwen2": {"tokenizer_class": "Qwen2Tokenizer"},
     "llama2": {"tokenizer_class": "LlamaTokenizer", "legacy": False, "bos_token": "<s>", "eos_token": "</s>"},
     "llama2-legacy": {"tokenizer_class": "LlamaTokenizer", "legacy": True},
+    "phi3": {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>"},
     "gemma": {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>"},
 }
 
@@ -147,9 +159,9 @@ CLASSES = {
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     kind: str = request.param
     folder = tmp_path_factory.mktemp(kind)
-    raw = byte_level(RULES[kind]) if kind in RULES else sentence_piece(has_prefix=kind != "gemma")
+    raw = byte_level(RULES[kind]) if kind in RULES else sentence_piece(kind != "gemma", kind == "phi3")
     raw.save(str(folder / "tokenizer.json"))
-    family = kind if kind in ("gpt2", "qwen2") else "llama"
+    family = kind if kind in ("gpt2", "phi3", "qwen2") else "llama"
     configuration = {"model_type": family, "vocab_size": raw.get_vocab_size()}
     (folder / "config.json").write_text(json.dumps(configuration))
     (folder / "tokenizer_config.json").write_text(json.dumps(CLASSES[kind]))

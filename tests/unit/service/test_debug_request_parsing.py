@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from tdb_server.domain.debug import inference_sub_request
+from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import ModelInfo, Site
@@ -350,14 +351,86 @@ def test_component_types_need_their_autoencoder(field: str) -> None:
     assert parse(request, BOTH)
 
 
-def test_sub_requests_share_their_components() -> None:
-    request = DebugRequest(
-        sub_requests=[
-            *debug().sub_requests,
-            *debug(lambda one: setattr(one, "component_type_for_mlp", 2)).sub_requests,
-        ]
+def of_stream(*numbers: int) -> Change:
+    return lambda one: one.component_types_for_residual_stream.extend(numbers)
+
+
+POST_ATTN, POST_MLP = 1, 2
+STREAM_SITES = Site.RESID_POST_ATTN, Site.RESID_POST_MLP
+STREAM = model(*STREAM_SITES)
+
+
+SCALARS = {
+    GroupId.WRITE_NORM: "WRITE_NORM",
+    GroupId.ACT_TIMES_GRAD: "ACT_TIMES_GRAD",
+    GroupId.DIRECTION_WRITE: "WRITE_TO_FINAL_RESIDUAL_GRAD",
+    GroupId.ACTIVATION: "LATENT",
+}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "places"),
+    [
+        ([POST_ATTN], ["POST_ATTN"]),
+        ([POST_MLP, POST_MLP], ["POST_MLP"]),
+        ([POST_MLP, POST_ATTN], ["POST_ATTN", "POST_MLP"]),
+    ],
+)
+def test_components_of_the_residual_stream(numbers: list[int], places: list[str]) -> None:
+    """They join the node table, and nothing else changes."""
+    (plain,), (found,) = parse(debug(), STREAM), parse(debug(of_stream(*numbers)), STREAM)
+    table, of_plain = (one.processing.pop("topKComponents") for one in (found, plain))
+    assert found == plain
+    joined = tuple(
+        (
+            group,
+            (
+                *scalars,
+                *(DerivedScalar[f"ONLINE_RESID_{one}_AUTOENCODER_{SCALARS[group]}"] for one in places),
+            ),
+        )
+        for group, scalars in of_plain.groups
     )
-    assert violations(request, BOTH) == [("sub_requests[1].component_type_for_mlp", "SPECS_DIFFER")]
+    assert table == replace(of_plain, groups=joined)
+
+
+def test_components_of_the_residual_stream_need_their_dictionary() -> None:
+    field = "sub_requests[0].component_types_for_residual_stream"
+    for change, info, expected in (
+        (of_stream(POST_MLP), model(), f"{field}[0]"),
+        (of_stream(POST_ATTN, POST_MLP), model(Site.RESID_POST_ATTN), f"{field}[1]"),
+        (of_stream(POST_ATTN), model(Site.RESID_POST_MLP, Site.RESID_DELTA_MLP), f"{field}[0]"),
+    ):
+        with pytest.raises(FailedPrecondition):
+            parse(debug(change), info)
+        assert violations(debug(change), info) == [(expected, "AUTOENCODER_NOT_LOADED")]
+
+
+def test_components_of_the_residual_stream_that_there_are_not() -> None:
+    field = "sub_requests[0].component_types_for_residual_stream"
+    assert violations(debug(of_stream(POST_MLP, 9, 0)), STREAM) == [(field, "OUT_OF_RANGE")]
+    assert violations(debug(of_stream(9, 0)), STREAM) == [
+        (f"{field}[0]", "UNKNOWN_ENUM_VALUE"),
+        (f"{field}[1]", "FIELD_REQUIRED"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("component_type_for_mlp", lambda one: setattr(one, "component_type_for_mlp", 2)),
+        ("component_type_for_attention", lambda one: setattr(one, "component_type_for_attention", 2)),
+        ("component_types_for_residual_stream", of_stream(POST_MLP)),
+    ],
+)
+def test_sub_requests_share_their_components(field: str, change: Change) -> None:
+    info = model(Site.MLP_POST_ACT, Site.RESID_DELTA_ATTN, *STREAM_SITES)
+    request = DebugRequest(sub_requests=[*debug().sub_requests, *debug(change).sub_requests])
+    assert violations(request, info) == [(f"sub_requests[1].{field}", "SPECS_DIFFER")]
+    orders = [
+        debug(of_stream(*one)).sub_requests[0] for one in ((POST_ATTN, POST_MLP), (POST_MLP, POST_ATTN))
+    ]
+    assert len(parse(DebugRequest(sub_requests=orders), info)) == 2
 
 
 def test_prompts_of_unequal_length_are_told_with_their_tokens() -> None:

@@ -145,6 +145,14 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="what attention is taken apart into (default: attention_head)",
     )
     run.add_argument(
+        "--residual-stream",
+        choices=["post_attn_latent", "post_mlp_latent"],
+        default=[],
+        nargs="+",
+        action="extend",
+        help="latents of the residual stream to list as well; their direct effects repeat each other",
+    )
+    run.add_argument(
         "--hide-early-layers", action="store_true", help="leave out nodes before the first ablated layer"
     )
     run.add_argument(

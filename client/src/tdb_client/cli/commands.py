@@ -185,6 +185,7 @@ def _sub_request(options: argparse.Namespace) -> DebugSubRequest:
         ablate=tuple(one.read for one in options.ablate),
         mlp=options.mlp,
         attention=options.attention,
+        residual_stream=tuple(options.residual_stream),
         hide_early_layers=options.hide_early_layers,
         add_bos=options.add_bos,
         backward_rule=options.rule,

@@ -33,6 +33,8 @@ _OPTIONS = {
     "component_type_for_mlp": "--mlp",
     "attention": "--attention",
     "component_type_for_attention": "--attention",
+    "residual_stream": "--residual-stream",
+    "component_types_for_residual_stream": "--residual-stream",
     "hide_early_layers_when_ablating": "--hide-early-layers",
     "add_bos": "--add-bos",
     "backward_rule": "--rule",

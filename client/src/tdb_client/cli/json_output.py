@@ -63,6 +63,7 @@ def _request(request: DebugSubRequest) -> Json:
         "downstream": None if request.downstream is None else str(request.downstream),
         "mlp": request.mlp,
         "attention": request.attention,
+        "residual_stream": list(request.residual_stream),
         "hide_early_layers": request.hide_early_layers,
         "add_bos": request.add_bos,
         "backward_rule": request.backward_rule,

@@ -78,6 +78,14 @@ def _facts(facts: dict[str, str]) -> Table:
     return table
 
 
+def debug_option(info: AutoencoderInfo) -> str | None:
+    """The option of `tdb debug` that lists a dictionary's latents; None where there is none."""
+    if info.debug_argument is None:
+        return None
+    name, component = info.debug_argument
+    return f"--{name.replace('_', '-')} {component}"
+
+
 def _autoencoder(info: AutoencoderInfo) -> str:
     activation = info.activation if info.k is None else f"{info.activation} {info.k}"
     layers = ", ".join(map(str, info.layers))
@@ -85,4 +93,8 @@ def _autoencoder(info: AutoencoderInfo) -> str:
     n_labels = sum(map(len, info.labels.values()))
     labels = f", {n_labels} labels" if n_labels else ""
     links = "".join(f", links such as {info.link(layer, 0)}" for layer in list(info.links)[:1])
-    return f"{info.site}: {info.n_latents} latents, {activation}{normed}, layers {layers}{labels}{links}"
+    option = debug_option(info)
+    shown = f" ({option})" if option else ""
+    return (
+        f"{info.site}{shown}: {info.n_latents} latents, {activation}{normed}, layers {layers}{labels}{links}"
+    )

@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from tdb_client.cli.model_page import debug_option
 from tdb_client.cli.node_tables import comparison_table, node_table
 from tdb_client.cli.numbers import LOWERS, RAISES, difference, number, plain
 from tdb_client.cli.prompt_line import coloured_prompt, strongest_tokens
@@ -42,6 +43,7 @@ def result_page(result: DebugResult, view: View) -> Group:
         *_prompt("prompt", result),
         _spaced(Text.assemble(result.objective, " = ", (_value(result), "bold"))),
         _spaced(node_table(result.nodes, view.by, view.n_nodes, view.width)),
+        *_latents_to_ask_for(result),
         *_logits([result], view.n_logits),
     )
 
@@ -67,6 +69,7 @@ def comparison_page(plain_result: DebugResult, ablated: DebugResult, view: View)
         _spaced(Text.assemble("ablated: ", (ablations, "bold"))),
         line,
         _spaced(comparison_table(plain_result.nodes, ablated.nodes, view.by, view.n_nodes, view.width)),
+        *_latents_to_ask_for(plain_result),
         *_logits([plain_result, ablated], view.n_logits),
     )
 
@@ -86,6 +89,17 @@ def _heading(result: DebugResult) -> Text:
             held = "the final one and the traced node's own are"
         line += f"; of norm scales, {held} held constant"
     return Text(line, "dim")
+
+
+def _latents_to_ask_for(result: DebugResult) -> list[RenderableType]:
+    """For those who have left the components as they are: what would list latents of loaded dictionaries."""
+    model, request = result.model, result.request
+    loaded = () if model is None else model.autoencoders
+    is_default = (request.mlp, request.attention) == ("neuron", "attention_head")
+    options = dict.fromkeys(option for one in loaded if (option := debug_option(one)))
+    if not options or not is_default or request.residual_stream:
+        return []
+    return [Text(f"to list latents of loaded dictionaries: {', '.join(options)}", "dim")]
 
 
 def _prompt(name: str, result: DebugResult) -> list[RenderableType]:

@@ -38,6 +38,7 @@ def command(request: DebugSubRequest) -> str:
     for name, option in (("k", "-k"), ("mlp", "--mlp"), ("attention", "--attention")):
         if getattr(request, name) != _DEFAULTS[name]:
             words += _option(option, str(getattr(request, name)))
+    words += _option("--residual-stream", *request.residual_stream)
     if request.hide_early_layers:
         words.append("--hide-early-layers")
     if request.backward_rule != "gradient":
@@ -93,6 +94,8 @@ def _arguments(request: DebugSubRequest) -> Iterator[str]:
     for name in _PLAIN_ARGUMENTS:
         if (value := getattr(request, name)) != _DEFAULTS[name]:
             yield f"{name}={value!r}"
+    if request.residual_stream:
+        yield f"residual_stream={_one_or_list(request.residual_stream)}"
 
 
 def _one_or_list(words: Sequence[Token]) -> str:

@@ -15,12 +15,17 @@ N latents, V vocabulary, all times the bytes of a number. For each row (sub-requ
                           L + 2 times their entries, each
     latents               6 · T · N of one layer at a time, 8 · T · N of each layer where some are ablated,
                           and 128 bytes + 24 numbers for each active one of every layer
+    read by dictionaries  4 · T · s of each layer, in float32 at least, where what is read is a copy: of all
+                          heads side by side (s = H · e), or what a transcoder reads of a norm (s = d)
 
 and once for the batch
 
     token lists           3 · V for each direction that is scored at once, 512 at the most
     chosen nodes          2 · d + 8 numbers for each token of a list, for each list that a node is given,
                           and 256 bytes for itself
+    widened weights       in half precision, 4 bytes for each number of one layer's matrices (as many as there
+                          are when gated), of one layer of a dictionary, or of a part of the vocabulary,
+                          whichever is most
 
 How many nodes are chosen and how many latents are active is known afterwards only. Nodes are counted as if
 all that are chosen differed, as far as there are so many. Of a TopK autoencoder k latents are active; of one
@@ -38,7 +43,7 @@ from collections.abc import Iterator, Sequence
 
 from tdb_server.domain.axes import is_of_autoencoder, n_cells, scalar_axes
 from tdb_server.domain.derived_scalar import DerivedScalar
-from tdb_server.domain.model_info import AutoencoderInfo, ModelInfo
+from tdb_server.domain.model_info import AutoencoderInfo, ModelInfo, Site
 from tdb_server.domain.node import NodeType
 from tdb_server.domain.requests import (
     DerivedAttentionScalarsSpec,
@@ -54,13 +59,16 @@ SCORED_DIRECTIONS = 512
 """Nodes whose vocabularies are scored at once."""
 RANKED_TOGETHER = 2**25
 """Numbers up to which all layers are ranked as one tensor, on the device that joins the most."""
+WIDENED_NUMBERS = 2**24
+"""Of a vocabulary in half precision, numbers that are float32 at a time: 64 MiB."""
 _MIN_SCORED = 64
 _ACTIVITY_MARGIN = 4
 """How many times as many ReLU latents may be active in a prompt as were in the trial."""
 
 _RESIDUALS, _PAIRS, _NEURONS, _LOGITS = 8, 5, 4, 2
 _RANKED, _WIDENED, _WIDE, _SCORED = 4, 4, 2, 3
-_ENCODED, _ABLATED = 6, 8
+_ENCODED, _ABLATED, _COPIED = 6, 8, 4
+_WIDE_BYTES = 4
 _ACTIVE_BYTES, _ACTIVE_NUMBERS = 128, 24
 _NODE_BYTES, _NODE_VECTORS, _NODE_TOKENS = 256, 2, 8
 _TOP_K = re.compile(r"topk\((\d+)\)")
@@ -73,10 +81,11 @@ def activation_bytes(info: ModelInfo, sub_requests: Sequence[InferenceSubRequest
     n_active = sum(n_tokens * _most_active(one) * len(one.layers) for one in info.autoencoders)
     per_row = number * _numbers_per_row(info, n_tokens)
     per_row += n_active * (_ACTIVE_BYTES + _ACTIVE_NUMBERS * number)
+    per_row += max(number, _WIDE_BYTES) * sum(_copied(info, one, n_tokens) for one in info.autoencoders)
     per_row *= len(sub_requests)
     per_row += number * sum(_wide_numbers(info, one, n_tokens) for one in sub_requests)
     per_row += number * sum(_ablated_latents(info, one, n_tokens) for one in sub_requests)
-    return per_row + _list_bytes(info, sub_requests, number)
+    return per_row + _list_bytes(info, sub_requests, number) + _widened_bytes(info)
 
 
 def _numbers_per_row(info: ModelInfo, n_tokens: int) -> int:
@@ -92,6 +101,35 @@ def _numbers_per_row(info: ModelInfo, n_tokens: int) -> int:
     if info.dtype == "bfloat16":
         ranked += _WIDENED * info.n_heads * n_tokens**2
     return info.n_layers * per_layer + ranked + encoded + _LOGITS * n_tokens * info.vocabulary_size
+
+
+def _copied(info: ModelInfo, autoencoder: AutoencoderInfo, n_tokens: int) -> int:
+    """Numbers that are kept of what a dictionary reads, where no hook point has them in that order."""
+    if autoencoder.site not in (Site.ATTN_V_OUT, Site.MLP_TRANSCODER):
+        return 0
+    return _COPIED * n_tokens * _width(info, autoencoder.site) * len(autoencoder.layers)
+
+
+def _width(info: ModelInfo, site: Site) -> int:
+    """How many numbers a dictionary reads at a token."""
+    match site:
+        case Site.MLP_POST_ACT:
+            return info.n_neurons
+        case Site.ATTN_V_OUT:
+            return info.n_heads * info.d_head
+        case _:
+            return info.d_model
+
+
+def _widened_bytes(info: ModelInfo) -> int:
+    """Weights in half precision of which something is derived: float32 while they are used."""
+    if info.dtype != "bfloat16":
+        return 0
+    of_heads = (2 * info.n_heads + 2 * info.n_key_value_heads) * info.d_head
+    of_layer = (of_heads + 3 * info.n_neurons) * info.d_model
+    of_dictionary = max((2 * one.n_latents * _width(info, one.site) for one in info.autoencoders), default=0)
+    part = min(info.vocabulary_size * info.d_model, WIDENED_NUMBERS)
+    return _WIDE_BYTES * max(of_layer, of_dictionary, part)
 
 
 def _most_active(autoencoder: AutoencoderInfo) -> int:

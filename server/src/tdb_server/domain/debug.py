@@ -2,10 +2,13 @@
 
 A TDB request is compact: it names tokens and nodes. This module spells it out as a general inference
 sub-request, whose named results stand in a fixed order. Only the choice of components (neurons or latents,
-heads or latents) differs between requests; the four groups are always the same.
+heads or latents, with or without latents of the residual stream) differs between requests; the four groups
+are always the same.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId, Measure
 from tdb_server.domain.hook_point import NODE_HOOK_POINTS, HookPoint
@@ -15,6 +18,7 @@ from tdb_server.domain.requests import (
     ActivationIndex,
     AttentionComponent,
     AttentionTraceType,
+    Component,
     DebugSubRequest,
     InferenceSpec,
     InferenceSubRequest,
@@ -24,6 +28,7 @@ from tdb_server.domain.requests import (
     MultipleTopKSpec,
     NodeAblation,
     ProcessingSpec,
+    ResidualStreamComponent,
     ScoredTokensSpec,
     TokenPairAttributionSpec,
     TokenScoringType,
@@ -38,16 +43,17 @@ _GROUPS = {
     GroupId.DIRECTION_WRITE: (Measure.DIRECT_EFFECT, Measure.VECTOR_EFFECT),
     GroupId.ACTIVATION: (Measure.ACTIVATION, Measure.ONE),
 }
-"""What each group measures of MLP and attention components, and of embeddings."""
-_MLP_HOOK_POINTS = {
+"""What each group measures of components, and of embeddings."""
+COMPONENT_HOOK_POINTS: dict[Component, HookPoint] = {
     MlpComponent.NEURON: HookPoint.MLP_POST_ACT,
     MlpComponent.AUTOENCODER_LATENT: HookPoint.ONLINE_MLP_AUTOENCODER_LATENT,
     MlpComponent.TRANSCODER_LATENT: HookPoint.ONLINE_MLP_TRANSCODER_LATENT,
-}
-_ATTENTION_HOOK_POINTS = {
     AttentionComponent.ATTENTION_HEAD: HookPoint.ATTN_QK_PROBS,
     AttentionComponent.AUTOENCODER_LATENT: HookPoint.ONLINE_ATTENTION_AUTOENCODER_LATENT,
+    ResidualStreamComponent.POST_ATTN_LATENT: HookPoint.ONLINE_RESID_POST_ATTN_AUTOENCODER_LATENT,
+    ResidualStreamComponent.POST_MLP_LATENT: HookPoint.ONLINE_RESID_POST_MLP_AUTOENCODER_LATENT,
 }
+"""Where the activations of each kind of component are."""
 _SCALARS = {(one.declared.measure, one.declared.hook_point): one for one in DerivedScalar}
 
 HOLD_FINAL_NORM_SCALE = AblationSpec(
@@ -105,12 +111,14 @@ def _processing(request: DebugSubRequest) -> dict[str, ProcessingSpec]:
 
     return {
         "topKComponents": MultipleTopKSpec(
-            _component_groups(request.mlp_component, request.attention_component),
+            _component_groups(
+                (request.mlp_component, request.attention_component, *request.residual_stream_components)
+            ),
             request.top_and_bottom_k,
             first_layer_index=hide_before,
         ),
         "componentSumsForTokenDisplay": MultipleTopKSpec(
-            _component_groups(MlpComponent.NEURON, AttentionComponent.ATTENTION_HEAD),
+            _component_groups((MlpComponent.NEURON, AttentionComponent.ATTENTION_HEAD)),
             top_and_bottom_k=1,
             first_layer_index=hide_before,
         ),
@@ -126,9 +134,9 @@ def _processing(request: DebugSubRequest) -> dict[str, ProcessingSpec]:
 
 
 def _component_groups(
-    mlp: MlpComponent, attention: AttentionComponent
+    components: Iterable[Component],
 ) -> tuple[tuple[GroupId, tuple[DerivedScalar, ...]], ...]:
-    places = _MLP_HOOK_POINTS[mlp], _ATTENTION_HOOK_POINTS[attention]
+    places = [COMPONENT_HOOK_POINTS[one] for one in components]
     return tuple(
         (group, (_SCALARS[of_vectors, HookPoint.RESID_POST_EMB], *(_SCALARS[measure, one] for one in places)))
         for group, (measure, of_vectors) in _GROUPS.items()

@@ -57,6 +57,16 @@ class AttentionComponent(Enum):
     AUTOENCODER_LATENT = "autoencoder_latent"
 
 
+class ResidualStreamComponent(Enum):
+    """What stands for the residual stream in the node table, beside its blocks."""
+
+    POST_ATTN_LATENT = "post_attn_latent"
+    POST_MLP_LATENT = "post_mlp_latent"
+
+
+Component = MlpComponent | AttentionComponent | ResidualStreamComponent
+
+
 class TokenScoringType(Enum):
     """How vocabulary tokens are scored against a node."""
 
@@ -237,7 +247,10 @@ class InferenceSubRequest:
 
 @dataclass(frozen=True, slots=True)
 class DebugSubRequest:
-    """One TDB sub-request; `bos_added`, `backward_rule` and `pattern_gradients` as in `InferenceSpec`."""
+    """One TDB sub-request; `bos_added`, `backward_rule` and `pattern_gradients` as in `InferenceSpec`.
+
+    Components of the residual stream come beside the others, each once, in the enum's order.
+    """
 
     token_ids: tuple[int, ...]
     target_tokens: tuple[int, ...]
@@ -249,5 +262,6 @@ class DebugSubRequest:
     node_ablations: tuple[NodeAblation, ...] = ()
     upstream_trace: Trace | None = None
     bos_added: bool = False
+    residual_stream_components: tuple[ResidualStreamComponent, ...] = ()
     backward_rule: BackwardRule = BackwardRule.GRADIENT
     pattern_gradients: bool = False

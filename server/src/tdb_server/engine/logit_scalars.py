@@ -20,6 +20,7 @@ from tdb_server.engine.product_of_rows import product_at_all_tokens
 from tdb_server.engine.products import Layers, Product
 from tdb_server.engine.rows import Rows
 from tdb_server.engine.transfers import download
+from tdb_server.model.precision import wide
 
 _N_EMBEDDINGS = 4096
 """How many embeddings go through an MLP at once: their neurons take tens of megabytes, not a gigabyte."""
@@ -101,8 +102,8 @@ def vocabulary_reads(rows: Rows) -> Tensor:
     A backward ablation of `mlp.post_act` or of an MLP autoencoder's latents names one and a weight; the
     embedding stands for the whole residual stream before its MLP.
     """
-    embedding = rows.model.decoder.token_embedding
-    reads = embedding.new_zeros(rows.n_rows, rows.plan.n_tokens, len(embedding))
+    n_vocabulary = rows.model.decoder.config.vocabulary_size
+    reads = rows.cache.last_logits.new_zeros(rows.n_rows, rows.plan.n_tokens, n_vocabulary)
     for row, planned in enumerate(rows.planned):
         for one in planned.inference.ablations:
             if one.index.pass_type is PassType.BACKWARD and _has_reads(rows, one.index.hook_point):
@@ -128,7 +129,7 @@ def _embedding_reads(rows: Rows, index: ActivationIndex) -> Tensor:
     found = []
     for embedding in torch.split(decoder.token_embedding, _N_EMBEDDINGS):
         which = torch.full((len(embedding),), component, device=embedding.device)
-        embedding = decoder.entering(embedding)
+        embedding = decoder.entering(wide(embedding))
         if index.hook_point is HookPoint.MLP_POST_ACT:
             found.append(decoder.blocks[layer_index].mlp.objectives(embedding, which))
         else:

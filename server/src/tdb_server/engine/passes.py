@@ -404,6 +404,6 @@ def _at_earlier_logits(
     nothing = wide(graph.logits[:0]).new_zeros(1, n_earlier, graph.logits.shape[1])
     gradient = set_values(nothing, [one for one in own if not one.is_forward])
     stopped = [replace(one, ablation=replace(one.ablation, value=0.0)) for one in own if one.is_forward]
-    flowing = set_values(gradient, stopped)[0] @ decoder.unembedding  # [T - 1, d]
+    flowing = decoder.unembed_transposed(set_values(gradient, stopped)[0])  # [T - 1, d]
     earlier[index] = gradient[0]
     return [(wide(graph.final_normed[index, :n_earlier]) * flowing).sum()]

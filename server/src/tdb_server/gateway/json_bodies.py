@@ -33,6 +33,7 @@ from tdb_server.domain.requests import (
     BackwardRule,
     LossName,
     MlpComponent,
+    ResidualStreamComponent,
     TokenScoringType,
 )
 from tdb_server.gateway.json_faults import NO_TEXT, fault, shortened
@@ -393,6 +394,8 @@ class TdbRequestSpec(Body):
     """The same for distractors."""
     add_bos: Boolean | None = None
     """Whether the beginning-of-text token stands in front of the prompt; left out, as the tokenizer does."""
+    component_types_for_residual_stream: Listed[ResidualStreamComponent] | None = None
+    """What the residual stream is taken apart into as well; left out, into nothing."""
     backward_rule: BackwardRule | None = None
     """How gradients go back through what is not linear; left out, by the derivative."""
     attention_pattern_gradients: Boolean | None = None

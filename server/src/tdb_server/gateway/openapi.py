@@ -20,8 +20,9 @@ _REFERENCE_NAMES = {
     "LossName": "LossFnName",
     "MlpComponent": "ComponentTypeForMlp",
     "HookPoint": "ActivationLocationType",
+    "ResidualStreamComponent": "ComponentTypeForResidualStream",
 }
-"""Enums that are called otherwise in this program."""
+"""Enums that are called otherwise in this program; one is ours alone, and named like its neighbours."""
 
 _PRIORITY = {
     "name": PRIORITY_HEADER,

@@ -23,6 +23,7 @@ Rows are padded on the right. The causal mask alone keeps padding away from real
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +44,7 @@ from tdb_server.model.config import DecoderConfig
 from tdb_server.model.decoder_weights import DecoderWeights, LayerWeights, NormWeights
 from tdb_server.model.hooks import HOLD_NORM_SCALES, NO_HOOKS, Hooks
 from tdb_server.model.positions import Positions, positions_of_layers
-from tdb_server.model.precision import wide, widened
+from tdb_server.model.precision import wide, wide_product, widened
 from tdb_server.model.rotary import rotate, write_rotated
 from tdb_server.model.written_gradients import (
     gated,
@@ -396,26 +397,38 @@ class Block:
 class Decoder:
     """The forward pass over frozen weights, with its blocks callable on their own."""
 
-    def __init__(self, config: DecoderConfig, weights: DecoderWeights) -> None:
+    def __init__(
+        self, config: DecoderConfig, weights: DecoderWeights, dtype: torch.dtype | None = None
+    ) -> None:
+        """Takes its weights.
+
+        Args:
+            dtype: in which all but scales and softmax is computed; None for that of the weights.
+        """
         self.config = config
         self.weights = weights
+        self.dtype = weights.token_embedding.dtype if dtype is None else dtype
         self.blocks = [
             Block(config, layer, positions, layer_index)
             for layer_index, (layer, positions) in enumerate(
-                zip(weights.layers, positions_of_layers(config, weights.token_embedding), strict=True)
+                zip(weights.layers, positions_of_layers(config, self.device), strict=True)
             )
         ]
-        self.final_norm = Norm(
-            config, weights.final_norm, HookPoint.RESID_LN_F_SCALE, None, weights.token_embedding
-        )
+        like = weights.token_embedding[:0].to(self.dtype)
+        self.final_norm = Norm(config, weights.final_norm, HookPoint.RESID_LN_F_SCALE, None, like)
         # As transformers has it, the scale of embeddings is rounded like the embeddings themselves.
         self.embedding_scale: float = torch.tensor(config.embedding_scale).to(self.dtype).item()
 
     def widened(self) -> Decoder:
-        """The decoder that computes in float32 with these weights; itself where they are not narrower."""
+        """The decoder that computes in float32 with these weights; itself where they are not narrower.
+
+        The vocabulary's matrices, by far the largest, stay as they are: what is read of them is widened.
+        """
         if self.dtype.itemsize >= 4:
             return self
-        found = Decoder(self.config, widened(self.weights))
+        layers, final_norm = widened(self.weights.layers), widened(self.weights.final_norm)
+        weights = replace(self.weights, layers=layers, final_norm=final_norm)
+        found = Decoder(self.config, weights, torch.float32)
         found.embedding_scale = self.embedding_scale  # what enters the stream is what entered it
         return found
 
@@ -425,23 +438,21 @@ class Decoder:
         return self.weights.token_embedding.device
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The type of the weights, in which all but scales and softmax is computed."""
-        return self.weights.token_embedding.dtype
-
-    @property
     def digest(self) -> str:
         """Of the files that the weights were read from."""
         return self.weights.digest
 
     @property
     def token_embedding(self) -> Tensor:
-        """What each token of the vocabulary adds to the residual stream at its place, unscaled [V, d]."""
+        """What each token of the vocabulary adds to the residual stream at its place, unscaled [V, d].
+
+        As it is stored: narrower than `dtype` in a decoder that was widened.
+        """
         return self.weights.token_embedding
 
     @property
     def unembedding(self) -> Tensor:
-        """What logits are read with [V, d]."""
+        """What logits are read with [V, d], as it is stored."""
         return self.weights.unembedding
 
     @property
@@ -480,8 +491,7 @@ class Decoder:
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Token ids [B, T] to the first residual stream [B, T, d]."""
-        x = F.embedding(token_ids, self.weights.token_embedding)
-        x = self.entering(x)
+        x = self.entering(F.embedding(token_ids, self.weights.token_embedding).to(self.dtype))
         if self.weights.position_embedding is not None:
             x = x + self.weights.position_embedding[: token_ids.shape[1]]
         return x
@@ -504,6 +514,10 @@ class Decoder:
     def unembed(self, normed: Tensor) -> Tensor:
         """What the final norm gives [..., d] to logits [..., V], before their cap."""
         return linear_read_at_few_outputs(normed, self.weights.unembedding)
+
+    def unembed_transposed(self, at_logits: Tensor) -> Tensor:
+        """What is along logits [..., V] to what the final norm gives [..., d]."""
+        return wide_product(at_logits, self.weights.unembedding)
 
     @property
     def caps_logits(self) -> bool:

@@ -2,64 +2,43 @@
 
 Every key of the architecture is read, or known to change nothing, or the file is refused with its name: a key
 that is silently ignored would give silently wrong answers. What a key means is what llama.cpp makes of it
-(github.com/ggml-org/llama.cpp, src/llama-model.cpp).
+(github.com/ggml-org/llama.cpp, src/llama-model.cpp and src/models).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from tdb_server.errors import ModelBroken, UnsupportedModel
-from tdb_server.model.gguf_file import GgufFile, GgufTensor
+from tdb_server.model.gguf_file import GgufFile
+from tdb_server.model.gguf_keys import ArchitectureKeys
 
-ARCHITECTURES = ("gemma2", "gemma3", "gpt2", "gptneox", "llama", "olmo2", "qwen2", "qwen3")
-"""Those read here, by `general.architecture`; Mistral's files call themselves llama."""
+ARCHITECTURES = (
+    "gemma2",
+    "gemma3",
+    "gpt2",
+    "gptneox",
+    "granite",
+    "llama",
+    "olmo2",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "stablelm",
+)
+"""Those read here, by `general.architecture`; Mistral's files call themselves llama, and OLMo 3's olmo2."""
+
+PAIRED = ("granite", "llama")
+"""Those of which llama.cpp keeps channels that turn together as neighbours."""
 
 ROTARY_FACTORS = "rope_freqs.weight"
 """The tensor by which llama.cpp divides each pair's frequency: how Llama 3.1 and later are scaled."""
 
-FLOAT32_PRECISION = 1e-6
-"""How much a number in the file may differ from the one that it stands for."""
+SHORT_FACTORS, LONG_FACTORS = "rope_factors_short.weight", "rope_factors_long.weight"
+"""The same for Phi-3, up to the length it was first trained at, and beyond."""
 
-PER_LAYER = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
-"""Keys that may be lists with an entry for each layer."""
-
-NEUTRAL: dict[str, tuple[object, ...]] = {
-    "attention.causal": (True,),
-    "attention.clamp_kqv": (0.0,),
-    "attention.max_alibi_bias": (0.0,),
-    "attn_logit_softcapping": (0.0,),
-    "embedding_scale": (0.0, 1.0),
-    "expert_count": (0,),
-    "expert_group_count": (0,),
-    "expert_group_used_count": (0,),
-    "expert_shared_count": (0,),
-    "expert_used_count": (0,),
-    "final_logit_softcapping": (0.0,),
-    "leading_dense_block_count": (0,),
-    "logit_scale": (0.0, 1.0),
-    "nextn_predict_layers": (0,),
-    "pooling_type": (0,),
-    "residual_scale": (0.0, 1.0),
-    "rope.scaling.alpha": (0.0,),
-    "rope.scaling.attn_factor": (1.0,),
-    "rope.scaling.yarn_attn_factor": (1.0,),
-    "rope.scaling.yarn_ext_factor": (0.0,),
-    "rope.scaling.yarn_log_multiplier": (0.0,),
-    "router_logit_softcapping": (0.0,),
-    "tensor_data_layout": ("reference", "Meta AI original pth"),
-    "use_parallel_residual": (False,),
-}
-"""Keys with the values that switch off what they stand for; with others the file is refused."""
-
-HARMLESS = (
-    "rope.scaling.finetuned",
-    "rope.scaling.original_context_length",
-    "rope.scaling.yarn_beta_fast",
-    "rope.scaling.yarn_beta_slow",
-)
-"""Keys that steer nothing but scalings that are refused."""
+FACTORS_OF = {"phi3": (SHORT_FACTORS, LONG_FACTORS)} | dict.fromkeys(PAIRED, (ROTARY_FACTORS,))
+"""Which of these tensors are read, with the configuration; elsewhere they have no place."""
 
 
 def config_from_gguf(file: GgufFile) -> dict[str, object]:
@@ -75,7 +54,7 @@ def config_from_gguf(file: GgufFile) -> dict[str, object]:
             f"{file.path}: architecture {architecture!r} is not supported; {', '.join(ARCHITECTURES)} are"
         )
     _refuse_other_architectures(file, architecture)
-    keys = _ArchitectureKeys(file, architecture)
+    keys = ArchitectureKeys(file, architecture)
     match architecture:
         case "gpt2":
             own = _gpt2(keys)
@@ -83,106 +62,19 @@ def config_from_gguf(file: GgufFile) -> dict[str, object]:
             own = _gemma(file, keys)
         case "gptneox":
             own = _gpt_neox(file, keys)
+        case "granite":
+            own = _granite(file, keys)
+        case "olmo2":
+            own = _olmo(file, keys)
+        case "phi3":
+            own = _phi3(file, keys)
+        case "stablelm":
+            own = _stablelm(file, keys)
         case _:
             own = _rotary_family(file, keys)
     config = _common(file, keys) | own
     keys.refuse_unread()
     return config
-
-
-class _ArchitectureKeys:
-    """The `{architecture}.*` keys of a file. It knows which were read, so that the others can be refused."""
-
-    def __init__(self, file: GgufFile, architecture: str) -> None:
-        self.architecture = architecture
-        self._file = file
-        self._prefix = f"{architecture}."
-        self._values = {
-            key.removeprefix(self._prefix): value
-            for key, value in file.metadata.items()
-            if key.startswith(self._prefix)
-        }
-        self._unread = set(self._values)
-        self.n_layers = self.count("block_count")
-        n_stored = len({name.split(".")[1] for name in file.tensors if name.startswith("blk.")})
-        if self.n_layers > n_stored:
-            raise self.broken(
-                "block_count", f"is {self.n_layers}, but there are tensors of {n_stored} layers"
-            )
-
-    def take(self, key: str) -> Any:
-        """A value as it is; None where the key is missing."""
-        self._unread.discard(key)
-        return self._values.get(key)
-
-    def scalar(self, key: str) -> Any:
-        """A value that all layers share; None where the key is missing.
-
-        Raises:
-            UnsupportedModel: it differs between layers, or is a list where none may be.
-            ModelBroken: the list is not as long as there are layers.
-        """
-        value = self.take(key)
-        if not isinstance(value, list):
-            return value
-        if key not in PER_LAYER:
-            raise self.unsupported(key, "is a list, where one value is expected")
-        if len(value) != self.n_layers:
-            raise self.broken(key, f"has {len(value)} entries for {self.n_layers} layers")
-        if len(set(value)) > 1:
-            raise self.unsupported(
-                key, f"differs between layers, which is not supported: {sorted(set(value))}"
-            )
-        return value[0]
-
-    def count(self, key: str, default: int | None = None) -> int:
-        """A whole number above 0."""
-        value = self.scalar(key)
-        if value is None:
-            value = default
-        if value is None:
-            raise self.broken(key, "is missing")
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.broken(key, f"must be a whole number above 0, not {value!r}")
-        return value
-
-    def number(self, key: str, default: float | None = None, *, may_be_zero: bool = False) -> float:
-        """A number above 0, or from 0."""
-        value = self.scalar(key)
-        if value is None:
-            value = default
-        if value is None:
-            raise self.broken(key, "is missing")
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not is_number or value < 0 or (value == 0 and not may_be_zero):
-            raise self.broken(key, f"must be a number above 0, not {value!r}")
-        return float(value)
-
-    def expect(self, key: str, *expected: float) -> None:
-        """Refuses a key of another value than those expected; it may be missing."""
-        value = self.scalar(key)
-        is_expected = isinstance(value, int | float) and any(
-            math.isclose(value, one, rel_tol=FLOAT32_PRECISION) for one in expected
-        )
-        if value is not None and not is_expected:
-            raise self.unsupported(key, f"is {value!r}; only {expected[0]} is supported for this model")
-
-    def broken(self, key: str, what: str) -> ModelBroken:
-        """An error about a key."""
-        return ModelBroken(f"{self._file.path}: {self._prefix}{key} {what}")
-
-    def unsupported(self, key: str, what: str) -> UnsupportedModel:
-        """An error about a key."""
-        return UnsupportedModel(f"{self._file.path}: {self._prefix}{key} {what}")
-
-    def refuse_unread(self) -> None:
-        """Refuses a key that nothing has read and that is not known to change nothing."""
-        for key in sorted(self._unread.difference(HARMLESS)):
-            if key not in NEUTRAL:
-                raise self.unsupported(key, "is a key that is not known here")
-            value = self._values[key]
-            if not isinstance(value, bool | int | float | str) or value not in NEUTRAL[key]:
-                raise self.unsupported(key, f"is {value!r}; only {NEUTRAL[key][-1]!r} is supported")
 
 
 def _refuse_other_architectures(file: GgufFile, architecture: str) -> None:
@@ -195,7 +87,7 @@ def _refuse_other_architectures(file: GgufFile, architecture: str) -> None:
             raise ModelBroken(f"{file.path}: {key} belongs to another architecture than {architecture!r}")
 
 
-def _common(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
+def _common(file: GgufFile, keys: ArchitectureKeys) -> dict[str, object]:
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
         raise ModelBroken(f"{file.path}: tensor token_embd.weight is missing")
@@ -218,7 +110,7 @@ def _common(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
     }
 
 
-def _gpt2(keys: _ArchitectureKeys) -> dict[str, object]:
+def _gpt2(keys: ArchitectureKeys) -> dict[str, object]:
     d_model, n_heads = keys.count("embedding_length"), keys.count("attention.head_count")
     keys.expect("attention.head_count_kv", n_heads)
     _expect_head_width(keys, d_model // n_heads)
@@ -233,7 +125,7 @@ def _gpt2(keys: _ArchitectureKeys) -> dict[str, object]:
     }
 
 
-def _gemma(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
+def _gemma(file: GgufFile, keys: ArchitectureKeys) -> dict[str, object]:
     """Gemma 2 and 3. What llama.cpp knows of them and files do not say stands here.
 
     That is which layers slide, and the scale of attention, which the largest models (told by their number of
@@ -267,17 +159,13 @@ _HEADS = "attention.head_count"
 _GEMMA_WIDTHS = ("embedding_length", _HEADS, "attention.key_length")
 
 
-def _gpt_neox(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
+def _gpt_neox(file: GgufFile, keys: ArchitectureKeys) -> dict[str, object]:
     d_model, n_heads = keys.count("embedding_length"), keys.count("attention.head_count")
     d_head = d_model // n_heads
     keys.expect("attention.head_count_kv", n_heads)
     _expect_head_width(keys, d_head)
     if _linear_factor(keys) != 1.0:
         raise keys.unsupported("rope.scaling.factor", "scales the rotation, which gptneox does not")
-    n_turning = keys.count("rope.dimension_count")
-    share = n_turning / d_head
-    if int(share * d_head) != n_turning:
-        raise keys.unsupported("rope.dimension_count", f"is {n_turning} of {d_head} channels")
     is_parallel = keys.take("use_parallel_residual")
     if not isinstance(is_parallel, bool):
         raise keys.broken("use_parallel_residual", f"must be true or false, not {is_parallel!r}")
@@ -289,7 +177,7 @@ def _gpt_neox(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
         "intermediate_size": keys.count("feed_forward_length"),
         "max_position_embeddings": keys.count("context_length"),
         "layer_norm_eps": keys.number("attention.layer_norm_epsilon"),
-        "rotary_pct": share,
+        "rotary_pct": _turning_share(keys, d_head),
         "rotary_emb_base": keys.number("rope.freq_base", 10000.0),
         "use_parallel_residual": is_parallel,
         "hidden_act": "gelu",
@@ -297,97 +185,217 @@ def _gpt_neox(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
     }
 
 
-def _sizes(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
-    """What those whose heads turn as a whole share."""
-    n_heads = keys.count("attention.head_count")
-    d_head = keys.count("attention.key_length", keys.count("embedding_length") // n_heads)
+def _phi3(file: GgufFile, keys: ArchitectureKeys) -> dict[str, object]:
+    """Phi-3 and Phi-4. Their window is the file's, though llama.cpp leaves it out, and warns of that."""
+    d_head = _even_share(keys)
+    share = _turning_share(keys, d_head)
+    if keys.take("attention.sliding_window") is None:
+        raise keys.broken("attention.sliding_window", "is missing; 0 would say that there is none")
+    keys.expect("rope.scaling.factor", 1.0, 0.0)
+    parameters: dict[str, object] = {
+        "rope_theta": keys.number("rope.freq_base", 10000.0),
+        "partial_rotary_factor": share,
+    }
+    long_rope: dict[str, object] = {}
+    if SHORT_FACTORS in file.tensors or LONG_FACTORS in file.tensors:
+        length = keys.count("rope.scaling.original_context_length")
+        long_rope["original_max_position_embeddings"] = length
+        parameters |= {
+            "rope_type": "longrope",
+            "short_factor": _rotary_factors(file, SHORT_FACTORS, int(share * d_head)),
+            "long_factor": _rotary_factors(file, LONG_FACTORS, int(share * d_head)),
+            "attention_factor": keys.number("rope.scaling.attn_factor"),
+            "original_max_position_embeddings": length,
+        }
+    if keys.take("rope.scaling.type") not in (None, "longrope" if long_rope else "none"):
+        raise keys.unsupported("rope.scaling.type", f"is {keys.take('rope.scaling.type')!r}")
+    return (
+        _shared_sizes(keys)
+        | long_rope
+        | {
+            "model_type": "phi3",
+            "pad_token_id": None,  # transformers' own is beyond a small vocabulary
+            "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
+            "rope_parameters": parameters,
+            "sliding_window": _sliding_window(keys),
+        }
+    )
+
+
+def _granite(file: GgufFile, keys: ArchitectureKeys) -> dict[str, object]:
+    """Granite: a Llama with four constants.
+
+    Without a scale of attention llama.cpp and a folder would take different ones, so it must be there.
+    """
+    if keys.take("rope.scaling.finetuned") is False:
+        raise keys.unsupported("rope.scaling.finetuned", "is False, by which granite does not turn at all")
+    config = _sizes(file, keys)
+    return config | {
+        "model_type": "granite",
+        "rope_parameters": _rotary_parameters(
+            file, keys, keys.count("attention.key_length", _even_share(keys))
+        ),
+        "attention_multiplier": keys.number("attention.scale"),
+        "embedding_multiplier": keys.number("embedding_scale", 0, may_be_zero=True) or 1.0,
+        "residual_multiplier": keys.number("residual_scale", 0, may_be_zero=True) or 1.0,
+        "logits_scaling": keys.number("logit_scale"),
+    }
+
+
+def _stablelm(file: GgufFile, keys: ArchitectureKeys) -> dict[str, object]:
+    """StableLM without norms of heads, block behind block.
+
+    `use_parallel_residual` is not believed: the converter writes true where a folder does not say it, and
+    llama.cpp goes by whether the MLP has a norm.
+    """
+    keys.take("use_parallel_residual")
+    if "blk.0.ffn_norm.weight" not in file.tensors:
+        raise keys.unsupported(
+            "use_parallel_residual", "is meant, as there is no blk.0.ffn_norm.weight; it is not supported"
+        )
+    d_head = _even_share(keys)
+    share = _turning_share(keys, d_head)
+    return _shared_sizes(keys) | {
+        "model_type": "stablelm",
+        "layer_norm_eps": keys.number("attention.layer_norm_epsilon"),
+        "rope_parameters": _rotary_parameters(file, keys, d_head) | {"partial_rotary_factor": share},
+        "use_qkv_bias": _has_bias(file, "attn_q", "attn_k", "attn_v"),
+    }
+
+
+def _olmo(file: GgufFile, keys: ArchitectureKeys) -> dict[str, object]:
+    """OLMo 2; with a window, in three of four layers where nothing else is said, OLMo 3.
+
+    A scaling is that of the layers that see everything.
+    """
+    config = _sizes(file, keys)
+    parameters = _rotary_parameters(file, keys, keys.count("attention.key_length", _even_share(keys)))
+    theta = keys.number("rope.freq_base", 10000.0)
+    keys.expect("rope.freq_base_swa", theta)
+    window, slides = _windows(keys, every=4)
+    if not window or not any(slides):
+        return config | {"model_type": "olmo2", "rope_parameters": parameters}
+    return config | {
+        "model_type": "olmo3",
+        "rope_parameters": {"full_attention": parameters, "sliding_attention": {"rope_theta": theta}},
+        "sliding_window": window,
+        "layer_types": ["sliding_attention" if one else "full_attention" for one in slides],
+    }
+
+
+def _even_share(keys: ArchitectureKeys) -> int:
+    """The width of a head where no key says it."""
+    return keys.count("embedding_length") // keys.count("attention.head_count")
+
+
+def _turning_share(keys: ArchitectureKeys, d_head: int) -> float:
+    """Of how much of each head the file says that it turns. Also refuses heads of another width."""
     _expect_head_width(keys, d_head)
-    keys.expect("rope.dimension_count", d_head)  # fewer: a part of each head turns
+    n_turning = keys.count("rope.dimension_count")
+    share = n_turning / d_head
+    if share > 1 or int(share * d_head) != n_turning:
+        raise keys.unsupported("rope.dimension_count", f"is {n_turning} of {d_head} channels")
+    return share
+
+
+def _shared_sizes(keys: ArchitectureKeys) -> dict[str, object]:
+    """What Llama and those after it call alike."""
+    n_heads = keys.count("attention.head_count")
     return {
         "num_hidden_layers": keys.n_layers,
         "hidden_size": keys.count("embedding_length"),
         "num_attention_heads": n_heads,
         "num_key_value_heads": keys.count("attention.head_count_kv", n_heads),
-        "head_dim": d_head,
         "intermediate_size": keys.count("feed_forward_length"),
         "max_position_embeddings": keys.count("context_length"),
+    }
+
+
+def _sizes(file: GgufFile, keys: ArchitectureKeys) -> dict[str, object]:
+    """What those whose heads turn as a whole share."""
+    d_head = keys.count("attention.key_length", _even_share(keys))
+    _expect_head_width(keys, d_head)
+    keys.expect("rope.dimension_count", d_head)  # fewer: a part of each head turns
+    return _shared_sizes(keys) | {
+        "head_dim": d_head,
         "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
         "attention_bias": _has_bias(file, "attn_q", "attn_k", "attn_v", "attn_output"),
         "mlp_bias": _has_bias(file, "ffn_gate", "ffn_up", "ffn_down"),
     }
 
 
-def _rotary_family(file: GgufFile, keys: _ArchitectureKeys) -> dict[str, object]:
+def _rotary_family(file: GgufFile, keys: ArchitectureKeys) -> dict[str, object]:
     """Llama and those after it, whose layers are alike."""
-    config, context_length = _sizes(file, keys), keys.count("context_length")
-    d_head = keys.count(
-        "attention.key_length", keys.count("embedding_length") // keys.count("attention.head_count")
-    )
-    window = _sliding_window(keys, context_length)
-    if keys.architecture == "olmo2" and window:
-        raise keys.unsupported(
-            "attention.sliding_window", "is a window in some of the layers: OLMo 3 is not read"
-        )
+    config, d_head = _sizes(file, keys), keys.count("attention.key_length", _even_share(keys))
+    window = _sliding_window(keys)
     return config | {
         "model_type": "mistral" if keys.architecture == "llama" and window else keys.architecture,
-        "rope_parameters": _rotary_parameters(file, keys, d_head, context_length),
+        "rope_parameters": _rotary_parameters(file, keys, d_head),
         "sliding_window": window,
         "use_sliding_window": bool(window),
         "max_window_layers": 0,
     }
 
 
-def _expect_head_width(keys: _ArchitectureKeys, d_head: int) -> None:
+def _expect_head_width(keys: ArchitectureKeys, d_head: int) -> None:
     keys.expect("attention.key_length", d_head)
     keys.expect("attention.value_length", d_head)
-    keys.expect("attention.scale", d_head**-0.5, 0.0)
+    if keys.architecture != "granite":  # whose scale is a constant of its own
+        keys.expect("attention.scale", d_head**-0.5, 0.0)
 
 
-def _sliding_window(keys: _ArchitectureKeys, context_length: int) -> int | None:
+def _sliding_window(keys: ArchitectureKeys) -> int | None:
     """The window that all layers share; None where no layer has one or it is never left."""
-    window = keys.number("attention.sliding_window", 0, may_be_zero=True)
-    key = "attention.sliding_window_pattern"
-    pattern = keys.take(key)
-    if pattern is None:
-        slides = {True}
-    elif isinstance(pattern, list):
-        if len(pattern) != keys.n_layers:
-            raise keys.broken(key, f"has {len(pattern)} entries for {keys.n_layers} layers")
-        slides = {bool(one) for one in pattern}
-    elif isinstance(pattern, int):  # every so many layers one sees everything; 0: none does
-        slides = {pattern == 0 or index % pattern < pattern - 1 for index in range(keys.n_layers)}
-    else:
-        raise keys.broken(key, f"must be a list or a number, not {pattern!r}")
-    if not window or window >= context_length or slides == {False}:
+    window, slides = _windows(keys)
+    if not window or window >= keys.count("context_length") or not any(slides):
         return None
-    if slides != {True}:
-        raise keys.unsupported(key, "gives a window to some of the layers only")
+    if not all(slides):
+        raise keys.unsupported(
+            "attention.sliding_window_pattern", "gives a window to some of the layers only"
+        )
+    return window
+
+
+def _windows(keys: ArchitectureKeys, every: int = 0) -> tuple[int, list[bool]]:
+    """The window, 0 where there is none, and whether each layer slides.
+
+    Args:
+        keys: of the file.
+        every: of how many layers one sees everything where the file does not say it; 0: none does.
+    """
+    window = keys.number("attention.sliding_window", 0, may_be_zero=True)
     if window != int(window):
         raise keys.broken("attention.sliding_window", f"must be a whole number, not {window!r}")
-    return int(window)
+    key = "attention.sliding_window_pattern"
+    pattern = keys.take(key)
+    pattern = every if pattern is None else pattern
+    if isinstance(pattern, list):
+        if len(pattern) != keys.n_layers:
+            raise keys.broken(key, f"has {len(pattern)} entries for {keys.n_layers} layers")
+        return int(window), [bool(one) for one in pattern]
+    if not isinstance(pattern, int):
+        raise keys.broken(key, f"must be a list or a number, not {pattern!r}")
+    return int(window), [pattern == 0 or i % pattern < pattern - 1 for i in range(keys.n_layers)]
 
 
-def _rotary_parameters(
-    file: GgufFile, keys: _ArchitectureKeys, d_head: int, context_length: int
-) -> dict[str, object]:
+def _rotary_parameters(file: GgufFile, keys: ArchitectureKeys, d_head: int) -> dict[str, object]:
     """The block that has the same frequencies in Hugging Face's terms."""
     base: dict[str, object] = {"rope_theta": keys.number("rope.freq_base", 10000.0)}
     factor = _linear_factor(keys)
-    factors = file.tensors.get(ROTARY_FACTORS)
-    if factors is None or keys.architecture != "llama":  # for others the tensor is refused as unknown
+    if ROTARY_FACTORS not in file.tensors or keys.architecture not in PAIRED:  # elsewhere it is refused
         return base if factor == 1.0 else base | {"rope_type": "linear", "factor": factor}
-    divisors = [factor * one for one in _rotary_factors(file, factors, d_head)]
+    divisors = [factor * one for one in _rotary_factors(file, ROTARY_FACTORS, d_head)]
     return base | {
         "rope_type": "longrope",  # which divides each frequency by a number of its own, at all lengths alike
         "short_factor": divisors,
         "long_factor": divisors,
         "factor": 1.0,
         "attention_factor": 1.0,
-        "original_max_position_embeddings": context_length,
+        "original_max_position_embeddings": keys.count("context_length"),
     }
 
 
-def _linear_factor(keys: _ArchitectureKeys) -> float:
+def _linear_factor(keys: ArchitectureKeys) -> float:
     """By how much all frequencies are divided. A factor without a type is linear."""
     kind = keys.take("rope.scaling.type")
     new = keys.number("rope.scaling.factor", 0, may_be_zero=True)  # 0 says that nothing is scaled
@@ -399,16 +407,19 @@ def _linear_factor(keys: _ArchitectureKeys) -> float:
     return 1.0 if kind == "none" else old or 1.0
 
 
-def _rotary_factors(file: GgufFile, tensor: GgufTensor, d_head: int) -> list[float]:
+def _rotary_factors(file: GgufFile, name: str, n_turning: int) -> list[float]:
     from gguf.quants import dequantize
 
-    if tensor.shape != (d_head // 2,):
+    tensor = file.tensors.get(name)
+    if tensor is None:
+        raise ModelBroken(f"{file.path}: tensor {name} is missing")
+    if tensor.shape != (n_turning // 2,):
         raise ModelBroken(
-            f"{file.path}: {ROTARY_FACTORS} has shape {list(tensor.shape)}; half a head is {d_head // 2}"
+            f"{file.path}: {name} has shape {list(tensor.shape)}; half a head is {n_turning // 2}"
         )
     values: list[float] = dequantize(tensor.data, tensor.kind).ravel().tolist()
     if not all(math.isfinite(value) and value > 0 for value in values):
-        raise ModelBroken(f"{file.path}: {ROTARY_FACTORS} holds values that are not finite or not above 0")
+        raise ModelBroken(f"{file.path}: {name} holds values that are not finite or not above 0")
     return values
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from tdb_server.errors import ModelBroken, TdbError, UnsupportedModel
-from tdb_server.model.chat_template import chat_template_entry
+from tdb_server.model.chat_template import chat_template_entry, refuse_long_special_tokens
 from tdb_server.model.model_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, WARNINGS_FILE
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
@@ -30,6 +30,8 @@ _NAMED_SPECIAL = {
     "unknown_token_id": "unk_token",
 }
 """Keys that name special tokens, and what chat templates call these."""
+_KEEP_SPACES = ("<unk>", "<s>", "<|endoftext|>")
+"""Special tokens of Phi-3 behind which spaces count. Files do not say it; llama.cpp knows it, too."""
 _CHANGING = ("remove_extra_whitespaces", "precompiled_charsmap")
 
 _WORDS = (
@@ -63,13 +65,19 @@ class _Rules:
 
 
 _LLAMA_3 = _Rules(_WORDS % r"\p{N}{1,3}", takes_whole_words=True)
+_DIGITS = _Rules(digits=True)
+_QWEN_2 = _Rules(_WORDS % r"\p{N}", composes=True)
 RULES = {
     "gpt-2": _Rules(),
-    "smollm": _Rules(digits=True),
+    "smollm": _DIGITS,
+    "starcoder": _DIGITS,
+    "refact": _DIGITS,
+    "dbrx": _Rules(_LLAMA_3.words),
     "llama-bpe": _LLAMA_3,
     "llama3": _LLAMA_3,
     "llama-v3": _LLAMA_3,
-    "qwen2": _Rules(_WORDS % r"\p{N}", composes=True),
+    "qwen2": _QWEN_2,
+    "stablelm2": _QWEN_2,
     "tekken": _Rules(_WORDS_BY_CASE, takes_whole_words=True),
 }
 """By the name that `tokenizer.ggml.pre` gives them."""
@@ -97,6 +105,7 @@ def write_tokenizer(path: Path, metadata: dict[str, Any], folder: Path) -> None:
     (folder / TOKENIZER_FILE).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     named = _named_special(metadata, tokenizer.get_vocab_size())
     special = {_NAMED_SPECIAL[name]: tokenizer.id_to_token(one) for name, one in named.items()}
+    refuse_long_special_tokens(path, special)
     template, more_warnings = chat_template_entry(metadata.get("tokenizer.chat_template"), special)
     warnings += [f"{line}: it is left out" for line in more_warnings]
     configuration = {"bos_token": special.get("bos_token"), **template}
@@ -123,11 +132,12 @@ def tokenizer_from_gguf(metadata: dict[str, Any]) -> tuple[Tokenizer, list[str]]
     if changing:
         raise UnsupportedModel(f"{changing[0]} changes texts before they are cut, which is not known here")
     warnings: list[str] = []
+    is_phi = metadata.get("general.architecture") == "phi3" and kind == "llama"
     if kind == "gpt2":
         rules, warnings = _rules(metadata)
         tokenizer = _byte_level(tokens, _merges(metadata), rules)
     elif kind == "llama":
-        tokenizer = _sentence_piece(metadata, tokens, named.get("unknown_token_id"))
+        tokenizer = _sentence_piece(metadata, tokens, named.get("unknown_token_id"), is_phi)
     else:
         raise UnsupportedModel(f"GGUF tokenizer {kind!r} is not supported; gpt2 and llama are")
     types = _list(metadata, "token_type", int, len(tokens)) if f"{_KEYS}token_type" in metadata else []
@@ -136,7 +146,12 @@ def tokenizer_from_gguf(metadata: dict[str, Any]) -> tuple[Tokenizer, list[str]]
         if token_type in (UNKNOWN, CONTROL, USER_DEFINED):
             added.append((token, token_type != USER_DEFINED))
     tokenizer.add_tokens(
-        [AddedToken(one, special=special, normalized=_is_spaces(one)) for one, special in added]
+        [
+            AddedToken(
+                one, special=special, normalized=_is_spaces(one), rstrip=is_phi and one not in _KEEP_SPACES
+            )
+            for one, special in added
+        ]
     )
     bos = named.get("bos_token_id")
     if _flag(metadata, "add_bos_token", default=False):
@@ -243,8 +258,13 @@ def _byte_level(tokens: list[str], merges: list[tuple[str, str]], rules: _Rules)
     return tokenizer
 
 
-def _sentence_piece(metadata: dict[str, Any], tokens: list[str], unknown: int | None) -> Tokenizer:
-    """Llama 2's kind: no merges are stored, but every piece has a score, and better pieces are made first."""
+def _sentence_piece(
+    metadata: dict[str, Any], tokens: list[str], unknown: int | None, is_phi: bool
+) -> Tokenizer:
+    """Llama 2's kind: no merges are stored, but every piece has a score, and better pieces are made first.
+
+    Phi-3 puts a space not only in front of a text, but behind every special token, too.
+    """
     vocabulary = {token: token_id for token_id, token in enumerate(tokens)}
     scores = _list(metadata, "scores", (float, int), len(tokens))
     if not all(map(math.isfinite, scores)):
@@ -260,7 +280,10 @@ def _sentence_piece(metadata: dict[str, Any], tokens: list[str], unknown: int | 
     pairs, unk = [pair for _, pair in merges], None if unknown is None else tokens[unknown]
     tokenizer = Tokenizer(models.BPE(vocabulary, pairs, unk_token=unk, fuse_unk=True, byte_fallback=True))
     has_prefix = _flag(metadata, "add_space_prefix", default=True)
-    if has_prefix:
+    if has_prefix and is_phi:
+        steps_before = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        tokenizer.normalizer = normalizers.Sequence(steps_before)
+    elif has_prefix:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     else:
         tokenizer.normalizer = normalizers.Replace(" ", "▁")

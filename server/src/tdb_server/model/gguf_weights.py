@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tdb_server.errors import ModelBroken, UnsupportedModel
 from tdb_server.model.config import DecoderConfig
 from tdb_server.model.families import weight_names
-from tdb_server.model.gguf_config import ROTARY_FACTORS
+from tdb_server.model.gguf_config import FACTORS_OF, PAIRED
 from tdb_server.model.gguf_file import GgufFile, GgufTensor
 
 Order = Literal["same", "transposed", "pairs", "by_head", "less_one"]
@@ -54,13 +54,14 @@ def checkpoint_targets(file: GgufFile, config: DecoderConfig) -> list[Target]:
         UnsupportedModel: a tensor that has no place in such a model.
         ModelBroken: one is missing or has another shape than the metadata demand.
     """
-    is_llama = file.metadata["general.architecture"] == "llama"
+    architecture = file.metadata["general.architecture"]
+    factors = FACTORS_OF.get(architecture, ())
     targets = [*_outside_layers(config)]
     for layer_index in range(config.n_layers):
-        targets += _layer(config, layer_index, is_llama)
+        targets += _layer(config, layer_index, "pairs" if architecture in PAIRED else "same")
     by_source = {target.source: target for target in targets}
     for name, tensor in file.tensors.items():
-        if name == ROTARY_FACTORS and is_llama:
+        if name in factors:
             continue  # read with the configuration
         if name not in by_source:
             raise UnsupportedModel(
@@ -131,11 +132,11 @@ def _outside_layers(config: DecoderConfig) -> Iterator[Target]:
         yield Target(f"{names.unembedding}.weight", "output.weight", table)
 
 
-def _layer(config: DecoderConfig, layer_index: int, is_llama: bool) -> Iterator[Target]:
+def _layer(config: DecoderConfig, layer_index: int, turning: Order) -> Iterator[Target]:
+    """The tensors of one layer; `turning` is the order of queries and keys."""
     names = weight_names(config.family)
     outside, source = f"{names.prefixes[-1]}{names.layers}.{layer_index}.", f"blk.{layer_index}."
     n_queries, n_keys = config.n_heads, config.n_key_value_heads
-    order: Order = "pairs" if is_llama else "same"
 
     def linear(
         part: str,
@@ -166,7 +167,7 @@ def _layer(config: DecoderConfig, layer_index: int, is_llama: bool) -> Iterator[
         )
     else:
         for part, name, heads in zip(("q", "k", "v"), names.qkv, (n_queries, n_keys, n_keys), strict=True):
-            of_part: Order = "same" if part == "v" else order
+            of_part: Order = "same" if part == "v" else turning
             shape = (heads * width, config.d_model)
             yield from linear(f"attn_{part}", name, shape, config.qkv_bias, of_part, heads)
     if config.qk_norm:
@@ -177,8 +178,9 @@ def _layer(config: DecoderConfig, layer_index: int, is_llama: bool) -> Iterator[
     yield from linear("attn_output", names.attn_out, shape, config.attn_out_bias)
     if config.pre_norms:
         yield from _norm(config, outside + names.mlp_norm, f"{source}ffn_norm")
+    n_rows = config.n_neurons * (1 + config.gated) // len(names.mlp_in)
     for part, name in zip(("ffn_gate", "ffn_up")[-len(names.mlp_in) :], names.mlp_in, strict=True):
-        yield from linear(part, name, (config.n_neurons, config.d_model), config.mlp_bias)
+        yield from linear(part, name, (n_rows, config.d_model), config.mlp_bias)
     yield from linear("ffn_down", names.mlp_out, (config.d_model, config.n_neurons), config.mlp_bias)
 
 

@@ -33,6 +33,7 @@ from tdb_server.domain.requests import (
     BackwardRule,
     LossName,
     MlpComponent,
+    ResidualStreamComponent,
     TokenScoringType,
 )
 
@@ -73,6 +74,9 @@ BACKWARD_RULES = EnumNames(backward_rule_pb2.BackwardRule.items(), BackwardRule)
 TOKEN_SCORING_TYPES = EnumNames(processing_pb2.TokenScoringType.items(), TokenScoringType)
 MLP_COMPONENTS = EnumNames(debugger_pb2.ComponentTypeForMlp.items(), MlpComponent)
 ATTENTION_COMPONENTS = EnumNames(debugger_pb2.ComponentTypeForAttention.items(), AttentionComponent)
+RESIDUAL_STREAM_COMPONENTS = EnumNames(
+    debugger_pb2.ComponentTypeForResidualStream.items(), ResidualStreamComponent
+)
 SITES = EnumNames(model_service_pb2.AutoencoderSite.items(), Site)
 KERNEL_OUTCOMES = EnumNames(model_service_pb2.KernelOutcome.items(), KernelOutcome)
 PRIORITIES = EnumNames(call_pb2.Priority.items(), Priority)

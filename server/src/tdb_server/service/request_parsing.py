@@ -14,26 +14,35 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugSubReq
 
 from tdb_server.domain.ablation_conflicts import conflict_violations
 from tdb_server.domain.ablation_validation import node_ablation_violations
-from tdb_server.domain.debug import inference_sub_request, node_ablation_spec, traces_towards_loss
-from tdb_server.domain.hook_point import NODE_HOOK_POINTS
+from tdb_server.domain.debug import (
+    COMPONENT_HOOK_POINTS,
+    inference_sub_request,
+    node_ablation_spec,
+    traces_towards_loss,
+)
 from tdb_server.domain.index_validation import presence_violations
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import ModelInfo
-from tdb_server.domain.node import NodeType
 from tdb_server.domain.reason import Reason
 from tdb_server.domain.requests import (
     AttentionComponent,
+    Component,
     DebugSubRequest,
     InferenceSubRequest,
     MlpComponent,
     MultipleTopKSpec,
     NodeAblation,
+    ResidualStreamComponent,
     Trace,
 )
 from tdb_server.domain.spec_relations import difference_violations
 from tdb_server.domain.trace_validation import trace_violations
 from tdb_server.model.tokenizer import Tokenizer
-from tdb_server.service.enum_names import ATTENTION_COMPONENTS, MLP_COMPONENTS
+from tdb_server.service.enum_names import (
+    ATTENTION_COMPONENTS,
+    MLP_COMPONENTS,
+    RESIDUAL_STREAM_COMPONENTS,
+)
 from tdb_server.service.inference_parsing import parse_inference_sub_request
 from tdb_server.service.node_parsing import parse_node_ablation, parse_trace
 from tdb_server.service.request_reader import MessageReader, RequestReader
@@ -125,6 +134,10 @@ def _check_components(call: MessageReader[Call], sub_requests: Sequence[DebugSub
         for field, same in (
             ("component_type_for_mlp", one.mlp_component is first.mlp_component),
             ("component_type_for_attention", one.attention_component is first.attention_component),
+            (
+                "component_types_for_residual_stream",
+                one.residual_stream_components == first.residual_stream_components,
+            ),
         ):
             if not same:
                 call.refuse(
@@ -151,7 +164,7 @@ def _parse_debug_sub_request(sub_request: MessageReader[DebugSubRequestMessage])
     prompt = sub_request.prompt()
     n_tokens = None if prompt is None else len(prompt.token_ids)
     targets, distractors = sub_request.targets_and_distractors()
-    mlp, attention = _parse_components(sub_request)
+    mlp, attention, residual_stream = _parse_components(sub_request)
     k = _parse_k(sub_request)
     ablations = _parse_node_ablations(sub_request, n_tokens)
     trace = _parse_nodes_to_trace(sub_request, n_tokens)
@@ -162,7 +175,7 @@ def _parse_debug_sub_request(sub_request: MessageReader[DebugSubRequestMessage])
         return None
     if prompt is None or targets is None or distractors is None:
         return None
-    if mlp is None or attention is None or rule is None:
+    if mlp is None or attention is None or residual_stream is None or rule is None:
         return None
     return DebugSubRequest(
         prompt.token_ids,
@@ -175,6 +188,7 @@ def _parse_debug_sub_request(sub_request: MessageReader[DebugSubRequestMessage])
         ablations,
         trace,
         prompt.bos_added,
+        residual_stream,
         rule,
         pattern_gradients,
     )
@@ -182,27 +196,22 @@ def _parse_debug_sub_request(sub_request: MessageReader[DebugSubRequestMessage])
 
 def _parse_components(
     sub_request: MessageReader[DebugSubRequestMessage],
-) -> tuple[MlpComponent | None, AttentionComponent | None]:
+) -> tuple[MlpComponent | None, AttentionComponent | None, tuple[ResidualStreamComponent, ...] | None]:
     of_mlp, of_attention = "component_type_for_mlp", "component_type_for_attention"
+    of_stream, request = "component_types_for_residual_stream", sub_request.request
     mlp = sub_request.member(of_mlp, MLP_COMPONENTS, MlpComponent.NEURON)
     attention = sub_request.member(of_attention, ATTENTION_COMPONENTS, AttentionComponent.ATTENTION_HEAD)
-    for field, is_latent, node_type in (
-        (of_mlp, mlp is MlpComponent.AUTOENCODER_LATENT, NodeType.MLP_AUTOENCODER_LATENT),
-        (of_mlp, mlp is MlpComponent.TRANSCODER_LATENT, NodeType.MLP_TRANSCODER_LATENT),
-        (
-            of_attention,
-            attention is AttentionComponent.AUTOENCODER_LATENT,
-            NodeType.ATTENTION_AUTOENCODER_LATENT,
-        ),
-    ):
-        if is_latent:
-            hook_point, path, request = (
-                NODE_HOOK_POINTS[node_type],
-                sub_request.at(field),
-                sub_request.request,
+    of_places = sub_request.members(of_stream, RESIDUAL_STREAM_COMPONENTS, "places")
+    components: list[tuple[str, Component | None]] = [(of_mlp, mlp), (of_attention, attention)]
+    components += [(f"{of_stream}[{i}]", one) for i, one in enumerate(of_places or ())]
+    for field, component in components:
+        if component is not None:
+            path = sub_request.at(field)
+            request.note(
+                presence_violations(COMPONENT_HOOK_POINTS[component], None, request.info, path, path)
             )
-            request.note(presence_violations(hook_point, None, request.info, path, path))
-    return mlp, attention
+    in_order = tuple(one for one in ResidualStreamComponent if one in (of_places or ()))
+    return mlp, attention, None if of_places is None else in_order
 
 
 def _parse_k(sub_request: MessageReader[DebugSubRequestMessage]) -> int:

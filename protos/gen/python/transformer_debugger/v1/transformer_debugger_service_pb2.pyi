@@ -80,6 +80,30 @@ COMPONENT_TYPE_FOR_ATTENTION_AUTOENCODER_LATENT: ComponentTypeForAttention.Value
 """Latents of the attention's autoencoder, which must be loaded."""
 Global___ComponentTypeForAttention: _TypeAlias = ComponentTypeForAttention  # noqa: Y015
 
+class _ComponentTypeForResidualStream:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ComponentTypeForResidualStreamEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ComponentTypeForResidualStream.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    COMPONENT_TYPE_FOR_RESIDUAL_STREAM_UNSPECIFIED: _ComponentTypeForResidualStream.ValueType  # 0
+    """Not set. Refused."""
+    COMPONENT_TYPE_FOR_RESIDUAL_STREAM_POST_ATTN_LATENT: _ComponentTypeForResidualStream.ValueType  # 1
+    """Latents of the dictionary of resid.post_attn, which must be loaded."""
+    COMPONENT_TYPE_FOR_RESIDUAL_STREAM_POST_MLP_LATENT: _ComponentTypeForResidualStream.ValueType  # 2
+    """Latents of the dictionary of resid.post_mlp, which must be loaded."""
+
+class ComponentTypeForResidualStream(_ComponentTypeForResidualStream, metaclass=_ComponentTypeForResidualStreamEnumTypeWrapper):
+    """What counts as a component of the residual stream."""
+
+COMPONENT_TYPE_FOR_RESIDUAL_STREAM_UNSPECIFIED: ComponentTypeForResidualStream.ValueType  # 0
+"""Not set. Refused."""
+COMPONENT_TYPE_FOR_RESIDUAL_STREAM_POST_ATTN_LATENT: ComponentTypeForResidualStream.ValueType  # 1
+"""Latents of the dictionary of resid.post_attn, which must be loaded."""
+COMPONENT_TYPE_FOR_RESIDUAL_STREAM_POST_MLP_LATENT: ComponentTypeForResidualStream.ValueType  # 2
+"""Latents of the dictionary of resid.post_mlp, which must be loaded."""
+Global___ComponentTypeForResidualStream: _TypeAlias = ComponentTypeForResidualStream  # noqa: Y015
+
 @_typing.final
 class DebugSubRequest(_message.Message):
     """One prompt to explain. Of the norms' scales the final one alone is held constant on the way back, unless backward_rule says more; a
@@ -101,6 +125,7 @@ class DebugSubRequest(_message.Message):
     TARGET_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     DISTRACTOR_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     ADD_BOS_FIELD_NUMBER: _builtins.int
+    COMPONENT_TYPES_FOR_RESIDUAL_STREAM_FIELD_NUMBER: _builtins.int
     BACKWARD_RULE_FIELD_NUMBER: _builtins.int
     ATTENTION_PATTERN_GRADIENTS_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
@@ -159,6 +184,13 @@ class DebugSubRequest(_message.Message):
     def distractor_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """More tokens that count against it, as vocabulary indices. They follow distractor_tokens. Default none."""
 
+    @_builtins.property
+    def component_types_for_residual_stream(self) -> _containers.RepeatedScalarFieldContainer[Global___ComponentTypeForResidualStream.ValueType]:
+        """What the residual stream is taken apart into, beside the components of MLPs and attention; in any order. A latent's direct
+        effect counts what it writes as if it were written there: so latents of one layer repeat those of the layers before it, and
+        what MLPs and attention write. Do not add their effects up, or to those of others. Default none.
+        """
+
     def __init__(
         self,
         *,
@@ -175,12 +207,13 @@ class DebugSubRequest(_message.Message):
         target_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         distractor_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         add_bos: _builtins.bool | None = ...,
+        component_types_for_residual_stream: _abc.Iterable[Global___ComponentTypeForResidualStream.ValueType] | None = ...,
         backward_rule: _backward_rule_pb2.BackwardRule.ValueType = ...,
         attention_pattern_gradients: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "_top_and_bottom_k", b"_top_and_bottom_k", "add_bos", b"add_bos", "downstream_node_to_trace", b"downstream_node_to_trace", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "_top_and_bottom_k", b"_top_and_bottom_k", "add_bos", b"add_bos", "attention_pattern_gradients", b"attention_pattern_gradients", "backward_rule", b"backward_rule", "component_type_for_attention", b"component_type_for_attention", "component_type_for_mlp", b"component_type_for_mlp", "distractor_token_ids", b"distractor_token_ids", "distractor_tokens", b"distractor_tokens", "downstream_node_to_trace", b"downstream_node_to_trace", "hide_early_layers_when_ablating", b"hide_early_layers_when_ablating", "node_ablations", b"node_ablations", "prompt", b"prompt", "target_token_ids", b"target_token_ids", "target_tokens", b"target_tokens", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "_top_and_bottom_k", b"_top_and_bottom_k", "add_bos", b"add_bos", "attention_pattern_gradients", b"attention_pattern_gradients", "backward_rule", b"backward_rule", "component_type_for_attention", b"component_type_for_attention", "component_type_for_mlp", b"component_type_for_mlp", "component_types_for_residual_stream", b"component_types_for_residual_stream", "distractor_token_ids", b"distractor_token_ids", "distractor_tokens", b"distractor_tokens", "downstream_node_to_trace", b"downstream_node_to_trace", "hide_early_layers_when_ablating", b"hide_early_layers_when_ablating", "node_ablations", b"node_ablations", "prompt", b"prompt", "target_token_ids", b"target_token_ids", "target_tokens", b"target_tokens", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_bos: _TypeAlias = _typing.Literal["add_bos"]  # noqa: Y015
     _WhichOneofArgType__add_bos: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos"]  # noqa: Y015

@@ -170,9 +170,14 @@ def rotary_blocks_by_kind(config: Block, default_theta: float, local_theta: floa
             own |= block_of(config, "rope_scaling")
         own["rope_theta"] = own.get("rope_theta") or theta
         found[kind] = _complete(own, f"rope_parameters.{kind}", {**config, "rope_theta": None})
-    strays = parameters.keys() - {FULL, SLIDING}
-    if strays:
-        raise UnsupportedModel(f"config.json: rope_parameters.{min(strays)} is not supported in this model")
+    for name in sorted(parameters.keys() - {FULL, SLIDING}):
+        in_force = [{"rope_type": scaling_type(block), **block}.get(name) for block in found.values()]
+        if in_force != [parameters[name]] * 2:
+            raise UnsupportedModel(
+                f"config.json: rope_parameters.{name} {parameters[name]!r} is not supported in this model: "
+                f"transformers reads what is in rope_parameters.{FULL} and .{SLIDING} alone, "
+                f"where it is {in_force[0]!r} and {in_force[1]!r}"
+            )
     return found
 
 
@@ -229,6 +234,21 @@ def expect(config: Block, **expected: bool) -> None:
     for key, value in expected.items():
         if bool(config.get(key, value)) is not value:
             raise UnsupportedModel(f"config.json: {key} = {config[key]!r} is not supported")
+
+
+def expect_even_heads(config: Block) -> None:
+    """Refuses a `head_dim` that is no even share of the model's width, in families whose heads have that.
+
+    Raises:
+        UnsupportedModel: such a one.
+    """
+    d_head = count(config, "hidden_size") // count(config, "num_attention_heads")
+    if config.get("head_dim") not in (None, d_head):
+        raise UnsupportedModel(
+            f"config.json: head_dim {config['head_dim']!r} is not supported: heads of this family are "
+            f"hidden_size / num_attention_heads = {d_head} wide; transformers goes by head_dim for how many "
+            "channels turn, but not for how many there are"
+        )
 
 
 def sliding_layers(config: Block, default: tuple[bool, ...]) -> tuple[bool, ...]:
@@ -318,8 +338,21 @@ def number(config: Block, key: str, default: float) -> float:
     return float(value)
 
 
+def signed_number(config: Block, key: str, default: float) -> float:
+    """A number of either sign, not 0; null counts as left out."""
+    value = config.get(key)
+    if isinstance(value, int | float) and not isinstance(value, bool) and value < 0:
+        return -number({key: -value}, key, default)
+    return number(config, key, default)
+
+
 def cap(config: Block, key: str, default: float | None) -> float | None:
     """The bound of a soft cap; null switches it off."""
+    if config.get(key) == 0:
+        raise ModelBroken(
+            f"config.json: {key} must be a number above 0, or null for none: transformers divides by it, and "
+            "with 0 all that is capped would be 0 or no number"
+        )
     return None if config.get(key, default) is None else number(config, key, default or 1.0)
 
 

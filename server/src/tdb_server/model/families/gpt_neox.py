@@ -16,6 +16,7 @@ from tdb_server.model.families.weight_names import WeightNames
 
 def configure(config: Block) -> DecoderConfig:
     """The decoder of a GPT-NeoX configuration."""
+    entries.expect_even_heads(config)
     biased = entries.flag(config, "attention_bias", True)
     share, theta = entries.number(config, "rotary_pct", 0.25), config.get("rotary_emb_base")
     own_names = {**config, "rope_theta": theta, "partial_rotary_factor": share, "num_key_value_heads": None}

@@ -64,7 +64,7 @@ def granite(config: Block) -> DecoderConfig:
         llama(config),
         embedding_scale=entries.number(config, "embedding_multiplier", 1.0),
         attention_scale=entries.number(config, "attention_multiplier", 1.0),
-        residual_multiplier=entries.number(config, "residual_multiplier", 1.0),
+        residual_multiplier=entries.signed_number(config, "residual_multiplier", 1.0),
         logit_divisor=entries.number(config, "logits_scaling", 1.0),
     )
 

@@ -12,6 +12,7 @@ from tdb_server.model.families.family import Family
 
 def configure(config: Block) -> DecoderConfig:
     """The decoder of a StableLM configuration."""
+    entries.expect_even_heads(config)
     entries.expect(config, use_parallel_residual=False, qk_layernorm=False)
     return replace(
         entries.rotary_decoder(config, rotary_share=0.25),

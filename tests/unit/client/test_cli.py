@@ -47,7 +47,7 @@ def test_an_estimate_computes_nothing(fake: Fake, capsys: Output) -> None:
     estimate = ["--server", fake[0], *DEBUG, "--estimate"]
     assert main(estimate) == 0
     assert "time on a worker: unknown" in capsys.readouterr().out
-    fake[1].seconds = 0.25
+    fake[1].estimated_seconds = 0.25
     assert main(estimate) == 0
     assert "time on a worker: 0.25 s" in capsys.readouterr().out
     assert main([*estimate, "--json"]) == 0

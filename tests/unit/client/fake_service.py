@@ -376,7 +376,9 @@ class FakeService(
         self._take(request, context)
         assert request.validate_only
         self._check(request, [one.prompt for one in request.sub_requests], context)
-        cost = call_pb2.EstimatedCost(activation_bytes=1234, response_bytes=56, seconds=self.estimated_seconds)
+        cost = call_pb2.EstimatedCost(
+            activation_bytes=1234, response_bytes=56, seconds=self.estimated_seconds
+        )
         return service_pb2.DebugResponse(info=call_info(request.request_id), estimated_cost=cost)
 
     def StreamInfer(self, request: service_pb2.InferRequest, context: grpc.ServicerContext) -> Iterator[Any]:

@@ -38,6 +38,8 @@ from tdb_server.model.hooks import HOLD_NORM_SCALES, INNER_HOOK_POINTS, Hooks
 from tdb_server.model.precision import wide
 
 Key = TypeVar("Key", bound=Hashable)
+_READ_BY_HEADS = (HookPoint.ATTN_QK_PROBS, HookPoint.ATTN_V)
+"""What heads read from a token is a product of."""
 
 
 class _Recorder:
@@ -73,12 +75,10 @@ class _Recorder:
             assert layer_index is not None
             (hidden_cells,) = self._model.decoder.hidden_cells(plan.n_tokens, (layer_index,))
         forward_ones = [one for one in interventions if one.is_forward]
-        if hook_point in _READ_BY_HEADS:
-            self._read_by_heads[hook_point] = x
-            forward_ones, of_pairs = _split(forward_ones)
-            x = self._set_contributions(x, of_pairs)
+        forward_ones, of_pairs = _split(forward_ones)
+        x = self._set_contributions(x, of_pairs)
         x = set_values(x, forward_ones, hidden_cells, self._baseline(hook_point, layer_index))
-        if hook_point is HookPoint.ATTN_QK_PROBS:
+        if hook_point in _READ_BY_HEADS:
             self._read_by_heads[hook_point] = x
         if hook_point in plan.values:  # the forward pass comes by layers in order
             self.values.setdefault(hook_point, []).append(x.detach())
@@ -111,7 +111,7 @@ class _Recorder:
             return x
         assert self._references is not None
         x = x.clone()
-        for one in interventions:
+        for one in dict.fromkeys(interventions):  # the same twice is set once
             (query, head, _), key = one.ablation.index.tensor_indices, one.ablation.attended_to_token
             layer_index = one.ablation.index.layer_index
             assert query is not None
@@ -119,7 +119,7 @@ class _Recorder:
             assert key is not None
             assert layer_index is not None
             group = head // self._model.decoder.config.n_heads_per_group
-            probs, values = (self._read_by_heads[at] for at in (HookPoint.ATTN_QK_PROBS, HookPoint.ATTN_V))
+            probs, values = (self._read_by_heads[at] for at in _READ_BY_HEADS)
             own = probs[one.row, head, query, key] * values[one.row, group, key]
             baselines = self._plan.rows[one.row].baselines
             other = self._references.contribution(baselines, layer_index, query, key, head, group)
@@ -167,9 +167,6 @@ class _Recorder:
             written = written.view_as(written)
             self.site_outputs[site, layer_index] = written
         return autoencoder.as_at_hook_point(written, x)
-
-
-_READ_BY_HEADS = (HookPoint.ATTN_V, HookPoint.ATTN_QK_PROBS, HookPoint.ATTN_V_OUT)
 
 
 def _split(interventions: Sequence[Intervention]) -> tuple[list[Intervention], list[Intervention]]:
@@ -221,6 +218,10 @@ def forward(
     recorder = _Recorder(plan, model, references, check_cancelled)
     altered = {hook_point for hook_point, _ in plan.interventions}
     wanted = plan.values | plan.gradients | altered
+    if any(
+        one.ablation.attended_to_token is not None for some in plan.interventions.values() for one in some
+    ):
+        wanted |= {*_READ_BY_HEADS}
     if any(one.site is Site.MLP_TRANSCODER for one in model.autoencoders):
         wanted |= {HookPoint.MLP_LN_SCALE}
     hooks = Hooks(recorder, INNER_HOOK_POINTS & wanted)

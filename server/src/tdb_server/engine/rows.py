@@ -31,6 +31,8 @@ from tdb_server.model.decoder import Block
 from tdb_server.model.precomputed import Precomputed
 
 Made = TypeVar("Made")
+FindLatents = Callable[[Autoencoder, int, AutoencoderLayer], tuple[Tensor, ...]]
+"""From a dictionary and one of its layers to latents and numbers of each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +161,9 @@ class Rows:
                         for one in row.baselines
                     ]
                     of_rows.append(torch.stack(each).mean(dim=0))
-                others.append(torch.stack(of_rows) * scale)
+                other = torch.stack(of_rows)
+                # Heads stand between rows and tokens.
+                others.append(other * (scale.unsqueeze(1) if other.dim() > scale.dim() else scale))
             return of_each(torch.sub, self.values(hook_point), Layers(others))
 
         return self.once(("write contrasts", hook_point), compute)
@@ -301,11 +305,21 @@ class Rows:
         """The same as writes are told apart, in units of what a latent writes in these rows [B, T, K]."""
         return self._all_latents(autoencoder)[3]
 
-    def _all_latents(self, autoencoder: Autoencoder) -> list[Layers]:
-        return self.once((autoencoder.site, "latents"), lambda: self._look_up_latents(autoencoder))
+    def latents_of_prompts(self, autoencoder: Autoencoder) -> tuple[Layers, Layers]:
+        """`latents`, without those that are active in baselines alone. Some rows may have some, others none."""
+        if not any(row.baselines for row in self.planned):
+            return self.latents(autoencoder)
+        ids, values, *_ = self.once(
+            (autoencoder.site, "latents of prompts"),
+            lambda: self._look_up_latents(autoencoder, self._latents_alone),
+        )
+        return ids, values
 
-    def _look_up_latents(self, autoencoder: Autoencoder) -> list[Layers]:
+    def _all_latents(self, autoencoder: Autoencoder) -> list[Layers]:
         find = self._latents_beside_baselines if self.has_baselines else self._latents_alone
+        return self.once((autoencoder.site, "latents"), lambda: self._look_up_latents(autoencoder, find))
+
+    def _look_up_latents(self, autoencoder: Autoencoder, find: FindLatents) -> list[Layers]:
         found = [find(autoencoder, layer_index, layer) for layer_index, layer in self.layers_of(autoencoder)]
         ids, *numbers = (Layers(same_width(one)) for one in zip(*found, strict=True))
         absent = self.absent_tokens

@@ -302,7 +302,7 @@ def run_references(model: Model, plan: Plan, check_cancelled: Callable[[], None]
     cache, graph = forward(model, plan.references, inputs, None, check_cancelled)
     widen_cache(cache)
     zero_padding(cache, inputs)
-    return References(cache, wide(graph.logits))
+    return References(cache, wide(graph.logits), wide(graph.capped))
 
 
 def widen_cache(cache: Cache) -> None:

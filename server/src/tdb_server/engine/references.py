@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.results import CircuitValues
-from tdb_server.engine.cache import Cache, Model
+from tdb_server.engine.cache import Cache
 from tdb_server.engine.inputs import Inputs
 from tdb_server.engine.objectives import losses
 from tdb_server.engine.plan import Plan
@@ -31,10 +31,12 @@ class References:
     Attributes:
         cache: of their forward pass, widened, zero in padding.
         logits: of each one's last token, before their cap [R, V].
+        capped: the same behind it.
     """
 
     cache: Cache
     logits: Tensor
+    capped: Tensor
 
     def values(self, references: Sequence[int], hook_point: HookPoint, layer_index: int | None) -> Tensor:
         """The mean of a hook point's values over some of them [...]."""
@@ -80,7 +82,7 @@ class References:
         return torch.stack([x[one] for one in references]).mean(dim=0)
 
 
-def circuit_losses(model: Model, plan: Plan, inputs: Inputs, references: References | None) -> Tensor:
+def circuit_losses(plan: Plan, inputs: Inputs, references: References | None) -> Tensor:
     """Losses of the prompts that circuits are compared with, under the rows' own targets.
 
     Returns:
@@ -90,9 +92,8 @@ def circuit_losses(model: Model, plan: Plan, inputs: Inputs, references: Referen
         return inputs.circuit_pairs[0].new_zeros(0, dtype=torch.float32)
     rows, others = inputs.circuit_pairs
     host_rows = [row for row, _ in plan.circuit_pairs]
-    logits = references.logits[others]
-    terms = [one[host_rows] for one in inputs.loss_terms]
-    return losses(terms, [one[rows] for one in inputs.losses], logits, model.decoder.cap(logits))
+    terms, uploaded = [one[host_rows] for one in inputs.loss_terms], [one[rows] for one in inputs.losses]
+    return losses(terms, uploaded, references.logits[others], references.capped[others])
 
 
 def circuit_values(plan: Plan, row: int, found: Array, compared: Array) -> CircuitValues | None:

@@ -306,7 +306,7 @@ class Rows:
         return self._all_latents(autoencoder)[3]
 
     def latents_of_prompts(self, autoencoder: Autoencoder) -> tuple[Layers, Layers]:
-        """`latents`, without those that are active in baselines alone. Some rows may have some, others none."""
+        """`latents`, but not those that are active in baselines alone. Rows with and without may be mixed."""
         if not any(row.baselines for row in self.planned):
             return self.latents(autoencoder)
         ids, values, *_ = self.once(

@@ -104,7 +104,7 @@ def direct_effects(
     }
     for layer in range(model.n_layers):
         is_seen = (n_attentions is None or layer < n_attentions, n_mlps is None or layer < n_mlps)
-        pairs = along(partial(_of_pairs, model, layer, direction), is_seen[0])
+        pairs = along(partial(effects_of_pairs, model, layer, direction), is_seen[0])
         mlp = summed((HookPoint.RESID_DELTA_MLP, layer))
         of_layer = {
             DerivedScalar.UNFLATTENED_ATTN_WRITE_TO_FINAL_RESIDUAL_GRAD: pairs,
@@ -126,7 +126,7 @@ def direct_effects(
     return found
 
 
-def _of_pairs(model: PlainModel, layer: int, direction: Tensor, seen: Seen) -> Tensor:
+def effects_of_pairs(model: PlainModel, layer: int, direction: Tensor, seen: Seen) -> Tensor:
     probs = seen[HookPoint.ATTN_QK_PROBS, layer][0]
     values = model.for_heads(seen[HookPoint.ATTN_V, layer])[0]
     onto = direction * behind(model, seen, layer, "attn")

@@ -96,7 +96,7 @@ def asked(*of: Mapping[DerivedScalar, object]) -> dict[str, MultipleTopKSpec]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@examples(3)
+@examples(2)
 @given(prompts=compared_prompts(), loss=losses())
 def test_neurons_heads_mlps_and_embeddings(name: str, prompts: Prompts, loss: LossConfig) -> None:
     model, (prompt, *baselines) = small_model(name), prompts
@@ -142,7 +142,7 @@ def test_direct_effects_add_up_to_the_difference_of_objectives(
 
 
 @pytest.mark.parametrize("name", MODELS)
-@examples(4)
+@examples(2)
 @given(data=st.data(), prompts=compared_prompts())
 def test_of_a_trace(name: str, data: st.DataObject, prompts: Prompts) -> None:
     """The direction is the gradient before the traced node; what is written behind it has no effect."""

@@ -85,7 +85,7 @@ SITES: dict[str, tuple[tuple[Site, ...], dict[str, bool | int]]] = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-@examples(4)
+@examples(3)
 @given(data=st.data(), prompts=compared_prompts(), loss=losses())
 def test_a_circuit_is_what_edits_make(
     name: str, data: st.DataObject, prompts: Prompts, loss: LossConfig

@@ -37,6 +37,8 @@ from tests.property.plain_gradients import (
     Numbers,
     PlainRun,
     act_times_grad,
+    direct_effects,
+    effects_of_pairs,
     loss_objective,
     mean,
     run_with_gradients,
@@ -123,6 +125,10 @@ def assert_as_in_the_plain_model(
         for scalar, numbers in act_times_grad(model.plain, run, others).items()
         if scalar.declared.hook_point not in {one.site.hook_point for one in dictionaries}
     }
+    if all(one.site is not Site.RESID_POST_MLP for one in dictionaries):
+        of_effects = effects(model.plain, run, others, specs)
+        sites = {one.site.hook_point for one in dictionaries}
+        expected |= {one: x for one, x in of_effects.items() if one.declared.hook_point not in sites}
     for dictionary in dictionaries:
         if sum(one.site.node_type is dictionary.site.node_type for one in dictionaries) == 1:
             expected[latent_scalar(dictionary.site, "ACT_TIMES_GRAD")] = {
@@ -146,6 +152,32 @@ def assert_as_in_the_plain_model(
         for layer, numbers in by_layer.items():
             computed = numbers_of_layer(found.top_k(scalar.value), layer, numbers.shape)
             assert float((computed - numbers).abs().max()) < 2e-5 * largest, (scalar, layer)
+
+
+def effects(
+    model: PlainModel, run: PlainRun, baselines: Sequence[Seen], specs: Sequence[AblationSpec]
+) -> Numbers:
+    """Direct effects; what heads read is what they are set to, where that is what baselines read."""
+    direction = run.gradients[HookPoint.RESID_POST_MLP, model.n_layers - 1][0]
+    found = direct_effects(model, run.seen, baselines, direction)
+    of_pairs = found[DerivedScalar.UNFLATTENED_ATTN_WRITE_TO_FINAL_RESIDUAL_GRAD]
+    for one in specs:
+        layer, place = one.index.layer_index, one.index.hook_point
+        if place is not HookPoint.ATTN_V_OUT or one.value_type is not ValueType.BASELINE or layer is None:
+            continue
+        if one.index.tensor_indices[2] is not None:
+            continue
+        read = [(HookPoint.ATTN_QK_PROBS, layer), (HookPoint.ATTN_V, layer)]
+        as_read = [{**run.seen, **{spot: other[spot] for spot in read}} for other in baselines]
+        set_to = mean([effects_of_pairs(model, layer, direction, seen) for seen in as_read])
+        set_to = set_to - mean([effects_of_pairs(model, layer, direction, seen) for seen in baselines])
+        query, head, key = (
+            slice(None) if index is None else index
+            for index in (*one.index.tensor_indices[:2], one.attended_to_token)
+        )
+        of_pairs[layer][query, key, head] = set_to[query, key, head]
+    of_heads = {layer: x.sum(dim=1) for layer, x in of_pairs.items()}
+    return found | {DerivedScalar.ATTN_WRITE_TO_FINAL_RESIDUAL_GRAD_PER_SEQUENCE_TOKEN: of_heads}
 
 
 def latent_products(
@@ -172,7 +204,7 @@ def latent_products(
 
 
 @pytest.mark.parametrize("name", MODELS)
-@examples(6)
+@examples(3)
 @given(data=st.data(), prompts=compared_prompts(), loss=losses())
 def test_nodes(name: str, data: st.DataObject, prompts: Prompts, loss: LossConfig) -> None:
     model = small_model(name)
@@ -192,7 +224,7 @@ DICTIONARIES = [
 
 
 @pytest.mark.parametrize(("name", "sites", "kind"), DICTIONARIES, ids=str)
-@examples(8)
+@examples(5)
 @given(data=st.data(), prompts=compared_prompts(), loss=losses())
 def test_latents_among_nodes(
     name: str,

@@ -12,11 +12,18 @@ from hypothesis import strategies as st
 from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
-from tdb_server.domain.node import Dimension, NodeType
-from tdb_server.domain.requests import InferenceSpec, LossConfig, LossName, MultipleTopKSpec
+from tdb_server.domain.node import Dimension, NodeType, PassType
+from tdb_server.domain.requests import (
+    DerivedScalarsSpec,
+    InferenceSpec,
+    LossConfig,
+    LossName,
+    MultipleTopKSpec,
+)
+from tdb_server.domain.results import DerivedScalarsResult
 
 from tests.property.finite_differences import assert_same
-from tests.property.plain_dictionaries import scalar
+from tests.property.plain_dictionaries import dense_latents, scalar
 from tests.property.plain_gradients import (
     Numbers,
     act_times_grad,
@@ -207,3 +214,23 @@ def test_latents(name: str, site: Site, kind: dict[str, int], prompts: Prompts, 
         for one, x in zip(scalars.values(), of_layer, strict=True):
             expected.setdefault(one, {})[layer] = x
     assert_numbers(found, expected)
+
+
+@examples(3)
+@given(prompts=compared_prompts(), loss=losses())
+def test_gradients_of_latents_that_are_active_in_either_run(prompts: Prompts, loss: LossConfig) -> None:
+    model, site, (prompt, *baselines) = small_model("gpt2"), Site.RESID_DELTA_MLP, prompts
+    dictionary, layer = small_autoencoder("gpt2", site), 1
+    weights, latent = dictionary.layers[layer], 7
+    found = answer(
+        model.engine(dictionary),
+        beside(inference(prompt, loss), tuple(baselines)),
+        gradients=DerivedScalarsSpec(scalar(site, "LATENT"), layer, latent, PassType.BACKWARD),
+    ).results["gradients"]
+    assert isinstance(found, DerivedScalarsResult)
+    run = run_with_gradients(model.plain, prompt, loss_objective(model.plain, loss))
+    seen = [run.seen, *(model.plain.run(one) for one in baselines)]
+    latents = torch.stack([dense_latents(weights, one[site.hook_point, layer][0]) for one in seen])
+    gradients = run.gradients[site.hook_point, layer][0] @ weights.directions[latent]
+    expected = gradients * (latents[:, :, latent] != 0).any(dim=0)
+    torch.testing.assert_close(torch.from_numpy(found.activations).double(), expected, atol=1e-6, rtol=1e-5)

@@ -120,7 +120,7 @@ def test_neurons_heads_mlps_and_embeddings(name: str, prompts: Prompts, loss: Lo
 
 
 @pytest.mark.parametrize("name", MODELS)
-@examples(2)
+@examples(1)
 @given(prompts=compared_prompts(), loss=losses().filter(lambda one: one.name is not LossName.PROBS))
 def test_direct_effects_add_up_to_the_difference_of_objectives(
     name: str, prompts: Prompts, loss: LossConfig

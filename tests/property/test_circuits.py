@@ -31,8 +31,9 @@ from tdb_server.model.config import DecoderConfig
 from tests.property.plain_gradients import loss_objective
 from tests.property.plain_values import value_edits
 from tests.property.requests import examples, inference, losses
-from tests.property.small_models import MODELS, N_LATENTS, TOP_K, small_autoencoder, small_model
+from tests.property.small_models import N_LATENTS, TOP_K, small_autoencoder, small_model
 from tests.property.test_baselines import Prompts, beside, compared_prompts
+from tests.property.test_values import FAMILIES
 
 LOSS = LossConfig(LossName.LOGIT_DIFF, (1,), (2,))
 
@@ -84,7 +85,7 @@ SITES: dict[str, tuple[tuple[Site, ...], dict[str, bool | int]]] = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FAMILIES)
 @examples(3)
 @given(data=st.data(), prompts=compared_prompts(), loss=losses())
 def test_a_circuit_is_what_edits_make(

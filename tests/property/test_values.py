@@ -54,7 +54,7 @@ from tests.property.requests import (
     numbers_of_layer,
 )
 from tests.property.small_models import (
-    MODELS,
+    MAIN_MODELS,
     N_LATENTS,
     TOP_K,
     small_autoencoder,
@@ -63,6 +63,7 @@ from tests.property.small_models import (
 from tests.property.test_baselines import Prompts, asked, beside, compared_prompts
 
 ALL_LOGITS = MultipleTopKSpec(((GroupId.LOGITS, (DerivedScalar.LOGITS,)),), EVERY_NODE)
+FAMILIES = (*MAIN_MODELS, "qwen3", "mistral-window", "olmo2")
 HEAD, NEURON = NodeType.ATTENTION_HEAD, NodeType.MLP_NEURON
 WHOLE_HEAD, WHOLE_MLP = NodeType.WHOLE_HEAD, NodeType.WHOLE_MLP
 
@@ -203,7 +204,7 @@ def latent_products(
     return (own[0] - mean([latents(one) for one in baselines])) * (gradient @ weights.directions.T)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FAMILIES)
 @examples(3)
 @given(data=st.data(), prompts=compared_prompts(), loss=losses())
 def test_nodes(name: str, data: st.DataObject, prompts: Prompts, loss: LossConfig) -> None:
@@ -244,7 +245,7 @@ def test_latents_among_nodes(
 
 PLACES = [
     (name, place)
-    for name in ("gpt2", "gemma2", "gpt_neox")
+    for name in ("gemma2", "gpt_neox")
     for place in HookPoint
     if not is_of_autoencoder(place) and place is not HookPoint.LOGITS
     if place not in small_model(name).decoder.absent_hook_points

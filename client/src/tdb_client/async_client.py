@@ -12,7 +12,10 @@ from typing import Any, Self
 import grpc
 
 from tdb_client.attention import N_HEADS, attention_requests, with_answers
-from tdb_client.chat import Chat
+from tdb_client.chat import Chat, chats
+from tdb_client.circuit import MAX_CALLS, Circuit
+from tdb_client.circuit_nodes import WHOLE_NODE_TYPES, CircuitWords
+from tdb_client.circuit_search import CircuitQuestion, RankBy, find_circuit
 from tdb_client.client_core import Call, ClientCore, Flow, Result
 from tdb_client.compatibility import CHECK_SECONDS
 from tdb_client.connection import Connection
@@ -20,9 +23,10 @@ from tdb_client.debug_result import DebugResult
 from tdb_client.errors import CallError, call_errors
 from tdb_client.events import Event, collected_async, inference_results
 from tdb_client.health import HealthStatus
-from tdb_client.inference import InferenceSubRequest
+from tdb_client.inference import InferenceSubRequest, as_texts
 from tdb_client.interventions import AblationWords, TraceWords
 from tdb_client.model_info import ModelInfo
+from tdb_client.nodes import NodeType
 from tdb_client.requests import (
     AttentionComponent,
     DebugSubRequest,
@@ -33,6 +37,7 @@ from tdb_client.requests import (
 )
 from tdb_client.results import EstimatedCost, InferenceResult, PromptTokens
 from tdb_client.streams import EventReader
+from tdb_client.token_words import as_tokens
 
 
 class AsyncClient(ClientCore):
@@ -78,6 +83,9 @@ class AsyncClient(ClientCore):
         residual_stream: ResidualStreamComponent | Sequence[ResidualStreamComponent] = (),
         hide_early_layers: bool = False,
         add_bos: bool | None = None,
+        baseline: str | Sequence[Chat] = (),
+        only_these: CircuitWords | Sequence[CircuitWords] | None = None,
+        node_types: Sequence[NodeType] = WHOLE_NODE_TYPES,
         chat: bool = False,
         timeout: float | None = None,
         request_id: str = "",
@@ -85,6 +93,7 @@ class AsyncClient(ClientCore):
     ) -> DebugResult:
         """Explains why the model predicts `target` rather than `distractor`; see Client.debug."""
         if chat or not isinstance(prompt, str):
+            baseline = [await self.chat_prompt(one, timeout=timeout) for one in chats(baseline)]
             prompt, add_bos = await self.chat_prompt(prompt, timeout=timeout), add_bos or False
         sub_request = DebugSubRequest.of(
             prompt,
@@ -99,6 +108,9 @@ class AsyncClient(ClientCore):
             residual_stream=residual_stream,
             hide_early_layers=hide_early_layers,
             add_bos=add_bos,
+            baseline=baseline,
+            only_these=only_these,
+            node_types=node_types,
         )
         results = await self.debug_many(
             [sub_request], timeout=timeout, request_id=request_id, on_event=on_event
@@ -130,6 +142,49 @@ class AsyncClient(ClientCore):
         if not requests:
             return list(results)
         return with_answers(results, await self.infer(requests, timeout=timeout))
+
+    async def circuit(
+        self,
+        prompt: Chat,
+        target: TokenWords | Sequence[TokenWords],
+        distractor: TokenWords | Sequence[TokenWords] = (),
+        *,
+        baseline: str | Sequence[Chat] = (),
+        faithfulness: float = 0.85,
+        rank_by: RankBy = "act_times_grad",
+        max_calls: int = MAX_CALLS,
+        add_bos: bool | None = None,
+        chat: bool = False,
+        timeout: float | None = None,
+        on_measured: Callable[[int], object] | None = None,
+    ) -> Circuit:
+        """Finds the few whole heads and MLPs that do most of it; see Client.circuit."""
+        if chat or not isinstance(prompt, str):
+            baseline = [await self.chat_prompt(one, timeout=timeout) for one in chats(baseline)]
+            prompt, add_bos = await self.chat_prompt(prompt, timeout=timeout), add_bos or False
+        question = CircuitQuestion(
+            prompt,
+            as_tokens(target, "target"),
+            as_tokens(distractor, "distractor"),
+            as_texts(baseline, "baseline"),
+            add_bos,
+            faithfulness,
+            rank_by,
+            max_calls,
+        )
+        model, n_per_call = await self._run(self._circuit_size(question), timeout)
+        search, n_calls = find_circuit(question, model, n_per_call), 0
+        wanted = next(search)
+        while True:
+            answers = await self.infer(wanted, timeout=timeout)
+            n_calls += 1
+            if on_measured is not None:
+                on_measured(n_calls)
+            try:
+                wanted = search.send(answers)
+            except StopIteration as done:
+                found: Circuit = done.value
+                return found
 
     async def infer(
         self,

@@ -20,15 +20,17 @@ from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import Transf
 
 from tdb_client import decoding, encoding
 from tdb_client.chat import Chat, chat_prompt, messages
+from tdb_client.circuit_search import CircuitQuestion
 from tdb_client.compatibility import CHECK_SECONDS, VersionCheck
 from tdb_client.connection import Connection, Tls, default_server
 from tdb_client.debug_result import DebugResult, debug_result, with_notes
-from tdb_client.errors import CallError, ChatTemplateError
+from tdb_client.errors import CallError, ChatTemplateError, ResourceExhaustedError
 from tdb_client.events import Event, inference_results
 from tdb_client.health import HealthStatus, health_check, health_request, health_status
 from tdb_client.inference import InferenceSubRequest
 from tdb_client.model_info import ModelInfo, model_info
 from tdb_client.names import enum_value
+from tdb_client.older_servers import check_compared, check_knows_circuits, has_comparison, knows_circuits
 from tdb_client.requests import (
     DebugSubRequest,
     SubRequest,
@@ -103,6 +105,18 @@ class ClientCore:
         response = yield Call(self._debugger.Debug if is_debug else self._debugger.Infer, request)
         return decoding.estimated_cost(response.estimated_cost)
 
+    def _circuit_size(self, question: CircuitQuestion) -> Flow[tuple[ModelInfo, int]]:
+        """The model, and how many circuits the server measures in one call: as many as its memory allows."""
+        model = yield from self._model_info()
+        n_per_call = model.limits.max_sub_requests
+        while n_per_call > 1:
+            try:
+                yield from self._estimated([question.run(())] * n_per_call)
+                break
+            except ResourceExhaustedError:
+                n_per_call //= 2
+        return model, n_per_call
+
     def _model_info(self) -> Flow[ModelInfo]:
         response = yield Call(self._models.GetModelInfo, model_pb2.GetModelInfoRequest())
         model = self._described_by(response)
@@ -172,15 +186,26 @@ class ClientCore:
     def _resolved(self, sub_requests: Sequence[SubRequestT]) -> Flow[list[SubRequestT]]:
         """The sub-requests with tokens counted from the start; asks for the prompts' lengths where needed."""
         check_values(list(sub_requests), "sub_requests")
+        yield from self._check_server_knows(sub_requests)
         n_tokens = {}
         for text, add_bos in prompts_to_tokenize(sub_requests):
             tokens = yield from self._tokens(text, add_bos)
             n_tokens[text, add_bos] = prompt_length(tokens, add_bos)
         return [resolve(one, n_tokens) for one in sub_requests]
 
+    def _check_server_knows(self, sub_requests: Sequence[SubRequest]) -> Flow[None]:
+        """Refuses what the server would skip unread; asks it for its limits at most once.
+
+        Raises:
+            OlderServerError: it would.
+        """
+        if any(map(has_comparison, sub_requests)) and not any(map(knows_circuits, self._described.values())):
+            check_knows_circuits((yield from self._model_info()))
+
     def _read(self, reader: EventReader, message: Any, sub_requests: Sequence[SubRequest]) -> Iterator[Event]:
         """The events of one message of a stream."""
         for event in reader.read(message):
+            check_compared(event, sub_requests)
             self._counting.look_at(event, sub_requests)
             yield event
 

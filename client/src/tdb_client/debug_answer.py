@@ -10,7 +10,15 @@ from tdb_client.inference import AblationSpec, Token, held_norm_scales
 from tdb_client.model_info import ModelInfo
 from tdb_client.node_table import LogitTable, NodeTable
 from tdb_client.requests import DebugSubRequest
-from tdb_client.results import CallInfo, FloatArray, LossTokens, ProcessingResult, PromptTokens, Timings
+from tdb_client.results import (
+    CallInfo,
+    CircuitValues,
+    FloatArray,
+    LossTokens,
+    ProcessingResult,
+    PromptTokens,
+    Timings,
+)
 from tdb_client.token_text import objective_words, quoted
 
 if TYPE_CHECKING:
@@ -40,6 +48,10 @@ class DebugAnswer:
         attention: by head (`L9 head 6`), what each token pays to each [T, T], attended-from token first.
             Empty unless Client.with_attention has asked for it.
         model: the model, as its server has described it; None where it has not.
+        baselines: the tokens of the prompts that it was compared with. With any, act times grad, direct
+            effects and their sums are of differences from the mean of these; activation and write norm are
+            the prompt's own.
+        circuit: how much of the objective the nodes of `only_these` keep; None where that was not asked.
     """
 
     request: DebugSubRequest
@@ -58,6 +70,8 @@ class DebugAnswer:
     ablations: tuple[AblationSpec, ...] = ()
     attention: Mapping[str, FloatArray] = field(default_factory=dict)
     model: ModelInfo | None = None
+    baselines: tuple[PromptTokens, ...] = ()
+    circuit: CircuitValues | None = None
 
     def __repr__(self) -> str:
         value = "none" if self.objective_value is None else f"{self.objective_value:.3f}"

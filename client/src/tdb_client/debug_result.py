@@ -107,6 +107,8 @@ def debug_result(request: DebugSubRequest, result: InferenceResult) -> DebugResu
         cached=result.cached,
         loss_tokens=result.loss_tokens,
         ablations=result.ablations,
+        baselines=result.baselines,
+        circuit=result.circuit,
     )
 
 

@@ -147,6 +147,7 @@ def _started(message: call_pb2.Started) -> Started:
             tuple(map(decoding.ablation_spec, one.ablation_specs)) for one in message.sub_requests
         ),
         losses=tuple(map(_loss_tokens, message.sub_requests)),
+        baselines=tuple(tuple(map(decoding.token_list, one.baselines)) for one in message.sub_requests),
     )
 
 
@@ -169,6 +170,7 @@ def _values(message: call_pb2.SubRequestValues) -> Values:
         traced_value=message.activation_value_for_backward_pass
         if message.HasField("activation_value_for_backward_pass")
         else None,
+        circuit=decoding.circuit_values(message.circuit) if message.HasField("circuit") else None,
     )
 
 

@@ -33,7 +33,7 @@ def info(options: argparse.Namespace) -> ExitCode:
     if options.json:
         _print_json(json_output.model(model))
     else:
-        _console().print(model_page.model_page(model))
+        console().print(model_page.model_page(model))
     return ExitCode.DONE
 
 
@@ -45,7 +45,7 @@ def tokenize(options: argparse.Namespace) -> ExitCode:
         facts = {"prompt_adds_bos": tokens.prompt_adds_bos, "special": list(tokens.special)}
         _print_json(json_output.tokens(tokens) | facts)
     else:
-        _console().print(model_page.token_table(tokens))
+        console().print(model_page.token_table(tokens))
     return ExitCode.DONE
 
 
@@ -71,15 +71,15 @@ def trace(options: argparse.Namespace) -> ExitCode:
 def doctor(options: argparse.Namespace) -> ExitCode:
     """Says whether the server can be used."""
     checks = []
-    console = _console()
+    terminal = console()
     for check in diagnose(lambda: connection(options)):
         checks.append(check)
         if not options.json:
-            console.print(doctor_page.check_line(check))
+            terminal.print(doctor_page.check_line(check))
     if options.json:
         _print_json(json_output.diagnosis(checks))
     else:
-        console.print(doctor_page.conclusion(checks))
+        terminal.print(doctor_page.conclusion(checks))
     return ExitCode.PROBLEM if any(one.outcome == "problem" for one in checks) else ExitCode.DONE
 
 
@@ -109,10 +109,12 @@ def _explain(options: argparse.Namespace, sub_request: DebugSubRequest) -> ExitC
     if sub_request.ablate:
         sub_requests.insert(0, replace(sub_request, ablate=(), hide_early_layers=False))
     with client(options) as one:
-        prompt, add_bos = chats.prompt(one, options)
+        prompt, baseline, add_bos = chats.prompts(one, options)
         if options.show_tokens:
-            _show_tokens(one, prompt, add_bos)
-        sub_requests = [replace(each, prompt=prompt, add_bos=add_bos) for each in sub_requests]
+            show_tokens(one, prompt, add_bos)
+        sub_requests = [
+            replace(each, prompt=prompt, baseline=baseline, add_bos=add_bos) for each in sub_requests
+        ]
         with shown_progress(len(sub_requests)) as on_event:
             results = one.debug_many(sub_requests, on_event=on_event)
         if options.html is not None:
@@ -123,13 +125,13 @@ def _explain(options: argparse.Namespace, sub_request: DebugSubRequest) -> ExitC
     return ExitCode.DONE
 
 
-def _show_tokens(one: Client, prompt: str, add_bos: bool | None) -> None:
+def show_tokens(one: Client, prompt: str, add_bos: bool | None) -> None:
     """Lists a prompt's tokens, as they are counted in it, for those who will name some of them."""
     with shown_waiting("asking for the tokens"):
         tokens = one.tokenize(prompt, add_bos=add_bos)
         if add_bos is None and tokens.prompt_adds_bos:
             tokens = one.tokenize(prompt, add_bos=True)
-    _console(stderr=True).print(model_page.token_table(tokens))
+    console(stderr=True).print(model_page.token_table(tokens))
 
 
 def _warn_of_missing_spaces(result: DebugResult) -> None:
@@ -154,21 +156,21 @@ def _print_results(options: argparse.Namespace, results: Sequence[DebugResult]) 
     """The results in the form that was asked for: a page, JSON or CSV, or else tables."""
     *before, last = results
     if options.html is not None:
-        _write(options.html, last.to_html(before=before[0] if before else None))
+        write(options.html, last.to_html(before=before[0] if before else None))
         print(f"tdb: wrote {options.html}", file=sys.stderr)
     if options.json:
         _print_json(json_output.debug(results))
     elif options.csv:
         csv_output.print_nodes(results, sys.stdout)
     elif options.html is None:
-        console = _console()
-        view = pages.View(options.sort, options.rows, options.logits, console.width)
-        console.print(
+        terminal = console()
+        view = pages.View(options.sort, options.rows, options.logits, terminal.width)
+        terminal.print(
             pages.comparison_page(before[0], last, view) if before else pages.result_page(last, view)
         )
 
 
-def _write(file: Path, page: str) -> None:
+def write(file: Path, page: str) -> None:
     """Writes a page, or says which file it is that cannot be written."""
     try:
         file.write_text(page, encoding="utf-8")
@@ -188,6 +190,8 @@ def _sub_request(options: argparse.Namespace) -> DebugSubRequest:
         residual_stream=tuple(options.residual_stream),
         hide_early_layers=options.hide_early_layers,
         add_bos=options.add_bos,
+        only_these=None if options.only_these is None else tuple(one.read for one in options.only_these),
+        node_types=tuple(options.node_types),
     )
 
 
@@ -197,7 +201,8 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-def _console(*, stderr: bool = False) -> Console:
+def console(*, stderr: bool = False) -> Console:
+    """Where tables are printed."""
     # Tokens are text, whatever they look like.
     return _Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 

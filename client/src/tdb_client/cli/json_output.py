@@ -66,6 +66,9 @@ def _request(request: DebugSubRequest) -> Json:
         "residual_stream": list(request.residual_stream),
         "hide_early_layers": request.hide_early_layers,
         "add_bos": request.add_bos,
+        "baseline": list(request.baseline),
+        "only_these": None if request.only_these is None else list(map(str, request.only_these)),
+        "node_types": list(request.node_types),
     }
 
 
@@ -76,6 +79,8 @@ def _result(result: DebugResult) -> Json:
         "loss": _number(result.loss),
         "traced_value": _number(result.traced_value),
         "held_norm_scales": list(result.held_norm_scales),
+        "baselines": list(map(tokens, result.baselines)),
+        "circuit": None if result.circuit is None else asdict(result.circuit),
         "nodes": [_node(result.nodes, row) for row in range(len(result.nodes))],
         "logits": [
             {"token": token, "token_id": int(token_id), "logit": _number(logit)}

@@ -16,7 +16,8 @@ from tdb_client.cli.numbers import LOWERS, RAISES, difference, number, plain
 from tdb_client.cli.prompt_line import coloured_prompt, strongest_tokens
 from tdb_client.debug_result import DebugResult
 from tdb_client.node_table import NodeScalar
-from tdb_client.token_text import quoted
+from tdb_client.report.data import circuit_words
+from tdb_client.token_text import printable, quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,9 @@ def result_page(result: DebugResult, view: View) -> Group:
     return Group(
         _heading(result),
         *_prompt("prompt", result),
+        *_compared(result),
         _spaced(Text.assemble(result.objective, " = ", (_value(result), "bold"))),
-        _spaced(node_table(result.nodes, view.by, view.n_nodes, view.width)),
+        _spaced(node_table(result, view.by, view.n_nodes, view.width)),
         *_latents_to_ask_for(result),
         *_logits([result], view.n_logits),
     )
@@ -66,9 +68,10 @@ def comparison_page(plain_result: DebugResult, ablated: DebugResult, view: View)
         _heading(plain_result),
         *_prompt("plain", plain_result),
         *_prompt("ablated", ablated),
+        *_compared(ablated),
         _spaced(Text.assemble("ablated: ", (ablations, "bold"))),
         line,
-        _spaced(comparison_table(plain_result.nodes, ablated.nodes, view.by, view.n_nodes, view.width)),
+        _spaced(comparison_table(plain_result, ablated, view.by, view.n_nodes, view.width)),
         *_latents_to_ask_for(plain_result),
         *_logits([plain_result, ablated], view.n_logits),
     )
@@ -105,10 +108,24 @@ def _prompt(name: str, result: DebugResult) -> list[RenderableType]:
     return [
         Text.assemble((f"{name}: ", "dim"), coloured_prompt(tokens, attribution)),
         Text.assemble(
-            (f"strongest tokens, in {result.objective_unit}: ", "dim"),
+            (f"strongest tokens, in {result.objective_unit}{_of_differences(result)}: ", "dim"),
             strongest_tokens(tokens, attribution),
         ),
     ]
+
+
+def _of_differences(result: DebugResult) -> str:
+    return " of the difference from the baseline" if result.baselines else ""
+
+
+def _compared(result: DebugResult) -> list[RenderableType]:
+    """What the run was compared with, and what alone was kept of it."""
+    lines = [
+        Text.assemble(("baseline: ", "dim"), "".join(map(printable, one.tokens))) for one in result.baselines
+    ]
+    if result.circuit is not None:
+        lines.append(Text(circuit_words(result)))
+    return list(lines)
 
 
 def _value(result: DebugResult) -> str:

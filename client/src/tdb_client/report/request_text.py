@@ -9,6 +9,7 @@ from dataclasses import fields
 
 from google.protobuf.json_format import MessageToDict
 
+from tdb_client.circuit_nodes import WHOLE_NODE_TYPES
 from tdb_client.encoding import debug_request
 from tdb_client.inference import Token
 from tdb_client.requests import DebugSubRequest, resolve
@@ -30,6 +31,11 @@ def command(request: DebugSubRequest) -> str:
         if getattr(request, name) != _DEFAULTS[name]:
             words += _option(option, str(getattr(request, name)))
     words += _option("--residual-stream", *request.residual_stream)
+    words += _option("--baseline", *request.baseline)
+    if request.only_these is not None:
+        words += _option("--only-these", *map(str, request.only_these)) or ["--only-these"]
+        if request.node_types != WHOLE_NODE_TYPES:
+            words += _option("--node-types", *request.node_types)
     if request.hide_early_layers:
         words.append("--hide-early-layers")
     if request.add_bos is not None:
@@ -83,6 +89,12 @@ def _arguments(request: DebugSubRequest) -> Iterator[str]:
             yield f"{name}={value!r}"
     if request.residual_stream:
         yield f"residual_stream={_one_or_list(request.residual_stream)}"
+    if request.baseline:
+        yield f"baseline={_one_or_list(request.baseline)}"
+    if request.only_these is not None:
+        yield f"only_these={[str(one) for one in request.only_these]!r}"
+        if request.node_types != WHOLE_NODE_TYPES:
+            yield f"node_types={list(request.node_types)!r}"
 
 
 def _one_or_list(words: Sequence[Token]) -> str:

@@ -60,7 +60,7 @@ class Circuit:
         path: the most faithful circuit measured of each size, ascending.
         ranking: components by their estimated effect, the largest first, with that estimate.
         n_measured: circuits that were measured.
-        seconds: that finding it took.
+        node_types: the types of node that it is made of.
     """
 
     prompt: str
@@ -75,7 +75,6 @@ class Circuit:
     path: tuple[CircuitStep, ...]
     ranking: tuple[tuple[CircuitNode, float], ...] = field(repr=False, default=())
     n_measured: int = 0
-    seconds: float = 0.0
     node_types: tuple[NodeType, ...] = WHOLE_NODE_TYPES
 
     def __len__(self) -> int:

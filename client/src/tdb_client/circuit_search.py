@@ -7,7 +7,6 @@ both clients run it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -96,7 +95,6 @@ def find_circuit(question: CircuitQuestion, model: ModelInfo, n_per_call: int) -
     Raises:
         InvalidValueError: the baseline has the same objective as the prompt.
     """
-    started = time.monotonic()
     estimated = _estimates(question, model)
     answers = yield estimated
     ranking = _ranking(question, model, estimated, answers)
@@ -116,7 +114,6 @@ def find_circuit(question: CircuitQuestion, model: ModelInfo, n_per_call: int) -
         best_of_each_size(list(search.measured.values())),
         tuple(ranking),
         len(search.measured),
-        time.monotonic() - started,
     )
 
 

@@ -21,6 +21,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "debug": lambda client: client.debug("p", " Mary", ablate="L1 head 2 @ -1", request_id="mine"),
     "debug_many": lambda client: client.debug_many([ASKED, ASKED]),
     "with_attention": lambda client: client.with_attention(debug_results(ASKED), n_heads=3),
+    "circuit": lambda client: client.circuit("p", " Mary", baseline="q"),
     "infer": lambda client: client.infer([InferenceSubRequest("p")]),
     "stream_debug": lambda client: client.stream_debug([ASKED]),
     "stream_infer": lambda client: client.stream_infer([InferenceSubRequest("p")]),

@@ -24,9 +24,7 @@ def circuit_page(circuit: Circuit) -> Group:
     ]
     values = circuit.best.values
     lines: list[RenderableType] = [
-        Text(
-            f"{circuit.model_name}, {circuit.n_measured} circuits measured in {circuit.seconds:.1f} s", "dim"
-        ),
+        Text(f"{circuit.model_name}, {circuit.n_measured} circuits measured", "dim"),
         Text.assemble(("prompt: ", "dim"), circuit.prompt),
         *(
             Text.assemble(("baseline: ", "dim"), one)

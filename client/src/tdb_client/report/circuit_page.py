@@ -58,7 +58,7 @@ with {len(circuit)} of {circuit.n_components} heads and MLPs ({circuit.share:.1%
 <h2>Nodes</h2>
 <table><tr><th>node<th>estimated effect{rows}</table>
 <p class="dim">{html.escape(circuit.model_name)}, weights <code>{html.escape(circuit.model_digest)}</code>;
-{circuit.n_measured} circuits measured in {circuit.seconds:.1f} s
+{circuit.n_measured} circuits measured
 """
 
 

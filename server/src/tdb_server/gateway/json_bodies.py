@@ -34,6 +34,7 @@ from tdb_server.domain.requests import (
     MlpComponent,
     ResidualStreamComponent,
     TokenScoringType,
+    ValueType,
 )
 from tdb_server.gateway.json_faults import NO_TEXT, fault, shortened
 
@@ -138,6 +139,8 @@ class NodeAblation(Body):
 
     node_index: MirroredNodeIndex | None = needed()
     value: Number | None = None
+    value_type: ValueType | None = None
+    """What is done with the value; left out, the activation is set to it."""
 
 
 class AblationSpec(Body):
@@ -145,6 +148,28 @@ class AblationSpec(Body):
 
     index: MirroredActivationIndex | None = needed()
     value: Number | None = None
+    value_type: ValueType | None = None
+    """What is done with the value; left out, activations are set to it."""
+    direction: Listed[Number] | None = None
+    """Of value type add: what is added is this, along the last axis, times the value."""
+
+
+class CircuitNode(Body):
+    """A component, at one token or at all."""
+
+    node_type: NodeType | None = needed()
+    layer_index: Integer | None = needed()
+    token_index: Integer | None = None
+    """Left out: the component at every token."""
+    component_index: Integer | None = None
+    """Which head, neuron or latent; left out, 0."""
+
+
+class Circuit(Body):
+    """Nodes that alone are kept: all others of these types are set to the baseline's, or to 0 without one."""
+
+    node_types: Listed[NodeType] | None = needed()
+    nodes: Listed[CircuitNode] | None = None
 
 
 def _not_here(value: Any) -> None:
@@ -212,6 +237,10 @@ class InferenceRequestSpec(Body):
     """The latent that attn_write_to_latent_summed_over_heads is about."""
     add_bos: Boolean | None = None
     """Whether the beginning-of-text token stands in front of the prompt; left out, as the tokenizer does."""
+    baseline_prompts: Listed[Text] | None = None
+    """Prompts of as many tokens to compare with: act times grad and direct effects are of the difference."""
+    only_these: Circuit | None = None
+    """Nodes that alone are kept. Needs a loss."""
 
 
 class NodeIdAndDatasets(Body):
@@ -391,6 +420,10 @@ class TdbRequestSpec(Body):
     """Whether the beginning-of-text token stands in front of the prompt; left out, as the tokenizer does."""
     component_types_for_residual_stream: Listed[ResidualStreamComponent] | None = None
     """What the residual stream is taken apart into as well; left out, into nothing."""
+    baseline_prompts: Listed[Text] | None = None
+    """Prompts of as many tokens to compare with: act times grad and direct effects are of the difference."""
+    only_these: Circuit | None = None
+    """Nodes that alone are kept. Not with a traced node."""
 
 
 class BatchedTdbRequest(Body):

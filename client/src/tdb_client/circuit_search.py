@@ -29,6 +29,8 @@ _SCALARS: dict[RankBy, tuple[str, str]] = {
 }
 """Of each, the group, and how the derived scalars end."""
 _MOST_NODES = 1000
+_MOST_FAILURES = 2
+"""After so many attempts that found nothing smaller or nearer, the search ends."""
 _FIRST_MLP = CircuitNode("whole_mlp", 0)
 """Makes of embeddings what later layers read, whatever the prompt: hardly a circuit does without it."""
 
@@ -98,7 +100,7 @@ def find_circuit(question: CircuitQuestion, model: ModelInfo, n_per_call: int) -
     estimated = _estimates(question, model)
     answers = yield estimated
     ranking = _ranking(question, model, estimated, answers)
-    search = _Search(question, [node for node, _ in ranking], n_per_call)
+    search = _Search(question, ranking, n_per_call)
     with suppress(_OutOfCallsError):
         yield from search.run()
     return Circuit(
@@ -166,9 +168,13 @@ def _ranking(
 class _Search:
     """What was measured so far, and what to measure next."""
 
-    def __init__(self, question: CircuitQuestion, order: Nodes, n_per_call: int) -> None:
+    def __init__(
+        self, question: CircuitQuestion, ranking: Sequence[tuple[CircuitNode, float]], n_per_call: int
+    ) -> None:
         self._question = question
-        self._order = order
+        self._order = [node for node, _ in ranking]
+        self._estimates = dict(ranking)
+        self._most = max(map(abs, self._estimates.values())) or 1.0
         self._n_per_call = n_per_call
         self._n_calls = 0
         self._gains: dict[CircuitNode, float] = {}
@@ -176,61 +182,57 @@ class _Search:
 
     def run(self) -> Measuring[None]:
         """Finds a small circuit that is faithful enough, as far as the calls go."""
-        prefixes = [
-            order[:size]
-            for order in (self._order, [_FIRST_MLP, *(one for one in self._order if one != _FIRST_MLP)])
-            for size in _sizes(len(self._order))
-        ]
+        first = [_FIRST_MLP, *(one for one in self._order if one != _FIRST_MLP)]
+        sizes = _sizes(len(self._order))
+        prefixes = [order[:size] for order in (self._order, first) for size in sizes]
         best = self._smallest((yield from self._measure(prefixes)))
-        costs = yield from self._costs(best)
-        by_cost = sorted(best.nodes, key=lambda one: -costs[one])
-        prefixes = [by_cost[:size] for size in range(1, len(by_cost))]
-        ranked = yield from self._measure(prefixes[-self._n_per_call :])
-        half = self._question.faithfulness / 2
-        core = next((one for one in ranked if one.faithfulness >= half), self._smallest([*ranked, best]))
-        grown = yield from self._grow(core)
-        yield from self._prune(self._smallest([*ranked, best, grown]))
+        best = yield from self._pruned(best)
+        n_failures = 0
+        while n_failures < _MOST_FAILURES:
+            wider = yield from self._widened(best)
+            found = yield from self._pruned(wider)
+            is_better = self._is_enough(found) and _size_and_distance(found) < _size_and_distance(best)
+            best, n_failures = (found, 0) if is_better else (best, n_failures + 1)
 
-    def _grow(self, circuit: CircuitStep) -> Measuring[CircuitStep]:
-        """Takes in the best of the next components until it is faithful enough or none helps."""
-        while not self._is_enough(circuit):
-            best = yield from self._best_with_one_more(circuit)
-            if best is None or best.faithfulness <= circuit.faithfulness:
+    def _pruned(self, circuit: CircuitStep) -> Measuring[CircuitStep]:
+        """Leaves out those whose loss costs least, as many as can go together, until none can."""
+        while len(circuit) > 1:
+            by_cost = yield from self._by_cost(circuit)
+            sizes = range(max(1, len(by_cost) - self._n_per_call), len(by_cost))
+            found = yield from self._measure([by_cost[:size] for size in sizes])
+            smallest = self._smallest([*found, circuit])
+            if len(smallest) >= len(circuit):
                 break
-            circuit = best
+            circuit = smallest
         return circuit
 
-    def _prune(self, circuit: CircuitStep) -> Measuring[None]:
-        """Takes out what can go; then exchanges one or two for a better one, while that helps."""
-        while len(circuit) > 1:
-            costs = yield from self._costs(circuit)
-            cheapest = min(costs, key=lambda one: costs[one])
-            less = self.measured[frozenset(circuit.nodes) - {cheapest}]
-            if self._is_enough(less):
-                circuit = less
-                continue
-            second = sorted(costs, key=lambda one: costs[one])[1]
-            (fewer,) = yield from self._measure([[one for one in less.nodes if one != second]])
-            best = yield from self._best_with_one_more(fewer)
-            if best is None or not self._is_enough(best):
-                best = yield from self._best_with_one_more(less)
-            if best is None or not self._is_better(best, circuit):
-                return
-            circuit = best
+    def _widened(self, circuit: CircuitStep) -> Measuring[CircuitStep]:
+        """Gives the two that cost least, and takes in the best of many, by what each does for the rest."""
+        by_cost = yield from self._by_cost(circuit)
+        (core,) = yield from self._measure([by_cost[: max(1, len(by_cost) - 2)]])
+        free = sorted((one for one in self._order if one not in core.nodes), key=self._promise, reverse=True)
+        candidates = free[: 2 * self._n_per_call]
+        found = yield from self._measure([[*core.nodes, one] for one in candidates])
+        gains = {node: _distance(core) - _distance(one) for node, one in zip(candidates, found, strict=True)}
+        self._gains |= gains
+        best = sorted(gains, key=lambda one: -gains[one])[: self._n_per_call // 2]
+        wider = yield from self._measure([[*core.nodes, *best[:n]] for n in range(1, len(best) + 1)])
+        ample = (1 + self._question.faithfulness) / 2
+        return next(
+            (one for one in wider if one.faithfulness >= ample), min([*wider, circuit], key=_distance)
+        )
 
-    def _best_with_one_more(self, circuit: CircuitStep) -> Measuring[CircuitStep | None]:
-        """The best with one of the next components: those that helped most before, and some not yet tried."""
-        free = [one for one in self._order if one not in circuit.nodes]
-        n_tried = self._n_per_call // 2
-        helped = sorted((one for one in free if one in self._gains), key=lambda one: -self._gains[one])[
-            :n_tried
-        ]
-        new = [one for one in free if one not in self._gains]
-        candidates = helped + new[: self._n_per_call - len(helped)]
-        found = yield from self._measure([[*circuit.nodes, one] for one in candidates])
-        for node, one in zip(candidates, found, strict=True):
-            self._gains[node] = one.faithfulness - circuit.faithfulness
-        return min(found, key=_distance, default=None)
+    def _promise(self, node: CircuitNode) -> tuple[bool, float]:
+        """What is tried first: what has helped, then what was not tried and has the largest estimate."""
+        gain = self._gains.get(node)
+        if gain is None:
+            return (True, abs(self._estimates[node]) / self._most)
+        return (gain > 0, 1 + gain)
+
+    def _by_cost(self, circuit: CircuitStep) -> Measuring[list[CircuitNode]]:
+        """Its nodes, those first without which it is farthest from the whole objective."""
+        costs = yield from self._costs(circuit)
+        return sorted(circuit.nodes, key=lambda one: -costs[one])
 
     def _costs(self, circuit: CircuitStep) -> Measuring[dict[CircuitNode, float]]:
         """How much farther from the whole objective the circuit is without each of its components."""
@@ -268,15 +270,15 @@ class _Search:
     def _is_enough(self, circuit: CircuitStep) -> bool:
         return circuit.faithfulness >= self._question.faithfulness
 
-    def _is_better(self, one: CircuitStep, other: CircuitStep) -> bool:
-        """Whether one is faithful enough, and smaller than another or as small and nearer to the whole."""
-        return self._is_enough(one) and (len(one), _distance(one)) < (len(other), _distance(other))
-
 
 def _sizes(n_components: int) -> list[int]:
     """Sizes of prefixes of a ranking, each half as large again as the one before; the whole at the end."""
     sizes = {round(2 ** (step / 2)) for step in range(2, 2 * n_components.bit_length())}
     return sorted({one for one in sizes if one < n_components} | {n_components})
+
+
+def _size_and_distance(circuit: CircuitStep) -> tuple[int, float]:
+    return len(circuit), _distance(circuit)
 
 
 def _distance(circuit: CircuitStep) -> float:

@@ -108,6 +108,7 @@ class ClientCore:
     def _circuit_size(self, question: CircuitQuestion) -> Flow[tuple[ModelInfo, int]]:
         """The model, and how many circuits the server measures in one call: as many as its memory allows."""
         model = yield from self._model_info()
+        yield from self._estimated([question.run()])  # what is wrong with it is told once, and not of each
         n_per_call = model.limits.max_sub_requests
         while n_per_call > 1:
             try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -48,7 +47,7 @@ def circuit_page(circuit: Circuit) -> Group:
 
 
 def _nodes(circuit: Circuit) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("node", no_wrap=True)
     table.add_column("estimated effect", justify="right", no_wrap=True)
     estimates = dict(circuit.ranking)
@@ -58,7 +57,7 @@ def _nodes(circuit: Circuit) -> Table:
 
 
 def _curve(circuit: Circuit) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("faithfulness", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)

@@ -12,7 +12,9 @@ from tdb_client.errors import CallError, InvalidValueError, NodeError, TdbError
 from tdb_client.token_text import quoted
 
 Read = TypeVar("Read")
-_FIELD = re.compile(r"sub_requests\[\d+\]\.(\w+)(?:\[(\d+)\])?(?:[.\[]\w+\]?)*")
+_FIELD = re.compile(
+    r"sub_requests\[\d+\]\.(?:inference_spec\.)?(?:loss_fn_config\.)?(\w+)(?:\[(\d+)\])?(?:[.\[]\w+\]?)*"
+)
 _OPTIONS = {
     "prompt": "--prompt",
     "target": "--target",

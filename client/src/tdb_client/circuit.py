@@ -15,7 +15,7 @@ from tdb_client.nodes import NodeType
 from tdb_client.requests import DebugSubRequest
 from tdb_client.results import CircuitValues
 
-MAX_CALLS = 32
+MAX_CALLS = 64
 """Calls that measure circuits, unless told otherwise."""
 
 FORMAT = "transformer-debugger circuit 1"

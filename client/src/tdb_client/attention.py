@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from tdb_client.debug_result import DebugResult
+from tdb_client.encoding import ablated_cells
 from tdb_client.errors import IncompleteResponseError
 from tdb_client.inference import (
     DerivedAttentionScalarsSpec,
@@ -15,6 +16,7 @@ from tdb_client.inference import (
     Loss,
 )
 from tdb_client.interventions import Ablation
+from tdb_client.requests import resolve
 from tdb_client.results import DerivedAttentionScalarsResult, FloatArray, InferenceResult
 
 N_HEADS = 16
@@ -44,20 +46,21 @@ def attention_requests(results: Sequence[DebugResult], n_heads: int) -> list[Inf
         f"L{layer} head {index}": DerivedAttentionScalarsSpec("attn_qk_probs", layer, index)
         for layer, index in heads
     }
+    asked = [
+        resolve(one.request, {(one.request.prompt, one.request.add_bos): len(one.prompt)}) for one in results
+    ]
     return [
         InferenceSubRequest(
-            one.request.prompt,
-            loss=Loss("logit_diff", one.request.target, one.request.distractor)
-            if one.request.only_these is not None
-            else None,
-            ablate=one.request.ablate,
+            one.prompt,
+            loss=None if one.only_these is None else Loss("logit_diff", one.target, one.distractor),
+            ablate=tuple(map(ablated_cells, one.ablate)),
             results=wanted,
-            add_bos=one.request.add_bos,
-            baseline=one.request.baseline,
-            only_these=one.request.only_these,
-            node_types=one.request.node_types,
+            add_bos=one.add_bos,
+            baseline=one.baseline,
+            only_these=one.only_these,
+            node_types=one.node_types,
         )
-        for one in results
+        for one in asked
     ]
 
 

@@ -29,7 +29,7 @@ _SCALARS: dict[RankBy, tuple[str, str]] = {
 }
 """Of each, the group, and how the derived scalars end."""
 _MOST_NODES = 1000
-_MOST_FAILURES = 2
+_MOST_FAILURES = 3
 """After so many attempts that found nothing smaller or nearer, the search ends."""
 _FIRST_MLP = CircuitNode("whole_mlp", 0)
 """Makes of embeddings what later layers read, whatever the prompt: hardly a circuit does without it."""
@@ -189,27 +189,27 @@ class _Search:
         best = yield from self._pruned(best)
         n_failures = 0
         while n_failures < _MOST_FAILURES:
-            wider = yield from self._widened(best)
+            wider = yield from self._widened(best, n_given=2 * (n_failures + 1))
             found = yield from self._pruned(wider)
             is_better = self._is_enough(found) and _size_and_distance(found) < _size_and_distance(best)
             best, n_failures = (found, 0) if is_better else (best, n_failures + 1)
 
     def _pruned(self, circuit: CircuitStep) -> Measuring[CircuitStep]:
-        """Leaves out those whose loss costs least, as many as can go together, until none can."""
+        """Leaves out those whose loss costs least, up to a quarter together, until none can go."""
         while len(circuit) > 1:
             by_cost = yield from self._by_cost(circuit)
             sizes = range(max(1, len(by_cost) - self._n_per_call), len(by_cost))
             found = yield from self._measure([by_cost[:size] for size in sizes])
-            smallest = self._smallest([*found, circuit])
+            smallest = self._smallest([one for one in [*found, circuit] if 4 * len(one) >= 3 * len(circuit)])
             if len(smallest) >= len(circuit):
                 break
             circuit = smallest
         return circuit
 
-    def _widened(self, circuit: CircuitStep) -> Measuring[CircuitStep]:
-        """Gives the two that cost least, and takes in the best of many, by what each does for the rest."""
+    def _widened(self, circuit: CircuitStep, n_given: int) -> Measuring[CircuitStep]:
+        """Gives a few that cost least, and takes in the best of many, by what each does for the rest."""
         by_cost = yield from self._by_cost(circuit)
-        (core,) = yield from self._measure([by_cost[: max(1, len(by_cost) - 2)]])
+        (core,) = yield from self._measure([by_cost[: max(1, len(by_cost) - n_given)]])
         free = sorted((one for one in self._order if one not in core.nodes), key=self._promise, reverse=True)
         candidates = free[: 2 * self._n_per_call]
         found = yield from self._measure([[*core.nodes, one] for one in candidates])

@@ -187,6 +187,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--node-types",
         choices=["whole_head", "whole_mlp", "mlp_neuron", *LATENTS],
+        metavar="TYPE",
         default=list(WHOLE_NODE_TYPES),
         nargs="+",
         help="with --only-these, the types whose other nodes are set (default: whole_head whole_mlp)",

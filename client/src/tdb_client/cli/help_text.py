@@ -33,7 +33,7 @@ nodes, the same here, in Python and in what is printed:
   L5 neuron 123 @ 7        an MLP neuron; L5 mlp latent 9 @ 7, L5 attention latent 9 @ 7 are latents
   L9 whole head 6 @ -1     what the head reads there as one vector; L5 mlp @ 7 is a whole MLP
   L5 neuron 123 @ 7 = 2.5  to ablate to another value than 0; of a row, each token gets it
-  ... = baseline           to set what it is in the --baseline prompt; ... * 0.5 and ... + 2 change what it is
+  ... = baseline           to what it is in the --baseline prompt; ... * 0.5 and ... + 2 change it
   ... through V            to trace a head, what lets the gradient through: Q, K, QK or V
   Layers and tokens count from 0, negative tokens from the end of the prompt; `tdb tokenize` numbers them.
   Where the model begins texts with a token of its own (`tdb info` says so), that is token 0: see --add-bos.
@@ -61,7 +61,7 @@ examples:
   tdb debug ... --ablate "L23 head 1 @ -1"           beside the run without that head
   tdb debug ... --baseline {BASELINE}
                                                      what the order of the names makes of it
-  tdb debug ... --baseline ... --ablate "L23 head 3 @ -1 = baseline"
+  tdb debug ... --baseline TEXT --ablate "L23 head 3 @ -1 = baseline"
                                                      one head as if it saw the baseline
   tdb debug ... --html report.html                   the same as a page, to look at, print and send
   tdb debug ... --csv > nodes.csv                    the node table for a spreadsheet or pandas

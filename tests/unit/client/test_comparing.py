@@ -135,7 +135,7 @@ def test_answers_say_what_they_were_compared_with(fake: Fake) -> None:
     sent = fake[1].requests[-1].sub_requests[0]
     assert sent.only_these.nodes[0].token_index == len(TOKENS) - 1
     (heads,) = attention_requests([result], 1)
-    assert (heads.baseline, heads.only_these) == (("q", "r"), result.request.only_these)
+    assert (heads.baseline, heads.only_these) == (("q", "r"), (CircuitNode("whole_head", 1, 2, 3),))
     assert heads.loss is not None
 
 

@@ -14,6 +14,7 @@ require "vector_file"
 
 V1 = TransformerDebugger::V1
 PROMPT = "When Mary and John went to the store, John gave a drink to"
+BASELINE = "When John and Mary went to the store, John gave a drink to"
 SECONDS = 30
 
 # No call waits for ever.
@@ -59,6 +60,17 @@ rescue GRPC::BadStatus => error
   failure
 end
 
+# What differs from a prompt of as many tokens with the names exchanged: effects are then of the difference.
+def compare(debuggers)
+  compared = V1::DebugSubRequest.new(prompt: PROMPT, baseline_prompts: [BASELINE], target_tokens: [" her"],
+                                     distractor_tokens: [" him"], top_and_bottom_k: 10)
+  answers = debuggers.debug(V1::DebugRequest.new(sub_requests: [compared]), deadline:).sub_responses
+  # A server that is older than baselines skips them, and its effects are of something else.
+  raise "the server does not know baselines" if answers[0].baselines.empty?
+
+  puts "compared with: #{answers[0].baselines[0].token_strings.to_a.join}"
+end
+
 # Hangs up as soon as a worker has taken up a long call; the server then stops the work.
 def cancel_stream(debuggers, request, model)
   long = V1::DebugRequest.new(sub_requests: [request.sub_requests[0]] * model.limits.max_sub_requests)
@@ -78,5 +90,6 @@ model = describe_model(models)
 request = request_with_ablation(models)
 answers = explain(debuggers, request)
 failure = meet_an_error(debuggers, request)
+compare(debuggers)
 cancel_stream(debuggers, request, model)
 VectorFile.new(vector_file).check(model, request, answers, failure) if vector_file

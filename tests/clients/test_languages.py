@@ -56,6 +56,12 @@ def test_program_explains(
     assert said[12] == "refused with INVALID_ARGUMENT, OUT_OF_RANGE:"
     for line, violation in zip(said[13:], vector["refused"]["fieldViolations"], strict=False):
         assert line.startswith(f"  {violation['field']}: ")
+    compared = [line for line in said if line.startswith("compared with: ")]
+    assert compared == (
+        ["compared with: When John and Mary went to the store, John gave a drink to"]
+        if program[0] == "ruby"
+        else []
+    )
     assert said[-2:] == ["cancelled: CANCELLED", f"all as in {VECTOR}"]
     assert has_one_more(small_chunks, n_cancelled)
 

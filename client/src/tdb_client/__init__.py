@@ -1,12 +1,15 @@
 """Python client of the transformer debugger service: why does a language model predict this token?
 
 Start with Client, or AsyncClient for asyncio; `tdb` is the same on the command line. Nodes are made by
-`head`, `neuron` and `latent`, or spelled as tdb_client.nodes says. tdb_client.errors draws what can go wrong.
+`head`, `neuron`, `latent`, `whole_head` and `whole_mlp`, or spelled as tdb_client.nodes says.
+tdb_client.errors draws what can go wrong.
 """
 
 from tdb_client.ablation_effects import AblationEffects
 from tdb_client.async_client import AsyncClient
 from tdb_client.chat import ChatTemplate
+from tdb_client.circuit import Circuit, CircuitStep
+from tdb_client.circuit_nodes import CircuitNode
 from tdb_client.client import Client
 from tdb_client.compatibility import ApiVersionWarning
 from tdb_client.component_table import ComponentTable
@@ -27,6 +30,7 @@ from tdb_client.errors import (
     InvalidValueError,
     NodeError,
     NotImplementedCallError,
+    OlderServerError,
     PermissionDeniedError,
     ResourceExhaustedError,
     ResponseError,
@@ -55,13 +59,14 @@ from tdb_client.inference import (
 from tdb_client.interventions import Ablation, Trace
 from tdb_client.model_info import AutoencoderInfo, Limits, ModelInfo
 from tdb_client.node_table import LogitTable, NodeTable
-from tdb_client.nodes import Node, head, latent, neuron
+from tdb_client.nodes import Node, head, latent, neuron, whole_head, whole_mlp
 from tdb_client.requests import DebugSubRequest
 from tdb_client.results import (
     ActivationsResult,
     AttendedToTokens,
     AttentionTotals,
     CallInfo,
+    CircuitValues,
     ComponentTotalsResult,
     DerivedAttentionScalarsResult,
     DerivedScalarsResult,
@@ -100,6 +105,10 @@ __all__ = [
     "ChatTemplate",
     "ChatTemplateError",
     "ChecksumError",
+    "Circuit",
+    "CircuitNode",
+    "CircuitStep",
+    "CircuitValues",
     "Client",
     "ComponentTable",
     "ComponentTotalsResult",
@@ -139,6 +148,7 @@ __all__ = [
     "NodeError",
     "NodeTable",
     "NotImplementedCallError",
+    "OlderServerError",
     "PermissionDeniedError",
     "PromptTokens",
     "RankedTokens",
@@ -165,4 +175,6 @@ __all__ = [
     "head",
     "latent",
     "neuron",
+    "whole_head",
+    "whole_mlp",
 ]

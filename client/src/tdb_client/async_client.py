@@ -14,7 +14,10 @@ import grpc
 from tdb_client.ablation_effects import AblationEffects, effects, in_words_of_nodes, requests_for_each
 from tdb_client.attention import N_HEADS, attention_requests, of_one_call, with_answers
 from tdb_client.call_splitting import Calls, Share
-from tdb_client.chat import Chat
+from tdb_client.chat import Chat, chats
+from tdb_client.circuit import MAX_CALLS, Circuit
+from tdb_client.circuit_nodes import WHOLE_NODE_TYPES, CircuitWords
+from tdb_client.circuit_search import CircuitQuestion, RankBy, find_circuit
 from tdb_client.client_core import Call, ClientCore, Flow, Result
 from tdb_client.compatibility import CHECK_SECONDS
 from tdb_client.connection import Connection
@@ -23,9 +26,10 @@ from tdb_client.errors import CallError, call_errors
 from tdb_client.events import Event, collected_async, inference_results
 from tdb_client.health import HealthStatus
 from tdb_client.in_flight import allowed_in_flight, each_in_flight
-from tdb_client.inference import BackwardRule, InferenceSubRequest, Loss
+from tdb_client.inference import BackwardRule, InferenceSubRequest, Loss, as_texts
 from tdb_client.interventions import AblationWords, TraceWords
 from tdb_client.model_info import ModelInfo
+from tdb_client.nodes import NodeType
 from tdb_client.requests import (
     AttentionComponent,
     DebugSubRequest,
@@ -36,6 +40,7 @@ from tdb_client.requests import (
 )
 from tdb_client.results import EstimatedCost, InferenceResult, PromptTokens
 from tdb_client.streams import EventReader
+from tdb_client.token_words import as_tokens
 
 
 class AsyncClient(ClientCore):
@@ -85,6 +90,9 @@ class AsyncClient(ClientCore):
         attention_pattern_gradients: bool = False,
         loss: Loss | None = None,
         token_lists: bool = True,
+        baseline: str | Sequence[Chat] = (),
+        only_these: CircuitWords | Sequence[CircuitWords] | None = None,
+        node_types: Sequence[NodeType] = WHOLE_NODE_TYPES,
         chat: bool = False,
         timeout: float | None = None,
         request_id: str = "",
@@ -92,6 +100,7 @@ class AsyncClient(ClientCore):
     ) -> DebugResult:
         """Explains why the model predicts `target` rather than `distractor`; see Client.debug."""
         if chat or not isinstance(prompt, str):
+            baseline = [await self.chat_prompt(one, timeout=timeout) for one in chats(baseline)]
             prompt, add_bos = await self.chat_prompt(prompt, timeout=timeout), add_bos or False
         sub_request = DebugSubRequest.of(
             prompt,
@@ -110,6 +119,9 @@ class AsyncClient(ClientCore):
             attention_pattern_gradients=attention_pattern_gradients,
             loss=loss,
             token_lists=token_lists,
+            baseline=baseline,
+            only_these=only_these,
+            node_types=node_types,
         )
         results = await self.debug_many(
             [sub_request], timeout=timeout, request_id=request_id, on_event=on_event
@@ -185,6 +197,49 @@ class AsyncClient(ClientCore):
                 for number, one in zip(numbers, answers, strict=True):
                     whole[number] = one
         return whole
+
+    async def circuit(
+        self,
+        prompt: Chat,
+        target: TokenWords | Sequence[TokenWords],
+        distractor: TokenWords | Sequence[TokenWords] = (),
+        *,
+        baseline: str | Sequence[Chat] = (),
+        faithfulness: float = 0.85,
+        rank_by: RankBy = "act_times_grad",
+        max_calls: int = MAX_CALLS,
+        add_bos: bool | None = None,
+        chat: bool = False,
+        timeout: float | None = None,
+        on_measured: Callable[[int], object] | None = None,
+    ) -> Circuit:
+        """Finds the few whole heads and MLPs that do most of it; see Client.circuit."""
+        if chat or not isinstance(prompt, str):
+            baseline = [await self.chat_prompt(one, timeout=timeout) for one in chats(baseline)]
+            prompt, add_bos = await self.chat_prompt(prompt, timeout=timeout), add_bos or False
+        question = CircuitQuestion(
+            prompt,
+            as_tokens(target, "target"),
+            as_tokens(distractor, "distractor"),
+            as_texts(baseline, "baseline"),
+            add_bos,
+            faithfulness,
+            rank_by,
+            max_calls,
+        )
+        model, n_per_call = await self._run(self._circuit_size(question), timeout)
+        search, n_calls = find_circuit(question, model, n_per_call), 0
+        wanted = next(search)
+        while True:
+            answers = await self.infer(wanted, timeout=timeout)
+            n_calls += 1
+            if on_measured is not None:
+                on_measured(n_calls)
+            try:
+                wanted = search.send(answers)
+            except StopIteration as done:
+                found: Circuit = done.value
+                return found
 
     async def infer(
         self,

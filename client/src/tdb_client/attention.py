@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from tdb_client.debug_result import DebugResult
+from tdb_client.encoding import ablated_cells
 from tdb_client.errors import IncompleteResponseError
 from tdb_client.inference import (
-    AblationSpec,
-    ActivationIndex,
     DerivedAttentionScalarsSpec,
     InferenceSubRequest,
+    Loss,
 )
 from tdb_client.interventions import Ablation
-from tdb_client.nodes import NodeType
+from tdb_client.requests import resolve
 from tdb_client.results import DerivedAttentionScalarsResult, FloatArray, InferenceResult
 
 N_HEADS = 16
@@ -24,18 +24,6 @@ N_HEADS = 16
 
 MAX_CELLS = 2_000_000
 """Token pairs, of all heads and runs together, that are asked for at most: some 16 MB of answer."""
-
-_PLACES: Mapping[NodeType, str] = {
-    "attention_head": "attn_qk_probs",
-    "mlp_neuron": "mlp_post_act",
-    "autoencoder_latent": "online_autoencoder_latent",
-    "mlp_autoencoder_latent": "online_mlp_autoencoder_latent",
-    "attention_autoencoder_latent": "online_attention_autoencoder_latent",
-    "resid_post_attn_autoencoder_latent": "online_resid_post_attn_autoencoder_latent",
-    "resid_post_mlp_autoencoder_latent": "online_resid_post_mlp_autoencoder_latent",
-    "mlp_transcoder_latent": "online_mlp_transcoder_latent",
-}
-"""Where an ablated node's activation is."""
 
 
 def of_one_call(results: Sequence[DebugResult]) -> list[list[int]]:
@@ -49,6 +37,9 @@ def of_one_call(results: Sequence[DebugResult]) -> list[list[int]]:
 def attention_requests(results: Sequence[DebugResult], n_heads: int) -> list[InferenceSubRequest]:
     """A sub-request per result: the same prompt, the same ablations. Empty when no head is listed.
 
+    Empty, too, where a head's node with its attended-to token is set to the baseline's, which a debug request
+    alone can say.
+
     Args:
         results: of one call.
         n_heads: how many heads, fewer where the prompt is long.
@@ -57,20 +48,27 @@ def attention_requests(results: Sequence[DebugResult], n_heads: int) -> list[Inf
         return []
     n_pairs = len(results) * len(results[0].prompt) ** 2
     heads = _strongest_heads(results)[: min(n_heads, MAX_CELLS // n_pairs)]
-    if not heads:
+    if not heads or any(map(_is_patched_pair, (each for one in results for each in one.request.ablate))):
         return []
     wanted = {
         f"L{layer} head {index}": DerivedAttentionScalarsSpec("attn_qk_probs", layer, index)
         for layer, index in heads
     }
+    asked = [
+        resolve(one.request, {(one.request.prompt, one.request.add_bos): len(one.prompt)}) for one in results
+    ]
     return [
         InferenceSubRequest(
-            one.request.prompt,
-            ablate=tuple(_ablation_spec(ablation, len(one.prompt)) for ablation in one.request.ablate),
+            one.prompt,
+            loss=None if one.only_these is None else Loss("logit_diff", one.target, one.distractor),
+            ablate=tuple(map(ablated_cells, one.ablate)),
             results=wanted,
-            add_bos=one.request.add_bos,
+            add_bos=one.add_bos,
+            baseline=one.baseline,
+            only_these=one.only_these,
+            node_types=one.node_types,
         )
-        for one in results
+        for one in asked
     ]
 
 
@@ -94,11 +92,9 @@ def _strongest_heads(results: Sequence[DebugResult]) -> list[tuple[int, int]]:
     return sorted(sizes, key=lambda head: -sizes[head])
 
 
-def _ablation_spec(ablation: Ablation, n_tokens: int) -> AblationSpec:
-    node = ablation.node.resolve(n_tokens)
-    is_head = node.type == "attention_head"
-    indices = (node.token, None, node.index) if is_head else (node.token, node.index)
-    return AblationSpec(ActivationIndex(_PLACES[node.type], node.layer, indices), ablation.value)
+def _is_patched_pair(ablation: Ablation) -> bool:
+    is_head = ablation.node.type == "attention_head"
+    return is_head and ablation.value_type == "baseline" and ablation.node.attended_to is not None
 
 
 def _pattern(answer: InferenceResult, name: str) -> FloatArray:

@@ -36,6 +36,11 @@ class ChatTemplate:
     special_tokens: Mapping[str, str]
 
 
+def chats(words: str | Sequence[Chat]) -> list[Chat]:
+    """Several chats; a text stands for one of them."""
+    return [words] if isinstance(words, str) else list(words)
+
+
 def messages(chat: Chat, system: str | None = None) -> list[dict[str, Any]]:
     """The messages of a chat, as data that a template can do no harm with.
 

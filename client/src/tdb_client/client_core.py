@@ -22,16 +22,24 @@ from tdb_client import decoding, encoding
 from tdb_client.ablation_effects import whole_request
 from tdb_client.call_splitting import Share, in_other_words, shares
 from tdb_client.chat import Chat, chat_prompt, messages
+from tdb_client.circuit_search import CircuitQuestion
 from tdb_client.compatibility import CHECK_SECONDS, VersionCheck
 from tdb_client.connection import Connection, Tls, default_server
 from tdb_client.debug_result import DebugResult, debug_result, with_notes
-from tdb_client.errors import CallError, ChatTemplateError, NodeError, ResponseError
+from tdb_client.errors import (
+    CallError,
+    ChatTemplateError,
+    NodeError,
+    ResourceExhaustedError,
+    ResponseError,
+)
 from tdb_client.events import Event, Started, inference_results
 from tdb_client.health import HealthStatus, health_check, health_request, health_status
 from tdb_client.inference import InferenceSubRequest
 from tdb_client.interventions import AblationWords, ablations
 from tdb_client.model_info import Limits, ModelInfo, model_info
 from tdb_client.names import enum_value
+from tdb_client.older_servers import check_compared, check_knows_circuits, has_comparison, knows_circuits
 from tdb_client.requests import (
     DebugSubRequest,
     PromptKey,
@@ -163,6 +171,19 @@ class ClientCore:
         response = yield Call(self._debugger.Debug if is_debug else self._debugger.Infer, request)
         return decoding.estimated_cost(response.estimated_cost)
 
+    def _circuit_size(self, question: CircuitQuestion) -> Flow[tuple[ModelInfo, int]]:
+        """The model, and how many circuits the server measures in one call: as many as its memory allows."""
+        model = yield from self._model_info()
+        yield from self._estimated([question.run()])  # what is wrong with it is told once, and not of each
+        n_per_call = model.limits.max_sub_requests
+        while n_per_call > 1:
+            try:
+                yield from self._estimated([question.run(())] * n_per_call)
+                break
+            except ResourceExhaustedError:
+                n_per_call //= 2
+        return model, n_per_call
+
     def _model_info(self) -> Flow[ModelInfo]:
         response = yield Call(self._models.GetModelInfo, model_pb2.GetModelInfoRequest())
         model = self._described_by(response)
@@ -232,6 +253,7 @@ class ClientCore:
     def _resolved(self, sub_requests: Sequence[SubRequestT]) -> Flow[list[SubRequestT]]:
         """The sub-requests with tokens counted from the start; asks for the prompts' lengths where needed."""
         check_values(list(sub_requests), "sub_requests")
+        yield from self._check_server_knows(sub_requests)
         n_tokens = yield from self._n_tokens(prompts_to_tokenize(sub_requests), sub_requests)
         return [resolve(one, n_tokens) for one in sub_requests]
 
@@ -250,11 +272,21 @@ class ClientCore:
             n_tokens[key] = prompt_length(tokens, key[1])
         return n_tokens
 
+    def _check_server_knows(self, sub_requests: Sequence[SubRequest]) -> Flow[None]:
+        """Refuses what the server would skip unread; asks it for its limits at most once.
+
+        Raises:
+            OlderServerError: it would.
+        """
+        if any(map(has_comparison, sub_requests)) and not any(map(knows_circuits, self._described.values())):
+            check_knows_circuits((yield from self._model_info()))
+
     def _read(self, reader: EventReader, message: Any, sub_requests: Sequence[SubRequest]) -> Iterator[Event]:
         """The events of one message of a stream."""
         for event in reader.read(message):
             if isinstance(event, Started):
                 _check_backward_rules(event, sub_requests)
+            check_compared(event, sub_requests)
             self._counting.look_at(event, sub_requests)
             yield event
 

@@ -11,7 +11,15 @@ from tdb_client.inference import AblationSpec, Token, held_norm_scales
 from tdb_client.model_info import ModelInfo
 from tdb_client.node_table import LogitTable, NodeTable
 from tdb_client.requests import DebugSubRequest
-from tdb_client.results import CallInfo, FloatArray, LossTokens, ProcessingResult, PromptTokens, Timings
+from tdb_client.results import (
+    CallInfo,
+    CircuitValues,
+    FloatArray,
+    LossTokens,
+    ProcessingResult,
+    PromptTokens,
+    Timings,
+)
 from tdb_client.token_text import loss_words, quoted
 
 if TYPE_CHECKING:
@@ -45,6 +53,10 @@ class DebugAnswer:
         totals: by derived scalar (`unflattened_attn_act_times_grad`, ...), sums over all tokens: of heads
             [layers, heads], of MLPs and of attention's latents [layers], of the embedding []. All nodes
             count, also those too small for the table. Empty from an older server.
+        baselines: the tokens of the prompts that it was compared with. With any, act times grad, direct
+            effects and their sums are of differences from the mean of these; activation and write norm are
+            the prompt's own.
+        circuit: how much of the objective the nodes of `only_these` keep; None where that was not asked.
     """
 
     request: DebugSubRequest
@@ -65,6 +77,8 @@ class DebugAnswer:
     attention: Mapping[str, FloatArray] = field(default_factory=dict)
     model: ModelInfo | None = None
     totals: Mapping[str, FloatArray] = field(default_factory=dict)
+    baselines: tuple[PromptTokens, ...] = ()
+    circuit: CircuitValues | None = None
 
     def __repr__(self) -> str:
         value = "none" if self.objective_value is None else f"{self.objective_value:.3f}"

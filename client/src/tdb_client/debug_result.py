@@ -111,6 +111,8 @@ def debug_result(request: DebugSubRequest, result: InferenceResult) -> DebugResu
         ablations=result.ablations,
         backward_rule=result.backward_rule,
         totals=_totals(result),
+        baselines=result.baselines,
+        circuit=result.circuit,
     )
 
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import cast
 
 import numpy as np
-from transformer_debugger.v1 import ablation_pb2, call_pb2, node_pb2, result_pb2
+from transformer_debugger.v1 import ablation_pb2, call_pb2, circuit_pb2, node_pb2, result_pb2
 from transformer_debugger.v1.activation_pb2 import ActivationLocationType, Dimension
 from transformer_debugger.v1.backward_rule_pb2 import BACKWARD_RULE_UNSPECIFIED, BackwardRule
 from transformer_debugger.v1.derived_scalar_pb2 import DerivedScalarType, GroupId
@@ -17,6 +17,7 @@ from transformer_debugger.v1.tensor_pb2 import Tensor
 from tdb_client import results
 from tdb_client.errors import ResponseError
 from tdb_client.inference import AblationSpec, ActivationIndex
+from tdb_client.interventions import AblationValueType
 from tdb_client.names import enum_name
 from tdb_client.nodes import Node, NodeType
 from tdb_client.tensors import array_from_tensor, floats, integers
@@ -53,12 +54,33 @@ def ablation_spec(message: ablation_pb2.AblationSpec) -> AblationSpec:
             "backward" if index.pass_type == node_pb2.PASS_TYPE_BACKWARD else "forward",
         ),
         message.value,
+        # An older server, which does not say, sets numbers.
+        cast(AblationValueType, enum_name(ablation_pb2.AblationValueType, message.value_type))
+        if message.value_type
+        else "number",
+        tuple(message.direction) or None,
+        message.attended_to_token if message.HasField("attended_to_token") else None,
     )
 
 
 def backward_rule(number: BackwardRule.ValueType) -> str:
     """The name of a backward rule. Servers that know of none say nothing, and take the derivative."""
     return "gradient" if number == BACKWARD_RULE_UNSPECIFIED else enum_name(BackwardRule, number)
+
+
+def circuit_values(message: circuit_pb2.CircuitValues) -> results.CircuitValues:
+    """How much of its objective a circuit keeps."""
+    return results.CircuitValues(
+        message.objective,
+        message.objective_of_prompt,
+        message.objective_of_baseline,
+        message.faithfulness if message.HasField("faithfulness") else None,
+    )
+
+
+def token_list(message: result_pb2.TokenList) -> results.PromptTokens:
+    """A baseline prompt's tokens."""
+    return results.PromptTokens(tuple(message.token_ids), tuple(message.token_strings))
 
 
 def processing_result(named: result_pb2.NamedResult) -> results.ProcessingResult:

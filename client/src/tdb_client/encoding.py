@@ -8,6 +8,7 @@ from transformer_debugger.v1 import (
     ablation_pb2,
     activation_pb2,
     backward_rule_pb2,
+    circuit_pb2,
     loss_pb2,
     node_pb2,
     processing_pb2,
@@ -128,6 +129,25 @@ def _debug_sub_request(request: DebugSubRequest) -> service_pb2.DebugSubRequest:
         loss_fn_config=_loss(request.loss),
         omit_token_lists=not request.token_lists,
         component_totals=True,
+        baseline_prompts=request.baseline,
+        only_these=_circuit(request),
+    )
+
+
+def _circuit(request: DebugSubRequest | InferenceSubRequest) -> circuit_pb2.Circuit | None:
+    if request.only_these is None:
+        return None
+    return circuit_pb2.Circuit(
+        node_types=[enum_value(node_pb2.NodeType, one) for one in request.node_types],
+        nodes=[
+            circuit_pb2.CircuitNode(
+                node_type=enum_value(node_pb2.NodeType, one.type),
+                layer_index=one.layer,
+                token_index=one.token,
+                component_index=one.index,
+            )
+            for one in request.only_these
+        ],
     )
 
 
@@ -151,8 +171,17 @@ def _node_ablation(ablation: Ablation) -> ablation_pb2.NodeAblation:
     if is_row:
         index.tensor_indices.insert(1, 0)  # any attended-to token names the row
     return ablation_pb2.NodeAblation(
-        node_index=index, value=ablation.value, attended_to_token_only=is_head and not is_row
+        node_index=index,
+        value=ablation.value,
+        attended_to_token_only=is_head and not is_row,
+        value_type=_value_type(ablation),
     )
+
+
+def _value_type(ablation: Ablation | AblationSpec) -> ablation_pb2.AblationValueType.ValueType:
+    """What is done with the value; left out where it is what older servers do."""
+    known = "unspecified" if ablation.value_type == "number" else ablation.value_type
+    return enum_value(ablation_pb2.AblationValueType, known)
 
 
 def _traced(trace: Trace) -> tuple[node_pb2.NodeIndex, trace_pb2.AttentionTraceType.ValueType]:
@@ -234,6 +263,8 @@ _PLACES: dict[NodeType, str] = {
     "resid_post_attn_autoencoder_latent": "online_resid_post_attn_autoencoder_latent",
     "resid_post_mlp_autoencoder_latent": "online_resid_post_mlp_autoencoder_latent",
     "mlp_transcoder_latent": "online_mlp_transcoder_latent",
+    "whole_head": "attn_v_out",
+    "whole_mlp": "resid_delta_mlp",
 }
 """Where the activations of nodes are that can be ablated."""
 
@@ -241,15 +272,47 @@ ABLATABLE = frozenset(_PLACES)
 """The kinds of nodes that can be ablated."""
 
 
+def ablated_cells(ablation: Ablation) -> AblationSpec:
+    """The cells that an ablation of a node sets, which a debug request leaves to the server.
+
+    Raises:
+        NodeError: the node cannot be ablated, or only by a debug request.
+    """
+    node, is_patch = ablation.node, ablation.value_type == "baseline"
+    if node.type not in _PLACES:
+        raise NodeError(f"{node} cannot be ablated; heads, neurons, latents and MLPs can")
+    place, indices = _PLACES[node.type], (node.token, node.index)
+    match node.type:
+        case "attention_head" if is_patch and node.attended_to is not None:
+            raise NodeError(
+                f"{ablation}: what a head reads from one token can be set to the baseline's in debug alone;"
+                " name attn_qk_probs to set the pattern"
+            )
+        case "attention_head" if is_patch:  # the pattern says nothing without the values
+            return _spec(ablation, "attn_v_out", (*indices, None))
+        case "attention_head":
+            return _spec(ablation, place, (node.token, node.attended_to, node.index))
+        case "whole_head":
+            return _spec(ablation, place, (*indices, None))
+        case "whole_mlp":
+            return _spec(ablation, place, (node.token, None))
+    return _spec(ablation, place, indices)
+
+
+def _spec(ablation: Ablation, place: str, indices: tuple[int | None, ...]) -> AblationSpec:
+    index = ActivationIndex(place, ablation.node.layer, indices)
+    return AblationSpec(index, ablation.value, ablation.value_type)
+
+
 def _ablation_spec(spec: AblationSpec | Ablation) -> ablation_pb2.AblationSpec:
     if isinstance(spec, Ablation):
-        node = spec.node
-        if node.type not in _PLACES:
-            raise NodeError(f"{node} cannot be ablated; attention heads, neurons and latents can")
-        attended_to = (node.attended_to,) if node.type == "attention_head" else ()
-        index = ActivationIndex(_PLACES[node.type], node.layer, (node.token, *attended_to, node.index))
-        spec = AblationSpec(index, spec.value)
-    return ablation_pb2.AblationSpec(index=_activation_index(spec.index), value=spec.value)
+        spec = ablated_cells(spec)
+    return ablation_pb2.AblationSpec(
+        index=_activation_index(spec.index),
+        value=spec.value,
+        value_type=_value_type(spec),
+        direction=None if spec.direction is None else map(float, spec.direction),
+    )
 
 
 def _inference_sub_request(request: InferenceSubRequest) -> service_pb2.InferenceSubRequest:
@@ -266,6 +329,8 @@ def _inference_sub_request(request: InferenceSubRequest) -> service_pb2.Inferenc
             add_bos=request.add_bos,
             backward_rule=enum_value(backward_rule_pb2.BackwardRule, request.backward_rule),
             attention_pattern_gradients=request.attention_pattern_gradients,
+            baseline_prompts=request.baseline,
+            only_these=_circuit(request),
         ),
         processing_specs=[_processing_spec(name, spec) for name, spec in request.results.items()],
     )

@@ -5,6 +5,7 @@ TdbError
 ├── InvalidValueError (ValueError)   no message can carry a value: text that is none, a number too large
 ├── UnknownNameError (ValueError)    no derived scalar, place, ... has that name
 ├── ChatTemplateError                no prompt can be made of a chat
+├── OlderServerError                 the server is too old for what was asked
 ├── ResponseError                    the answer is not as the protos promise
 │   ├── ChecksumError                a tensor's bytes changed on the way
 │   └── IncompleteResponseError      the stream ended before all was there
@@ -68,6 +69,10 @@ class InvalidValueError(TdbError, ValueError):
 
 class UnknownNameError(TdbError, ValueError):
     """No derived scalar, place, group, ... has that name."""
+
+
+class OlderServerError(TdbError):
+    """The server is too old for what was asked, and would skip it without a word."""
 
 
 class ChatTemplateError(TdbError):

@@ -13,6 +13,7 @@ from tdb_client.inference import AblationSpec
 from tdb_client.repeating import Repeats
 from tdb_client.results import (
     CallInfo,
+    CircuitValues,
     EstimatedCost,
     InferenceResult,
     LossTokens,
@@ -35,6 +36,7 @@ class Started:
         losses: every sub-request's loss tokens; None where it has no loss, or the server is older.
         ablations: what is set in every sub-request's run, as in InferenceResult.
         backward_rules: how every sub-request's gradients go back, as in InferenceResult.
+        baselines: every sub-request's baseline prompts.
     """
 
     call: CallInfo
@@ -45,6 +47,7 @@ class Started:
     losses: tuple[LossTokens | None, ...] = ()
     ablations: tuple[tuple[AblationSpec, ...], ...] = ()
     backward_rules: tuple[str, ...] = ()
+    baselines: tuple[tuple[PromptTokens, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +61,12 @@ class ResultReady:
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """A sub-request's loss, and its traced objective's value; None where there is none."""
+    """A sub-request's loss, traced objective's value and what its circuit keeps; None where there is none."""
 
     sub_request_index: int
     loss: float | None
     traced_value: float | None
+    circuit: CircuitValues | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +159,8 @@ def inference_results(events: Sequence[Event]) -> list[InferenceResult]:
             loss_tokens=started.losses[index] if started.losses else None,
             ablations=started.ablations[index],
             backward_rule=started.backward_rules[index],
+            baselines=started.baselines[index],
+            circuit=values[index].circuit if index in values else None,
         )
         for index, prompt in enumerate(started.prompts)
     ]

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
+from tdb_client.circuit_nodes import WHOLE_NODE_TYPES, CircuitNode, CircuitWords, circuit_nodes
+from tdb_client.errors import InvalidValueError
 from tdb_client.interventions import (
     Ablation,
+    AblationValueType,
     AblationWords,
     Trace,
     TraceWords,
@@ -19,6 +25,7 @@ from tdb_client.interventions import (
     as_trace,
     read_words,
 )
+from tdb_client.nodes import NodeType
 from tdb_client.token_words import as_tokens, read_tokens
 
 PassType = Literal["forward", "backward"]
@@ -90,10 +97,33 @@ class ActivationIndex:
 
 @dataclass(frozen=True, slots=True)
 class AblationSpec:
-    """Sets activations, or with pass type backward gradients, at any place."""
+    """Sets activations, or with pass type backward gradients, at any place.
+
+    Example:
+        # Steering: more of a direction, such as a numpy array [d_model], in the stream of each token.
+        everywhere = ActivationIndex("resid_post_mlp", 12, (None, None))
+        AblationSpec(everywhere, 4.0, "add", direction)
+
+    Attributes:
+        index: which.
+        value: the number; 0 with `baseline`.
+        value_type: what is done with it: they are set to it, or to what they are in the baseline prompts,
+            multiplied by it, or it is added.
+        direction: with `add`, numbers along the place's last axis, whose index must be None; what is added is
+            this times the value. None adds the value everywhere.
+        attended_to: only in answers, of a head's row of `attn_v_out`: that only what is read from this token
+            is set.
+    """
 
     index: ActivationIndex
     value: float = 0.0
+    value_type: AblationValueType = "number"
+    direction: Sequence[float] | npt.NDArray[np.floating] | None = None
+    attended_to: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.direction is not None:
+            object.__setattr__(self, "direction", tuple(map(float, self.direction)))
 
 
 def held_norm_scales(ablations: Iterable[AblationSpec]) -> tuple[str, ...]:
@@ -104,7 +134,7 @@ def held_norm_scales(ablations: Iterable[AblationSpec]) -> tuple[str, ...]:
     """
     return tuple(
         f"L{index.layer} {index.place}" if index.layer is not None else index.place
-        for index, value in ((one.index, one.value) for one in ablations)
+        for index, value in ((one.index, one.value) for one in ablations if one.value_type == "number")
         if index.place.endswith("_scale")
         and index.pass_type == "backward"
         and value == 0
@@ -249,6 +279,9 @@ class InferenceSubRequest:
         add_bos: whether the beginning-of-text token stands in front of the prompt; see DebugSubRequest.
         backward_rule: how gradients go back through what is not linear; see DebugSubRequest.
         attention_pattern_gradients: see DebugSubRequest.
+        baseline: prompts to compare with; see DebugSubRequest.
+        only_these: nodes that alone are kept; see DebugSubRequest.
+        node_types: the types whose other nodes are set.
     """
 
     prompt: str
@@ -261,9 +294,13 @@ class InferenceSubRequest:
     add_bos: bool | None = None
     backward_rule: BackwardRule = "gradient"
     attention_pattern_gradients: bool = False
+    baseline: tuple[str, ...] = ()
+    only_these: tuple[CircuitNode, ...] | None = None
+    node_types: tuple[NodeType, ...] = WHOLE_NODE_TYPES
 
     def __post_init__(self) -> None:
         read_words(self)
+        read_comparison(self)
 
     @classmethod
     def of(
@@ -279,6 +316,9 @@ class InferenceSubRequest:
         add_bos: bool | None = None,
         backward_rule: BackwardRule = "gradient",
         attention_pattern_gradients: bool = False,
+        baseline: str | Sequence[Any] = (),
+        only_these: CircuitWords | Sequence[CircuitWords] | None = None,
+        node_types: Sequence[NodeType] = WHOLE_NODE_TYPES,
     ) -> InferenceSubRequest:
         """Makes a sub-request: nodes may be spelled, and one ablation may stand for a list of them.
 
@@ -299,4 +339,27 @@ class InferenceSubRequest:
             add_bos,
             backward_rule,
             attention_pattern_gradients,
+            as_texts(baseline, "baseline"),
+            circuit_nodes(only_these),
+            tuple(node_types),
         )
+
+
+def as_texts(words: object, path: str) -> tuple[Any, ...]:
+    """One text may stand for a list of them.
+
+    Raises:
+        InvalidValueError: something is no text.
+    """
+    several = tuple(words) if isinstance(words, Iterable) and not isinstance(words, str) else (words,)
+    for i, one in enumerate(several):
+        if not isinstance(one, str):
+            raise InvalidValueError(f"{path}[{i}]", f"{one!r} is no text")
+    return several
+
+
+def read_comparison(sub_request: Any) -> None:
+    """Reads what a new sub-request is compared with, as `read_words` reads its nodes."""
+    object.__setattr__(sub_request, "baseline", as_texts(sub_request.baseline, "baseline"))
+    object.__setattr__(sub_request, "only_these", circuit_nodes(sub_request.only_these))
+    object.__setattr__(sub_request, "node_types", as_texts(sub_request.node_types, "node_types"))

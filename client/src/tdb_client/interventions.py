@@ -14,29 +14,51 @@ from tdb_client.nodes import Node
 AttentionTraceType = Literal["Q", "K", "QK", "V"]
 """What lets the gradient into a traced head: the query, the key, both, or the value."""
 
+AblationValueType = Literal["number", "baseline", "scale", "add"]
+"""What an activation is set to: a number, what it is in the baseline prompts, or itself times or plus one."""
+
 AblationWords: TypeAlias = "Ablation | Node | str"
 """An ablation in plain words: itself, a node to set to 0, or the spelling of either."""
 
 TraceWords: TypeAlias = "Trace | Node | str"
 """A trace in plain words: itself, a node that is no head, or the spelling of either."""
 
+_ABLATION = re.compile(r"(?P<node>[^=*+]*)(?:(?P<sign>[=*+])(?P<value>.*))?", re.DOTALL)
+_VALUE_TYPES: dict[str, AblationValueType] = {"=": "number", "*": "scale", "+": "add"}
 _TRACE = re.compile(r"(?P<node>.*?)( through (?P<through>qk|q|k|v))?(?P<post> post act)?", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Ablation:
-    """Sets a node's activation and lets everything after it change; spelled as the node, `= 2.5` unless 0.
+    """Sets a node's activation and lets everything after it change.
+
+    | spelling | what is done |
+    | --- | --- |
+    | `L5 neuron 123 @ 7` | it is set to 0 |
+    | `L5 neuron 123 @ 7 = 2.5` | to a number |
+    | `L5 neuron 123 @ 7 = baseline` | to what it is in the baseline prompts (their mean): a patch |
+    | `L5 neuron 123 @ 7 * 0.5` | it is multiplied |
+    | `L5 neuron 123 @ 7 + 2` | a number is added, which may be negative: `+ -2` |
 
     Of a head with an attended-to token (`@ 9 -> 2`) that pair alone is set. Of a head without (`@ 9`) it is
     the whole row: what its token pays to each token up to it. Other attention stays as it is, so that a row
-    need not add up to 1 any more.
+    need not add up to 1 any more. `= baseline` replaces what the head reads from there, attention times
+    value; of whole heads and MLPs, which are vectors, numbers are meant for each of their channels.
+
+    Attributes:
+        node: the node.
+        value: the number; 0 with `baseline`.
+        value_type: what is done with it.
     """
 
     node: Node
     value: float = 0.0
+    value_type: AblationValueType = "number"
 
     def __post_init__(self) -> None:
         _read_node(self)
+        if self.value_type == "baseline" and self.value != 0:
+            raise NodeError(f"{self.node} cannot be set to the baseline's and to {self.value} as well")
 
     @classmethod
     def parse(cls, text: str) -> Ablation:
@@ -45,17 +67,33 @@ class Ablation:
         Raises:
             NodeError: the text is no node, or the value no finite number.
         """
-        node, equals, value = text.partition("=")
+        match = _ABLATION.fullmatch(text)
+        assert match is not None  # any text matches
+        node, sign, value = match["node"], match["sign"], (match["value"] or "").strip()
+        if sign is None:
+            return cls(Node.parse(node))
+        if sign == "=" and value.lower() == "baseline":
+            return cls(Node.parse(node), value_type="baseline")
         try:
-            number = float(value) if equals else 0.0
+            number = float(value)
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
-            raise NodeError(f"{value.strip()!r} is not a finite number to set {node.strip()} to")
-        return cls(Node.parse(node), number)
+            done = {"=": "set", "*": "multiply", "+": "add to"}[sign]
+            what = f"to {done} {node.strip()} {'to' if sign == '=' else 'by' if sign == '*' else ''}".rstrip()
+            raise NodeError(f"{value!r} is not a finite number {what}")
+        return cls(Node.parse(node), number, _VALUE_TYPES[sign])
 
     def __str__(self) -> str:
-        return str(self.node) + (f" = {repr(self.value).removesuffix('.0')}" if self.value else "")
+        number = repr(self.value).removesuffix(".0")
+        match self.value_type:
+            case "baseline":
+                return f"{self.node} = baseline"
+            case "scale":
+                return f"{self.node} * {number}"
+            case "add":
+                return f"{self.node} + {number}"
+        return f"{self.node} = {number}" if self.value else str(self.node)
 
     @property
     def is_row(self) -> bool:

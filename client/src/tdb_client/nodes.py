@@ -4,6 +4,8 @@
 | --- | --- |
 | `L9 head 6 @ 13 -> 2` | attention head, token 13 attending to token 2 |
 | `L9 head 6 @ 13` | attention head at token 13, whatever it attends to |
+| `L9 whole head 6 @ 13` | what the head reads at token 13 as one vector |
+| `L5 mlp @ 7` | what an MLP adds at token 7 as one vector, of all its neurons |
 | `L5 neuron 123 @ 7` | MLP neuron at token 7 |
 | `L5 mlp latent 9 @ 7` | latent of the MLP's autoencoder |
 | `L5 attention latent 9 @ 7` | latent of attention's autoencoder |
@@ -44,6 +46,8 @@ NodeType = Literal[
     "residual_stream_channel",
     "layer",
     "vocab_token",
+    "whole_head",
+    "whole_mlp",
 ]
 """What kind of thing a node is."""
 
@@ -61,11 +65,14 @@ _PHRASES: dict[NodeType, str] = {
     "residual_stream_channel": "residual channel",
     "layer": "layer",
     "vocab_token": "logit",
+    "whole_head": "whole head",
+    "whole_mlp": "mlp",
 }
 _TYPES: dict[str, NodeType] = {phrase: node_type for node_type, phrase in _PHRASES.items()} | {
     "embedding": "layer"
 }
 _WITHOUT_LAYER = frozenset({"residual channel", "logit", "embedding"})  # need no layer
+_WITHOUT_INDEX: frozenset[NodeType] = frozenset({"layer", "whole_mlp"})
 _WITH_ATTENDED_TO = frozenset({"head", "residual channel"})
 _SPELLING = re.compile(
     r"(?P<gradient>gradient of )?(?:l(?P<layer>NUMBER) )?(?:head (?P<head>NUMBER) (?=qk|v))?"
@@ -85,7 +92,7 @@ class Node:
     Attributes:
         type: what kind of component.
         layer: the layer; None for places without layers (embedding, logits).
-        index: which neuron, latent, head, channel or vocabulary token of it; 0 for embeddings and layers.
+        index: which neuron, latent, head, channel or vocabulary token of it; 0 for what has no number.
         token: position in the prompt; of a head, the attended-from token. Negative in requests: from the end.
         attended_to: of a head, the attended-to token; None for all of them.
         head: the head that a query, key or value channel belongs to.
@@ -115,7 +122,7 @@ class Node:
             raise NodeError(f"{text!r} does not say which layer, as in 'L5 ...'")
         if match["layer"] is not None and phrase in {"logit", "embedding"}:
             raise NodeError(f"{text!r} has a layer, but a {phrase} belongs to none")
-        if (match["index"] is None) != (_TYPES[phrase] == "layer"):
+        if (match["index"] is None) != (_TYPES[phrase] in _WITHOUT_INDEX):
             raise NodeError(
                 f"{text!r} must {'not have' if match['index'] else 'have'} a number after {phrase!r}"
             )
@@ -147,6 +154,8 @@ class Node:
             parts.append(f"head {self.head}")
         if self.type == "layer":
             parts.append("embedding" if self.layer is None else "layer")
+        elif self.type in _WITHOUT_INDEX:
+            parts.append(_PHRASES[self.type])
         else:
             parts.append(f"{_PHRASES[self.type]} {self.index}")
         return " ".join(parts)
@@ -183,15 +192,20 @@ class Node:
             raise NodeError(f"{self}: token {token} does not exist in a prompt of {n_tokens} tokens")
         return token + n_tokens if token < 0 else token
 
-    @property
-    def counts_from_end(self) -> bool:
-        """Whether a token is negative, so that the prompt's length must be known."""
-        return self.token < 0 or (self.attended_to is not None and self.attended_to < 0)
-
 
 def head(layer: int, head: int, *, token: int, attended_to: int | None = None) -> Node:
     """An attention head at `token`, reading from `attended_to` (needed to trace it, not to ablate it)."""
     return Node("attention_head", layer, head, token, attended_to)
+
+
+def whole_head(layer: int, head: int, *, token: int) -> Node:
+    """An attention head at `token`, with all that it reads."""
+    return Node("whole_head", layer, head, token)
+
+
+def whole_mlp(layer: int, *, token: int) -> Node:
+    """An MLP at `token`, with all its neurons."""
+    return Node("whole_mlp", layer, 0, token)
 
 
 def neuron(layer: int, index: int, *, token: int) -> Node:

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from tdb_client.circuit_nodes import WHOLE_NODE_TYPES, CircuitNode, CircuitWords, circuit_nodes
 from tdb_client.errors import NodeError
 from tdb_client.inference import (
     AblationSpec,
@@ -18,6 +19,8 @@ from tdb_client.inference import (
     Loss,
     MultipleTopKSpec,
     Token,
+    as_texts,
+    read_comparison,
 )
 from tdb_client.interventions import (
     Ablation,
@@ -28,14 +31,14 @@ from tdb_client.interventions import (
     as_trace,
     read_words,
 )
-from tdb_client.nodes import Node
+from tdb_client.nodes import Node, NodeType
 from tdb_client.results import PromptTokens
 from tdb_client.token_words import as_tokens, read_tokens
 
-MlpComponent = Literal["neuron", "autoencoder_latent", "transcoder_latent"]
+MlpComponent = Literal["neuron", "autoencoder_latent", "transcoder_latent", "whole_mlp"]
 """What MLPs are taken apart into."""
 
-AttentionComponent = Literal["attention_head", "autoencoder_latent"]
+AttentionComponent = Literal["attention_head", "autoencoder_latent", "whole_head"]
 """What attention is taken apart into."""
 
 ResidualStreamComponent = Literal["post_attn_latent", "post_mlp_latent"]
@@ -74,6 +77,12 @@ class DebugSubRequest:
         loss: another objective in place of the difference of logits of `target` and `distractor`, which must
             be empty then.
         token_lists: whether every node gets its lists of tokens. Most of a large answer is made of them.
+        baseline: prompts to compare with, each of as many tokens. Act times grad and direct effects are then
+            of the difference between the prompt's activations and the mean of theirs.
+        only_these: nodes that alone are kept: all others of `node_types` are set to the baseline's, or to 0
+            without a baseline, and the answer says how much of the objective is left (`circuit`). None sets
+            nothing, an empty list all of them.
+        node_types: the types whose other nodes are set.
     """
 
     prompt: str
@@ -92,11 +101,15 @@ class DebugSubRequest:
     attention_pattern_gradients: bool = False
     loss: Loss | None = None
     token_lists: bool = True
+    baseline: tuple[str, ...] = ()
+    only_these: tuple[CircuitNode, ...] | None = None
+    node_types: tuple[NodeType, ...] = WHOLE_NODE_TYPES
 
     def __post_init__(self) -> None:
         read_words(self)
         read_tokens(self)
-        object.__setattr__(self, "residual_stream", _components(self.residual_stream))
+        read_comparison(self)
+        object.__setattr__(self, "residual_stream", as_texts(self.residual_stream, "residual_stream"))
 
     @property
     def objective(self) -> Loss:
@@ -123,6 +136,9 @@ class DebugSubRequest:
         attention_pattern_gradients: bool = False,
         loss: Loss | None = None,
         token_lists: bool = True,
+        baseline: str | Sequence[Any] = (),
+        only_these: CircuitWords | Sequence[CircuitWords] | None = None,
+        node_types: Sequence[NodeType] = WHOLE_NODE_TYPES,
     ) -> DebugSubRequest:
         """Makes a sub-request: one token, ablation or latent may stand for a list, nodes may be spelled.
 
@@ -143,25 +159,22 @@ class DebugSubRequest:
             downstream=as_trace(downstream),
             mlp=mlp,
             attention=attention,
-            residual_stream=_components(residual_stream),
+            residual_stream=as_texts(residual_stream, "residual_stream"),
             hide_early_layers=hide_early_layers,
             add_bos=add_bos,
             backward_rule=backward_rule,
             attention_pattern_gradients=attention_pattern_gradients,
             loss=loss,
             token_lists=token_lists,
+            baseline=as_texts(baseline, "baseline"),
+            only_these=circuit_nodes(only_these),
+            node_types=tuple(node_types),
         )
-
-
-def _components(
-    words: ResidualStreamComponent | Sequence[ResidualStreamComponent],
-) -> tuple[ResidualStreamComponent, ...]:
-    """One component may stand for a list of them."""
-    return (words,) if isinstance(words, str) else tuple(words)
 
 
 SubRequest = DebugSubRequest | InferenceSubRequest
 SubRequestT = TypeVar("SubRequestT", bound=SubRequest)
+NodeT = TypeVar("NodeT", Node, CircuitNode)
 
 
 PromptKey = tuple[str, bool | None]
@@ -170,7 +183,7 @@ PromptKey = tuple[str, bool | None]
 
 def prompts_to_tokenize(sub_requests: Sequence[SubRequest]) -> list[PromptKey]:
     """The prompts whose number of tokens must be known, because a node counts from their end."""
-    from_end = [one for one in sub_requests if any(node.counts_from_end for node in _nodes(one))]
+    from_end = [one for one in sub_requests if any(token < 0 for token in _tokens(one))]
     return list({(one.prompt, one.add_bos): None for one in from_end})
 
 
@@ -197,6 +210,9 @@ def resolve(sub_request: SubRequestT, n_tokens: Mapping[PromptKey, int]) -> SubR
         trace=_resolve_trace(sub_request.trace, count, "trace"),
         downstream=_resolve_trace(sub_request.downstream, count, "downstream"),
         ablate=tuple(ablate),
+        only_these=None
+        if sub_request.only_these is None
+        else tuple(_resolve(one, count, f"only_these[{i}]") for i, one in enumerate(sub_request.only_these)),
     )
 
 
@@ -204,7 +220,7 @@ def _resolve_trace(trace: Trace | None, n_tokens: int, path: str) -> Trace | Non
     return None if trace is None else replace(trace, node=_resolve(trace.node, n_tokens, path))
 
 
-def _resolve(node: Node, n_tokens: int, path: str) -> Node:
+def _resolve(node: NodeT, n_tokens: int, path: str) -> NodeT:
     try:
         return node.resolve(n_tokens)
     except NodeError as error:
@@ -216,11 +232,20 @@ def _nodes(sub_request: SubRequest) -> list[Node]:
     return ablated + [one.node for one in (sub_request.trace, sub_request.downstream) if one is not None]
 
 
+def _tokens(sub_request: SubRequest) -> Iterator[int]:
+    """The tokens of a sub-request's nodes, negative where they are counted from the prompt's end."""
+    for node in _nodes(sub_request):
+        yield node.token
+        if node.attended_to is not None:
+            yield node.attended_to
+    for one in sub_request.only_these or ():
+        if one.token is not None:
+            yield one.token
+
+
 def tokens_from_start(sub_request: SubRequest) -> Iterator[int]:
     """The tokens that a sub-request names by their number from the start of the prompt."""
-    named: list[int | None] = []
-    for node in _nodes(sub_request):
-        named += [node.token, node.attended_to]
+    named: list[int | None] = list(_tokens(sub_request))
     if isinstance(sub_request, InferenceSubRequest):
         named += [
             one.index.indices[0]

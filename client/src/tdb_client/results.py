@@ -259,6 +259,24 @@ class LossTokens:
     distractors: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class CircuitValues:
+    """How much of the objective is left where nodes other than a circuit's are set.
+
+    Attributes:
+        objective: with the circuit alone.
+        of_prompt: of the prompt with nothing set.
+        of_baseline: of the baseline prompts, their mean; without any, with all nodes of the named types at 0.
+        faithfulness: `(objective - of_baseline) / (of_prompt - of_baseline)`: 1 where the circuit does all
+            that the model does, 0 where it does nothing. None where the two are the same.
+    """
+
+    objective: float
+    of_prompt: float
+    of_baseline: float
+    faithfulness: float | None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class InferenceResult:
     """Everything about one sub-request.
@@ -275,6 +293,8 @@ class InferenceResult:
         loss_tokens: the loss's targets and distractors; None without a loss, or from an older server.
         ablations: what was set in the run: nodes as the cells they stand for, and gradients.
         backward_rule: how gradients went back through what is not linear: `gradient`, `relp`, ...
+        baselines: the tokens of the prompts that it was compared with; scalars are then of differences.
+        circuit: how much of the objective the nodes of `only_these` keep; None where that was not asked.
     """
 
     call: CallInfo
@@ -288,6 +308,8 @@ class InferenceResult:
     loss_tokens: LossTokens | None = None
     ablations: tuple[AblationSpec, ...] = ()
     backward_rule: str = "gradient"
+    baselines: tuple[PromptTokens, ...] = ()
+    circuit: CircuitValues | None = None
 
     @property
     def held_norm_scales(self) -> tuple[str, ...]:

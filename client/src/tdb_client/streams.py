@@ -148,6 +148,7 @@ def _started(message: call_pb2.Started) -> Started:
         ),
         losses=tuple(map(_loss_tokens, message.sub_requests)),
         backward_rules=tuple(decoding.backward_rule(one.backward_rule) for one in message.sub_requests),
+        baselines=tuple(tuple(map(decoding.token_list, one.baselines)) for one in message.sub_requests),
     )
 
 
@@ -170,6 +171,7 @@ def _values(message: call_pb2.SubRequestValues) -> Values:
         traced_value=message.activation_value_for_backward_pass
         if message.HasField("activation_value_for_backward_pass")
         else None,
+        circuit=decoding.circuit_values(message.circuit) if message.HasField("circuit") else None,
     )
 
 

@@ -19,6 +19,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_status import rpc_status
+from tdb_client.circuit_nodes import CircuitNode
 from tdb_client.debug_result import DEBUG_RESULTS, DebugResult, debug_result
 from tdb_client.encoding import debug_request, node_index
 from tdb_client.events import inference_results
@@ -29,6 +30,7 @@ from transformer_debugger.v1 import (
     ablation_pb2,
     activation_pb2,
     call_pb2,
+    circuit_pb2,
     model_service_pb2,
     model_service_pb2_grpc,
     node_pb2,
@@ -205,10 +207,18 @@ def debug_stream(
 ) -> Iterator[service_pb2.StreamDebugResponse]:
     """The events of a debug stream; ablations change numbers, the attention sum comes in chunks.
 
+    Baselines are told and change nothing.
+
     The first token of the prompt passes for the beginning-of-text token.
     """
     first = started(len(request.sub_requests), request.request_id)
     for tokens, sub_request in zip(first.sub_requests, request.sub_requests, strict=True):
+        tell_what_is_compared(tokens, sub_request)
+        tokens.ablation_specs.extend(
+            ablation_pb2.AblationSpec(value=one.value, value_type=one.value_type)
+            for one in sub_request.node_ablations
+            if one.value_type
+        )
         tokens.bos_added = sub_request.add_bos if sub_request.HasField("add_bos") else adds_bos
         tokens.backward_rule = sub_request.backward_rule
         tokens.targets.CopyFrom(token_list(sub_request.target_tokens, sub_request.target_token_ids))
@@ -231,9 +241,55 @@ def debug_stream(
             values.activation_value_for_backward_pass = 2.75 + change
         else:
             values.loss = 3.0 + change
+        if sub_request.HasField("only_these"):
+            values.circuit.CopyFrom(circuit_values(sub_request.only_these))
         yield service_pb2.StreamDebugResponse(values=values)
     timings = call_pb2.Timings(forward_seconds=0.5, backward_seconds=0.25)
     yield service_pb2.StreamDebugResponse(finished=call_pb2.Finished(timings=timings, peak_memory_bytes=1000))
+
+
+def tell_what_is_compared(
+    tokens: call_pb2.SubRequestTokens, run: service_pb2.DebugSubRequest | service_pb2.InferenceSpec
+) -> None:
+    """Every baseline prompt passes for the prompt itself."""
+    for _ in run.baseline_prompts:
+        tokens.baselines.add(token_ids=range(len(TOKENS)), token_strings=TOKENS)
+
+
+WHOLE_MLP = node_pb2.NODE_TYPE_WHOLE_MLP
+WEIGHTS = {"L1 whole head 2": 0.5, "L0 mlp": 0.25, "L1 mlp": 0.125, "L0 whole head 4": 0.0625}
+"""What components do for the objective; the others share the rest."""
+
+
+def weight(node: CircuitNode) -> float:
+    return WEIGHTS.get(str(node), 0.0625 / 10)
+
+
+def circuit_values(circuit: circuit_pb2.Circuit) -> circuit_pb2.CircuitValues:
+    """What components do adds up, as it does in no model."""
+    kept = sum(
+        weight(
+            CircuitNode(
+                "whole_mlp" if one.node_type == WHOLE_MLP else "whole_head",
+                one.layer_index,
+                one.component_index,
+            )
+        )
+        for one in circuit.nodes
+    )
+    return circuit_pb2.CircuitValues(
+        objective=3.0 * kept - 1.0, objective_of_prompt=2.0, objective_of_baseline=-1.0, faithfulness=kept
+    )
+
+
+def component_totals() -> result_pb2.MultipleTopKResult:
+    """An estimate of whole heads and MLPs, at the last token alone, that has the strongest wrong."""
+    nodes = [f"L{layer} whole head {head} @ 3" for layer in range(2) for head in range(6)]
+    nodes += ["L0 mlp @ 3", "L1 mlp @ 3"]
+    values = [weight(CircuitNode.parse(one.partition(" @")[0])) % 0.5 for one in nodes]
+    ranking = result_pb2.MultipleTopKResult(node_indices=node_indices(nodes))
+    ranking.groups.add(group_id=GroupId.GROUP_ID_ACT_TIMES_GRAD).activations.CopyFrom(tensor(values))
+    return ranking
 
 
 def debug_results(*requests: DebugSubRequest) -> list[DebugResult]:
@@ -311,6 +367,7 @@ class FakeService(
     digest: str = "00ff"
     is_silent: bool = False
     estimated_seconds: float | None = None
+    max_circuit_nodes: int = 16
     n_unavailable: int = 0
     n_broken_off: int = 0
     streams_were_whole: list[bool] = field(default_factory=list)
@@ -395,6 +452,7 @@ class FakeService(
             if sub_request.inference_spec.HasField("loss_fn_config"):
                 tokens.targets.CopyFrom(token_list(loss.target_tokens, loss.target_token_ids))
                 tokens.distractors.CopyFrom(token_list(loss.distractor_tokens, loss.distractor_token_ids))
+            tell_what_is_compared(tokens, spec)
         yield service_pb2.StreamInferResponse(started=first)
         attention = result_pb2.DerivedAttentionScalarsResult(tokens=TOKENS)
         for kind in attention.DESCRIPTOR.fields[1:]:
@@ -412,6 +470,12 @@ class FakeService(
             asked = [one.name for one in sub_request.processing_specs if "head" in one.name]
             named = [result_pb2.NamedResult(name=one, derived_attention_scalars=attention) for one in asked]
             spec = sub_request.inference_spec
+            if any(one.name == "strongest" for one in sub_request.processing_specs):
+                named = [result_pb2.NamedResult(name="strongest", multiple_top_k=component_totals())]
+            if spec.HasField("only_these"):
+                values = call_pb2.SubRequestValues(sub_request_index=index)
+                values.circuit.CopyFrom(circuit_values(spec.only_these))
+                yield service_pb2.StreamInferResponse(values=values)
             is_objective_alone = spec.HasField("loss_fn_config") and not sub_request.processing_specs
             for result in [] if is_objective_alone else named or results:
                 part = call_pb2.ResultPart(sub_request_index=index, result=result, last_part=True)
@@ -473,9 +537,11 @@ class FakeService(
         if self.labels or self.link:  # of layer 1
             info.autoencoders[0].notes.add(layer_index=1, link=self.link, labels=self.labels)
         info.limits.max_prompt_tokens = 64
-        info.limits.max_sub_requests = self.max_sub_requests
+        info.limits.max_sub_requests = self.max_sub_requests or 8
+        info.limits.max_top_and_bottom_k = 100
         info.limits.max_request_bytes = self.max_request_bytes
         info.limits.max_concurrent_calls = self.max_concurrent_calls
+        info.limits.max_circuit_nodes = self.max_circuit_nodes
         if self.chat_template is not None:
             info.chat_template.source = self.chat_template
             info.chat_template.special_tokens["bos_token"] = "<s>"

@@ -29,6 +29,8 @@ def nodes(draw: st.DrawFn, tokens: st.SearchStrategy[int] = positions) -> Node:
                 "residual_stream_channel",
                 "layer",
                 "vocab_token",
+                "whole_head",
+                "whole_mlp",
             ]
         )
     )
@@ -38,7 +40,7 @@ def nodes(draw: st.DrawFn, tokens: st.SearchStrategy[int] = positions) -> Node:
     return Node(
         type=kind,
         layer=draw(layers),
-        index=0 if kind == "layer" else draw(counts),
+        index=0 if kind in ("layer", "whole_mlp") else draw(counts),
         token=draw(tokens),
         attended_to=draw(st.none() | tokens)
         if kind in ("attention_head", "residual_stream_channel")

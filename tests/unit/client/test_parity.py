@@ -24,6 +24,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
         "p", " Mary", " John", ["L1 head 2 @ -1", "L0 neuron 5 @ 2"]
     ),
     "with_attention": lambda client: client.with_attention(debug_results(ASKED), n_heads=3),
+    "circuit": lambda client: client.circuit("p", " Mary", baseline="q"),
     "infer": lambda client: client.infer([InferenceSubRequest("p")]),
     "stream_debug": lambda client: client.stream_debug([ASKED]),
     "stream_infer": lambda client: client.stream_infer([InferenceSubRequest("p")]),

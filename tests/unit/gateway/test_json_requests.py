@@ -25,8 +25,9 @@ from tdb_server.service.enum_names import (
     PASS_TYPES,
     PLACES,
 )
+from transformer_debugger.v1.ablation_pb2 import ABLATION_VALUE_TYPE_ADD, ABLATION_VALUE_TYPE_BASELINE
 from transformer_debugger.v1.activation_pb2 import ActivationIndex
-from transformer_debugger.v1.node_pb2 import NodeIndex
+from transformer_debugger.v1.node_pb2 import NODE_TYPE_WHOLE_HEAD, NODE_TYPE_WHOLE_MLP, NodeIndex
 from transformer_debugger.v1.processing_pb2 import (
     DerivedAttentionScalarsSpec,
     DerivedScalarsSpec,
@@ -277,6 +278,38 @@ def test_components_of_the_residual_stream() -> None:
     for none in ({}, {"componentTypesForResidualStream": None}, {"componentTypesForResidualStream": []}):
         message = debug_request(debug_body(**none)).sub_requests[0]
         assert not message.component_types_for_residual_stream
+
+
+def test_baselines_values_and_circuits() -> None:
+    node = {"nodeType": "whole_head", "tensorIndices": [1, 2], "layerIndex": 0}
+    compared = {
+        "baselinePrompts": ["b", "c"],
+        "onlyThese": {
+            "nodeTypes": ["whole_head", "whole_mlp"],
+            "nodes": [{"nodeType": "whole_mlp", "layerIndex": 1, "tokenIndex": 0}],
+        },
+    }
+    patch = {"nodeIndex": node, "valueType": "baseline"}
+    debug = debug_request(debug_body(nodeAblations=[patch], **compared)).sub_requests[0]
+    (ablation,) = debug.node_ablations
+    assert (ablation.value_type, ablation.node_index.node_type) == (
+        ABLATION_VALUE_TYPE_BASELINE,
+        NODE_TYPE_WHOLE_HEAD,
+    )
+    index = {"activationLocationType": "resid.post_mlp", "layerIndex": 0}
+    steered = {"index": index, "value": 2, "valueType": "add", "direction": [1, 0.5]}
+    infer = infer_request(inference_body(ablationSpecs=[steered], **compared)).sub_requests[0].inference_spec
+    (ablation,) = infer.ablation_specs
+    assert (ablation.value_type, ablation.direction) == (ABLATION_VALUE_TYPE_ADD, [1, 0.5])
+    for message in (debug, infer):
+        assert message.baseline_prompts == ["b", "c"]
+        assert message.only_these.node_types == [NODE_TYPE_WHOLE_HEAD, NODE_TYPE_WHOLE_MLP]
+        (kept,) = message.only_these.nodes
+        assert (kept.node_type, kept.layer_index, kept.token_index) == (NODE_TYPE_WHOLE_MLP, 1, 0)
+        assert kept.HasField("token_index")
+    plain = debug_request(debug_body()).sub_requests[0]
+    assert not plain.HasField("only_these")
+    assert not plain.baseline_prompts
 
 
 def debug_body(**fields: Any) -> dict[str, Any]:

@@ -29,8 +29,9 @@ from tdb_server.gateway.json_responses import batched_response, model_info_respo
 from tdb_server.gateway.json_text import json_pieces
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.service.result_messages import put_named_result
+from transformer_debugger.v1 import result_pb2
 from transformer_debugger.v1.model_service_pb2 import AutoencoderInfo, ModelInfo
-from transformer_debugger.v1.transformer_debugger_service_pb2 import InferResponse
+from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugResponse, InferResponse
 
 TESTS = Path(__file__).parents[2]
 GOLDENS = sorted((TESTS / "golden").glob("*/*.json.gz"))
@@ -250,6 +251,28 @@ def test_lists_about_nodes_leave_out_what_their_ranking_leaves_out() -> None:
     assert of_tokens["nodeIndices"] == of_pairs["nodeIndices"] == of_ranking["nodeIndices"]
     assert [one["top"][0]["scalar"] for one in of_tokens["topTokensList"]] == pytest.approx([0.5, 0.7])
     assert [one["tokenIndices"] for one in of_pairs["topTokensAttendedToList"]] == [[4], [6]]
+
+
+def test_baselines_and_circuits_are_told_to_those_who_ask() -> None:
+    plain = result_pb2.SubResponse(token_ids=[1], token_strings=["a"])
+    compared = result_pb2.SubResponse(token_ids=[1], token_strings=["a"])
+    compared.baselines.add(token_ids=[2], token_strings=["b"])
+    compared.circuit.objective, compared.circuit.objective_of_prompt = 0.5, 2.0
+    bodies = [
+        one["inferenceResponse"]["inferenceAndTokenData"]
+        for one in batched_response(DebugResponse(sub_responses=[plain, compared]))["inferenceSubResponses"]
+    ]
+    assert bodies[1].keys() - bodies[0].keys() == {"baselines", "circuit"}
+    assert bodies[1]["baselines"] == [{"tokensAsInts": [2], "tokensAsStrings": ["b"]}]
+    assert bodies[1]["circuit"] == {
+        "objective": 0.5,
+        "objectiveOfPrompt": 2.0,
+        "objectiveOfBaseline": 0.0,
+        "faithfulness": None,
+    }
+    compared.circuit.faithfulness = 0.25
+    (answer,) = batched_response(DebugResponse(sub_responses=[compared]))["inferenceSubResponses"]
+    assert answer["inferenceResponse"]["inferenceAndTokenData"]["circuit"]["faithfulness"] == 0.25
 
 
 def test_model_info() -> None:

@@ -78,9 +78,11 @@ def test_names_are_the_references() -> None:
     """Clients made from it have the enums and keys that the viewer's own client has."""
     assert "mlp_post_act" in SCHEMAS["DerivedScalarType"]["enum"]
     assert "mlp.post_act" in SCHEMAS["ActivationLocationType"]["enum"]
-    components = ["neuron", "autoencoder_latent", "transcoder_latent"]
+    components = ["neuron", "autoencoder_latent", "transcoder_latent", "whole_mlp"]
     assert SCHEMAS["ComponentTypeForMlp"]["enum"] == components
     assert SCHEMAS["ComponentTypeForResidualStream"]["enum"] == ["post_attn_latent", "post_mlp_latent"]
+    assert SCHEMAS["AblationValueType"]["enum"] == ["number", "baseline", "scale", "add"]
+    assert not {"circuit", "baselines"} & set(SCHEMAS["InferenceAndTokenData"]["required"])
     assert not {"HookPoint", "DerivedScalar", "MlpComponent", "ResidualStreamComponent"} & set(SCHEMAS)
     assert all(schema["title"] == name for name, schema in SCHEMAS.items())
     assert "topAndBottomKForNodeTable" in SCHEMAS["TdbRequestSpec"]["properties"]

@@ -42,7 +42,7 @@ def ablate(options: argparse.Namespace) -> ExitCode:
     if options.nodes_from is not None:
         nodes += _listed(options.nodes_from, options.sort)[: options.strongest]
     with client(options) as one:
-        prompt, add_bos = chats.prompt(one, options)
+        prompt, _, add_bos = chats.prompts(one, options)
         if options.strongest is not None and options.nodes_from is None:
             with shown_waiting("looking for the strongest nodes"):
                 nodes += _strongest(one, options, prompt, add_bos)

@@ -5,18 +5,23 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
-from tdb_client.cli import ablate_command, commands, sweep_command
+from tdb_client.circuit import MAX_CALLS
+from tdb_client.circuit_nodes import WHOLE_NODE_TYPES, CircuitNode
+from tdb_client.cli import ablate_command, circuit_command, commands, sweep_command
 from tdb_client.cli.connecting import add_connection, offer_files
 from tdb_client.cli.exit_codes import ExitCode
 from tdb_client.cli.flags import typed
 from tdb_client.cli.help_text import EXAMPLES, FIRST_STEPS
 from tdb_client.compatibility import API_VERSION, client_version
 from tdb_client.interventions import Ablation, Trace
+from tdb_client.nodes import NodeType
 
 Run = Callable[[argparse.Namespace], ExitCode]
 SHELLS = ("bash", "zsh", "fish")
 """Those that completion is tested with."""
+LATENTS = [one for one in get_args(NodeType) if one.endswith("latent")]
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -82,6 +87,13 @@ def command_parser() -> argparse.ArgumentParser:
         "ask one question about many prompts, and write a table of means",
     )
     _add_sweep(sweep)
+    circuit = command(
+        "circuit",
+        ["--prompt TEXT", "--target TOKEN", "--baseline TEXT"],
+        circuit_command.circuit,
+        "find the few heads and MLPs that do most of it",
+    )
+    _add_circuit(circuit)
     tokenize = command("tokenize", ["TEXT"], commands.tokenize, "split text into the model's tokens")
     tokenize.add_argument("text", metavar="TEXT", help="the text")
     _add_bos(tokenize, "default: no")
@@ -89,7 +101,7 @@ def command_parser() -> argparse.ArgumentParser:
     doctor = command("doctor", (), commands.doctor, "say whether the server can be used, and if not, why")
     for sub in (info, tokenize, doctor):
         sub.add_argument("--json", action="store_true", help="print JSON for programs")
-    for sub in (debug, trace, ablate, sweep, info, tokenize, doctor):
+    for sub in (debug, trace, ablate, circuit, sweep, info, tokenize, doctor):
         add_connection(sub, is_default=False)
     shell = command("completion", ["SHELL"], commands.completion, "print a script that completes commands")
     shell.add_argument("shell", metavar="SHELL", choices=SHELLS, help=", ".join(SHELLS))
@@ -125,6 +137,17 @@ def _add_prompt(run: argparse._ArgumentGroup, *, shows_tokens: bool = True) -> N
         )
 
 
+def _add_baseline(run: argparse._ArgumentGroup) -> None:
+    run.add_argument(
+        "--baseline",
+        default=[],
+        nargs="+",
+        action="extend",
+        metavar="TEXT",
+        help="prompt of as many tokens to compare with; effects are then of the difference to it",
+    )
+
+
 def _add_run(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("what to run")
     _add_prompt(run)
@@ -147,7 +170,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         action="extend",
         type=typed(Ablation.parse),
         metavar="NODE",
-        help="node to set to 0, or to another value with '= 2.5'; shown beside the run without",
+        help="node to set to 0, or '= 2.5', '= baseline', '* 0.5', '+ 2'; shown beside the run without",
     )
     _add_components(run)
     run.add_argument(
@@ -194,13 +217,13 @@ def _add_components(run: argparse._ArgumentGroup) -> None:
     )
     run.add_argument(
         "--mlp",
-        choices=["neuron", "autoencoder_latent", "transcoder_latent"],
+        choices=["neuron", "autoencoder_latent", "transcoder_latent", "whole_mlp"],
         default="neuron",
         help="what MLPs are taken apart into (default: neuron)",
     )
     run.add_argument(
         "--attention",
-        choices=["attention_head", "autoencoder_latent"],
+        choices=["attention_head", "autoencoder_latent", "whole_head"],
         default="attention_head",
         help="what attention is taken apart into (default: attention_head)",
     )
@@ -211,6 +234,23 @@ def _add_components(run: argparse._ArgumentGroup) -> None:
         nargs="+",
         action="extend",
         help="latents of the residual stream to list as well; their direct effects repeat each other",
+    )
+    _add_baseline(run)
+    run.add_argument(
+        "--only-these",
+        nargs="*",
+        action="extend",
+        type=typed(CircuitNode.parse),
+        metavar="NODE",
+        help="nodes that alone are kept, '@ TOKEN' or at all; others are set to the baseline's, or to 0",
+    )
+    run.add_argument(
+        "--node-types",
+        choices=["whole_head", "whole_mlp", "mlp_neuron", *LATENTS],
+        metavar="TYPE",
+        default=list(WHOLE_NODE_TYPES),
+        nargs="+",
+        help="with --only-these, the types whose other nodes are set (default: whole_head whole_mlp)",
     )
     run.add_argument(
         "--rule",
@@ -301,6 +341,45 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     )
     written.add_argument("--parquet", action="store_true", help="write the table as Parquet and not as CSV")
     _add_rows(parser.add_argument_group("what to show in the terminal"), "rows")
+
+
+def _add_circuit(parser: argparse.ArgumentParser) -> None:
+    run = parser.add_argument_group("what to run")
+    _add_prompt(run)
+    _add_bos(run, "default: as the model's own tokenizer does")
+    _add_tokens(run, "--target", 'token that counts for the objective, such as " Mary"')
+    _add_tokens(run, "--distractor", "token that counts against the objective")
+    _add_baseline(run)
+    search = parser.add_argument_group("how to search")
+    search.add_argument(
+        "--faithfulness",
+        type=float,
+        default=0.85,
+        metavar="F",
+        help="share of the objective that the circuit must keep (default: 0.85)",
+    )
+    search.add_argument(
+        "--rank-by",
+        choices=["act_times_grad", "direct_effect"],
+        default="act_times_grad",
+        help="what components are ranked by at first (default: act_times_grad)",
+    )
+    search.add_argument(
+        "--max-calls",
+        type=_count,
+        default=MAX_CALLS,
+        metavar="N",
+        help=f"calls that may measure circuits, 32 or so each (default: {MAX_CALLS})",
+    )
+    instead = parser.add_argument_group("what to write")
+    page = instead.add_argument(
+        "--html", metavar="FILE", type=Path, help="write a page with the curve, which needs no network"
+    )
+    kept = instead.add_argument(
+        "--json", metavar="FILE", type=Path, help="write the circuit for programs; Circuit.load reads it"
+    )
+    for one in (page, kept):
+        offer_files(one)
 
 
 def _whole_number(text: str) -> int:

@@ -14,16 +14,21 @@ from tdb_client.client import Client
 from tdb_client.errors import InvalidValueError
 
 
-def prompt(one: Client, options: argparse.Namespace) -> tuple[str, bool | None]:
-    """The prompt, and whether the beginning-of-text token is put in front of it."""
+def prompts(one: Client, options: argparse.Namespace) -> tuple[str, tuple[str, ...], bool | None]:
+    """The prompt, those to compare with, and whether the beginning-of-text token is put in front of them."""
     if not options.chat and options.chat_file is None:
         if options.system is not None or options.reply is not None:
             options.parser.error("--system and --reply are for chats: --chat or --chat-file")
-        return options.prompt, options.add_bos
+        return options.prompt, tuple(options.baseline), options.add_bos
+    if options.chat_file is not None and options.baseline:
+        options.parser.error("--baseline is what the user says, for --chat; not with --chat-file")
     chat: Chat = options.prompt if options.chat_file is None else _read(options.chat_file)
     with shown_waiting("asking for the chat template"):
-        text = one.chat_prompt(chat, system=options.system)
-    return text + (options.reply or ""), options.add_bos or False
+        texts = [
+            one.chat_prompt(each, system=options.system) + (options.reply or "")
+            for each in (chat, *options.baseline)
+        ]
+    return texts[0], tuple(texts[1:]), options.add_bos or False
 
 
 def _read(file: Path) -> Any:

@@ -118,10 +118,12 @@ def _explain(options: argparse.Namespace, sub_request: DebugSubRequest) -> ExitC
     if sub_request.ablate:
         sub_requests.insert(0, replace(sub_request, ablate=(), hide_early_layers=False))
     with client(options) as one:
-        prompt, add_bos = chats.prompt(one, options)
+        prompt, baseline, add_bos = chats.prompts(one, options)
         if options.show_tokens:
-            _show_tokens(one, prompt, add_bos)
-        sub_requests = [replace(each, prompt=prompt, add_bos=add_bos) for each in sub_requests]
+            show_tokens(one, prompt, add_bos)
+        sub_requests = [
+            replace(each, prompt=prompt, baseline=baseline, add_bos=add_bos) for each in sub_requests
+        ]
         if options.estimate:
             with shown_waiting("asking for the cost"):
                 cost = one.estimate(sub_requests)
@@ -147,7 +149,7 @@ def _print_cost(cost: EstimatedCost, *, as_json: bool) -> None:
     print(f"answer: {cost.response_bytes / 1e6:.1f} MB at the most")
 
 
-def _show_tokens(one: Client, prompt: str, add_bos: bool | None) -> None:
+def show_tokens(one: Client, prompt: str, add_bos: bool | None) -> None:
     """Lists a prompt's tokens, as they are counted in it, for those who will name some of them."""
     with shown_waiting("asking for the tokens"):
         tokens = one.tokenize(prompt, add_bos=add_bos)
@@ -178,7 +180,7 @@ def _print_results(options: argparse.Namespace, results: Sequence[DebugResult]) 
     """The results in the form that was asked for: a page, JSON or CSV, or else tables."""
     *before, last = results
     if options.html is not None:
-        _write(options.html, last.to_html(before=before[0] if before else None))
+        write(options.html, last.to_html(before=before[0] if before else None))
         print(f"tdb: wrote {options.html}", file=sys.stderr)
     if options.json:
         _print_json(json_output.debug(results))
@@ -192,7 +194,7 @@ def _print_results(options: argparse.Namespace, results: Sequence[DebugResult]) 
         )
 
 
-def _write(file: Path, page: str) -> None:
+def write(file: Path, page: str) -> None:
     """Writes a page, or says which file it is that cannot be written."""
     try:
         file.write_text(page, encoding="utf-8")
@@ -221,6 +223,8 @@ def _sub_request(options: argparse.Namespace) -> DebugSubRequest:
         backward_rule=options.rule,
         attention_pattern_gradients=options.attention_pattern_gradients,
         token_lists=options.token_lists,
+        only_these=None if options.only_these is None else tuple(one.read for one in options.only_these),
+        node_types=tuple(options.node_types),
     )
 
 

@@ -12,7 +12,9 @@ from tdb_client.errors import CallError, InvalidValueError, NodeError, TdbError
 from tdb_client.token_text import quoted
 
 Read = TypeVar("Read")
-_FIELD = re.compile(r"sub_requests\[\d+\]\.(\w+)(?:\[(\d+)\])?(?:[.\[]\w+\]?)*")
+_FIELD = re.compile(
+    r"sub_requests\[\d+\]\.(?:inference_spec\.)?(?:loss_fn_config\.)?(\w+)(?:\[(\d+)\])?(?:[.\[]\w+\]?)*"
+)
 _OPTIONS = {
     "prompt": "--prompt",
     "target": "--target",
@@ -40,6 +42,9 @@ _OPTIONS = {
     "add_bos": "--add-bos",
     "backward_rule": "--rule",
     "attention_pattern_gradients": "--attention-pattern-gradients",
+    "baseline": "--baseline",
+    "baseline_prompts": "--baseline",
+    "only_these": "--only-these",
     "server": "--server",
     "token": "--token-file",
     "timeout": "--timeout",

@@ -6,6 +6,8 @@ from tdb_client.cli.exit_codes import MEANINGS
 
 PROMPT = '"When Mary and John went to the store, John gave a drink to"'
 
+BASELINE = '"When John and Mary went to the store, Mary gave a drink to"'
+
 FIRST_STEPS = f"""\
 first steps:
   tdb doctor                       is a server there, and does it fit?
@@ -17,6 +19,7 @@ first steps:
   tdb sweep prompts.jsonl --out results
                                    and which components do it on average over many prompts?
   tdb debug --help                 ablations, pages to look at, tables for programs
+  tdb circuit --help               the few heads and MLPs that do most of it
   eval "$(tdb completion bash)"    completes commands and options on Tab
 
 In gradients the final norm's scale is held constant, and that of the norm through which a traced node reads
@@ -31,7 +34,9 @@ nodes, the same here, in Python and in what is printed:
   L9 head 6 @ 13 -> 2      head 6 of layer 9, token 13 attending to token 2; to ablate, this pair alone
   L9 head 6 @ -1           to ablate the same head's whole row: all that the last token attends to
   L5 neuron 123 @ 7        an MLP neuron; L5 mlp latent 9 @ 7, L5 attention latent 9 @ 7 are latents
+  L9 whole head 6 @ -1     what the head reads there as one vector; L5 mlp @ 7 is a whole MLP
   L5 neuron 123 @ 7 = 2.5  to ablate to another value than 0; of a row, each token gets it
+  ... = baseline           to what it is in the --baseline prompt; ... * 0.5 and ... + 2 change it
   ... through V            to trace a head, what lets the gradient through: Q, K, QK or V
   Layers and tokens count from 0, negative tokens from the end of the prompt; `tdb tokenize` numbers them.
   Where the model begins texts with a token of its own (`tdb info` says so), that is token 0: see --add-bos.
@@ -57,6 +62,10 @@ examples:
                                                      why does the answer in a chat begin so?
   tdb debug ... --sort act_times_grad --rows 0       all nodes, by their estimated total effect
   tdb debug ... --ablate "L23 head 1 @ -1"           beside the run without that head
+  tdb debug ... --baseline {BASELINE}
+                                                     what the order of the names makes of it
+  tdb debug ... --baseline TEXT --ablate "L23 head 3 @ -1 = baseline"
+                                                     one head as if it saw the baseline
   tdb debug ... --html report.html                   the same as a page, to look at, print and send
   tdb debug ... --csv > nodes.csv                    the node table for a spreadsheet or pandas
   tdb debug ... --json | jq '.sub_requests[0].result.loss'
@@ -102,6 +111,18 @@ examples:
   tdb sweep prompts.jsonl --out ablations --ablate-each "L23 head 3 @ -1" "L20 head 0 @ -1"
 
 {NODES}""",
+    "circuit": f"""\
+examples:
+  tdb circuit --prompt {PROMPT} \\
+              --target " Mary" --distractor " John" \\
+              --baseline {BASELINE}
+  tdb circuit ... --faithfulness 0.7                 a smaller one, which keeps less
+  tdb circuit ... --html circuit.html --json circuit.json
+
+It ranks all heads and MLPs by what their activations do in the prompt and not in the baseline, sets others to
+the baseline's to see how much of the objective a few of them keep, and grows, swaps and prunes these.
+Without --baseline others are set to 0, of which models make little.
+""",
     "doctor": """\
 It looks the name up, connects, shakes hands (TLS), asks for health, shows its token, compares versions and
 says what the server holds; at the first thing that does not work it stops and says what to do.

@@ -91,6 +91,9 @@ def _request(request: DebugSubRequest) -> Json:
         "attention_pattern_gradients": request.attention_pattern_gradients,
         "loss": None if request.loss is None else asdict(request.loss),
         "token_lists": request.token_lists,
+        "baseline": list(request.baseline),
+        "only_these": None if request.only_these is None else list(map(str, request.only_these)),
+        "node_types": list(request.node_types),
     }
 
 
@@ -103,6 +106,8 @@ def _result(result: DebugResult) -> Json:
         "held_norm_scales": list(result.held_norm_scales),
         "backward_rule": result.backward_rule,
         "components": _components(result.components),
+        "baselines": list(map(tokens, result.baselines)),
+        "circuit": None if result.circuit is None else asdict(result.circuit),
         "nodes": [_node(result.nodes, row) for row in range(len(result.nodes))],
         "logits": [
             {"token": token, "token_id": int(token_id), "logit": _number(logit)}

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tdb_client.cli.numbers import best_tokens, difference, effect, number, plain
+from tdb_client.debug_result import DebugResult
 from tdb_client.node_table import NodeScalar, NodeTable
 from tdb_client.nodes import Node
 
@@ -18,23 +19,26 @@ TITLES: dict[NodeScalar, str] = {
     "activation": "acti-\nvation",
 }
 EFFECTS = ("act_times_grad", "direct_effect")
+DIFFERENCE = "Δ "
+"""In front of headings of what is measured of the difference from a baseline."""
 WIDE = 120
 N_TOKENS = 5
 LABEL_WIDTH = 28
 
 
-def node_table(nodes: NodeTable, by: NodeScalar, n_rows: int, width: int) -> Table:
+def node_table(result: DebugResult, by: NodeScalar, n_rows: int, width: int) -> Table:
     """The strongest nodes: four scalars, the tokens they upvote and, where there is room, those they read.
 
     Args:
-        nodes: all nodes.
+        result: with all nodes; where it has a baseline, headings say what is of differences from it.
         by: the scalar to sort by.
         n_rows: how many to show; 0 for all.
         width: columns of the terminal.
     """
-    table = _table(width)
-    for title in TITLES.values():
-        table.add_column(Text(title), justify="right", no_wrap=True)
+    table, nodes = _table(width), result.nodes
+    for name, title in TITLES.items():
+        sign = DIFFERENCE if result.baselines and name in EFFECTS else ""
+        table.add_column(Text(sign + title), justify="right", no_wrap=True)
     is_wide = width >= WIDE
     table.add_column("upvotes", no_wrap=True, ratio=3)
     if is_wide:
@@ -49,19 +53,20 @@ def node_table(nodes: NodeTable, by: NodeScalar, n_rows: int, width: int) -> Tab
         if is_wide:
             tokens.append(_read_tokens(nodes, row))
         table.add_row(*_name(nodes, row), *scalars, *tokens)
-    table.caption = _caption(len(rows), len(nodes), by)
+    table.caption = _caption(len(rows), result, by)
     return table
 
 
 def comparison_table(
-    plain_nodes: NodeTable, ablated: NodeTable, by: NodeScalar, n_rows: int, width: int
+    plain_result: DebugResult, ablated_result: DebugResult, by: NodeScalar, n_rows: int, width: int
 ) -> Table:
     """Nodes whose scalar changes most, without and with ablation. Both results have the same nodes."""
-    table = _table(width)
+    table, plain_nodes, ablated = _table(width), plain_result.nodes, ablated_result.nodes
     other: NodeScalar = "act_times_grad" if by == "direct_effect" else "direct_effect"
     names: tuple[NodeScalar, ...] = (by, other) if width >= WIDE else (by,)
     for name in names:
-        for column in (f"{TITLES[name]}\nplain", "\n\nablated", "\n\ndifference"):
+        sign = DIFFERENCE if plain_result.baselines and name in EFFECTS else ""
+        for column in (f"{sign}{TITLES[name]}\nplain", "\n\nablated", "\n\ndifference"):
             table.add_column(Text(column), justify="right", no_wrap=True)
     table.add_column("upvotes", no_wrap=True, ratio=1)
     change = ablated.scalar(by) - plain_nodes.scalar(by)
@@ -72,7 +77,7 @@ def comparison_table(
             before, after = float(plain_nodes.scalar(name)[row]), float(ablated.scalar(name)[row])
             cells += [plain(before), plain(after), difference(after - before)]
         table.add_row(*_name(plain_nodes, row), *cells, best_tokens(ablated.upvoted_tokens[row], N_TOKENS))
-    table.caption = _caption(len(rows), len(plain_nodes), by, "difference in ")
+    table.caption = _caption(len(rows), plain_result, by, "difference in ")
     return table
 
 
@@ -114,6 +119,8 @@ def _read_tokens(nodes: NodeTable, row: int) -> Text:
     return Text.assemble(("q ", "dim"), query, ("  k ", "dim"), key)
 
 
-def _caption(n_shown: int, n_nodes: int, by: NodeScalar, what: str = "") -> Text:
+def _caption(n_shown: int, result: DebugResult, by: NodeScalar, what: str = "") -> Text:
+    n_nodes = len(result.nodes)
     more = "" if n_shown == n_nodes else "; --rows 0 shows all"
-    return Text(f"{n_shown} of {n_nodes} nodes, by {what}{by.replace('_', ' ')}{more}", "dim")
+    sign = f"; {DIFFERENCE.strip()}: of the difference from the baseline" if result.baselines else ""
+    return Text(f"{n_shown} of {n_nodes} nodes, by {what}{by.replace('_', ' ')}{more}{sign}", "dim")

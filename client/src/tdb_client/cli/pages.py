@@ -19,7 +19,8 @@ from tdb_client.cli.numbers import LOWERS, RAISES, difference, number, plain
 from tdb_client.cli.prompt_line import coloured_prompt, strongest_tokens
 from tdb_client.debug_result import DebugResult
 from tdb_client.node_table import NodeScalar
-from tdb_client.token_text import quoted
+from tdb_client.report.data import circuit_words
+from tdb_client.token_text import printable, quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ def result_page(result: DebugResult, view: View) -> Group:
     return Group(
         _heading(result),
         *_prompt("prompt", result),
+        *_compared(result),
         _spaced(Text.assemble(result.objective, " = ", (_value(result), "bold"))),
         _spaced(_table([result], view)),
         *_latents_to_ask_for(result),
@@ -71,6 +73,7 @@ def comparison_page(plain_result: DebugResult, ablated: DebugResult, view: View)
         _heading(plain_result),
         *_prompt("plain", plain_result),
         *_prompt("ablated", ablated),
+        *_compared(ablated),
         _spaced(Text.assemble("ablated: ", (ablations, "bold"))),
         line,
         _spaced(_table([plain_result, ablated], view)),
@@ -82,10 +85,9 @@ def comparison_page(plain_result: DebugResult, ablated: DebugResult, view: View)
 def _table(results: Sequence[DebugResult], view: View) -> RenderableType:
     """The strongest nodes or components of one result, or those that differ most between two."""
     if view.of == "node":
-        nodes = [one.nodes for one in results]
-        if len(nodes) == 1:
-            return node_table(nodes[0], view.by, view.n_nodes, view.width)
-        return comparison_table(nodes[0], nodes[1], view.by, view.n_nodes, view.width)
+        if len(results) == 1:
+            return node_table(results[0], view.by, view.n_nodes, view.width)
+        return comparison_table(results[0], results[1], view.by, view.n_nodes, view.width)
     if not results[0].totals:
         return Text("the server is older than sums by component")
     assert view.by != "activation"
@@ -125,10 +127,24 @@ def _prompt(name: str, result: DebugResult) -> list[RenderableType]:
     return [
         Text.assemble((f"{name}: ", "dim"), coloured_prompt(tokens, attribution)),
         Text.assemble(
-            (f"strongest tokens, in {result.objective_unit}: ", "dim"),
+            (f"strongest tokens, in {result.objective_unit}{_of_differences(result)}: ", "dim"),
             strongest_tokens(tokens, attribution),
         ),
     ]
+
+
+def _of_differences(result: DebugResult) -> str:
+    return " of the difference from the baseline" if result.baselines else ""
+
+
+def _compared(result: DebugResult) -> list[RenderableType]:
+    """What the run was compared with, and what alone was kept of it."""
+    lines = [
+        Text.assemble(("baseline: ", "dim"), "".join(map(printable, one.tokens))) for one in result.baselines
+    ]
+    if result.circuit is not None:
+        lines.append(Text(circuit_words(result)))
+    return list(lines)
 
 
 def _value(result: DebugResult) -> str:

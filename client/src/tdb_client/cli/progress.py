@@ -61,6 +61,14 @@ def shown_count(description: str, n_all: int, n_done: int = 0) -> Iterator[Calla
 
 
 @contextmanager
+def shown_calls(most: int) -> Iterator[Callable[[int], None]]:
+    """Shows a bar of the calls that were made, of so many at the most; yields what takes their number."""
+    with _shown() as progress:
+        task = progress.add_task("measuring circuits", total=most)
+        yield lambda n_calls: progress.update(task, completed=n_calls)
+
+
+@contextmanager
 def _shown(*more: ProgressColumn) -> Iterator[Progress]:
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), *more, TimeElapsedColumn())

@@ -49,6 +49,8 @@ def report_data(results: Sequence[DebugAnswer]) -> Json:
         "objective": last.objective,
         "ablations": [f"{one} (whole row)" if one.is_row else str(one) for one in last.request.ablate],
         "facts": _facts(last),
+        "baselines": ["".join(map(printable, one.tokens)) for one in last.baselines],
+        "circuit": None if last.circuit is None else circuit_words(last),
         "tokens": [{"text": printable(one), "quoted": quoted(one)} for one in first.prompt.tokens],
         "nodes": [_node(node, *notes[node]) for node in nodes],
         "logits": _logit_tokens(results, token_ids),
@@ -61,6 +63,19 @@ def report_data(results: Sequence[DebugAnswer]) -> Json:
             "method": f"{request_text.SERVICE}/Debug",
         },
     }
+
+
+def circuit_words(result: DebugAnswer) -> str:
+    """What was kept of the model, and how much of the objective that keeps."""
+    circuit, kept = result.circuit, result.request.only_these or ()
+    if circuit is None:
+        return ""
+    nodes = ", ".join(map(str, kept)) or "none"
+    faithfulness = "not defined" if circuit.faithfulness is None else f"{circuit.faithfulness:.3f}"
+    return (
+        f"of {' and '.join(result.request.node_types)} nodes only these are kept: {nodes}; faithfulness"
+        f" {faithfulness} (prompt {circuit.of_prompt:.3f}, baseline {circuit.of_baseline:.3f})"
+    )
 
 
 def shown_logits(results: Sequence[DebugAnswer]) -> list[int]:

@@ -8,7 +8,7 @@ const KINDS = {
   attention_head: "heads", mlp_neuron: "neurons", mlp_autoencoder_latent: "MLP latents",
   attention_autoencoder_latent: "attention latents", autoencoder_latent: "latents", layer: "embeddings",
   resid_post_attn_autoencoder_latent: "post-attn latents", resid_post_mlp_autoencoder_latent: "post-mlp latents",
-  mlp_transcoder_latent: "transcoder latents",
+  mlp_transcoder_latent: "transcoder latents", whole_head: "whole heads", whole_mlp: "whole MLPs",
 };
 const kindOf = (node) => KINDS[node.type] ?? "others";
 

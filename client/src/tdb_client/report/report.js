@@ -44,6 +44,9 @@ function drawHeader(data) {
   const [first, second] = data.runs.map(({ value }) => value);
   byId("model").textContent = `· ${data.facts.model} · ${data.tokens.length} tokens`;
   byId("values").replaceChildren(figure(number(first), data.objective));
+  const notes = [...data.baselines.map((one) => `compared with the baseline “${one}”: act × grad and direct effects, and their sums, are of differences`),
+    ...(data.circuit ? [data.circuit] : [])];
+  byId("notes").replaceChildren(...notes.map((one) => make("p", {}, one)));
   if (data.runs.length > 1) {
     const how = data.ablations.length ? `with ${data.ablations.join(", ")} ablated` : "after";
     byId("values").append(figure(number(second), how), figure(number(difference(first, second), true), "change"));
@@ -64,8 +67,9 @@ function draw(data) {
   };
   const redraw = () => {
     const { title, meaning } = SCALARS[state.scalar];
-    byId("meaning").textContent = `${title}: ${meaning}`;
-    const name = state.isChange ? `change of ${title}` : title;
+    const ofDifference = data.baselines.length && SCALARS[state.scalar].isEffect ? " of the difference from the baseline" : "";
+    byId("meaning").textContent = `${title}${ofDifference}: ${meaning}`;
+    const name = `${state.isChange ? "change of " : ""}${title}${ofDifference}`;
     document.querySelectorAll(".chosen").forEach((place) => { place.textContent = name; });
     drawPrompt(data, state, chooseToken);
     drawSums(data, state);

@@ -9,6 +9,7 @@ from dataclasses import fields
 
 from google.protobuf.json_format import MessageToDict
 
+from tdb_client.circuit_nodes import WHOLE_NODE_TYPES
 from tdb_client.encoding import debug_request
 from tdb_client.inference import Token
 from tdb_client.requests import DebugSubRequest, resolve
@@ -47,17 +48,21 @@ def command(request: DebugSubRequest) -> str:
         if getattr(request, name) != _DEFAULTS[name]:
             words += _option(option, str(getattr(request, name)))
     words += _option("--residual-stream", *request.residual_stream)
-    if request.hide_early_layers:
-        words.append("--hide-early-layers")
+    words += _option("--baseline", *request.baseline)
+    if request.only_these is not None:
+        words += _option("--only-these", *map(str, request.only_these)) or ["--only-these"]
+        if request.node_types != WHOLE_NODE_TYPES:
+            words += _option("--node-types", *request.node_types)
     if request.backward_rule != "gradient":
         words += _option("--rule", request.backward_rule)
-    if request.attention_pattern_gradients:
-        words.append("--attention-pattern-gradients")
-    if not request.token_lists:
-        words.append("--no-token-lists")
-    if request.add_bos is not None:
-        words.append("--add-bos" if request.add_bos else "--no-add-bos")
-    return shlex.join(words)
+    switches = {
+        "--hide-early-layers": request.hide_early_layers,
+        "--attention-pattern-gradients": request.attention_pattern_gradients,
+        "--no-token-lists": not request.token_lists,
+        "--add-bos": request.add_bos is True,
+        "--no-add-bos": request.add_bos is False,
+    }
+    return shlex.join([*words, *(switch for switch, is_set in switches.items() if is_set)])
 
 
 def program(request: DebugSubRequest) -> str:
@@ -109,6 +114,12 @@ def _arguments(request: DebugSubRequest) -> Iterator[str]:
             yield f"{name}={value!r}"
     if request.residual_stream:
         yield f"residual_stream={_one_or_list(request.residual_stream)}"
+    if request.baseline:
+        yield f"baseline={_one_or_list(request.baseline)}"
+    if request.only_these is not None:
+        yield f"only_these={[str(one) for one in request.only_these]!r}"
+        if request.node_types != WHOLE_NODE_TYPES:
+            yield f"node_types={list(request.node_types)!r}"
 
 
 def _one_or_list(words: Sequence[Token]) -> str:

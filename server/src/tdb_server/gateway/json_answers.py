@@ -19,6 +19,23 @@ class ErrorMessage(Body):
     """For people."""
 
 
+class BaselineTokens(Body):
+    """A baseline prompt's tokens."""
+
+    tokens_as_ints: list[int]
+    tokens_as_strings: list[str]
+
+
+class CircuitValues(Body):
+    """How much of the objective a circuit keeps."""
+
+    objective: float
+    objective_of_prompt: float
+    objective_of_baseline: float
+    faithfulness: float | None
+    """Null where the prompt and its baseline have the same objective."""
+
+
 class InferenceAndTokenData(Body):
     """A run and its prompt's tokens."""
 
@@ -31,6 +48,10 @@ class InferenceAndTokenData(Body):
     activation_value_for_backward_pass: float | None
     tokens_as_ints: list[int]
     tokens_as_strings: list[str]
+    baselines: list[BaselineTokens] | None = None
+    """Given where the request has baseline prompts: act times grad and direct effects are of differences."""
+    circuit: CircuitValues | None = None
+    """Given where the request keeps a circuit alone."""
 
 
 class InferenceResponse(Body):

@@ -35,6 +35,7 @@ from tdb_server.domain.requests import (
     MlpComponent,
     ResidualStreamComponent,
     TokenScoringType,
+    ValueType,
 )
 from tdb_server.gateway.json_faults import NO_TEXT, fault, shortened
 
@@ -139,6 +140,8 @@ class NodeAblation(Body):
 
     node_index: MirroredNodeIndex | None = needed()
     value: Number | None = None
+    value_type: ValueType | None = None
+    """What is done with the value; left out, the activation is set to it."""
 
 
 class AblationSpec(Body):
@@ -146,6 +149,28 @@ class AblationSpec(Body):
 
     index: MirroredActivationIndex | None = needed()
     value: Number | None = None
+    value_type: ValueType | None = None
+    """What is done with the value; left out, activations are set to it."""
+    direction: Listed[Number] | None = None
+    """Of value type add: what is added is this, along the last axis, times the value."""
+
+
+class CircuitNode(Body):
+    """A component, at one token or at all."""
+
+    node_type: NodeType | None = needed()
+    layer_index: Integer | None = needed()
+    token_index: Integer | None = None
+    """Left out: the component at every token."""
+    component_index: Integer | None = None
+    """Which head, neuron or latent; left out, 0."""
+
+
+class Circuit(Body):
+    """Nodes that alone are kept: all others of these types are set to the baseline's, or to 0 without one."""
+
+    node_types: Listed[NodeType] | None = needed()
+    nodes: Listed[CircuitNode] | None = None
 
 
 def _not_here(value: Any) -> None:
@@ -231,6 +256,10 @@ class InferenceRequestSpec(Body):
     """How gradients go back through what is not linear; left out, by the derivative."""
     attention_pattern_gradients: Boolean | None = None
     """With relp, lets attention patterns pass gradients on."""
+    baseline_prompts: Listed[Text] | None = None
+    """Prompts of as many tokens to compare with: act times grad and direct effects are of the difference."""
+    only_these: Circuit | None = None
+    """Nodes that alone are kept. Needs a loss."""
 
 
 class NodeIdAndDatasets(Body):
@@ -430,6 +459,10 @@ class TdbRequestSpec(Body):
     """Adds sums over all tokens for every layer and head, as componentTotals."""
     omit_token_lists: Boolean | None = None
     """Leaves the lists of tokens of every node out."""
+    baseline_prompts: Listed[Text] | None = None
+    """Prompts of as many tokens to compare with: act times grad and direct effects are of the difference."""
+    only_these: Circuit | None = None
+    """Nodes that alone are kept. Not with a traced node."""
 
 
 class BatchedTdbRequest(Body):

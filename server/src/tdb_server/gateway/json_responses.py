@@ -76,7 +76,27 @@ def _inference(sub_response: result_pb2.SubResponse, timings: Timings) -> Body:
         ),
         "tokensAsInts": list(sub_response.token_ids),
         "tokensAsStrings": list(sub_response.token_strings),
+        **_compared(sub_response),
     }
+
+
+def _compared(sub_response: result_pb2.SubResponse) -> Body:
+    """What only those find in an answer who have asked for it."""
+    told: Body = {}
+    if sub_response.baselines:
+        told["baselines"] = [
+            {"tokensAsInts": list(one.token_ids), "tokensAsStrings": list(one.token_strings)}
+            for one in sub_response.baselines
+        ]
+    if sub_response.HasField("circuit"):
+        circuit = sub_response.circuit
+        told["circuit"] = {
+            "objective": circuit.objective,
+            "objectiveOfPrompt": circuit.objective_of_prompt,
+            "objectiveOfBaseline": circuit.objective_of_baseline,
+            "faithfulness": circuit.faithfulness if circuit.HasField("faithfulness") else None,
+        }
+    return told
 
 
 def _later(sub_response: result_pb2.SubResponse) -> Body:

@@ -21,8 +21,9 @@ _REFERENCE_NAMES = {
     "MlpComponent": "ComponentTypeForMlp",
     "HookPoint": "ActivationLocationType",
     "ResidualStreamComponent": "ComponentTypeForResidualStream",
+    "ValueType": "AblationValueType",
 }
-"""Enums that are called otherwise in this program; one is ours alone, and named like its neighbours."""
+"""Enums that are called otherwise in this program; two are ours alone, and named like their neighbours."""
 
 _PRIORITY = {
     "name": PRIORITY_HEADER,

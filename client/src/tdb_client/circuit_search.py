@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Literal, TypeVar
 
 from tdb_client.circuit import MAX_CALLS, Circuit, CircuitStep, best_of_each_size
@@ -29,8 +30,10 @@ _SCALARS: dict[RankBy, tuple[str, str]] = {
 }
 """Of each, the group, and how the derived scalars end."""
 _MOST_NODES = 1000
-_MOST_FAILURES = 3
+_MOST_FAILURES = 4
 """After so many attempts that found nothing smaller or nearer, the search ends."""
+_MOST_GIVEN = 6
+"""Of so many that cost least, two are given."""
 _FIRST_MLP = CircuitNode("whole_mlp", 0)
 """Makes of embeddings what later layers read, whatever the prompt: hardly a circuit does without it."""
 
@@ -186,11 +189,15 @@ class _Search:
         sizes = _sizes(len(self._order))
         prefixes = [order[:size] for order in (self._order, first) for size in sizes]
         best = self._smallest((yield from self._measure(prefixes)))
-        best = yield from self._pruned(best)
+        yield from self._improve((yield from self._pruned(best)))
+
+    def _improve(self, best: CircuitStep) -> Measuring[None]:
+        """Exchanges two for others, and prunes, as long as that makes it smaller or nearer to the whole."""
         n_failures = 0
         while n_failures < _MOST_FAILURES:
-            wider = yield from self._widened(best, n_given=2 * (n_failures + 1))
-            found = yield from self._pruned(wider)
+            wider = yield from self._widened(best, n_failures)
+            yield from self._pruned(wider)
+            found = self._smallest(list(self.measured.values()))
             is_better = self._is_enough(found) and _size_and_distance(found) < _size_and_distance(best)
             best, n_failures = (found, 0) if is_better else (best, n_failures + 1)
 
@@ -206,10 +213,15 @@ class _Search:
             circuit = smallest
         return circuit
 
-    def _widened(self, circuit: CircuitStep, n_given: int) -> Measuring[CircuitStep]:
-        """Gives a few that cost least, and takes in the best of many, by what each does for the rest."""
+    def _widened(self, circuit: CircuitStep, n_failures: int) -> Measuring[CircuitStep]:
+        """Gives two that cost little together, and takes in the best of many, by what each does for the rest.
+
+        After failures it gives the two that come next.
+        """
         by_cost = yield from self._by_cost(circuit)
-        (core,) = yield from self._measure([by_cost[: max(1, len(by_cost) - n_given)]])
+        pairs = combinations(by_cost[-_MOST_GIVEN:], min(2, len(by_cost) - 1))
+        cores = yield from self._measure([[one for one in by_cost if one not in pair] for pair in pairs])
+        core = sorted(cores, key=_distance)[n_failures % len(cores)]
         free = sorted((one for one in self._order if one not in core.nodes), key=self._promise, reverse=True)
         candidates = free[: 2 * self._n_per_call]
         found = yield from self._measure([[*core.nodes, one] for one in candidates])
@@ -265,7 +277,7 @@ class _Search:
     def _smallest(self, found: Sequence[CircuitStep]) -> CircuitStep:
         """The smallest that is faithful enough, or else the nearest to it."""
         enough = [one for one in found if self._is_enough(one)]
-        return min(enough, key=len) if enough else min(found, key=_distance)
+        return min(enough, key=_size_and_distance) if enough else min(found, key=_distance)
 
     def _is_enough(self, circuit: CircuitStep) -> bool:
         return circuit.faithfulness >= self._question.faithfulness

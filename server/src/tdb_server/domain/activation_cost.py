@@ -17,6 +17,9 @@ is a sub-request or a prompt that one is compared with, padded to the longest:
     latents               6 · T · N of one layer at a time, 8 · T · N of each layer where some are ablated,
                           and 128 bytes + 24 numbers for each active one of every layer
 
+    edges                 of every layer 3 · T · (H + 2 G) · e + 2 · T · d for each of its rows; once the writes of all
+                          components at a few tokens, and three times the gradients of a layer's readers there
+
 and once for the batch
 
     token lists           3 · V for each direction that is scored at once, 512 at the most
@@ -39,6 +42,7 @@ from collections.abc import Iterator, Sequence
 
 from tdb_server.domain.axes import is_of_autoencoder, n_cells, scalar_axes
 from tdb_server.domain.derived_scalar import DerivedScalar
+from tdb_server.domain.edges import EdgeShape, EdgesSpec
 from tdb_server.domain.model_info import AutoencoderInfo, ModelInfo
 from tdb_server.domain.node import NodeType
 from tdb_server.domain.requests import (
@@ -55,6 +59,8 @@ SCORED_DIRECTIONS = 512
 """Nodes whose vocabularies are scored at once."""
 RANKED_TOGETHER = 2**25
 """Numbers up to which all layers are ranked as one tensor, on the device that joins the most."""
+EDGE_WRITES = 2**26
+"""Numbers up to which the writes of several tokens are made at once; one token's are, however many."""
 _MIN_SCORED = 64
 _ACTIVITY_MARGIN = 4
 """How many times as many ReLU latents may be active in a prompt as were in the trial."""
@@ -62,6 +68,7 @@ _ACTIVITY_MARGIN = 4
 _RESIDUALS, _PAIRS, _NEURONS, _LOGITS = 8, 5, 4, 2
 _RANKED, _WIDENED, _WIDE, _SCORED = 4, 4, 2, 3
 _ENCODED, _ABLATED = 6, 8
+_EDGE_PRODUCTS, _EDGE_RESIDUALS, _EDGE_READERS, _EDGE_SCORES = 3, 2, 3, 3
 _ACTIVE_BYTES, _ACTIVE_NUMBERS = 128, 24
 _NODE_BYTES, _NODE_VECTORS, _NODE_TOKENS = 256, 2, 8
 _TOP_K = re.compile(r"topk\((\d+)\)")
@@ -74,9 +81,10 @@ def activation_bytes(info: ModelInfo, sub_requests: Sequence[InferenceSubRequest
     n_active = sum(n_tokens * _most_active(one) * len(one.layers) for one in info.autoencoders)
     per_row = number * _numbers_per_row(info, n_tokens)
     per_row += n_active * (_ACTIVE_BYTES + _ACTIVE_NUMBERS * number)
-    per_row *= len(sub_requests) + n_references(sub_requests)
+    per_row *= sum(one.n_rows for one in sub_requests) + n_references(sub_requests)
     per_row += number * sum(_wide_numbers(info, one, n_tokens) for one in sub_requests)
     per_row += number * sum(_ablated_latents(info, one, n_tokens) for one in sub_requests)
+    per_row += number * max((_edge_numbers(info, one, n_tokens) for one in sub_requests), default=0)
     return per_row + _list_bytes(info, sub_requests, number)
 
 
@@ -137,6 +145,20 @@ def _derived_scalars(sub_request: InferenceSubRequest) -> Iterator[tuple[Derived
                 yield spec.derived_scalar, spec.pass_type
             case DerivedAttentionScalarsSpec():
                 yield spec.derived_scalar, None
+
+
+def _edge_numbers(info: ModelInfo, sub_request: InferenceSubRequest, n_tokens: int) -> int:
+    """Of a sub-request's edges, which are made after those of others."""
+    if not any(isinstance(one, EdgesSpec) for one in sub_request.processing.values()):
+        return 0
+    shape = EdgeShape.of(info)
+    products = _EDGE_PRODUCTS * sub_request.n_rows * n_tokens * shape.n_head_readers * info.d_head
+    per_layer = products + _EDGE_RESIDUALS * n_tokens * info.d_model
+    n_together = min(n_tokens, max(1, EDGE_WRITES // (shape.n_writers * info.d_model)))
+    of_readers = _EDGE_READERS * shape.n_head_readers * n_together * info.d_model
+    writes = 2 * shape.n_writers * n_together * info.d_model
+    scores = _EDGE_SCORES * shape.n_writers * shape.n_readers
+    return info.n_layers * per_layer + writes + of_readers + scores
 
 
 def _ablated_latents(info: ModelInfo, sub_request: InferenceSubRequest, n_tokens: int) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tdb_server.domain.edges import EdgesSpec
 from tdb_server.domain.requests import (
     DerivedAttentionScalarsSpec,
     DerivedScalarsSpec,
@@ -24,6 +25,7 @@ from tdb_server.domain.results import (
 )
 from tdb_server.engine.cache import Gradients
 from tdb_server.engine.components import derived_attention_scalars, derived_scalars
+from tdb_server.engine.edges import edges
 from tdb_server.engine.nodes import NodeTable, derive, look_ups, top_k_results, union_of_nodes
 from tdb_server.engine.plan import Plan
 from tdb_server.engine.rank_tokens import TokenRanker
@@ -36,7 +38,7 @@ from tdb_server.engine.transfers import Array, download, upload
 
 Event = tuple[str, CallEvent]
 _THERE_ALREADY = (MultipleTopKSpec,)
-_OF_COMPONENTS = (DerivedScalarsSpec, DerivedAttentionScalarsSpec)
+_OF_COMPONENTS = (DerivedScalarsSpec, DerivedAttentionScalarsSpec, EdgesSpec)
 _OF_NODES = (ScoredTokensSpec, TokenPairAttributionSpec)
 
 
@@ -202,6 +204,9 @@ class Answers:
                 return derived_scalars(rows, own_row, spec, self.ranker)
             case DerivedAttentionScalarsSpec() as spec:
                 return derived_attention_scalars(rows, own_row, spec)
+            case EdgesSpec() as spec:
+                everything = rows.part(slice(0, len(self.plan.rows)))
+                return edges(everything, row, spec, self.check_cancelled)
             case ScoredTokensSpec(_, scoring, n_tokens):
                 own_lists = next(one for one in lists if one.to_score.n_tokens == n_tokens)
                 return own_lists.of(row, name, scoring)

@@ -225,7 +225,7 @@ def forward(
         wanted |= {HookPoint.MLP_LN_SCALE}
     hooks = Hooks(recorder, INNER_HOOK_POINTS & wanted)
     with torch.set_grad_enabled(plan.has_objective):
-        embedding = decoder.embed(inputs.token_ids).requires_grad_(plan.has_objective)
+        embedding = _embedded(decoder, plan, inputs, references).requires_grad_(plan.has_objective)
         residual = decoder.forward(embedding, hooks)
         normed = decoder.read_by_logits(residual, hooks)
         logits = decoder.unembed(normed[inputs.rows, inputs.last])[:, None]  # [B, 1, V]
@@ -240,6 +240,18 @@ def forward(
     graph = Graph(recorder.graph_sites, recorder.streams, outputs, normed, before, after[:, 0], capped[:, 0])
     residual, normed, capped = (wide(one.detach()) for one in (residual, normed, graph.capped))
     return Cache(recorder.values, residual, normed, capped, recorder.read), graph
+
+
+def _embedded(decoder: Decoder, plan: Plan, inputs: Inputs, references: References | None) -> Tensor:
+    """The first residual stream [B, T, d]: rows that are interpolated start between baselines and prompt."""
+    embedding = decoder.embed(inputs.token_ids)
+    for index in plan.interpolated:
+        row = plan.rows[index]
+        assert references is not None
+        baseline = references.values(row.baselines, HookPoint.RESID_POST_EMB, None)
+        own = wide(embedding[index])
+        embedding[index] = (baseline + row.embedding_share * (own - baseline)).to(embedding.dtype)
+    return embedding
 
 
 def _at_last_token(one: Intervention) -> Intervention | None:

@@ -10,6 +10,7 @@ from google.protobuf.internal import containers as _containers
 from transformer_debugger.v1 import ablation_pb2 as _ablation_pb2
 from transformer_debugger.v1 import circuit_pb2 as _circuit_pb2
 from transformer_debugger.v1 import derived_scalar_pb2 as _derived_scalar_pb2
+from transformer_debugger.v1 import edges_pb2 as _edges_pb2
 from transformer_debugger.v1 import node_pb2 as _node_pb2
 from transformer_debugger.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
@@ -484,10 +485,11 @@ class NamedResult(_message.Message):
     DERIVED_ATTENTION_SCALARS_FIELD_NUMBER: _builtins.int
     SCORED_TOKENS_FIELD_NUMBER: _builtins.int
     TOKEN_PAIR_ATTRIBUTION_FIELD_NUMBER: _builtins.int
+    EDGES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """For Infer the name the client gave. For Debug one of topKComponents, componentSumsForTokenDisplay,
     upvotedOutputTokens, inputTokensThatUpvoteMlp, inputTokensThatUpvoteAttnQ, inputTokensThatUpvoteAttnK,
-    tokenPairAttribution, topOutputTokenLogits.
+    tokenPairAttribution, topOutputTokenLogits. For InferEdges it is edges.
     """
     @_builtins.property
     def multiple_top_k(self) -> Global___MultipleTopKResult:
@@ -509,6 +511,10 @@ class NamedResult(_message.Message):
     def token_pair_attribution(self) -> Global___TokenPairAttributionResult:
         """Attended-to tokens that excite attention latents."""
 
+    @_builtins.property
+    def edges(self) -> _edges_pb2.EdgesResult:
+        """Edges between components."""
+
     def __init__(
         self,
         *,
@@ -518,12 +524,13 @@ class NamedResult(_message.Message):
         derived_attention_scalars: Global___DerivedAttentionScalarsResult | None = ...,
         scored_tokens: Global___ScoredTokensResult | None = ...,
         token_pair_attribution: Global___TokenPairAttributionResult | None = ...,
+        edges: _edges_pb2.EdgesResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["derived_attention_scalars", b"derived_attention_scalars", "derived_scalars", b"derived_scalars", "multiple_top_k", b"multiple_top_k", "result", b"result", "scored_tokens", b"scored_tokens", "token_pair_attribution", b"token_pair_attribution"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["derived_attention_scalars", b"derived_attention_scalars", "derived_scalars", b"derived_scalars", "edges", b"edges", "multiple_top_k", b"multiple_top_k", "result", b"result", "scored_tokens", b"scored_tokens", "token_pair_attribution", b"token_pair_attribution"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["derived_attention_scalars", b"derived_attention_scalars", "derived_scalars", b"derived_scalars", "multiple_top_k", b"multiple_top_k", "name", b"name", "result", b"result", "scored_tokens", b"scored_tokens", "token_pair_attribution", b"token_pair_attribution"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["derived_attention_scalars", b"derived_attention_scalars", "derived_scalars", b"derived_scalars", "edges", b"edges", "multiple_top_k", b"multiple_top_k", "name", b"name", "result", b"result", "scored_tokens", b"scored_tokens", "token_pair_attribution", b"token_pair_attribution"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["multiple_top_k", "derived_scalars", "derived_attention_scalars", "scored_tokens", "token_pair_attribution"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["multiple_top_k", "derived_scalars", "derived_attention_scalars", "scored_tokens", "token_pair_attribution", "edges"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 

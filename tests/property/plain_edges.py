@@ -1,4 +1,4 @@
-"""Scores of edges by a second way: every reader has a copy of the stream, and autograd differentiates each copy."""
+"""Scores of edges by a second way: each reader has a copy of the stream, which autograd differentiates by."""
 
 from __future__ import annotations
 

@@ -17,8 +17,9 @@ is a sub-request or a prompt that one is compared with, padded to the longest:
     latents               6 · T · N of one layer at a time, 8 · T · N of each layer where some are ablated,
                           and 128 bytes + 24 numbers for each active one of every layer
 
-    edges                 of every layer 3 · T · (H + 2 G) · e + 2 · T · d for each of its rows; once the writes of all
-                          components at a few tokens, and three times the gradients of a layer's readers there
+    edges                 3 · T · (H + 2 G) · e of every layer for each of its rows; once 2 · T · d of every
+                          layer, the writes of all components at a few tokens, and the gradients of a layer's
+                          readers there
 
 and once for the batch
 

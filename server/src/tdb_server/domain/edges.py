@@ -1,4 +1,4 @@
-"""Edges between components: who writes to the residual stream, who reads it, and the scores of one to the other."""
+"""Edges between components: who writes to the residual stream, who reads it, and with what score."""
 
 from __future__ import annotations
 

@@ -2,10 +2,10 @@
 
     score(w -> r) = sum over tokens of (write_w - mean of baselines' write_w) . d loss / d (input of r)
 
-That is how much the loss would fall, to first order, if r alone were to see of w what w writes in the baseline
-(EAP: Syed, Rager and Conmy 2023, "Attribution patching outperforms automated circuit discovery"). One forward
-and one backward pass give it for all pairs: gradients are kept at queries, keys, values and behind layers, and
-taken from there to each reader's own input, as if each read a copy of the stream.
+That is how much the loss would fall, to first order, if r alone were to see of w what w writes in the
+baseline (EAP: Syed, Rager and Conmy 2023, "Attribution patching outperforms automated circuit discovery").
+One forward and one backward pass give it for all pairs: gradients are kept at queries, keys, values and behind
+layers, and taken from there to each reader's own input, as if each read a copy of the stream.
 
 A gradient says little where the loss is flat. EAP-IG (Hanna, Pezzelle and Belinkov 2024, "Have faith in
 faithfulness") takes the mean of the gradients in several runs, whose embeddings go from the baseline's to the
@@ -54,9 +54,7 @@ def edges(
         check_cancelled: asked between blocks and layers.
     """
     config = everything.model.decoder.config
-    shape = EdgeShape(
-        config.n_layers, config.n_heads, config.n_key_value_heads, everything.plan.is_parallel
-    )
+    shape = EdgeShape(config.n_layers, config.n_heads, config.n_key_value_heads, everything.plan.is_parallel)
     scores = _scores(_Readers(everything, row_index), shape, check_cancelled)
     (found,) = download([scores])
     writers, readers = _largest(found, spec.top_k)
@@ -97,7 +95,7 @@ def _scores(readers: _Readers, shape: EdgeShape, check_cancelled: Callable[[], N
 
 
 def _largest(scores: Array, k: int) -> tuple[Array, Array]:
-    """The k pairs of the largest absolute scores, in order; equal ones in the order of writers and readers."""
+    """The k pairs of the largest absolute scores, in order; equal ones in that of writers and readers."""
     sizes = np.abs(scores).ravel()
     candidates = np.flatnonzero(sizes)
     if len(candidates) > k:
@@ -131,20 +129,18 @@ class _Readers:
 
     def at_logits(self) -> Tensor:
         """At the last residual stream [T, d]."""
-        return self._mean([self._gradient(run, self._n_layers - 1) for run in self._runs])
+        return self._mean(self._gradient(run, self._n_layers - 1) for run in self._runs)
 
     def at_mlp(self, layer_index: int) -> Tensor:
         """At the input of a layer's MLP [T, d]."""
         mlp = self._everything.model.decoder.blocks[layer_index].mlp
         return self._mean(
-            [
-                mlp_input_gradients(mlp, self._before_mlp(run, layer_index), self._gradient(run, layer_index))
-                for run in self._runs
-            ]
+            mlp_input_gradients(mlp, self._before_mlp(run, layer_index), self._gradient(run, layer_index))
+            for run in self._runs
         )
 
     def at_products(self, layer_index: int) -> list[Tensor]:
-        """At the products of a layer's queries, keys and values, of each run [T, queries, keys and values, e]."""
+        """At the products of a layer's queries, keys and values, of each run [T, S, e]."""
         attention = self._everything.model.decoder.blocks[layer_index].attention
         return [
             at_products(

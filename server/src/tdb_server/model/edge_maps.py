@@ -1,9 +1,8 @@
 """What single heads and MLPs write, and gradients at what each of them reads as if it read a copy of its own.
 
-A reader's input is the residual stream before its norm. Gradients go back through that norm and its scale. All
-is done token by token: a few tokens can be taken out of many.
+A reader's input is the residual stream before its norm. Gradients go back through that norm and its scale.
 
-Shapes: T tokens, d model width, H heads, G key/value heads, S = H + 2G queries, keys and values, e head width.
+Shapes: T tokens, d model width, H heads, G key/value heads, e head width, S = H + 2G of all their readers.
 """
 
 from __future__ import annotations

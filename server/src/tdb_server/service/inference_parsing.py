@@ -71,7 +71,7 @@ def _parse_inference(spec: MessageReader[InferenceSpecMessage]) -> InferenceSpec
     prompt = spec.prompt()
     n_tokens = None if prompt is None else len(prompt.token_ids)
     has_loss = spec.has("loss_fn_config")
-    loss = _parse_loss(spec.inner("loss_fn_config")) if has_loss else None
+    loss = parse_loss(spec.inner("loss_fn_config")) if has_loss else None
     trace = _parse_trace(spec, n_tokens)
     ablations = _parse_ablations(spec, n_tokens)
     within_layer_gradient = _parse_within_layer_gradient(spec, n_tokens)
@@ -136,7 +136,8 @@ def _check_loss_beside_trace(spec: MessageReader[InferenceSpecMessage], trace: T
         )
 
 
-def _parse_loss(loss: MessageReader[LossFnConfig]) -> LossConfig | None:
+def parse_loss(loss: MessageReader[LossFnConfig]) -> LossConfig | None:
+    """A loss; None where it is refused. What is wrong is noted in the reader."""
     name = loss.member("name", LOSS_NAMES)
     targets, distractors = loss.targets_and_distractors()
     if name is not None and name is not LossName.ZERO and targets == ():

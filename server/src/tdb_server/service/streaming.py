@@ -14,8 +14,13 @@ from typing import Generic, TypeVar
 import google_crc32c
 import numpy as np
 from transformer_debugger.v1 import call_pb2, result_pb2, tensor_pb2
-from transformer_debugger.v1.transformer_debugger_service_pb2 import StreamDebugResponse, StreamInferResponse
+from transformer_debugger.v1.transformer_debugger_service_pb2 import (
+    StreamDebugResponse,
+    StreamInferEdgesResponse,
+    StreamInferResponse,
+)
 
+from tdb_server.domain.edges import EdgesResult
 from tdb_server.domain.node import Nodes
 from tdb_server.domain.results import (
     DerivedAttentionScalarsResult,
@@ -37,14 +42,17 @@ NODES_PER_PART = 256
 """With ten tokens at both ends of each node's ranking a part takes about 100 KB."""
 TOKENS_PER_PART = 16 * 1024
 """Of all lists of a part, which take about 300 KB."""
-StreamMessage = TypeVar("StreamMessage", StreamDebugResponse, StreamInferResponse)
+StreamMessage = TypeVar("StreamMessage", StreamDebugResponse, StreamInferResponse, StreamInferEdgesResponse)
 
 
 def result_parts(result: NamedResult) -> Iterator[NamedResult]:
     """The result cut by nodes. Groups, with their tensors, are in the first part only."""
     whole = result.result
     n_nodes = min(NODES_PER_PART, max(1, TOKENS_PER_PART // _tokens_per_node(whole)))
-    if isinstance(whole, DerivedScalarsResult | DerivedAttentionScalarsResult) or len(whole.nodes) <= n_nodes:
+    if isinstance(whole, DerivedScalarsResult | DerivedAttentionScalarsResult | EdgesResult):
+        yield result
+        return
+    if len(whole.nodes) <= n_nodes:
         yield result
         return
     for start in range(0, len(whole.nodes), n_nodes):

@@ -4,8 +4,8 @@
 
 That is how much the loss would fall, to first order, if r alone were to see of w what w writes in the
 baseline (EAP: Syed, Rager and Conmy 2023, "Attribution patching outperforms automated circuit discovery").
-One forward and one backward pass give it for all pairs: gradients are kept at queries, keys, values and behind
-layers, and taken from there to each reader's own input, as if each read a copy of the stream.
+One forward and one backward pass give it for all pairs: gradients are kept at queries, keys, values and
+behind layers, and taken from there to each reader's own input, as if each read a copy of the stream.
 
 A gradient says little where the loss is flat. EAP-IG (Hanna, Pezzelle and Belinkov 2024, "Have faith in
 faithfulness") takes the mean of the gradients in several runs, whose embeddings go from the baseline's to the

@@ -11,6 +11,7 @@ from tdb_client.compatibility import ApiVersionWarning
 from tdb_client.connection import Tls
 from tdb_client.debug_answer import DebugAnswer
 from tdb_client.debug_result import DebugResult
+from tdb_client.edges import Edge, Edges, EdgesSubRequest
 from tdb_client.errors import (
     CallError,
     CancelledCallError,
@@ -57,6 +58,9 @@ from tdb_client.results import (
     CallInfo,
     DerivedAttentionScalarsResult,
     DerivedScalarsResult,
+    EdgeReader,
+    EdgesResult,
+    EdgeWriter,
     EstimatedCost,
     GroupResult,
     InferenceResult,
@@ -96,6 +100,12 @@ __all__ = [
     "DerivedAttentionScalarsSpec",
     "DerivedScalarsResult",
     "DerivedScalarsSpec",
+    "Edge",
+    "EdgeReader",
+    "EdgeWriter",
+    "Edges",
+    "EdgesResult",
+    "EdgesSubRequest",
     "EstimatedCost",
     "Event",
     "FailedPreconditionError",

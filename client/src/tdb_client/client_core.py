@@ -23,6 +23,7 @@ from tdb_client.chat import Chat, chat_prompt, messages
 from tdb_client.compatibility import CHECK_SECONDS, VersionCheck
 from tdb_client.connection import Connection, Tls, default_server
 from tdb_client.debug_result import DebugResult, debug_result, with_notes
+from tdb_client.edges import Edges, EdgesSubRequest, edges
 from tdb_client.errors import CallError, ChatTemplateError
 from tdb_client.events import Event, inference_results
 from tdb_client.health import HealthStatus, health_check, health_request, health_status
@@ -30,8 +31,8 @@ from tdb_client.inference import InferenceSubRequest
 from tdb_client.model_info import ModelInfo, model_info
 from tdb_client.names import enum_value
 from tdb_client.requests import (
+    AnySubRequest,
     DebugSubRequest,
-    SubRequest,
     SubRequestT,
     prompt_length,
     prompts_to_tokenize,
@@ -97,10 +98,25 @@ class ClientCore:
         request = encoding.infer_request(resolved, request_id=request_id, priority=self._priority)
         return Call(self._debugger.StreamInfer, request)
 
-    def _estimated(self, sub_requests: Sequence[SubRequest]) -> Flow[EstimatedCost]:
-        request = encoding.estimate_request((yield from self._resolved(sub_requests)))
-        is_debug = isinstance(request, service_pb2.DebugRequest)
-        response = yield Call(self._debugger.Debug if is_debug else self._debugger.Infer, request)
+    def _edges_call(self, sub_requests: Sequence[EdgesSubRequest], request_id: str) -> Flow[Call]:
+        """The call that streams edges. They name no tokens, so that nothing has to be asked before."""
+        check_values(list(sub_requests), "sub_requests")
+        yield from ()
+        request = encoding.edges_request(sub_requests, request_id=request_id, priority=self._priority)
+        return Call(self._debugger.StreamInferEdges, request)
+
+    def _estimated(self, sub_requests: Sequence[AnySubRequest]) -> Flow[EstimatedCost]:
+        of_edges = [one for one in sub_requests if isinstance(one, EdgesSubRequest)]
+        others = [one for one in sub_requests if not isinstance(one, EdgesSubRequest)]
+        resolved = yield from self._resolved(others)
+        check_values(of_edges, "sub_requests")
+        request = encoding.estimate_request([*resolved, *of_edges])
+        method = self._debugger.Debug
+        if isinstance(request, service_pb2.InferRequest):
+            method = self._debugger.Infer
+        elif isinstance(request, service_pb2.InferEdgesRequest):
+            method = self._debugger.InferEdges
+        response = yield Call(method, request)
         return decoding.estimated_cost(response.estimated_cost)
 
     def _model_info(self) -> Flow[ModelInfo]:
@@ -137,6 +153,19 @@ class ClientCore:
         return [
             one if model is None else with_notes(one, model)
             for one, model in zip(results, models, strict=True)
+        ]
+
+    def _edges_results(
+        self, sub_requests: Sequence[EdgesSubRequest], events: Sequence[Event]
+    ) -> Flow[list[Edges]]:
+        """What a whole stream says about edges, with the model's width, which some files of them need."""
+        answers = inference_results(events)
+        if any(one.call.model_digest not in self._described for one in answers):
+            with suppress(CallError):
+                yield from self._model_info()
+        return [
+            edges(request, answer, self._described.get(answer.call.model_digest))
+            for request, answer in zip(sub_requests, answers, strict=True)
         ]
 
     def _chat_prompt(self, chat: Chat, system: str | None) -> Flow[str]:
@@ -178,7 +207,9 @@ class ClientCore:
             n_tokens[text, add_bos] = prompt_length(tokens, add_bos)
         return [resolve(one, n_tokens) for one in sub_requests]
 
-    def _read(self, reader: EventReader, message: Any, sub_requests: Sequence[SubRequest]) -> Iterator[Event]:
+    def _read(
+        self, reader: EventReader, message: Any, sub_requests: Sequence[AnySubRequest]
+    ) -> Iterator[Event]:
         """The events of one message of a stream."""
         for event in reader.read(message):
             self._counting.look_at(event, sub_requests)

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from tdb_client.edges import EdgesSubRequest
 from tdb_client.errors import NodeError
 from tdb_client.inference import AblationSpec, InferenceSubRequest, MultipleTopKSpec, Token
 from tdb_client.interventions import (
@@ -130,6 +131,8 @@ def _components(
 
 SubRequest = DebugSubRequest | InferenceSubRequest
 SubRequestT = TypeVar("SubRequestT", bound=SubRequest)
+AnySubRequest = SubRequest | EdgesSubRequest
+"""Those that name nodes, and those that do not."""
 
 
 PromptKey = tuple[str, bool | None]
@@ -184,9 +187,11 @@ def _nodes(sub_request: SubRequest) -> list[Node]:
     return ablated + [one.node for one in (sub_request.trace, sub_request.downstream) if one is not None]
 
 
-def tokens_from_start(sub_request: SubRequest) -> Iterator[int]:
+def tokens_from_start(sub_request: AnySubRequest) -> Iterator[int]:
     """The tokens that a sub-request names by their number from the start of the prompt."""
     named: list[int | None] = []
+    if isinstance(sub_request, EdgesSubRequest):
+        return iter(())
     for node in _nodes(sub_request):
         named += [node.token, node.attended_to]
     if isinstance(sub_request, InferenceSubRequest):

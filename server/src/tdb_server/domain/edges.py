@@ -112,15 +112,6 @@ class EdgeShape:
         """Of each layer those of heads and the MLP, and the logits."""
         return self.n_layers * (self.n_head_readers + 1) + 1
 
-    @property
-    def n_edges(self) -> int:
-        """Pairs of a writer and a reader that comes after it."""
-        of_layers = (
-            self.before_heads(layer) * self.n_head_readers + self.before_mlp(layer)
-            for layer in range(self.n_layers)
-        )
-        return sum(of_layers) + self.n_writers
-
     def before_heads(self, layer_index: int) -> int:
         """Writers before the heads of a layer."""
         return 1 + layer_index * (self.n_heads + 1)
@@ -128,6 +119,13 @@ class EdgeShape:
     def before_mlp(self, layer_index: int) -> int:
         """Writers before the MLP of a layer."""
         return self.before_heads(layer_index) + (0 if self.is_parallel else self.n_heads)
+
+    def writers_before(self) -> tuple[int, ...]:
+        """Of each reader, how many writers come before it."""
+        found: list[int] = []
+        for layer in range(self.n_layers):
+            found += [self.before_heads(layer)] * self.n_head_readers + [self.before_mlp(layer)]
+        return (*found, self.n_writers)
 
     def writers(self) -> tuple[EdgeWriter, ...]:
         """All writers, in order."""
@@ -159,6 +157,7 @@ class EdgesResult:
     Attributes:
         writers: all of them, in order.
         readers: all of them, in order.
+        writers_before: of each reader, how many writers come before it: the first so many.
         edge_writers: of each listed edge, which writer it starts from [k]; the largest absolute scores first.
         edge_readers: which reader it leads to [k].
         edge_scores: in units of the loss [k]; none is 0.
@@ -167,6 +166,7 @@ class EdgesResult:
 
     writers: tuple[EdgeWriter, ...]
     readers: tuple[EdgeReader, ...]
+    writers_before: tuple[int, ...]
     edge_writers: npt.NDArray[np.int64]
     edge_readers: npt.NDArray[np.int64]
     edge_scores: npt.NDArray[np.floating]

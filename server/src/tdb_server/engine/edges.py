@@ -61,6 +61,7 @@ def edges(
     return EdgesResult(
         shape.writers(),
         shape.readers(),
+        shape.writers_before(),
         writers,
         readers,
         found[writers, readers],

@@ -188,6 +188,7 @@ def _put_edges(message: edges_pb2.EdgesResult, result: EdgesResult) -> None:
             layer_index=reader.layer_index,
             head_index=reader.head_index,
         )
+    message.writers_before.extend(result.writers_before)
     message.edge_writers.extend(result.edge_writers.tolist())
     message.edge_readers.extend(result.edge_readers.tolist())
     message.edge_scores.extend(result.edge_scores.tolist())

@@ -26,19 +26,19 @@ from transformer_debugger.v1 import loss_pb2 as transformer__debugger_dot_v1_dot
 from transformer_debugger.v1 import tensor_pb2 as transformer__debugger_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#transformer_debugger/v1/edges.proto\x12\x17transformer_debugger.v1\x1a\"transformer_debugger/v1/loss.proto\x1a$transformer_debugger/v1/tensor.proto\"\x9c\x01\n\nEdgeWriter\x12<\n\x0bwriter_type\x18\x01 \x01(\x0e\x32\'.transformer_debugger.v1.EdgeWriterType\x12\x18\n\x0blayer_index\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x17\n\nhead_index\x18\x03 \x01(\x05H\x01\x88\x01\x01\x42\x0e\n\x0c_layer_indexB\r\n\x0b_head_index\"\x9c\x01\n\nEdgeReader\x12<\n\x0breader_type\x18\x01 \x01(\x0e\x32\'.transformer_debugger.v1.EdgeReaderType\x12\x18\n\x0blayer_index\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x17\n\nhead_index\x18\x03 \x01(\x05H\x01\x88\x01\x01\x42\x0e\n\x0c_layer_indexB\r\n\x0b_head_index\"\xa3\x02\n\x0f\x45\x64gesSubRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x14\n\x07\x61\x64\x64_bos\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x18\n\x10\x62\x61seline_prompts\x18\x03 \x03(\t\x12=\n\x0eloss_fn_config\x18\x04 \x01(\x0b\x32%.transformer_debugger.v1.LossFnConfig\x12\x33\n\x06method\x18\x05 \x01(\x0e\x32#.transformer_debugger.v1.EdgeMethod\x12\x12\n\x05steps\x18\x06 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x07 \x01(\x05H\x02\x88\x01\x01\x12\x14\n\x0cwhole_matrix\x18\x08 \x01(\x08\x42\n\n\x08_add_bosB\x08\n\x06_stepsB\x08\n\x06_top_k\"\xfb\x01\n\x0b\x45\x64gesResult\x12\x34\n\x07writers\x18\x01 \x03(\x0b\x32#.transformer_debugger.v1.EdgeWriter\x12\x34\n\x07readers\x18\x02 \x03(\x0b\x32#.transformer_debugger.v1.EdgeReader\x12\x14\n\x0c\x65\x64ge_writers\x18\x03 \x03(\x05\x12\x14\n\x0c\x65\x64ge_readers\x18\x04 \x03(\x05\x12\x13\n\x0b\x65\x64ge_scores\x18\x05 \x03(\x02\x12\x34\n\x06scores\x18\x06 \x01(\x0b\x32\x1f.transformer_debugger.v1.TensorH\x00\x88\x01\x01\x42\t\n\x07_scores*V\n\nEdgeMethod\x12\x1b\n\x17\x45\x44GE_METHOD_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x45\x44GE_METHOD_EAP\x10\x01\x12\x16\n\x12\x45\x44GE_METHOD_EAP_IG\x10\x02*\x87\x01\n\x0e\x45\x64geWriterType\x12 \n\x1c\x45\x44GE_WRITER_TYPE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45\x44GE_WRITER_TYPE_EMBEDDING\x10\x01\x12\x19\n\x15\x45\x44GE_WRITER_TYPE_HEAD\x10\x02\x12\x18\n\x14\x45\x44GE_WRITER_TYPE_MLP\x10\x03*\xca\x01\n\x0e\x45\x64geReaderType\x12 \n\x1c\x45\x44GE_READER_TYPE_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x45\x44GE_READER_TYPE_HEAD_QUERY\x10\x01\x12\x1d\n\x19\x45\x44GE_READER_TYPE_HEAD_KEY\x10\x02\x12\x1f\n\x1b\x45\x44GE_READER_TYPE_HEAD_VALUE\x10\x03\x12\x18\n\x14\x45\x44GE_READER_TYPE_MLP\x10\x04\x12\x1b\n\x17\x45\x44GE_READER_TYPE_LOGITS\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#transformer_debugger/v1/edges.proto\x12\x17transformer_debugger.v1\x1a\"transformer_debugger/v1/loss.proto\x1a$transformer_debugger/v1/tensor.proto\"\x9c\x01\n\nEdgeWriter\x12<\n\x0bwriter_type\x18\x01 \x01(\x0e\x32\'.transformer_debugger.v1.EdgeWriterType\x12\x18\n\x0blayer_index\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x17\n\nhead_index\x18\x03 \x01(\x05H\x01\x88\x01\x01\x42\x0e\n\x0c_layer_indexB\r\n\x0b_head_index\"\x9c\x01\n\nEdgeReader\x12<\n\x0breader_type\x18\x01 \x01(\x0e\x32\'.transformer_debugger.v1.EdgeReaderType\x12\x18\n\x0blayer_index\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x17\n\nhead_index\x18\x03 \x01(\x05H\x01\x88\x01\x01\x42\x0e\n\x0c_layer_indexB\r\n\x0b_head_index\"\xa3\x02\n\x0f\x45\x64gesSubRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x14\n\x07\x61\x64\x64_bos\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x18\n\x10\x62\x61seline_prompts\x18\x03 \x03(\t\x12=\n\x0eloss_fn_config\x18\x04 \x01(\x0b\x32%.transformer_debugger.v1.LossFnConfig\x12\x33\n\x06method\x18\x05 \x01(\x0e\x32#.transformer_debugger.v1.EdgeMethod\x12\x12\n\x05steps\x18\x06 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x07 \x01(\x05H\x02\x88\x01\x01\x12\x14\n\x0cwhole_matrix\x18\x08 \x01(\x08\x42\n\n\x08_add_bosB\x08\n\x06_stepsB\x08\n\x06_top_k\"\x93\x02\n\x0b\x45\x64gesResult\x12\x34\n\x07writers\x18\x01 \x03(\x0b\x32#.transformer_debugger.v1.EdgeWriter\x12\x34\n\x07readers\x18\x02 \x03(\x0b\x32#.transformer_debugger.v1.EdgeReader\x12\x14\n\x0c\x65\x64ge_writers\x18\x03 \x03(\x05\x12\x14\n\x0c\x65\x64ge_readers\x18\x04 \x03(\x05\x12\x13\n\x0b\x65\x64ge_scores\x18\x05 \x03(\x02\x12\x34\n\x06scores\x18\x06 \x01(\x0b\x32\x1f.transformer_debugger.v1.TensorH\x00\x88\x01\x01\x12\x16\n\x0ewriters_before\x18\x07 \x03(\x05\x42\t\n\x07_scores*V\n\nEdgeMethod\x12\x1b\n\x17\x45\x44GE_METHOD_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x45\x44GE_METHOD_EAP\x10\x01\x12\x16\n\x12\x45\x44GE_METHOD_EAP_IG\x10\x02*\x87\x01\n\x0e\x45\x64geWriterType\x12 \n\x1c\x45\x44GE_WRITER_TYPE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45\x44GE_WRITER_TYPE_EMBEDDING\x10\x01\x12\x19\n\x15\x45\x44GE_WRITER_TYPE_HEAD\x10\x02\x12\x18\n\x14\x45\x44GE_WRITER_TYPE_MLP\x10\x03*\xca\x01\n\x0e\x45\x64geReaderType\x12 \n\x1c\x45\x44GE_READER_TYPE_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x45\x44GE_READER_TYPE_HEAD_QUERY\x10\x01\x12\x1d\n\x19\x45\x44GE_READER_TYPE_HEAD_KEY\x10\x02\x12\x1f\n\x1b\x45\x44GE_READER_TYPE_HEAD_VALUE\x10\x03\x12\x18\n\x14\x45\x44GE_READER_TYPE_MLP\x10\x04\x12\x1b\n\x17\x45\x44GE_READER_TYPE_LOGITS\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'transformer_debugger.v1.edges_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EDGEMETHOD']._serialized_start=1004
-  _globals['_EDGEMETHOD']._serialized_end=1090
-  _globals['_EDGEWRITERTYPE']._serialized_start=1093
-  _globals['_EDGEWRITERTYPE']._serialized_end=1228
-  _globals['_EDGEREADERTYPE']._serialized_start=1231
-  _globals['_EDGEREADERTYPE']._serialized_end=1433
+  _globals['_EDGEMETHOD']._serialized_start=1028
+  _globals['_EDGEMETHOD']._serialized_end=1114
+  _globals['_EDGEWRITERTYPE']._serialized_start=1117
+  _globals['_EDGEWRITERTYPE']._serialized_end=1252
+  _globals['_EDGEREADERTYPE']._serialized_start=1255
+  _globals['_EDGEREADERTYPE']._serialized_end=1457
   _globals['_EDGEWRITER']._serialized_start=139
   _globals['_EDGEWRITER']._serialized_end=295
   _globals['_EDGEREADER']._serialized_start=298
@@ -46,5 +46,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EDGESSUBREQUEST']._serialized_start=457
   _globals['_EDGESSUBREQUEST']._serialized_end=748
   _globals['_EDGESRESULT']._serialized_start=751
-  _globals['_EDGESRESULT']._serialized_end=1002
+  _globals['_EDGESRESULT']._serialized_end=1026
 # @@protoc_insertion_point(module_scope)

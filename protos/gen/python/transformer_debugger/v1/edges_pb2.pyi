@@ -282,6 +282,7 @@ class EdgesResult(_message.Message):
     EDGE_READERS_FIELD_NUMBER: _builtins.int
     EDGE_SCORES_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
+    WRITERS_BEFORE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def writers(self) -> _containers.RepeatedCompositeFieldContainer[Global___EdgeWriter]:
         """All writers, in the order in which they write: the embedding; then of each layer its heads and its MLP."""
@@ -306,6 +307,10 @@ class EdgesResult(_message.Message):
     def scores(self) -> _tensor_pb2.Tensor:
         """The scores of all pairs, writers by readers; 0 where the writer does not come before the reader. Only where whole_matrix was asked for."""
 
+    @_builtins.property
+    def writers_before(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of each reader, how many writers come before it: the first so many. From these alone edges lead to it."""
+
     def __init__(
         self,
         *,
@@ -315,10 +320,11 @@ class EdgesResult(_message.Message):
         edge_readers: _abc.Iterable[_builtins.int] | None = ...,
         edge_scores: _abc.Iterable[_builtins.float] | None = ...,
         scores: _tensor_pb2.Tensor | None = ...,
+        writers_before: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_scores", b"_scores", "scores", b"scores"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_scores", b"_scores", "edge_readers", b"edge_readers", "edge_scores", b"edge_scores", "edge_writers", b"edge_writers", "readers", b"readers", "scores", b"scores", "writers", b"writers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_scores", b"_scores", "edge_readers", b"edge_readers", "edge_scores", b"edge_scores", "edge_writers", b"edge_writers", "readers", b"readers", "scores", b"scores", "writers", b"writers", "writers_before", b"writers_before"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__scores: _TypeAlias = _typing.Literal["scores"]  # noqa: Y015
     _WhichOneofArgType__scores: _TypeAlias = _typing.Literal["_scores", b"_scores"]  # noqa: Y015

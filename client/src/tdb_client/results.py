@@ -182,7 +182,7 @@ class EdgesResult:
         edge_writers: of each listed edge, which writer it starts from [k]; largest absolute score first.
         edge_readers: which reader it leads to [k].
         edge_scores: its score, in units of the objective [k].
-        scores: of all pairs [writers, readers], 0 where the writer does not come first; None if not asked for.
+        scores: of all pairs [writers, readers], 0 where the writer does not come first; where asked for.
     """
 
     writers: tuple[EdgeWriter, ...]

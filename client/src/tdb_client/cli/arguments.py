@@ -203,7 +203,7 @@ def _add_edges(parser: argparse.ArgumentParser) -> None:
         "--method",
         choices=["eap", "eap_ig"],
         default="eap",
-        help="where gradients are taken: at the prompt, or in runs between baseline and prompt (default: eap)",
+        help="where gradients are taken: at the prompt, or in runs between both (default: eap)",
     )
     run.add_argument("--steps", type=_count, metavar="N", help="for eap_ig, how many runs (default: 5)")
     run.add_argument(

@@ -143,7 +143,7 @@ def test_general_requests_by_name(client):
 
 
 def test_edges_in_every_form(client, server, tmp_path, capsys):
-    other = "When Mary and John went to the store, Mary gave a drink to"
+    other = "When John and Mary went to the store, John gave a drink to"
     asked = EdgesSubRequest.of(
         PROMPT, TARGET, DISTRACTOR, baseline=other, method="eap_ig", steps=3, k=30, matrix=True
     )

@@ -154,14 +154,14 @@ class EdgeReader:
     head: int | None = None
 
     def __str__(self) -> str:
-        """As `L9 head 6 query`."""
-        return (
-            f"{self.component} {self.type.removeprefix('head_')}" if self.head is not None else self.component
-        )
+        """As `L9 head 6 query`, or `L9 key head 2`, as several heads may share that."""
+        if self.type in ("head_key", "head_value"):
+            return f"L{self.layer} {self.type.removeprefix('head_')} head {self.head}"
+        return f"{self.component} query" if self.type == "head_query" else self.component
 
     @property
     def component(self) -> str:
-        """As `L9 head 6`."""
+        """As `L9 head 6`; of a key or a value, where each head has its own."""
         return _component(self.type, self.layer, self.head)
 
 

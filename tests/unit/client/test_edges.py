@@ -53,7 +53,7 @@ def test_the_answer_is_read(fake: tuple[str, FakeService]) -> None:
     assert not asked.HasField("steps")
     assert [(str(one), one.score) for one in edges] == [
         ("L0 head 0 -> logits", -2.5),
-        ("embedding -> L0 head 0 key", 0.5),
+        ("embedding -> L0 key head 0", 0.5),
     ]
     assert edges.loss == 1.5
     assert list(edges.to_frame()["reader"]) == ["logits", "head_key"]
@@ -81,7 +81,7 @@ def test_mib_reads_every_edge_under_its_name(tmp_path: Path, n_keys: int, is_par
     assert told["edges"].keys() == expected
     assert edges.result.scores is not None
     readers = [str(one) for one in edges.result.readers]
-    shared = edges.result.scores[1, readers.index(f"L1 head {n_keys - 1} value")]
+    shared = edges.result.scores[1, readers.index(f"L1 value head {n_keys - 1}")]
     assert told["edges"]["a0.h0->a1.h1<v>"] == {"score": shared, "in_graph": True}
     assert all(one["in_graph"] for one in told["nodes"].values())
 
@@ -105,7 +105,9 @@ def test_a_graph_has_a_link_between_two_nodes_once(tmp_path: Path) -> None:
     assert len(links) == len(told["links"])
     assert {one for pair in links for one in pair} == set(nodes)
     assert sum(links.values()) == pytest.approx(edges.result.edge_scores.sum())
-    of_head = [one.score for one in edges if str(one).startswith("embedding -> L1 head 1")]
+    of_head = [
+        one.score for one in edges if (one.writer.type, one.reader.component) == ("embedding", "L1 head 1")
+    ]
     assert len(of_head) == 3
     assert links["E_0_1", "1_1_1"] == pytest.approx(sum(of_head))
 

@@ -15,15 +15,18 @@ help:  ## say what can be made
 demo: $(INSTALLED)  ## explain why a real language model says " Mary"
 	$(BIN)/python examples/demo.py
 
-# These only compute, and run on all cores, with a thread each. The others start servers and measure time.
+# Those that only compute run on all cores, with a thread each. Those that start servers run two at a time: much of that is
+# waiting. Chaos measures time, and runs alone.
 COMPUTING = tests/golden/test_goldens_in_process.py tests/property $(addprefix tests/unit/,benchmarks client docs engine gateway model protos service)
+SERVING = tests/golden/test_goldens_over_the_wire.py tests/integration
 OTHERS = --ignore=tests/clients --ignore=tests/gpu --ignore=tests/ray --ignore=tests/cluster --ignore=tests/deploy --ignore=tests/gemma
 test: check programs  ## check, then run all tests but clients, gpu, ray, cluster, deploy and gemma; PYTEST_ARGS say which
 ifdef PYTEST_ARGS
 	$(BIN)/python -m pytest $(OTHERS) $(PYTEST_ARGS)
 else
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(COMPUTING)
-	$(BIN)/python -m pytest $(OTHERS) $(addprefix --ignore=,$(COMPUTING))
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(SERVING)
+	$(BIN)/python -m pytest $(OTHERS) $(addprefix --ignore=,$(COMPUTING) $(SERVING))
 endif
 
 chaos: $(INSTALLED)  ## kill workers, hang up, fill queues and send nonsense for minutes, with figures

@@ -18,7 +18,7 @@ from tdb_server.engine.engine import Engine
 from tdb_server.gateway.json_requests import debug_request, infer_request, single_infer_request
 from tdb_server.gateway.json_responses import batched_response, single_response
 from tdb_server.gateway.json_text import json_pieces
-from tdb_server.model.autoencoder_loading import load_autoencoders
+from tdb_server.model.autoencoder_loading import fit_dictionaries, read_dictionaries
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.model.weights import load_decoder
 from tdb_server.service.request_parsing import parse_debug_request, parse_infer_request
@@ -38,7 +38,9 @@ FILES = sorted(GOLDENS.glob("*/*.json.gz"))
 def engine(fixture: str, sites: tuple[str, ...], device: str, dtype: str = "float32") -> Engine:
     folder = FIXTURES / fixture
     decoder = load_decoder(folder, device, getattr(torch, dtype))
-    autoencoders = load_autoencoders([folder / "autoencoders" / site for site in sites], decoder)
+    autoencoders = fit_dictionaries(
+        read_dictionaries([folder / "autoencoders" / site for site in sites], decoder.config), decoder
+    )
     return Engine(decoder, autoencoders)
 
 

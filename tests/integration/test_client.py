@@ -223,6 +223,11 @@ def test_latents_as_components(start_server):
         latents = [node for node in result.nodes.nodes if node.type == "attention_autoencoder_latent"]
         assert latents
         assert any(one is not None for one in result.nodes.attended_to)
+        of_mlp = next(node for node in result.nodes.nodes if node.type == "mlp_autoencoder_latent")
+        ablations = [latents[0], Ablation(of_mlp, 1.5)]
+        effects = client.ablate_each(PROMPT, TARGET, DISTRACTOR, ablations)
+        for one, loss in zip(ablations, effects.ablated, strict=True):
+            assert client.debug(PROMPT, TARGET, DISTRACTOR, ablate=one).loss == pytest.approx(loss, abs=1e-5)
         traced = client.debug(PROMPT, TARGET, trace=latents[0], mlp="autoencoder_latent")
         assert traced.traced_value is not None
         assert {one.site for one in client.model_info().autoencoders} == {"mlp_post_act", "resid_delta_attn"}

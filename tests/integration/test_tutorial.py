@@ -193,10 +193,11 @@ def test_the_same_heads_serve_other_names(client: Client, walk: Walk) -> None:
     assert without_circuit < with_circuit / 4
 
 
-def test_the_programs_of_the_concepts_page_run(walk: Walk) -> None:
+def test_the_programs_of_other_pages_run(walk: Walk) -> None:
     names: dict[str, Any] = {}
-    for step in steps(PAGE.with_name("concepts.md")):
-        exec(step.text, names)
+    for page in ("sweeps.md", "concepts.md"):
+        for step in steps(PAGE.with_name(page)):
+            exec(step.text, names)
     pattern = names["answer"].results["pattern"].scalars
     assert pattern.shape == (5, 5)
     assert pattern.sum(axis=1) == pytest.approx(1, abs=1e-4)

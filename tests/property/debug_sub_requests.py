@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hypothesis import strategies as st
-from tdb_server.domain.requests import AttentionComponent, DebugSubRequest, MlpComponent
+from tdb_server.domain.requests import AttentionComponent, BackwardRule, DebugSubRequest, MlpComponent
 from tdb_server.model.config import DecoderConfig
 
 from tests.property.small_models import VOCABULARY_SIZE
@@ -14,7 +14,7 @@ KINDS = ("neuron", "mlp latent", "attention latent", "Q", "K", "QK")
 
 @st.composite
 def debug_sub_requests(draw: st.DrawFn, config: DecoderConfig, n_tokens: int) -> DebugSubRequest:
-    """Any components, ablations of nodes of every type, and a loss or a trace of any kind.
+    """Any components, ablations of nodes of every type, a loss or a trace of any kind, any backward rule.
 
     An autoencoder of the MLP and one of attention must be loaded. No token stands in a prompt twice, since
     without positions in the embedding its nodes would tie.
@@ -37,4 +37,6 @@ def debug_sub_requests(draw: st.DrawFn, config: DecoderConfig, n_tokens: int) ->
         hide_early_layers_when_ablating=draw(st.booleans()),
         node_ablations=tuple(draw(ablations_of_nodes(config, n_tokens))),
         upstream_trace=draw(trace),
+        backward_rule=draw(st.sampled_from(BackwardRule)),
+        pattern_gradients=draw(st.booleans()),
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +12,30 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tdb_server.domain.debug import inference_sub_request
-from tdb_server.domain.derived_scalar import DerivedScalar
+from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
-from tdb_server.domain.requests import LossConfig
-from tdb_server.domain.results import MultipleTopKResult
+from tdb_server.domain.node import NodeIndex, NodeType, PassType
+from tdb_server.domain.requests import (
+    AblationSpec,
+    ActivationIndex,
+    AttentionTraceType,
+    DerivedScalarsSpec,
+    InferenceSpec,
+    LossConfig,
+    LossName,
+    MultipleTopKSpec,
+    ProcessingSpec,
+    ScoredTokensSpec,
+    TokenScoringType,
+    Trace,
+)
+from tdb_server.domain.results import DerivedScalarsResult, MultipleTopKResult, ScoredTokensResult
+from tdb_server.engine import logit_scalars
+from tdb_server.model import precision
 from tdb_server.model.autoencoder import AutoencoderLayer
 from tdb_server.model.precision import widened
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.property.debug_sub_requests import debug_sub_requests
 from tests.property.requests import (
@@ -31,7 +50,7 @@ from tests.property.requests import (
     of_every_node,
     prompts,
 )
-from tests.property.small_models import MODELS, small_autoencoder, small_model
+from tests.property.small_models import MODELS, VOCABULARY_SIZE, small_autoencoder, small_model
 
 SITES = (Site.RESID_DELTA_MLP, Site.RESID_DELTA_ATTN)
 DTYPES = (torch.float32, torch.bfloat16)
@@ -101,3 +120,79 @@ def test_weights_are_widened_when_they_are_read() -> None:
     assert layer.encoder_weight.dtype == torch.bfloat16
     decoder = small_model("gpt2", torch.float32).decoder
     assert decoder.widened() is decoder
+
+
+SHAPE = (VOCABULARY_SIZE, 16)
+"""Of the vocabulary's matrices: nothing else that is computed here has it."""
+
+
+class _Float32Copies(TorchDispatchMode):
+    """Counts tensors of a shape, either way round, that are made in float32."""
+
+    n_found = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for one in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(one, torch.Tensor) and one.dtype == torch.float32:
+                self.n_found += tuple(one.shape) in (SHAPE, SHAPE[::-1])
+        return made
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "gpt_neox"])
+def test_no_vocabulary_is_widened_as_a_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for all tokens' logits, traces through values, gradients set at logits, or what embeddings give."""
+    decoder = small_model(name, torch.bfloat16).decoder
+    assert decoder.unembedding.shape == SHAPE
+
+    def run_all() -> list[Answer]:
+        engine = small_model(name, torch.bfloat16).engine()
+        return [answer(engine, run, **processing) for run, processing in _runs_that_read_the_vocabulary()]
+
+    whole = run_all()
+    monkeypatch.setattr(precision, "WIDENED_NUMBERS", 7 * SHAPE[1])
+    monkeypatch.setattr(logit_scalars, "_N_EMBEDDINGS", 7)
+    with _Float32Copies() as copies:
+        in_parts = run_all()
+        assert copies.n_found == 0
+        decoder.unembedding.float()
+        assert copies.n_found == 1
+    for one, other in zip(whole, in_parts, strict=True):
+        assert one.loss == other.loss
+        for expected, found in zip(_numbers(one), _numbers(other), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def _runs_that_read_the_vocabulary() -> Iterator[tuple[InferenceSpec, dict[str, ProcessingSpec]]]:
+    prompt, loss = (3, 9, 27), LossConfig(LossName.LOGIT_MINUS_MEAN, (1,))
+    some = {
+        one.value: MultipleTopKSpec(((GroupId.SINGLETON, (one,)),), 2)
+        for one in (DerivedScalar.LOGITS, DerivedScalar.MLP_ACT_TIMES_GRAD)
+    }
+    tokens = ScoredTokensSpec(
+        DerivedScalar.MLP_ACT_TIMES_GRAD.value, TokenScoringType.UPVOTED_OUTPUT_TOKENS, 3
+    )
+    yield inference(prompt, loss), {**some, "tokens": tokens}
+    head = NodeIndex(NodeType.ATTENTION_HEAD, 1, (2, 1, 0))
+    yield inference(prompt, loss, Trace(head, AttentionTraceType.V)), some
+    for pass_type in PassType:
+        at_logits = AblationSpec(ActivationIndex(HookPoint.LOGITS, None, (0, 5), pass_type), 2.0)
+        yield inference(prompt, loss, ablations=[at_logits]), some
+    neuron = AblationSpec(ActivationIndex(HookPoint.MLP_POST_ACT, 0, (1, 4), PassType.BACKWARD), 1.0)
+    reads = DerivedScalarsSpec(DerivedScalar.VOCAB_TOKEN_WRITE_TO_INPUT_DIRECTION, None, 0, n_top_tokens=5)
+    yield InferenceSpec(prompt, LossConfig(LossName.ZERO), ablations=(neuron,)), {"reads": reads}
+
+
+def _numbers(found: Answer) -> Iterator[npt.NDArray[np.float64]]:
+    """Of nodes and token lists, by node and rank."""
+    yield from _sums(found)
+    for result in found.results.values():
+        if isinstance(result, MultipleTopKResult):
+            yield np.array([value for _, value in sorted(numbers_by_node(result).items(), key=str)])
+        elif isinstance(result, ScoredTokensResult):
+            yield result.tokens.top_scalars
+        elif isinstance(result, DerivedScalarsResult):
+            assert result.top_tokens is not None
+            yield result.top_tokens.top_scalars

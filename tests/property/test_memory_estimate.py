@@ -18,19 +18,26 @@ from tdb_server.domain.call import Call
 from tdb_server.domain.debug import HOLD_FINAL_NORM_SCALE, inference_sub_request
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
 from tdb_server.domain.edges import EdgesSpec
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import ModelInfo, Site
-from tdb_server.domain.node import NodeIndex, NodeType
+from tdb_server.domain.node import NodeIndex, NodeType, PassType
 from tdb_server.domain.requests import (
+    AblationSpec,
+    ActivationIndex,
+    ActivationsSpec,
     AttentionComponent,
     AttentionTraceType,
+    BackwardRule,
     DebugSubRequest,
     InferenceSpec,
     InferenceSubRequest,
+    LensSpec,
     LossConfig,
     LossName,
     MlpComponent,
     MultipleTopKSpec,
     NodeAblation,
+    ProcessingSpec,
     Trace,
 )
 from tdb_server.engine.engine import Engine
@@ -65,11 +72,16 @@ _SIZES: dict[str, dict[str, Any]] = {
 SITES = (Site.MLP_POST_ACT, Site.RESID_DELTA_ATTN)
 
 
+def decoder_of(family: str, dtype: str, **sizes: int) -> Decoder:
+    with TemporaryDirectory() as folder:
+        sizes = _SIZES[family] | sizes
+        path = write_random_model(Path(folder), family, bos_token_id=0, eos_token_id=0, **sizes)
+        return load_decoder(path, "cpu", getattr(torch, dtype))
+
+
 @cache
 def loaded(family: str, has_autoencoders: bool, dtype: str = "float32") -> tuple[Engine, ModelInfo]:
-    with TemporaryDirectory() as folder:
-        path = write_random_model(Path(folder), family, bos_token_id=0, eos_token_id=0, **_SIZES[family])
-        decoder = load_decoder(path, "cpu", getattr(torch, dtype))
+    decoder = decoder_of(family, dtype)
     autoencoders = []
     if has_autoencoders:
         autoencoders = [
@@ -79,20 +91,21 @@ def loaded(family: str, has_autoencoders: bool, dtype: str = "float32") -> tuple
     return engine, model_info("small", "d", dtype, engine)
 
 
-def autoencoder(decoder: Decoder, site: Site, top_k: int | None) -> Autoencoder:
+def autoencoder(decoder: Decoder, site: Site, top_k: int | None, n_latents: int = N_LATENTS) -> Autoencoder:
     """A random one: without a k, about half of its latents are active."""
     generator = torch.Generator().manual_seed(1)
     config = decoder.config
-    width = config.n_neurons if site is Site.MLP_POST_ACT else config.d_model
+    widths = {Site.MLP_POST_ACT: config.n_neurons, Site.ATTN_V_OUT: config.n_heads * config.d_head}
+    width = widths.get(site, config.d_model)
 
     def noise(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator)
+        return torch.randn(*shape, generator=generator).to(decoder.dtype)
 
     found = Autoencoder(
         site,
         {
             layer_index: AutoencoderLayer(
-                0.1 * noise(width), noise(N_LATENTS, width), noise(N_LATENTS), noise(N_LATENTS, width), top_k
+                0.1 * noise(width), noise(n_latents, width), noise(n_latents), noise(n_latents, width), top_k
             )
             for layer_index in range(config.n_layers)
         },
@@ -137,11 +150,15 @@ def random_sub_request(dice: random.Random, info: ModelInfo, n_tokens: int) -> I
 
 def times_too_much(engine: Engine, info: ModelInfo, call: Sequence[InferenceSubRequest]) -> float:
     """The estimate, divided by what was needed by an engine that remembers nothing."""
+    return activation_bytes(info, call) / needed_bytes(engine, call)
+
+
+def needed_bytes(engine: Engine, call: Sequence[InferenceSubRequest]) -> int:
     engine._ranker._remembered.clear()
     batch = [Call("1", tuple(call))]
     needed = peak_bytes(lambda: [None for _ in engine.run(batch, lambda _: False)])
     assert needed > 0
-    return activation_bytes(info, call) / needed
+    return needed
 
 
 @pytest.mark.parametrize("has_autoencoders", [False, True])
@@ -197,6 +214,85 @@ def test_edges_take_no_more_than_is_estimated(family: str, n_steps: int) -> None
         of = replace(run_of(n_tokens), baselines=(tuple(range(1, 1 + n_tokens)),))
         asked = InferenceSubRequest(of, {"edges": EdgesSpec(20, n_steps, whole_matrix=True)})
         assert 1 <= times_too_much(engine, info, [asked]) <= MAX_TIMES
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("site", "scalar"),
+    [
+        (Site.ATTN_V_OUT, DerivedScalar.ONLINE_ATTENTION_AUTOENCODER_ACT_TIMES_GRAD),
+        (Site.MLP_TRANSCODER, DerivedScalar.ONLINE_MLP_TRANSCODER_ACT_TIMES_GRAD),
+    ],
+)
+def test_copies_that_dictionaries_read_take_no_more_than_is_estimated(
+    site: Site, scalar: DerivedScalar, dtype: str
+) -> None:
+    """All heads side by side, or what MLPs read of a norm: of each layer, and more than one latent takes."""
+    decoder = decoder_of("llama", dtype, head_dim=48, hidden_size=256, intermediate_size=16, vocab_size=100)
+    specs = {"act": MultipleTopKSpec(((GroupId.SINGLETON, (DerivedScalar.MLP_ACT_TIMES_GRAD,)),), 2)}
+    with_latents = specs | {"latents": MultipleTopKSpec(((GroupId.SINGLETON, (scalar,)),), 2)}
+    needed, estimated = [], []
+    for autoencoders, asked in (([], specs), ([autoencoder(decoder, site, 1, n_latents=1)], with_latents)):
+        engine = Engine(decoder, autoencoders)
+        call = [InferenceSubRequest(run_of(30), asked)]
+        needed.append(needed_bytes(engine, call))
+        estimated.append(activation_bytes(model_info("small", "d", dtype, engine), call))
+    assert 0 < needed[1] - needed[0] <= estimated[1] - estimated[0]
+
+
+@pytest.mark.parametrize("sizes", [{"intermediate_size": 1024}, {"vocab_size": 4000}])
+@pytest.mark.parametrize("has_dictionary", [False, True])
+def test_widened_weights_are_estimated(sizes: dict[str, int], has_dictionary: bool) -> None:
+    """Of a short prompt in half precision most is what one matrix takes while it is float32."""
+    decoder = decoder_of("llama", "bfloat16", hidden_size=128, num_hidden_layers=2, **sizes)
+    found = [autoencoder(decoder, Site.MLP_POST_ACT, 8)] if has_dictionary else []
+    engine = Engine(decoder, found)
+    info = model_info("small", "d", "bfloat16", engine)
+    specs = {
+        one.value: MultipleTopKSpec(((GroupId.SINGLETON, (one,)),), 2)
+        for one in ranked_scalars(*(one.site for one in found))
+    }
+    assert 1 <= times_too_much(engine, info, [InferenceSubRequest(run_of(3), specs)]) <= MAX_TIMES
+
+
+@pytest.mark.parametrize(("family", "n_tokens"), [("gpt2", 60), ("llama", 60), ("llama", 300)])
+def test_backward_rules_take_no_more_than_is_estimated(family: str, n_tokens: int) -> None:
+    """Alone, and in a batch that goes back by all of them."""
+    engine, info = loaded(family, False)
+    plain = DebugSubRequest(
+        tuple(range(n_tokens)), (1,), (2,), MlpComponent.NEURON, AttentionComponent.ATTENTION_HEAD, 10
+    )
+    rules = [inference_sub_request(replace(plain, backward_rule=rule)) for rule in BackwardRule]
+    for call in ([rules[2]], [rules[3]], rules):
+        assert 1 <= times_too_much(engine, info, call) <= 6
+
+
+@pytest.mark.parametrize(("family", "dtype"), [("gpt2", "float32"), ("llama", "bfloat16")])
+def test_objectives_alone_take_no_more_than_is_estimated(family: str, dtype: str) -> None:
+    """Of rows that part at once, and of one that is traced; the first run makes tables, which stay."""
+    engine, info = loaded(family, False, dtype)
+    embedding = ActivationIndex(HookPoint.RESID_POST_EMB, None, (0, 0))
+    rows = [
+        InferenceSubRequest(replace(run_of(150), ablations=(AblationSpec(embedding, value),)))
+        for value in (1.0, 2.0, 3.0)
+    ]
+    times_too_much(engine, info, rows[:1])
+    assert 1 <= times_too_much(engine, info, rows) <= 6
+    traced = Trace(NodeIndex(NodeType.ATTENTION_HEAD, 1, (9, 4, 1)), AttentionTraceType.V)
+    assert times_too_much(engine, info, [InferenceSubRequest(replace(run_of(10), trace=traced))]) >= 1
+
+
+def test_places_and_lenses_take_no_more_than_is_estimated() -> None:
+    engine, info = loaded("llama", True)
+    layers, tokens = tuple(range(info.n_layers)), tuple(range(60))
+    specs: dict[str, ProcessingSpec] = {
+        "lens": LensSpec(HookPoint.RESID_POST_MLP, layers, tokens, (1, 2), 5),
+        "logits": ActivationsSpec(HookPoint.LOGITS, (None,), tokens),
+        "latents": ActivationsSpec(HookPoint.ONLINE_MLP_AUTOENCODER_LATENT, layers, tokens),
+        "pairs": ActivationsSpec(HookPoint.ATTN_QK_PROBS, layers, tokens, PassType.BACKWARD),
+    }
+    for own in (dict(list(specs.items())[:2]), specs):
+        assert times_too_much(engine, info, [InferenceSubRequest(run_of(60), own)]) >= 1
 
 
 def run_of(n_tokens: int) -> InferenceSpec:

@@ -4,10 +4,12 @@ Start with Client, or AsyncClient for asyncio; `tdb` is the same on the command 
 `head`, `neuron` and `latent`, or spelled as tdb_client.nodes says. tdb_client.errors draws what can go wrong.
 """
 
+from tdb_client.ablation_effects import AblationEffects
 from tdb_client.async_client import AsyncClient
 from tdb_client.chat import ChatTemplate
 from tdb_client.client import Client
 from tdb_client.compatibility import ApiVersionWarning
+from tdb_client.component_table import ComponentTable
 from tdb_client.connection import Tls
 from tdb_client.debug_answer import DebugAnswer
 from tdb_client.debug_result import DebugResult
@@ -39,11 +41,15 @@ from tdb_client.events import Event, Finished, ResultReady, Started, Values
 from tdb_client.inference import (
     AblationSpec,
     ActivationIndex,
+    ActivationsSpec,
+    ComponentTotalsSpec,
     DerivedAttentionScalarsSpec,
     DerivedScalarsSpec,
     InferenceSubRequest,
+    LensSpec,
     Loss,
     MultipleTopKSpec,
+    ResidualDirection,
     ScoredTokensSpec,
     TokenPairAttributionSpec,
 )
@@ -53,9 +59,11 @@ from tdb_client.node_table import LogitTable, NodeTable
 from tdb_client.nodes import Node, head, latent, neuron
 from tdb_client.requests import DebugSubRequest
 from tdb_client.results import (
+    ActivationsResult,
     AttendedToTokens,
     AttentionTotals,
     CallInfo,
+    ComponentTotalsResult,
     DerivedAttentionScalarsResult,
     DerivedScalarsResult,
     EdgeReader,
@@ -65,6 +73,8 @@ from tdb_client.results import (
     GroupResult,
     InferenceResult,
     LabelledArray,
+    LensResult,
+    LensTokens,
     LossTokens,
     MultipleTopKResult,
     PromptTokens,
@@ -78,8 +88,11 @@ from tdb_client.token_counting import TokenCountWarning
 
 __all__ = [
     "Ablation",
+    "AblationEffects",
     "AblationSpec",
     "ActivationIndex",
+    "ActivationsResult",
+    "ActivationsSpec",
     "ApiVersionWarning",
     "AsyncClient",
     "AttendedToTokens",
@@ -92,6 +105,9 @@ __all__ = [
     "ChatTemplateError",
     "ChecksumError",
     "Client",
+    "ComponentTable",
+    "ComponentTotalsResult",
+    "ComponentTotalsSpec",
     "DeadlineError",
     "DebugAnswer",
     "DebugResult",
@@ -119,6 +135,9 @@ __all__ = [
     "InvalidRequestError",
     "InvalidValueError",
     "LabelledArray",
+    "LensResult",
+    "LensSpec",
+    "LensTokens",
     "Limits",
     "LogitTable",
     "Loss",
@@ -133,6 +152,7 @@ __all__ = [
     "PermissionDeniedError",
     "PromptTokens",
     "RankedTokens",
+    "ResidualDirection",
     "ResourceExhaustedError",
     "ResponseError",
     "ResultReady",

@@ -4,14 +4,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 
-from tdb_client.attention import N_HEADS, attention_requests, with_answers
+from tdb_client.ablation_effects import AblationEffects, effects, in_words_of_nodes, requests_for_each
+from tdb_client.attention import N_HEADS, attention_requests, of_one_call, with_answers
+from tdb_client.call_splitting import Calls, Share
 from tdb_client.chat import Chat
 from tdb_client.client_core import Call, ClientCore, Flow, Result
 from tdb_client.compatibility import CHECK_SECONDS
@@ -21,7 +23,8 @@ from tdb_client.edges import EdgeMethod, Edges, EdgesSubRequest
 from tdb_client.errors import CallError, call_errors
 from tdb_client.events import Event, collected_async, inference_results
 from tdb_client.health import HealthStatus
-from tdb_client.inference import InferenceSubRequest
+from tdb_client.in_flight import allowed_in_flight, each_in_flight
+from tdb_client.inference import BackwardRule, InferenceSubRequest, Loss
 from tdb_client.interventions import AblationWords, TraceWords
 from tdb_client.model_info import ModelInfo
 from tdb_client.requests import (
@@ -79,6 +82,10 @@ class AsyncClient(ClientCore):
         residual_stream: ResidualStreamComponent | Sequence[ResidualStreamComponent] = (),
         hide_early_layers: bool = False,
         add_bos: bool | None = None,
+        backward_rule: BackwardRule = "gradient",
+        attention_pattern_gradients: bool = False,
+        loss: Loss | None = None,
+        token_lists: bool = True,
         chat: bool = False,
         timeout: float | None = None,
         request_id: str = "",
@@ -100,6 +107,10 @@ class AsyncClient(ClientCore):
             residual_stream=residual_stream,
             hide_early_layers=hide_early_layers,
             add_bos=add_bos,
+            backward_rule=backward_rule,
+            attention_pattern_gradients=attention_pattern_gradients,
+            loss=loss,
+            token_lists=token_lists,
         )
         results = await self.debug_many(
             [sub_request], timeout=timeout, request_id=request_id, on_event=on_event
@@ -114,23 +125,67 @@ class AsyncClient(ClientCore):
         request_id: str = "",
         on_event: Callable[[Event], object] | None = None,
     ) -> list[DebugResult]:
-        """Explains several prompts of the same length in one call; row i of every result is the same node."""
-
-        def stream(seconds: float | None) -> AsyncGenerator[Event]:
-            return self.stream_debug(sub_requests, timeout=seconds, request_id=request_id)
-
+        """Explains several prompts, of the same number of tokens or not; see Client.debug_many."""
         seconds = self._connection.seconds(timeout)
-        events = await collected_async(stream, seconds, on_event)
-        return await self._run(self._debug_results(sub_requests, events), CHECK_SECONDS)
+
+        async def answers(share: Share, request_id: str) -> list[DebugResult]:
+            asked = [sub_requests[number] for number in share.numbers]
+
+            def stream(seconds: float | None) -> AsyncGenerator[Event]:
+                return self.stream_debug(asked, timeout=seconds, request_id=request_id)
+
+            events = await collected_async(stream, seconds, share.told(on_event))
+            return await self._run(self._debug_results(asked, events), CHECK_SECONDS)
+
+        shares = await self._run(self._debug_shares(sub_requests), timeout)
+        return await self._in_order(Calls(shares, request_id), answers)
+
+    async def ablate_each(
+        self,
+        prompt: Chat,
+        target: TokenWords | Sequence[TokenWords],
+        distractor: TokenWords | Sequence[TokenWords] = (),
+        nodes: AblationWords | Sequence[AblationWords] = (),
+        *,
+        add_bos: bool | None = None,
+        chat: bool = False,
+        timeout: float | None = None,
+        request_id: str = "",
+    ) -> AblationEffects:
+        """Says how the objective changes with each node ablated by itself; see Client.ablate_each."""
+        if chat or not isinstance(prompt, str):
+            prompt, add_bos = await self.chat_prompt(prompt, timeout=timeout), add_bos or False
+        whole = await self._run(self._ablation_requests(prompt, target, distractor, nodes, add_bos), timeout)
+        requests = requests_for_each(whole)
+
+        async def answers(share: Share, request_id: str) -> list[InferenceResult]:
+            asked = [requests[number] for number in share.numbers]
+            return await self.infer(asked, timeout=timeout, request_id=request_id)
+
+        shares = await self._run(self._infer_shares(requests), timeout)
+        parts: dict[Calls, list[InferenceResult]] = {one: [] for one in Calls.apart(shares, request_id)}
+
+        async def run(calls: Calls) -> None:
+            parts[calls] = await self._in_order(calls, answers)
+
+        try:
+            await each_in_flight(list(parts), run, allowed_in_flight(self._known_limits))
+        except CallError as error:
+            raise in_words_of_nodes(error) from None
+        return effects(whole, [answer for part in parts.values() for answer in part])
 
     async def with_attention(
         self, results: Sequence[DebugResult], *, n_heads: int = N_HEADS, timeout: float | None = None
     ) -> list[DebugResult]:
         """Adds the whole attention of the heads that matter most; see Client.with_attention."""
-        requests = attention_requests(results, n_heads)
-        if not requests:
-            return list(results)
-        return with_answers(results, await self.infer(requests, timeout=timeout))
+        whole = list(results)
+        for numbers in of_one_call(results):
+            asked = [results[number] for number in numbers]
+            if requests := attention_requests(asked, n_heads):
+                answers = with_answers(asked, await self.infer(requests, timeout=timeout))
+                for number, one in zip(numbers, answers, strict=True):
+                    whole[number] = one
+        return whole
 
     async def infer(
         self,
@@ -271,6 +326,18 @@ class AsyncClient(ClientCore):
     async def health(self, service: str = "", *, timeout: float | None = None) -> HealthStatus:
         """Says whether the server, or one service by full name, is ready: `SERVING` when it is."""
         return await self._run(self._health(service), timeout)
+
+    async def _in_order(
+        self, calls: Calls, answers: Callable[[Share, str], Awaitable[list[Result]]]
+    ) -> list[Result]:
+        """Makes calls one after the other, and puts what they answer in the order of the sub-requests."""
+        found: dict[int, Result] = {}
+        for share, request_id in calls:
+            try:
+                found |= dict(zip(share.numbers, await answers(share, request_id), strict=True))
+            except CallError as error:
+                calls.failed(share, error)
+        return [found[number] for number in sorted(found)]
 
     async def _run(self, flow: Flow[Result], timeout: float | None) -> Result:
         """Makes the calls of a flow."""

@@ -38,6 +38,14 @@ _PLACES: Mapping[NodeType, str] = {
 """Where an ablated node's activation is."""
 
 
+def of_one_call(results: Sequence[DebugResult]) -> list[list[int]]:
+    """The numbers of the results that came of the same call, call by call."""
+    calls: dict[object, list[int]] = {}
+    for number, one in enumerate(results):
+        calls.setdefault((one.call, len(one.prompt)), []).append(number)
+    return list(calls.values())
+
+
 def attention_requests(results: Sequence[DebugResult], n_heads: int) -> list[InferenceSubRequest]:
     """A sub-request per result: the same prompt, the same ablations. Empty when no head is listed.
 

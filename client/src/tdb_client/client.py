@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 
-from tdb_client.attention import N_HEADS, attention_requests, with_answers
+from tdb_client.ablation_effects import AblationEffects, effects, in_words_of_nodes, requests_for_each
+from tdb_client.attention import N_HEADS, attention_requests, of_one_call, with_answers
+from tdb_client.call_splitting import Calls, Share
 from tdb_client.chat import Chat
 from tdb_client.client_core import Call, ClientCore, Flow, Result
 from tdb_client.compatibility import CHECK_SECONDS
@@ -19,7 +22,8 @@ from tdb_client.edges import EdgeMethod, Edges, EdgesSubRequest
 from tdb_client.errors import CallError, call_errors
 from tdb_client.events import Event, collected, inference_results
 from tdb_client.health import HealthStatus
-from tdb_client.inference import InferenceSubRequest
+from tdb_client.in_flight import allowed_in_flight, in_flight
+from tdb_client.inference import BackwardRule, InferenceSubRequest, Loss
 from tdb_client.interventions import AblationWords, TraceWords
 from tdb_client.model_info import ModelInfo
 from tdb_client.requests import (
@@ -88,6 +92,10 @@ class Client(ClientCore):
         residual_stream: ResidualStreamComponent | Sequence[ResidualStreamComponent] = (),
         hide_early_layers: bool = False,
         add_bos: bool | None = None,
+        backward_rule: BackwardRule = "gradient",
+        attention_pattern_gradients: bool = False,
+        loss: Loss | None = None,
+        token_lists: bool = True,
         chat: bool = False,
         timeout: float | None = None,
         request_id: str = "",
@@ -132,6 +140,12 @@ class Client(ClientCore):
             add_bos: whether the beginning-of-text token stands in front of the prompt; then it is token 0,
                 and all others are one further. None means as the model's own tokenizer does; in a chat, that
                 it stands there where the template writes it.
+            backward_rule: how gradients go back through what is not linear: `gradient`, `frozen_norms`,
+                `relp` or `gim`.
+            attention_pattern_gradients: with `relp`, whether attention patterns pass gradients on.
+            loss: another objective in place of `target` and `distractor`: log-probabilities, probabilities,
+                weighted targets, a vector in the residual stream; at any token.
+            token_lists: whether every node gets its lists of tokens, of which most of a large answer is made.
             chat: whether the prompt is what the user says in a chat: `chat_prompt` makes the prompt of it.
             timeout: seconds the call may take; None for the client's.
             request_id: an id for the server's logs.
@@ -159,6 +173,10 @@ class Client(ClientCore):
             residual_stream=residual_stream,
             hide_early_layers=hide_early_layers,
             add_bos=add_bos,
+            backward_rule=backward_rule,
+            attention_pattern_gradients=attention_pattern_gradients,
+            loss=loss,
+            token_lists=token_lists,
         )
         results = self.debug_many([sub_request], timeout=timeout, request_id=request_id, on_event=on_event)
         return results[0]
@@ -171,7 +189,11 @@ class Client(ClientCore):
         request_id: str = "",
         on_event: Callable[[Event], object] | None = None,
     ) -> list[DebugResult]:
-        """Explains several prompts of the same length in one call; row i of every result is the same node.
+        """Explains several prompts, of the same number of tokens or not, in as few calls as the server takes.
+
+        Of results of one call row i is the same node; of results of different calls it is not. Sub-requests
+        of one prompt share a call, always, and others of as many tokens share it as far as limits allow:
+        `result.call` is equal where results are of one call.
 
         Example:
             words = {"prompt": prompt, "target": " Mary", "distractor": " John"}
@@ -179,14 +201,91 @@ class Client(ClientCore):
             before, after = client.debug_many([DebugSubRequest.of(**words), ablated])
             after.nodes.direct_effect - before.nodes.direct_effect
             after.show(before=before)
+
+        Args:
+            sub_requests: what to explain.
+            timeout: seconds that each call may take; None for the client's.
+            request_id: of the first call; others get a number behind it, such as `mine-2`.
+            on_event: called with every event as it arrives: calls begin with Started and end with Finished,
+                one after the other, and sub-requests are numbered as here.
+
+        Returns:
+            A result for each sub-request, in order.
+
+        Raises:
+            InvalidValueError: of one prompt there are more sub-requests than a call may have.
         """
-
-        def stream(seconds: float | None) -> Generator[Event]:
-            return self.stream_debug(sub_requests, timeout=seconds, request_id=request_id)
-
         seconds = self._connection.seconds(timeout)
-        events = collected(stream, seconds, on_event)
-        return self._run(self._debug_results(sub_requests, events), CHECK_SECONDS)
+
+        def answers(share: Share, request_id: str) -> list[DebugResult]:
+            asked = [sub_requests[number] for number in share.numbers]
+
+            def stream(seconds: float | None) -> Generator[Event]:
+                return self.stream_debug(asked, timeout=seconds, request_id=request_id)
+
+            events = collected(stream, seconds, share.told(on_event))
+            return self._run(self._debug_results(asked, events), CHECK_SECONDS)
+
+        shares = self._run(self._debug_shares(sub_requests), timeout)
+        return self._in_order(Calls(shares, request_id), answers)
+
+    def ablate_each(
+        self,
+        prompt: Chat,
+        target: TokenWords | Sequence[TokenWords],
+        distractor: TokenWords | Sequence[TokenWords] = (),
+        nodes: AblationWords | Sequence[AblationWords] = (),
+        *,
+        add_bos: bool | None = None,
+        chat: bool = False,
+        timeout: float | None = None,
+        request_id: str = "",
+    ) -> AblationEffects:
+        """Says how the objective changes with each node ablated by itself, and nothing else of the runs.
+
+        It is far cheaper than as many `debug`: use it to check what act × grad estimates, for many nodes.
+
+        Example:
+            result = client.debug(prompt, " Mary", " John")
+            strongest = [result.nodes.nodes[row] for row in result.nodes.strongest()[:50]]
+            heads = [node for node in strongest if node.type == "attention_head"]
+            effects = client.ablate_each(prompt, " Mary", " John", heads)
+            effects.objective, effects.change
+            effects.to_frame()
+
+        Args:
+            prompt: as in `debug`.
+            target: as in `debug`; at least one.
+            distractor: as in `debug`.
+            nodes: as `ablate` of `debug` takes them, but each by itself: any number of them.
+            add_bos: as in `debug`.
+            chat: as in `debug`.
+            timeout: seconds that each call may take; None for the client's. There may be several.
+            request_id: of the first call; others get a number behind it, such as `mine-2`.
+
+        Returns:
+            The objective without ablation and with each, in the order of `nodes`.
+
+        Raises:
+            NodeError: as `debug`.
+            ChatTemplateError: as `chat_prompt`.
+        """
+        if chat or not isinstance(prompt, str):
+            prompt, add_bos = self.chat_prompt(prompt, timeout=timeout), add_bos or False
+        whole = self._run(self._ablation_requests(prompt, target, distractor, nodes, add_bos), timeout)
+        requests = requests_for_each(whole)
+
+        def answers(share: Share, request_id: str) -> list[InferenceResult]:
+            asked = [requests[number] for number in share.numbers]
+            return self.infer(asked, timeout=timeout, request_id=request_id)
+
+        shares = self._run(self._infer_shares(requests), timeout)
+        try:
+            jobs = [partial(self._in_order, one, answers) for one in Calls.apart(shares, request_id)]
+            parts = in_flight(jobs, allowed_in_flight(self._known_limits))
+        except CallError as error:
+            raise in_words_of_nodes(error) from None
+        return effects(whole, [answer for part in parts for answer in part])
 
     def with_attention(
         self, results: Sequence[DebugResult], *, n_heads: int = N_HEADS, timeout: float | None = None
@@ -199,14 +298,19 @@ class Client(ClientCore):
             result.show()                       # the page has it, too
 
         Args:
-            results: of one call of `debug` or `debug_many`.
-            n_heads: of how many heads; fewer where the prompt is long, and none in the longest.
-            timeout: as in `debug`.
+            results: of `debug` or `debug_many`.
+            n_heads: of how many heads; fewer where the prompt is long, and none in the longest. Results of
+                one call have the same heads.
+            timeout: as in `debug`, for each call that there was.
         """
-        requests = attention_requests(results, n_heads)
-        if not requests:
-            return list(results)
-        return with_answers(results, self.infer(requests, timeout=timeout))
+        whole = list(results)
+        for numbers in of_one_call(results):
+            asked = [results[number] for number in numbers]
+            if requests := attention_requests(asked, n_heads):
+                answers = with_answers(asked, self.infer(requests, timeout=timeout))
+                for number, one in zip(numbers, answers, strict=True):
+                    whole[number] = one
+        return whole
 
     def infer(
         self,
@@ -387,6 +491,16 @@ class Client(ClientCore):
     def health(self, service: str = "", *, timeout: float | None = None) -> HealthStatus:
         """Says whether the server, or one service by full name, is ready: `SERVING` when it is."""
         return self._run(self._health(service), timeout)
+
+    def _in_order(self, calls: Calls, answers: Callable[[Share, str], list[Result]]) -> list[Result]:
+        """Makes calls one after the other, and puts what they answer in the order of the sub-requests."""
+        found: dict[int, Result] = {}
+        for share, request_id in calls:
+            try:
+                found |= dict(zip(share.numbers, answers(share, request_id), strict=True))
+            except CallError as error:
+                calls.failed(share, error)
+        return [found[number] for number in sorted(found)]
 
     def _run(self, flow: Flow[Result], timeout: float | None) -> Result:
         """Makes the calls of a flow."""

@@ -19,21 +19,27 @@ from transformer_debugger.v1.model_service_pb2_grpc import ModelServiceStub
 from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import TransformerDebuggerServiceStub
 
 from tdb_client import decoding, encoding
+from tdb_client.ablation_effects import whole_request
+from tdb_client.call_splitting import Share, in_other_words, shares
 from tdb_client.chat import Chat, chat_prompt, messages
 from tdb_client.compatibility import CHECK_SECONDS, VersionCheck
 from tdb_client.connection import Connection, Tls, default_server
 from tdb_client.debug_result import DebugResult, debug_result, with_notes
 from tdb_client.edges import Edges, EdgesSubRequest, edges
-from tdb_client.errors import CallError, ChatTemplateError
-from tdb_client.events import Event, inference_results
+from tdb_client.errors import CallError, ChatTemplateError, NodeError, ResponseError
+from tdb_client.events import Event, Started, inference_results
 from tdb_client.health import HealthStatus, health_check, health_request, health_status
 from tdb_client.inference import InferenceSubRequest
-from tdb_client.model_info import ModelInfo, model_info
+from tdb_client.interventions import AblationWords, ablations
+from tdb_client.model_info import Limits, ModelInfo, model_info
 from tdb_client.names import enum_value
 from tdb_client.requests import (
     AnySubRequest,
     DebugSubRequest,
+    PromptKey,
+    SubRequest,
     SubRequestT,
+    TokenWords,
     prompt_length,
     prompts_to_tokenize,
     resolve,
@@ -41,6 +47,7 @@ from tdb_client.requests import (
 from tdb_client.results import EstimatedCost, PromptTokens
 from tdb_client.streams import EventReader
 from tdb_client.token_counting import TokenCounting
+from tdb_client.token_words import as_tokens
 from tdb_client.value_check import check_text, check_values
 
 Result = TypeVar("Result")
@@ -104,6 +111,60 @@ class ClientCore:
         yield from ()
         request = encoding.edges_request(sub_requests, request_id=request_id, priority=self._priority)
         return Call(self._debugger.StreamInferEdges, request)
+
+    def _debug_shares(self, sub_requests: Sequence[DebugSubRequest]) -> Flow[list[Share]]:
+        """Which sub-requests go in which call: those of one prompt in the same."""
+        check_values(list(sub_requests), "sub_requests")
+        families: dict[PromptKey, list[int]] = {}
+        for number, one in enumerate(sub_requests):
+            families.setdefault((one.prompt, one.add_bos), []).append(number)
+        if len(sub_requests) <= 1:
+            return [Share(tuple(map(tuple, families.values())))]
+        n_tokens = {}
+        if len(families) > 1:
+            n_tokens = yield from self._n_tokens(list(families), sub_requests)
+        sizes = [encoding.debug_request([one]).ByteSize() for one in sub_requests]
+        lengths = [n_tokens.get(key, 0) for key in families]
+        return shares([tuple(one) for one in families.values()], lengths, sizes, (yield from self._limits()))
+
+    def _ablation_requests(
+        self,
+        prompt: str,
+        target: TokenWords | Sequence[TokenWords],
+        distractor: TokenWords | Sequence[TokenWords],
+        nodes: AblationWords | Sequence[AblationWords],
+        add_bos: bool | None,
+    ) -> Flow[InferenceSubRequest]:
+        """The nodes with their tokens counted from the start, all in one sub-request to be taken apart."""
+        whole = whole_request(
+            prompt,
+            as_tokens(target, "target"),
+            as_tokens(distractor, "distractor"),
+            ablations(nodes),
+            add_bos,
+        )
+        try:
+            (resolved,) = yield from self._resolved([whole])
+        except NodeError as error:
+            raise NodeError(str(error), error.path.replace("ablate", "nodes")) from None
+        return resolved
+
+    def _infer_shares(self, sub_requests: Sequence[InferenceSubRequest]) -> Flow[list[Share]]:
+        """Which sub-requests of one prompt go in which call, where none needs to share with another."""
+        sizes = [encoding.infer_request([one]).ByteSize() for one in sub_requests]
+        limits = None if len(sizes) == 1 else (yield from self._limits())
+        return shares([(number,) for number in range(len(sizes))], [0] * len(sizes), sizes, limits)
+
+    def _limits(self) -> Flow[Limits | None]:
+        """The server's limits, asked for once; None where it does not say them."""
+        if not self._described:
+            with suppress(CallError):  # what comes next says what is wrong
+                yield from self._model_info()
+        return self._known_limits
+
+    @property
+    def _known_limits(self) -> Limits | None:
+        return next((one.limits for one in reversed(self._described.values())), None)
 
     def _estimated(self, sub_requests: Sequence[AnySubRequest]) -> Flow[EstimatedCost]:
         of_edges = [one for one in sub_requests if isinstance(one, EdgesSubRequest)]
@@ -201,17 +262,31 @@ class ClientCore:
     def _resolved(self, sub_requests: Sequence[SubRequestT]) -> Flow[list[SubRequestT]]:
         """The sub-requests with tokens counted from the start; asks for the prompts' lengths where needed."""
         check_values(list(sub_requests), "sub_requests")
-        n_tokens = {}
-        for text, add_bos in prompts_to_tokenize(sub_requests):
-            tokens = yield from self._tokens(text, add_bos)
-            n_tokens[text, add_bos] = prompt_length(tokens, add_bos)
+        n_tokens = yield from self._n_tokens(prompts_to_tokenize(sub_requests), sub_requests)
         return [resolve(one, n_tokens) for one in sub_requests]
+
+    def _n_tokens(
+        self, prompts: Sequence[PromptKey], sub_requests: Sequence[SubRequest]
+    ) -> Flow[dict[PromptKey, int]]:
+        """How many tokens each prompt has; an error names the sub-request that asks for it."""
+        n_tokens = {}
+        for key in prompts:
+            try:
+                tokens = yield from self._tokens(*key)
+            except CallError as error:
+                number = [(one.prompt, one.add_bos) for one in sub_requests].index(key)
+                path = f"sub_requests[{number}].prompt"
+                raise in_other_words(error, lambda text: path if text == "text" else text) from None  # noqa: B023
+            n_tokens[key] = prompt_length(tokens, key[1])
+        return n_tokens
 
     def _read(
         self, reader: EventReader, message: Any, sub_requests: Sequence[AnySubRequest]
     ) -> Iterator[Event]:
         """The events of one message of a stream."""
         for event in reader.read(message):
+            if isinstance(event, Started):
+                _check_backward_rules(event, sub_requests)
             self._counting.look_at(event, sub_requests)
             yield event
 
@@ -221,3 +296,17 @@ class ClientCore:
             return None
         metadata = self._connection.metadata()
         return get_model_info(model_pb2.GetModelInfoRequest(), timeout=CHECK_SECONDS, metadata=metadata)
+
+
+def _check_backward_rules(started: Started, sub_requests: Sequence[AnySubRequest]) -> None:
+    """An older server does not see that a rule is asked for, and would answer with other numbers.
+
+    Raises:
+        ResponseError: it goes back by another rule.
+    """
+    for index, (asked, told) in enumerate(zip(sub_requests, started.backward_rules, strict=True)):
+        if not isinstance(asked, EdgesSubRequest) and asked.backward_rule.lower() != told:
+            raise ResponseError(
+                f"sub-request {index} asks for the backward rule {asked.backward_rule}, and the server takes"
+                f" {told}: it may be too old"
+            )

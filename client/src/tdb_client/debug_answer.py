@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from tdb_client.component_table import ComponentTable, component_table
 from tdb_client.inference import AblationSpec, Token, held_norm_scales
 from tdb_client.model_info import ModelInfo
 from tdb_client.node_table import LogitTable, NodeTable
 from tdb_client.requests import DebugSubRequest
 from tdb_client.results import CallInfo, FloatArray, LossTokens, ProcessingResult, PromptTokens, Timings
-from tdb_client.token_text import objective_words, quoted
+from tdb_client.token_text import loss_words, quoted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,9 +38,13 @@ class DebugAnswer:
         cached: whether the results come from the server's cache.
         loss_tokens: the loss's targets and distractors; None without a loss, or from an older server.
         ablations: what was set in the run: nodes as the cells they stand for, and gradients.
+        backward_rule: how gradients went back through what is not linear: `gradient`, `relp`, ...
         attention: by head (`L9 head 6`), what each token pays to each [T, T], attended-from token first.
             Empty unless Client.with_attention has asked for it.
         model: the model, as its server has described it; None where it has not.
+        totals: by derived scalar (`unflattened_attn_act_times_grad`, ...), sums over all tokens: of heads
+            [layers, heads], of MLPs and of attention's latents [layers], of the embedding []. All nodes
+            count, also those too small for the table. Empty from an older server.
     """
 
     request: DebugSubRequest
@@ -56,8 +61,10 @@ class DebugAnswer:
     cached: bool
     loss_tokens: LossTokens | None = None
     ablations: tuple[AblationSpec, ...] = ()
+    backward_rule: str = "gradient"
     attention: Mapping[str, FloatArray] = field(default_factory=dict)
     model: ModelInfo | None = None
+    totals: Mapping[str, FloatArray] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         value = "none" if self.objective_value is None else f"{self.objective_value:.3f}"
@@ -73,25 +80,36 @@ class DebugAnswer:
         """What is explained, in words: `logit ' Mary' - ' John'`, or the traced node."""
         trace, downstream = self.request.trace, self.request.downstream
         if trace is None:
-            return objective_words(self.target_words, self.distractor_words)
+            return self._loss_words
         read_by = "" if downstream is None else f", read by {downstream.words(self.prompt.tokens)}"
         return trace.words(self.prompt.tokens) + read_by
+
+    @property
+    def _loss_words(self) -> str:
+        loss = self.request.objective
+        words = loss_words(loss.name, self.target_words, self.distractor_words)
+        if loss.direction is not None:
+            layer = "" if loss.direction.layer is None else f"L{loss.direction.layer} "
+            words = f"{layer}{loss.direction.place} along a direction"
+        weighted = "weighted " if loss.target_weights else ""
+        at = "" if loss.token in (None, -1) else f" @ {loss.token}"
+        return f"{weighted}{words}{at}"
 
     @property
     def target_words(self) -> list[str]:
         """Each target in quotes; those asked for by number with that: `' Mary' (token 5335)`."""
         loss = self.loss_tokens or _NO_LOSS_TOKENS
-        return _words(self.request.target, loss.target_ids, loss.targets)
+        return _words(self.request.objective.target, loss.target_ids, loss.targets)
 
     @property
     def distractor_words(self) -> list[str]:
         """The same of the distractors."""
         loss = self.loss_tokens or _NO_LOSS_TOKENS
-        return _words(self.request.distractor, loss.distractor_ids, loss.distractors)
+        return _words(self.request.objective.distractor, loss.distractor_ids, loss.distractors)
 
     def role(self, token_id: int, text: str) -> Literal["target", "distractor"] | None:
         """Whether a token of the vocabulary is a target or a distractor."""
-        request, loss = self.request, self.loss_tokens
+        request, loss = self.request.objective, self.loss_tokens
         if loss is None:  # the texts must do
             targets, distractors = request.target, request.distractor
         else:
@@ -109,7 +127,8 @@ class DebugAnswer:
     def held_norm_scales(self) -> tuple[str, ...]:
         """The norms whose scales were held constant on the way back: the final one alone.
 
-        That of the norm through which a traced node reads always is, and is not listed.
+        That of the norm through which a traced node reads always is, and is not listed. With another
+        backward rule than `gradient` all are.
         """
         return held_norm_scales(self.ablations)
 
@@ -119,12 +138,22 @@ class DebugAnswer:
         trace, downstream = self.request.trace, self.request.downstream
         explained = downstream if trace is not None and trace.through == "V" else trace
         if explained is None:
-            return "logits"
+            units = {"probs": "probability", "log_prob": "nats", "direction": "projection"}
+            return units.get(self.request.objective.name, "logits")
         return "attention score" if explained.node.type == "attention_head" else "activation"
 
-    def to_frame(self) -> pd.DataFrame:
-        """The node table as a pandas frame; see NodeTable.to_frame."""
-        return self.nodes.to_frame()
+    @property
+    def components(self) -> ComponentTable:
+        """Every head and MLP, and the embedding, with its scalars summed over all tokens."""
+        return component_table(self.totals)
+
+    def to_frame(self, by: Literal["node", "component"] = "node") -> pd.DataFrame:
+        """The node table as a pandas frame, or every head and MLP, a row each.
+
+        Args:
+            by: `node`, see NodeTable.to_frame; or `component`, see ComponentTable.to_frame.
+        """
+        return self.components.to_frame() if by == "component" else self.nodes.to_frame()
 
 
 _NO_LOSS_TOKENS = LossTokens((), ())

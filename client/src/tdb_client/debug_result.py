@@ -14,6 +14,8 @@ from tdb_client.model_info import ModelInfo
 from tdb_client.node_table import LogitTable, NodeTable
 from tdb_client.requests import DebugSubRequest
 from tdb_client.results import (
+    ComponentTotalsResult,
+    FloatArray,
     InferenceResult,
     MultipleTopKResult,
     ProcessingResult,
@@ -32,7 +34,7 @@ DEBUG_RESULTS = (
     "tokenPairAttribution",
     "topOutputTokenLogits",
 )
-"""The names of the results that every debug sub-request has."""
+"""The names of the results of every debug sub-request; it may leave out those about tokens."""
 
 Result = TypeVar("Result", bound=ProcessingResult)
 
@@ -95,7 +97,7 @@ def debug_result(request: DebugSubRequest, result: InferenceResult) -> DebugResu
         prompt=result.prompt,
         loss=result.loss,
         traced_value=result.traced_value,
-        nodes=_node_table(result),
+        nodes=_node_table(result, request.token_lists),
         logits=_logit_table(_named(result, "topOutputTokenLogits", MultipleTopKResult)),
         sums={
             group_id: {name: one.array for name, one in group.sums.items()}
@@ -107,6 +109,8 @@ def debug_result(request: DebugSubRequest, result: InferenceResult) -> DebugResu
         cached=result.cached,
         loss_tokens=result.loss_tokens,
         ablations=result.ablations,
+        backward_rule=result.backward_rule,
+        totals=_totals(result),
     )
 
 
@@ -124,13 +128,17 @@ def _named(result: InferenceResult, name: str, kind: type[Result]) -> Result:
     return found
 
 
-def _node_table(result: InferenceResult) -> NodeTable:
+def _node_table(result: InferenceResult, has_token_lists: bool) -> NodeTable:
     ranking = _named(result, "topKComponents", MultipleTopKResult)
     missing = {"write_norm", "act_times_grad", "direction_write", "activation"} - ranking.groups.keys()
     if missing:
         raise IncompleteResponseError(f"the node table has no {', '.join(sorted(missing))}")
 
+    none = (None,) * len(ranking.nodes)
+
     def scored(name: str) -> Sequence[TopTokens | None]:
+        if not has_token_lists:
+            return none
         return _named(result, name, ScoredTokensResult).top_tokens
 
     return NodeTable(
@@ -144,10 +152,20 @@ def _node_table(result: InferenceResult) -> NodeTable:
         input_tokens=scored("inputTokensThatUpvoteMlp"),
         query_tokens=scored("inputTokensThatUpvoteAttnQ"),
         key_tokens=scored("inputTokensThatUpvoteAttnK"),
-        attended_to=_named(result, "tokenPairAttribution", TokenPairAttributionResult).attended_to,
-        labels=(None,) * len(ranking.nodes),
-        links=(None,) * len(ranking.nodes),
+        attended_to=_named(result, "tokenPairAttribution", TokenPairAttributionResult).attended_to
+        if has_token_lists
+        else none,
+        labels=none,
+        links=none,
     )
+
+
+def _totals(result: InferenceResult) -> dict[str, FloatArray]:
+    """By derived scalar; empty from servers that do not know what this asks for."""
+    found = result.results.get("componentTotals")
+    if not isinstance(found, ComponentTotalsResult):
+        return {}
+    return {name: one.array for name, one in found.totals.items()}
 
 
 def _logit_table(ranking: MultipleTopKResult) -> LogitTable:

@@ -9,6 +9,7 @@ from typing import cast
 import numpy as np
 from transformer_debugger.v1 import ablation_pb2, call_pb2, edges_pb2, node_pb2, result_pb2
 from transformer_debugger.v1.activation_pb2 import ActivationLocationType, Dimension
+from transformer_debugger.v1.backward_rule_pb2 import BACKWARD_RULE_UNSPECIFIED, BackwardRule
 from transformer_debugger.v1.derived_scalar_pb2 import DerivedScalarType, GroupId
 from transformer_debugger.v1.model_service_pb2 import TokenizeResponse
 from transformer_debugger.v1.tensor_pb2 import Tensor
@@ -55,6 +56,11 @@ def ablation_spec(message: ablation_pb2.AblationSpec) -> AblationSpec:
     )
 
 
+def backward_rule(number: BackwardRule.ValueType) -> str:
+    """The name of a backward rule. Servers that know of none say nothing, and take the derivative."""
+    return "gradient" if number == BACKWARD_RULE_UNSPECIFIED else enum_name(BackwardRule, number)
+
+
 def processing_result(named: result_pb2.NamedResult) -> results.ProcessingResult:
     """The result in a message, whose tensors are all there.
 
@@ -74,6 +80,23 @@ def processing_result(named: result_pb2.NamedResult) -> results.ProcessingResult
             return _token_pair_attribution(named.token_pair_attribution)
         case "edges":
             return _edges(named.edges)
+        case "lens":
+            return _lens(named.lens)
+        case "activations":
+            return results.ActivationsResult(
+                {
+                    one.layer_index if one.HasField("layer_index") else None: _labelled(one.activations)
+                    for one in named.activations.layers
+                },
+                tuple(named.activations.token_indices),
+            )
+        case "component_totals":
+            return results.ComponentTotalsResult(
+                {
+                    enum_name(DerivedScalarType, one.derived_scalar_type): _labelled(one.total)
+                    for one in named.component_totals.totals
+                }
+            )
     raise ResponseError(f"result {named.name!r} is of a kind that this client does not know")
 
 
@@ -107,7 +130,8 @@ def timings(message: call_pb2.Timings) -> results.Timings:
 
 def estimated_cost(message: call_pb2.EstimatedCost) -> results.EstimatedCost:
     """What a call would cost."""
-    return results.EstimatedCost(message.activation_bytes, message.response_bytes)
+    seconds = message.seconds if message.HasField("seconds") else None
+    return results.EstimatedCost(message.activation_bytes, message.response_bytes, seconds)
 
 
 def _array(tensor: Tensor) -> results.FloatArray:
@@ -120,6 +144,10 @@ def _array(tensor: Tensor) -> results.FloatArray:
     if not np.issubdtype(array.dtype, np.floating):
         raise ResponseError(f"a tensor has elements of type {array.dtype} in place of floating-point numbers")
     return cast(results.FloatArray, array)
+
+
+def _labelled(tensor: Tensor) -> results.LabelledArray:
+    return results.LabelledArray(_array(tensor), tuple(enum_name(Dimension, one) for one in tensor.dims))
 
 
 def _nodes(indices: Iterable[node_pb2.NodeIndex]) -> tuple[Node, ...]:
@@ -136,10 +164,7 @@ def _multiple_top_k(message: result_pb2.MultipleTopKResult) -> results.MultipleT
     groups = {}
     for group in message.groups:
         sums = {
-            enum_name(DerivedScalarType, one.derived_scalar_type): results.LabelledArray(
-                _array(one.sum), tuple(enum_name(Dimension, dimension) for dimension in one.sum.dims)
-            )
-            for one in group.sums
+            enum_name(DerivedScalarType, one.derived_scalar_type): _labelled(one.sum) for one in group.sums
         }
         groups[enum_name(GroupId, group.group_id)] = results.GroupResult(_array(group.activations), sums)
     nodes = _nodes(message.node_indices)
@@ -193,6 +218,25 @@ def _token_pair_attribution(
         for one in message.node_attended_to_tokens
     )
     return results.TokenPairAttributionResult(_nodes(message.node_indices), attended_to)
+
+
+def _lens(message: result_pb2.LensResult) -> results.LensResult:
+    top = [
+        results.LensTokens(integers(one.token_ids), tuple(one.token_strings), floats(one.logits))
+        for one in message.top_tokens
+    ]
+    n_at = len(message.token_indices)
+    if len(top) not in (0, n_at * (1 + len(message.layer_indices))):
+        raise ResponseError(f"a lens has the likeliest tokens of {len(top)} places")
+    rows = tuple(tuple(top[start : start + n_at]) for start in range(0, len(top), max(n_at, 1)))
+    return results.LensResult(
+        tuple(message.layer_indices),
+        tuple(message.token_indices),
+        tuple(message.vocab_tokens.token_strings),
+        tuple(message.vocab_tokens.token_ids),
+        _array(message.logits) if message.HasField("logits") else None,
+        rows,
+    )
 
 
 def _scored_tokens(message: result_pb2.ScoredTokensResult) -> results.ScoredTokensResult:

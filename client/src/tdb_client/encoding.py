@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from transformer_debugger.v1 import (
     ablation_pb2,
     activation_pb2,
+    backward_rule_pb2,
     edges_pb2,
     loss_pb2,
     node_pb2,
@@ -21,12 +22,16 @@ from tdb_client.errors import NodeError
 from tdb_client.inference import (
     AblationSpec,
     ActivationIndex,
+    ActivationsSpec,
+    ComponentTotalsSpec,
     DerivedAttentionScalarsSpec,
     DerivedScalarsSpec,
     InferenceSubRequest,
+    LensSpec,
     Loss,
     MultipleTopKSpec,
     ProcessingSpec,
+    ResidualDirection,
     ScoredTokensSpec,
     Token,
     TokenPairAttributionSpec,
@@ -144,6 +149,11 @@ def _debug_sub_request(request: DebugSubRequest) -> service_pb2.DebugSubRequest:
         target_token_ids=_ids(request.target),
         distractor_token_ids=_ids(request.distractor),
         add_bos=request.add_bos,
+        backward_rule=enum_value(backward_rule_pb2.BackwardRule, request.backward_rule),
+        attention_pattern_gradients=request.attention_pattern_gradients,
+        loss_fn_config=_loss(request.loss),
+        omit_token_lists=not request.token_lists,
+        component_totals=True,
     )
 
 
@@ -220,7 +230,17 @@ def _loss(loss: Loss | None) -> loss_pb2.LossFnConfig | None:
         distractor_tokens=_texts(loss.distractor),
         target_token_ids=_ids(loss.target),
         distractor_token_ids=_ids(loss.distractor),
+        token_index=loss.token,
+        target_weights=loss.target_weights,
+        direction=_direction(loss.direction),
     )
+
+
+def _direction(direction: ResidualDirection | None) -> loss_pb2.ResidualDirection | None:
+    if direction is None:
+        return None
+    place = enum_value(activation_pb2.ActivationLocationType, direction.place)
+    return loss_pb2.ResidualDirection(place=place, layer_index=direction.layer, vector=direction.vector)
 
 
 def _texts(tokens: Sequence[Token]) -> list[str]:
@@ -256,6 +276,9 @@ _PLACES: dict[NodeType, str] = {
 }
 """Where the activations of nodes are that can be ablated."""
 
+ABLATABLE = frozenset(_PLACES)
+"""The kinds of nodes that can be ablated."""
+
 
 def _ablation_spec(spec: AblationSpec | Ablation) -> ablation_pb2.AblationSpec:
     if isinstance(spec, Ablation):
@@ -280,6 +303,8 @@ def _inference_sub_request(request: InferenceSubRequest) -> service_pb2.Inferenc
             ablation_specs=[_ablation_spec(one) for one in request.ablate],
             activation_index_for_within_layer_grad=None if gradient is None else _activation_index(gradient),
             add_bos=request.add_bos,
+            backward_rule=enum_value(backward_rule_pb2.BackwardRule, request.backward_rule),
+            attention_pattern_gradients=request.attention_pattern_gradients,
         ),
         processing_specs=[_processing_spec(name, spec) for name, spec in request.results.items()],
     )
@@ -320,6 +345,29 @@ def _processing_spec(name: str, spec: ProcessingSpec) -> processing_pb2.NamedPro
         case TokenPairAttributionSpec():
             named.token_pair_attribution.depends_on = spec.depends_on
             named.token_pair_attribution.num_tokens_attended_to = spec.n_tokens_attended_to
+        case LensSpec():
+            named.lens.CopyFrom(
+                processing_pb2.LensSpec(
+                    place=enum_value(activation_pb2.ActivationLocationType, spec.place),
+                    layer_indices=spec.layers,
+                    token_indices=spec.at,
+                    vocab_tokens=_texts(spec.tokens),
+                    vocab_token_ids=_ids(spec.tokens),
+                    num_top_tokens=spec.n_top_tokens,
+                )
+            )
+        case ActivationsSpec():
+            named.activations.CopyFrom(
+                processing_pb2.ActivationsSpec(
+                    activation_location_type=enum_value(activation_pb2.ActivationLocationType, spec.place),
+                    layer_indices=spec.layers,
+                    token_indices=spec.at,
+                    pass_type=enum_value(node_pb2.PassType, spec.pass_type),
+                )
+            )
+        case ComponentTotalsSpec():
+            scalars = [enum_value(DerivedScalarType, one) for one in spec.derived_scalars]
+            named.component_totals.derived_scalar_types.extend(scalars)
     return named
 
 

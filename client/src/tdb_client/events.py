@@ -34,6 +34,7 @@ class Started:
         cached: whether the results come from the server's cache.
         losses: every sub-request's loss tokens; None where it has no loss, or the server is older.
         ablations: what is set in every sub-request's run, as in InferenceResult.
+        backward_rules: how every sub-request's gradients go back, as in InferenceResult.
     """
 
     call: CallInfo
@@ -43,6 +44,7 @@ class Started:
     cached: bool = False
     losses: tuple[LossTokens | None, ...] = ()
     ablations: tuple[tuple[AblationSpec, ...], ...] = ()
+    backward_rules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,7 @@ def inference_results(events: Sequence[Event]) -> list[InferenceResult]:
             cached=started.cached,
             loss_tokens=started.losses[index] if started.losses else None,
             ablations=started.ablations[index],
+            backward_rule=started.backward_rules[index],
         )
         for index, prompt in enumerate(started.prompts)
     ]

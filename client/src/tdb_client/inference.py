@@ -19,25 +19,63 @@ from tdb_client.interventions import (
     as_trace,
     read_words,
 )
-from tdb_client.token_words import read_tokens
+from tdb_client.token_words import as_tokens, read_tokens
 
 PassType = Literal["forward", "backward"]
-LossName = Literal["logit_diff", "logit_minus_mean", "probs", "zero"]
+LossName = Literal["logit_diff", "logit_minus_mean", "probs", "zero", "log_prob", "direction"]
+BackwardRule = Literal["gradient", "frozen_norms", "relp", "gim"]
+"""How gradients go back through what is not linear; docs/concepts.md has the formulas."""
 
 Token = str | int
 """A token of the vocabulary: its text, or its vocabulary index where no text stands for it alone."""
 
 
 @dataclass(frozen=True, slots=True)
+class ResidualDirection:
+    """A vector [d_model] at one place of the residual stream.
+
+    Example:
+        ResidualDirection("resid_post_mlp", 20, probe_weights)
+
+    Attributes:
+        place: `resid_post_emb`, `resid_post_attn` or `resid_post_mlp`.
+        layer: its layer; None for `resid_post_emb`.
+        vector: numbers, also as an array of numpy.
+    """
+
+    place: str
+    layer: int | None
+    vector: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "vector", tuple(map(float, self.vector)))
+
+
+@dataclass(frozen=True, slots=True)
 class Loss:
-    """The objective of a run that traces no node; tokens as in DebugSubRequest."""
+    """The objective of a run that traces no node; tokens as in DebugSubRequest.
+
+    Example:
+        Loss("log_prob", " Mary", token=-1)
+        Loss("direction", token=4, direction=ResidualDirection("resid_post_mlp", 20, probe_weights))
+
+    Attributes:
+        token: the token at which it is taken, from 0; -1, or None, for the last.
+        target_weights: of `logit_diff` and `log_prob`, what each target counts, those given as text first;
+            none given means their mean.
+        direction: of `direction`, which has no targets, what the residual stream is projected onto.
+    """
 
     name: LossName
     target: tuple[Token, ...] = ()
     distractor: tuple[Token, ...] = ()
+    token: int | None = None
+    target_weights: tuple[float, ...] = ()
+    direction: ResidualDirection | None = None
 
     def __post_init__(self) -> None:
         read_tokens(self)
+        object.__setattr__(self, "target_weights", tuple(map(float, self.target_weights)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +180,57 @@ class TokenPairAttributionSpec:
     n_tokens_attended_to: int = 3
 
 
+@dataclass(frozen=True, slots=True)
+class ComponentTotalsSpec:
+    """Asks for derived scalars summed over all tokens, by layer and, of heads, by head."""
+
+    derived_scalars: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class LensSpec:
+    """Asks what the model would predict from the residual stream behind each layer.
+
+    Attributes:
+        tokens: vocabulary tokens whose logits are wanted, one or several.
+        n_top_tokens: how many of the likeliest tokens to name; None for none.
+        layers: none given means all.
+        at: tokens of the prompt, -1 for the last; none given means the last.
+        place: `resid_post_mlp` or `resid_post_attn`.
+    """
+
+    tokens: tuple[Token, ...] = ()
+    n_top_tokens: int | None = None
+    layers: Sequence[int] = ()
+    at: Sequence[int] = ()
+    place: str = "resid_post_mlp"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", as_tokens(self.tokens, "tokens"))
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationsSpec:
+    """Asks for the values of a place such as `mlp_post_act`, or with pass type backward the gradients there.
+
+    No layers given means all that have it; no tokens in `at` means all.
+    """
+
+    place: str
+    layers: Sequence[int] = ()
+    at: Sequence[int] = ()
+    pass_type: PassType = "forward"
+
+
 ProcessingSpec = (
     MultipleTopKSpec
     | DerivedScalarsSpec
     | DerivedAttentionScalarsSpec
     | ScoredTokensSpec
     | TokenPairAttributionSpec
+    | ComponentTotalsSpec
+    | LensSpec
+    | ActivationsSpec
 )
 
 
@@ -164,6 +247,8 @@ class InferenceSubRequest:
         within_layer_gradient: a latent whose gradient within its own layer is wanted, token axis None.
         results: what is wanted, under names of your choice.
         add_bos: whether the beginning-of-text token stands in front of the prompt; see DebugSubRequest.
+        backward_rule: how gradients go back through what is not linear; see DebugSubRequest.
+        attention_pattern_gradients: see DebugSubRequest.
     """
 
     prompt: str
@@ -174,6 +259,8 @@ class InferenceSubRequest:
     within_layer_gradient: ActivationIndex | None = None
     results: Mapping[str, ProcessingSpec] = field(default_factory=dict)
     add_bos: bool | None = None
+    backward_rule: BackwardRule = "gradient"
+    attention_pattern_gradients: bool = False
 
     def __post_init__(self) -> None:
         read_words(self)
@@ -190,6 +277,8 @@ class InferenceSubRequest:
         within_layer_gradient: ActivationIndex | None = None,
         results: Mapping[str, ProcessingSpec] | None = None,
         add_bos: bool | None = None,
+        backward_rule: BackwardRule = "gradient",
+        attention_pattern_gradients: bool = False,
     ) -> InferenceSubRequest:
         """Makes a sub-request: nodes may be spelled, and one ablation may stand for a list of them.
 
@@ -208,4 +297,6 @@ class InferenceSubRequest:
             within_layer_gradient,
             results or {},
             add_bos,
+            backward_rule,
+            attention_pattern_gradients,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -86,12 +86,7 @@ class NodeTable:
         Raises:
             ImportError: pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise ImportError(
-                "to_frame needs pandas: pip install 'transformer-debugger-client[pandas]'"
-            ) from error
+        pd = imported_pandas()
         frame = pd.DataFrame(
             {
                 "node": [str(node) for node in self.nodes],
@@ -111,7 +106,9 @@ class NodeTable:
                 "key_tokens": _top_of_each(self.key_tokens),
             }
         )
-        return frame.assign(label=pd.array(self.labels, dtype="string")) if any(self.labels) else frame
+        if any(self.labels):
+            frame = frame.assign(label=pd.array(self.labels, dtype="string"))
+        return frame
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,6 +124,20 @@ class LogitTable:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+
+def imported_pandas() -> Any:
+    """The module pandas.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import pandas as pd
+    except ImportError as error:
+        install = "pip install 'transformer-debugger-client[pandas]'"
+        raise ImportError(f"to_frame needs pandas: {install}") from error
+    return pd
 
 
 def _top_of_each(scored: Sequence[TopTokens | None]) -> list[list[str]]:

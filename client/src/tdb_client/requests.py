@@ -10,7 +10,16 @@ import numpy as np
 
 from tdb_client.edges import EdgesSubRequest
 from tdb_client.errors import NodeError
-from tdb_client.inference import AblationSpec, InferenceSubRequest, MultipleTopKSpec, Token
+from tdb_client.inference import (
+    AblationSpec,
+    ActivationsSpec,
+    BackwardRule,
+    InferenceSubRequest,
+    LensSpec,
+    Loss,
+    MultipleTopKSpec,
+    Token,
+)
 from tdb_client.interventions import (
     Ablation,
     AblationWords,
@@ -60,6 +69,12 @@ class DebugSubRequest:
             in the other requests of the same call.
         add_bos: whether the beginning-of-text token stands in front of the prompt, as token 0; never twice.
             None means as the model's own tokenizer does (ModelInfo.adds_bos).
+        backward_rule: how gradients go back through what is not linear: `gradient` is the derivative;
+            `frozen_norms` holds every norm's scale constant; `relp` and `gim` are those of the papers.
+        attention_pattern_gradients: with `relp`, whether attention patterns pass gradients on.
+        loss: another objective in place of the difference of logits of `target` and `distractor`, which must
+            be empty then.
+        token_lists: whether every node gets its lists of tokens. Most of a large answer is made of them.
     """
 
     prompt: str
@@ -74,11 +89,20 @@ class DebugSubRequest:
     residual_stream: tuple[ResidualStreamComponent, ...] = ()
     hide_early_layers: bool = False
     add_bos: bool | None = None
+    backward_rule: BackwardRule = "gradient"
+    attention_pattern_gradients: bool = False
+    loss: Loss | None = None
+    token_lists: bool = True
 
     def __post_init__(self) -> None:
         read_words(self)
         read_tokens(self)
         object.__setattr__(self, "residual_stream", _components(self.residual_stream))
+
+    @property
+    def objective(self) -> Loss:
+        """The loss that is explained where no node is traced."""
+        return self.loss or Loss("logit_diff", self.target, self.distractor)
 
     @classmethod
     def of(
@@ -96,6 +120,10 @@ class DebugSubRequest:
         residual_stream: ResidualStreamComponent | Sequence[ResidualStreamComponent] = (),
         hide_early_layers: bool = False,
         add_bos: bool | None = None,
+        backward_rule: BackwardRule = "gradient",
+        attention_pattern_gradients: bool = False,
+        loss: Loss | None = None,
+        token_lists: bool = True,
     ) -> DebugSubRequest:
         """Makes a sub-request: one token, ablation or latent may stand for a list, nodes may be spelled.
 
@@ -119,6 +147,10 @@ class DebugSubRequest:
             residual_stream=_components(residual_stream),
             hide_early_layers=hide_early_layers,
             add_bos=add_bos,
+            backward_rule=backward_rule,
+            attention_pattern_gradients=attention_pattern_gradients,
+            loss=loss,
+            token_lists=token_lists,
         )
 
 
@@ -201,4 +233,7 @@ def tokens_from_start(sub_request: AnySubRequest) -> Iterator[int]:
             if isinstance(one, AblationSpec) and one.index.indices
         ]
         named += [one.token for one in sub_request.results.values() if isinstance(one, MultipleTopKSpec)]
+        for one in sub_request.results.values():
+            named += one.at if isinstance(one, LensSpec | ActivationsSpec) else ()
+    named += [] if sub_request.loss is None else [sub_request.loss.token]
     return (one for one in named if one is not None and one >= 0)

@@ -194,6 +194,51 @@ class EdgesResult:
     scores: FloatArray | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ComponentTotalsResult:
+    """Derived scalars by name, summed over all tokens: [layers, heads], [layers], or of the embedding []."""
+
+    totals: Mapping[str, LabelledArray]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LensTokens:
+    """The likeliest tokens of one layer at one token, best first."""
+
+    ids: IntArray
+    tokens: tuple[str, ...]
+    logits: FloatArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LensResult:
+    """What the embedding (row 0) and each of `layers` (row i + 1) would predict.
+
+    Attributes:
+        layers: the layers.
+        at: the prompt's tokens.
+        tokens: the vocabulary tokens whose logits were asked for, as text.
+        token_ids: their vocabulary indices.
+        logits: of these [1 + layers, at, tokens]; None where none were asked for.
+        top_tokens: by row and token of the prompt; empty when not asked for.
+    """
+
+    layers: tuple[int, ...]
+    at: tuple[int, ...]
+    tokens: tuple[str, ...]
+    token_ids: tuple[int, ...]
+    logits: FloatArray | None
+    top_tokens: tuple[tuple[LensTokens, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ActivationsResult:
+    """A place as it is, by layer; None where it has no layers. The first axis is that of the tokens `at`."""
+
+    layers: Mapping[int | None, LabelledArray]
+    at: tuple[int, ...]
+
+
 ProcessingResult = (
     MultipleTopKResult
     | DerivedScalarsResult
@@ -201,6 +246,9 @@ ProcessingResult = (
     | ScoredTokensResult
     | TokenPairAttributionResult
     | EdgesResult
+    | ComponentTotalsResult
+    | LensResult
+    | ActivationsResult
 )
 
 
@@ -227,10 +275,14 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class EstimatedCost:
-    """What a call would cost: activations and gradients held at once, and the whole response."""
+    """What a call would cost: activations and gradients held at once, and the whole response.
+
+    `seconds` is about how long it would keep a worker busy; None while the server has measured nothing.
+    """
 
     activation_bytes: int
     response_bytes: int
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +340,7 @@ class InferenceResult:
         cached: whether the results come from the server's cache.
         loss_tokens: the loss's targets and distractors; None without a loss, or from an older server.
         ablations: what was set in the run: nodes as the cells they stand for, and gradients.
+        backward_rule: how gradients went back through what is not linear: `gradient`, `relp`, ...
     """
 
     call: CallInfo
@@ -300,11 +353,13 @@ class InferenceResult:
     cached: bool = False
     loss_tokens: LossTokens | None = None
     ablations: tuple[AblationSpec, ...] = ()
+    backward_rule: str = "gradient"
 
     @property
     def held_norm_scales(self) -> tuple[str, ...]:
         """The norms whose scales were held constant on the way back: none, unless `ablate` asks for it.
 
-        That of the norm through which a traced node reads always is, and is not listed.
+        That of the norm through which a traced node reads always is, and is not listed. With another
+        backward rule than `gradient` all are.
         """
         return held_norm_scales(self.ablations)

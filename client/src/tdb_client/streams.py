@@ -153,6 +153,7 @@ def _started(message: call_pb2.Started) -> Started:
             tuple(map(decoding.ablation_spec, one.ablation_specs)) for one in message.sub_requests
         ),
         losses=tuple(map(_loss_tokens, message.sub_requests)),
+        backward_rules=tuple(decoding.backward_rule(one.backward_rule) for one in message.sub_requests),
     )
 
 

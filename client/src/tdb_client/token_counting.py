@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from threading import Lock
 
 from tdb_client.events import Event, Started
 from tdb_client.requests import AnySubRequest, tokens_from_start
@@ -30,23 +31,35 @@ class TokenCounting:
 
     def __init__(self) -> None:
         self._shown: dict[str, frozenset[bool]] = {}
+        self._lock = Lock()  # calls of several threads may be about one prompt, which is warned of once
 
     def showed(self, prompt: str, tokens: PromptTokens) -> None:
         """The caller sees these tokens of the prompt."""
+        with self._lock:
+            self._showed(prompt, tokens)
+
+    def _showed(self, prompt: str, tokens: PromptTokens) -> None:
         self._shown[prompt] = self._shown.pop(prompt, frozenset()) | {tokens.bos_added}
         if len(self._shown) > N_PROMPTS:
             self._shown.pop(next(iter(self._shown)), None)
 
     def look_at(self, event: Event, sub_requests: Sequence[AnySubRequest]) -> None:
-        """Warns, once the prompts' tokens are known, where numbers may mean others than were meant."""
+        """Warns, once the prompts' tokens are known, where numbers may mean others than were meant.
+
+        Once for each prompt.
+        """
         if not isinstance(event, Started):
             return
-        for sub_request, tokens in zip(sub_requests, event.prompts, strict=True):
-            problem = self._problem(sub_request, tokens)
-            if problem is not None:
-                warnings.warn(problem, TokenCountWarning, stacklevel=4)
-        for sub_request, tokens in zip(sub_requests, event.prompts, strict=True):
-            self.showed(sub_request.prompt, tokens)
+        problems: dict[str, str] = {}
+        with self._lock:
+            for sub_request, tokens in zip(sub_requests, event.prompts, strict=True):
+                problem = self._problem(sub_request, tokens)
+                if problem is not None:
+                    problems.setdefault(sub_request.prompt, problem)
+            for sub_request, tokens in zip(sub_requests, event.prompts, strict=True):
+                self._showed(sub_request.prompt, tokens)
+        for problem in problems.values():
+            warnings.warn(problem, TokenCountWarning, stacklevel=4)
 
     def _problem(self, sub_request: AnySubRequest, tokens: PromptTokens) -> str | None:
         shown = self._shown.get(sub_request.prompt, {False})  # so people count who have seen nothing

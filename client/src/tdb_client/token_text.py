@@ -20,7 +20,17 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
-def objective_words(target: Sequence[str], distractor: Sequence[str]) -> str:
-    """The loss in words, of its tokens in words: `logit ' Mary' - ' John'`."""
+def loss_words(name: str, target: Sequence[str], distractor: Sequence[str]) -> str:
+    """A loss in words, of its tokens in words: `logit ' Mary' - ' John'`."""
     targets = ", ".join(target)
-    return f"logit {targets} - {', '.join(distractor)}" if distractor else f"logit {targets}"
+    match name:
+        case "logit_diff":
+            return f"logit {targets} - {', '.join(distractor)}" if distractor else f"logit {targets}"
+        case "logit_minus_mean":
+            return f"logit {targets} - mean of all"
+        case "probs":
+            return f"probability {targets}"
+        case "log_prob":
+            return f"log-probability {targets}"
+        case _:
+            return name

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import cycle, islice
 from typing import Any
 
 import google_crc32c
@@ -26,6 +26,7 @@ from tdb_client.nodes import Node
 from tdb_client.requests import DebugSubRequest, resolve
 from tdb_client.streams import EventReader
 from transformer_debugger.v1 import (
+    ablation_pb2,
     activation_pb2,
     call_pb2,
     edges_pb2,
@@ -59,6 +60,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}[answer]{% endif %}"
 )
 REFUSED, SLOW, BUSY, BROKEN = "refuse me", "be slow", "be busy", "be broken"
+TOO_LONG = "be long"
 
 
 def tensor(values: object, *dims: int, dtype: str = "<f4") -> tensor_pb2.Tensor:
@@ -174,6 +176,11 @@ def named_results(change: float = 0.0) -> list[result_pb2.NamedResult]:
     return results
 
 
+def ablated_loss(specs: Iterable[ablation_pb2.AblationSpec]) -> float:
+    """Of a run of the general request: the loss goes down with the number of what is ablated."""
+    return 3.0 - sum(0.5 + one.index.tensor_indices[-1].index / 64 + one.value for one in specs)
+
+
 def call_info(request_id: str) -> call_pb2.CallInfo:
     return call_pb2.CallInfo(request_id=request_id or "made-up", model_name="tiny", model_digest="00ff")
 
@@ -204,6 +211,7 @@ def debug_stream(
     first = started(len(request.sub_requests), request.request_id)
     for tokens, sub_request in zip(first.sub_requests, request.sub_requests, strict=True):
         tokens.bos_added = sub_request.add_bos if sub_request.HasField("add_bos") else adds_bos
+        tokens.backward_rule = sub_request.backward_rule
         tokens.targets.CopyFrom(token_list(sub_request.target_tokens, sub_request.target_token_ids))
         tokens.distractors.CopyFrom(
             token_list(sub_request.distractor_tokens, sub_request.distractor_token_ids)
@@ -247,21 +255,21 @@ def refusal(code: int, reason: str, *details: Any, message: str = "", **metadata
     return rpc_status.to_status(status)
 
 
-def bad_request(**violations: str) -> error_details_pb2.BadRequest:
+def bad_request(path_of_all: str = "sub_requests[0]", /, **violations: str) -> error_details_pb2.BadRequest:
     return error_details_pb2.BadRequest(
         field_violations=[
             error_details_pb2.BadRequest.FieldViolation(
-                field=f"sub_requests[0].{path}", description=text, reason="NOT_ONE_TOKEN"
+                field=f"{path_of_all}.{path}", description=text, reason="NOT_ONE_TOKEN"
             )
             for path, text in violations.items()
         ]
     )
 
 
-def _refuse(prompt: str, context: grpc.ServicerContext) -> None:
+def _refuse(prompt: str, context: grpc.ServicerContext, path: str) -> None:
     match prompt:
         case "refuse me":
-            bad = bad_request(prompt="is a joke", target_tokens="is two tokens")
+            bad = bad_request(path, prompt="is a joke", target_tokens="is two tokens")
             context.abort_with_status(refusal(code_pb2.INVALID_ARGUMENT, "NOT_ONE_TOKEN", bad))
         case "be busy":
             retry = error_details_pb2.RetryInfo(
@@ -277,6 +285,13 @@ def _refuse(prompt: str, context: grpc.ServicerContext) -> None:
         case "be slow":
             while context.is_active():
                 time.sleep(0.01)
+
+
+def _refuse_text(text: str, context: grpc.ServicerContext) -> None:
+    if text == TOO_LONG:
+        bad = error_details_pb2.BadRequest()
+        bad.field_violations.add(field="text", description="is too long", reason="PROMPT_TOO_LONG")
+        context.abort_with_status(refusal(code_pb2.INVALID_ARGUMENT, "PROMPT_TOO_LONG", bad))
 
 
 @dataclass
@@ -296,9 +311,42 @@ class FakeService(
     link: str = ""
     digest: str = "00ff"
     is_silent: bool = False
+    estimated_seconds: float | None = None
     n_unavailable: int = 0
     n_broken_off: int = 0
     streams_were_whole: list[bool] = field(default_factory=list)
+    n_tokens: dict[str, int] = field(default_factory=dict)
+    max_sub_requests: int = 0
+    max_request_bytes: int = 0
+    n_affordable: int = 1000
+    n_busy: int = 0
+    is_slow: bool = True
+    max_concurrent_calls: int = 0
+    open_calls: set[object] = field(default_factory=set)
+    most_open: int = 0
+    seconds: float = 0.0
+
+    def _check(self, request: Any, prompts: Sequence[str], context: grpc.ServicerContext) -> None:
+        """Refuses as the server does: prompts of several lengths, and what is too much."""
+        lengths = {self.n_tokens.get(one, len(TOKENS)) for one in prompts}
+        n_asked = len(request.sub_requests)
+        if len(lengths) > 1:
+            context.abort_with_status(refusal(code_pb2.INVALID_ARGUMENT, "UNEQUAL_PROMPT_LENGTHS"))
+        if self.max_sub_requests and n_asked > self.max_sub_requests:
+            context.abort_with_status(refusal(code_pb2.RESOURCE_EXHAUSTED, "TOO_MANY_SUB_REQUESTS"))
+        if self.max_request_bytes and request.ByteSize() > self.max_request_bytes:
+            context.abort_with_status(refusal(code_pb2.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE"))
+        if n_asked > self.n_affordable:
+            context.abort_with_status(refusal(code_pb2.RESOURCE_EXHAUSTED, "COST_TOO_HIGH"))
+        if self.n_busy > 0:
+            self.n_busy -= 1
+            retry = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(nanos=1_000_000))
+            context.abort_with_status(refusal(code_pb2.RESOURCE_EXHAUSTED, "QUEUE_FULL", retry))
+        for number, prompt in enumerate(prompts):
+            if prompt == SLOW and (request.validate_only or not self.is_slow):
+                continue
+            inner = "" if isinstance(request, service_pb2.DebugRequest) else ".inference_spec"
+            _refuse(prompt, context, f"sub_requests[{number}]{inner}")
 
     def _take(self, request: Any, context: grpc.ServicerContext) -> None:
         self.requests.append(request)
@@ -311,7 +359,7 @@ class FakeService(
 
     def StreamDebug(self, request: service_pb2.DebugRequest, context: grpc.ServicerContext) -> Iterator[Any]:
         self._take(request, context)
-        _refuse(request.sub_requests[0].prompt if request.sub_requests else "", context)
+        self._check(request, [one.prompt for one in request.sub_requests], context)
         is_whole = False
         try:
             if self.n_broken_off > 0:
@@ -328,12 +376,27 @@ class FakeService(
     ) -> service_pb2.DebugResponse:
         self._take(request, context)
         assert request.validate_only
-        cost = call_pb2.EstimatedCost(activation_bytes=1234, response_bytes=56)
+        self._check(request, [one.prompt for one in request.sub_requests], context)
+        cost = call_pb2.EstimatedCost(
+            activation_bytes=1234, response_bytes=56, seconds=self.estimated_seconds
+        )
         return service_pb2.DebugResponse(info=call_info(request.request_id), estimated_cost=cost)
 
     def StreamInfer(self, request: service_pb2.InferRequest, context: grpc.ServicerContext) -> Iterator[Any]:
         self._take(request, context)
-        yield service_pb2.StreamInferResponse(started=started(len(request.sub_requests), request.request_id))
+        self._check(request, [one.inference_spec.prompt for one in request.sub_requests], context)
+        self.open_calls.add(context)
+        self.most_open = max(self.most_open, len(self.open_calls))
+        time.sleep(self.seconds)
+        first = started(len(request.sub_requests), request.request_id)
+        for tokens, sub_request in zip(first.sub_requests, request.sub_requests, strict=True):
+            spec = sub_request.inference_spec
+            tokens.bos_added = spec.add_bos if spec.HasField("add_bos") else self.adds_bos
+            loss = sub_request.inference_spec.loss_fn_config
+            if sub_request.inference_spec.HasField("loss_fn_config"):
+                tokens.targets.CopyFrom(token_list(loss.target_tokens, loss.target_token_ids))
+                tokens.distractors.CopyFrom(token_list(loss.distractor_tokens, loss.distractor_token_ids))
+        yield service_pb2.StreamInferResponse(started=first)
         attention = result_pb2.DerivedAttentionScalarsResult(tokens=TOKENS)
         for kind in attention.DESCRIPTOR.fields[1:]:
             getattr(attention, kind.name).CopyFrom(
@@ -349,9 +412,17 @@ class FakeService(
         for index, sub_request in enumerate(request.sub_requests):
             asked = [one.name for one in sub_request.processing_specs if "head" in one.name]
             named = [result_pb2.NamedResult(name=one, derived_attention_scalars=attention) for one in asked]
-            for result in named or results:
+            spec = sub_request.inference_spec
+            is_objective_alone = spec.HasField("loss_fn_config") and not sub_request.processing_specs
+            for result in [] if is_objective_alone else named or results:
                 part = call_pb2.ResultPart(sub_request_index=index, result=result, last_part=True)
                 yield service_pb2.StreamInferResponse(result=part)
+            if spec.HasField("loss_fn_config"):
+                values = call_pb2.SubRequestValues(
+                    sub_request_index=index, loss=ablated_loss(spec.ablation_specs)
+                )
+                yield service_pb2.StreamInferResponse(values=values)
+        self.open_calls.discard(context)
         yield service_pb2.StreamInferResponse(finished=call_pb2.Finished())
 
     def StreamInferEdges(
@@ -392,6 +463,7 @@ class FakeService(
     ) -> service_pb2.InferResponse:
         self._take(request, context)
         assert request.validate_only
+        self._check(request, [one.inference_spec.prompt for one in request.sub_requests], context)
         cost = call_pb2.EstimatedCost(activation_bytes=4321, response_bytes=65)
         return service_pb2.InferResponse(info=call_info(request.request_id), estimated_cost=cost)
 
@@ -435,6 +507,9 @@ class FakeService(
         if self.labels or self.link:  # of layer 1
             info.autoencoders[0].notes.add(layer_index=1, link=self.link, labels=self.labels)
         info.limits.max_prompt_tokens = 64
+        info.limits.max_sub_requests = self.max_sub_requests
+        info.limits.max_request_bytes = self.max_request_bytes
+        info.limits.max_concurrent_calls = self.max_concurrent_calls
         if self.chat_template is not None:
             info.chat_template.source = self.chat_template
             info.chat_template.special_tokens["bos_token"] = "<s>"
@@ -442,9 +517,11 @@ class FakeService(
 
     def Tokenize(self, request: Any, context: grpc.ServicerContext) -> model_service_pb2.TokenizeResponse:
         self._take(request, context)
+        _refuse_text(request.text, context)
+        n_tokens = self.n_tokens.get(request.text, len(TOKENS))
         return model_service_pb2.TokenizeResponse(
-            token_ids=range(len(TOKENS)),
-            token_strings=TOKENS,
+            token_ids=range(n_tokens),
+            token_strings=islice(cycle(TOKENS), n_tokens),
             bos_added=request.add_bos,
             prompt_adds_bos=self.adds_bos,
             special_token_indices=[0] if request.text.startswith("<s>") else [],

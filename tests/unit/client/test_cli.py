@@ -43,6 +43,22 @@ def test_tables_are_as_long_as_asked_for(fake: Fake, capsys: Output) -> None:
     assert "top logits" not in out
 
 
+def test_an_estimate_computes_nothing(fake: Fake, capsys: Output) -> None:
+    estimate = ["--server", fake[0], *DEBUG, "--estimate"]
+    assert main(estimate) == 0
+    assert "time on a worker: unknown" in capsys.readouterr().out
+    fake[1].estimated_seconds = 0.25
+    assert main(estimate) == 0
+    assert "time on a worker: 0.25 s" in capsys.readouterr().out
+    assert main([*estimate, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "activation_bytes": 1234,
+        "response_bytes": 56,
+        "seconds": 0.25,
+    }
+    assert all(one.validate_only for one in fake[1].requests)
+
+
 def test_ablations_are_run_side_by_side(fake: Fake, capsys: Output) -> None:
     ablate = ["--ablate", "L1 head 2 @ -1", "L0 neuron 5 @ 3 = 2.5", "--ablate", "L0 neuron 6 @ 3"]
     assert main([*DEBUG, *ablate, "--hide-early-layers", "--server", fake[0]]) == 0
@@ -292,7 +308,7 @@ def test_help_teaches(capsys: Output, command: list[str]) -> None:
     out = capsys.readouterr().out
     assert "examples:" in out or "first steps:" in out
     assert ("--server HOST:PORT" in out) == (command != ["completion"])
-    assert ("L9 head 6 @ 13 -> 2" in out) == (command in (["debug"], ["trace"]))
+    assert ("L9 head 6 @ 13 -> 2" in out) == (command in (["debug"], ["trace"], ["ablate"], ["sweep"]))
     assert max(map(len, out.splitlines())) <= 120
 
 

@@ -21,6 +21,9 @@ OF_EDGES = EdgesSubRequest.of("p", " Mary", baseline="q", method="eap_ig", steps
 CALLS: dict[str, Callable[[Any], Any]] = {
     "debug": lambda client: client.debug("p", " Mary", ablate="L1 head 2 @ -1", request_id="mine"),
     "debug_many": lambda client: client.debug_many([ASKED, ASKED]),
+    "ablate_each": lambda client: client.ablate_each(
+        "p", " Mary", " John", ["L1 head 2 @ -1", "L0 neuron 5 @ 2"]
+    ),
     "with_attention": lambda client: client.with_attention(debug_results(ASKED), n_heads=3),
     "infer": lambda client: client.infer([InferenceSubRequest("p")]),
     "edges": lambda client: client.edges("p", " Mary", [" John", 7], baseline=["q", "r"], k=7, matrix=True),

@@ -49,6 +49,11 @@ def explain(prompt: str) -> DebugResult:
         with closing(client.stream_debug([DebugSubRequest.of(prompt, " Mary")])) as events:
             for event in events:
                 tell(event)
+        effects = client.ablate_each(
+            prompt, " Mary", " John", [head(9, 6, token=-1), "L5 neuron 1 @ 7 = 2.5"]
+        )
+        changes: npt.NDArray[np.float64] = effects.change
+        print(changes, effects.ablations[0].node, effects.to_frame())
         effect: npt.NDArray[np.floating] = plain.nodes.direct_effect
         loss: float | None = plain.loss
         page: str = plain.to_html(before=plain)

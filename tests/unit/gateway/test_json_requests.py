@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 from pydantic.alias_generators import to_camel
+from tdb_server.domain.requests import BackwardRule
 from tdb_server.errors import InvalidRequest
 from tdb_server.gateway.json_requests import debug_request, infer_request, single_infer_request
 from tdb_server.service.enum_names import (
     ATTENTION_COMPONENTS,
     ATTENTION_TRACE_TYPES,
+    BACKWARD_RULES,
     DERIVED_SCALARS,
     DIMENSIONS,
     GROUP_IDS,
@@ -233,6 +235,16 @@ def test_unknown_keys_are_ignored() -> None:
         debug_request({"subRequests": [{"prompt": "a", "colour": "red"}], "x": 1}).sub_requests[0].prompt
         == "a"
     )
+
+
+@pytest.mark.parametrize("rule", [None, *BackwardRule])
+def test_backward_rules(rule: BackwardRule | None) -> None:
+    words = {"backwardRule": rule and rule.value, "attentionPatternGradients": rule and True}
+    debug = debug_request(debug_body(**words)).sub_requests[0]
+    infer = infer_request(inference_body(**words)).sub_requests[0].inference_spec
+    for message in (debug, infer):
+        assert message.backward_rule == BACKWARD_RULES.number(rule)
+        assert message.attention_pattern_gradients == (rule is not None)
 
 
 @pytest.mark.parametrize("add_bos", [None, True, False])

@@ -108,7 +108,7 @@ def test_a_table_of_angles_is_as_long_as_prompts_are(tmp_path: Path) -> None:
     assert torch.equal(*(one.forward(one.embed(token_ids)) for one in (decoder, short)))
     rotary = decoder.config.rotary
     assert rotary is not None
-    positions = Positions(decoder.config, LayerKind(None, rotary), decoder.token_embedding)
+    positions = Positions(decoder.config, LayerKind(None, rotary), decoder.device)
     for n_tokens in (3, MIN_ROTARY_TOKENS, MIN_ROTARY_TOKENS + 1, 3000, 5):
         cosine, sine = positions.turns(slice(n_tokens), torch.float32)
         assert isinstance(cosine, Tensor)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tdb_server.domain.model_info import Site
 from tdb_server.errors import AutoencoderBroken
-from tdb_server.model.autoencoder_loading import load_autoencoders
+from tdb_server.model.autoencoder_loading import fit_dictionaries, read_dictionaries
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.weights import load_decoder
 from torch import Tensor
@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("site", WIDTHS, ids=lambda site: site.value)
 def test_the_fixtures_folders(decoder: Decoder, site: Site) -> None:
-    (found,) = load_autoencoders([AUTOENCODERS / site.value], decoder)
+    (found,) = fit_dictionaries(read_dictionaries([AUTOENCODERS / site.value], decoder.config), decoder)
     assert found.site is site
     assert found.info.layers == (0, 1, 2)
     assert (found.info.n_latents, found.info.activation) == (N_LATENTS, "relu")
@@ -63,11 +63,11 @@ def test_the_fixtures_folders(decoder: Decoder, site: Site) -> None:
 
 def test_one_for_the_mlp_and_one_for_attention(decoder: Decoder) -> None:
     folders = [AUTOENCODERS / "resid_delta_attn", AUTOENCODERS / "mlp_post_act"]
-    assert [one.site for one in load_autoencoders(folders, decoder)] == [
+    assert [one.site for one in fit_dictionaries(read_dictionaries(folders, decoder.config), decoder)] == [
         Site.RESID_DELTA_ATTN,
         Site.MLP_POST_ACT,
     ]
-    assert load_autoencoders([], decoder) == []
+    assert fit_dictionaries(read_dictionaries([], decoder.config), decoder) == []
 
 
 def test_folders_of_one_site_are_joined(decoder: Decoder, folder: Path, tmp_path: Path) -> None:
@@ -75,13 +75,13 @@ def test_folders_of_one_site_are_joined(decoder: Decoder, folder: Path, tmp_path
     other.mkdir()
     shutil.copy(folder / "config.json", other)
     shutil.move(folder / "2.safetensors", other)
-    (found,) = load_autoencoders([other, folder], decoder)
+    (found,) = fit_dictionaries(read_dictionaries([other, folder], decoder.config), decoder)
     assert found.info.layers == (0, 1, 2)
 
 
 def test_top_k_of_the_config(decoder: Decoder, folder: Path) -> None:
     write_config(folder, site="resid_delta_mlp", activation="topk", k=4)
-    (found,) = load_autoencoders([folder], decoder)
+    (found,) = fit_dictionaries(read_dictionaries([folder], decoder.config), decoder)
     assert found.info.activation == "topk(4)"
     assert found.layers[0].encode(torch.randn(7, D_MODEL)).count_nonzero(dim=-1).max() <= 4
 
@@ -95,7 +95,7 @@ def test_the_references_state_dicts(decoder: Decoder, tmp_path: Path, top_k: int
     state["activation_state_dict"] = {} if top_k is None else {"k": top_k, "postact_fn": "ReLU"}
     torch.save(state, tmp_path / "0.pt")
     write_config(tmp_path, site="resid_delta_mlp", normalize_activations="none")
-    (found,) = load_autoencoders([tmp_path], decoder)
+    (found,) = fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
     assert found.layers[0].top_k == top_k
     assert torch.equal(found.layers[0].encoder_weight, expected["encoder.weight"])
 
@@ -123,12 +123,12 @@ def test_a_top_k_state_dict_needs_to_be_told_whether_inputs_are_normed(
     with pytest.raises(
         AutoencoderBroken, match=r'0\.pt: .*/config\.json: "normalize_activations": "layer_norm"'
     ):
-        load_autoencoders([tmp_path], decoder)
+        fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
     x = torch.randn(5, D_MODEL, generator=torch.Generator().manual_seed(1))
     mean, deviation = x.mean(dim=-1, keepdim=True), x.std(dim=-1, keepdim=True)
     for kind, inputs in (("layer_norm", (x - mean) / (deviation + 1e-5)), ("none", x)):
         write_config(tmp_path, site="resid_delta_mlp", normalize_activations=kind)
-        (found,) = load_autoencoders([tmp_path], decoder)
+        (found,) = fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
         assert found.info.norms_inputs == (kind == "layer_norm")
         pre = (inputs - state["pre_bias"]) @ state["encoder.weight"].T + state["latent_bias"]
         values, places = pre.topk(4, dim=-1)
@@ -157,7 +157,7 @@ def test_state_dicts_that_are_refused(
     write_state(tmp_path, **entries)
     write_config(tmp_path, site="resid_delta_mlp", normalize_activations="none", **config)
     with pytest.raises(AutoencoderBroken, match=message):
-        load_autoencoders([tmp_path], decoder)
+        fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
 
 
 def test_a_factor_for_inputs(decoder: Decoder, folder: Path) -> None:
@@ -165,9 +165,9 @@ def test_a_factor_for_inputs(decoder: Decoder, folder: Path) -> None:
     setting = {"normalize_activations": "expected_average_only_in"}
     write_config(folder, site="resid_delta_mlp", **setting)
     with pytest.raises(AutoencoderBroken, match='"norm_scaling_factor": NUMBER'):
-        load_autoencoders([folder], decoder)
+        fit_dictionaries(read_dictionaries([folder], decoder.config), decoder)
     write_config(folder, site="resid_delta_mlp", **setting, norm_scaling_factor=2.5)
-    (found,) = load_autoencoders([folder], decoder)
+    (found,) = fit_dictionaries(read_dictionaries([folder], decoder.config), decoder)
     x = torch.randn(5, D_MODEL)
     latents = torch.relu((2.5 * x - state["pre_bias"]) @ state["encoder.weight"].T + state["latent_bias"])
     torch.testing.assert_close(found.layers[1].encode(x), latents, atol=1e-4, rtol=1e-4)
@@ -178,9 +178,9 @@ def test_a_factor_for_inputs(decoder: Decoder, folder: Path) -> None:
 def test_settings_that_are_not_known_are_refused(decoder: Decoder, folder: Path) -> None:
     write_config(folder, site="resid_delta_mlp", normalise_activations="layer_norm", threshold=0.1)
     with pytest.raises(AutoencoderBroken, match=r"config\.json: normalise_activations, threshold may change"):
-        load_autoencoders([folder], decoder)
+        fit_dictionaries(read_dictionaries([folder], decoder.config), decoder)
     write_config(folder, site="resid_delta_mlp", source="a paper", name="first try")
-    assert len(load_autoencoders([folder], decoder)) == 1
+    assert len(fit_dictionaries(read_dictionaries([folder], decoder.config), decoder)) == 1
 
 
 def test_a_tied_state_dict(decoder: Decoder, tmp_path: Path) -> None:
@@ -188,11 +188,11 @@ def test_a_tied_state_dict(decoder: Decoder, tmp_path: Path) -> None:
     del state["decoder.weight"]
     torch.save({**state, "decoder.linear.weight": state["encoder.weight"]}, tmp_path / "0.pt")
     write_config(tmp_path, site="resid_delta_mlp")
-    (found,) = load_autoencoders([tmp_path], decoder)
+    (found,) = fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
     assert torch.equal(found.layers[0].directions, state["encoder.weight"])
     torch.save({**state, "decoder.linear.weight": state["encoder.weight"] + 1}, tmp_path / "0.pt")
     with pytest.raises(AutoencoderBroken, match=r"decoder\.linear\.weight is not encoder\.weight"):
-        load_autoencoders([tmp_path], decoder)
+        fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
 
 
 def test_a_pickled_file_runs_no_code(decoder: Decoder, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_a_pickled_file_runs_no_code(decoder: Decoder, tmp_path: Path) -> None:
     (tmp_path / "0.pt").write_bytes(pickle.dumps({"pre_bias": Attack()}, protocol=2))
     write_config(tmp_path, site="resid_delta_mlp")
     with pytest.raises(AutoencoderBroken, match="safely"):
-        load_autoencoders([tmp_path], decoder)
+        fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
     assert not (tmp_path / "attacked").exists()
 
 
@@ -292,18 +292,25 @@ def test_what_does_not_fit_is_told(
 ) -> None:
     spoil(folder)
     with pytest.raises(AutoencoderBroken, match=message) as caught:
-        load_autoencoders([folder], decoder)
+        fit_dictionaries(read_dictionaries([folder], decoder.config), decoder)
     assert str(folder) in caught.value.message
 
 
 def test_two_for_the_mlp(decoder: Decoder) -> None:
     with pytest.raises(AutoencoderBroken, match="two dictionaries for the MLP"):
-        load_autoencoders([AUTOENCODERS / "mlp_post_act", AUTOENCODERS / "resid_delta_mlp"], decoder)
+        fit_dictionaries(
+            read_dictionaries(
+                [AUTOENCODERS / "mlp_post_act", AUTOENCODERS / "resid_delta_mlp"], decoder.config
+            ),
+            decoder,
+        )
 
 
 def test_the_same_layers_twice(decoder: Decoder, folder: Path) -> None:
     with pytest.raises(AutoencoderBroken, match="given twice"):
-        load_autoencoders([AUTOENCODERS / "resid_delta_mlp", folder], decoder)
+        fit_dictionaries(
+            read_dictionaries([AUTOENCODERS / "resid_delta_mlp", folder], decoder.config), decoder
+        )
 
 
 def write_saelens(folder: Path, hook: str, **config: Any) -> dict[str, Tensor]:
@@ -329,7 +336,7 @@ def write_saelens(folder: Path, hook: str, **config: Any) -> dict[str, Tensor]:
 @pytest.mark.parametrize("subtracts_bias", [True, False])
 def test_saelens(decoder: Decoder, tmp_path: Path, hook: str, site: Site, subtracts_bias: bool) -> None:
     weights = write_saelens(tmp_path, hook, apply_b_dec_to_input=subtracts_bias, normalize_activations="none")
-    (found,) = load_autoencoders([tmp_path], decoder)
+    (found,) = fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
     assert (found.site, list(found.layers)) == (site, [1])
     x = torch.randn(6, WIDTHS[site])
     inputs = x - weights["b_dec"] if subtracts_bias else x
@@ -345,7 +352,7 @@ def test_saelens_of_a_model_with_centred_writes(decoder: Decoder, tmp_path: Path
     weights = write_saelens(
         tmp_path, "blocks.1.hook_mlp_out", metadata={"model_from_pretrained_kwargs": kwargs}
     )
-    (found,) = load_autoencoders([tmp_path], decoder)
+    (found,) = fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
     x = torch.randn(6, D_MODEL)
     inputs = x - x.mean(dim=-1, keepdim=True) - weights["b_dec"]
     latents = torch.relu(inputs @ weights["W_enc"] + weights["b_enc"])
@@ -362,7 +369,7 @@ def test_saelens_of_a_model_with_centred_writes(decoder: Decoder, tmp_path: Path
 )
 def test_saelens_top_k(decoder: Decoder, tmp_path: Path, config: dict[str, Any]) -> None:
     write_saelens(tmp_path, "blocks.1.hook_mlp_out", **config)
-    (found,) = load_autoencoders([tmp_path], decoder)
+    (found,) = fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
     assert found.layers[1].top_k == 5
 
 
@@ -422,7 +429,7 @@ def test_saelens_that_is_not_supported(
 ) -> None:
     write_saelens(tmp_path, hook, **config)
     with pytest.raises(AutoencoderBroken, match=message):
-        load_autoencoders([tmp_path], decoder)
+        fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
 
 
 @pytest.mark.parametrize("missing", ["W_enc", "b_dec"])
@@ -431,7 +438,7 @@ def test_saelens_without_a_tensor(decoder: Decoder, tmp_path: Path, missing: str
     del weights[missing]
     save_file(weights, tmp_path / "sae_weights.safetensors")
     with pytest.raises(AutoencoderBroken, match=missing):
-        load_autoencoders([tmp_path], decoder)
+        fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
 
 
 @pytest.mark.parametrize("extra", ["threshold", "r_mag", "W_skip", "scaling_factor"])
@@ -439,7 +446,7 @@ def test_saelens_with_a_tensor_that_would_not_be_read(decoder: Decoder, tmp_path
     weights = write_saelens(tmp_path, "blocks.1.hook_mlp_out")
     save_file({**weights, extra: torch.full((20,), 2.0)}, tmp_path / "sae_weights.safetensors")
     with pytest.raises(AutoencoderBroken, match=rf"sae_weights\.safetensors: {extra} would not be read"):
-        load_autoencoders([tmp_path], decoder)
+        fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
 
 
 def test_saelens_as_it_is_met(decoder: Decoder, tmp_path: Path) -> None:
@@ -453,7 +460,7 @@ def test_saelens_as_it_is_met(decoder: Decoder, tmp_path: Path) -> None:
     )
     odd = {"b_dec": weights["b_dec"][None], "b_enc": weights["b_enc"][None], "scaling_factor": torch.ones(20)}
     save_file(weights | odd, tmp_path / "sae_weights.safetensors")
-    (found,) = load_autoencoders([tmp_path], decoder)
+    (found,) = fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
     x = torch.randn(6, D_MODEL)
     latents = torch.relu((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"])
     torch.testing.assert_close(found.layers[1].encode(x), latents, atol=1e-4, rtol=1e-4)
@@ -467,7 +474,7 @@ def test_saelens_with_layer_normed_inputs(decoder: Decoder, tmp_path: Path, subt
         normalize_activations="layer_norm",
         apply_b_dec_to_input=subtracts_bias,
     )
-    (found,) = load_autoencoders([tmp_path], decoder)
+    (found,) = fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
     x = 3 * torch.randn(6, D_MODEL) + 1
     mean, deviation = x.mean(dim=-1, keepdim=True), x.std(dim=-1, keepdim=True)
     inputs = (x - mean) / (deviation + 1e-5) - weights["b_dec"] * subtracts_bias
@@ -490,7 +497,7 @@ def test_saelens_with_a_factor_and_latents_scaled_by_their_directions(
         normalize_activations="expected_average_only_in",
         norm_scaling_factor=0.5,
     )
-    (found,) = load_autoencoders([tmp_path], decoder)
+    (found,) = fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
     x = torch.randn(6, D_MODEL)
     norms = (weights["W_dec"] / 0.5).norm(dim=1)
     pre = ((0.5 * x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]) * norms
@@ -512,5 +519,5 @@ def test_writes_of_a_model_without_layer_norms_are_never_centred(tmp_path: Path)
     save_file(weights, tmp_path / "sae_weights.safetensors")
     config = {"hook_name": "blocks.1.hook_mlp_out", "model_from_pretrained_kwargs": kwargs}
     (tmp_path / "cfg.json").write_text(json.dumps(config))
-    (found,) = load_autoencoders([tmp_path], llama)
+    (found,) = fit_dictionaries(read_dictionaries([tmp_path], llama.config), llama)
     assert torch.equal(found.layers[1].encoder_weight, weights["W_enc"].T)

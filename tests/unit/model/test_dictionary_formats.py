@@ -23,7 +23,12 @@ from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.errors import AutoencoderBroken
 from tdb_server.model.autoencoder import Autoencoder, MlpInputs
-from tdb_server.model.autoencoder_loading import find_layers, load_autoencoders, refuse_other_models
+from tdb_server.model.autoencoder_loading import (
+    find_layers,
+    fit_dictionaries,
+    read_dictionaries,
+    refuse_other_models,
+)
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.hooks import NORM_SCALES, Hooks
 from tdb_server.model.weights import load_decoder
@@ -69,7 +74,7 @@ def check(
         has_gain: whether inputs have the gain and the bias of the norm before the MLP.
         scales: what the format multiplies latents with.
     """
-    (found,) = load_autoencoders([folder], decoder)
+    (found,) = fit_dictionaries(read_dictionaries([folder], decoder.config), decoder)
     assert (found.site, found.info.layers) == ((place or PLACES[name])[0], ((place or PLACES[name])[1],))
     expected = load_file(SAELENS / name / "expected.safetensors")
     (layer,) = found.layers.values()
@@ -123,7 +128,7 @@ def test_saelens_checkpoint_of_batch_top_k(decoder: Decoder, tmp_path: Path) -> 
     config = json.loads((SAELENS / "batchtopk" / "cfg.json").read_text())
     config |= {"architecture": "batchtopk", "k": 4, "rescale_acts_by_decoder_norm": True}
     (tmp_path / "cfg.json").write_text(json.dumps(config))
-    (found,) = load_autoencoders([tmp_path], decoder)
+    (found,) = fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
     expected = load_file(SAELENS / "batchtopk" / "expected.safetensors")
     latents = found.layers[1].encode(expected["inputs"])
     torch.testing.assert_close(latents, expected["latents"], atol=1e-4, rtol=1e-4)
@@ -147,7 +152,7 @@ def test_gemma_scope_needs_to_be_told_where_it_belongs(decoder: Decoder, tmp_pat
     folder = tmp_path / "somewhere"
     write_gemma_scope(folder, weights_of("jumprelu"))
     with pytest.raises(AutoencoderBroken, match=r'config\.json: "site": one of .*"layer": NUMBER'):
-        load_autoencoders([folder], decoder)
+        fit_dictionaries(read_dictionaries([folder], decoder.config), decoder)
     (folder / "config.json").write_text('{"site": "resid_post_attn", "layer": 2}')
     check(folder, decoder, "jumprelu", (Site.RESID_POST_ATTN, 2))
 
@@ -171,13 +176,13 @@ def test_arrays_that_are_not_what_they_say(
     with zipfile.ZipFile(tmp_path / "params.npz", "w") as archive:
         archive.writestr(name, content)
     with pytest.raises(AutoencoderBroken, match=r"params\.npz: not a sound archive"):
-        load_autoencoders([tmp_path], decoder)
+        fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
 
 
 def test_packed_arrays_are_not_unpacked(decoder: Decoder, tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "params.npz", W_enc=np.zeros(100_000))
     with pytest.raises(AutoencoderBroken, match="never packed"):
-        load_autoencoders([tmp_path], decoder)
+        fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
 
 
 def write_gemma_scope_2(folder: Path, weights: dict[str, Tensor], hook: str, out: str, **config: Any) -> None:
@@ -237,7 +242,7 @@ def test_gemma_scope_2_that_is_refused(
     module = "model.layers.1.output"
     write_gemma_scope_2(tmp_path, weights_of("jumprelu"), module, module, **config)
     with pytest.raises(AutoencoderBroken, match=message):
-        load_autoencoders([tmp_path], decoder)
+        fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
 
 
 def write_dictionary_learning(folder: Path, kind: str, state: dict[str, Any], **trainer: Any) -> None:
@@ -289,7 +294,7 @@ def test_dictionary_learning(decoder: Decoder, tmp_path: Path) -> None:
     state["threshold"] = torch.tensor(-1.0)
     write_dictionary_learning(tmp_path, "BatchTopKSAE", state, k=4)
     with pytest.raises(AutoencoderBroken, match="training was too short"):
-        load_autoencoders([tmp_path], decoder)
+        fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
 
     weights = weights_of("matryoshka_batchtopk")
     state = weights | {
@@ -335,7 +340,7 @@ def test_dictionary_learning_that_is_refused(
         tmp_path, "AutoEncoder", as_linear(weights) | {"bias": weights["b_dec"]}, **trainer
     )
     with pytest.raises(AutoencoderBroken, match=message):
-        load_autoencoders([tmp_path], decoder)
+        fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
 
 
 def write_sparsify(folder: Path, weights: dict[str, Tensor], **config: Any) -> None:
@@ -389,7 +394,7 @@ def test_sparsify_that_is_refused(
 ) -> None:
     write_sparsify(tmp_path / module, weights_of("topk"), **config)
     with pytest.raises(AutoencoderBroken, match=message):
-        load_autoencoders([tmp_path / module], decoder)
+        fit_dictionaries(read_dictionaries([tmp_path / module], decoder.config), decoder)
 
 
 def write_circuit_tracer(folder: Path, weights: dict[str, Tensor], hook: str, text: str = "") -> None:
@@ -429,7 +434,7 @@ def test_circuit_tracer(decoder: Decoder, tmp_path: Path, name: str, hook: str) 
 def test_circuit_tracer_that_is_refused(decoder: Decoder, tmp_path: Path, text: str, message: str) -> None:
     write_circuit_tracer(tmp_path, weights_of("jumprelu_transcoder"), "ln2.hook_normalized", text)
     with pytest.raises(AutoencoderBroken, match=message):
-        load_autoencoders([tmp_path], decoder)
+        fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
 
 
 def test_ours(decoder: Decoder, tmp_path: Path) -> None:
@@ -455,17 +460,17 @@ def test_ours(decoder: Decoder, tmp_path: Path) -> None:
     check(tmp_path, decoder, "jumprelu_skip_transcoder", has_gain=True)
     write("skip_transcoder", site="mlp_transcoder")
     with pytest.raises(AutoencoderBroken, match='"input_gain" is None'):
-        load_autoencoders([tmp_path], decoder)
+        fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
     write("jumprelu", site="resid_post_mlp")
     with pytest.raises(AutoencoderBroken, match="threshold would not be read"):
-        load_autoencoders([tmp_path], decoder)
+        fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
 
 
 def test_files_of_two_formats(decoder: Decoder, tmp_path: Path) -> None:
     write_circuit_tracer(tmp_path, weights_of("transcoder"), "ln2.hook_normalized")
     (tmp_path / "ae.pt").touch()
     with pytest.raises(AutoencoderBroken, match=r"config\.yaml and ae\.pt: which of them"):
-        load_autoencoders([tmp_path], decoder)
+        fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
 
 
 def test_centring_is_never_guessed(decoder: Decoder, tmp_path: Path) -> None:
@@ -479,11 +484,11 @@ def test_centring_is_never_guessed(decoder: Decoder, tmp_path: Path) -> None:
         return folder
 
     with pytest.raises(AutoencoderBroken, match='"center_writing_weights": true} or false'):
-        load_autoencoders([write(tmp_path / "a")], decoder)
+        fit_dictionaries(read_dictionaries([write(tmp_path / "a")], decoder.config), decoder)
     told = write(tmp_path / "b", model_from_pretrained_kwargs={"center_writing_weights": False})
     check(told, decoder, "standard", (Site.RESID_POST_MLP, 1))
     listed = write(tmp_path / "models--jbloom--GPT2-Small-SAEs-Reformatted" / "blocks.2.hook_resid_pre")
-    (found,) = load_autoencoders([listed], decoder)
+    (found,) = fit_dictionaries(read_dictionaries([listed], decoder.config), decoder)
     expected = load_file(SAELENS / "standard" / "expected.safetensors")
     offset = torch.randn(9, 1)
     weights = weights_of("standard")
@@ -494,7 +499,7 @@ def test_centring_is_never_guessed(decoder: Decoder, tmp_path: Path) -> None:
 
 def test_what_a_transcoder_reads_in_a_model(decoder: Decoder) -> None:
     """Its inputs are those of the MLP, before the norm's gain."""
-    (found,) = load_autoencoders([SAELENS / "transcoder"], decoder)
+    (found,) = fit_dictionaries(read_dictionaries([SAELENS / "transcoder"], decoder.config), decoder)
     mlp_inputs, seen = MlpInputs(decoder), dict[HookPoint, Tensor]()
 
     def hook(hook_point: HookPoint, layer_index: int | None, x: Tensor) -> Tensor:
@@ -512,7 +517,7 @@ def test_what_a_transcoder_reads_in_a_model(decoder: Decoder) -> None:
 
 
 def test_heads_side_by_side(decoder: Decoder) -> None:
-    (found,) = load_autoencoders([SAELENS / "standard_heads"], decoder)
+    (found,) = fit_dictionaries(read_dictionaries([SAELENS / "standard_heads"], decoder.config), decoder)
     x = torch.randn(2, 4, 5, 12)
     flat = found.side_by_side(x)
     assert torch.equal(flat, torch.cat([x[:, head] for head in range(4)], dim=-1))
@@ -565,7 +570,7 @@ def test_labels_and_links(decoder: Decoder, tmp_path: Path) -> None:
     copy = tmp_path / "standard"
     shutil.copytree(SAELENS / "standard", copy)
     (copy / "labels.json").write_text('{"3": "cities", "19": "numbers"}')
-    (found,) = load_autoencoders([copy], decoder)
+    (found,) = fit_dictionaries(read_dictionaries([copy], decoder.config), decoder)
     (notes,) = found.info.notes
     assert notes.link == "https://www.neuronpedia.org/gpt2-small/1-res-jb/{latent}"
     assert notes.labels == {3: "cities", 19: "numbers"}
@@ -579,7 +584,7 @@ def test_labels_and_links(decoder: Decoder, tmp_path: Path) -> None:
     config = {"site": "resid_delta_mlp", "link": "https://example.org/{layer}/{latent}"}
     (several / "config.json").write_text(json.dumps(config))
     (several / "labels.json").write_text('{"2": {"95": "last"}}')
-    (found,) = load_autoencoders([several], decoder)
+    (found,) = fit_dictionaries(read_dictionaries([several], decoder.config), decoder)
     assert [(one.layer_index, one.link, dict(one.labels)) for one in found.info.notes] == [
         (0, "https://example.org/0/{latent}", {}),
         (2, "https://example.org/2/{latent}", {95: "last"}),
@@ -614,7 +619,7 @@ def test_labels_and_links_that_are_refused(
     shutil.copytree(SAELENS / "topk", copy)
     (copy / name).write_text(content)
     with pytest.raises(AutoencoderBroken, match=message):
-        load_autoencoders([copy], decoder)
+        fit_dictionaries(read_dictionaries([copy], decoder.config), decoder)
 
 
 def test_the_command_says_what_a_folder_holds(capsys: pytest.CaptureFixture[str]) -> None:

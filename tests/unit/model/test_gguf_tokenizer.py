@@ -269,3 +269,11 @@ def test_a_chat_template_that_is_no_text_is_left_out(tmp_path: Path) -> None:
     write_tokenizer(tmp_path / "model.gguf", sentence_pieces() | {"tokenizer.chat_template": 1}, tmp_path)
     assert Tokenizer(tmp_path).chat_template is None
     assert "the chat template is no text: it is left out" in (tmp_path / "warnings.txt").read_text()
+
+
+def test_special_tokens_that_are_too_long_to_be_sent(tmp_path: Path) -> None:
+    metadata = bytes_alone(tokens=["x", "y", "xy", "<" + 70_000 * "|"])
+    with pytest.raises(
+        ModelBroken, match=r"m\.gguf: .* more than 65536 bytes in all; .*bos_token, has 70010"
+    ):
+        write_tokenizer(Path("m.gguf"), metadata, tmp_path)

@@ -81,7 +81,9 @@ def test_damaged_weights_are_converted_again(
 
 def test_sound_weights_are_never_in_doubt(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded(file)
-    monkeypatch.setattr(model_loading, "resolve_model", lambda name, progress: resolve_model(name, progress))
+    monkeypatch.setattr(
+        model_loading, "resolve_model", lambda name, progress, check: resolve_model(name, progress)
+    )
     monkeypatch.setattr(sources, "convert_gguf", None)
     assert loaded(file)[1].weights.digest
 
@@ -91,7 +93,9 @@ def test_a_disk_that_loses_everything_is_no_reason_to_go_on_for_ever(
 ) -> None:
     loaded(file)
 
-    def damaging(name: str, progress: object, *, is_in_doubt: bool = False) -> ModelFolder:
+    def damaging(
+        name: str, progress: object, *, is_in_doubt: bool = False, check: object = None
+    ) -> ModelFolder:
         folder = resolve_model(name, is_in_doubt=is_in_doubt)
         one_bit(folder.path / "model.safetensors")
         return folder

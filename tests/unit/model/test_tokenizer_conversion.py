@@ -300,3 +300,26 @@ def test_templates_without_end_are_left_out(folder: Path, caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING):
         assert ours(folder).chat_template is None
     assert "the chat template has more than" in caplog.text
+
+
+@pytest.mark.parametrize("is_put_in_front", [False, True])
+def test_special_tokens_that_are_too_long_to_be_sent(folder: Path, is_put_in_front: bool) -> None:
+    """Whether a configuration names it or the tokenizer puts it in front of texts."""
+    long = "<" + 6_000_000 * "s"
+    token = {"id": 1000, "content": long, "special": True, "normalized": False}
+    token |= dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+    edit(folder, "tokenizer.json", lambda one: one["added_tokens"].append(token))
+    if is_put_in_front:
+        front = {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "b", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"b": {"id": "b", "ids": [1000], "tokens": [long]}},
+        }
+        edit(folder, "tokenizer.json", lambda one: one.update(post_processor=front))
+    else:
+        write(folder, "tokenizer_config.json", PLAIN | {"bos_token": long})
+    with pytest.raises(
+        ModelBroken, match=r"tokenizer\.json: special tokens .* 65536 bytes in all; .* bos_token, has 6000010"
+    ):
+        resolve_model(str(folder))

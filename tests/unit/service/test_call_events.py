@@ -35,6 +35,7 @@ class Lossy:
     def __init__(self, lost: Sequence[str]) -> None:
         self._lost = lost
         self.terms: Terms | None = None
+        self.seconds: float | None = None
 
     def check_room(self, caller: object, priority: object) -> None: ...
 
@@ -43,6 +44,9 @@ class Lossy:
 
     def call_without_worker(self, caller: object) -> nullcontext[None]:
         return nullcontext()
+
+    def likely_seconds(self, cost: object, n_rows: int) -> float | None:
+        return self.seconds
 
     async def submit(self, call, cost, terms) -> AsyncIterator[Event]:
         self.terms = terms
@@ -157,3 +161,13 @@ async def _numbered(
     async for message in messages:
         yield number, message
         number += 1
+
+
+@pytest.mark.parametrize("seconds", [None, 0.25])
+async def test_an_estimate_says_how_long_it_takes_where_that_is_known(seconds: float | None) -> None:
+    request, scheduler = debug(), Lossy(())
+    request.validate_only, scheduler.seconds = True, seconds
+    started, _ = await streamed(service_of(scheduler), request)
+    cost = started.started.estimated_cost
+    assert (cost.seconds if cost.HasField("seconds") else None) == seconds
+    assert cost.activation_bytes > 0

@@ -150,7 +150,7 @@ def test_the_model() -> None:
     message = model_info_message(info, Limits(max_prompt_tokens=20), "1.2.3")
     assert (message.name, message.n_mlp_neurons, message.vocab_size) == ("tiny-a", 192, 1000)
     assert message.dtype == tensor_pb2.D_TYPE_BFLOAT16
-    assert (message.limits.max_prompt_tokens, message.limits.max_sub_requests) == (20, 32)
+    assert (message.limits.max_prompt_tokens, message.limits.max_sub_requests) == (20, 128)
     assert (message.api_version, message.server_version) == ("v1", "1.2.3")
     (autoencoder,) = message.autoencoders
     assert (autoencoder.n_latents, list(autoencoder.layer_indices)) == (96, [0, 1, 2])

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tdb_server.errors import ModelError
 from tdb_server.model.load_failures import load_failures, reason
 from tdb_server.workers.engine_loading import device_of, load_engine
 from tdb_server.workers.messages import Configuration
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 
 
 @pytest.mark.parametrize("device", ["toaster", "cuda:77", "meta"])
@@ -32,13 +35,42 @@ def test_auto_deals_out_gpus(monkeypatch):
 def test_what_is_nested_too_deep_is_called_by_its_name(tmp_path):
     """As for a replica of Ray, which loads in the same way as a worker."""
     folder = tmp_path / "deep"
-    shutil.copytree(Path(__file__).parents[2] / "fixtures" / "tiny-a", folder)
+    shutil.copytree(FIXTURES / "tiny-a", folder)
     (folder / "config.json").write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}")
     with pytest.raises(ModelError) as refused:
         load_engine(Configuration(str(folder), (), "cpu", 0, "float32", 1), lambda stage, fraction: None)
     assert refused.value.message.startswith(
         f"{folder / 'config.json'}: cannot be read as JSON: maximum recursion"
     )
+
+
+def test_cheap_checks_come_first(tmp_path, monkeypatch):
+    """The configuration, then dictionaries, then the tokenizer, then weights: each is looked at when those
+    before it are sound."""
+    folder, dictionary = tmp_path / "model", tmp_path / "dictionary"
+    shutil.copytree(FIXTURES / "tiny-a", folder)
+    shutil.copytree(FIXTURES / "tiny-a" / "autoencoders" / "resid_delta_mlp", dictionary)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    sound = {one: one.read_text() for one in (folder / "config.json", folder / "tokenizer.json")}
+
+    configuration = Configuration(str(folder), (dictionary,), "cpu", 0, "float32", 1)
+
+    def refusal() -> str:
+        with pytest.raises(ModelError) as refused:
+            load_engine(configuration, lambda stage, fraction: None)
+        return refused.value.message
+
+    for broken in sound:
+        broken.write_text("{")
+    save_file({"no": torch.zeros(1)}, folder / "model.safetensors")
+    shutil.copyfile(dictionary / "2.safetensors", dictionary / "3.safetensors")
+    assert refusal().startswith(f"{folder / 'config.json'}: cannot be read as JSON")
+    (folder / "config.json").write_text(sound[folder / "config.json"])
+    assert refusal() == f"{dictionary / '3.safetensors'}: for layer 3; the model has layers 0 to 2"
+    (dictionary / "3.safetensors").unlink()
+    assert refusal().startswith(f"{folder / 'tokenizer.json'}: not a tokenizer")
+    (folder / "tokenizer.json").write_text(sound[folder / "tokenizer.json"])
+    assert refusal().startswith(f"{folder} (model.safetensors): no tensor")
 
 
 class Panic(BaseException):

@@ -554,3 +554,12 @@ async def test_a_call_that_makes_more_than_there_is_disk_for_is_refused_unrun(ma
             await anext(events)
     assert (refused.value.reason, refused.value.retry_after_seconds) == ("NO_ROOM_FOR_ANSWER", None)
     assert worker.n_calls == []
+
+
+def test_how_long_a_call_is_likely_to_take_is_known_once_something_was_measured():
+    scheduler, cost = make_scheduler(), Cost(999, response_bytes=0, least_response_bytes=0)
+    assert scheduler.likely_seconds(cost, 1) is None
+    scheduler._pace.saw(1000.0, 2.0)
+    assert scheduler.likely_seconds(cost, 1) == pytest.approx(2.0)
+    computed = Cost(1, response_bytes=0, least_response_bytes=0, computed_bytes=1999)
+    assert scheduler.likely_seconds(computed, 5) == pytest.approx(4.0)

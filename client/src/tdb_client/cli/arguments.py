@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tdb_client.cli import commands
+from tdb_client.cli import ablate_command, commands, sweep_command
 from tdb_client.cli.connecting import add_connection, offer_files
 from tdb_client.cli.exit_codes import ExitCode
 from tdb_client.cli.flags import typed
@@ -75,6 +75,20 @@ def command_parser() -> argparse.ArgumentParser:
         "score the edges between components",
     )
     _add_edges(edges)
+    ablate = command(
+        "ablate",
+        ["NODE...", "--prompt TEXT", "--target TOKEN"],
+        ablate_command.ablate,
+        "say how the objective changes with each of many nodes ablated by itself",
+    )
+    _add_ablate(ablate)
+    sweep = command(
+        "sweep",
+        ["FILE.jsonl", "--out FOLDER"],
+        sweep_command.sweep,
+        "ask one question about many prompts, and write a table of means",
+    )
+    _add_sweep(sweep)
     tokenize = command("tokenize", ["TEXT"], commands.tokenize, "split text into the model's tokens")
     tokenize.add_argument("text", metavar="TEXT", help="the text")
     _add_bos(tokenize, "default: no")
@@ -82,7 +96,7 @@ def command_parser() -> argparse.ArgumentParser:
     doctor = command("doctor", (), commands.doctor, "say whether the server can be used, and if not, why")
     for sub in (info, tokenize, doctor):
         sub.add_argument("--json", action="store_true", help="print JSON for programs")
-    for sub in (debug, trace, edges, info, tokenize, doctor):
+    for sub in (debug, trace, ablate, sweep, edges, info, tokenize, doctor):
         add_connection(sub, is_default=False)
     shell = command("completion", ["SHELL"], commands.completion, "print a script that completes commands")
     shell.add_argument("shell", metavar="SHELL", choices=SHELLS, help=", ".join(SHELLS))
@@ -97,7 +111,7 @@ def _add_bos(parser: argparse.ArgumentParser | argparse._ArgumentGroup, default:
     )
 
 
-def _add_prompt(run: argparse._ArgumentGroup) -> None:
+def _add_prompt(run: argparse._ArgumentGroup, *, shows_tokens: bool = True) -> None:
     prompts = run.add_mutually_exclusive_group(required=True)
     prompts.add_argument("--prompt", metavar="TEXT", help="the prompt; with --chat what the user says")
     file = prompts.add_argument(
@@ -110,11 +124,12 @@ def _add_prompt(run: argparse._ArgumentGroup) -> None:
     run.add_argument("--chat", action="store_true", help="make the prompt with the model's chat template")
     run.add_argument("--system", metavar="TEXT", help="in a chat, a system message before the others")
     run.add_argument("--reply", metavar="TEXT", help="in a chat, what the model has answered so far")
-    run.add_argument(
-        "--show-tokens",
-        action="store_true",
-        help="first list the prompt's tokens and their numbers, on stderr",
-    )
+    if shows_tokens:
+        run.add_argument(
+            "--show-tokens",
+            action="store_true",
+            help="first list the prompt's tokens and their numbers, on stderr",
+        )
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -124,6 +139,15 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     _add_tokens(run, "--target", 'token that counts for the objective, such as " Mary"')
     _add_tokens(run, "--distractor", "token that counts against the objective")
     run.add_argument(
+        "--loss",
+        choices=["logit_diff", "logit_minus_mean", "probs", "log_prob"],
+        default="logit_diff",
+        help="what is computed of the targets' logits (default: logit_diff)",
+    )
+    run.add_argument(
+        "--at", type=int, metavar="TOKEN", help="the token whose logits count (default: the last, -1)"
+    )
+    run.add_argument(
         "--ablate",
         default=[],
         nargs="+",
@@ -132,6 +156,42 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         metavar="NODE",
         help="node to set to 0, or to another value with '= 2.5'; shown beside the run without",
     )
+    _add_components(run)
+    run.add_argument(
+        "--hide-early-layers", action="store_true", help="leave out nodes before the first ablated layer"
+    )
+    run.add_argument(
+        "--no-token-lists",
+        dest="token_lists",
+        action="store_false",
+        help="leave out what tokens nodes raise and read, which large answers are mostly made of",
+    )
+    shown = parser.add_argument_group("what to show in the terminal")
+    shown.add_argument(
+        "--by",
+        choices=["node", "component"],
+        default="node",
+        help="list the strongest nodes, or heads and MLPs by their sums over all tokens (default: node)",
+    )
+    _add_sort(shown, "what nodes are sorted by")
+    _add_rows(shown, "nodes")
+    shown.add_argument(
+        "--logits", type=_count, default=10, metavar="N", help="top logits to show, 0 for none (default: 10)"
+    )
+    instead = parser.add_argument_group("what to write instead")
+    instead.add_argument(
+        "--estimate", action="store_true", help="compute nothing, and say what it would cost"
+    )
+    page = instead.add_argument(
+        "--html", metavar="FILE", type=Path, help="write a page with pictures, which needs no network"
+    )
+    offer_files(page)
+    forms = instead.add_mutually_exclusive_group()
+    forms.add_argument("--csv", action="store_true", help="print the node table as CSV, a row per node")
+    forms.add_argument("--json", action="store_true", help="print everything as JSON for programs")
+
+
+def _add_components(run: argparse._ArgumentGroup) -> None:
     run.add_argument(
         "-k",
         type=_whole_number,
@@ -160,28 +220,58 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="latents of the residual stream to list as well; their direct effects repeat each other",
     )
     run.add_argument(
-        "--hide-early-layers", action="store_true", help="leave out nodes before the first ablated layer"
+        "--rule",
+        choices=["gradient", "frozen_norms", "relp", "gim"],
+        default="gradient",
+        help="how gradients go back through what is not linear (default: gradient)",
     )
-    shown = parser.add_argument_group("what to show in the terminal")
-    shown.add_argument(
-        "--sort",
-        choices=["direct_effect", "act_times_grad", "write_norm", "activation"],
-        default="direct_effect",
-        help="what nodes are sorted by (default: direct_effect)",
+    run.add_argument(
+        "--attention-pattern-gradients",
+        action="store_true",
+        help="with --rule relp, let attention patterns pass gradients on",
     )
-    shown.add_argument(
-        "--rows", type=_count, default=20, metavar="N", help="nodes to show, 0 for all (default: 20)"
+
+
+def _add_sort(group: argparse._ArgumentGroup, text: str) -> None:
+    scalars = ["direct_effect", "act_times_grad", "write_norm", "activation"]
+    group.add_argument(
+        "--sort", choices=scalars, default="direct_effect", help=f"{text} (default: direct_effect)"
     )
-    shown.add_argument(
-        "--logits", type=_count, default=10, metavar="N", help="top logits to show, 0 for none (default: 10)"
+
+
+def _add_rows(group: argparse._ArgumentGroup, what: str) -> None:
+    group.add_argument(
+        "--rows", type=_count, default=20, metavar="N", help=f"{what} to show, 0 for all (default: 20)"
     )
-    instead = parser.add_argument_group("what to write instead")
-    page = instead.add_argument(
-        "--html", metavar="FILE", type=Path, help="write a page with pictures, which needs no network"
+
+
+def _add_ablate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "nodes", metavar="NODE", nargs="*", type=typed(Ablation.parse), help="nodes, each set to 0 by itself"
     )
-    offer_files(page)
-    forms = instead.add_mutually_exclusive_group()
-    forms.add_argument("--csv", action="store_true", help="print the node table as CSV, a row per node")
+    run = parser.add_argument_group("what to run")
+    _add_prompt(run, shows_tokens=False)
+    _add_bos(run, "default: as the model's own tokenizer does")
+    _add_tokens(run, "--target", 'token that counts for the objective, such as " Mary"')
+    _add_tokens(run, "--distractor", "token that counts against the objective")
+    which = parser.add_argument_group("which nodes, beside those named")
+    file = which.add_argument(
+        "--nodes-from",
+        metavar="FILE",
+        type=Path,
+        help="nodes in what `tdb debug --json` has printed; - for stdin",
+    )
+    offer_files(file)
+    which.add_argument(
+        "--strongest",
+        metavar="K",
+        type=_positive_count,
+        help="the K strongest of them; without --nodes-from, of this prompt's table",
+    )
+    _add_sort(which, "what makes a node strong")
+    _add_rows(parser.add_argument_group("what to show in the terminal"), "nodes")
+    forms = parser.add_argument_group("what to write instead").add_mutually_exclusive_group()
+    forms.add_argument("--csv", action="store_true", help="print a row per node as CSV")
     forms.add_argument("--json", action="store_true", help="print everything as JSON for programs")
 
 
@@ -224,6 +314,41 @@ def _add_edges(parser: argparse.ArgumentParser) -> None:
     instead.add_argument("--json", action="store_true", help="print everything as JSON for programs")
 
 
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    file = parser.add_argument("file", metavar="FILE.jsonl", type=Path, help="a prompt in each line, as JSON")
+    offer_files(file)
+    run = parser.add_argument_group("what to run")
+    _add_bos(run, "default: as the model's own tokenizer does")
+    _add_components(run)
+    run.add_argument(
+        "--ablate-each",
+        default=[],
+        nargs="+",
+        action="extend",
+        type=typed(Ablation.parse),
+        metavar="NODE",
+        help="in place of all that, only the objective, with each of these nodes ablated by itself",
+    )
+    written = parser.add_argument_group("what to write")
+    out = written.add_argument(
+        "--out",
+        metavar="FOLDER",
+        type=Path,
+        required=True,
+        help="where to write the table, the objectives, and what is done so far, to go on with",
+    )
+    offer_files(out)
+    written.add_argument(
+        "--by",
+        choices=["component", "node"],
+        default="component",
+        help="rows of the table: sums over each prompt's tokens, or, for prompts of one length, nodes"
+        " (default: component)",
+    )
+    written.add_argument("--parquet", action="store_true", help="write the table as Parquet and not as CSV")
+    _add_rows(parser.add_argument_group("what to show in the terminal"), "rows")
+
+
 def _whole_number(text: str) -> int:
     try:
         return int(text)
@@ -242,6 +367,13 @@ def _count(text: str) -> int:
     count = _whole_number(text)
     if count < 0:
         raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return count
+
+
+def _positive_count(text: str) -> int:
+    count = _whole_number(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
     return count
 
 

@@ -9,22 +9,24 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import shtab
-from rich.console import Console
 
 from tdb_client.cli import chats, csv_output, doctor_page, edge_tables, json_output, model_page, pages
 from tdb_client.cli.connecting import client, connection
+from tdb_client.cli.console import console
 from tdb_client.cli.exit_codes import ExitCode
 from tdb_client.cli.progress import shown_progress, shown_waiting
 from tdb_client.client import Client
 from tdb_client.debug_result import DebugResult
 from tdb_client.diagnosis import diagnose
 from tdb_client.edges import EdgesSubRequest
+from tdb_client.inference import Loss
 from tdb_client.interventions import Trace
 from tdb_client.requests import DebugSubRequest
+from tdb_client.results import EstimatedCost
 from tdb_client.token_text import quoted
 
 
@@ -35,7 +37,7 @@ def info(options: argparse.Namespace) -> ExitCode:
     if options.json:
         _print_json(json_output.model(model))
     else:
-        _console().print(model_page.model_page(model))
+        console().print(model_page.model_page(model))
     return ExitCode.DONE
 
 
@@ -47,7 +49,7 @@ def tokenize(options: argparse.Namespace) -> ExitCode:
         facts = {"prompt_adds_bos": tokens.prompt_adds_bos, "special": list(tokens.special)}
         _print_json(json_output.tokens(tokens) | facts)
     else:
-        _console().print(model_page.token_table(tokens))
+        console().print(model_page.token_table(tokens))
     return ExitCode.DONE
 
 
@@ -55,11 +57,13 @@ def debug(options: argparse.Namespace) -> ExitCode:
     """Explains the loss, also with ablations side by side."""
     if not (options.target or options.target_id):
         options.parser.error("the following arguments are required: --target or --target-id")
+    _check_view(options)
     return _explain(options, _sub_request(options))
 
 
 def trace(options: argparse.Namespace) -> ExitCode:
     """Explains a node, also with ablations side by side."""
+    _check_view(options)
     traced = _traced(options)
     needs_loss = traced.through == "V" and options.downstream is None
     if needs_loss and not (options.target or options.target_id):
@@ -97,22 +101,22 @@ def edges(options: argparse.Namespace) -> ExitCode:
     if options.json:
         _print_json(json_output.edges(found))
     elif options.mib is None and options.graph is None:
-        _console().print(edge_tables.edge_page(found, options.rows))
+        console().print(edge_tables.edge_page(found, options.rows))
     return ExitCode.DONE
 
 
 def doctor(options: argparse.Namespace) -> ExitCode:
     """Says whether the server can be used."""
     checks = []
-    console = _console()
+    terminal = console()
     for check in diagnose(lambda: connection(options)):
         checks.append(check)
         if not options.json:
-            console.print(doctor_page.check_line(check))
+            terminal.print(doctor_page.check_line(check))
     if options.json:
         _print_json(json_output.diagnosis(checks))
     else:
-        console.print(doctor_page.conclusion(checks))
+        terminal.print(doctor_page.conclusion(checks))
     return ExitCode.PROBLEM if any(one.outcome == "problem" for one in checks) else ExitCode.DONE
 
 
@@ -120,6 +124,11 @@ def completion(options: argparse.Namespace) -> ExitCode:
     """Prints a shell's completion script."""
     print(shtab.complete(options.root, options.shell), end="")
     return ExitCode.DONE
+
+
+def _check_view(options: argparse.Namespace) -> None:
+    if options.by == "component" and options.sort == "activation":
+        options.parser.error("components have no activation to sort by: their nodes' add up to nothing")
 
 
 def _traced(options: argparse.Namespace) -> Trace:
@@ -146,6 +155,11 @@ def _explain(options: argparse.Namespace, sub_request: DebugSubRequest) -> ExitC
         if options.show_tokens:
             _show_tokens(one, prompt, add_bos)
         sub_requests = [replace(each, prompt=prompt, add_bos=add_bos) for each in sub_requests]
+        if options.estimate:
+            with shown_waiting("asking for the cost"):
+                cost = one.estimate(sub_requests)
+            _print_cost(cost, as_json=options.json)
+            return ExitCode.DONE
         with shown_progress(len(sub_requests)) as on_event:
             results = one.debug_many(sub_requests, on_event=on_event)
         if options.html is not None:
@@ -156,19 +170,29 @@ def _explain(options: argparse.Namespace, sub_request: DebugSubRequest) -> ExitC
     return ExitCode.DONE
 
 
+def _print_cost(cost: EstimatedCost, *, as_json: bool) -> None:
+    if as_json:
+        _print_json(asdict(cost))
+        return
+    seconds = "unknown until something was computed" if cost.seconds is None else f"{cost.seconds:.2g} s"
+    print(f"time on a worker: {seconds}")
+    print(f"activations: {cost.activation_bytes / 1e6:.1f} MB")
+    print(f"answer: {cost.response_bytes / 1e6:.1f} MB at the most")
+
+
 def _show_tokens(one: Client, prompt: str, add_bos: bool | None) -> None:
     """Lists a prompt's tokens, as they are counted in it, for those who will name some of them."""
     with shown_waiting("asking for the tokens"):
         tokens = one.tokenize(prompt, add_bos=add_bos)
         if add_bos is None and tokens.prompt_adds_bos:
             tokens = one.tokenize(prompt, add_bos=True)
-    _console(stderr=True).print(model_page.token_table(tokens))
+    console(stderr=True).print(model_page.token_table(tokens))
 
 
 def _warn_of_missing_spaces(result: DebugResult) -> None:
     """A token with a space in front is another one, in the middle of a text mostly the one that is meant."""
     logits = dict(zip(result.logits.tokens, result.logits.logits, strict=True))
-    request = result.request
+    request = result.request.objective
     for option, tokens in (("--target", request.target), ("--distractor", request.distractor)):
         for token in tokens:
             spaced = f" {token}"
@@ -194,9 +218,9 @@ def _print_results(options: argparse.Namespace, results: Sequence[DebugResult]) 
     elif options.csv:
         csv_output.print_nodes(results, sys.stdout)
     elif options.html is None:
-        console = _console()
-        view = pages.View(options.sort, options.rows, options.logits, console.width)
-        console.print(
+        terminal = console()
+        view = pages.View(options.sort, options.rows, options.logits, terminal.width, options.by)
+        terminal.print(
             pages.comparison_page(before[0], last, view) if before else pages.result_page(last, view)
         )
 
@@ -216,10 +240,16 @@ def _naming_file(file: Path) -> Iterator[None]:
 
 
 def _sub_request(options: argparse.Namespace) -> DebugSubRequest:
+    target = (*options.target, *options.target_id)
+    distractor = (*options.distractor, *options.distractor_id)
+    loss = None
+    if options.loss != "logit_diff" or options.at is not None:
+        loss = Loss(options.loss, target, distractor, token=options.at)
     return DebugSubRequest(
         prompt=options.prompt or "",
-        target=(*options.target, *options.target_id),
-        distractor=(*options.distractor, *options.distractor_id),
+        target=() if loss else target,
+        distractor=() if loss else distractor,
+        loss=loss,
         k=options.k,
         ablate=tuple(one.read for one in options.ablate),
         mlp=options.mlp,
@@ -227,18 +257,10 @@ def _sub_request(options: argparse.Namespace) -> DebugSubRequest:
         residual_stream=tuple(options.residual_stream),
         hide_early_layers=options.hide_early_layers,
         add_bos=options.add_bos,
+        backward_rule=options.rule,
+        attention_pattern_gradients=options.attention_pattern_gradients,
+        token_lists=options.token_lists,
     )
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Leaves it to the command, which knows the exit code."""
-        raise BrokenPipeError
-
-
-def _console(*, stderr: bool = False) -> Console:
-    # Tokens are text, whatever they look like.
-    return _Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 def _print_json(value: Mapping[str, object]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import shtab
 
+from tdb_client.async_client import AsyncClient
 from tdb_client.client import Client
 from tdb_client.connection import DEFAULT_SERVER, Connection, Tls, default_server
 
@@ -76,6 +77,12 @@ def client(options: argparse.Namespace) -> Client:
     """
     how = connection(options)
     return Client(how.server, timeout=how.timeout, tls=how.tls, token=how.token, priority=options.priority)
+
+
+def async_client(options: argparse.Namespace, *, priority: str) -> AsyncClient:
+    """The same for asyncio, with a priority that the command chooses."""
+    how = connection(options)
+    return AsyncClient(how.server, timeout=how.timeout, tls=how.tls, token=how.token, priority=priority)
 
 
 def _positive(text: str) -> float:

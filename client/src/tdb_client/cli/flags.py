@@ -22,6 +22,7 @@ _OPTIONS = {
     "distractor_tokens": "--distractor",
     "distractor_token_ids": "--distractor-id",
     "ablate": "--ablate",
+    "nodes": "node",
     "node_ablations": "--ablate",
     "trace": "node",
     "upstream_node_to_trace": "node",
@@ -37,6 +38,8 @@ _OPTIONS = {
     "component_types_for_residual_stream": "--residual-stream",
     "hide_early_layers_when_ablating": "--hide-early-layers",
     "add_bos": "--add-bos",
+    "backward_rule": "--rule",
+    "attention_pattern_gradients": "--attention-pattern-gradients",
     "server": "--server",
     "token": "--token-file",
     "timeout": "--timeout",
@@ -73,7 +76,9 @@ def said(error: TdbError, options: argparse.Namespace) -> str:
         case CallError():
             violations = [
                 replace(
-                    one, path=_in_words(one.path, options), description=_in_words(one.description, options)
+                    one,
+                    path=_in_words(_field(one.path), options),
+                    description=_in_words(one.description, options),
                 )
                 for one in error.field_violations
             ]
@@ -83,9 +88,14 @@ def said(error: TdbError, options: argparse.Namespace) -> str:
         case InvalidValueError(path=path) if path in _OPTIONS:
             return f"{_OPTIONS[path]}: {error.description}"
         case NodeError(path=path) if path:  # it begins with the node, which has just been named as typed
-            where = _in_words(f"sub_requests[0].{path}", options)
+            where = _in_words(_field(path), options)
             return f"{where}: {str(error).partition(': ')[2]}"
     return _in_words(str(error), options)
+
+
+def _field(path: str) -> str:
+    """The field of a request, also where the library names an argument of its own."""
+    return f"sub_requests[0].{path}" if re.split(r"\W", path)[0] in _OPTIONS else path
 
 
 def _in_words(text: str, options: argparse.Namespace) -> str:
@@ -95,7 +105,8 @@ def _in_words(text: str, options: argparse.Namespace) -> str:
         name, index = _OPTIONS.get(match[1]), match[2]
         if name is None:
             return match[0]
-        values: object = getattr(options, name.lstrip("-").replace("-", "_"), None)
+        attribute = match[1] if match[1] == "nodes" else name.lstrip("-").replace("-", "_")
+        values: object = getattr(options, attribute, None)
         if isinstance(values, Sequence) and not isinstance(values, str) and index is not None:
             values = values[int(index)] if int(index) < len(values) else None
         elif name not in ("node", "--downstream"):

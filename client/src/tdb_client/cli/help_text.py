@@ -13,6 +13,9 @@ first steps:
   tdb debug --prompt {PROMPT} \\
             --target " Mary" --distractor " John"
                                    which nodes make it say " Mary" rather than " John"?
+  tdb ablate ... --strongest 20    what does each of the strongest nodes matter?
+  tdb sweep prompts.jsonl --out results
+                                   and which components do it on average over many prompts?
   tdb edges --help                 what do components pass to each other?
   tdb debug --help                 ablations, pages to look at, tables for programs
   eval "$(tdb completion bash)"    completes commands and options on Tab
@@ -82,6 +85,35 @@ examples:
   tdb trace "L11 head 8 @ 13 -> 4 through V" --downstream "L23 head 3 @ 13 -> 9 through Q" --prompt ...
                                                      the same, towards what another head reads
   tdb trace "L20 neuron 426 @ 13" --prompt ... --html report.html
+
+{NODES}""",
+    "ablate": f"""\
+Every node is ablated in a run of its own, which says the objective and nothing else: many nodes are cheap.
+A node of the table is one arrow of a head (@ 13 -> 2); to ablate its whole row, write it without.
+
+examples:
+  tdb ablate "L23 head 3 @ -1" "L20 head 0 @ -1" --prompt {PROMPT} \\
+             --target " Mary" --distractor " John"
+  tdb ablate ... --strongest 50 --sort act_times_grad
+                                                     does act × grad estimate well what an ablation does?
+  tdb ablate ... --nodes-from debug.json             all nodes of what `tdb debug --json` has printed
+  tdb ablate "L5 neuron 123 @ 7 = 2.5" ... --csv > effects.csv
+
+{NODES}""",
+    "sweep": f"""\
+A line of the file is {{"prompt": TEXT, "target": TOKENS, "distractor": TOKENS, "id": NAME}}: tokens are texts
+or vocabulary indices, one or a list; distractor and id may be left out. All lines are checked before any is
+run. FOLDER gets
+  table.csv           means and standard errors over the lines of what each component adds; what a prompt's
+                      answer does not list (see -k) counts as 0 in it, and `lines` says how many list it
+  objectives.jsonl    the objective of each line
+  done.jsonl          what is done: the same command goes on where it was cut off
+Calls have priority sweep, so that others go first.
+
+examples:
+  tdb sweep prompts.jsonl --out results
+  tdb sweep prompts.jsonl --out results --by node --parquet
+  tdb sweep prompts.jsonl --out ablations --ablate-each "L23 head 3 @ -1" "L20 head 0 @ -1"
 
 {NODES}""",
     "doctor": """\

@@ -9,6 +9,8 @@ from dataclasses import asdict
 import numpy as np
 import numpy.typing as npt
 
+from tdb_client.ablation_effects import AblationEffects
+from tdb_client.component_table import ComponentTable
 from tdb_client.debug_result import DebugResult
 from tdb_client.diagnosis import Check
 from tdb_client.edges import Edges
@@ -72,6 +74,25 @@ def edges(found: Edges) -> Json:
     }
 
 
+def ablations(effects: AblationEffects) -> Json:
+    """The objective, and every node with what its ablation does."""
+    return {
+        "call": asdict(effects.call),
+        **tokens(effects.prompt),
+        "objective": _number(effects.objective),
+        "nodes": [
+            {
+                "node": str(one.node),
+                "words": effects.words[row],
+                "value": _number(one.value),
+                "objective": _number(effects.ablated[row]),
+                "change": _number(effects.change[row]),
+            }
+            for row, one in enumerate(effects.ablations)
+        ],
+    }
+
+
 def _request(request: DebugSubRequest) -> Json:
     return {
         "prompt": request.prompt,
@@ -86,6 +107,10 @@ def _request(request: DebugSubRequest) -> Json:
         "residual_stream": list(request.residual_stream),
         "hide_early_layers": request.hide_early_layers,
         "add_bos": request.add_bos,
+        "backward_rule": request.backward_rule,
+        "attention_pattern_gradients": request.attention_pattern_gradients,
+        "loss": None if request.loss is None else asdict(request.loss),
+        "token_lists": request.token_lists,
     }
 
 
@@ -96,6 +121,8 @@ def _result(result: DebugResult) -> Json:
         "loss": _number(result.loss),
         "traced_value": _number(result.traced_value),
         "held_norm_scales": list(result.held_norm_scales),
+        "backward_rule": result.backward_rule,
+        "components": _components(result.components),
         "nodes": [_node(result.nodes, row) for row in range(len(result.nodes))],
         "logits": [
             {"token": token, "token_id": int(token_id), "logit": _number(logit)}
@@ -148,6 +175,19 @@ def _attended_to(attended_to: AttendedToTokens | None) -> list[Json] | None:
         return None
     pairs = zip(attended_to.token_indices, attended_to.attributions, strict=True)
     return [{"token": int(token), "attribution": _number(attribution)} for token, attribution in pairs]
+
+
+def _components(table: ComponentTable) -> list[Json]:
+    return [
+        {
+            "component": name,
+            "layer": None if table.layers[row] < 0 else int(table.layers[row]),
+            "write_norm": _number(table.write_norm[row]),
+            "act_times_grad": _number(table.act_times_grad[row]),
+            "direct_effect": _number(table.direct_effect[row]),
+        }
+        for row, name in enumerate(table.components)
+    ]
 
 
 def _number(value: float | np.floating | None) -> float | None:

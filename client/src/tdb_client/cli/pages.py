@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -10,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from tdb_client.cli.component_tables import component_table
 from tdb_client.cli.model_page import debug_option
 from tdb_client.cli.node_tables import comparison_table, node_table
 from tdb_client.cli.numbers import LOWERS, RAISES, difference, number, plain
@@ -28,12 +31,14 @@ class View:
         n_nodes: nodes to show; 0 for all.
         n_logits: top logits to show; without any, no table of them.
         width: columns of the terminal.
+        of: whether nodes or components are listed.
     """
 
     by: NodeScalar
     n_nodes: int
     n_logits: int
     width: int
+    of: Literal["node", "component"] = "node"
 
 
 def result_page(result: DebugResult, view: View) -> Group:
@@ -42,7 +47,7 @@ def result_page(result: DebugResult, view: View) -> Group:
         _heading(result),
         *_prompt("prompt", result),
         _spaced(Text.assemble(result.objective, " = ", (_value(result), "bold"))),
-        _spaced(node_table(result.nodes, view.by, view.n_nodes, view.width)),
+        _spaced(_table([result], view)),
         *_latents_to_ask_for(result),
         *_logits([result], view.n_logits),
     )
@@ -68,10 +73,23 @@ def comparison_page(plain_result: DebugResult, ablated: DebugResult, view: View)
         *_prompt("ablated", ablated),
         _spaced(Text.assemble("ablated: ", (ablations, "bold"))),
         line,
-        _spaced(comparison_table(plain_result.nodes, ablated.nodes, view.by, view.n_nodes, view.width)),
+        _spaced(_table([plain_result, ablated], view)),
         *_latents_to_ask_for(plain_result),
         *_logits([plain_result, ablated], view.n_logits),
     )
+
+
+def _table(results: Sequence[DebugResult], view: View) -> RenderableType:
+    """The strongest nodes or components of one result, or those that differ most between two."""
+    if view.of == "node":
+        nodes = [one.nodes for one in results]
+        if len(nodes) == 1:
+            return node_table(nodes[0], view.by, view.n_nodes, view.width)
+        return comparison_table(nodes[0], nodes[1], view.by, view.n_nodes, view.width)
+    if not results[0].totals:
+        return Text("the server is older than sums by component")
+    assert view.by != "activation"
+    return component_table([one.components for one in results], view.by, view.n_nodes)
 
 
 def _heading(result: DebugResult) -> Text:
@@ -81,7 +99,9 @@ def _heading(result: DebugResult) -> Text:
     )
     cached = ", cached" if result.cached else ""
     line = f"{result.call.model_name}, {len(result.prompt)} tokens, {compute:.2f} s compute{cached}"
-    if result.held_norm_scales == ("resid_ln_f_scale",):
+    if result.backward_rule != "gradient":
+        line += f"; backward rule {result.backward_rule}, which holds all norm scales constant"
+    elif result.held_norm_scales == ("resid_ln_f_scale",):
         held = "the final one alone is"
         if result.request.trace is not None:
             held = "the final one and the traced node's own are"

@@ -7,7 +7,16 @@ from contextlib import contextmanager
 from threading import Timer
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from tdb_client.debug_result import DEBUG_RESULTS
 from tdb_client.events import Event, Finished, ResultReady, Started
@@ -44,9 +53,17 @@ def shown_progress(n_sub_requests: int) -> Iterator[Callable[[Event], None]]:
 
 
 @contextmanager
-def _shown() -> Iterator[Progress]:
+def shown_count(description: str, n_all: int, n_done: int = 0) -> Iterator[Callable[[], None]]:
+    """Shows how many of many things are done; yields what is called after each of them."""
+    with _shown(MofNCompleteColumn(), TimeRemainingColumn()) as progress:
+        task = progress.add_task(description, total=n_all, completed=n_done)
+        yield lambda: progress.advance(task)
+
+
+@contextmanager
+def _shown(*more: ProgressColumn) -> Iterator[Progress]:
     console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), *more, TimeElapsedColumn())
     progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     patience = Timer(PATIENCE_SECONDS, progress.start)
     patience.start()

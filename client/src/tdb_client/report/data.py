@@ -142,6 +142,7 @@ def _facts(result: DebugAnswer) -> Json:
         "model": result.call.model_name,
         "weights": result.call.model_digest,
         "request id": result.call.request_id,
+        "backward rule": result.backward_rule,
         "norm scales held constant": _held_norm_scales(result),
         "compute": f"{compute:.2f} s{', from the cache' if result.cached else ''}",
         "client": f"transformer-debugger-client {client_version()}",
@@ -149,6 +150,8 @@ def _facts(result: DebugAnswer) -> Json:
 
 
 def _held_norm_scales(result: DebugAnswer) -> str:
+    if result.backward_rule != "gradient":
+        return "all"
     if not result.held_norm_scales:
         return "not said"  # by an older server
     traced = [] if result.request.trace is None else ["the traced node's own"]

@@ -58,7 +58,7 @@ def page(results: Sequence[DebugAnswer]) -> str:
 def _question(result: DebugAnswer) -> str:
     """The question that the page answers."""
     request = result.request
-    if request.trace is not None:
+    if request.trace is not None or request.loss is not None:
         return f"Why {result.objective}?"
     rather = f" rather than {' or '.join(result.distractor_words)}" if request.distractor else ""
     return f"Why {' or '.join(result.target_words)}{rather}?"

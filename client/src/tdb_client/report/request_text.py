@@ -14,6 +14,17 @@ from tdb_client.inference import Token
 from tdb_client.requests import DebugSubRequest, resolve
 
 SERVICE = "transformer_debugger.v1.TransformerDebuggerService"
+_PLAIN_ARGUMENTS = (
+    "k",
+    "mlp",
+    "attention",
+    "hide_early_layers",
+    "add_bos",
+    "backward_rule",
+    "attention_pattern_gradients",
+    "loss",
+    "token_lists",
+)
 _DEFAULTS = {one.name: one.default for one in fields(DebugSubRequest)}
 
 
@@ -22,9 +33,15 @@ def command(request: DebugSubRequest) -> str:
     words = ["tdb", "debug"] if request.trace is None else ["tdb", "trace", str(request.trace)]
     words += _option("--downstream", *([] if request.downstream is None else [str(request.downstream)]))
     words += _option("--prompt", request.prompt)
-    for option, tokens in (("--target", request.target), ("--distractor", request.distractor)):
+    loss = request.objective
+    if loss.direction is not None or loss.target_weights:
+        return "# tdb has no flags for such a loss: see the program in Python"
+    for option, tokens in (("--target", loss.target), ("--distractor", loss.distractor)):
         words += _option(option, *(one for one in tokens if isinstance(one, str)))
         words += _option(f"{option}-id", *(str(one) for one in tokens if not isinstance(one, str)))
+    if request.loss is not None:
+        words += [] if loss.name == "logit_diff" else _option("--loss", loss.name)
+        words += [] if loss.token is None else _option("--at", str(loss.token))
     words += _option("--ablate", *map(str, request.ablate))
     for name, option in (("k", "-k"), ("mlp", "--mlp"), ("attention", "--attention")):
         if getattr(request, name) != _DEFAULTS[name]:
@@ -32,6 +49,12 @@ def command(request: DebugSubRequest) -> str:
     words += _option("--residual-stream", *request.residual_stream)
     if request.hide_early_layers:
         words.append("--hide-early-layers")
+    if request.backward_rule != "gradient":
+        words += _option("--rule", request.backward_rule)
+    if request.attention_pattern_gradients:
+        words.append("--attention-pattern-gradients")
+    if not request.token_lists:
+        words.append("--no-token-lists")
     if request.add_bos is not None:
         words.append("--add-bos" if request.add_bos else "--no-add-bos")
     return shlex.join(words)
@@ -40,8 +63,11 @@ def command(request: DebugSubRequest) -> str:
 def program(request: DebugSubRequest) -> str:
     """A Python program that asks the same."""
     arguments = ",\n        ".join(_arguments(request))
+    names = "Client" if request.loss is None else "Client, Loss"
+    if request.objective.direction is not None:
+        names += ", ResidualDirection"
     return (
-        "from tdb_client import Client\n\n"
+        f"from tdb_client import {names}\n\n"
         "with Client() as client:\n"
         f"    result = client.debug(\n        {arguments},\n    )\n"
     )
@@ -78,7 +104,7 @@ def _arguments(request: DebugSubRequest) -> Iterator[str]:
     for name in ("trace", "downstream"):
         if (trace := getattr(request, name)) is not None:
             yield f"{name}={str(trace)!r}"
-    for name in ("k", "mlp", "attention", "hide_early_layers", "add_bos"):
+    for name in _PLAIN_ARGUMENTS:
         if (value := getattr(request, name)) != _DEFAULTS[name]:
             yield f"{name}={value!r}"
     if request.residual_stream:

@@ -16,6 +16,11 @@ is a sub-request or a prompt that one is compared with, padded to the longest:
                           L + 2 times their entries, each
     latents               6 · T · N of one layer at a time, 8 · T · N of each layer where some are ablated,
                           and 128 bytes + 24 numbers for each active one of every layer
+    read by dictionaries  4 · T · s of each layer, in float32 at least, where what is read is a copy: of all
+                          heads side by side (s = H · e), or what a transcoder reads of a norm (s = d)
+
+Where objectives alone are wanted there is no way back, and one layer at a time is held,
+with 6 · V for the last token's logits.
 
     edges                 3 · T · (H + 2 G) · e of every layer for each of its rows; once 2 · T · d of every
                           layer, the writes of all components at a few tokens, and the gradients of a layer's
@@ -23,9 +28,13 @@ is a sub-request or a prompt that one is compared with, padded to the longest:
 
 and once for the batch
 
+    the unembedding       V · d in float32, of half precision, where a value may be traced towards the loss
     token lists           3 · V for each direction that is scored at once, 512 at the most
     chosen nodes          2 · d + 8 numbers for each token of a list, for each list that a node is given,
                           and 256 bytes for itself
+    widened weights       in half precision, 4 bytes for each number of one layer's matrices (as many as there
+                          are when gated), of one layer of a dictionary, or of a part of the vocabulary,
+                          whichever is most
 
 How many nodes are chosen and how many latents are active is known afterwards only. Nodes are counted as if
 all that are chosen differed, as far as there are so many. Of a TopK autoencoder k latents are active; of one
@@ -39,17 +48,20 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
+from tdb_server.domain.answer_bytes import n_activations
 from tdb_server.domain.axes import is_of_autoencoder, n_cells, scalar_axes
 from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.edges import EdgeShape, EdgesSpec
-from tdb_server.domain.model_info import AutoencoderInfo, ModelInfo
+from tdb_server.domain.gradient_need import wanted_scalars
+from tdb_server.domain.model_info import AutoencoderInfo, ModelInfo, Site
 from tdb_server.domain.node import NodeType
 from tdb_server.domain.requests import (
-    DerivedAttentionScalarsSpec,
+    ActivationsSpec,
     DerivedScalarsSpec,
     InferenceSubRequest,
+    LensSpec,
     MultipleTopKSpec,
     ScoredTokensSpec,
     TokenScoringType,
@@ -62,14 +74,22 @@ RANKED_TOGETHER = 2**25
 """Numbers up to which all layers are ranked as one tensor, on the device that joins the most."""
 EDGE_WRITES = 2**26
 """Numbers up to which the writes of several tokens are made at once; one token's are, however many."""
+WIDENED_NUMBERS = 2**24
+"""Of a vocabulary in half precision, numbers that are float32 at a time: 64 MiB."""
 _MIN_SCORED = 64
 _ACTIVITY_MARGIN = 4
 """How many times as many ReLU latents may be active in a prompt as were in the trial."""
 
-_RESIDUALS, _PAIRS, _NEURONS, _LOGITS = 8, 5, 4, 2
+_RESIDUALS, _PAIRS, _NEURONS, _LOGITS, _LOGITS_OF_LAST = 8, 5, 4, 2, 6
+_COPIES = 3
+LENSES_TOGETHER = 64
+"""Vectors whose logits are computed at once."""
+_WAYS = 3
+"""How many times as long a pass forward and back takes, with what is made of it, as one forward alone."""
 _RANKED, _WIDENED, _WIDE, _SCORED = 4, 4, 2, 3
-_ENCODED, _ABLATED = 6, 8
+_ENCODED, _ABLATED, _COPIED = 6, 8, 4
 _EDGE_PRODUCTS, _EDGE_RESIDUALS, _EDGE_READERS, _EDGE_SCORES = 3, 2, 3, 3
+_WIDE_BYTES = 4
 _ACTIVE_BYTES, _ACTIVE_NUMBERS = 128, 24
 _NODE_BYTES, _NODE_VECTORS, _NODE_TOKENS = 256, 2, 8
 _TOP_K = re.compile(r"topk\((\d+)\)")
@@ -82,11 +102,16 @@ def activation_bytes(info: ModelInfo, sub_requests: Sequence[InferenceSubRequest
     n_active = sum(n_tokens * _most_active(one) * len(one.layers) for one in info.autoencoders)
     per_row = number * _numbers_per_row(info, n_tokens)
     per_row += n_active * (_ACTIVE_BYTES + _ACTIVE_NUMBERS * number)
-    per_row *= sum(one.n_rows for one in sub_requests) + n_references(sub_requests)
+    per_row += max(number, _WIDE_BYTES) * sum(_copied(info, one, n_tokens) for one in info.autoencoders)
+    of_references = per_row * n_references(sub_requests)
+    if not any(one.processing for one in sub_requests):
+        per_row = number * _numbers_of_objective(info, n_tokens)
+    per_row = per_row * sum(one.n_rows for one in sub_requests) + of_references
     per_row += number * sum(_wide_numbers(info, one, n_tokens) for one in sub_requests)
     per_row += number * sum(_ablated_latents(info, one, n_tokens) for one in sub_requests)
+    per_row += number * sum(_numbers_of_results(info, one, n_tokens) for one in sub_requests)
     per_row += number * max((_edge_numbers(info, one, n_tokens) for one in sub_requests), default=0)
-    return per_row + _list_bytes(info, sub_requests, number)
+    return per_row + _list_bytes(info, sub_requests, number) + _widened_bytes(info)
 
 
 def n_references(sub_requests: Sequence[InferenceSubRequest]) -> int:
@@ -100,19 +125,73 @@ def n_references(sub_requests: Sequence[InferenceSubRequest]) -> int:
     return len(baselines) + 2 * len(circuits)
 
 
-def _numbers_per_row(info: ModelInfo, n_tokens: int) -> int:
-    per_layer = (
+def computed_bytes(info: ModelInfo, sub_requests: Sequence[InferenceSubRequest]) -> int:
+    """What is computed, held or not: where layers are let go of, what would be held if they were not.
+
+    That says how long it takes. Of a pass forward alone as much counts as it has of one forward and back.
+    """
+    held = activation_bytes(info, sub_requests)
+    if any(one.processing for one in sub_requests):
+        return held
+    n_tokens = max((len(one.inference.token_ids) for one in sub_requests), default=0)
+    of_row = info.n_layers * _numbers_of_layer(info, n_tokens) // _WAYS
+    return max(held, len(sub_requests) * DTYPE_BYTES.get(info.dtype, 4) * of_row)
+
+
+def _numbers_of_objective(info: ModelInfo, n_tokens: int) -> int:
+    """Per row that only its objective is wanted of."""
+    encoded = _ENCODED * n_tokens * max((one.n_latents for one in info.autoencoders), default=0)
+    widened = _WIDENED * info.n_heads * n_tokens**2 if info.dtype == "bfloat16" else 0
+    last_logits = _LOGITS_OF_LAST * info.vocabulary_size
+    return _numbers_of_layer(info, n_tokens) + encoded + widened + last_logits
+
+
+def _numbers_of_layer(info: ModelInfo, n_tokens: int) -> int:
+    return (
         _RESIDUALS * n_tokens * info.d_model
         + n_tokens * info.d_head * (6 * info.n_heads + 4 * info.n_key_value_heads)
         + _PAIRS * info.n_heads * n_tokens**2
         + _NEURONS * n_tokens * info.n_neurons
     )
+
+
+def _numbers_per_row(info: ModelInfo, n_tokens: int) -> int:
+    per_layer = _numbers_of_layer(info, n_tokens)
     of_layer = info.n_heads * n_tokens**2 + n_tokens * info.n_neurons
     ranked = _RANKED * max(of_layer, min(info.n_layers * of_layer, RANKED_TOGETHER))
     encoded = _ENCODED * n_tokens * max((one.n_latents for one in info.autoencoders), default=0)
     if info.dtype == "bfloat16":
         ranked += _WIDENED * info.n_heads * n_tokens**2
     return info.n_layers * per_layer + ranked + encoded + _LOGITS * n_tokens * info.vocabulary_size
+
+
+def _copied(info: ModelInfo, autoencoder: AutoencoderInfo, n_tokens: int) -> int:
+    """Numbers that are kept of what a dictionary reads, where no hook point has them in that order."""
+    if autoencoder.site not in (Site.ATTN_V_OUT, Site.MLP_TRANSCODER):
+        return 0
+    return _COPIED * n_tokens * _width(info, autoencoder.site) * len(autoencoder.layers)
+
+
+def _width(info: ModelInfo, site: Site) -> int:
+    """How many numbers a dictionary reads at a token."""
+    match site:
+        case Site.MLP_POST_ACT:
+            return info.n_neurons
+        case Site.ATTN_V_OUT:
+            return info.n_heads * info.d_head
+        case _:
+            return info.d_model
+
+
+def _widened_bytes(info: ModelInfo) -> int:
+    """Weights in half precision of which something is derived: float32 while they are used."""
+    if info.dtype != "bfloat16":
+        return 0
+    of_heads = (2 * info.n_heads + 2 * info.n_key_value_heads) * info.d_head
+    of_layer = (of_heads + 3 * info.n_neurons) * info.d_model
+    of_dictionary = max((2 * one.n_latents * _width(info, one.site) for one in info.autoencoders), default=0)
+    part = min(info.vocabulary_size * info.d_model, WIDENED_NUMBERS)
+    return _WIDE_BYTES * max(of_layer, of_dictionary, part)
 
 
 def _most_active(autoencoder: AutoencoderInfo) -> int:
@@ -128,7 +207,7 @@ def _wide_numbers(info: ModelInfo, sub_request: InferenceSubRequest, n_tokens: i
     """Of derived scalars that have more entries than what the run itself keeps of a layer."""
     usual = info.n_heads * n_tokens**2 + n_tokens * (info.n_neurons + info.d_model)
     found: dict[tuple[DerivedScalar, object], int] = {}
-    for scalar, pass_type in _derived_scalars(sub_request):
+    for scalar, pass_type in wanted_scalars(sub_request):
         shape = scalar.declared
         if not shape.node_type.is_latent:
             n_entries = math.prod(scalar_axes(scalar, info, n_tokens))
@@ -137,15 +216,18 @@ def _wide_numbers(info: ModelInfo, sub_request: InferenceSubRequest, n_tokens: i
     return sum(found.values())
 
 
-def _derived_scalars(sub_request: InferenceSubRequest) -> Iterator[tuple[DerivedScalar, object]]:
+def _numbers_of_results(info: ModelInfo, sub_request: InferenceSubRequest, n_tokens: int) -> int:
+    """Of places given as they are, which wait until they are sent, and of a lens's logits."""
+    found = 0
     for spec in sub_request.processing.values():
         match spec:
-            case MultipleTopKSpec():
-                yield from ((scalar, spec.pass_type) for scalar, _ in spec.chosen)
-            case DerivedScalarsSpec():
-                yield spec.derived_scalar, spec.pass_type
-            case DerivedAttentionScalarsSpec():
-                yield spec.derived_scalar, None
+            case ActivationsSpec():
+                found += _COPIES * n_activations(spec, info, n_tokens)
+            case LensSpec():
+                n_rows = (1 + len(spec.layers)) * len(spec.token_indices)
+                found += _LOGITS_OF_LAST * min(n_rows, LENSES_TOGETHER) * info.vocabulary_size
+                found += _COPIES * n_rows * (info.d_model + spec.n_top_tokens + len(spec.vocabulary_tokens))
+    return found
 
 
 def _edge_numbers(info: ModelInfo, sub_request: InferenceSubRequest, n_tokens: int) -> int:

@@ -11,17 +11,20 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from tdb_server.domain.axes import n_cells, scalar_axes
+from tdb_server.domain.axes import hook_point_axes, n_cells, scalar_axes
 from tdb_server.domain.debug import HOLD_FINAL_NORM_SCALE
 from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.edges import EdgeShape, EdgesSpec
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.node import Dimension, NodeType, PassType
 from tdb_server.domain.requests import (
+    ActivationsSpec,
+    ComponentTotalsSpec,
     DerivedAttentionScalarsSpec,
     DerivedScalarsSpec,
     InferenceSpec,
     InferenceSubRequest,
+    LensSpec,
     LossName,
     MultipleTopKSpec,
     ProcessingSpec,
@@ -153,8 +156,10 @@ def _n_sure_cells(
         loss = inference.loss
         if loss is None or loss.name is LossName.ZERO or loss.target_tokens == loss.distractor_tokens:
             return 0
-        if inference.trace is not None:
-            return 0  # nothing after the traced node counts
+        if inference.trace is not None or loss.direction is not None:
+            return 0  # nothing after the traced node, or the direction's place, counts
+        if loss.token_index is not None or loss.target_weights is not None:
+            return 0  # nor do later tokens; and weights may be 0
         if "to_final_residual_grad" in scalar.value or info.n_layers == 1:
             n //= n_tokens  # the loss sees the last token
         else:
@@ -173,6 +178,13 @@ def _tensor_bytes(spec: ProcessingSpec, info: ModelInfo, n_tokens: int) -> int:
             )
         case DerivedScalarsSpec():
             return 2 * _FLOAT_BYTES * n_tokens
+        case LensSpec():
+            n_rows = (1 + len(spec.layers)) * len(spec.token_indices)
+            return _FLOAT_BYTES * n_rows * len(spec.vocabulary_tokens)
+        case ActivationsSpec():
+            return _FLOAT_BYTES * n_activations(spec, info, n_tokens)
+        case ComponentTotalsSpec():
+            return _FLOAT_BYTES * sum(_n_components(one, info) for one in spec.derived_scalars)
         case DerivedAttentionScalarsSpec():
             return _FLOAT_BYTES * (2 * n_tokens**2 + 8 * n_tokens)
         case EdgesSpec(whole_matrix=True):
@@ -180,6 +192,18 @@ def _tensor_bytes(spec: ProcessingSpec, info: ModelInfo, n_tokens: int) -> int:
             return _FLOAT_BYTES * shape.n_writers * shape.n_readers
         case _:
             return 0
+
+
+def n_activations(spec: ActivationsSpec, info: ModelInfo, n_tokens: int) -> int:
+    """Numbers of a place in all its layers, at the tokens asked for."""
+    sizes = hook_point_axes(spec.hook_point, info, n_tokens)
+    return len(spec.layers) * len(spec.token_indices) * math.prod(sizes[1:])
+
+
+def _n_components(scalar: DerivedScalar, info: ModelInfo) -> int:
+    """Entries of a total."""
+    n_layers = info.n_layers if scalar.declared.is_per_layer else 1
+    return n_layers * _kept_entries(scalar, {Dimension.ATTN_HEADS}, info, 1)
 
 
 def _kept_entries(scalar: DerivedScalar, kept: set[Dimension], info: ModelInfo, n_tokens: int) -> int:
@@ -205,7 +229,10 @@ def _list_bytes(
             return n_nodes * node_bytes + n_latents * spec.n_tokens_attended_to * _ATTENDED_TO_BYTES
         case DerivedScalarsSpec():
             return 2 * min(spec.n_top_tokens or 0, info.vocabulary_size) * token_bytes
-        case DerivedAttentionScalarsSpec():
+        case LensSpec():
+            n_rows = (1 + len(spec.layers)) * len(spec.token_indices)
+            return n_rows * min(spec.n_top_tokens, info.vocabulary_size) * token_bytes
+        case DerivedAttentionScalarsSpec() | ComponentTotalsSpec() | ActivationsSpec():
             return 0
         case EdgesSpec():
             shape = EdgeShape.of(info)

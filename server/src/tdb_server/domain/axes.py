@@ -85,6 +85,8 @@ def _length(dimension: Dimension, hook_point: HookPoint | None, info: ModelInfo,
             return info.vocabulary_size
         case Dimension.SINGLE:
             return 1
+        case Dimension.LAYERS:
+            return info.n_layers
         case Dimension.AUTOENCODER_LATENTS | Dimension.RESIDUAL_STREAM_CHANNELS:
             if hook_point is None or not is_of_autoencoder(hook_point):
                 return info.d_model

@@ -19,6 +19,7 @@ from tdb_server.domain.requests import (
     AttentionComponent,
     AttentionTraceType,
     Component,
+    ComponentTotalsSpec,
     DebugSubRequest,
     InferenceSpec,
     InferenceSubRequest,
@@ -45,6 +46,8 @@ _GROUPS = {
     GroupId.ACTIVATION: (Measure.ACTIVATION, Measure.ONE),
 }
 """What each group measures of components, and of embeddings."""
+_TOTALS = (GroupId.WRITE_NORM, GroupId.ACT_TIMES_GRAD, GroupId.DIRECTION_WRITE)
+"""Whose scalars are also given by component."""
 COMPONENT_HOOK_POINTS: dict[Component, HookPoint] = {
     MlpComponent.NEURON: HookPoint.MLP_POST_ACT,
     MlpComponent.AUTOENCODER_LATENT: HookPoint.ONLINE_MLP_AUTOENCODER_LATENT,
@@ -86,7 +89,9 @@ def inference_sub_request(request: DebugSubRequest) -> InferenceSubRequest:
 
 def _inference(request: DebugSubRequest) -> InferenceSpec:
     trace = request.upstream_trace
-    loss = LossConfig(LossName.LOGIT_DIFF, request.target_tokens, request.distractor_tokens)
+    loss = request.loss
+    if loss is None:
+        loss = LossConfig(LossName.LOGIT_DIFF, request.target_tokens, request.distractor_tokens)
     ablations = tuple(node_ablation_spec(one) for one in request.node_ablations)
     return InferenceSpec(
         token_ids=request.token_ids,
@@ -96,6 +101,8 @@ def _inference(request: DebugSubRequest) -> InferenceSpec:
         bos_added=request.bos_added,
         baselines=request.baselines,
         circuit=request.circuit,
+        backward_rule=request.backward_rule,
+        pattern_gradients=request.pattern_gradients,
     )
 
 
@@ -138,11 +145,25 @@ def _processing(request: DebugSubRequest) -> dict[str, ProcessingSpec]:
     def scored(scoring: TokenScoringType) -> ScoredTokensSpec:
         return ScoredTokensSpec("topKComponents", scoring)
 
+    groups = _component_groups(
+        (request.mlp_component, request.attention_component, *request.residual_stream_components)
+    )
+    totals: dict[str, ProcessingSpec] = {}
+    if request.wants_component_totals:
+        of_components = [own for group, own in groups if group in _TOTALS]
+        totals["componentTotals"] = ComponentTotalsSpec(tuple(one for own in of_components for one in own))
+    lists: dict[str, ProcessingSpec] = {}
+    if not request.omits_token_lists:
+        lists = {
+            "upvotedOutputTokens": scored(TokenScoringType.UPVOTED_OUTPUT_TOKENS),
+            "inputTokensThatUpvoteMlp": scored(TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_MLP),
+            "inputTokensThatUpvoteAttnQ": scored(TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_ATTN_Q),
+            "inputTokensThatUpvoteAttnK": scored(TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_ATTN_K),
+            "tokenPairAttribution": TokenPairAttributionSpec("topKComponents"),
+        }
     return {
         "topKComponents": MultipleTopKSpec(
-            _component_groups(
-                (request.mlp_component, request.attention_component, *request.residual_stream_components)
-            ),
+            groups,
             request.top_and_bottom_k,
             first_layer_index=hide_before,
         ),
@@ -151,14 +172,11 @@ def _processing(request: DebugSubRequest) -> dict[str, ProcessingSpec]:
             top_and_bottom_k=1,
             first_layer_index=hide_before,
         ),
-        "upvotedOutputTokens": scored(TokenScoringType.UPVOTED_OUTPUT_TOKENS),
-        "inputTokensThatUpvoteMlp": scored(TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_MLP),
-        "inputTokensThatUpvoteAttnQ": scored(TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_ATTN_Q),
-        "inputTokensThatUpvoteAttnK": scored(TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_ATTN_K),
-        "tokenPairAttribution": TokenPairAttributionSpec("topKComponents"),
+        **lists,
         "topOutputTokenLogits": MultipleTopKSpec(
             ((GroupId.LOGITS, (DerivedScalar.LOGITS,)),), N_OUTPUT_TOKENS, token_index
         ),
+        **totals,
     }
 
 
@@ -185,4 +203,6 @@ def _component_groups(
 def _current_token_index(request: DebugSubRequest) -> int:
     if request.upstream_trace is not None:
         return request.upstream_trace.node.tensor_indices[0]
+    if request.loss is not None and request.loss.token_index is not None:
+        return request.loss.token_index
     return len(request.token_ids) - 1

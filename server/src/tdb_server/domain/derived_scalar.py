@@ -53,6 +53,7 @@ class Measure(Enum):
 _OF_THE_OBJECTIVE = frozenset(
     {Measure.ACT_TIMES_GRAD, Measure.DIRECT_EFFECT, Measure.VECTOR_TIMES_GRAD, Measure.VECTOR_EFFECT}
 )
+_ADDS_UP = _OF_THE_OBJECTIVE | {Measure.WRITE_NORM, Measure.VECTOR_NORM, Measure.ONE}
 _OF_VECTORS = frozenset({Measure.VECTOR_NORM, Measure.VECTOR_TIMES_GRAD, Measure.VECTOR_EFFECT, Measure.ONE})
 """One number for each vector, not one for each of its entries."""
 
@@ -81,6 +82,11 @@ class Declaration:
     def has_backward_pass(self) -> bool:
         """Whether there is a gradient of the objective for each of its numbers."""
         return self.measure is Measure.ACTIVATION
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether its sum over tokens and components says something of all of them together."""
+        return self.measure in _ADDS_UP
 
     def needs_objective(self, pass_type: PassType) -> bool:
         """Whether it is made from a gradient of the objective."""

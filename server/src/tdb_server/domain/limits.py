@@ -27,7 +27,7 @@ class Limits:
 
     max_prompt_tokens: int | None = _limit(None, "tokens of a prompt (default: the model's context)")
     max_prompt_bytes: int | None = _limit(None, "bytes of a prompt (default: as many as its tokens can have)")
-    max_sub_requests: int = _limit(32, "sub-requests of a call")
+    max_sub_requests: int = _limit(128, "sub-requests of a call")
     max_node_ablations: int = _limit(256, "ablations of a sub-request")
     max_circuit_nodes: int = _limit(4096, "nodes of a circuit")
     max_target_tokens: int = _limit(1024, "entries of each list of target or distractor tokens")

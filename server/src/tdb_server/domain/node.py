@@ -20,6 +20,7 @@ class Dimension(Enum):
     V_CHANNELS = "v_channels"
     VOCAB_SIZE = "vocab_size"
     SINGLE = "single"
+    LAYERS = "layers"
 
 
 class PassType(Enum):

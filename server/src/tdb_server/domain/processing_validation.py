@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tdb_server.domain.axes import hook_point_of_scalar, scalar_axes, specific_hook_point
@@ -22,8 +22,11 @@ from tdb_server.domain.reason import Reason
 from tdb_server.domain.requests import (
     AblationSpec,
     ActivationIndex,
+    ActivationsSpec,
+    ComponentTotalsSpec,
     DerivedAttentionScalarsSpec,
     DerivedScalarsSpec,
+    LensSpec,
     MultipleTopKSpec,
     ProcessingSpec,
     ScoredTokensSpec,
@@ -34,6 +37,7 @@ from tdb_server.errors import FieldViolation
 
 _TO_LATENT = DerivedScalar.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS
 _PAIRS_AND_HEAD = (Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS, Dimension.ATTN_HEADS)
+_LENSES = (HookPoint.RESID_POST_MLP, HookPoint.RESID_POST_ATTN)
 _READ = DerivedScalar.VOCAB_TOKEN_WRITE_TO_INPUT_DIRECTION
 _READ_HOOK_POINTS = (
     HookPoint.MLP_POST_ACT,
@@ -71,6 +75,12 @@ class ProcessingCheck:
                 yield from self._derived_scalars(spec, path)
             case DerivedAttentionScalarsSpec():
                 yield from self._derived_attention_scalars(spec, path)
+            case ComponentTotalsSpec():
+                yield from self._component_totals(spec, path)
+            case LensSpec():
+                yield from self._lens(spec, path)
+            case ActivationsSpec():
+                yield from self._activations(spec, path)
             case ScoredTokensSpec():
                 yield from self._count(spec.n_tokens, f"{path}.num_tokens")
             case TokenPairAttributionSpec():
@@ -87,6 +97,62 @@ class ProcessingCheck:
                     yield self._does_not_fit(scalar, scalar_path, "it is one of derived attention scalars")
                 yield from self._scalar(scalar, None, spec.pass_type, scalar_path, scalar_path)
         yield from kind_violations(spec, path)
+
+    def _component_totals(self, spec: ComponentTotalsSpec, path: str) -> Iterator[FieldViolation]:
+        for i, scalar in enumerate(spec.derived_scalars):
+            scalar_path = f"{path}.derived_scalar_types[{i}]"
+            if not scalar.declared.adds_up:
+                yield self._does_not_fit(scalar, scalar_path, "its sum over tokens says nothing")
+                continue
+            if scalar in spec.derived_scalars[:i]:
+                yield FieldViolation(scalar_path, f"{scalar.value} is asked for twice", Reason.DUPLICATE_NAME)
+            yield from self._scalar(scalar, None, PassType.FORWARD, scalar_path, scalar_path)
+
+    def _lens(self, spec: LensSpec, path: str) -> Iterator[FieldViolation]:
+        if spec.hook_point not in _LENSES:
+            known = " or ".join(one.value for one in _LENSES)
+            yield FieldViolation(f"{path}.place", f"must be {known}", Reason.FIELD_NOT_ALLOWED)
+        yield from absence_violations(spec.hook_point, self.info, f"{path}.place")
+        yield from self._layers(spec.layers, is_per_layer=True, path=path)
+        yield from self._tokens(spec.token_indices, path)
+        if spec.n_top_tokens:
+            yield from self._count(spec.n_top_tokens, f"{path}.num_top_tokens")
+        elif not spec.vocabulary_tokens:
+            yield FieldViolation(
+                f"{path}.num_top_tokens", "say how many tokens, or which ones", Reason.FIELD_REQUIRED
+            )
+
+    def _activations(self, spec: ActivationsSpec, path: str) -> Iterator[FieldViolation]:
+        place_path, hook_point = f"{path}.activation_location_type", spec.hook_point
+        wrong_layers = list(self._layers(spec.layers, is_per_layer=hook_point.is_per_layer, path=path))
+        yield from wrong_layers
+        for i, layer in enumerate(() if wrong_layers else spec.layers):
+            layer_path = f"{path}.layer_indices[{i}]"
+            refused = list(presence_violations(hook_point, layer, self.info, place_path, layer_path))
+            yield from refused
+            if any(one.field == place_path for one in refused):
+                break
+        yield from self._tokens(spec.token_indices, path)
+        if spec.pass_type is PassType.BACKWARD and not self.has_objective:
+            yield FieldViolation(
+                f"{path}.pass_type", "gradients need a loss or a trace", Reason.OBJECTIVE_REQUIRED
+            )
+
+    def _layers(
+        self, layers: Sequence[int | None], *, is_per_layer: bool, path: str
+    ) -> Iterator[FieldViolation]:
+        for i, layer in enumerate(layers):
+            layer_path = f"{path}.layer_indices[{i}]"
+            yield from layer_violations(layer, is_per_layer, self.info, layer_path)
+            if layer in layers[:i]:
+                yield FieldViolation(layer_path, f"layer {layer} is named twice", Reason.DUPLICATE_NAME)
+
+    def _tokens(self, token_indices: Sequence[int], path: str) -> Iterator[FieldViolation]:
+        for i, token in enumerate(token_indices):
+            token_path = f"{path}.token_indices[{i}]"
+            yield from range_violations(token, self.n_tokens, "token", token_path)
+            if token in token_indices[:i]:
+                yield FieldViolation(token_path, f"token {token} is named twice", Reason.DUPLICATE_NAME)
 
     def _derived_scalars(self, spec: DerivedScalarsSpec, path: str) -> Iterator[FieldViolation]:
         scalar, shape = spec.derived_scalar, spec.derived_scalar.declared

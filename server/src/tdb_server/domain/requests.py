@@ -17,12 +17,23 @@ from tdb_server.domain.node import Dimension, NodeIndex, NodeType, PassType
 
 
 class LossName(Enum):
-    """The objectives that are functions of the last token's logits."""
+    """The objectives that are functions of one token's logits, or of its residual stream."""
 
     LOGIT_DIFF = "logit_diff"
     LOGIT_MINUS_MEAN = "logit_minus_mean"
     PROBS = "probs"
     ZERO = "zero"
+    LOG_PROB = "log_prob"
+    DIRECTION = "direction"
+
+
+class BackwardRule(Enum):
+    """How gradients go back through what is not linear (formulas: `tdb_server.model.backward_rules`)."""
+
+    GRADIENT = "gradient"
+    FROZEN_NORMS = "frozen_norms"
+    RELP = "relp"
+    GIM = "gim"
 
 
 class AttentionTraceType(Enum):
@@ -71,12 +82,30 @@ class TokenScoringType(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class ResidualDirection:
+    """A vector [d] at the residual stream of a layer; the embedding has no layer."""
+
+    hook_point: HookPoint
+    layer_index: int | None
+    vector: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LossConfig:
-    """A loss on the last token's logits. Token ids."""
+    """A loss on one token's logits, or along a direction. Token ids.
+
+    Attributes:
+        token_index: the token at which it is taken; None for the last.
+        target_weights: what each target counts; None for its share of their mean.
+        direction: of the loss of this name, what the residual stream is projected onto.
+    """
 
     name: LossName
     target_tokens: tuple[int, ...] = ()
     distractor_tokens: tuple[int, ...] = ()
+    token_index: int | None = None
+    target_weights: tuple[float, ...] | None = None
+    direction: ResidualDirection | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +199,8 @@ class InferenceSpec:
         bos_added: whether the first token is the beginning-of-text token, put in front of the text.
         baselines: the tokens of prompts to compare with.
         circuit: what alone is kept.
+        backward_rule: how the backward pass goes through what is not linear.
+        pattern_gradients: whether RELP lets attention patterns pass gradients on.
     """
 
     token_ids: tuple[int, ...]
@@ -180,6 +211,8 @@ class InferenceSpec:
     bos_added: bool = False
     baselines: tuple[tuple[int, ...], ...] = ()
     circuit: Circuit | None = None
+    backward_rule: BackwardRule = BackwardRule.GRADIENT
+    pattern_gradients: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +296,42 @@ class TokenPairAttributionSpec:
     n_tokens_attended_to: int = 3
 
 
+@dataclass(frozen=True, slots=True)
+class ComponentTotalsSpec:
+    """Derived scalars summed over all but layers and heads."""
+
+    derived_scalars: tuple[DerivedScalar, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LensSpec:
+    """What the residual stream behind each layer would predict.
+
+    Attributes:
+        hook_point: the stream after attention or that after the MLP.
+        layers: those looked at, behind the embedding.
+        token_indices: absolute.
+        vocabulary_tokens: whose logits are wanted.
+        n_top_tokens: how many of the likeliest are named; 0 for none.
+    """
+
+    hook_point: HookPoint
+    layers: tuple[int, ...]
+    token_indices: tuple[int, ...]
+    vocabulary_tokens: tuple[int, ...] = ()
+    n_top_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationsSpec:
+    """The values of a place, or gradients there; `layers` are None alone where it has none."""
+
+    hook_point: HookPoint
+    layers: tuple[int | None, ...]
+    token_indices: tuple[int, ...]
+    pass_type: PassType = PassType.FORWARD
+
+
 ProcessingSpec = (
     MultipleTopKSpec
     | DerivedScalarsSpec
@@ -270,6 +339,9 @@ ProcessingSpec = (
     | ScoredTokensSpec
     | TokenPairAttributionSpec
     | EdgesSpec
+    | ComponentTotalsSpec
+    | LensSpec
+    | ActivationsSpec
 )
 
 
@@ -288,9 +360,10 @@ class InferenceSubRequest:
 
 @dataclass(frozen=True, slots=True)
 class DebugSubRequest:
-    """One TDB sub-request; `bos_added`, `baselines` and `circuit` as in `InferenceSpec`.
+    """One TDB sub-request; what it shares with an `InferenceSpec` is said there.
 
-    Components of the residual stream come beside the others, each once, in the enum's order.
+    Components of the residual stream come beside the others, each once, in the enum's order. `loss` stands in
+    place of the difference of logits of the target and distractor tokens, where it is given.
     """
 
     token_ids: tuple[int, ...]
@@ -306,3 +379,8 @@ class DebugSubRequest:
     baselines: tuple[tuple[int, ...], ...] = ()
     circuit: Circuit | None = None
     residual_stream_components: tuple[ResidualStreamComponent, ...] = ()
+    backward_rule: BackwardRule = BackwardRule.GRADIENT
+    pattern_gradients: bool = False
+    loss: LossConfig | None = None
+    omits_token_lists: bool = False
+    wants_component_totals: bool = False

@@ -103,6 +103,42 @@ class DerivedAttentionScalarsResult:
     totals_out: AttentionTotals
 
 
+@dataclass(frozen=True, slots=True)
+class ComponentTotalsResult:
+    """Each derived scalar's total for every component: by layer, and of heads by head."""
+
+    totals: dict[DerivedScalar, LabelledArray]
+
+
+@dataclass(frozen=True, slots=True)
+class LensResult:
+    """Logits of the embedding and of each layer.
+
+    Attributes:
+        layers: behind the embedding.
+        token_indices: the prompt's tokens.
+        vocabulary_tokens: those chosen.
+        logits: of these [1 + L, n_tokens, n_chosen].
+        top_ids: the likeliest tokens [(1 + L) * n_tokens, n], best first.
+        top_logits: theirs.
+    """
+
+    layers: tuple[int, ...]
+    token_indices: tuple[int, ...]
+    vocabulary_tokens: tuple[int, ...]
+    logits: FloatArray
+    top_ids: IntArray
+    top_logits: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationsResult:
+    """A place's values or gradients by layer, at some tokens."""
+
+    layers: tuple[tuple[int | None, LabelledArray], ...]
+    token_indices: tuple[int, ...]
+
+
 ProcessingResult = (
     MultipleTopKResult
     | ScoredTokensResult
@@ -110,6 +146,9 @@ ProcessingResult = (
     | DerivedScalarsResult
     | DerivedAttentionScalarsResult
     | EdgesResult
+    | ComponentTotalsResult
+    | LensResult
+    | ActivationsResult
 )
 
 

@@ -9,14 +9,18 @@ from torch import Tensor
 
 from tdb_server.domain.edges import EdgesSpec
 from tdb_server.domain.requests import (
+    ActivationsSpec,
+    ComponentTotalsSpec,
     DerivedAttentionScalarsSpec,
     DerivedScalarsSpec,
+    LensSpec,
     MultipleTopKSpec,
     ScoredTokensSpec,
     TokenPairAttributionSpec,
 )
 from tdb_server.domain.results import (
     CallEvent,
+    ComponentTotalsResult,
     Finished,
     MultipleTopKResult,
     NamedResult,
@@ -26,7 +30,16 @@ from tdb_server.domain.results import (
 from tdb_server.engine.cache import Gradients
 from tdb_server.engine.components import derived_attention_scalars, derived_scalars
 from tdb_server.engine.edges import edges
-from tdb_server.engine.nodes import NodeTable, derive, look_ups, top_k_results, union_of_nodes
+from tdb_server.engine.lens import lens
+from tdb_server.engine.nodes import (
+    NodeTable,
+    component_totals,
+    derive,
+    look_ups,
+    top_k_results,
+    union_of_nodes,
+)
+from tdb_server.engine.places import activations
 from tdb_server.engine.plan import Plan
 from tdb_server.engine.rank_tokens import TokenRanker
 from tdb_server.engine.references import circuit_losses, circuit_values
@@ -37,8 +50,8 @@ from tdb_server.engine.token_pairs import token_pair_attribution
 from tdb_server.engine.transfers import Array, download, upload
 
 Event = tuple[str, CallEvent]
-_THERE_ALREADY = (MultipleTopKSpec,)
-_OF_COMPONENTS = (DerivedScalarsSpec, DerivedAttentionScalarsSpec, EdgesSpec)
+_THERE_ALREADY = (MultipleTopKSpec, ComponentTotalsSpec)
+_OF_COMPONENTS = (DerivedScalarsSpec, DerivedAttentionScalarsSpec, LensSpec, ActivationsSpec, EdgesSpec)
 _OF_NODES = (ScoredTokensSpec, TokenPairAttributionSpec)
 
 
@@ -47,13 +60,13 @@ class Ranked:
     """The best nodes.
 
     Attributes:
-        results: by row and name.
+        results: by row and name, also the sums by component.
         tables: each call's nodes, by name.
         to_score: what tokens are scored against, with its arrays on the device.
         more: what else was brought to the host.
     """
 
-    results: dict[tuple[int, str], MultipleTopKResult]
+    results: dict[tuple[int, str], MultipleTopKResult | ComponentTotalsResult]
     tables: list[dict[str, NodeTable]]
     to_score: list[tuple[ToScore, list[Tensor]]]
     more: list[Array]
@@ -162,7 +175,12 @@ class Answers:
         of_sums = iter(on_host[len(values) :])
         totals = [{key: next(of_sums) for key in one.sums} for one in derived]
         numbers = on_host[: len(values)]
-        results = top_k_results(plan, looked_up, tables, numbers, totals, only_logits=only_logits)
+        results: dict[tuple[int, str], MultipleTopKResult | ComponentTotalsResult] = {
+            **top_k_results(plan, looked_up, tables, numbers, totals, only_logits=only_logits)
+        }
+        if not only_logits:
+            n_layers = len(everything.model.decoder.blocks)
+            results |= component_totals(plan, derived, totals, n_layers)
         scored = [(one, [next(uploaded) for _ in one.arrays]) for one in to_score]
         return Ranked(results, all_tables, scored, list(of_sums))
 
@@ -181,7 +199,7 @@ class Answers:
                 if not isinstance(spec, kinds):
                     continue
                 result: ProcessingResult | None
-                if isinstance(spec, MultipleTopKSpec):  # of logits alone or of all others, as they are ready
+                if isinstance(spec, _THERE_ALREADY):  # of logits alone or of all others, as they are ready
                     result = found.results.get((row, name))
                 else:
                     result = self._result(row, name, groups, found.tables[call_index], lists)
@@ -207,6 +225,10 @@ class Answers:
             case EdgesSpec() as spec:
                 everything = rows.part(slice(0, len(self.plan.rows)))
                 return edges(everything, row, spec, self.check_cancelled)
+            case LensSpec() as spec:
+                return lens(rows, own_row, spec)
+            case ActivationsSpec() as spec:
+                return activations(rows, own_row, spec)
             case ScoredTokensSpec(_, scoring, n_tokens):
                 own_lists = next(one for one in lists if one.to_score.n_tokens == n_tokens)
                 return own_lists.of(row, name, scoring)

@@ -29,14 +29,14 @@ class Cache:
         values: by hook point, of each layer in order [B, ...]; of hook points that no layer has, one.
         final_residual: the last residual stream [B, T, d].
         final_normed: what the unembedding reads [B, T, d].
-        last_logits: of each row's last token, after interventions and their cap [B, V].
+        loss_logits: of the token of each row's loss, after interventions and their cap [B, V].
         read: by dictionary's site and layer, what it reads [B, T, s].
     """
 
     values: dict[HookPoint, list[Tensor]]
     final_residual: Tensor
     final_normed: Tensor
-    last_logits: Tensor
+    loss_logits: Tensor
     read: dict[tuple[Site, int], Tensor]
 
 
@@ -46,10 +46,10 @@ class Graph:
 
     Attributes:
         sites: tensors whose gradients are wanted.
-        streams: the residual streams that traces start from.
+        streams: the residual streams that objectives start from.
         site_outputs: dictionaries' sites behind the splice, whose gradients are wanted.
         final_normed: what the unembedding reads [B, T, d].
-        logits_before: the last tokens' logits [B, 1, V] before gradients are set there.
+        logits_before: the logits at the losses' tokens [B, 1, V] before gradients are set there.
         logits: the same behind it, of which differences are computed [B, V].
         capped: the model's own, of which probabilities are computed; the same where they have no cap.
     """
@@ -72,8 +72,8 @@ class Gradients:
         traced: the traced objectives, of the rows of each of `Plan.traces` [m].
         at: by hook point and layer [B, ...].
         at_sites: by dictionary's site and layer, behind the splice [B, T, s].
-        at_last_logits: [B, 1, V].
-        at_earlier_logits: of the rows that set gradients there [T - 1, V].
+        at_loss_logits: at the losses' tokens [B, 1, V].
+        at_other_logits: of the rows that set gradients there [T, V]; zero at the loss's token.
         directions: of each row, the gradient at the last residual stream that its objective can see, at the
             plan's direction tokens [B, n, d].
     """
@@ -82,6 +82,6 @@ class Gradients:
     traced: list[Tensor]
     at: dict[HookSite, Tensor]
     at_sites: dict[tuple[Site, int], Tensor]
-    at_last_logits: Tensor | None
-    at_earlier_logits: dict[int, Tensor]
+    at_loss_logits: Tensor | None
+    at_other_logits: dict[int, Tensor]
     directions: Tensor

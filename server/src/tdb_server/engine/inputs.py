@@ -11,8 +11,9 @@ from torch import Tensor
 
 from tdb_server.domain.requests import Trace
 from tdb_server.engine.objectives import loss_terms
-from tdb_server.engine.plan import Plan
+from tdb_server.engine.plan import Plan, Row, Stream
 from tdb_server.engine.transfers import Array, upload
+from tdb_server.model.backward_rules import BackwardRules, rows_by_step
 
 ALL_WRITES = 2**31
 """A depth behind all writes."""
@@ -35,17 +36,32 @@ class TracedRows:
     downstream: Tensor
 
 
+@dataclass(frozen=True)
+class RowsAlongDirections:
+    """Rows whose loss is a residual stream at one token, dotted with a vector.
+
+    Attributes:
+        stream: that of all of them.
+        rows: of the batch [m].
+        vectors: theirs [m, d].
+    """
+
+    stream: Stream
+    rows: Tensor
+    vectors: Tensor
+
+
 class Inputs:
     """What a plan brings to the device.
 
     Attributes:
         token_ids: padded on the right [B, T].
         n_tokens: of each row [B].
-        last: each row's last token [B].
+        loss_tokens: the token whose logits each row's loss is of [B], mostly the last.
         rows: 0 to B - 1.
         direction_tokens: where directions of interest can be other than zero [B, n], padded with the first.
         is_direction: which of these are not padding [B, n], 1 or 0.
-        logit_tokens: the tokens whose logits are wanted [B, m], padded with the last.
+        logit_tokens: the tokens whose logits are wanted [B, m], padded with the last of them.
         padded_rows: the row of each token that is padding, and
         padded_tokens: where it is.
         depths: writes to the residual stream at this depth or before are seen by a row's objective [B].
@@ -53,6 +69,8 @@ class Inputs:
         losses: the arrays of `loss_terms`.
         circuit_pairs: rows and references of `Plan.circuit_pairs`.
         traces: the others that have an objective.
+        rules: how rows go back; None where all do by the derivative.
+        directions: losses along directions.
     """
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
@@ -64,6 +82,10 @@ class Inputs:
         self.loss_terms = loss_terms([row.inference.loss for row in rows])
         depths = [row.direction_depth for row in rows]
         has_loss = [row.trace is None and row.inference.loss is not None for row in rows]
+        by_step = rows_by_step(
+            [(row.inference.backward_rule, row.inference.pattern_gradients) for row in rows]
+        )
+        of_steps = [np.array(own, np.int64) for own in by_step if any(own)]
         traces = [
             [
                 np.array(own),
@@ -72,11 +94,15 @@ class Inputs:
             ]
             for own in plan.traces.values()
         ]
+        directions = [
+            [np.array(own), np.array([_vector(rows[one]) for one in own])]
+            for own in plan.losses_along_directions.values()
+        ]
         uploaded = upload(
             [
                 token_ids,
                 n_tokens,
-                n_tokens - 1,
+                np.array([row.loss_token for row in rows]),
                 np.arange(len(rows)),
                 self.host_direction_tokens,
                 is_direction.astype(np.float64),
@@ -87,17 +113,24 @@ class Inputs:
                 *self.loss_terms,
                 np.array([row for row, _ in plan.circuit_pairs], np.int64),
                 np.array([reference for _, reference in plan.circuit_pairs], np.int64),
+                *of_steps,
                 *(array for own in traces for array in own),
+                *(array for own in directions for array in own),
             ],
             device,
         )
-        self.token_ids, self.n_tokens, self.last, self.rows = uploaded[:4]
+        self.token_ids, self.n_tokens, self.loss_tokens, self.rows = uploaded[:4]
         self.direction_tokens, self.is_direction, self.logit_tokens = uploaded[4:7]
         self.padded_rows, self.padded_tokens, self.depths, self.loss_rows = uploaded[7:11]
-        self.losses, self.circuit_pairs, of_traces = uploaded[11:15], uploaded[15:17], iter(uploaded[17:])
-        self.traces = [
-            TracedRows(trace, own, node, downstream)
-            for trace, own, node, downstream in zip(plan.traces, of_traces, of_traces, of_traces, strict=True)
+        n_terms = len(self.loss_terms)
+        self.losses, others = uploaded[11 : 11 + n_terms], iter(uploaded[11 + n_terms :])
+        self.circuit_pairs = next(others), next(others)
+        self.rules = None
+        if of_steps:
+            self.rules = BackwardRules(*(next(others) != 0 if any(own) else None for own in by_step))
+        self.traces = [TracedRows(trace, next(others), next(others), next(others)) for trace in plan.traces]
+        self.directions = [
+            RowsAlongDirections(stream, next(others), next(others)) for stream in plan.losses_along_directions
         ]
         self.has_padding = not is_token.all()
         self.is_ragged = not is_direction.all()
@@ -113,3 +146,10 @@ def _padded(rows: Sequence[Sequence[int]], pad: int, least: int = 0) -> tuple[Ar
 def _indices(traces: Sequence[Trace | None]) -> Array:
     """Indices of traced nodes, axis by axis; none where there is no trace."""
     return np.array([one.node.tensor_indices if one else () for one in traces], np.int64).T
+
+
+def _vector(row: Row) -> Sequence[float]:
+    """What a row's loss is along."""
+    assert row.inference.loss is not None
+    assert row.inference.loss.direction is not None
+    return row.inference.loss.direction.vector

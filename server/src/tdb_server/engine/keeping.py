@@ -7,13 +7,15 @@ from collections.abc import Iterator, Sequence
 from tdb_server.domain.axes import is_of_autoencoder
 from tdb_server.domain.derived_scalar import DerivedScalar, Measure
 from tdb_server.domain.edges import EdgesSpec
+from tdb_server.domain.gradient_need import wanted_scalars
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import NodeType, PassType
 from tdb_server.domain.requests import (
+    ActivationsSpec,
     DerivedAttentionScalarsSpec,
-    DerivedScalarsSpec,
     InferenceSubRequest,
+    LensSpec,
     MultipleTopKSpec,
     ScoredTokensSpec,
     TokenPairAttributionSpec,
@@ -46,15 +48,15 @@ def kept_for(
         autoencoders: that are loaded.
         is_parallel: whether MLPs read the stream before their layer.
     """
+    for scalar, pass_type in wanted_scalars(sub_request):
+        yield from _kept_for_scalar(scalar, pass_type, autoencoders)
     for spec in sub_request.processing.values():
         match spec:
-            case MultipleTopKSpec():
-                for scalar in scalars_of(spec):
-                    yield from _kept_for_scalar(scalar, spec.pass_type, autoencoders)
-            case DerivedScalarsSpec():
-                yield from _kept_for_scalar(spec.derived_scalar, spec.pass_type, autoencoders)
+            case LensSpec():
+                yield from ((HookPoint.RESID_POST_EMB, False), (spec.hook_point, False))
+            case ActivationsSpec():
+                yield _at(spec.hook_point, autoencoders), spec.pass_type is PassType.BACKWARD
             case DerivedAttentionScalarsSpec():
-                yield from _kept_for_scalar(spec.derived_scalar, PassType.FORWARD, autoencoders)
                 latent = sub_request.inference.within_layer_gradient
                 if latent is not None:
                     yield autoencoder_of(latent.hook_point, autoencoders).site, False
@@ -85,7 +87,7 @@ def _kept_for_scalar(
     if hook_point is None or measure is Measure.ONE:
         return
     if is_of_autoencoder(hook_point):
-        yield autoencoder_of(hook_point, autoencoders).site, gradient
+        yield _at(hook_point, autoencoders), gradient
         return
     if declared.is_previous_layer:
         yield HookPoint.RESID_POST_EMB, gradient
@@ -94,6 +96,11 @@ def _kept_for_scalar(
     yield hook_point, gradient
     if hook_point is HookPoint.ATTN_QK_PROBS and measure not in (Measure.ACTIVATION, Measure.ACT_TIMES_GRAD):
         yield HookPoint.ATTN_V, False
+
+
+def _at(hook_point: HookPoint, autoencoders: Sequence[Autoencoder]) -> Kept:
+    """The hook point itself, or the site of the dictionary that it is of."""
+    return autoencoder_of(hook_point, autoencoders).site if is_of_autoencoder(hook_point) else hook_point
 
 
 def _kept_for_scoring(

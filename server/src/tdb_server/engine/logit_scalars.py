@@ -20,6 +20,7 @@ from tdb_server.engine.product_of_rows import product_at_all_tokens
 from tdb_server.engine.products import Layers, Product
 from tdb_server.engine.rows import Rows
 from tdb_server.engine.transfers import download
+from tdb_server.model.precision import wide
 
 _N_EMBEDDINGS = 4096
 """How many embeddings go through an MLP at once: their neurons take tens of megabytes, not a gigabyte."""
@@ -46,15 +47,16 @@ def logit_scalars(rows: Rows, declared: Declaration, pass_type: PassType) -> Pro
 
 
 def logits_at_tokens(rows: Rows) -> Tensor:
-    """Logits at the tokens whose logits are wanted [B, m, V], the last token's last; zero in padding."""
-    last, tokens = rows.cache.last_logits[rows.rows], rows.inputs.logit_tokens[rows.rows]
+    """Logits at the tokens whose logits are wanted [B, m, V]; zero in padding."""
+    of_losses, tokens = rows.cache.loss_logits[rows.rows], rows.inputs.logit_tokens[rows.rows]
     if tokens.shape[1] == 1:
-        return last[:, None]
+        return of_losses[:, None]
     normed = rows.cache.final_normed[rows.rows]
     decoder = rows.model.decoder
     found = decoder.cap(decoder.unembed(normed[rows.inputs.rows[: rows.n_rows, None], tokens]))
     for row, planned in enumerate(rows.planned):
-        found[row, len(planned.logit_tokens) - 1] = last[row]  # the very numbers that losses are made of
+        place = planned.logit_tokens.index(planned.loss_token)
+        found[row, place] = of_losses[row]  # the very numbers that losses are made of
         found[row, len(planned.logit_tokens) :] = 0
     for one in rows.own(logit_interventions(rows.plan)):
         if one.is_forward:
@@ -84,14 +86,15 @@ def _logit_sums(rows: Rows) -> Tensor:
 def _logit_gradients(rows: Rows) -> Tensor:
     """Gradients at the logits of every token [B, T, V]."""
     assert rows.backward is not None
-    last, earlier = rows.backward.at_last_logits, rows.backward.at_earlier_logits
-    found = rows.cache.last_logits.new_zeros(rows.n_rows, rows.plan.n_tokens, rows.cache.last_logits.shape[1])
+    of_losses, others = rows.backward.at_loss_logits, rows.backward.at_other_logits
+    like = rows.cache.loss_logits
+    found = like.new_zeros(rows.n_rows, rows.plan.n_tokens, like.shape[1])
     for row, planned in enumerate(rows.planned):
-        index, n_earlier = rows.rows.start + row, planned.n_tokens - 1
-        if last is not None:
-            found[row, n_earlier] = last[index, 0]
-        if index in earlier:
-            found[row, :n_earlier] = earlier[index]
+        index = rows.rows.start + row
+        if index in others:
+            found[row, : planned.n_tokens] = others[index]
+        if of_losses is not None:
+            found[row, planned.loss_token] = of_losses[index, 0]
     return found
 
 
@@ -101,8 +104,8 @@ def vocabulary_reads(rows: Rows) -> Tensor:
     A backward ablation of `mlp.post_act` or of an MLP autoencoder's latents names one and a weight; the
     embedding stands for the whole residual stream before its MLP.
     """
-    embedding = rows.model.decoder.token_embedding
-    reads = embedding.new_zeros(rows.n_rows, rows.plan.n_tokens, len(embedding))
+    n_vocabulary = rows.model.decoder.config.vocabulary_size
+    reads = rows.cache.loss_logits.new_zeros(rows.n_rows, rows.plan.n_tokens, n_vocabulary)
     for row, planned in enumerate(rows.planned):
         for one in planned.inference.ablations:
             if one.index.pass_type is PassType.BACKWARD and _has_reads(rows, one.index.hook_point):
@@ -128,7 +131,7 @@ def _embedding_reads(rows: Rows, index: ActivationIndex) -> Tensor:
     found = []
     for embedding in torch.split(decoder.token_embedding, _N_EMBEDDINGS):
         which = torch.full((len(embedding),), component, device=embedding.device)
-        embedding = decoder.entering(embedding)
+        embedding = decoder.entering(wide(embedding))
         if index.hook_point is HookPoint.MLP_POST_ACT:
             found.append(decoder.blocks[layer_index].mlp.objectives(embedding, which))
         else:

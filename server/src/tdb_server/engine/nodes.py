@@ -17,8 +17,13 @@ from torch import Tensor
 from tdb_server.domain.axes import TOKEN_DIMENSIONS
 from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.node import Dimension, NodeIndex, Nodes, NodeType, PassType
-from tdb_server.domain.requests import MultipleTopKSpec
-from tdb_server.domain.results import GroupResult, LabelledArray, MultipleTopKResult
+from tdb_server.domain.requests import ComponentTotalsSpec, MultipleTopKSpec
+from tdb_server.domain.results import (
+    ComponentTotalsResult,
+    GroupResult,
+    LabelledArray,
+    MultipleTopKResult,
+)
 from tdb_server.engine.plan import (
     Group,
     Plan,
@@ -29,6 +34,7 @@ from tdb_server.engine.plan import (
     ranks_only_logits,
     summing_of,
     top_k_specs,
+    total_of,
 )
 from tdb_server.engine.products import NodeCoordinates, Product, spans_of
 from tdb_server.engine.rows import Rows
@@ -95,13 +101,15 @@ def _go_through(
     check_cancelled: Callable[[], None],
 ) -> None:
     """Ranks a product's numbers, and adds them to their sums."""
-    known = [one for one in sums if product.known_sum is not None and one.keep == (_TOKENS,)]
+    has_known = product.known_sum is not None
+    known = [one for one in sums if has_known and one.keep == (_TOKENS,) and not one.by_layer]
     for part in product.parts():
         check_cancelled()
         numbers = product.numbers(part)
         for one in sums:
             if one not in known:
-                totals[one] = product.add_sum(one.keep, part, numbers, totals.get(one))
+                add = product.add_total if one.by_layer else product.add_sum
+                totals[one] = add(one.keep, part, numbers, totals.get(one))
         for top in tops:
             if top.product is product:
                 top.add(part, numbers)
@@ -362,6 +370,37 @@ def top_k_results(
         )
         for (row, name), spec in specs.items()
     }
+
+
+def component_totals(
+    plan: Plan, derived: Sequence[Derived], totals: Sequence[dict[Summing, Array]], n_layers: int
+) -> dict[tuple[int, str], ComponentTotalsResult]:
+    """Sums by component, by row and name; zero in layers that a derived scalar does not have.
+
+    Args:
+        totals: of each group.
+    """
+    found = {}
+    for row_index, row in enumerate(plan.rows):
+        group_index = plan.group_of[row_index]
+        products, own = derived[group_index].products, totals[group_index]
+        row_in_group = row_index - plan.groups[group_index].start
+        for name, spec in row.processing.items():
+            if not isinstance(spec, ComponentTotalsSpec):
+                continue
+            by_scalar = {}
+            for scalar in spec.derived_scalars:
+                summing = total_of(scalar)
+                total = own[summing][row_in_group]
+                if not scalar.declared.is_per_layer:
+                    by_scalar[scalar] = LabelledArray(total[0], summing.keep)
+                    continue
+                everywhere = np.zeros((n_layers, *total.shape[1:]), total.dtype)
+                layers = [one for one in products[scalar, PassType.FORWARD].layers if one is not None]
+                everywhere[layers] = total
+                by_scalar[scalar] = LabelledArray(everywhere, (Dimension.LAYERS, *summing.keep))
+            found[row_index, name] = ComponentTotalsResult(by_scalar)
+    return found
 
 
 def _sums(

@@ -1,8 +1,8 @@
 """Objectives: what the backward pass starts from, one number per row.
 
-A loss is a function of the last token's logits. A trace makes a node the objective: its pre-activation is
-recomputed from the residual stream just before its block, with the norm's scale held constant, so that the
-gradient at that residual stream is the node's own read direction.
+A loss is a function of one token's logits, or a residual stream along a direction. A trace makes a node the
+objective: its pre-activation is recomputed from the residual stream just before its block, with the norm's
+scale held constant, so that the gradient at that residual stream is the node's own read direction.
 """
 
 from __future__ import annotations
@@ -27,26 +27,31 @@ def loss_terms(configs: Sequence[LossConfig | None]) -> list[Array]:
 
     Returns:
         The vocabulary tokens that each row looks at, padded [m, n]; what their logits [m, n], what their
-        probabilities [m, n], and what the mean of all logits [m] is multiplied with.
+        probabilities [m, n], what the mean of all logits [m], and what the logarithms of their probabilities
+        [m, n] are multiplied with.
     """
     width = max([1, *(len(one.target_tokens) + len(one.distractor_tokens) for one in configs if one)])
     tokens = np.zeros((len(configs), width), np.int64)
     of_logits, of_probabilities = np.zeros(tokens.shape), np.zeros(tokens.shape)
-    of_mean = np.zeros(len(configs))
+    of_mean, of_logarithms = np.zeros(len(configs)), np.zeros(tokens.shape)
     for row, config in enumerate(configs):
-        if config is None or config.name is LossName.ZERO:
+        if config is None or config.name in (LossName.ZERO, LossName.DIRECTION):
             continue
         targets, distractors = config.target_tokens, config.distractor_tokens
         tokens[row, : len(targets) + len(distractors)] = [*targets, *distractors]
         if config.name is LossName.PROBS:
             of_probabilities[row, : len(targets)] = 1
             continue
-        of_logits[row, : len(targets)] = 1 / len(targets)
+        weights = config.target_weights or (1 / len(targets),) * len(targets)
+        if config.name is LossName.LOG_PROB:
+            of_logarithms[row, : len(targets)] = weights
+            continue
+        of_logits[row, : len(targets)] = weights
         if config.name is LossName.LOGIT_MINUS_MEAN:
             of_mean[row] = -1
         elif distractors:
             of_logits[row, len(targets) : len(targets) + len(distractors)] = -1 / len(distractors)
-    return [tokens, of_logits, of_probabilities, of_mean]
+    return [tokens, of_logits, of_probabilities, of_mean, of_logarithms]
 
 
 def losses(terms: Sequence[Array], uploaded: Sequence[Tensor], logits: Tensor, capped: Tensor) -> Tensor:
@@ -60,7 +65,7 @@ def losses(terms: Sequence[Array], uploaded: Sequence[Tensor], logits: Tensor, c
         logits: before their cap [m, V].
         capped: behind it; the same where there is none.
     """
-    tokens, of_logits, of_probabilities, of_mean = uploaded
+    tokens, of_logits, of_probabilities, of_mean, of_logarithms = uploaded
     logits = wide(logits)
     found = (logits.gather(1, tokens) * of_logits.to(logits.dtype)).sum(dim=1)
     if terms[3].any():
@@ -68,6 +73,9 @@ def losses(terms: Sequence[Array], uploaded: Sequence[Tensor], logits: Tensor, c
     if terms[2].any():
         probabilities = torch.softmax(wide(capped), dim=-1).gather(1, tokens)
         found = found + (probabilities * of_probabilities.to(probabilities.dtype)).sum(dim=1).to(found.dtype)
+    if terms[4].any():
+        logarithms = torch.log_softmax(wide(capped), dim=-1).gather(1, tokens)
+        found = found + (logarithms * of_logarithms.to(logarithms.dtype)).sum(dim=1).to(found.dtype)
     return found
 
 

@@ -1,5 +1,8 @@
 """One forward and one backward pass over a batch, and what is kept of them.
 
+Where nothing that is wanted needs a gradient there is no backward pass, and rows that begin alike are run as
+one (`shared_beginnings.py`).
+
 The embedding output alone requires a gradient, so the graph holds activations only. The forward pass keeps
 the hook points that somebody asked for; one `autograd.grad` from all rows' objectives gives their gradients.
 Rows do not touch each other, so the gradient of the sum is each row's own gradient.
@@ -32,7 +35,9 @@ from tdb_server.engine.latents import autoencoder_of, splice
 from tdb_server.engine.objectives import losses, traced_values
 from tdb_server.engine.plan import HookSite, Plan, Stream
 from tdb_server.engine.references import References
+from tdb_server.engine.shared_beginnings import Beginnings, shared_beginnings
 from tdb_server.model.autoencoder import Autoencoder, MlpInputs
+from tdb_server.model.backward_rules import BackwardRules
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.hooks import HOLD_NORM_SCALES, INNER_HOOK_POINTS, Hooks
 from tdb_server.model.precision import wide
@@ -44,16 +49,22 @@ class _Recorder:
     """The hook of a forward pass: sets what the plan sets, and keeps what it keeps."""
 
     def __init__(
-        self, plan: Plan, model: Model, references: References | None, check_cancelled: Callable[[], None]
+        self,
+        plan: Plan,
+        model: Model,
+        references: References | None,
+        rules: BackwardRules | None,
+        beginnings: Beginnings | None,
+        check_cancelled: Callable[[], None],
     ) -> None:
         self._plan, self._model, self._check_cancelled = plan, model, check_cancelled
-        self._references = references
+        self._references, self._beginnings = references, beginnings
         self._read_by_heads: dict[HookPoint, Tensor] = {}
         self.values: dict[HookPoint, list[Tensor]] = {}
         self.graph_sites: dict[HookSite, Tensor] = {}
         self.streams: dict[Stream, Tensor] = {}
         self.read: dict[tuple[Site, int], Tensor] = {}
-        self._mlp_inputs = MlpInputs(model.decoder)
+        self._mlp_inputs = MlpInputs(model.decoder, rules)
         self.site_outputs: dict[tuple[Site, int], Tensor] = {}
         self._past_trace: set[int] = set()
         """Rows whose objective is at this point or before. Their gradient is zero from here on, but the way
@@ -67,7 +78,7 @@ class _Recorder:
                 # Not through `self`, which holds the graph: a cycle across autograd is never collected.
                 x.register_hook(lambda _: check_cancelled())  # type: ignore[no-untyped-call]
         plan, site = self._plan, (hook_point, layer_index)
-        interventions = plan.interventions.get(site, ())
+        interventions = self._placed(plan.interventions.get(site, ()), site)
         hidden_cells = None
         if interventions and hook_point in PAIR_HOOK_POINTS:
             assert layer_index is not None
@@ -77,11 +88,11 @@ class _Recorder:
             self._read_by_heads[hook_point] = x
             forward_ones, of_pairs = _split(forward_ones)
             x = self._set_contributions(x, of_pairs)
-        x = set_values(x, forward_ones, hidden_cells, self._baseline(hook_point, layer_index))
+        x = set_values(x, forward_ones, hidden_cells, self._baseline(site))
         if hook_point is HookPoint.ATTN_QK_PROBS:
             self._read_by_heads[hook_point] = x
         if hook_point in plan.values:  # the forward pass comes by layers in order
-            self.values.setdefault(hook_point, []).append(x.detach())
+            self.values.setdefault(hook_point, []).append(self._of_all_rows(x, site).detach())
         if hook_point in plan.gradients or site == last_residual(self._model.decoder):
             self.graph_sites[site] = x
         own = self._starting(Stream(*site, is_behind_dictionary=False), x)
@@ -94,16 +105,24 @@ class _Recorder:
             if autoencoder.site.hook_point is hook_point and layer_index in autoencoder.layers:
                 x = self._splice(autoencoder, layer_index, x, set_no_gradient)
         self._starting(Stream(*site), x)
+        if self._beginnings is not None and hook_point is HookPoint.RESID_POST_MLP:
+            source = self._beginnings.parting.get(layer_index or 0)
+            x = x if source is None else x[source]
         self._mlp_inputs.see(hook_point, x)
         return x
 
-    def _baseline(self, hook_point: HookPoint, layer_index: int | None) -> Baseline | None:
+    def _baselines_of(self, place: int, site: HookSite) -> tuple[int, ...]:
+        """The baselines of the row that stands at a place among those that are run."""
+        if self._beginnings is not None:
+            place = int(self._beginnings.running[self._layer(site)][place])
+        return self._plan.rows[place].baselines
+
+    def _baseline(self, site: HookSite) -> Baseline | None:
         """What rows' cells are in their baseline prompts."""
         references = self._references
         if references is None:
             return None
-        rows = self._plan.rows
-        return lambda row: references.values(rows[row].baselines, hook_point, layer_index)
+        return lambda place: references.values(self._baselines_of(place, site), *site)
 
     def _set_contributions(self, x: Tensor, interventions: Sequence[Intervention]) -> Tensor:
         """Sets what heads read from one token [B, H, T, e] to what they read from it in baselines."""
@@ -121,17 +140,35 @@ class _Recorder:
             group = head // self._model.decoder.config.n_heads_per_group
             probs, values = (self._read_by_heads[at] for at in (HookPoint.ATTN_QK_PROBS, HookPoint.ATTN_V))
             own = probs[one.row, head, query, key] * values[one.row, group, key]
-            baselines = self._plan.rows[one.row].baselines
+            baselines = self._baselines_of(one.row, (HookPoint.ATTN_V_OUT, layer_index))
             other = self._references.contribution(baselines, layer_index, query, key, head, group)
             x[one.row, head, query] += other.to(x.dtype) - own
         return x
+
+    def _layer(self, site: HookSite) -> int:
+        """The layer whose rows are run at a hook point; the number of layers behind them."""
+        hook_point, layer_index = site
+        if layer_index is not None:
+            return layer_index
+        return 0 if hook_point is HookPoint.RESID_POST_EMB else self._model.decoder.config.n_layers
+
+    def _of_all_rows(self, x: Tensor, site: HookSite) -> Tensor:
+        """What a hook point has of the rows that are run, for all rows of the batch."""
+        return x if self._beginnings is None else x[self._beginnings.places[self._layer(site)]]
+
+    def _placed(self, interventions: Sequence[Intervention], site: HookSite) -> Sequence[Intervention]:
+        """Interventions at the places of their rows among those that are run."""
+        if self._beginnings is None or not interventions:
+            return interventions
+        places = self._beginnings.host_places[self._layer(site)]
+        return [replace(one, row=int(places[one.row])) for one in interventions if one.is_forward]
 
     def _starting(self, stream: Stream, x: Tensor) -> set[int]:
         """The rows whose trace starts from a stream, which is kept for them."""
         found = self._plan.trace_streams.get(stream)
         if found is None:
             return set()
-        self.streams[stream] = x
+        self.streams[stream] = self._of_all_rows(x, (stream.hook_point, stream.layer_index))
         return found
 
     def _sets_gradient(self, one: Intervention, past_trace: set[int]) -> bool:
@@ -139,15 +176,16 @@ class _Recorder:
 
     def _latent_baseline(self, autoencoder: Autoencoder, layer_index: int) -> Baseline | None:
         """What rows' latents are in their baseline prompts."""
-        references = self._references
+        references, site = self._references, (autoencoder.site.hook_point, layer_index)
         if references is None:
             return None
-        rows = self._plan.rows
-        return lambda row: references.latents(rows[row].baselines, autoencoder, layer_index)
+        return lambda place: references.latents(self._baselines_of(place, site), autoencoder, layer_index)
 
     def _splice(self, autoencoder: Autoencoder, layer_index: int, x: Tensor, past_trace: set[int]) -> Tensor:
         plan, site = self._plan, autoencoder.site
-        of_latents = latent_interventions(plan, self._model, autoencoder, layer_index)
+        of_latents = self._placed(
+            latent_interventions(plan, self._model, autoencoder, layer_index), (site.hook_point, layer_index)
+        )
         interventions = [one for one in of_latents if one.is_forward or self._sets_gradient(one, past_trace)]
         if not interventions and site not in plan.sites:
             return x
@@ -156,12 +194,13 @@ class _Recorder:
         if site is Site.MLP_TRANSCODER:
             inputs = self._mlp_inputs.of_layer(layer_index)
         if site in plan.sites:
-            self.read[site, layer_index] = inputs.detach()
+            self.read[site, layer_index] = self._of_all_rows(inputs, (site.hook_point, layer_index)).detach()
         if interventions:
             baseline = self._latent_baseline(autoencoder, layer_index)
             written = splice(autoencoder.layers[layer_index], inputs, written, interventions, baseline)
             if site.is_stream and site.hook_point in plan.values:  # what goes on is what is read of a stream
-                self.values[site.hook_point][-1] = written.detach()
+                kept = self._of_all_rows(written, (site.hook_point, layer_index))
+                self.values[site.hook_point][-1] = kept.detach()
         if site in plan.site_gradients and written.requires_grad:
             # Another tensor than the one that a trace of the stream's own latents starts from.
             written = written.view_as(written)
@@ -218,22 +257,27 @@ def forward(
         Cancelled: as `check_cancelled`, which is asked between layers on both ways.
     """
     decoder = model.decoder
-    recorder = _Recorder(plan, model, references, check_cancelled)
+    beginnings = None
+    if not plan.needs_gradient:
+        runs = [row.inference for row in plan.rows]
+        beginnings = shared_beginnings(runs, decoder.config.n_layers, decoder.device)
+    token_ids = inputs.token_ids if beginnings is None else inputs.token_ids[beginnings.first]
+    recorder = _Recorder(plan, model, references, inputs.rules, beginnings, check_cancelled)
     altered = {hook_point for hook_point, _ in plan.interventions}
     wanted = plan.values | plan.gradients | altered
     if any(one.site is Site.MLP_TRANSCODER for one in model.autoencoders):
         wanted |= {HookPoint.MLP_LN_SCALE}
-    hooks = Hooks(recorder, INNER_HOOK_POINTS & wanted)
-    with torch.set_grad_enabled(plan.has_objective):
-        embedding = _embedded(decoder, plan, inputs, references).requires_grad_(plan.has_objective)
+    hooks = Hooks(recorder, INNER_HOOK_POINTS & wanted, inputs.rules)
+    with torch.set_grad_enabled(plan.needs_gradient):
+        embedding = _embedded(decoder, plan, token_ids, references).requires_grad_(plan.needs_gradient)
         residual = decoder.forward(embedding, hooks)
         normed = decoder.read_by_logits(residual, hooks)
-        logits = decoder.unembed(normed[inputs.rows, inputs.last])[:, None]  # [B, 1, V]
-        of_last = [found for one in logit_interventions(plan) if (found := _at_last_token(one))]
-        set_logits = [one for one in of_last if one.is_forward]
+        logits = decoder.unembed(normed[inputs.rows, inputs.loss_tokens])[:, None]  # [B, 1, V]
+        at_token = [found for one in logit_interventions(plan) if (found := _at_loss_token(plan, one))]
+        set_logits = [one for one in at_token if one.is_forward]
         before = set_values(logits, set_logits)
-        # A traced row's objective is before the logits: the gradients that come past here are other rows'.
-        of_losses = [one for one in of_last if not one.is_forward and plan.rows[one.row].trace is None]
+        # Some rows' objective is before the logits: the gradients that come past here are other rows'.
+        of_losses = [one for one in at_token if not one.is_forward and plan.rows[one.row].stream is None]
         after = set_gradients(before, of_losses)
         capped = set_values(decoder.cap(after), set_logits) if decoder.caps_logits else after
     outputs = recorder.site_outputs
@@ -242,9 +286,9 @@ def forward(
     return Cache(recorder.values, residual, normed, capped, recorder.read), graph
 
 
-def _embedded(decoder: Decoder, plan: Plan, inputs: Inputs, references: References | None) -> Tensor:
+def _embedded(decoder: Decoder, plan: Plan, token_ids: Tensor, references: References | None) -> Tensor:
     """The first residual stream [B, T, d]: rows that are interpolated start between baselines and prompt."""
-    embedding = decoder.embed(inputs.token_ids)
+    embedding = decoder.embed(token_ids)
     for index in plan.interpolated:
         row = plan.rows[index]
         assert references is not None
@@ -254,36 +298,39 @@ def _embedded(decoder: Decoder, plan: Plan, inputs: Inputs, references: Referenc
     return embedding
 
 
-def _at_last_token(one: Intervention) -> Intervention | None:
-    """What is set of a row's logits where its last token is all there is."""
+def _at_loss_token(plan: Plan, one: Intervention) -> Intervention | None:
+    """What is set of a row's logits where the token of its loss is all there is."""
     token, entry = one.ablation.index.tensor_indices
-    if token not in (None, one.n_tokens - 1):
+    if token not in (None, plan.rows[one.row].loss_token):
         return None
     index = replace(one.ablation.index, tensor_indices=(None, entry))
     return Intervention(one.row, 1, replace(one.ablation, index=index))
 
 
 def backward(model: Model, plan: Plan, inputs: Inputs, cache: Cache, graph: Graph) -> Gradients:
-    """Runs the backward pass from every row's objective.
+    """Runs the backward pass from every row's objective, where a gradient is needed.
 
     Args:
         model: that derives; objectives are float32, whatever the pass was.
     """
-    if not plan.has_objective:
-        no_losses = cache.last_logits.new_zeros(len(plan.rows))
-        directions = _directions(plan, inputs, cache, None, {})
-        return Gradients(no_losses, [], {}, {}, None, {}, directions)
     with torch.enable_grad():
         of_rows = losses(inputs.loss_terms, inputs.losses, graph.logits, graph.capped)
+        for along in inputs.directions:
+            own = wide(graph.streams[along.stream][along.rows, inputs.loss_tokens[along.rows]])
+            values = (own * along.vectors.to(own.dtype)).sum(dim=-1)
+            of_rows = of_rows.index_add(0, along.rows, values.to(of_rows.dtype))
         traced = [_traced(model, plan, inputs, cache, graph, one) for one in inputs.traces]
+        if not plan.needs_gradient:
+            directions = _directions(plan, inputs, cache, None, {})
+            return Gradients(of_rows, [one.detach() for one in traced], {}, {}, None, {}, directions)
         terms = [one.sum() for one in traced]
         if len(inputs.loss_rows):
             is_all = len(inputs.loss_rows) == len(plan.rows)
             terms.append((of_rows if is_all else of_rows[inputs.loss_rows]).sum())
-        earlier: dict[int, Tensor] = {}
+        others: dict[int, Tensor] = {}
         for index, row in enumerate(plan.rows):
-            if row.trace is None and row.inference.loss is not None:
-                terms += _at_earlier_logits(model.decoder, plan, graph, index, earlier)
+            if row.stream is None and row.inference.loss is not None:
+                terms += _at_other_logits(model.decoder, plan, graph, index, others)
     wants_logits = HookPoint.LOGITS in plan.gradients
     asked = [*graph.sites.values(), *graph.streams.values(), *graph.site_outputs.values()]
     asked += [graph.logits_before] if wants_logits else []
@@ -296,7 +343,7 @@ def backward(model: Model, plan: Plan, inputs: Inputs, cache: Cache, graph: Grap
         at,
         at_sites,
         next(gradients) if wants_logits else None,
-        earlier,
+        others,
         _directions(plan, inputs, cache, at.get(last_residual(model.decoder)), at_streams),
     )
 
@@ -310,10 +357,10 @@ def run_references(model: Model, plan: Plan, check_cancelled: Callable[[], None]
     if plan.references is None:
         return None
     inputs = Inputs(plan.references, model.decoder.device)
-    cache, graph = forward(model, plan.references, inputs, None, check_cancelled)
+    cache, _ = forward(model, plan.references, inputs, None, check_cancelled)
     widen_cache(cache)
     zero_padding(cache, inputs)
-    return References(cache, wide(graph.logits))
+    return References(cache)
 
 
 def widen_cache(cache: Cache) -> None:
@@ -359,12 +406,10 @@ def _directions(
 
     Args:
         at_end: gradients at the last residual stream; None where no objective sees it.
-        at_streams: gradients where traces start.
+        at_streams: gradients where objectives before the logits start.
     """
     tokens = inputs.direction_tokens
-    streams = {
-        None if row.trace is None else plan.trace_stream(row.trace): row.direction_depth for row in plan.rows
-    }
+    streams = {row.stream: row.direction_depth for row in plan.rows}
     found: Tensor | None = None
     for stream, depth in streams.items():
         gradient = at_end if stream is None else at_streams.get(stream)
@@ -405,12 +450,12 @@ def _downstream_directions(
     [m, d].
     """
     rows, query, downstream = traced.rows, traced.node[0], traced.trace.downstream
-    if downstream is None:  # the loss sees the last token alone
-        last = cache.final_residual[inputs.rows, inputs.last].requires_grad_()
-        logits = model.decoder.logits(last, HOLD_NORM_SCALES)
+    if downstream is None:  # the loss sees one token alone
+        seen = cache.final_residual[inputs.rows, inputs.loss_tokens].requires_grad_()
+        logits = model.decoder.logits(seen, HOLD_NORM_SCALES)
         found = losses(inputs.loss_terms, inputs.losses, logits, model.decoder.cap(logits))
-        (direction,) = torch.autograd.grad(found.sum(), last)
-        return direction[rows] * (query == inputs.last[rows])[:, None]
+        (direction,) = torch.autograd.grad(found.sum(), seen)
+        return direction[rows] * (query == inputs.loss_tokens[rows])[:, None]
     residual = wide(graph.streams[plan.trace_stream(downstream)].detach()).requires_grad_()
     nodes = traced.downstream
     values = traced_values(model.decoder, model.autoencoders, downstream, residual, rows, nodes)
@@ -418,17 +463,18 @@ def _downstream_directions(
     return direction[rows, query]
 
 
-def _at_earlier_logits(
-    decoder: Decoder, plan: Plan, graph: Graph, index: int, earlier: dict[int, Tensor]
+def _at_other_logits(
+    decoder: Decoder, plan: Plan, graph: Graph, index: int, others: dict[int, Tensor]
 ) -> list[Tensor]:
-    """What gives logits before the last token's, which no loss sees, the gradients that the row sets."""
-    n_earlier = plan.rows[index].n_tokens - 1
-    own = [replace(one.alone, n_tokens=n_earlier) for one in logit_interventions(plan) if one.row == index]
+    """What gives logits of other tokens than the loss's, which no loss sees, the gradients that are set."""
+    row = plan.rows[index]
+    own = [one.alone for one in logit_interventions(plan) if one.row == index]
     if not any(not one.is_forward and one.ablation.value != 0 for one in own):
         return []
-    nothing = wide(graph.logits[:0]).new_zeros(1, n_earlier, graph.logits.shape[1])
+    nothing = wide(graph.logits[:0]).new_zeros(1, row.n_tokens, graph.logits.shape[1])
     gradient = set_values(nothing, [one for one in own if not one.is_forward])
+    gradient[0, row.loss_token] = 0
     stopped = [replace(one, ablation=replace(one.ablation, value=0.0)) for one in own if one.is_forward]
-    flowing = set_values(gradient, stopped)[0] @ decoder.unembedding  # [T - 1, d]
-    earlier[index] = gradient[0]
-    return [(wide(graph.final_normed[index, :n_earlier]) * flowing).sum()]
+    flowing = decoder.unembed_transposed(set_values(gradient, stopped)[0])  # [T, d]
+    others[index] = gradient[0]
+    return [(wide(graph.final_normed[index, : row.n_tokens]) * flowing).sum()]

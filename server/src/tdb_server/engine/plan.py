@@ -13,12 +13,15 @@ from functools import cached_property
 from tdb_server.domain.axes import TOKEN_DIMENSIONS, is_of_autoencoder
 from tdb_server.domain.call import Call
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
+from tdb_server.domain.gradient_need import needs_gradient
 from tdb_server.domain.hook_point import NODE_HOOK_POINTS, WHOLE_HOOK_POINTS, HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import Dimension, NodeType, PassType
 from tdb_server.domain.requests import (
+    ActivationsSpec,
     AttentionTraceType,
     Circuit,
+    ComponentTotalsSpec,
     DerivedScalarsSpec,
     InferenceSpec,
     InferenceSubRequest,
@@ -34,7 +37,7 @@ from tdb_server.engine.latents import autoencoder_of
 from tdb_server.model.autoencoder import Autoencoder
 
 WRITE_SCALES = frozenset({HookPoint.ATTN_POST_LN_SCALE, HookPoint.MLP_POST_LN_SCALE})
-"""What writes are divided by, in models that do that; they are kept of every pass."""
+"""What writes are divided by, in models that do that; they are kept wherever anything else is."""
 HookSite = tuple[HookPoint, int | None]
 """A hook point in a layer; None for those that no layer has."""
 
@@ -139,11 +142,13 @@ class Summing:
     Attributes:
         pass_types: those that are added up.
         keep: the axes that are left, in node order.
+        by_layer: whether layers are kept apart.
     """
 
     scalar: DerivedScalar
     pass_types: tuple[PassType, ...]
     keep: tuple[Dimension, ...]
+    by_layer: bool = False
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,7 @@ class Row:
         inference: how it is run.
         processing: what is wanted of it, by name.
         trace: its trace, with "whichever autoencoder is loaded" spelled out.
-        logit_tokens: the tokens whose logits are wanted, in order, the last one always among them.
+        logit_tokens: the tokens whose logits are wanted, in order, the loss's always among them.
         is_parallel: whether MLPs read the stream before their layer.
         baselines: of `Plan.references`, those whose mean it is compared with.
         circuit_between: where only a circuit is kept, of the same the prompt itself and what stands for its
@@ -182,6 +187,21 @@ class Row:
         return len(self.inference.token_ids)
 
     @property
+    def loss_token(self) -> int:
+        """The token whose logits a loss is of."""
+        return loss_token(self.inference)
+
+    @property
+    def stream(self) -> Stream | None:
+        """The residual stream that the objective is of; None for a loss of logits."""
+        if self.trace is not None:
+            return trace_stream(self.trace, is_parallel=self.is_parallel)
+        loss = self.inference.loss
+        if loss is None or loss.direction is None:
+            return None
+        return Stream(loss.direction.hook_point, loss.direction.layer_index)
+
+    @property
     def direction_tokens(self) -> Sequence[int]:
         """The tokens at which the direction of interest can be other than zero."""
         everywhere = range(self.n_tokens)
@@ -190,7 +210,7 @@ class Row:
         ):
             return everywhere
         if self.trace is None:
-            return (self.n_tokens - 1,)
+            return (self.loss_token,)
         token, *others = self.trace.node.tensor_indices
         if self.trace.node.node_type is NodeType.ATTENTION_AUTOENCODER_LATENT:
             return everywhere[: token + 1]
@@ -210,7 +230,13 @@ class Row:
     @property
     def direction_depth(self) -> int | None:
         """Writes at this depth or before are seen by the objective directly; None: all are."""
-        return None if self.trace is None else trace_stream(self.trace, is_parallel=self.is_parallel).depth
+        return None if self.stream is None else self.stream.depth
+
+
+def loss_token(inference: InferenceSpec) -> int:
+    """The token whose logits the loss of a run is of; without a loss the last."""
+    told = None if inference.loss is None else inference.loss.token_index
+    return len(inference.token_ids) - 1 if told is None else told
 
 
 @dataclass(frozen=True)
@@ -221,11 +247,13 @@ class Group:
         start: the first row.
         stop: the row behind the last one.
         specs: the multiple-top-k specs of the first row; others differ in k and in the token they look at.
+        totals: derived scalars that are summed by component.
     """
 
     start: int
     stop: int
     specs: dict[str, MultipleTopKSpec]
+    totals: tuple[DerivedScalar, ...] = ()
 
     @property
     def rows(self) -> slice:
@@ -252,7 +280,14 @@ class Group:
             for scalar in scalars_of(spec)
             if ranks_only_logits(spec) == only_logits
         )
-        return list(dict.fromkeys(found))
+        by_component = () if only_logits else map(total_of, self.totals)
+        return list(dict.fromkeys([*found, *by_component]))
+
+
+def total_of(scalar: DerivedScalar) -> Summing:
+    """The sum by component: by layer, and of heads by head."""
+    keep = tuple(one for one in scalar.declared.dimensions if one is Dimension.ATTN_HEADS)
+    return Summing(scalar, (PassType.FORWARD,), keep, by_layer=True)
 
 
 def rankings_of(name: str, spec: MultipleTopKSpec, group: GroupId, scalar: DerivedScalar) -> list[Ranking]:
@@ -320,10 +355,11 @@ class Plan:
     autoencoders: tuple[Autoencoder, ...]
     references: Plan | None = None
 
-    @property
-    def has_objective(self) -> bool:
-        """Whether there is anything to differentiate."""
-        return any(row.inference.loss or row.inference.trace for row in self.rows)
+    @cached_property
+    def needs_gradient(self) -> bool:
+        """Whether anything is made of a gradient of some row's objective."""
+        has_objective = any(row.inference.loss or row.inference.trace for row in self.rows)
+        return has_objective and any(needs_gradient(one) for call in self.calls for one in call.sub_requests)
 
     @cached_property
     def interventions(self) -> dict[HookSite, list[Intervention]]:
@@ -368,9 +404,18 @@ class Plan:
         return found
 
     @cached_property
+    def losses_along_directions(self) -> dict[Stream, list[int]]:
+        """The rows whose loss is along a direction, by the residual stream that has it."""
+        found: dict[Stream, list[int]] = {}
+        for row_index, row in enumerate(self.rows):
+            if row.trace is None and row.stream is not None:
+                found.setdefault(row.stream, []).append(row_index)
+        return found
+
+    @cached_property
     def trace_streams(self) -> dict[Stream, set[int]]:
-        """The residual streams that traces start from, each with the rows whose objective it is."""
-        found: dict[Stream, set[int]] = {}
+        """The residual streams that objectives start from, each with the rows whose objective it is."""
+        found = {stream: set(rows) for stream, rows in self.losses_along_directions.items()}
         for trace, rows in self.traces.items():
             found.setdefault(self.trace_stream(trace), set()).update(rows)
             if trace.downstream is not None:
@@ -445,11 +490,13 @@ def plan_batch(
                     site_gradients.update({kept} if with_gradient else ())
                 elif with_gradient:
                     gradients.add(kept)
-    values |= WRITE_SCALES - absent
+    if values or any(one.processing for call in calls for one in call.sub_requests):
+        values |= WRITE_SCALES - absent
     rows: list[Row] = []
     groups = []
     for together in by_specs.values():
-        groups.append(Group(len(rows), len(rows) + len(together), top_k_specs(together[0])))
+        first = together[0]
+        groups.append(Group(len(rows), len(rows) + len(together), top_k_specs(first), _totals(first)))
         rows += together
     n_tokens = max(row.n_tokens for row in rows)
     kept_sets = frozenset(values), frozenset(gradients), frozenset(sites), frozenset(site_gradients)
@@ -478,6 +525,8 @@ class _References:
             nothing = Circuit(circuit.node_types, ())
             stand_in = baselines or (self._place(inference.token_ids, nothing),)
             circuit_between = self._place(inference.token_ids, None), stand_in
+            if row.stream is not None:
+                self._values.add(row.stream.hook_point)
         if baselines:
             self._keep_for(row)
         return replace(row, baselines=baselines, circuit_between=circuit_between)
@@ -537,13 +586,19 @@ def top_k_specs(row: Row) -> dict[str, MultipleTopKSpec]:
     return {name: spec for name, spec in row.processing.items() if isinstance(spec, MultipleTopKSpec)}
 
 
+def _totals(row: Row) -> tuple[DerivedScalar, ...]:
+    """The derived scalars that a row wants by component."""
+    specs = (one for one in row.processing.values() if isinstance(one, ComponentTotalsSpec))
+    return tuple(dict.fromkeys(scalar for one in specs for scalar in one.derived_scalars))
+
+
 def _group_key(row: Row) -> tuple[object, ...]:
     """What rows of a group have in common. Those without baselines go the shorter way, by themselves."""
     specs = (
         (name, replace(spec, top_and_bottom_k=0, token_index=None if spec.token_index is None else 0))
         for name, spec in top_k_specs(row).items()
     )
-    return bool(row.baselines), *specs
+    return bool(row.baselines), _totals(row), *specs
 
 
 def _rows_of(
@@ -566,11 +621,13 @@ def _rows_of(
         }
         trace = one.inference.trace and _specific_trace(one.inference.trace, autoencoders)
         n_tokens = len(one.inference.token_ids)
-        tokens = range(n_tokens) if logit_tokens is None else sorted({*logit_tokens, n_tokens - 1})
+        tokens = (
+            range(n_tokens) if logit_tokens is None else sorted({*logit_tokens, loss_token(one.inference)})
+        )
         row = Row(call_index, index, one.inference, processing, trace, tuple(tokens), is_parallel)
         rows.append(row)
         shares = (step / one.n_rows for step in range(1, one.n_rows))
-        last = (n_tokens - 1,)
+        last = (loss_token(one.inference),)
         rows += [replace(row, processing={}, logit_tokens=last, embedding_share=share) for share in shares]
     return rows
 
@@ -581,6 +638,8 @@ def _logit_tokens(call: Call) -> set[int] | None:
     for sub_request in call.sub_requests:
         for spec in sub_request.processing.values():
             if isinstance(spec, DerivedScalarsSpec) and spec.derived_scalar is DerivedScalar.LOGITS:
+                return None
+            if isinstance(spec, ActivationsSpec) and spec.hook_point is HookPoint.LOGITS:
                 return None
             if isinstance(spec, MultipleTopKSpec) and DerivedScalar.LOGITS in scalars_of(spec):
                 tokens.add(spec.token_index)

@@ -64,7 +64,7 @@ def _layers(rows: Rows, declared: Declaration) -> tuple[int | None, ...]:
 
 def _unseen_layers(rows: Rows, declared: Declaration, product: Product) -> Tensor | None:
     """Layers [B, L, ...] whose writes a row's objective does not see."""
-    if not rows.has_traces or not declared.is_per_layer:
+    if rows.sees_all_writes or not declared.is_per_layer:
         return None
     hook_point = declared.hook_point
     assert hook_point is not None

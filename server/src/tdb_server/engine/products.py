@@ -256,6 +256,18 @@ class Product:
             own.scatter_add_(axis, index.expand_as(found), found)
         return total
 
+    def add_total(
+        self, keep: tuple[Dimension, ...], part: Part, numbers: Tensor, total: Tensor | None
+    ) -> Tensor:
+        """Adds a part's sum by layer, and by head where `keep` says so, to the total [B, L, ...]."""
+        reduced = [2 + axis for axis, one in enumerate(self.axes) if one not in keep]
+        found = numbers.sum(dim=reduced)
+        if total is None:
+            total = found.new_zeros(self.n_rows, len(self.layers), *found.shape[2:])
+        layers = _ALL if part.layer is None else slice(part.layer, part.layer + 1)
+        total[part.rows, layers] += found
+        return total
+
     def _add_latents(
         self, keep: tuple[Dimension, ...], part: Part, numbers: Tensor, total: Tensor | None
     ) -> Tensor:

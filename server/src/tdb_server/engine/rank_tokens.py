@@ -22,7 +22,7 @@ from tdb_server.engine.ranking_trial import MANY_TOKENS, N_DIRECTIONS, RANKINGS,
 from tdb_server.engine.token_ranking import RankedTokens, rank_scores
 from tdb_server.engine.transfers import Array, download
 from tdb_server.model.decoder import Decoder
-from tdb_server.model.precision import wide
+from tdb_server.model.precision import wide, wide_sum
 
 MAX_REMEMBERED = 2**18
 """Rankings of ten tokens at both ends take about 100 MB."""
@@ -76,7 +76,7 @@ class TokenRanker:
         """
         vocabulary, embedding = decoder.unembedding, decoder.token_embedding
         self._decoder = decoder
-        self._mean = vocabulary.mean(dim=0, dtype=wide(vocabulary[:0]).dtype)
+        self._mean = wide_sum(vocabulary) / len(vocabulary)
         self._excluded = torch.tensor(list(excluded), device=decoder.device) if excluded else None
         middle = decoder.blocks[len(decoder.blocks) // 2].mlp
         some = torch.arange(min(N_DIRECTIONS, decoder.config.n_neurons), device=decoder.device)

@@ -30,11 +30,9 @@ class References:
 
     Attributes:
         cache: of their forward pass, widened, zero in padding.
-        logits: of each one's last token, before their cap [R, V].
     """
 
     cache: Cache
-    logits: Tensor
 
     def values(self, references: Sequence[int], hook_point: HookPoint, layer_index: int | None) -> Tensor:
         """The mean of a hook point's values over some of them [...]."""
@@ -90,9 +88,16 @@ def circuit_losses(model: Model, plan: Plan, inputs: Inputs, references: Referen
         return inputs.circuit_pairs[0].new_zeros(0, dtype=torch.float32)
     rows, others = inputs.circuit_pairs
     host_rows = [row for row, _ in plan.circuit_pairs]
-    logits = references.logits[others]
+    cache, tokens = references.cache, inputs.loss_tokens[rows]
+    logits = model.decoder.unembed(cache.final_normed[others, tokens])
     terms = [one[host_rows] for one in inputs.loss_terms]
-    return losses(terms, [one[rows] for one in inputs.losses], logits, model.decoder.cap(logits))
+    found = losses(terms, [one[rows] for one in inputs.losses], logits, model.decoder.cap(logits))
+    for along in inputs.directions:
+        hook_point, layer_index = along.stream.hook_point, along.stream.layer_index
+        for row, vector in zip(along.rows, along.vectors, strict=True):
+            stream = cache.values[hook_point][layer_index or 0][others, tokens]
+            found = torch.where(rows == row, (stream * vector.to(stream.dtype)).sum(dim=-1), found)
+    return found
 
 
 def circuit_values(plan: Plan, row: int, found: Array, compared: Array) -> CircuitValues | None:

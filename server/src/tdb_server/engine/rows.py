@@ -236,7 +236,7 @@ class Rows:
 
     def seen_directions(self, depth: int) -> Tensor:
         """The directions for what is written at a depth: zero for rows whose objective does not see it."""
-        if not self.has_traces:
+        if self.sees_all_writes:
             return self.directions
         is_seen = self.inputs.depths[self.rows] >= depth
         return self.directions * is_seen[:, None, None]
@@ -247,9 +247,9 @@ class Rows:
         return directions if scale is None else directions / self.picked(scale, 1)
 
     @property
-    def has_traces(self) -> bool:
-        """Whether any row's objective is a traced node."""
-        return any(row.trace is not None for row in self.planned)
+    def sees_all_writes(self) -> bool:
+        """Whether every row's objective is behind all layers."""
+        return all(row.stream is None for row in self.planned)
 
     def at_direction_tokens(self, key: object, values: Layers, axes: Sequence[Dimension]) -> Layers:
         """Values at the tokens of the directions of interest, along the token axis."""

@@ -36,7 +36,11 @@ from tdb_server.model.decoder import Block
 
 def product_of(rows: Rows, scalar: DerivedScalar, pass_type: PassType = PassType.FORWARD) -> Product:
     """A derived scalar of all layers that have it; with the backward pass, the gradients instead."""
-    declared = scalar.declared
+    return product_declared(rows, scalar.declared, pass_type)
+
+
+def product_declared(rows: Rows, declared: Declaration, pass_type: PassType) -> Product:
+    """The same by declaration."""
     hook_point = declared.hook_point
     if declared.measure is Measure.VOCABULARY_READ:
         return product_at_all_tokens(rows, declared, [Layers([vocabulary_reads(rows)])], declared.dimensions)

@@ -6,15 +6,12 @@ from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tdb_server.engine.block_maxima import top_k_per_row
 from tdb_server.engine.transfers import Array
-from tdb_server.model.precision import wide
+from tdb_server.model.precision import wide_linear
 
-WIDENED_NUMBERS = 2**24
-"""Of a vocabulary in half precision, numbers that are float32 at a time: 64 MiB."""
 A = TypeVar("A", Tensor, Array)
 
 
@@ -42,12 +39,7 @@ class ExactRanking:
 
     def rank(self, directions: Tensor, k: int) -> RankedTokens[Tensor]:
         """The k highest and lowest tokens along directions [m, d]."""
-        vocabulary = self.vocabulary
-        if vocabulary.dtype.itemsize >= 4:
-            return rank_scores(F.linear(directions, vocabulary), k, self.excluded)
-        parts = torch.split(vocabulary, max(1, WIDENED_NUMBERS // vocabulary.shape[1]))
-        scores = torch.cat([F.linear(directions, wide(part)) for part in parts], dim=1)
-        return rank_scores(scores, k, self.excluded)
+        return rank_scores(wide_linear(directions, self.vocabulary), k, self.excluded)
 
 
 def rank_scores(scores: Tensor, k: int, excluded: Tensor | None = None) -> RankedTokens[Tensor]:

@@ -136,6 +136,13 @@ class TokenPairAttributionResponseData(Body):
     top_tokens_attended_to_list: list[TopTokensAttendedTo | None]
 
 
+class ComponentTotalsResponseData(Body):
+    """Derived scalars summed over all tokens: of heads by layer and head, of others by layer."""
+
+    response_data_type: Literal["component_totals_response_data"]
+    totals_by_dst: dict[DerivedScalar, Tensor]
+
+
 class InferenceResponseAndResponseDict(Body):
     """A run, and what was wanted from it, by name."""
 
@@ -146,7 +153,8 @@ class InferenceResponseAndResponseDict(Body):
         | DerivedScalarsResponseData
         | DerivedAttentionScalarsResponseData
         | ScoredTokensResponseData
-        | TokenPairAttributionResponseData,
+        | TokenPairAttributionResponseData
+        | ComponentTotalsResponseData,
     ]
 
 

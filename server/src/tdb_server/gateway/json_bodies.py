@@ -30,6 +30,7 @@ from tdb_server.domain.reason import Reason
 from tdb_server.domain.requests import (
     AttentionComponent,
     AttentionTraceType,
+    BackwardRule,
     LossName,
     MlpComponent,
     ResidualStreamComponent,
@@ -189,8 +190,16 @@ class MirroredTraceConfig(Body):
     downstream_trace_config: MirroredTraceConfig | None = None
 
 
+class ResidualDirection(Body):
+    """A vector at one place of the residual stream."""
+
+    place: HookPoint | None = needed()
+    layer_index: Integer | None = None
+    vector: Annotated[list[Number], FIRST_FAULT, Field(max_length=65_536)] | None = needed()
+
+
 class LossFnConfig(Body):
-    """A loss of the last token's logits."""
+    """A loss of one token's logits, or along a direction."""
 
     name: LossName | None = needed()
     target_tokens: Listed[Text] | None = None
@@ -199,6 +208,12 @@ class LossFnConfig(Body):
     """Targets that text does not name, by their vocabulary indices, after those given as text."""
     distractor_token_ids: Listed[Integer] | None = None
     """The same for distractors."""
+    token_index: Integer | None = None
+    """The token at which the loss is taken; left out or -1, the last."""
+    target_weights: Listed[Number] | None = None
+    """What each target counts; left out, its share of their mean."""
+    direction: ResidualDirection | None = None
+    """Of the loss called direction: what the residual stream is projected onto."""
 
 
 class InferenceRequestSpec(Body):
@@ -212,6 +227,10 @@ class InferenceRequestSpec(Body):
     """The latent that attn_write_to_latent_summed_over_heads is about."""
     add_bos: Boolean | None = None
     """Whether the beginning-of-text token stands in front of the prompt; left out, as the tokenizer does."""
+    backward_rule: BackwardRule | None = None
+    """How gradients go back through what is not linear; left out, by the derivative."""
+    attention_pattern_gradients: Boolean | None = None
+    """With relp, lets attention patterns pass gradients on."""
 
 
 class NodeIdAndDatasets(Body):
@@ -277,17 +296,26 @@ class TokenPairAttributionRequestSpec(Body):
     depends_on_spec_name: Text | None = needed()
 
 
+class ComponentTotalsRequestSpec(Body):
+    """Asks for derived scalars summed over all tokens, by layer and head."""
+
+    spec_type: Literal["component_totals_request_spec"] | None = None
+    derived_scalar_types: Listed[DerivedScalar] | None = needed()
+
+
 _SPEC_MODELS: dict[str, type[Body]] = {
     "multiple_top_k_derived_scalars_request_spec": MultipleTopKDerivedScalarsRequestSpec,
     "derived_scalars_request_spec": DerivedScalarsRequestSpec,
     "derived_attention_scalars_request_spec": DerivedAttentionScalarsRequestSpec,
     "scored_tokens_request_spec": ScoredTokensRequestSpec,
     "token_pair_attribution_request_spec": TokenPairAttributionRequestSpec,
+    "component_totals_request_spec": ComponentTotalsRequestSpec,
 }
 _TELLING_KEYS: dict[str, type[Body]] = {
     "dstListByGroupId": MultipleTopKDerivedScalarsRequestSpec,
     "tokenScoringType": ScoredTokensRequestSpec,
     "numTokensAttendedTo": TokenPairAttributionRequestSpec,
+    "derivedScalarTypes": ComponentTotalsRequestSpec,
 }
 _SCALARS_OF_PAIRS = {
     scalar.value
@@ -324,6 +352,7 @@ ProcessingRequestSpec = (
     | DerivedAttentionScalarsRequestSpec
     | ScoredTokensRequestSpec
     | TokenPairAttributionRequestSpec
+    | ComponentTotalsRequestSpec
 )
 
 
@@ -391,6 +420,16 @@ class TdbRequestSpec(Body):
     """Whether the beginning-of-text token stands in front of the prompt; left out, as the tokenizer does."""
     component_types_for_residual_stream: Listed[ResidualStreamComponent] | None = None
     """What the residual stream is taken apart into as well; left out, into nothing."""
+    backward_rule: BackwardRule | None = None
+    """How gradients go back through what is not linear; left out, by the derivative."""
+    attention_pattern_gradients: Boolean | None = None
+    """With relp, lets attention patterns pass gradients on."""
+    loss_fn_config: LossFnConfig | None = None
+    """Another objective in place of target and distractor tokens."""
+    component_totals: Boolean | None = None
+    """Adds sums over all tokens for every layer and head, as componentTotals."""
+    omit_token_lists: Boolean | None = None
+    """Leaves the lists of tokens of every node out."""
 
 
 class BatchedTdbRequest(Body):

@@ -43,6 +43,7 @@ _SPECS: dict[type[bodies.Body], str] = {
     bodies.DerivedAttentionScalarsRequestSpec: "derived_attention_scalars",
     bodies.ScoredTokensRequestSpec: "scored_tokens",
     bodies.TokenPairAttributionRequestSpec: "token_pair_attribution",
+    bodies.ComponentTotalsRequestSpec: "component_totals",
 }
 
 

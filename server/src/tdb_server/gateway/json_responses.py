@@ -173,6 +173,14 @@ def _token_pair_attribution(result: result_pb2.TokenPairAttributionResult) -> Bo
     }
 
 
+def _component_totals(result: result_pb2.ComponentTotalsResult) -> Body:
+    totals = {DERIVED_SCALARS.members[one.derived_scalar_type].value: one.total for one in result.totals}
+    return {
+        "responseDataType": "component_totals_response_data",
+        "totalsByDst": {scalar: _tensor(total) for scalar, total in totals.items()},
+    }
+
+
 def _attended_to(tokens: result_pb2.AttendedToTokens) -> Body:
     return {"tokenIndices": list(tokens.token_indices), "attributions": _finite(tokens.attributions)}
 
@@ -230,5 +238,6 @@ _BODIES: dict[str, Callable[[Any], Body]] = {
     "derived_attention_scalars": _derived_attention_scalars,
     "scored_tokens": _scored_tokens,
     "token_pair_attribution": _token_pair_attribution,
+    "component_totals": _component_totals,
 }
 """What makes the body of a result, by the result's field."""

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import AutoencoderInfo, LatentNotes, Site
+from tdb_server.model.backward_rules import BackwardRules, with_constant_scale
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.hooks import NORM_SCALES, Hooks
 
@@ -145,8 +146,9 @@ class AutoencoderLayer:
 class MlpInputs:
     """What MLPs read in a forward pass, before the gain of their norms, put together at its hook points."""
 
-    def __init__(self, decoder: Decoder) -> None:
-        """For one pass."""
+    def __init__(self, decoder: Decoder, rules: BackwardRules | None = None) -> None:
+        """For one pass, whose rows go back by these rules."""
+        self._rules = rules
         is_parallel = HookPoint.RESID_POST_ATTN in decoder.absent_hook_points
         before = (HookPoint.RESID_POST_EMB, HookPoint.RESID_POST_MLP)
         self._streams = before if is_parallel else (HookPoint.RESID_POST_ATTN,)
@@ -159,7 +161,7 @@ class MlpInputs:
         if hook_point in self._streams:
             self._stream = x
         elif hook_point is HookPoint.MLP_LN_SCALE:
-            self._scale = x
+            self._scale = with_constant_scale(x, self._rules)
 
     def of_layer(self, layer_index: int) -> Tensor:
         """[B, T, d], once the MLP of the layer has read it."""

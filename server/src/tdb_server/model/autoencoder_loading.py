@@ -6,7 +6,7 @@ their layers differ. A folder without files of any format stands for the folders
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,22 +101,45 @@ def find_layers(folder: Path) -> list[tuple[Format, StoredLayer]]:
     return inner_layers
 
 
-def load_autoencoders(folders: Sequence[Path], decoder: Decoder) -> list[Autoencoder]:
-    """The dictionaries of some folders, on the decoder's device and in its type, write norms computed.
+def read_dictionaries(folders: Sequence[Path], config: DecoderConfig) -> dict[Site, list[StoredLayer]]:
+    """The dictionaries of some folders as they are stored, those of each site by layer.
+
+    Nothing is needed of the model but its configuration: who names a wrong folder need not wait for weights.
 
     Args:
         folders: in any order.
-        decoder: the model they were trained on.
-
-    Returns:
-        At most one for each node type.
+        config: of the model they were trained on.
 
     Raises:
         AutoencoderBroken: a folder or file is missing or damaged, does not fit the model, or there are two
             for one site and layer, or for two sites of one node type.
     """
     by_site = layers_by_site([layer for folder in folders for _, layer in find_layers(folder)])
-    autoencoders = [_autoencoder(site, found, decoder) for site, found in by_site.items()]
+    for site, layers in by_site.items():
+        first = layers[0]
+        layers.sort(key=lambda one: one.place.layer_index)
+        before = None
+        for layer in layers:
+            refuse_other_models(layer, config)
+            layer_index = layer.place.layer_index
+            if layer_index == before:
+                raise AutoencoderBroken(f"{layer.path}: layer {layer_index} of {site.value} is given twice")
+            before = layer_index
+            if _kind(layer) != _kind(first):
+                raise AutoencoderBroken(
+                    f"{layer.path}: {_kind(layer)}, unlike {first.path} with {_kind(first)}; "
+                    "layers of a site must be alike"
+                )
+    return by_site
+
+
+def fit_dictionaries(by_site: Mapping[Site, Sequence[StoredLayer]], decoder: Decoder) -> list[Autoencoder]:
+    """What `read_dictionaries` gave, on the decoder's device and in its type, write norms computed.
+
+    Returns:
+        At most one for each node type.
+    """
+    autoencoders = [_autoencoder(site, layers, decoder) for site, layers in by_site.items()]
     for autoencoder in autoencoders:
         autoencoder.compute_write_norms(decoder)
         autoencoder.count_active(decoder)
@@ -144,21 +167,11 @@ def layers_by_site(layers: Sequence[StoredLayer]) -> dict[Site, list[StoredLayer
 
 
 def _autoencoder(site: Site, layers: Sequence[StoredLayer], decoder: Decoder) -> Autoencoder:
-    found: dict[int, AutoencoderLayer] = {}
-    notes = tuple(sorted((layer.notes for layer in layers if layer.notes), key=lambda one: one.layer_index))
-    first = layers[0]
-    for layer in sorted(layers, key=lambda one: one.place.layer_index):
-        refuse_other_models(layer, decoder.config)
-        layer_index = layer.place.layer_index
-        if layer_index in found:
-            raise AutoencoderBroken(f"{layer.path}: layer {layer_index} of {site.value} is given twice")
-        if _kind(layer) != _kind(first):
-            raise AutoencoderBroken(
-                f"{layer.path}: {_kind(layer)}, unlike {first.path} with {_kind(first)}; "
-                "layers of a site must be alike"
-            )
-        found[layer_index] = _fitted(layer, decoder).moved(decoder.device, decoder.dtype)
-    return Autoencoder(site, found, notes=notes)
+    fitted = {
+        layer.place.layer_index: _fitted(layer, decoder).moved(decoder.device, decoder.dtype)
+        for layer in layers
+    }
+    return Autoencoder(site, fitted, notes=tuple(layer.notes for layer in layers if layer.notes))
 
 
 def _kind(layer: StoredLayer) -> str:

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from tdb_server.errors import ModelBroken
 from tdb_server.model.json_file import is_text
 
 MAX_TEMPLATE_BYTES = 256 * 1024
 """Of those that are kept. The longest of real models have 20,000."""
+MAX_SPECIAL_TOKENS_BYTES = 64 * 1024
+"""Of all that have a name, with their names: they travel with every description of the model."""
 _DEFAULT = "default"
 _ENTRY = "chat_template"
 
@@ -49,6 +53,29 @@ def chat_template_entry(
         return {}, [f"the chat template has more than {MAX_TEMPLATE_BYTES} bytes"]
     texts = {name: text for name, text in special_tokens.items() if is_text(text)}
     return {_ENTRY: {"source": template, "special_tokens": texts}}, []
+
+
+def refuse_long_special_tokens(path: Path, special_tokens: Mapping[str, object]) -> None:
+    """Counts the bytes of special tokens.
+
+    Args:
+        path: the file or folder they are from.
+        special_tokens: texts of tokens by name; what is no text is not sent.
+
+    Raises:
+        ModelBroken: they are too many to travel.
+    """
+    n_bytes = {
+        name: len(name.encode()) + len(text.encode())
+        for name, text in special_tokens.items()
+        if is_text(name) and is_text(text)
+    }
+    if sum(n_bytes.values()) > MAX_SPECIAL_TOKENS_BYTES:
+        longest = max(n_bytes, key=lambda name: n_bytes[name])
+        raise ModelBroken(
+            f"{path}: special tokens of more than {MAX_SPECIAL_TOKENS_BYTES} bytes in all; the longest, "
+            f"{longest}, has {n_bytes[longest]}"
+        )
 
 
 def read_chat_template(configuration: Mapping[str, object]) -> ChatTemplate | None:

@@ -23,6 +23,7 @@ Rows are padded on the right. The causal mask alone keeps padding away from real
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -30,11 +31,20 @@ from torch import Tensor
 
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.model.activations import activate
+from tdb_server.model.backward_rules import (
+    BackwardRules,
+    activated,
+    attention_pattern,
+    gate_times_up,
+    into_attention,
+    with_constant_scale,
+    with_gradient_of,
+)
 from tdb_server.model.config import DecoderConfig
 from tdb_server.model.decoder_weights import DecoderWeights, LayerWeights, NormWeights
 from tdb_server.model.hooks import HOLD_NORM_SCALES, NO_HOOKS, Hooks
 from tdb_server.model.positions import Positions, positions_of_layers
-from tdb_server.model.precision import wide, widened
+from tdb_server.model.precision import wide, wide_product, widened
 from tdb_server.model.rotary import rotate, write_rotated
 from tdb_server.model.written_gradients import (
     gated,
@@ -83,11 +93,18 @@ class Norm:
 
     def __call__(self, x: Tensor, hooks: Hooks = NO_HOOKS) -> Tensor:
         """[..., d] to [..., d]."""
-        weights = self.weights
-        if weights is None:
+        if self.weights is None:
             return x
         if self._hook_point in hooks.inner:
-            return self.normalize(x, hooks(self._hook_point, self._layer_index, self.scale(x)))
+            scale = hooks(self._hook_point, self._layer_index, self.scale(x))
+            return self.normalize(x, with_constant_scale(scale, hooks.rules))
+        if hooks.rules is None:
+            return self._in_one_step(x, self.weights)
+        with torch.no_grad():
+            value = self._in_one_step(x, self.weights)
+        return with_gradient_of(value, self.normalize(x, with_constant_scale(self.scale(x), hooks.rules)))
+
+    def _in_one_step(self, x: Tensor, weights: NormWeights) -> Tensor:
         if self.is_layer_norm:
             return F.layer_norm(x, x.shape[-1:], weights.gain, self.bias, self.epsilon)
         return rms_norm(x, weights.gain, self.epsilon)
@@ -140,16 +157,17 @@ class Attention:
     def __call__(self, x: Tensor, hooks: Hooks = NO_HOOKS) -> Tensor:
         """What it adds to the residual stream: [B, T, d] to [B, T, d]."""
         layer_index, (n_rows, n_tokens) = self.layer_index, x.shape[:2]
-        q, k, v = self.queries_keys_values(self.norm(x, hooks))
+        q, k, v = self.queries_keys_values(self.norm(x, hooks), hooks.rules)
         q = hooks(HookPoint.ATTN_Q, layer_index, q)
         k = hooks(HookPoint.ATTN_K, layer_index, k)
         v = hooks(HookPoint.ATTN_V, layer_index, v)
+        q, k, v = into_attention(q, k, v, hooks.rules)
         products = self.cap(self.grouped(q) @ k.transpose(-1, -2))
         logits = products.view(n_rows, -1, n_tokens, n_tokens)  # [B, H, T, T]
         with torch.no_grad():  # masked in place: softmax gives these probability 0, and no gradient
             self._positions.hide(logits)
         logits = hooks(HookPoint.ATTN_QK_LOGITS, layer_index, products.view(n_rows, -1, n_tokens, n_tokens))
-        probs = torch.softmax(wide(logits), dim=-1).to(x.dtype)
+        probs = attention_pattern(wide(logits), hooks.rules).to(x.dtype)
         probs = hooks(HookPoint.ATTN_QK_PROBS, layer_index, probs)
         v_out = (self.grouped(probs) @ v).view(n_rows, -1, n_tokens, v.shape[-1])
         v_out = hooks(HookPoint.ATTN_V_OUT, layer_index, v_out)  # [B, H, T, e]
@@ -157,14 +175,16 @@ class Attention:
         written = linear(joined, self.weights.attn_out_weight, self.weights.attn_out_bias, self._is_last)
         return self.post_norm(written, hooks)
 
-    def queries_keys_values(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def queries_keys_values(
+        self, normed: Tensor, rules: BackwardRules | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """[B, T, d] to queries [B, H, T, e], keys [B, G, T, e] and values [B, G, T, e].
 
         Queries and keys each carry half of attention's scale, and their rotation where there is one.
         """
-        return self.split(F.linear(normed, self.weights.qkv_weight, self.weights.qkv_bias))
+        return self.split(F.linear(normed, self.weights.qkv_weight, self.weights.qkv_bias), rules)
 
-    def split(self, products: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def split(self, products: Tensor, rules: BackwardRules | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The same of products with the weights [B, T, (H + 2G) * e], before they are normed and turned."""
         config, weights, n_tokens = self.config, self.weights, products.shape[1]
         qkv = products.view(*products.shape[:-1], -1, config.d_head)  # [B, T, H + 2G, e]
@@ -173,19 +193,16 @@ class Attention:
         if config.qk_norm is None:
             return split_heads(qkv, n_queries, n_keys, *turns)
         q, k, v = torch.split(qkv, [n_queries, n_keys, n_keys], dim=2)
-        q, k = self.normed_heads(q, weights.q_norm), self.normed_heads(k, weights.k_norm)
+        q, k = self.normed_heads(q, weights.q_norm, rules), self.normed_heads(k, weights.k_norm, rules)
         return rotate(q.transpose(1, 2), *turns), rotate(k.transpose(1, 2), *turns), v.transpose(1, 2)
 
-    def normed_heads(self, x: Tensor, gain: Tensor | None) -> Tensor:
+    def normed_heads(self, x: Tensor, gain: Tensor | None, rules: BackwardRules | None = None) -> Tensor:
         """Queries or keys of all heads [..., H, e], normed where a family does that, each or all together."""
         if gain is None:
             return x
-        if self.config.qk_norm == "full":
-            joined = x.flatten(-2)
-            return (
-                (joined / root_mean_square(joined, self.config.norm_epsilon) * gain).to(x.dtype).view(x.shape)
-            )
-        return (x / root_mean_square(x, self.config.norm_epsilon) * gain).to(x.dtype)
+        joined = x.flatten(-2) if self.config.qk_norm == "full" else x
+        scale = with_constant_scale(root_mean_square(joined, self.config.norm_epsilon), rules)
+        return (joined / scale * gain).to(x.dtype).view(x.shape)
 
     def held(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of the residual stream [m, T, d], norm's scale held: [m, H or G, T, e]."""
@@ -284,15 +301,16 @@ class Mlp:
 
     def __call__(self, x: Tensor, hooks: Hooks = NO_HOOKS) -> Tensor:
         """What it adds to the residual stream: [B, T, d] to [B, T, d]."""
-        weights, layer_index = self.weights, self.layer_index
+        weights, layer_index, activation = self.weights, self.layer_index, self.config.activation
         hidden = linear(self.norm(x, hooks), weights.mlp_in_weight, weights.mlp_in_bias, self._is_last)
         if not self.config.gated:
-            act = self.activate(hooks(HookPoint.MLP_PRE_ACT, layer_index, hidden))
-        elif HookPoint.MLP_PRE_ACT in hooks.inner:
+            act = activated(activation, hooks(HookPoint.MLP_PRE_ACT, layer_index, hidden), hooks.rules)
+        elif HookPoint.MLP_PRE_ACT in hooks.inner or hooks.rules is not None:
             gate, up = hidden.chunk(2, dim=-1)
-            act = self.activate(hooks(HookPoint.MLP_PRE_ACT, layer_index, gate)) * up
+            gate = activated(activation, hooks(HookPoint.MLP_PRE_ACT, layer_index, gate), hooks.rules)
+            act = gate_times_up(gate, up, hooks.rules)
         else:
-            act = gated(self.config.activation, hidden)
+            act = gated(activation, hidden)
         act = hooks(HookPoint.MLP_POST_ACT, layer_index, act)  # [B, T, F]
         written = linear(act, weights.mlp_out_weight, weights.mlp_out_bias, self._is_last)
         return self.post_norm(written, hooks)
@@ -399,38 +417,45 @@ class Block:
 class Decoder:
     """The forward pass over frozen weights, with its blocks callable on their own."""
 
-    def __init__(self, config: DecoderConfig, weights: DecoderWeights) -> None:
+    def __init__(
+        self, config: DecoderConfig, weights: DecoderWeights, dtype: torch.dtype | None = None
+    ) -> None:
+        """Takes its weights.
+
+        Args:
+            dtype: in which all but scales and softmax is computed; None for that of the weights.
+        """
         self.config = config
         self.weights = weights
+        self.dtype = weights.token_embedding.dtype if dtype is None else dtype
         self.blocks = [
             Block(config, layer, positions, layer_index)
             for layer_index, (layer, positions) in enumerate(
-                zip(weights.layers, positions_of_layers(config, weights.token_embedding), strict=True)
+                zip(weights.layers, positions_of_layers(config, self.device), strict=True)
             )
         ]
-        self.final_norm = Norm(
-            config, weights.final_norm, HookPoint.RESID_LN_F_SCALE, None, weights.token_embedding
-        )
+        like = weights.token_embedding[:0].to(self.dtype)
+        self.final_norm = Norm(config, weights.final_norm, HookPoint.RESID_LN_F_SCALE, None, like)
         # As transformers has it, the scale of embeddings is rounded like the embeddings themselves.
         self.embedding_scale: float = torch.tensor(config.embedding_scale).to(self.dtype).item()
 
     def widened(self) -> Decoder:
-        """The decoder that computes in float32 with these weights; itself where they are not narrower."""
+        """The decoder that computes in float32 with these weights; itself where they are not narrower.
+
+        The vocabulary's matrices, by far the largest, stay as they are: what is read of them is widened.
+        """
         if self.dtype.itemsize >= 4:
             return self
-        found = Decoder(self.config, widened(self.weights))
+        layers, final_norm = widened(self.weights.layers), widened(self.weights.final_norm)
+        weights = replace(self.weights, layers=layers, final_norm=final_norm)
+        found = Decoder(self.config, weights, torch.float32)
         found.embedding_scale = self.embedding_scale  # what enters the stream is what entered it
         return found
 
     @property
     def device(self) -> torch.device:
         """Where the weights are, and inputs must be."""
-        return self.weights.token_embedding.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the weights, in which all but scales and softmax is computed."""
-        return self.weights.token_embedding.dtype
+        return self.final_norm.gain.device  # small: weights that are widened are so whenever they are read
 
     @property
     def digest(self) -> str:
@@ -439,12 +464,15 @@ class Decoder:
 
     @property
     def token_embedding(self) -> Tensor:
-        """What each token of the vocabulary adds to the residual stream at its place, unscaled [V, d]."""
+        """What each token of the vocabulary adds to the residual stream at its place, unscaled [V, d].
+
+        As it is stored: narrower than `dtype` in a decoder that was widened.
+        """
         return self.weights.token_embedding
 
     @property
     def unembedding(self) -> Tensor:
-        """What logits are read with [V, d]."""
+        """What logits are read with [V, d], as it is stored."""
         return self.weights.unembedding
 
     @property
@@ -483,8 +511,7 @@ class Decoder:
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Token ids [B, T] to the first residual stream [B, T, d]."""
-        x = F.embedding(token_ids, self.weights.token_embedding)
-        x = self.entering(x)
+        x = self.entering(F.embedding(token_ids, self.weights.token_embedding).to(self.dtype))
         if self.weights.position_embedding is not None:
             x = x + self.weights.position_embedding[: token_ids.shape[1]]
         return x
@@ -507,6 +534,10 @@ class Decoder:
     def unembed(self, normed: Tensor) -> Tensor:
         """What the final norm gives [..., d] to logits [..., V], before their cap."""
         return linear_read_at_few_outputs(normed, self.weights.unembedding)
+
+    def unembed_transposed(self, at_logits: Tensor) -> Tensor:
+        """What is along logits [..., V] to what the final norm gives [..., d]."""
+        return wide_product(at_logits, self.weights.unembedding)
 
     @property
     def caps_logits(self) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from tdb_server.errors import ModelBroken, TdbError, UnsupportedModel
-from tdb_server.model.chat_template import chat_template_entry
+from tdb_server.model.chat_template import chat_template_entry, refuse_long_special_tokens
 from tdb_server.model.model_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, WARNINGS_FILE
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
@@ -105,6 +105,7 @@ def write_tokenizer(path: Path, metadata: dict[str, Any], folder: Path) -> None:
     (folder / TOKENIZER_FILE).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     named = _named_special(metadata, tokenizer.get_vocab_size())
     special = {_NAMED_SPECIAL[name]: tokenizer.id_to_token(one) for name, one in named.items()}
+    refuse_long_special_tokens(path, special)
     template, more_warnings = chat_template_entry(metadata.get("tokenizer.chat_template"), special)
     warnings += [f"{line}: it is left out" for line in more_warnings]
     configuration = {"bos_token": special.get("bos_token"), **template}

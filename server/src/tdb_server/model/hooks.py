@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tdb_server.domain.hook_point import HookPoint
+from tdb_server.model.backward_rules import BackwardRules
 
 Hook = Callable[[HookPoint, int | None, Tensor], Tensor]
 """From a hook point, its layer and its tensor to the tensor to go on with."""
@@ -32,10 +33,12 @@ class Hooks:
         hook: may keep a tensor, replace it, or return one whose gradient is altered.
         inner: the inner hook points at which it is called; a norm or a gated MLP with none of them is
             computed in one step.
+        rules: how the rows of the batch go back; None where all do by the derivative.
     """
 
     hook: Hook
     inner: frozenset[HookPoint] = INNER_HOOK_POINTS
+    rules: BackwardRules | None = None
 
     def __call__(self, hook_point: HookPoint, layer_index: int | None, x: Tensor) -> Tensor:
         """Calls the hook."""

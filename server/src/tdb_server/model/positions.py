@@ -24,7 +24,7 @@ class LayerKind:
     rotary: Rotary | None
 
 
-def positions_of_layers(config: DecoderConfig, like: Tensor) -> list[Positions]:
+def positions_of_layers(config: DecoderConfig, device: torch.device) -> list[Positions]:
     """Each layer's tables; layers of one kind have the same ones."""
     made: list[tuple[LayerKind, Positions]] = []
     found = []
@@ -32,7 +32,7 @@ def positions_of_layers(config: DecoderConfig, like: Tensor) -> list[Positions]:
         kind = LayerKind(config.window_of(layer_index), config.rotary_of(layer_index))
         known = next((positions for one, positions in made if one == kind), None)
         if known is None:
-            made.append((kind, known := Positions(config, kind, like)))
+            made.append((kind, known := Positions(config, kind, device)))
         found.append(known)
     return found
 
@@ -40,9 +40,9 @@ def positions_of_layers(config: DecoderConfig, like: Tensor) -> list[Positions]:
 class Positions:
     """The tables of one kind of layer. The last of each is kept: most calls need one of the same length."""
 
-    def __init__(self, config: DecoderConfig, kind: LayerKind, like: Tensor) -> None:
-        """Tables are made where `like` is, and of its type."""
-        self._config, self._kind, self._like = config, kind, like
+    def __init__(self, config: DecoderConfig, kind: LayerKind, device: torch.device) -> None:
+        """Tables are made on the device."""
+        self._config, self._kind, self._device = config, kind, device
         scale = config.attention_scale
         self._half_scale: float = config.d_head**-0.25 if scale is None else scale**0.5
         self._rotary: tuple[Tensor, Tensor] | None = None
@@ -69,7 +69,7 @@ class Positions:
         """
         n_rows = max(MIN_ROTARY_TOKENS, 1 << (n_tokens - 1).bit_length())
         n_rows = min(n_rows, self._config.context_length)
-        cosine, sine = rotary_frequencies(rotary, n_rows, self._like.device)
+        cosine, sine = rotary_frequencies(rotary, n_rows, self._device)
         n_still = self._config.d_head - rotary.n_channels
         if n_still:
             cosine = torch.cat((cosine, cosine.new_ones(n_rows, n_still)), dim=1)
@@ -78,7 +78,7 @@ class Positions:
     def mask(self, n_tokens: int) -> Tensor:
         """True where attention may not look: [T, T]."""
         if self._mask is None or len(self._mask) != n_tokens:
-            ones = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=self._like.device)
+            ones = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=self._device)
             self._mask = ones.triu(1)
             if self._kind.window is not None:
                 self._mask |= ones.tril(-self._kind.window)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tdb_server.model.decoder import Decoder
+from tdb_server.model.precision import wide_sum
 
 
 @dataclass(frozen=True)
@@ -46,5 +47,5 @@ def precompute(decoder: Decoder) -> Precomputed:
         torch.stack([block.attention.norm.gain for block in decoder.blocks]),
         torch.stack([block.mlp.norm.gain for block in decoder.blocks]),
         torch.stack(biases) if biases else None,
-        decoder.unembedding.sum(dim=0),
+        wide_sum(decoder.unembedding),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +50,11 @@ class ModelFolder:
 
 
 def resolve_model(
-    name: str | None, progress: Progress | None = None, *, is_in_doubt: bool = False
+    name: str | None,
+    progress: Progress | None = None,
+    *,
+    is_in_doubt: bool = False,
+    check: Callable[[Path], object] = lambda _: None,
 ) -> ModelFolder:
     """Finds a model, and downloads or converts it where that has not been done before.
 
@@ -58,6 +62,8 @@ def resolve_model(
         name: a folder, a `.gguf` file, a name on Hugging Face's hub; None for the default model.
         progress: told how far it is.
         is_in_doubt: whether to read all of what was converted, to see whether it is what was written.
+        check: looks at the folder with the model's `config.json` as soon as there is one: before a folder's
+            tokenizer is converted, and when a GGUF file has been.
 
     Raises:
         ModelNotFound: nothing is there, or the network is missing.
@@ -66,20 +72,20 @@ def resolve_model(
     """
     report = progress or no_progress
     if name is None:
-        return _converted(default_gguf(), DEFAULT_MODEL, report, is_in_doubt)
+        return _converted(default_gguf(), DEFAULT_MODEL, report, is_in_doubt, check)
     path = Path(name).expanduser()
     if name and path.is_dir():
-        return _from_folder(path.resolve(), path.resolve().name, report)
+        return _from_folder(path.resolve(), path.resolve().name, report, check)
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise ModelBroken(f"{path}: neither a model folder nor a .gguf file")
         # Not resolved: in Hugging Face's cache links lead to files without their names.
-        return _converted(path.absolute(), model_name(path), report, is_in_doubt)
+        return _converted(path.absolute(), model_name(path), report, is_in_doubt, check)
     if name and (is_there(path)):
         refuse_unreadable(path)
     if not _HUB_NAME.fullmatch(name) or name.endswith(".gguf"):
         raise ModelNotFound(f"{name}: no such file or folder")
-    return _from_folder(download_from_hub(name, report), name, report)
+    return _from_folder(download_from_hub(name, report), name, report, check)
 
 
 def default_gguf() -> Path:
@@ -98,9 +104,14 @@ def default_gguf() -> Path:
     )
 
 
-def _converted(gguf: Path, name: str, progress: Progress, is_in_doubt: bool) -> ModelFolder:
+def _converted(
+    gguf: Path, name: str, progress: Progress, is_in_doubt: bool, check: Callable[[Path], object]
+) -> ModelFolder:
     parts = part_paths(gguf)
     before = _facts(parts)
+    # Read here for its digest, and by whoever converts it, which is once for many starts: the digest says
+    # whether there is anything to convert, so it cannot be taken on the way. `_facts` would not do, because
+    # a copied file may have its original's size and time.
     digest = hashlib.sha256()
     for part in parts:
         refuse_unreadable(part)
@@ -113,6 +124,7 @@ def _converted(gguf: Path, name: str, progress: Progress, is_in_doubt: bool) -> 
             raise ModelBroken(f"{gguf}: was changed while it was read; start again")
 
     kept = kept_conversion(name, digest.digest(), convert, is_in_doubt=is_in_doubt)
+    check(kept.folder)
     return ModelFolder(kept.folder, name, kept.folder, kept.weights_digest)
 
 
@@ -123,9 +135,10 @@ def _facts(paths: Sequence[Path]) -> list[tuple[int, ...]]:
     ]
 
 
-def _from_folder(path: Path, name: str, progress: Progress) -> ModelFolder:
+def _from_folder(path: Path, name: str, progress: Progress, check: Callable[[Path], object]) -> ModelFolder:
     if not has_tokenizer(path):
         raise ModelBroken(f"{path}: no {TOKENIZER_FILE}, nor another vocabulary")
+    check(path)
     digest = tokenizer_digest(path)
 
     def convert(target: Path) -> None:

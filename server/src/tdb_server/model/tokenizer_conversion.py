@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tdb_server.errors import ModelBroken
-from tdb_server.model.chat_template import chat_template_entry
+from tdb_server.model.chat_template import chat_template_entry, refuse_long_special_tokens
 from tdb_server.model.json_file import read_json_object
 from tdb_server.model.load_failures import reason
 from tdb_server.model.model_files import (
@@ -75,6 +75,12 @@ def convert_tokenizer(folder: Path, target: Path) -> None:
     warnings = _check_ids(folder, backend)
     bos_token, more_warnings = _beginning_of_text(folder, tokenizer.bos_token, backend)
     warnings += more_warnings
+    leading = leading_token(backend)
+    sent = {**tokenizer.special_tokens_map, "bos_token": bos_token}
+    if leading is not None:
+        sent["bos_token"] = backend.id_to_token(leading)
+    vocabulary = folder / TOKENIZER_FILE
+    refuse_long_special_tokens(vocabulary if vocabulary.is_file() else folder, sent)
     # The library's own way to save raises no OSError where the disk is full.
     (target / TOKENIZER_FILE).write_text(backend.to_str(pretty=True), encoding="utf-8")
     template, more_warnings = chat_template_entry(tokenizer.chat_template, tokenizer.special_tokens_map)

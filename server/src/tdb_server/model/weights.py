@@ -59,14 +59,7 @@ def load_decoder(
             finite, or stored twice with different values.
         UnsupportedModel: the decoder cannot compute this family or one of its options.
     """
-    found = read_config(folder)
-    try:
-        config = decoder_config_from_hugging_face(found)
-        for rotary in (config.rotary, config.sliding_rotary):
-            if rotary is not None:
-                inverse_frequencies(rotary)  # refuses a scaling it does not know before gigabytes are read
-    except ModelError as error:
-        raise type(error)(f"{folder}: {error.message}") from error
+    config = read_decoder_config(folder)
     names = weight_names(config.family)
     with ExitStack() as stack:
         checkpoint = stack.enter_context(Checkpoint(folder, names))
@@ -84,6 +77,24 @@ def load_decoder(
         if expected_digest not in (None, weights.digest):
             raise ConversionDamaged(f"{folder}: the weights are not those that were written")
     return Decoder(config, weights)
+
+
+def read_decoder_config(folder: Path) -> DecoderConfig:
+    """What `load_decoder` will load, from `config.json` alone.
+
+    Raises:
+        ModelBroken: it is missing or damaged.
+        UnsupportedModel: as for `load_decoder`.
+    """
+    found = read_config(folder)
+    try:
+        config = decoder_config_from_hugging_face(found)
+        for rotary in (config.rotary, config.sliding_rotary):
+            if rotary is not None:
+                inverse_frequencies(rotary)  # refuses a scaling it does not know
+    except ModelError as error:
+        raise type(error)(f"{folder}: {error.message}") from error
+    return config
 
 
 def _files_key(folder: Path, dtype: torch.dtype) -> bytes:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tdb_server.model.activations import activate, write_activation_gradient
+from tdb_server.model.precision import wide_linear, wide_product
 from tdb_server.model.rotary import rotate, write_rotated
 
 # RMS norm (Zhang and Sennrich 2019)
@@ -178,13 +179,14 @@ class _LinearSeenAtFewTokens(torch.autograd.Function):
 
 
 def linear_read_at_few_outputs(x: Tensor, weight: Tensor) -> Tensor:
-    """`x @ weight.T`: [..., d] to logits [..., V].
+    """`x @ weight.T`: [..., d] to logits [..., V], in x's precision, which the weight may not have.
 
     A loss looks at a few target and distractor tokens. On the way back only the rows of the unembedding that
     belong to these count; all of it is the largest matrix of a small model.
-    On a GPU the whole gradient takes less than to wait for which tokens count.
+    On a GPU the whole gradient takes less than to wait for which tokens count. A weight in half precision
+    is widened a part at a time, on both ways, where x is float32: autograd would keep all parts.
     """
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" and x.dtype == weight.dtype:
         return F.linear(x, weight)
     apply: Callable[[Tensor, Tensor], Tensor] = _LinearReadAtFewOutputs.apply
     return apply(x, weight)
@@ -194,12 +196,13 @@ class _LinearReadAtFewOutputs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.weight = weight
-        return F.linear(x, weight)
+        return wide_linear(x, weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        (gradient,) = gradients
-        outputs = gradient.flatten(end_dim=-2).any(dim=0).nonzero()[:, 0]
-        if 4 * len(outputs) > gradient.shape[-1]:
-            return gradient @ ctx.weight, None
-        return gradient[..., outputs] @ ctx.weight[outputs], None
+        (gradient,), weight = gradients, ctx.weight
+        if gradient.device.type == "cpu":
+            outputs = gradient.flatten(end_dim=-2).any(dim=0).nonzero()[:, 0]
+            if 4 * len(outputs) <= gradient.shape[-1]:
+                gradient, weight = gradient[..., outputs], weight[outputs]
+        return wide_product(gradient, weight), None

@@ -30,7 +30,7 @@ from tdb_server.domain.results import Finished, NamedResult, ObjectiveValues
 from tdb_server.errors import FieldViolation, InvalidRequest
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.service.caller import current_caller
-from tdb_server.service.enum_names import PASS_TYPES, PLACES, PRIORITIES, VALUE_TYPES
+from tdb_server.service.enum_names import BACKWARD_RULES, PASS_TYPES, PLACES, PRIORITIES, VALUE_TYPES
 from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.long_requests import LONG_REQUEST_BYTES, MEMORY_FACTOR
 from tdb_server.service.served_model import ModelSlot, ServedModel
@@ -104,8 +104,11 @@ class CallEvents:
             sub_requests, cost, key = await prepared
         record.parsed([one.token_strings for one in first.started.sub_requests])
         if request.validate_only:
-            first.started.estimated_cost.activation_bytes = cost.activation_bytes
-            first.started.estimated_cost.response_bytes = cost.response_bytes
+            estimate = first.started.estimated_cost
+            estimate.activation_bytes, estimate.response_bytes = cost.activation_bytes, cost.response_bytes
+            seconds = self.scheduler.likely_seconds(cost, len(sub_requests))
+            if seconds is not None:
+                estimate.seconds = seconds
             last = new_message()
             last.finished.message_count = 2
             yield first
@@ -224,6 +227,7 @@ def _put_started(
             baselines=[
                 {"token_ids": one, "token_strings": token_strings(one)} for one in inference.baselines
             ],
+            backward_rule=BACKWARD_RULES.numbers[inference.backward_rule],
         )
         if inference.loss is not None:
             for message, token_ids in (

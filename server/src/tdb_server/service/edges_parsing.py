@@ -16,7 +16,7 @@ from tdb_server.domain.requests import InferenceSpec, InferenceSubRequest
 from tdb_server.errors import FieldViolation
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.service.enum_names import EDGE_METHODS
-from tdb_server.service.inference_parsing import parse_loss
+from tdb_server.service.loss_parsing import parse_loss
 from tdb_server.service.request_parsing import check_call, check_lengths
 from tdb_server.service.request_reader import MessageReader, RequestReader
 
@@ -54,7 +54,9 @@ def _parse_edges_sub_request(sub_request: MessageReader[EdgesSubRequest]) -> Inf
         sub_request.refuse("baseline_prompts", description, Reason.BASELINE_REQUIRED)
     loss = None
     if sub_request.has("loss_fn_config"):
-        loss = parse_loss(sub_request.inner("loss_fn_config"))
+        loss = parse_loss(
+            sub_request.inner("loss_fn_config"), None if prompt is None else len(prompt.token_ids)
+        )
     else:
         description = "edges are scored by the gradient of a loss; give one"
         sub_request.refuse("loss_fn_config", description, Reason.OBJECTIVE_REQUIRED)

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 from transformer_debugger.v1 import (
     ablation_pb2,
     activation_pb2,
+    backward_rule_pb2,
     call_pb2,
     derived_scalar_pb2,
     edges_pb2,
@@ -32,6 +33,7 @@ from tdb_server.domain.priority import Priority
 from tdb_server.domain.requests import (
     AttentionComponent,
     AttentionTraceType,
+    BackwardRule,
     LossName,
     MlpComponent,
     ResidualStreamComponent,
@@ -76,6 +78,7 @@ EDGE_WRITER_TYPES = EnumNames(edges_pb2.EdgeWriterType.items(), EdgeWriterType)
 EDGE_READER_TYPES = EnumNames(edges_pb2.EdgeReaderType.items(), EdgeReaderType)
 LOSS_NAMES = EnumNames(loss_pb2.LossFnName.items(), LossName)
 ATTENTION_TRACE_TYPES = EnumNames(trace_pb2.AttentionTraceType.items(), AttentionTraceType)
+BACKWARD_RULES = EnumNames(backward_rule_pb2.BackwardRule.items(), BackwardRule)
 TOKEN_SCORING_TYPES = EnumNames(processing_pb2.TokenScoringType.items(), TokenScoringType)
 MLP_COMPONENTS = EnumNames(debugger_pb2.ComponentTypeForMlp.items(), MlpComponent)
 ATTENTION_COMPONENTS = EnumNames(debugger_pb2.ComponentTypeForAttention.items(), AttentionComponent)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from transformer_debugger.v1.loss_pb2 import LossFnConfig
 from transformer_debugger.v1.trace_pb2 import TraceConfig
 from transformer_debugger.v1.transformer_debugger_service_pb2 import InferenceSpec as InferenceSpecMessage
 from transformer_debugger.v1.transformer_debugger_service_pb2 import (
@@ -23,13 +22,11 @@ from tdb_server.domain.requests import (
     Circuit,
     InferenceSpec,
     InferenceSubRequest,
-    LossConfig,
-    LossName,
     Trace,
 )
 from tdb_server.domain.spec_relations import within_layer_gradient_violations
 from tdb_server.domain.trace_validation import trace_violations
-from tdb_server.service.enum_names import LOSS_NAMES
+from tdb_server.service.loss_parsing import check_loss_of_value, parse_loss
 from tdb_server.service.node_parsing import (
     parse_ablation,
     parse_activation_index,
@@ -71,7 +68,7 @@ def _parse_inference(spec: MessageReader[InferenceSpecMessage]) -> InferenceSpec
     prompt = spec.prompt()
     n_tokens = None if prompt is None else len(prompt.token_ids)
     has_loss = spec.has("loss_fn_config")
-    loss = parse_loss(spec.inner("loss_fn_config")) if has_loss else None
+    loss = parse_loss(spec.inner("loss_fn_config"), n_tokens) if has_loss else None
     trace = _parse_trace(spec, n_tokens)
     ablations = _parse_ablations(spec, n_tokens)
     within_layer_gradient = _parse_within_layer_gradient(spec, n_tokens)
@@ -83,7 +80,8 @@ def _parse_inference(spec: MessageReader[InferenceSpecMessage]) -> InferenceSpec
             bool(spec.value("baseline_prompts")),
         )
     )
-    if prompt is None:
+    rule, pattern_gradients = spec.backward_rule(has_objective=_has_objective(spec))
+    if prompt is None or rule is None:
         return None
     return InferenceSpec(
         prompt.token_ids,
@@ -94,6 +92,8 @@ def _parse_inference(spec: MessageReader[InferenceSpecMessage]) -> InferenceSpec
         prompt.bos_added,
         baselines,
         circuit,
+        rule,
+        pattern_gradients,
     )
 
 
@@ -128,27 +128,14 @@ def _check_loss_beside_trace(spec: MessageReader[InferenceSpecMessage], trace: T
             "a loss and a trace exclude each other, but for a head traced through V with no downstream node",
             Reason.LOSS_AND_TRACE,
         )
-    elif is_towards_loss and not has_loss:
+    elif has_loss:
+        check_loss_of_value(spec.inner("loss_fn_config"))
+    elif is_towards_loss:
         spec.refuse(
             "loss_fn_config",
             "a head traced through V with no downstream node needs a loss, which gives it a direction",
             Reason.OBJECTIVE_REQUIRED,
         )
-
-
-def parse_loss(loss: MessageReader[LossFnConfig]) -> LossConfig | None:
-    """A loss; None where it is refused. What is wrong is noted in the reader."""
-    name = loss.member("name", LOSS_NAMES)
-    targets, distractors = loss.targets_and_distractors()
-    if name is not None and name is not LossName.ZERO and targets == ():
-        loss.refuse("target_tokens", f"{name.value} needs at least one target token", Reason.FIELD_REQUIRED)
-    if name is not None and name is not LossName.LOGIT_DIFF:
-        for field in ("distractor_tokens", "distractor_token_ids"):
-            if loss.value(field):
-                loss.refuse(field, f"{name.value} has no distractors", Reason.FIELD_NOT_ALLOWED)
-    if name is None or targets is None or distractors is None:
-        return None
-    return LossConfig(name, targets, distractors)
 
 
 def _parse_ablations(

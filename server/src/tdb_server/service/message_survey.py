@@ -25,6 +25,11 @@ _MOST_CHANNELS = 1024 * 1024
 """Of a direction: more than any model has neurons, or any dictionary latents."""
 MAX_TOKEN_IDS = 64 * 1024
 """Of `Detokenize`, which says more about it."""
+_MOST_CHANNELS = 64 * 1024
+"""Of a residual stream: more than any model has."""
+_FIXED_BYTES = {FieldDescriptor.TYPE_FLOAT: 4, FieldDescriptor.TYPE_DOUBLE: 8}
+_LEAST_FIELD_BYTES = 4
+"""Of the fields of a long request that makes sense, on average."""
 _NOT_THE_LAST = bytes(range(0x80, 0x100))
 """Bytes of a number after which it goes on."""
 
@@ -58,6 +63,11 @@ def _limits_of_lists(limits: Limits) -> dict[str, tuple[int, Reason]]:
         "distractor_token_ids": (limits.max_target_tokens, Reason.TOO_MANY_TARGET_TOKENS),
         "target_tokens": (limits.max_target_tokens, Reason.TOO_MANY_TARGET_TOKENS),
         "distractor_tokens": (limits.max_target_tokens, Reason.TOO_MANY_TARGET_TOKENS),
+        "vocab_tokens": (limits.max_target_tokens, Reason.TOO_MANY_TARGET_TOKENS),
+        "vocab_token_ids": (limits.max_target_tokens, Reason.TOO_MANY_TARGET_TOKENS),
+        "token_indices": (2 * MAX_TOKEN_IDS, Reason.OUT_OF_RANGE),
+        "target_weights": (2 * limits.max_target_tokens, Reason.TOO_MANY_TARGET_TOKENS),
+        "vector": (_MOST_CHANNELS, Reason.OUT_OF_RANGE),
         "processing_specs": (limits.max_processing_specs, Reason.TOO_MANY_PROCESSING_SPECS),
     }
 
@@ -66,7 +76,8 @@ def _most_fields(limits: Limits) -> int:
     """More than any request has that is within the limits."""
     ablations, specs = 16 * limits.max_node_ablations, 64 * limits.max_processing_specs
     nodes = 5 * limits.max_circuit_nodes
-    return limits.max_sub_requests * (64 + ablations + specs + nodes + 4 * limits.max_target_tokens)
+    per_sub_request = 64 + ablations + specs + nodes + 4 * limits.max_target_tokens
+    return min(limits.max_sub_requests * per_sub_request, limits.max_request_bytes // _LEAST_FIELD_BYTES)
 
 
 class _Survey:
@@ -127,9 +138,12 @@ class _Survey:
             number = self._count_entries(inner_path, field.name, counts, 1, _FEW)
             inner_path, inner = f"{inner_path}[{number}]", {}
         elif field.is_repeated:
-            n_numbers = len(self._raw[start:end].translate(None, _NOT_THE_LAST))
-            if field.type == field.TYPE_FLOAT:
-                n_numbers = (end - start) // 4
+            size = _FIXED_BYTES.get(field.type)
+            n_numbers = (
+                len(self._raw[start:end].translate(None, _NOT_THE_LAST))
+                if size is None
+                else (end - start) // size
+            )
             self._count_entries(inner_path, field.name, counts, n_numbers, _FEW_NUMBERS)
         if message is not None:
             self.message(message, start, end, f"{inner_path}.", inner, depth + 1)

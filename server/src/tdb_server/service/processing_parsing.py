@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 
+from transformer_debugger.v1.processing_pb2 import ActivationsSpec as ActivationsMessage
+from transformer_debugger.v1.processing_pb2 import ComponentTotalsSpec as ComponentTotalsMessage
 from transformer_debugger.v1.processing_pb2 import (
     DerivedAttentionScalarsSpec as DerivedAttentionScalarsMessage,
 )
 from transformer_debugger.v1.processing_pb2 import DerivedScalarGroup, NamedProcessingSpec
 from transformer_debugger.v1.processing_pb2 import DerivedScalarsSpec as DerivedScalarsMessage
+from transformer_debugger.v1.processing_pb2 import LensSpec as LensMessage
 from transformer_debugger.v1.processing_pb2 import MultipleTopKSpec as MultipleTopKMessage
 from transformer_debugger.v1.processing_pb2 import ScoredTokensSpec as ScoredTokensMessage
 from transformer_debugger.v1.transformer_debugger_service_pb2 import InferenceSubRequest
 
+from tdb_server.domain.axes import autoencoders_of_hook_point
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import PassType
 from tdb_server.domain.processing_validation import ProcessingCheck
 from tdb_server.domain.reason import Reason
 from tdb_server.domain.requests import (
+    ActivationsSpec,
+    ComponentTotalsSpec,
     DerivedAttentionScalarsSpec,
     DerivedScalarsSpec,
+    LensSpec,
     MultipleTopKSpec,
     ProcessingSpec,
     ScoredTokensSpec,
@@ -31,6 +39,7 @@ from tdb_server.service.enum_names import (
     DIMENSIONS,
     GROUP_IDS,
     PASS_TYPES,
+    PLACES,
     TOKEN_SCORING_TYPES,
 )
 from tdb_server.service.request_reader import MessageReader
@@ -88,6 +97,12 @@ def _parse_spec(spec: MessageReader[NamedProcessingSpec], n_tokens: int | None) 
         case "token_pair_attribution":
             message = spec.message.token_pair_attribution
             return TokenPairAttributionSpec(message.depends_on, message.num_tokens_attended_to)
+        case "lens" as kind:
+            return _lens(spec.inner(kind), n_tokens)
+        case "activations" as kind:
+            return _activations(spec.inner(kind), n_tokens)
+        case "component_totals" as kind:
+            return _component_totals(spec.inner(kind))
         case _:
             spec.refuse("", "says nothing of what is wanted; set one of its specs", Reason.FIELD_REQUIRED)
             return None
@@ -130,6 +145,57 @@ def _groups(
         elif group is not None and scalars:
             groups[group] = tuple(scalars)
     return tuple(groups.items()) if len(groups) == len(entries) else None
+
+
+def _lens(spec: MessageReader[LensMessage], n_tokens: int | None) -> LensSpec | None:
+    n_layers = spec.request.info.n_layers
+    place = spec.member("place", PLACES, HookPoint.RESID_POST_MLP)
+    vocabulary_tokens = spec.single_tokens("vocab_token")
+    n_top_tokens = spec.optional("num_top_tokens")
+    if n_top_tokens is not None and n_top_tokens < 1:
+        spec.refuse("num_top_tokens", f"must be 1 or more, not {n_top_tokens}", Reason.OUT_OF_RANGE)
+        return None
+    if place is None or vocabulary_tokens is None or not spec.only("layer_indices", n_layers, "layers"):
+        return None
+    tokens = _token_indices(spec, n_tokens, [-1])
+    layers = tuple(spec.message.layer_indices) or tuple(range(n_layers))
+    return None if tokens is None else LensSpec(place, layers, tokens, vocabulary_tokens, n_top_tokens or 0)
+
+
+def _activations(spec: MessageReader[ActivationsMessage], n_tokens: int | None) -> ActivationsSpec | None:
+    info = spec.request.info
+    place = spec.member("activation_location_type", PLACES)
+    pass_type = spec.member("pass_type", PASS_TYPES, PassType.FORWARD)
+    if place is None or pass_type is None or not spec.only("layer_indices", info.n_layers, "layers"):
+        return None
+    layers: tuple[int | None, ...] = tuple(spec.message.layer_indices)
+    if not layers and not place.is_per_layer:
+        layers = (None,)
+    elif not layers:
+        dictionaries = autoencoders_of_hook_point(place, info)
+        layers = dictionaries[0].layers if len(dictionaries) == 1 else tuple(range(info.n_layers))
+    tokens = _token_indices(spec, n_tokens, range(n_tokens or 0))
+    return None if tokens is None else ActivationsSpec(place, layers, tokens, pass_type)
+
+
+def _token_indices(
+    spec: MessageReader[LensMessage] | MessageReader[ActivationsMessage],
+    n_tokens: int | None,
+    default: Sequence[int],
+) -> tuple[int, ...] | None:
+    """The tokens that are named, counted from the start; None where there are too many, or no prompt."""
+    if n_tokens is None or not spec.only("token_indices", n_tokens, "tokens"):
+        return None
+    told = spec.message.token_indices or default
+    return tuple(n_tokens - 1 if one == -1 else one for one in told)
+
+
+def _component_totals(spec: MessageReader[ComponentTotalsMessage]) -> ComponentTotalsSpec | None:
+    field = "derived_scalar_types"
+    if not spec.value(field):
+        spec.refuse(field, "at least one derived scalar is required", Reason.FIELD_REQUIRED)
+    scalars = spec.members(field, DERIVED_SCALARS, "derived scalars")
+    return ComponentTotalsSpec(tuple(scalars)) if scalars else None
 
 
 def _derived_scalars(spec: MessageReader[DerivedScalarsMessage]) -> DerivedScalarsSpec | None:

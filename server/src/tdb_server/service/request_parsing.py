@@ -31,6 +31,7 @@ from tdb_server.domain.requests import (
     Component,
     DebugSubRequest,
     InferenceSubRequest,
+    LossConfig,
     MlpComponent,
     MultipleTopKSpec,
     NodeAblation,
@@ -46,6 +47,7 @@ from tdb_server.service.enum_names import (
     RESIDUAL_STREAM_COMPONENTS,
 )
 from tdb_server.service.inference_parsing import parse_inference_sub_request
+from tdb_server.service.loss_parsing import check_loss_of_value, parse_loss
 from tdb_server.service.node_parsing import parse_circuit, parse_node_ablation, parse_trace
 from tdb_server.service.request_reader import MessageReader, RequestReader
 
@@ -173,13 +175,15 @@ def _parse_debug_sub_request(sub_request: MessageReader[DebugSubRequestMessage])
     trace = _parse_nodes_to_trace(sub_request, n_tokens)
     baselines = sub_request.baselines(prompt)
     circuit = _parse_circuit(sub_request, n_tokens)
-    if targets == () and (trace is None or traces_towards_loss(trace)):
+    rule, pattern_gradients = sub_request.backward_rule(has_objective=True)
+    loss = _parse_debug_loss(sub_request, n_tokens, trace)
+    if targets == () and not sub_request.has("loss_fn_config") and _needs_loss(trace):
         sub_request.refuse("target_tokens", "at least one is required", Reason.FIELD_REQUIRED)
     if sub_request.request.n_violations > n_violations:
         return None
     if prompt is None or targets is None or distractors is None:
         return None
-    if mlp is None or attention is None or residual_stream is None:
+    if mlp is None or attention is None or residual_stream is None or rule is None:
         return None
     return DebugSubRequest(
         prompt.token_ids,
@@ -195,6 +199,11 @@ def _parse_debug_sub_request(sub_request: MessageReader[DebugSubRequestMessage])
         baselines,
         circuit,
         residual_stream,
+        rule,
+        pattern_gradients,
+        loss,
+        sub_request.message.omit_token_lists,
+        sub_request.message.component_totals,
     )
 
 
@@ -208,6 +217,25 @@ def _parse_circuit(
         description = "says how much of the loss is kept; no node can be traced"
         sub_request.refuse(field, description, Reason.FIELD_NOT_ALLOWED)
     return parse_circuit(sub_request.inner(field), n_tokens)
+
+
+def _needs_loss(trace: Trace | None) -> bool:
+    return trace is None or traces_towards_loss(trace)
+
+
+def _parse_debug_loss(
+    sub_request: MessageReader[DebugSubRequestMessage], n_tokens: int | None, trace: Trace | None
+) -> LossConfig | None:
+    """The loss in place of the target and distractor tokens; None where there is none."""
+    field = "loss_fn_config"
+    if not sub_request.has(field):
+        return None
+    for other in ("target_tokens", "target_token_ids", "distractor_tokens", "distractor_token_ids"):
+        if sub_request.value(other):
+            sub_request.refuse(other, f"{field} says what the objective is", Reason.FIELD_NOT_ALLOWED)
+    if trace is not None and traces_towards_loss(trace):
+        check_loss_of_value(sub_request.inner(field))
+    return parse_loss(sub_request.inner(field), n_tokens)
 
 
 def _parse_components(

@@ -16,10 +16,11 @@ from google.protobuf.message import Message
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.reason import LIMIT_REASONS, PRECONDITION_REASONS, Reason
+from tdb_server.domain.requests import BackwardRule
 from tdb_server.errors import FailedPrecondition, FieldViolation, InvalidRequest, OverLimit, in_words
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.service.beginning_of_text import bos_violations, with_bos
-from tdb_server.service.enum_names import EnumNames
+from tdb_server.service.enum_names import BACKWARD_RULES, EnumNames
 from tdb_server.service.token_words import shortened, tokens_in_words
 
 MAX_TARGET_CHARACTERS = 8192
@@ -227,10 +228,24 @@ class MessageReader(Generic[MessageT]):
 
     def targets_and_distractors(self) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
         """Their token ids. Each text must be one token; those given by index come after them."""
-        return self._single_tokens("target_token"), self._single_tokens("distractor_token")
+        return self.single_tokens("target_token"), self.single_tokens("distractor_token")
 
-    def _single_tokens(self, name: str) -> tuple[int, ...] | None:
-        """What the fields `{name}s`, of texts, and `{name}_ids` stand for.
+    def backward_rule(self, *, has_objective: bool) -> tuple[BackwardRule | None, bool]:
+        """The message's backward rule, and whether attention patterns pass gradients on.
+
+        Args:
+            has_objective: whether there are gradients at all.
+        """
+        field, patterns = "backward_rule", "attention_pattern_gradients"
+        rule = self.member(field, BACKWARD_RULES, BackwardRule.GRADIENT)
+        if rule not in (None, BackwardRule.GRADIENT) and not has_objective:
+            self.refuse(field, "needs a loss or a trace: it is about gradients", Reason.OBJECTIVE_REQUIRED)
+        if self.value(patterns) and rule not in (None, BackwardRule.RELP):
+            self.refuse(patterns, "only goes with the backward rule RELP", Reason.FIELD_NOT_ALLOWED)
+        return rule, self.value(patterns)
+
+    def single_tokens(self, name: str) -> tuple[int, ...] | None:
+        """The token ids that the fields `{name}s`, of texts, and `{name}_ids` stand for.
 
         A text is cut as where other text stands before it.
         """

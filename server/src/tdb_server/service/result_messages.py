@@ -11,10 +11,13 @@ from transformer_debugger.v1.node_pb2 import NodeIndex as NodeIndexMessage
 from tdb_server.domain.edges import EdgesResult
 from tdb_server.domain.node import Dimension, Nodes, NodeType
 from tdb_server.domain.results import (
+    ActivationsResult,
+    ComponentTotalsResult,
     DerivedAttentionScalarsResult,
     DerivedScalarsResult,
     FloatArray,
     IntArray,
+    LensResult,
     MultipleTopKResult,
     NamedResult,
     ScoredTokensResult,
@@ -33,6 +36,7 @@ from tdb_server.service.enum_names import (
 from tdb_server.service.tensor_messages import put_edge_tensor, put_node_tensor, put_tensor
 
 _TOKENS = (Dimension.SEQUENCE_TOKENS,)
+_LENS = (Dimension.LAYERS, Dimension.SEQUENCE_TOKENS, Dimension.VOCAB_SIZE)
 _PAIRS = (Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS)
 
 
@@ -59,6 +63,20 @@ def put_named_result(
             _put_token_pair_attribution(message.token_pair_attribution, result)
         case DerivedScalarsResult() as result:
             _put_derived_scalars(message.derived_scalars, result, tokenizer)
+        case LensResult() as result:
+            _put_lens(message.lens, result, tokenizer)
+        case ActivationsResult() as result:
+            message.activations.token_indices.extend(result.token_indices)
+            for layer_index, found in result.layers:
+                of_layer = message.activations.layers.add(layer_index=layer_index)
+                put_tensor(of_layer.activations, found.array, found.dimensions)
+        case ComponentTotalsResult() as result:
+            message.component_totals.SetInParent()
+            for scalar, total in result.totals.items():
+                told = message.component_totals.totals.add(
+                    derived_scalar_type=DERIVED_SCALARS.numbers[scalar]
+                )
+                put_tensor(told.total, total.array, total.dimensions)
         case DerivedAttentionScalarsResult() as result:
             tokens = tokenizer.token_strings(token_ids)
             _put_derived_attention_scalars(message.derived_attention_scalars, result, tokens)
@@ -158,6 +176,20 @@ def _put_derived_scalars(
         put_tensor(message.normalized_activations, result.normalized_activations, _TOKENS)
     if result.top_tokens is not None:
         _put_top_tokens(message.top_tokens, _columns(result.top_tokens, tokenizer), 0)
+
+
+def _put_lens(message: result_pb2.LensResult, result: LensResult, tokenizer: Tokenizer) -> None:
+    message.layer_indices.extend(result.layers)
+    message.token_indices.extend(result.token_indices)
+    if result.vocabulary_tokens:
+        message.vocab_tokens.token_ids.extend(result.vocabulary_tokens)
+        message.vocab_tokens.token_strings.extend(tokenizer.token_strings(result.vocabulary_tokens))
+        put_tensor(message.logits, result.logits, _LENS)
+    if not result.top_ids.shape[1]:
+        return
+    rows = result.top_ids.tolist(), tokenizer.token_string_rows(result.top_ids), result.top_logits.tolist()
+    for ids, strings, logits in zip(*rows, strict=True):
+        message.top_tokens.add(token_ids=ids, token_strings=strings, logits=logits)
 
 
 def _put_derived_attention_scalars(

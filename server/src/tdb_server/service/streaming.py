@@ -23,10 +23,13 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import (
 from tdb_server.domain.edges import EdgesResult
 from tdb_server.domain.node import Nodes
 from tdb_server.domain.results import (
+    ActivationsResult,
+    ComponentTotalsResult,
     DerivedAttentionScalarsResult,
     DerivedScalarsResult,
     Finished,
     IntArray,
+    LensResult,
     MultipleTopKResult,
     NamedResult,
     ObjectiveValues,
@@ -42,16 +45,25 @@ NODES_PER_PART = 256
 """With ten tokens at both ends of each node's ranking a part takes about 100 KB."""
 TOKENS_PER_PART = 16 * 1024
 """Of all lists of a part, which take about 300 KB."""
+_WITHOUT_NODES = (
+    ActivationsResult,
+    ComponentTotalsResult,
+    DerivedAttentionScalarsResult,
+    DerivedScalarsResult,
+    EdgesResult,
+    LensResult,
+)
+"""Or with a node for each token."""
 StreamMessage = TypeVar("StreamMessage", StreamDebugResponse, StreamInferResponse, StreamInferEdgesResponse)
 
 
 def result_parts(result: NamedResult) -> Iterator[NamedResult]:
     """The result cut by nodes. Groups, with their tensors, are in the first part only."""
     whole = result.result
-    n_nodes = min(NODES_PER_PART, max(1, TOKENS_PER_PART // _tokens_per_node(whole)))
-    if isinstance(whole, DerivedScalarsResult | DerivedAttentionScalarsResult | EdgesResult):
+    if isinstance(whole, _WITHOUT_NODES):
         yield result
         return
+    n_nodes = min(NODES_PER_PART, max(1, TOKENS_PER_PART // _tokens_per_node(whole)))
     if len(whole.nodes) <= n_nodes:
         yield result
         return
@@ -107,6 +119,10 @@ def tensors_of(result: result_pb2.NamedResult) -> list[tensor_pb2.Tensor]:
     if kind == "multiple_top_k":
         groups = result.multiple_top_k.groups
         return [one for group in groups for one in (group.activations, *(sums.sum for sums in group.sums))]
+    if kind == "activations":
+        return [one.activations for one in result.activations.layers]
+    if kind == "component_totals":
+        return [one.total for one in result.component_totals.totals]
     fields = [] if kind is None else getattr(result, kind).ListFields()
     return [value for _, value in fields if isinstance(value, tensor_pb2.Tensor)]
 

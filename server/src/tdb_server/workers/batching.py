@@ -45,6 +45,8 @@ class BatchRule:
             return False
         if len({ticket.terms.priority for ticket in together}) > 1:
             return False
+        if len({ticket.cost.needs_gradient for ticket in together}) > 1:
+            return False  # what needs none would be held for the others' way back, beyond its estimate
         longest = max(ticket.longest_prompt for ticket in together)
         padded = longest * sum(ticket.n_rows for ticket in together)
         if padded > self.max_tokens:

@@ -18,7 +18,8 @@ def device_work(cost: Cost, n_rows: int) -> float:
     The estimated answer holds, for each row, the nodes that any row may choose. Rows of a call are mostly
     variations of one prompt and choose the same, so about one row's nodes are left.
     """
-    return 1.0 + cost.activation_bytes + ANSWER_BYTE * cost.response_bytes / max(1, n_rows)
+    computed = max(cost.activation_bytes, cost.computed_bytes)
+    return 1.0 + computed + ANSWER_BYTE * cost.response_bytes / max(1, n_rows)
 
 
 class Pace:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tdb_server.domain.call import Call
 from tdb_server.domain.debug import inference_sub_request
-from tdb_server.domain.model_info import ModelInfo
+from tdb_server.domain.model_info import ModelInfo, Site
 from tdb_server.domain.requests import AttentionComponent, DebugSubRequest, MlpComponent
 from tdb_server.errors import ModelError
 from tdb_server.model.dictionaries.sources import dictionary_folder
@@ -22,7 +22,7 @@ from tdb_server.workers.messages import Configuration, Ready
 
 if TYPE_CHECKING:
     from tdb_server.engine.engine import Engine
-    from tdb_server.model.autoencoder import Autoencoder
+    from tdb_server.model.dictionaries.stored import StoredLayer
     from tdb_server.model.progress import Progress
 
 _log = logging.getLogger(__name__)
@@ -51,20 +51,28 @@ def load_engine(
         import torch
 
         from tdb_server.engine.engine import Engine
+        from tdb_server.model.autoencoder_loading import fit_dictionaries, read_dictionaries
         from tdb_server.model.model_loading import load_model
+        from tdb_server.model.weights import read_decoder_config
 
         torch.set_num_threads(configuration.n_threads)
         device = device_of(configuration)
         dtype = None if configuration.dtype == AUTO else getattr(torch, configuration.dtype)
-        model, decoder = load_model(configuration.model, device, dtype, progress, shared_file)
-        autoencoders: Sequence[Autoencoder] = ()
         folders: list[Path] = []
-        if configuration.autoencoders:
-            from tdb_server.model.autoencoder_loading import load_autoencoders
+        stored: dict[Site, list[StoredLayer]] = {}
 
-            with load_failures(", ".join(map(str, configuration.autoencoders))):
-                folders = [dictionary_folder(one, progress) for one in configuration.autoencoders]
-                autoencoders = load_autoencoders(folders, decoder)
+        def check(model_folder: Path) -> None:
+            """Reads first what takes seconds: the configuration, and the dictionaries that must fit it."""
+            config = read_decoder_config(model_folder)
+            with load_failures(of_dictionaries):
+                folders.extend(dictionary_folder(one, progress) for one in configuration.autoencoders)
+                stored.update(read_dictionaries(folders, config))
+
+        of_dictionaries = ", ".join(map(str, configuration.autoencoders))
+        model, decoder = load_model(configuration.model, device, dtype, progress, shared_file, check)
+        with load_failures(of_dictionaries):
+            autoencoders = fit_dictionaries(stored, decoder)
+        stored.clear()  # what was converted of them is all that is used
         digest = _digest(decoder.digest, folders)
         engine = Engine(decoder, autoencoders, ranking=configuration.ranking)
         for kernel in engine.kernels:
@@ -108,7 +116,11 @@ def device_of(configuration: Configuration) -> str:
 
 
 def _digest(weights: str, autoencoders: Sequence[Path]) -> str:
-    """The digest of the weights; with autoencoders, of the weights and of their files."""
+    """The digest of the weights; with autoencoders, of the weights and of their files.
+
+    These are read a second time for it, from the system's memory as a rule: formats are read by libraries,
+    which see of a file what they look for, in an order of their own.
+    """
     if not autoencoders:
         return weights
     digest = hashlib.sha256(weights.encode())

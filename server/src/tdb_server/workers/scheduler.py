@@ -27,7 +27,7 @@ from tdb_server.domain.results import Finished
 from tdb_server.errors import Internal, OverLimit, TdbError, Unavailable
 from tdb_server.workers.batching import BatchRule
 from tdb_server.workers.callbacks import guarded
-from tdb_server.workers.device_time import Pace
+from tdb_server.workers.device_time import Pace, device_work
 from tdb_server.workers.event_buffer import EventBuffer
 from tdb_server.workers.fair_queue import FairQueue
 from tdb_server.workers.measures import BatchMeasure, OnBatch, measure_nothing
@@ -98,6 +98,10 @@ class Scheduler:
     def n_waiting(self) -> int:
         """Calls that wait for a worker."""
         return len(self._queue)
+
+    def likely_seconds(self, cost: Cost, n_rows: int) -> float | None:
+        """How long a call would keep a worker busy, by what batches took; None while none was measured."""
+        return self._pace.seconds(device_work(cost, n_rows)) if self._pace.is_known else None
 
     async def submit(self, call: Call, cost: Cost, terms: Terms) -> AsyncGenerator[Event]:
         """Runs a call. Closing the generator cancels it.

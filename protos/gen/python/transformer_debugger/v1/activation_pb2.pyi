@@ -205,6 +205,8 @@ class _DimensionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dimension.V
     """Writers to the residual stream, in a result's order. Only in responses."""
     DIMENSION_EDGE_READERS: _Dimension.ValueType  # 13
     """Readers of the residual stream, in a result's order. Only in responses."""
+    DIMENSION_LAYERS: _Dimension.ValueType  # 20
+    """Layers, the first one first."""
 
 class Dimension(_Dimension, metaclass=_DimensionEnumTypeWrapper):
     """What one axis of a tensor runs over."""
@@ -237,6 +239,8 @@ DIMENSION_EDGE_WRITERS: Dimension.ValueType  # 12
 """Writers to the residual stream, in a result's order. Only in responses."""
 DIMENSION_EDGE_READERS: Dimension.ValueType  # 13
 """Readers of the residual stream, in a result's order. Only in responses."""
+DIMENSION_LAYERS: Dimension.ValueType  # 20
+"""Layers, the first one first."""
 Global___Dimension: _TypeAlias = Dimension  # noqa: Y015
 
 @_typing.final

@@ -23,33 +23,34 @@ _sym_db = _symbol_database.Default()
 
 
 from transformer_debugger.v1 import ablation_pb2 as transformer__debugger_dot_v1_dot_ablation__pb2
+from transformer_debugger.v1 import backward_rule_pb2 as transformer__debugger_dot_v1_dot_backward__rule__pb2
 from transformer_debugger.v1 import circuit_pb2 as transformer__debugger_dot_v1_dot_circuit__pb2
 from transformer_debugger.v1 import result_pb2 as transformer__debugger_dot_v1_dot_result__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"transformer_debugger/v1/call.proto\x12\x17transformer_debugger.v1\x1a&transformer_debugger/v1/ablation.proto\x1a%transformer_debugger/v1/circuit.proto\x1a$transformer_debugger/v1/result.proto\"H\n\x08\x43\x61llInfo\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nmodel_name\x18\x02 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x03 \x01(\t\"\x9d\x01\n\x07Timings\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x17\n\x0f\x66orward_seconds\x18\x02 \x01(\x01\x12\x18\n\x10\x62\x61\x63kward_seconds\x18\x03 \x01(\x01\x12\x16\n\x0e\x64\x65rive_seconds\x18\x04 \x01(\x01\x12\x15\n\rscore_seconds\x18\x05 \x01(\x01\x12\x19\n\x11serialize_seconds\x18\x06 \x01(\x01\"A\n\rEstimatedCost\x12\x18\n\x10\x61\x63tivation_bytes\x18\x01 \x01(\x04\x12\x16\n\x0eresponse_bytes\x18\x02 \x01(\x04\"\xd9\x02\n\x10SubRequestTokens\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12\x15\n\rtoken_strings\x18\x02 \x03(\t\x12\x11\n\tbos_added\x18\x03 \x01(\x08\x12\x38\n\x07targets\x18\x04 \x01(\x0b\x32\".transformer_debugger.v1.TokenListH\x00\x88\x01\x01\x12<\n\x0b\x64istractors\x18\x05 \x01(\x0b\x32\".transformer_debugger.v1.TokenListH\x01\x88\x01\x01\x12=\n\x0e\x61\x62lation_specs\x18\x14 \x03(\x0b\x32%.transformer_debugger.v1.AblationSpec\x12\x35\n\tbaselines\x18\x1e \x03(\x0b\x32\".transformer_debugger.v1.TokenListB\n\n\x08_targetsB\x0e\n\x0c_distractors\"\xfa\x01\n\x07Started\x12/\n\x04info\x18\x01 \x01(\x0b\x32!.transformer_debugger.v1.CallInfo\x12\x15\n\rqueue_seconds\x18\x02 \x01(\x01\x12?\n\x0csub_requests\x18\x03 \x03(\x0b\x32).transformer_debugger.v1.SubRequestTokens\x12\x43\n\x0e\x65stimated_cost\x18\x04 \x01(\x0b\x32&.transformer_debugger.v1.EstimatedCostH\x00\x88\x01\x01\x12\x0e\n\x06\x63\x61\x63hed\x18\x05 \x01(\x08\x42\x11\n\x0f_estimated_cost\"p\n\nResultPart\x12\x19\n\x11sub_request_index\x18\x01 \x01(\x05\x12\x34\n\x06result\x18\x02 \x01(\x0b\x32$.transformer_debugger.v1.NamedResult\x12\x11\n\tlast_part\x18\x03 \x01(\x08\"\xda\x01\n\x10SubRequestValues\x12\x19\n\x11sub_request_index\x18\x01 \x01(\x05\x12\x11\n\x04loss\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12/\n\"activation_value_for_backward_pass\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x37\n\x07\x63ircuit\x18  \x01(\x0b\x32&.transformer_debugger.v1.CircuitValuesB\x07\n\x05_lossB%\n#_activation_value_for_backward_pass\"o\n\x08\x46inished\x12\x31\n\x07timings\x18\x01 \x01(\x0b\x32 .transformer_debugger.v1.Timings\x12\x19\n\x11peak_memory_bytes\x18\x02 \x01(\x04\x12\x15\n\rmessage_count\x18\x03 \x01(\r*R\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x12\n\x0ePRIORITY_SWEEP\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"transformer_debugger/v1/call.proto\x12\x17transformer_debugger.v1\x1a&transformer_debugger/v1/ablation.proto\x1a+transformer_debugger/v1/backward_rule.proto\x1a%transformer_debugger/v1/circuit.proto\x1a$transformer_debugger/v1/result.proto\"H\n\x08\x43\x61llInfo\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nmodel_name\x18\x02 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x03 \x01(\t\"\x9d\x01\n\x07Timings\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x17\n\x0f\x66orward_seconds\x18\x02 \x01(\x01\x12\x18\n\x10\x62\x61\x63kward_seconds\x18\x03 \x01(\x01\x12\x16\n\x0e\x64\x65rive_seconds\x18\x04 \x01(\x01\x12\x15\n\rscore_seconds\x18\x05 \x01(\x01\x12\x19\n\x11serialize_seconds\x18\x06 \x01(\x01\"c\n\rEstimatedCost\x12\x18\n\x10\x61\x63tivation_bytes\x18\x01 \x01(\x04\x12\x16\n\x0eresponse_bytes\x18\x02 \x01(\x04\x12\x14\n\x07seconds\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\n\n\x08_seconds\"\x97\x03\n\x10SubRequestTokens\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12\x15\n\rtoken_strings\x18\x02 \x03(\t\x12\x11\n\tbos_added\x18\x03 \x01(\x08\x12\x38\n\x07targets\x18\x04 \x01(\x0b\x32\".transformer_debugger.v1.TokenListH\x00\x88\x01\x01\x12<\n\x0b\x64istractors\x18\x05 \x01(\x0b\x32\".transformer_debugger.v1.TokenListH\x01\x88\x01\x01\x12=\n\x0e\x61\x62lation_specs\x18\x14 \x03(\x0b\x32%.transformer_debugger.v1.AblationSpec\x12\x35\n\tbaselines\x18\x1e \x03(\x0b\x32\".transformer_debugger.v1.TokenList\x12<\n\rbackward_rule\x18\x1f \x01(\x0e\x32%.transformer_debugger.v1.BackwardRuleB\n\n\x08_targetsB\x0e\n\x0c_distractors\"\xfa\x01\n\x07Started\x12/\n\x04info\x18\x01 \x01(\x0b\x32!.transformer_debugger.v1.CallInfo\x12\x15\n\rqueue_seconds\x18\x02 \x01(\x01\x12?\n\x0csub_requests\x18\x03 \x03(\x0b\x32).transformer_debugger.v1.SubRequestTokens\x12\x43\n\x0e\x65stimated_cost\x18\x04 \x01(\x0b\x32&.transformer_debugger.v1.EstimatedCostH\x00\x88\x01\x01\x12\x0e\n\x06\x63\x61\x63hed\x18\x05 \x01(\x08\x42\x11\n\x0f_estimated_cost\"p\n\nResultPart\x12\x19\n\x11sub_request_index\x18\x01 \x01(\x05\x12\x34\n\x06result\x18\x02 \x01(\x0b\x32$.transformer_debugger.v1.NamedResult\x12\x11\n\tlast_part\x18\x03 \x01(\x08\"\xda\x01\n\x10SubRequestValues\x12\x19\n\x11sub_request_index\x18\x01 \x01(\x05\x12\x11\n\x04loss\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12/\n\"activation_value_for_backward_pass\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x37\n\x07\x63ircuit\x18  \x01(\x0b\x32&.transformer_debugger.v1.CircuitValuesB\x07\n\x05_lossB%\n#_activation_value_for_backward_pass\"o\n\x08\x46inished\x12\x31\n\x07timings\x18\x01 \x01(\x0b\x32 .transformer_debugger.v1.Timings\x12\x19\n\x11peak_memory_bytes\x18\x02 \x01(\x04\x12\x15\n\rmessage_count\x18\x03 \x01(\r*R\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x12\n\x0ePRIORITY_SWEEP\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'transformer_debugger.v1.call_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PRIORITY']._serialized_start=1530
-  _globals['_PRIORITY']._serialized_end=1612
-  _globals['_CALLINFO']._serialized_start=180
-  _globals['_CALLINFO']._serialized_end=252
-  _globals['_TIMINGS']._serialized_start=255
-  _globals['_TIMINGS']._serialized_end=412
-  _globals['_ESTIMATEDCOST']._serialized_start=414
-  _globals['_ESTIMATEDCOST']._serialized_end=479
-  _globals['_SUBREQUESTTOKENS']._serialized_start=482
-  _globals['_SUBREQUESTTOKENS']._serialized_end=827
-  _globals['_STARTED']._serialized_start=830
-  _globals['_STARTED']._serialized_end=1080
-  _globals['_RESULTPART']._serialized_start=1082
-  _globals['_RESULTPART']._serialized_end=1194
-  _globals['_SUBREQUESTVALUES']._serialized_start=1197
-  _globals['_SUBREQUESTVALUES']._serialized_end=1415
-  _globals['_FINISHED']._serialized_start=1417
-  _globals['_FINISHED']._serialized_end=1528
+  _globals['_PRIORITY']._serialized_start=1671
+  _globals['_PRIORITY']._serialized_end=1753
+  _globals['_CALLINFO']._serialized_start=225
+  _globals['_CALLINFO']._serialized_end=297
+  _globals['_TIMINGS']._serialized_start=300
+  _globals['_TIMINGS']._serialized_end=457
+  _globals['_ESTIMATEDCOST']._serialized_start=459
+  _globals['_ESTIMATEDCOST']._serialized_end=558
+  _globals['_SUBREQUESTTOKENS']._serialized_start=561
+  _globals['_SUBREQUESTTOKENS']._serialized_end=968
+  _globals['_STARTED']._serialized_start=971
+  _globals['_STARTED']._serialized_end=1221
+  _globals['_RESULTPART']._serialized_start=1223
+  _globals['_RESULTPART']._serialized_end=1335
+  _globals['_SUBREQUESTVALUES']._serialized_start=1338
+  _globals['_SUBREQUESTVALUES']._serialized_end=1556
+  _globals['_FINISHED']._serialized_start=1558
+  _globals['_FINISHED']._serialized_end=1669
 # @@protoc_insertion_point(module_scope)

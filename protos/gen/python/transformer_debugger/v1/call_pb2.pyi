@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from transformer_debugger.v1 import ablation_pb2 as _ablation_pb2
+from transformer_debugger.v1 import backward_rule_pb2 as _backward_rule_pb2
 from transformer_debugger.v1 import circuit_pb2 as _circuit_pb2
 from transformer_debugger.v1 import result_pb2 as _result_pb2
 import builtins as _builtins
@@ -128,23 +129,31 @@ class EstimatedCost(_message.Message):
 
     ACTIVATION_BYTES_FIELD_NUMBER: _builtins.int
     RESPONSE_BYTES_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
     activation_bytes: _builtins.int
     """Bytes of activations and gradients held at once. Compared with Limits.max_activation_bytes."""
     response_bytes: _builtins.int
     """Bytes of the whole response, at the most for tokens of common lengths. Only where the response is sure to have more than
     Limits.max_response_bytes must a streaming call be used.
     """
+    seconds: _builtins.float
+    """Seconds that it would keep a worker busy, as batches before it have: a rough guess, without waiting. Absent while nothing has
+    been measured.
+    """
     def __init__(
         self,
         *,
         activation_bytes: _builtins.int = ...,
         response_bytes: _builtins.int = ...,
+        seconds: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seconds", b"_seconds", "seconds", b"seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation_bytes", b"activation_bytes", "response_bytes", b"response_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seconds", b"_seconds", "activation_bytes", b"activation_bytes", "response_bytes", b"response_bytes", "seconds", b"seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__seconds: _TypeAlias = _typing.Literal["seconds"]  # noqa: Y015
+    _WhichOneofArgType__seconds: _TypeAlias = _typing.Literal["_seconds", b"_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seconds) -> _WhichOneofReturnType__seconds | None: ...
 
 Global___EstimatedCost: _TypeAlias = EstimatedCost  # noqa: Y015
 
@@ -161,8 +170,11 @@ class SubRequestTokens(_message.Message):
     DISTRACTORS_FIELD_NUMBER: _builtins.int
     ABLATION_SPECS_FIELD_NUMBER: _builtins.int
     BASELINES_FIELD_NUMBER: _builtins.int
+    BACKWARD_RULE_FIELD_NUMBER: _builtins.int
     bos_added: _builtins.bool
     """True when the first of the prompt's tokens is the beginning-of-text token and was put in front of the text."""
+    backward_rule: _backward_rule_pb2.BackwardRule.ValueType
+    """How the backward pass went through what is not linear. Never unspecified; from older servers it is, and means gradient."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Vocabulary indices."""
@@ -183,7 +195,7 @@ class SubRequestTokens(_message.Message):
     def ablation_specs(self) -> _containers.RepeatedCompositeFieldContainer[_ablation_pb2.AblationSpec]:
         """What was set in the run, in the order of the request: node ablations as the cells they stand for. For Debug also, last, what
         holds the final norm's scale constant: its gradient, set to 0. Norm scales that are not named here are not held constant, but
-        for that of the norm through which a traced node reads.
+        for that of the norm through which a traced node reads, and unless backward_rule holds all.
         """
 
     @_builtins.property
@@ -202,10 +214,11 @@ class SubRequestTokens(_message.Message):
         distractors: _result_pb2.TokenList | None = ...,
         ablation_specs: _abc.Iterable[_ablation_pb2.AblationSpec] | None = ...,
         baselines: _abc.Iterable[_result_pb2.TokenList] | None = ...,
+        backward_rule: _backward_rule_pb2.BackwardRule.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_distractors", b"_distractors", "_targets", b"_targets", "distractors", b"distractors", "targets", b"targets"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_distractors", b"_distractors", "_targets", b"_targets", "ablation_specs", b"ablation_specs", "baselines", b"baselines", "bos_added", b"bos_added", "distractors", b"distractors", "targets", b"targets", "token_ids", b"token_ids", "token_strings", b"token_strings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_distractors", b"_distractors", "_targets", b"_targets", "ablation_specs", b"ablation_specs", "backward_rule", b"backward_rule", "baselines", b"baselines", "bos_added", b"bos_added", "distractors", b"distractors", "targets", b"targets", "token_ids", b"token_ids", "token_strings", b"token_strings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__distractors: _TypeAlias = _typing.Literal["distractors"]  # noqa: Y015
     _WhichOneofArgType__distractors: _TypeAlias = _typing.Literal["_distractors", b"_distractors"]  # noqa: Y015

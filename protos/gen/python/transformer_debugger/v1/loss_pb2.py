@@ -22,17 +22,20 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from transformer_debugger.v1 import activation_pb2 as transformer__debugger_dot_v1_dot_activation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"transformer_debugger/v1/loss.proto\x12\x17transformer_debugger.v1\"\xab\x01\n\x0cLossFnConfig\x12\x31\n\x04name\x18\x01 \x01(\x0e\x32#.transformer_debugger.v1.LossFnName\x12\x15\n\rtarget_tokens\x18\x02 \x03(\t\x12\x19\n\x11\x64istractor_tokens\x18\x03 \x03(\t\x12\x18\n\x10target_token_ids\x18\x04 \x03(\x05\x12\x1c\n\x14\x64istractor_token_ids\x18\x05 \x03(\x05*\x99\x01\n\nLossFnName\x12\x1c\n\x18LOSS_FN_NAME_UNSPECIFIED\x10\x00\x12\x1b\n\x17LOSS_FN_NAME_LOGIT_DIFF\x10\x01\x12!\n\x1dLOSS_FN_NAME_LOGIT_MINUS_MEAN\x10\x02\x12\x16\n\x12LOSS_FN_NAME_PROBS\x10\x03\x12\x15\n\x11LOSS_FN_NAME_ZERO\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"transformer_debugger/v1/loss.proto\x12\x17transformer_debugger.v1\x1a(transformer_debugger/v1/activation.proto\"\x8d\x01\n\x11ResidualDirection\x12>\n\x05place\x18\x01 \x01(\x0e\x32/.transformer_debugger.v1.ActivationLocationType\x12\x18\n\x0blayer_index\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x0e\n\x06vector\x18\x03 \x03(\x02\x42\x0e\n\x0c_layer_index\"\xac\x02\n\x0cLossFnConfig\x12\x31\n\x04name\x18\x01 \x01(\x0e\x32#.transformer_debugger.v1.LossFnName\x12\x15\n\rtarget_tokens\x18\x02 \x03(\t\x12\x19\n\x11\x64istractor_tokens\x18\x03 \x03(\t\x12\x18\n\x10target_token_ids\x18\x04 \x03(\x05\x12\x1c\n\x14\x64istractor_token_ids\x18\x05 \x03(\x05\x12\x18\n\x0btoken_index\x18\x14 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\x0etarget_weights\x18\x15 \x03(\x01\x12=\n\tdirection\x18\x16 \x01(\x0b\x32*.transformer_debugger.v1.ResidualDirectionB\x0e\n\x0c_token_index*\xf3\x01\n\nLossFnName\x12\x1c\n\x18LOSS_FN_NAME_UNSPECIFIED\x10\x00\x12\x1b\n\x17LOSS_FN_NAME_LOGIT_DIFF\x10\x01\x12!\n\x1dLOSS_FN_NAME_LOGIT_MINUS_MEAN\x10\x02\x12\x16\n\x12LOSS_FN_NAME_PROBS\x10\x03\x12\x15\n\x11LOSS_FN_NAME_ZERO\x10\x04\x12\x19\n\x15LOSS_FN_NAME_LOG_PROB\x10\x05\x12!\n\x1dLOSS_FN_NAME_KL_FROM_BASELINE\x10\x06\x12\x1a\n\x16LOSS_FN_NAME_DIRECTION\x10\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'transformer_debugger.v1.loss_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LOSSFNNAME']._serialized_start=238
-  _globals['_LOSSFNNAME']._serialized_end=391
-  _globals['_LOSSFNCONFIG']._serialized_start=64
-  _globals['_LOSSFNCONFIG']._serialized_end=235
+  _globals['_LOSSFNNAME']._serialized_start=553
+  _globals['_LOSSFNNAME']._serialized_end=796
+  _globals['_RESIDUALDIRECTION']._serialized_start=106
+  _globals['_RESIDUALDIRECTION']._serialized_end=247
+  _globals['_LOSSFNCONFIG']._serialized_start=250
+  _globals['_LOSSFNCONFIG']._serialized_end=550
 # @@protoc_insertion_point(module_scope)

@@ -8,14 +8,15 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from transformer_debugger.v1 import activation_pb2 as _activation_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import TypeAlias as _TypeAlias, Never as _Never
+if sys.version_info >= (3, 10):
+    from typing import TypeAlias as _TypeAlias
 else:
-    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
+    from typing_extensions import TypeAlias as _TypeAlias
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -35,9 +36,19 @@ class _LossFnNameEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LossFnName
     """Sum of the targets' probabilities, 0 to 1."""
     LOSS_FN_NAME_ZERO: _LossFnName.ValueType  # 4
     """Always 0: a run without an objective, whose gradients are zero but where they are ablated."""
+    LOSS_FN_NAME_LOG_PROB: _LossFnName.ValueType  # 5
+    """Sum of the targets' log-probabilities (natural logarithm), each times its weight: their mean unless target_weights are given."""
+    LOSS_FN_NAME_KL_FROM_BASELINE: _LossFnName.ValueType  # 6
+    """The divergence of the next token's probabilities from those of a baseline. Refused: there is nothing to name a baseline with."""
+    LOSS_FN_NAME_DIRECTION: _LossFnName.ValueType  # 7
+    """The residual stream at one token, dotted with a vector: LossFnConfig.direction. Has no targets. What is written after that
+    place has no effect on it.
+    """
 
 class LossFnName(_LossFnName, metaclass=_LossFnNameEnumTypeWrapper):
-    """How the loss is computed from the last token's logits. All are in logits, except for probs."""
+    """How the loss is computed: from the logits of one token, the last unless LossFnConfig.token_index says another, or along a
+    direction. Differences are of logits before a model's cap; probabilities and their logarithms are the model's own, after it.
+    """
 
 LOSS_FN_NAME_UNSPECIFIED: LossFnName.ValueType  # 0
 """Not set. Refused where a loss is given."""
@@ -49,7 +60,49 @@ LOSS_FN_NAME_PROBS: LossFnName.ValueType  # 3
 """Sum of the targets' probabilities, 0 to 1."""
 LOSS_FN_NAME_ZERO: LossFnName.ValueType  # 4
 """Always 0: a run without an objective, whose gradients are zero but where they are ablated."""
+LOSS_FN_NAME_LOG_PROB: LossFnName.ValueType  # 5
+"""Sum of the targets' log-probabilities (natural logarithm), each times its weight: their mean unless target_weights are given."""
+LOSS_FN_NAME_KL_FROM_BASELINE: LossFnName.ValueType  # 6
+"""The divergence of the next token's probabilities from those of a baseline. Refused: there is nothing to name a baseline with."""
+LOSS_FN_NAME_DIRECTION: LossFnName.ValueType  # 7
+"""The residual stream at one token, dotted with a vector: LossFnConfig.direction. Has no targets. What is written after that
+place has no effect on it.
+"""
 Global___LossFnName: _TypeAlias = LossFnName  # noqa: Y015
+
+@_typing.final
+class ResidualDirection(_message.Message):
+    """A vector at one place of the residual stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLACE_FIELD_NUMBER: _builtins.int
+    LAYER_INDEX_FIELD_NUMBER: _builtins.int
+    VECTOR_FIELD_NUMBER: _builtins.int
+    place: _activation_pb2.ActivationLocationType.ValueType
+    """Where: resid_post_emb, resid_post_attn or resid_post_mlp. Required."""
+    layer_index: _builtins.int
+    """The layer, 0 to n_layers - 1. Required but for resid_post_emb, which has none."""
+    @_builtins.property
+    def vector(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The vector: ModelInfo.d_model finite numbers."""
+
+    def __init__(
+        self,
+        *,
+        place: _activation_pb2.ActivationLocationType.ValueType = ...,
+        layer_index: _builtins.int | None = ...,
+        vector: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_layer_index", b"_layer_index", "layer_index", b"layer_index"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_layer_index", b"_layer_index", "layer_index", b"layer_index", "place", b"place", "vector", b"vector"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__layer_index: _TypeAlias = _typing.Literal["layer_index"]  # noqa: Y015
+    _WhichOneofArgType__layer_index: _TypeAlias = _typing.Literal["_layer_index", b"_layer_index"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__layer_index) -> _WhichOneofReturnType__layer_index | None: ...
+
+Global___ResidualDirection: _TypeAlias = ResidualDirection  # noqa: Y015
 
 @_typing.final
 class LossFnConfig(_message.Message):
@@ -62,12 +115,17 @@ class LossFnConfig(_message.Message):
     DISTRACTOR_TOKENS_FIELD_NUMBER: _builtins.int
     TARGET_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     DISTRACTOR_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TOKEN_INDEX_FIELD_NUMBER: _builtins.int
+    TARGET_WEIGHTS_FIELD_NUMBER: _builtins.int
+    DIRECTION_FIELD_NUMBER: _builtins.int
     name: Global___LossFnName.ValueType
     """Which loss. Required."""
+    token_index: _builtins.int
+    """The token at which the loss is taken, 0 to tokens - 1; -1 means the last. Absent: the last."""
     @_builtins.property
     def target_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Tokens that raise the loss. At least one, here or in target_token_ids, unless the loss is zero; each must be exactly
-        one token of the model, as it is cut where other text stands before it.
+        """Tokens that raise the loss. At least one, here or in target_token_ids, unless the loss is zero or a direction; each must be
+        exactly one token of the model, as it is cut where other text stands before it.
         """
 
     @_builtins.property
@@ -88,6 +146,16 @@ class LossFnConfig(_message.Message):
         none.
         """
 
+    @_builtins.property
+    def target_weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """What each target's logit, or log-probability, is multiplied with, as many as there are targets: those given as text first. Only
+        for logit_diff and log_prob; finite. Distractors stay a mean. Default: 1 / number of targets, each.
+        """
+
+    @_builtins.property
+    def direction(self) -> Global___ResidualDirection:
+        """The vector and its place. Only for direction, which requires it."""
+
     def __init__(
         self,
         *,
@@ -96,11 +164,16 @@ class LossFnConfig(_message.Message):
         distractor_tokens: _abc.Iterable[_builtins.str] | None = ...,
         target_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         distractor_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        token_index: _builtins.int | None = ...,
+        target_weights: _abc.Iterable[_builtins.float] | None = ...,
+        direction: Global___ResidualDirection | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_token_index", b"_token_index", "direction", b"direction", "token_index", b"token_index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["distractor_token_ids", b"distractor_token_ids", "distractor_tokens", b"distractor_tokens", "name", b"name", "target_token_ids", b"target_token_ids", "target_tokens", b"target_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_token_index", b"_token_index", "direction", b"direction", "distractor_token_ids", b"distractor_token_ids", "distractor_tokens", b"distractor_tokens", "name", b"name", "target_token_ids", b"target_token_ids", "target_tokens", b"target_tokens", "target_weights", b"target_weights", "token_index", b"token_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__token_index: _TypeAlias = _typing.Literal["token_index"]  # noqa: Y015
+    _WhichOneofArgType__token_index: _TypeAlias = _typing.Literal["_token_index", b"_token_index"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__token_index) -> _WhichOneofReturnType__token_index | None: ...
 
 Global___LossFnConfig: _TypeAlias = LossFnConfig  # noqa: Y015

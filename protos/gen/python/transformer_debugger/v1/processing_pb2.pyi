@@ -314,6 +314,124 @@ class TokenPairAttributionSpec(_message.Message):
 Global___TokenPairAttributionSpec: _TypeAlias = TokenPairAttributionSpec  # noqa: Y015
 
 @_typing.final
+class ComponentTotalsSpec(_message.Message):
+    """Asks for derived scalars summed over all tokens, attended-to tokens, neurons and latents: one number for every head, MLP or
+    embedding of the model, however small. Lists of the most important nodes leave out the many that matter together.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DERIVED_SCALAR_TYPES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def derived_scalar_types(self) -> _containers.RepeatedScalarFieldContainer[_derived_scalar_pb2.DerivedScalarType.ValueType]:
+        """The derived scalars, each at most once: at least one. Act times grad, direct effects and write norms of heads, neurons, latents
+        and vectors; what is read as it is does not add up.
+        """
+
+    def __init__(
+        self,
+        *,
+        derived_scalar_types: _abc.Iterable[_derived_scalar_pb2.DerivedScalarType.ValueType] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["derived_scalar_types", b"derived_scalar_types"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ComponentTotalsSpec: _TypeAlias = ComponentTotalsSpec  # noqa: Y015
+
+@_typing.final
+class LensSpec(_message.Message):
+    """Asks what the model would predict from the residual stream behind each layer: its logits through the final norm (a logit lens)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLACE_FIELD_NUMBER: _builtins.int
+    LAYER_INDICES_FIELD_NUMBER: _builtins.int
+    TOKEN_INDICES_FIELD_NUMBER: _builtins.int
+    VOCAB_TOKENS_FIELD_NUMBER: _builtins.int
+    VOCAB_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    NUM_TOP_TOKENS_FIELD_NUMBER: _builtins.int
+    place: _activation_pb2.ActivationLocationType.ValueType
+    """Which stream of a layer: resid_post_mlp (default) or resid_post_attn."""
+    num_top_tokens: _builtins.int
+    """How many of the likeliest tokens to name, 1 or more. Absent: none."""
+    @_builtins.property
+    def layer_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Layers, 0 to n_layers - 1, each at most once. Default all. The embedding is always there too, before them."""
+
+    @_builtins.property
+    def token_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens of the prompt, 0 to tokens - 1, each at most once; -1 means the last. Default the last."""
+
+    @_builtins.property
+    def vocab_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Vocabulary tokens whose logits are wanted; each exactly one token, cut as the targets of a loss."""
+
+    @_builtins.property
+    def vocab_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """More of them, as vocabulary indices. They follow vocab_tokens. One of these lists or num_top_tokens must be given."""
+
+    def __init__(
+        self,
+        *,
+        place: _activation_pb2.ActivationLocationType.ValueType = ...,
+        layer_indices: _abc.Iterable[_builtins.int] | None = ...,
+        token_indices: _abc.Iterable[_builtins.int] | None = ...,
+        vocab_tokens: _abc.Iterable[_builtins.str] | None = ...,
+        vocab_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        num_top_tokens: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_num_top_tokens", b"_num_top_tokens", "num_top_tokens", b"num_top_tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_num_top_tokens", b"_num_top_tokens", "layer_indices", b"layer_indices", "num_top_tokens", b"num_top_tokens", "place", b"place", "token_indices", b"token_indices", "vocab_token_ids", b"vocab_token_ids", "vocab_tokens", b"vocab_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__num_top_tokens: _TypeAlias = _typing.Literal["num_top_tokens"]  # noqa: Y015
+    _WhichOneofArgType__num_top_tokens: _TypeAlias = _typing.Literal["_num_top_tokens", b"_num_top_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_top_tokens) -> _WhichOneofReturnType__num_top_tokens | None: ...
+
+Global___LensSpec: _TypeAlias = LensSpec  # noqa: Y015
+
+@_typing.final
+class ActivationsSpec(_message.Message):
+    """Asks for the values of a place as they are, or for the gradients of the objective there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTIVATION_LOCATION_TYPE_FIELD_NUMBER: _builtins.int
+    LAYER_INDICES_FIELD_NUMBER: _builtins.int
+    TOKEN_INDICES_FIELD_NUMBER: _builtins.int
+    PASS_TYPE_FIELD_NUMBER: _builtins.int
+    activation_location_type: _activation_pb2.ActivationLocationType.ValueType
+    """The place."""
+    pass_type: _node_pb2.PassType.ValueType
+    """Values (forward, default) or gradients (backward). Of latents, gradients of those that are active; others are 0."""
+    @_builtins.property
+    def layer_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Layers, each at most once. Default all that have it. Empty for places without layers."""
+
+    @_builtins.property
+    def token_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens, each at most once; -1 means the last. Of pairs of tokens, those attended from. Default all."""
+
+    def __init__(
+        self,
+        *,
+        activation_location_type: _activation_pb2.ActivationLocationType.ValueType = ...,
+        layer_indices: _abc.Iterable[_builtins.int] | None = ...,
+        token_indices: _abc.Iterable[_builtins.int] | None = ...,
+        pass_type: _node_pb2.PassType.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation_location_type", b"activation_location_type", "layer_indices", b"layer_indices", "pass_type", b"pass_type", "token_indices", b"token_indices"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActivationsSpec: _TypeAlias = ActivationsSpec  # noqa: Y015
+
+@_typing.final
 class NamedProcessingSpec(_message.Message):
     """One result that is wanted, under a name of the client's choice."""
 
@@ -325,6 +443,9 @@ class NamedProcessingSpec(_message.Message):
     DERIVED_ATTENTION_SCALARS_FIELD_NUMBER: _builtins.int
     SCORED_TOKENS_FIELD_NUMBER: _builtins.int
     TOKEN_PAIR_ATTRIBUTION_FIELD_NUMBER: _builtins.int
+    LENS_FIELD_NUMBER: _builtins.int
+    ACTIVATIONS_FIELD_NUMBER: _builtins.int
+    COMPONENT_TOTALS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The result's name. Not empty, unique within the sub-request."""
     @_builtins.property
@@ -347,6 +468,18 @@ class NamedProcessingSpec(_message.Message):
     def token_pair_attribution(self) -> Global___TokenPairAttributionSpec:
         """Attended-to tokens that excite attention latents."""
 
+    @_builtins.property
+    def lens(self) -> Global___LensSpec:
+        """What each layer would predict."""
+
+    @_builtins.property
+    def activations(self) -> Global___ActivationsSpec:
+        """A place's values or gradients."""
+
+    @_builtins.property
+    def component_totals(self) -> Global___ComponentTotalsSpec:
+        """Sums by component."""
+
     def __init__(
         self,
         *,
@@ -356,12 +489,15 @@ class NamedProcessingSpec(_message.Message):
         derived_attention_scalars: Global___DerivedAttentionScalarsSpec | None = ...,
         scored_tokens: Global___ScoredTokensSpec | None = ...,
         token_pair_attribution: Global___TokenPairAttributionSpec | None = ...,
+        lens: Global___LensSpec | None = ...,
+        activations: Global___ActivationsSpec | None = ...,
+        component_totals: Global___ComponentTotalsSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["derived_attention_scalars", b"derived_attention_scalars", "derived_scalars", b"derived_scalars", "multiple_top_k", b"multiple_top_k", "scored_tokens", b"scored_tokens", "spec", b"spec", "token_pair_attribution", b"token_pair_attribution"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "component_totals", b"component_totals", "derived_attention_scalars", b"derived_attention_scalars", "derived_scalars", b"derived_scalars", "lens", b"lens", "multiple_top_k", b"multiple_top_k", "scored_tokens", b"scored_tokens", "spec", b"spec", "token_pair_attribution", b"token_pair_attribution"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["derived_attention_scalars", b"derived_attention_scalars", "derived_scalars", b"derived_scalars", "multiple_top_k", b"multiple_top_k", "name", b"name", "scored_tokens", b"scored_tokens", "spec", b"spec", "token_pair_attribution", b"token_pair_attribution"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "component_totals", b"component_totals", "derived_attention_scalars", b"derived_attention_scalars", "derived_scalars", b"derived_scalars", "lens", b"lens", "multiple_top_k", b"multiple_top_k", "name", b"name", "scored_tokens", b"scored_tokens", "spec", b"spec", "token_pair_attribution", b"token_pair_attribution"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["multiple_top_k", "derived_scalars", "derived_attention_scalars", "scored_tokens", "token_pair_attribution"]  # noqa: Y015
+    _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["multiple_top_k", "derived_scalars", "derived_attention_scalars", "scored_tokens", "token_pair_attribution", "lens", "activations", "component_totals"]  # noqa: Y015
     _WhichOneofArgType_spec: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_spec) -> _WhichOneofReturnType_spec | None: ...
 

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from transformer_debugger.v1 import ablation_pb2 as _ablation_pb2
+from transformer_debugger.v1 import backward_rule_pb2 as _backward_rule_pb2
 from transformer_debugger.v1 import circuit_pb2 as _circuit_pb2
 from transformer_debugger.v1 import derived_scalar_pb2 as _derived_scalar_pb2
 from transformer_debugger.v1 import edges_pb2 as _edges_pb2
@@ -474,6 +475,208 @@ class TokenPairAttributionResult(_message.Message):
 Global___TokenPairAttributionResult: _TypeAlias = TokenPairAttributionResult  # noqa: Y015
 
 @_typing.final
+class ComponentTotal(_message.Message):
+    """One derived scalar's total for every component."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DERIVED_SCALAR_TYPE_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    derived_scalar_type: _derived_scalar_pb2.DerivedScalarType.ValueType
+    """The derived scalar that was summed."""
+    @_builtins.property
+    def total(self) -> _tensor_pb2.Tensor:
+        """The totals, over all tokens: of heads shape [layers, heads], of MLPs, their latents and vectors of layers [layers], of the
+        embedding a single number. 0 in layers without a dictionary where it is of latents.
+        """
+
+    def __init__(
+        self,
+        *,
+        derived_scalar_type: _derived_scalar_pb2.DerivedScalarType.ValueType = ...,
+        total: _tensor_pb2.Tensor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["total", b"total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["derived_scalar_type", b"derived_scalar_type", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ComponentTotal: _TypeAlias = ComponentTotal  # noqa: Y015
+
+@_typing.final
+class ComponentTotalsResult(_message.Message):
+    """Derived scalars by component."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTALS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def totals(self) -> _containers.RepeatedCompositeFieldContainer[Global___ComponentTotal]:
+        """One entry per derived scalar, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        totals: _abc.Iterable[Global___ComponentTotal] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["totals", b"totals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ComponentTotalsResult: _TypeAlias = ComponentTotalsResult  # noqa: Y015
+
+@_typing.final
+class LensTokens(_message.Message):
+    """The likeliest tokens of one lens, best first, as parallel lists."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TOKEN_STRINGS_FIELD_NUMBER: _builtins.int
+    LOGITS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Vocabulary indices."""
+
+    @_builtins.property
+    def token_strings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The tokens as text."""
+
+    @_builtins.property
+    def logits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Their logits."""
+
+    def __init__(
+        self,
+        *,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        token_strings: _abc.Iterable[_builtins.str] | None = ...,
+        logits: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logits", b"logits", "token_ids", b"token_ids", "token_strings", b"token_strings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LensTokens: _TypeAlias = LensTokens  # noqa: Y015
+
+@_typing.final
+class LensResult(_message.Message):
+    """What the model would predict from the residual stream behind the embedding and behind each layer. Logits are the model's own, after
+    a cap where it has one.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_INDICES_FIELD_NUMBER: _builtins.int
+    TOKEN_INDICES_FIELD_NUMBER: _builtins.int
+    VOCAB_TOKENS_FIELD_NUMBER: _builtins.int
+    LOGITS_FIELD_NUMBER: _builtins.int
+    TOP_TOKENS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def layer_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The layers, behind the embedding, which comes first: row 0 is the embedding, row i + 1 layer_indices[i]."""
+
+    @_builtins.property
+    def token_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The tokens, from 0."""
+
+    @_builtins.property
+    def vocab_tokens(self) -> Global___TokenList:
+        """The vocabulary tokens that were chosen: those given as text first."""
+
+    @_builtins.property
+    def logits(self) -> _tensor_pb2.Tensor:
+        """Their logits, shape [1 + layers, tokens, chosen]. Absent where none were chosen."""
+
+    @_builtins.property
+    def top_tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___LensTokens]:
+        """The likeliest tokens, as many entries as rows times tokens, the first row's first. Empty when not asked for."""
+
+    def __init__(
+        self,
+        *,
+        layer_indices: _abc.Iterable[_builtins.int] | None = ...,
+        token_indices: _abc.Iterable[_builtins.int] | None = ...,
+        vocab_tokens: Global___TokenList | None = ...,
+        logits: _tensor_pb2.Tensor | None = ...,
+        top_tokens: _abc.Iterable[Global___LensTokens] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_logits", b"_logits", "logits", b"logits", "vocab_tokens", b"vocab_tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logits", b"_logits", "layer_indices", b"layer_indices", "logits", b"logits", "token_indices", b"token_indices", "top_tokens", b"top_tokens", "vocab_tokens", b"vocab_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__logits: _TypeAlias = _typing.Literal["logits"]  # noqa: Y015
+    _WhichOneofArgType__logits: _TypeAlias = _typing.Literal["_logits", b"_logits"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__logits) -> _WhichOneofReturnType__logits | None: ...
+
+Global___LensResult: _TypeAlias = LensResult  # noqa: Y015
+
+@_typing.final
+class LayerActivations(_message.Message):
+    """A place of one layer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_INDEX_FIELD_NUMBER: _builtins.int
+    ACTIVATIONS_FIELD_NUMBER: _builtins.int
+    layer_index: _builtins.int
+    """The layer. Absent for places without layers."""
+    @_builtins.property
+    def activations(self) -> _tensor_pb2.Tensor:
+        """Its values, or gradients; the first axis is that of the tokens asked for. Non-finite numbers are given as such."""
+
+    def __init__(
+        self,
+        *,
+        layer_index: _builtins.int | None = ...,
+        activations: _tensor_pb2.Tensor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_layer_index", b"_layer_index", "activations", b"activations", "layer_index", b"layer_index"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_layer_index", b"_layer_index", "activations", b"activations", "layer_index", b"layer_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__layer_index: _TypeAlias = _typing.Literal["layer_index"]  # noqa: Y015
+    _WhichOneofArgType__layer_index: _TypeAlias = _typing.Literal["_layer_index", b"_layer_index"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__layer_index) -> _WhichOneofReturnType__layer_index | None: ...
+
+Global___LayerActivations: _TypeAlias = LayerActivations  # noqa: Y015
+
+@_typing.final
+class ActivationsResult(_message.Message):
+    """A place as it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYERS_FIELD_NUMBER: _builtins.int
+    TOKEN_INDICES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerActivations]:
+        """One entry per layer, in the order of the request."""
+
+    @_builtins.property
+    def token_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The tokens along the first axis, from 0."""
+
+    def __init__(
+        self,
+        *,
+        layers: _abc.Iterable[Global___LayerActivations] | None = ...,
+        token_indices: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layers", b"layers", "token_indices", b"token_indices"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActivationsResult: _TypeAlias = ActivationsResult  # noqa: Y015
+
+@_typing.final
 class NamedResult(_message.Message):
     """One result under its name."""
 
@@ -485,11 +688,15 @@ class NamedResult(_message.Message):
     DERIVED_ATTENTION_SCALARS_FIELD_NUMBER: _builtins.int
     SCORED_TOKENS_FIELD_NUMBER: _builtins.int
     TOKEN_PAIR_ATTRIBUTION_FIELD_NUMBER: _builtins.int
+    LENS_FIELD_NUMBER: _builtins.int
+    ACTIVATIONS_FIELD_NUMBER: _builtins.int
+    COMPONENT_TOTALS_FIELD_NUMBER: _builtins.int
     EDGES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """For Infer the name the client gave. For Debug one of topKComponents, componentSumsForTokenDisplay,
     upvotedOutputTokens, inputTokensThatUpvoteMlp, inputTokensThatUpvoteAttnQ, inputTokensThatUpvoteAttnK,
-    tokenPairAttribution, topOutputTokenLogits. For InferEdges it is edges.
+    tokenPairAttribution, topOutputTokenLogits, componentTotals; what was not asked for is absent. For InferEdges it is
+    edges.
     """
     @_builtins.property
     def multiple_top_k(self) -> Global___MultipleTopKResult:
@@ -512,6 +719,18 @@ class NamedResult(_message.Message):
         """Attended-to tokens that excite attention latents."""
 
     @_builtins.property
+    def lens(self) -> Global___LensResult:
+        """What each layer would predict."""
+
+    @_builtins.property
+    def activations(self) -> Global___ActivationsResult:
+        """A place's values or gradients."""
+
+    @_builtins.property
+    def component_totals(self) -> Global___ComponentTotalsResult:
+        """Sums by component."""
+
+    @_builtins.property
     def edges(self) -> _edges_pb2.EdgesResult:
         """Edges between components."""
 
@@ -524,13 +743,16 @@ class NamedResult(_message.Message):
         derived_attention_scalars: Global___DerivedAttentionScalarsResult | None = ...,
         scored_tokens: Global___ScoredTokensResult | None = ...,
         token_pair_attribution: Global___TokenPairAttributionResult | None = ...,
+        lens: Global___LensResult | None = ...,
+        activations: Global___ActivationsResult | None = ...,
+        component_totals: Global___ComponentTotalsResult | None = ...,
         edges: _edges_pb2.EdgesResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["derived_attention_scalars", b"derived_attention_scalars", "derived_scalars", b"derived_scalars", "edges", b"edges", "multiple_top_k", b"multiple_top_k", "result", b"result", "scored_tokens", b"scored_tokens", "token_pair_attribution", b"token_pair_attribution"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "component_totals", b"component_totals", "derived_attention_scalars", b"derived_attention_scalars", "derived_scalars", b"derived_scalars", "edges", b"edges", "lens", b"lens", "multiple_top_k", b"multiple_top_k", "result", b"result", "scored_tokens", b"scored_tokens", "token_pair_attribution", b"token_pair_attribution"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["derived_attention_scalars", b"derived_attention_scalars", "derived_scalars", b"derived_scalars", "edges", b"edges", "multiple_top_k", b"multiple_top_k", "name", b"name", "result", b"result", "scored_tokens", b"scored_tokens", "token_pair_attribution", b"token_pair_attribution"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "component_totals", b"component_totals", "derived_attention_scalars", b"derived_attention_scalars", "derived_scalars", b"derived_scalars", "edges", b"edges", "lens", b"lens", "multiple_top_k", b"multiple_top_k", "name", b"name", "result", b"result", "scored_tokens", b"scored_tokens", "token_pair_attribution", b"token_pair_attribution"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["multiple_top_k", "derived_scalars", "derived_attention_scalars", "scored_tokens", "token_pair_attribution", "edges"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["multiple_top_k", "derived_scalars", "derived_attention_scalars", "scored_tokens", "token_pair_attribution", "lens", "activations", "component_totals", "edges"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
@@ -583,12 +805,15 @@ class SubResponse(_message.Message):
     ABLATION_SPECS_FIELD_NUMBER: _builtins.int
     BASELINES_FIELD_NUMBER: _builtins.int
     CIRCUIT_FIELD_NUMBER: _builtins.int
+    BACKWARD_RULE_FIELD_NUMBER: _builtins.int
     loss: _builtins.float
     """The loss. Absent when none was computed."""
     activation_value_for_backward_pass: _builtins.float
     """Value of the traced objective. Absent when no node was traced."""
     bos_added: _builtins.bool
     """True when the first of the prompt's tokens is the beginning-of-text token and was put in front of the text."""
+    backward_rule: _backward_rule_pb2.BackwardRule.ValueType
+    """How the backward pass went through what is not linear. Never unspecified; from older servers it is, and means gradient."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt's tokens as vocabulary indices."""
@@ -613,7 +838,7 @@ class SubResponse(_message.Message):
     def ablation_specs(self) -> _containers.RepeatedCompositeFieldContainer[_ablation_pb2.AblationSpec]:
         """What was set in the run, in the order of the request: node ablations as the cells they stand for. For Debug also, last, what
         holds the final norm's scale constant: its gradient, set to 0. Norm scales that are not named here are not held constant, but
-        for that of the norm through which a traced node reads.
+        for that of the norm through which a traced node reads, and unless backward_rule holds all.
         """
 
     @_builtins.property
@@ -640,10 +865,11 @@ class SubResponse(_message.Message):
         ablation_specs: _abc.Iterable[_ablation_pb2.AblationSpec] | None = ...,
         baselines: _abc.Iterable[Global___TokenList] | None = ...,
         circuit: _circuit_pb2.CircuitValues | None = ...,
+        backward_rule: _backward_rule_pb2.BackwardRule.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_activation_value_for_backward_pass", b"_activation_value_for_backward_pass", "_distractors", b"_distractors", "_loss", b"_loss", "_targets", b"_targets", "activation_value_for_backward_pass", b"activation_value_for_backward_pass", "circuit", b"circuit", "distractors", b"distractors", "loss", b"loss", "targets", b"targets"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_activation_value_for_backward_pass", b"_activation_value_for_backward_pass", "_distractors", b"_distractors", "_loss", b"_loss", "_targets", b"_targets", "ablation_specs", b"ablation_specs", "activation_value_for_backward_pass", b"activation_value_for_backward_pass", "baselines", b"baselines", "bos_added", b"bos_added", "circuit", b"circuit", "distractors", b"distractors", "loss", b"loss", "results", b"results", "targets", b"targets", "token_ids", b"token_ids", "token_strings", b"token_strings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_activation_value_for_backward_pass", b"_activation_value_for_backward_pass", "_distractors", b"_distractors", "_loss", b"_loss", "_targets", b"_targets", "ablation_specs", b"ablation_specs", "activation_value_for_backward_pass", b"activation_value_for_backward_pass", "backward_rule", b"backward_rule", "baselines", b"baselines", "bos_added", b"bos_added", "circuit", b"circuit", "distractors", b"distractors", "loss", b"loss", "results", b"results", "targets", b"targets", "token_ids", b"token_ids", "token_strings", b"token_strings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__activation_value_for_backward_pass: _TypeAlias = _typing.Literal["activation_value_for_backward_pass"]  # noqa: Y015
     _WhichOneofArgType__activation_value_for_backward_pass: _TypeAlias = _typing.Literal["_activation_value_for_backward_pass", b"_activation_value_for_backward_pass"]  # noqa: Y015

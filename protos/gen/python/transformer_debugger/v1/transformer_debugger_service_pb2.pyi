@@ -10,6 +10,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from transformer_debugger.v1 import ablation_pb2 as _ablation_pb2
 from transformer_debugger.v1 import activation_pb2 as _activation_pb2
+from transformer_debugger.v1 import backward_rule_pb2 as _backward_rule_pb2
 from transformer_debugger.v1 import call_pb2 as _call_pb2
 from transformer_debugger.v1 import circuit_pb2 as _circuit_pb2
 from transformer_debugger.v1 import edges_pb2 as _edges_pb2
@@ -115,8 +116,8 @@ Global___ComponentTypeForResidualStream: _TypeAlias = ComponentTypeForResidualSt
 
 @_typing.final
 class DebugSubRequest(_message.Message):
-    """One prompt to explain. Of the norms' scales the final one alone is held constant on the way back; a traced node also holds that of
-    the norm it reads through.
+    """One prompt to explain. Of the norms' scales the final one alone is held constant on the way back, unless backward_rule says more; a
+    traced node also holds that of the norm it reads through.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -137,6 +138,11 @@ class DebugSubRequest(_message.Message):
     COMPONENT_TYPES_FOR_RESIDUAL_STREAM_FIELD_NUMBER: _builtins.int
     BASELINE_PROMPTS_FIELD_NUMBER: _builtins.int
     ONLY_THESE_FIELD_NUMBER: _builtins.int
+    BACKWARD_RULE_FIELD_NUMBER: _builtins.int
+    ATTENTION_PATTERN_GRADIENTS_FIELD_NUMBER: _builtins.int
+    OMIT_TOKEN_LISTS_FIELD_NUMBER: _builtins.int
+    LOSS_FN_CONFIG_FIELD_NUMBER: _builtins.int
+    COMPONENT_TOTALS_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """The prompt. At least one token, at most Limits.max_prompt_tokens."""
     component_type_for_mlp: Global___ComponentTypeForMlp.ValueType
@@ -155,6 +161,18 @@ class DebugSubRequest(_message.Message):
     """Whether the beginning-of-text token is put in front of the prompt's tokens: then it is token 0, and counts as one.
     Never twice: not where the prompt's text begins with it. Absent: as the model's own tokenizer does
     (ModelInfo.adds_bos). True where the model has no such token fails with NO_BOS_TOKEN. An empty prompt needs true.
+    """
+    backward_rule: _backward_rule_pb2.BackwardRule.ValueType
+    """How the backward pass goes through what is not linear. Default gradient. Sub-requests of one call may have different ones."""
+    attention_pattern_gradients: _builtins.bool
+    """True: attention patterns pass gradients on to logits, queries and keys. Only with RELP, which else holds them constant."""
+    omit_token_lists: _builtins.bool
+    """True: leave out the lists of tokens of every node (upvotedOutputTokens, inputTokensThatUpvoteMlp,
+    inputTokensThatUpvoteAttnQ and K, tokenPairAttribution), which most of a large answer is made of. Default false.
+    """
+    component_totals: _builtins.bool
+    """True: add the result componentTotals: write norms, act times grad and direct effects of the embedding and of every layer's MLP
+    and head, or attention latents, summed over all tokens. Default false.
     """
     @_builtins.property
     def target_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -206,6 +224,12 @@ class DebugSubRequest(_message.Message):
     def only_these(self) -> _circuit_pb2.Circuit:
         """Keeps some nodes alone, and sets all others of their types. Not with a traced node. Absent: nothing is set so."""
 
+    @_builtins.property
+    def loss_fn_config(self) -> _loss_pb2.LossFnConfig:
+        """The loss, in place of the difference of logits of target_tokens and distractor_tokens, which then must be absent with their ids.
+        Its token is the current one.
+        """
+
     def __init__(
         self,
         *,
@@ -225,10 +249,15 @@ class DebugSubRequest(_message.Message):
         component_types_for_residual_stream: _abc.Iterable[Global___ComponentTypeForResidualStream.ValueType] | None = ...,
         baseline_prompts: _abc.Iterable[_builtins.str] | None = ...,
         only_these: _circuit_pb2.Circuit | None = ...,
+        backward_rule: _backward_rule_pb2.BackwardRule.ValueType = ...,
+        attention_pattern_gradients: _builtins.bool = ...,
+        omit_token_lists: _builtins.bool = ...,
+        loss_fn_config: _loss_pb2.LossFnConfig | None = ...,
+        component_totals: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "_top_and_bottom_k", b"_top_and_bottom_k", "add_bos", b"add_bos", "downstream_node_to_trace", b"downstream_node_to_trace", "only_these", b"only_these", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "_top_and_bottom_k", b"_top_and_bottom_k", "add_bos", b"add_bos", "downstream_node_to_trace", b"downstream_node_to_trace", "loss_fn_config", b"loss_fn_config", "only_these", b"only_these", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "_top_and_bottom_k", b"_top_and_bottom_k", "add_bos", b"add_bos", "baseline_prompts", b"baseline_prompts", "component_type_for_attention", b"component_type_for_attention", "component_type_for_mlp", b"component_type_for_mlp", "component_types_for_residual_stream", b"component_types_for_residual_stream", "distractor_token_ids", b"distractor_token_ids", "distractor_tokens", b"distractor_tokens", "downstream_node_to_trace", b"downstream_node_to_trace", "hide_early_layers_when_ablating", b"hide_early_layers_when_ablating", "node_ablations", b"node_ablations", "only_these", b"only_these", "prompt", b"prompt", "target_token_ids", b"target_token_ids", "target_tokens", b"target_tokens", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "_top_and_bottom_k", b"_top_and_bottom_k", "add_bos", b"add_bos", "attention_pattern_gradients", b"attention_pattern_gradients", "backward_rule", b"backward_rule", "baseline_prompts", b"baseline_prompts", "component_totals", b"component_totals", "component_type_for_attention", b"component_type_for_attention", "component_type_for_mlp", b"component_type_for_mlp", "component_types_for_residual_stream", b"component_types_for_residual_stream", "distractor_token_ids", b"distractor_token_ids", "distractor_tokens", b"distractor_tokens", "downstream_node_to_trace", b"downstream_node_to_trace", "hide_early_layers_when_ablating", b"hide_early_layers_when_ablating", "loss_fn_config", b"loss_fn_config", "node_ablations", b"node_ablations", "omit_token_lists", b"omit_token_lists", "only_these", b"only_these", "prompt", b"prompt", "target_token_ids", b"target_token_ids", "target_tokens", b"target_tokens", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_bos: _TypeAlias = _typing.Literal["add_bos"]  # noqa: Y015
     _WhichOneofArgType__add_bos: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos"]  # noqa: Y015
@@ -382,7 +411,8 @@ Global___StreamDebugResponse: _TypeAlias = StreamDebugResponse  # noqa: Y015
 @_typing.final
 class InferenceSpec(_message.Message):
     """How one prompt is run. By default no norm's scale is held constant on the way back, but for that of the norm through which a traced
-    node reads; to hold one, set its gradient to 0, for instance with the location ACTIVATION_LOCATION_TYPE_RESID_LN_F_SCALE.
+    node reads; to hold one, set its gradient to 0, for instance with the location ACTIVATION_LOCATION_TYPE_RESID_LN_F_SCALE; to hold all,
+    choose a backward_rule.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -395,12 +425,20 @@ class InferenceSpec(_message.Message):
     ADD_BOS_FIELD_NUMBER: _builtins.int
     BASELINE_PROMPTS_FIELD_NUMBER: _builtins.int
     ONLY_THESE_FIELD_NUMBER: _builtins.int
+    BACKWARD_RULE_FIELD_NUMBER: _builtins.int
+    ATTENTION_PATTERN_GRADIENTS_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """The prompt. At least one token, at most Limits.max_prompt_tokens."""
     add_bos: _builtins.bool
     """Whether the beginning-of-text token is put in front of the prompt's tokens, as in DebugSubRequest.add_bos. Absent: as
     the model's own tokenizer does.
     """
+    backward_rule: _backward_rule_pb2.BackwardRule.ValueType
+    """How the backward pass goes through what is not linear. Default gradient; another one needs a loss or a trace. Sub-requests of one
+    call may have different ones.
+    """
+    attention_pattern_gradients: _builtins.bool
+    """True: attention patterns pass gradients on to logits, queries and keys. Only with RELP, which else holds them constant."""
     @_builtins.property
     def loss_fn_config(self) -> _loss_pb2.LossFnConfig:
         """The loss. Give a loss or a trace; both only for a V trace without a downstream node."""
@@ -440,10 +478,12 @@ class InferenceSpec(_message.Message):
         add_bos: _builtins.bool | None = ...,
         baseline_prompts: _abc.Iterable[_builtins.str] | None = ...,
         only_these: _circuit_pb2.Circuit | None = ...,
+        backward_rule: _backward_rule_pb2.BackwardRule.ValueType = ...,
+        attention_pattern_gradients: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "activation_index_for_within_layer_grad", b"activation_index_for_within_layer_grad", "add_bos", b"add_bos", "loss_fn_config", b"loss_fn_config", "only_these", b"only_these", "trace_config", b"trace_config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "ablation_specs", b"ablation_specs", "activation_index_for_within_layer_grad", b"activation_index_for_within_layer_grad", "add_bos", b"add_bos", "baseline_prompts", b"baseline_prompts", "loss_fn_config", b"loss_fn_config", "only_these", b"only_these", "prompt", b"prompt", "trace_config", b"trace_config"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "ablation_specs", b"ablation_specs", "activation_index_for_within_layer_grad", b"activation_index_for_within_layer_grad", "add_bos", b"add_bos", "attention_pattern_gradients", b"attention_pattern_gradients", "backward_rule", b"backward_rule", "baseline_prompts", b"baseline_prompts", "loss_fn_config", b"loss_fn_config", "only_these", b"only_these", "prompt", b"prompt", "trace_config", b"trace_config"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_bos: _TypeAlias = _typing.Literal["add_bos"]  # noqa: Y015
     _WhichOneofArgType__add_bos: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos"]  # noqa: Y015

@@ -117,7 +117,7 @@ def nested(depth: int, tag: int) -> bytes:
 
 def field(tag: int, contents: bytes) -> bytes:
     """A field with contents of some length, as bytes."""
-    return bytes([tag << 3 | 2]) + _varint(len(contents)) + contents
+    return _varint(tag << 3 | 2) + _varint(len(contents)) + contents
 
 
 def put_anything(chance: random.Random, message: Message, field: FieldDescriptor, depth: int) -> None:

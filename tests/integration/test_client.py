@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from tdb_client import (
     Ablation,
+    ActivationsSpec,
     AsyncClient,
     Client,
     DebugSubRequest,
@@ -24,6 +25,7 @@ from tdb_client import (
     Finished,
     InferenceSubRequest,
     InvalidRequestError,
+    LensSpec,
     Loss,
     MultipleTopKResult,
     MultipleTopKSpec,
@@ -183,6 +185,47 @@ def test_edges_in_every_form(client, server, tmp_path, capsys):
     assert "3 of 30 listed edges" in capsys.readouterr().out
     with pytest.raises(InvalidRequestError, match="baseline_prompts"):
         client.edges(PROMPT, TARGET, baseline=())
+
+
+def test_totals_by_component_are_always_there_and_lists_may_be_left_out(client):
+    result = client.debug(PROMPT, TARGET, DISTRACTOR, token_lists=False)
+    by_layer = result.totals["unflattened_attn_write_to_final_residual_grad"].sum(axis=1)
+    summed = result.sums["direction_write"]["unflattened_attn_write_to_final_residual_grad"]
+    assert by_layer.sum() == pytest.approx(summed.sum(), abs=1e-4)
+    assert len(result.components) == 1 + len(by_layer) * (
+        1 + result.totals["unflattened_attn_write_norm"].shape[1]
+    )
+    assert set(result.nodes.upvoted_tokens) == {None}
+
+
+def test_a_hundred_ablations_lenses_and_places_in_one_call(client):
+    n_tokens = len(client.tokenize(PROMPT))
+    loss = Loss("log_prob", TARGET, token=n_tokens - 2)
+    ablated = [
+        InferenceSubRequest.of(PROMPT, loss, ablate=head(layer, index, token=token))
+        for layer in range(3) for index in range(3) for token in range(11)
+    ]  # fmt: skip
+    at = (-1, 0)
+    wanted = {
+        "lens": LensSpec(TARGET, 3, at=at),
+        "probs": ActivationsSpec("attn_qk_probs", at=at),
+        "slopes": ActivationsSpec("mlp_post_act", layers=[2], pass_type="backward"),
+    }
+    plain = client.infer([InferenceSubRequest(PROMPT, loss, results=wanted)])[0]
+    results = client.infer([*ablated, InferenceSubRequest(PROMPT, loss)])
+    assert len(results) == 100
+    assert results[-1].loss == pytest.approx(plain.loss, abs=1e-5)
+    assert len({one.loss for one in results}) > 50
+    lens, probs, slopes = (plain.results[name] for name in wanted)
+    assert lens.at == probs.at == (n_tokens - 1, 0)
+    assert lens.logits.shape == (4, 2, 1)
+    assert [len(row) for row in lens.top_tokens] == [2] * 4
+    assert {layer: one.array.shape for layer, one in probs.layers.items()} == dict.fromkeys(
+        range(3), (2, n_tokens, 4)
+    )
+    np.testing.assert_allclose(probs.layers[0].array.sum(axis=1), 1, atol=1e-5)
+    assert np.abs(slopes.layers[2].array[-2]).max() > 0
+    assert not slopes.layers[2].array[-1].any(), "the loss sees nothing after its token"
 
 
 def test_the_model_and_its_tokens(client):

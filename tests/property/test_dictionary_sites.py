@@ -6,7 +6,6 @@ densely, and whatever is set is set there by edits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -34,7 +33,7 @@ from tdb_server.domain.requests import (
     Trace,
 )
 from tdb_server.domain.results import ScoredTokensResult, TokenPairAttributionResult
-from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
+from tdb_server.model.autoencoder import Autoencoder
 from torch import Tensor
 
 from tests.property.finite_differences import (
@@ -45,10 +44,20 @@ from tests.property.finite_differences import (
     slopes_of_adding,
     slopes_of_scaling,
 )
+from tests.property.plain_dictionaries import (
+    EMBEDDING,
+    before_mlp,
+    behind,
+    dense_latents,
+    read_by,
+    reconstruction_of,
+    scalar,
+    setting,
+    side_by_side,
+    unit_writes,
+)
 from tests.property.plain_edits import (
     ablated_latents,
-    add,
-    latents_of,
     loss_value,
     pre_activations_of,
     with_edit,
@@ -75,102 +84,7 @@ MODELS_AND_SITES = [
     (name, site) for name in MODELS for site in SITES if (name, site) != (PARALLEL, Site.RESID_POST_ATTN)
 ]
 FINAL_SCALE = (HookPoint.RESID_LN_F_SCALE, None)
-EMBEDDING = (HookPoint.RESID_POST_EMB, None)
 KINDS = ({}, {"top_k": TOP_K}, {"jumps": True})
-
-
-def scalar(site: Site, suffix: str) -> DerivedScalar:
-    return DerivedScalar[f"{site.latent_hook_point.name.removesuffix('_LATENT')}_{suffix}"]
-
-
-def read_by(model: PlainModel, site: Site, seen: Seen, layer: int) -> Tensor:
-    """What a dictionary reads [c, T, s]."""
-    if site is Site.MLP_TRANSCODER:
-        stream, scale = (seen.get(spot) for spot in mlp_reads(model, layer))
-        assert stream is not None
-        return stream if scale is None else model.centred(stream) / scale
-    return side_by_side(site, seen[site.hook_point, layer])
-
-
-def before_mlp(model: PlainModel, layer: int) -> Spot:
-    """The stream that an MLP reads: in parallel blocks, the one before the layer."""
-    if not model.is_parallel:
-        return HookPoint.RESID_POST_ATTN, layer
-    return (HookPoint.RESID_POST_MLP, layer - 1) if layer else EMBEDDING
-
-
-def mlp_reads(model: PlainModel, layer: int) -> tuple[Spot, Spot]:
-    return before_mlp(model, layer), (HookPoint.MLP_LN_SCALE, layer)
-
-
-def side_by_side(site: Site, x: Tensor) -> Tensor:
-    return x.flatten(2) if site is Site.ATTN_V_OUT else x
-
-
-def dense_latents(layer: AutoencoderLayer, inputs: Tensor) -> Tensor:
-    if layer.thresholds is None:
-        return latents_of(layer, inputs)
-    pre = pre_activations_of(layer, inputs)
-    return pre * (pre > layer.thresholds)
-
-
-def reconstruction_of(layer: AutoencoderLayer, inputs: Tensor) -> Tensor:
-    bias = layer.pre_bias if layer.output_bias is None else layer.output_bias
-    found = dense_latents(layer, inputs) @ layer.directions + bias
-    return found if layer.skip_weight is None else found + inputs @ layer.skip_weight.T
-
-
-def unit_writes(model: PlainModel, site: Site, layer: int, weights: AutoencoderLayer, seen: Seen) -> Tensor:
-    """What each latent adds to the residual stream per unit, at each token [T, n, d]."""
-    if site is Site.ATTN_V_OUT:
-        writes = weights.directions @ model.out_weights(layer).flatten(0, 1)
-        return writes * behind_attention(model, seen, layer)[:, None]
-    n_tokens = seen[EMBEDDING].shape[1]
-    return weights.directions.expand(n_tokens, -1, -1)
-
-
-def behind_attention(model: PlainModel, seen: Seen, layer: int) -> Tensor:
-    """What attention's writes are multiplied with behind its output weights [T, d]."""
-    factor = torch.as_tensor(model.times_behind(seen, layer, "attn"), dtype=torch.float64)
-    return factor.expand(1, seen[EMBEDDING].shape[1], model.d_model)[0]
-
-
-def setting(model: PlainModel, dictionary: Autoencoder, specs: Sequence[AblationSpec]) -> dict[Spot, Edit]:
-    """Edits of the plain forward pass that set latents, or what is not reconstructed."""
-    site, edits = dictionary.site, dict[Spot, Edit]()
-    for layer_index in {one.index.layer_index for one in specs}:
-        assert layer_index is not None
-        layer = dictionary.layers[layer_index]
-        own = [one for one in specs if one.index.layer_index == layer_index]
-        of_latents = [one for one in own if one.index.hook_point is site.latent_hook_point]
-        of_errors = [one for one in own if one.index.hook_point is site.error_hook_point]
-        seen: Seen = {}
-
-        def keep(spot: Spot, seen: Seen = seen) -> Edit:
-            def edit(x: Tensor) -> Tensor:
-                seen[spot] = x
-                return x
-
-            return edit
-
-        def edit(
-            x: Tensor,
-            at: int = layer_index,
-            seen: Seen = seen,
-            layer: AutoencoderLayer = layer,
-            of_latents: Sequence[AblationSpec] = of_latents,
-            of_errors: Sequence[AblationSpec] = of_errors,
-        ) -> Tensor:
-            inputs = read_by(model, site, seen | {(site.hook_point, at): x}, at)
-            latents = dense_latents(layer, inputs)
-            error = side_by_side(site, x) - reconstruction_of(layer, inputs)
-            change = (ablated_latents(latents, of_latents) - latents) @ layer.directions
-            return x + (change + ablated_latents(error, of_errors) - error).view_as(x)
-
-        for spot in mlp_reads(model, layer_index) if site is Site.MLP_TRANSCODER else ():
-            add(edits, spot, keep(spot))
-        add(edits, (site.hook_point, layer_index), edit)
-    return edits
 
 
 def ablate(hook_point: HookPoint, layer: int, indices: tuple[int | None, ...], value: float) -> AblationSpec:
@@ -240,8 +154,8 @@ def test_latents_norms_errors_and_direct_effects(
         assert_same(written - reconstruction_of(weights, inputs), errors)
         onto = direction
         if site is Site.ATTN_V_OUT:
-            behind = behind_attention(model.plain, seen, layer)
-            onto = (direction * behind) @ model.plain.out_weights(layer).flatten(0, 1).T
+            out_weights = model.plain.out_weights(layer).flatten(0, 1)
+            onto = direction * behind(model.plain, seen, layer, "attn") @ out_weights.T
         rest = reconstruction_of(weights, inputs) - latents @ weights.directions
         total = numbers["effects"].sum() + ((errors + rest) * onto).sum()
         assert float(total) == pytest.approx(float((written * onto).sum()), abs=1e-6)

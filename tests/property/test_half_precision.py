@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tdb_server.domain.call import Call
 from tdb_server.domain.debug import inference_sub_request
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
 from tdb_server.domain.hook_point import HookPoint
@@ -20,17 +22,27 @@ from tdb_server.domain.requests import (
     AblationSpec,
     ActivationIndex,
     AttentionTraceType,
+    Circuit,
+    CircuitNode,
     DerivedScalarsSpec,
     InferenceSpec,
+    InferenceSubRequest,
     LossConfig,
     LossName,
     MultipleTopKSpec,
+    NodeAblation,
     ProcessingSpec,
     ScoredTokensSpec,
     TokenScoringType,
     Trace,
+    ValueType,
 )
-from tdb_server.domain.results import DerivedScalarsResult, MultipleTopKResult, ScoredTokensResult
+from tdb_server.domain.results import (
+    DerivedScalarsResult,
+    MultipleTopKResult,
+    ObjectiveValues,
+    ScoredTokensResult,
+)
 from tdb_server.engine import logit_scalars
 from tdb_server.model import precision
 from tdb_server.model.autoencoder import AutoencoderLayer
@@ -79,6 +91,55 @@ def test_bfloat16_is_near_float32(name: str, data: st.DataObject) -> None:
         if np.linalg.norm(one) > 1e-2
     ]
     assert not errors or np.median(errors) < MEDIAN_ERROR
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "gpt_neox"])
+@examples(2)
+@given(data=st.data())
+def test_beside_baselines(name: str, data: st.DataObject) -> None:
+    """As above, with nodes set to the baselines'; a circuit of everything keeps the objective."""
+    config = small_model(name).config
+    debug = data.draw(debug_sub_requests(config, n_tokens=5).filter(lambda one: one.upstream_trace is None))
+    latent = NodeIndex(NodeType.MLP_AUTOENCODER_LATENT, 0, (4, 3))
+    ablated = [
+        NodeIndex(NodeType.ATTENTION_HEAD, 0, (4, 2, 1)),
+        NodeIndex(NodeType.MLP_NEURON, 1, (4, 3)),
+        latent,
+    ]
+    pairs = [
+        NodeAblation(one, 0.0, one.node_type is NodeType.ATTENTION_HEAD, ValueType.BASELINE)
+        for one in ablated
+    ]
+    added = NodeAblation(NodeIndex(NodeType.WHOLE_MLP, 1, (3, 0)), 0.3, False, ValueType.ADD)
+    nodes = [
+        CircuitNode(NodeType.WHOLE_HEAD, layer, None, head)
+        for layer in range(config.n_layers)
+        for head in range(config.n_heads)
+    ]
+    compared = replace(debug, baselines=((3, 1, 4, 1, 5), (9, 2, 6, 5, 3)), node_ablations=(*pairs, added))
+    whole = replace(
+        compared, node_ablations=(), circuit=Circuit(frozenset({NodeType.WHOLE_HEAD}), tuple(nodes))
+    )
+    found = []
+    for dtype in DTYPES:
+        engine = small_model(name, dtype).engine(
+            *(small_autoencoder(name, site, dtype=dtype) for site in SITES)
+        )
+        found.append(answers_of_calls(engine, [[of_every_node(inference_sub_request(compared))]])[0][0])
+        call = Call("0", (InferenceSubRequest(inference_sub_request(whole).inference),))
+        events = [event for _, event in engine.run([call], lambda _: False)]
+        (kept,) = (event.circuit for event in events if isinstance(event, ObjectiveValues))
+        assert kept is not None
+        digits = 1e-5 if dtype is torch.float32 else 0.02
+        assert kept.objective == pytest.approx(kept.of_prompt, rel=digits, abs=digits)
+    exact, rounded = found
+    assert rounded.loss == pytest.approx(exact.loss, rel=0.05, abs=0.1)
+    errors = [
+        np.linalg.norm(other - one) / np.linalg.norm(one)
+        for one, other in zip(_sums(exact), _sums(rounded), strict=True)
+        if np.linalg.norm(one) > 1e-2
+    ]
+    assert not errors or np.median(errors) < 2 * MEDIAN_ERROR, "differences have fewer digits"
 
 
 def _sums(found: Answer) -> Iterator[npt.NDArray[np.float64]]:

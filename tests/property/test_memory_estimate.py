@@ -28,6 +28,8 @@ from tdb_server.domain.requests import (
     AttentionComponent,
     AttentionTraceType,
     BackwardRule,
+    Circuit,
+    CircuitNode,
     DebugSubRequest,
     InferenceSpec,
     InferenceSubRequest,
@@ -293,6 +295,30 @@ def test_places_and_lenses_take_no_more_than_is_estimated() -> None:
     }
     for own in (dict(list(specs.items())[:2]), specs):
         assert times_too_much(engine, info, [InferenceSubRequest(run_of(60), own)]) >= 1
+
+
+@pytest.mark.parametrize(("family", "has_autoencoders"), [("gpt2", False), ("llama", True)])
+def test_prompts_to_compare_with_take_no_more_than_is_estimated(family: str, has_autoencoders: bool) -> None:
+    """Several baselines of one row, circuits with and without any."""
+    engine, info = loaded(family, has_autoencoders)
+    dice = random.Random(f"compared {family} {has_autoencoders}")
+    found = []
+    heads = Circuit(frozenset({NodeType.WHOLE_HEAD}), (CircuitNode(NodeType.WHOLE_HEAD, 1, None, 2),))
+    parts = Circuit(frozenset({NodeType.MLP_NEURON, NodeType.WHOLE_MLP}), ())
+    if has_autoencoders:
+        parts = Circuit(frozenset({site.node_type for site in SITES}), ())
+    for n_rows, n_baselines, circuit in ((1, 6, None), (2, 2, heads), (1, 1, parts), (1, 0, parts)):
+        rows = [random_sub_request(dice, info, 40) for _ in range(n_rows)]
+        baselines = tuple(tuple(dice.randrange(900) for _ in range(40)) for _ in range(n_baselines))
+        if circuit is not None:
+            rows = [InferenceSubRequest(run_of(40), one.processing) for one in rows]
+        compared = [
+            replace(one, inference=replace(one.inference, baselines=baselines, circuit=circuit))
+            for one in rows
+        ]
+        found.append(times_too_much(engine, info, compared))
+    assert min(found) >= 1
+    assert median(found) <= 2 * MAX_TIMES
 
 
 def run_of(n_tokens: int) -> InferenceSpec:

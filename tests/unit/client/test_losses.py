@@ -12,6 +12,8 @@ from tdb_client.report import request_text
 from tdb_client.token_text import loss_words
 from transformer_debugger.v1 import activation_pb2, loss_pb2
 
+from tests.unit.client.fake_service import debug_results
+
 
 def on_wire(loss: Loss) -> loss_pb2.LossFnConfig:
     (found,) = debug_request([DebugSubRequest.of("a prompt", loss=loss)]).sub_requests
@@ -49,6 +51,17 @@ def test_a_plain_request_says_no_loss() -> None:
 )
 def test_words(name: str, words: str) -> None:
     assert loss_words(name, ["a"], ["b"]) == words
+
+
+def test_the_answer_says_what_is_explained() -> None:
+    loss = Loss("log_prob", " Mary", token=2, target_weights=(2,))
+    (result,) = debug_results(DebugSubRequest.of("p", loss=loss))
+    assert result.objective == "weighted log-probability ' Mary' @ 2"
+    assert result.objective_unit == "nats"
+    assert result.objective in result.to_html().replace("&#x27;", "'")
+    along = ResidualDirection("resid_post_mlp", 3, (1.0,))
+    (result,) = debug_results(DebugSubRequest.of("p", loss=Loss("direction", direction=along)))
+    assert result.objective == "L3 resid_post_mlp along a direction"
 
 
 def test_the_command_line() -> None:

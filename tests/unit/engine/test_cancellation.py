@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from tdb_server.domain.call import Call
@@ -63,6 +64,28 @@ def test_the_forward_pass_stops_in_the_layer_where_all_are_cancelled(engine: Eng
     cancelling = Cancelling(question, "a")
     assert list(engine.run([call("a")], cancelling)) == []
     assert cancelling.n_questions == question
+
+
+def compared(call_id: str) -> Call:
+    """With baselines, which are run before the batch."""
+    (sub_request,) = call(call_id).sub_requests
+    run = replace(sub_request.inference, baselines=((6, 7, 8), (9, 10, 11)))
+    return Call(call_id, (replace(sub_request, inference=run),))
+
+
+@pytest.mark.parametrize("question", [1, N_LAYERS, N_LAYERS + 1, 2 * N_LAYERS])
+def test_prompts_to_compare_with_are_cancelled_like_the_batch(engine: Engine, question: int) -> None:
+    """They take one question for each layer, and so does the batch behind them."""
+    cancelling = Cancelling(question, "a")
+    assert list(engine.run([compared("a")], cancelling)) == []
+    assert cancelling.n_questions == question
+
+
+def test_a_call_goes_on_without_the_one_that_was_compared(engine: Engine) -> None:
+    cancelling = Cancelling(N_LAYERS + 1, "a")
+    found = list(engine.run([compared("a"), call("b")], cancelling))
+    assert {call_id for call_id, _ in found} == {"b"}
+    assert isinstance(found[-1][1], Finished)
 
 
 def test_the_backward_pass_stops(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

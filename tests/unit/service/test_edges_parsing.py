@@ -90,10 +90,11 @@ def test_what_is_refused(change: Callable[[Any], None], field: str, reason: str)
     ],
 )
 def test_too_many_for_the_limits(asked: InferEdgesRequest, field: str, reason: str) -> None:
+    limits = Limits(max_sub_requests=32, max_top_and_bottom_k=1000)
     with pytest.raises(OverLimit, match=rf"{field}".replace("[", r"\[").replace("]", r"\]")) as caught:
-        parse(asked)
+        parse(asked, limits)
     assert caught.value.reason == reason
-    assert len(parse(request(steps(16), n=2))) == 2
+    assert len(parse(request(steps(16), n=2), limits)) == 2
 
 
 def test_steps_are_rows_and_a_matrix_takes_its_bytes() -> None:

@@ -68,6 +68,13 @@ def test_bytes_of_padding_count():
     assert rule.fits([long], short, PACE)
 
 
+def test_what_needs_no_backward_pass_shares_no_batch_with_what_does():
+    rule = BatchRule(max_tokens=1000, max_activation_bytes=1000, max_wait_seconds=0, max_seconds=1.0)
+    one, other = (make_ticket(cost=Cost(9, 0, 0, needs_gradient=False)) for _ in range(2))
+    assert rule.fits([one], other, PACE)
+    assert not rule.fits([one], make_ticket(cost=Cost(9, 0, 0)), PACE)
+
+
 def test_what_fits_nowhere_runs_alone():
     waiting = queue(max_tokens=10)
     large = make_ticket(n_tokens=50)

@@ -15,7 +15,8 @@ is a sub-request or a prompt that one is compared with, padded to the longest:
     derived scalars wider than those, such as what all heads write between two tokens (T² · d):
                           L + 2 times their entries, each
     latents               6 · T · N of one layer at a time, 8 · T · N of each layer where some are ablated,
-                          and 128 bytes + 24 numbers for each active one of every layer
+                          and 128 bytes + 24 numbers for each active one of every layer, of a sub-request
+                          alone: twice as many with baselines, in which others may be active
     read by dictionaries  4 · T · s of each layer, in float32 at least, where what is read is a copy: of all
                           heads side by side (s = H · e), or what a transcoder reads of a norm (s = d)
 
@@ -92,6 +93,7 @@ _EDGE_PRODUCTS, _EDGE_RESIDUALS, _EDGE_READERS, _EDGE_SCORES = 3, 2, 3, 3
 _WIDE_BYTES = 4
 _ACTIVE_BYTES, _ACTIVE_NUMBERS = 128, 24
 _NODE_BYTES, _NODE_VECTORS, _NODE_TOKENS = 256, 2, 8
+_EITHER = NodeType.AUTOENCODER_LATENT
 _TOP_K = re.compile(r"topk\((\d+)\)")
 
 
@@ -100,18 +102,21 @@ def activation_bytes(info: ModelInfo, sub_requests: Sequence[InferenceSubRequest
     n_tokens = max((len(one.inference.token_ids) for one in sub_requests), default=0)
     number = DTYPE_BYTES.get(info.dtype, 4)
     n_active = sum(n_tokens * _most_active(one) * len(one.layers) for one in info.autoencoders)
+    of_objectives = not any(one.processing for one in sub_requests)
     per_row = number * _numbers_per_row(info, n_tokens)
-    per_row += n_active * (_ACTIVE_BYTES + _ACTIVE_NUMBERS * number)
     per_row += max(number, _WIDE_BYTES) * sum(_copied(info, one, n_tokens) for one in info.autoencoders)
-    of_references = per_row * n_references(sub_requests)
-    if not any(one.processing for one in sub_requests):
-        per_row = number * _numbers_of_objective(info, n_tokens)
-    per_row = per_row * sum(one.n_rows for one in sub_requests) + of_references
-    per_row += number * sum(_wide_numbers(info, one, n_tokens) for one in sub_requests)
-    per_row += number * sum(_ablated_latents(info, one, n_tokens) for one in sub_requests)
-    per_row += number * sum(_numbers_of_results(info, one, n_tokens) for one in sub_requests)
-    per_row += number * max((_edge_numbers(info, one, n_tokens) for one in sub_requests), default=0)
-    return per_row + _list_bytes(info, sub_requests, number) + _widened_bytes(info)
+    n_bytes = per_row * n_references(sub_requests)
+    if of_objectives:
+        n_bytes += number * _numbers_of_objective(info, n_tokens) * len(sub_requests)
+    else:
+        n_with_latents = sum(2 if one.inference.baselines else 1 for one in sub_requests)
+        of_latents = n_with_latents * n_active * (_ACTIVE_BYTES + _ACTIVE_NUMBERS * number)
+        n_bytes += per_row * sum(one.n_rows for one in sub_requests) + of_latents
+    n_bytes += number * sum(_wide_numbers(info, one, n_tokens) for one in sub_requests)
+    n_bytes += number * sum(_ablated_latents(info, one, n_tokens) for one in sub_requests)
+    n_bytes += number * sum(_numbers_of_results(info, one, n_tokens) for one in sub_requests)
+    n_bytes += number * max((_edge_numbers(info, one, n_tokens) for one in sub_requests), default=0)
+    return n_bytes + _list_bytes(info, sub_requests, number) + _widened_bytes(info)
 
 
 def n_references(sub_requests: Sequence[InferenceSubRequest]) -> int:
@@ -250,8 +255,12 @@ def _ablated_latents(info: ModelInfo, sub_request: InferenceSubRequest, n_tokens
         for one in sub_request.inference.ablations
         if is_of_autoencoder(one.index.hook_point)
     }
+    n_layers, circuit = len(layers), sub_request.inference.circuit
+    if circuit is not None:  # which sets them in all layers, without baselines in its prompt's other run too
+        kept = [one for one in info.autoencoders if circuit.node_types & {one.site.node_type, _EITHER}]
+        n_layers += sum(len(one.layers) for one in kept) * (1 if sub_request.inference.baselines else 2)
     n_latents = max((one.n_latents for one in info.autoencoders), default=0)
-    return _ABLATED * n_tokens * n_latents * len(layers)
+    return _ABLATED * n_tokens * n_latents * n_layers
 
 
 def _list_bytes(info: ModelInfo, sub_requests: Sequence[InferenceSubRequest], number: int) -> int:

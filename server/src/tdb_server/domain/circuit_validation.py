@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from tdb_server.domain.axes import autoencoders_of_hook_point
 from tdb_server.domain.hook_point import NODE_HOOK_POINTS
 from tdb_server.domain.index_validation import layer_violations, presence_violations, range_violations
-from tdb_server.domain.model_info import ModelInfo
+from tdb_server.domain.model_info import ModelInfo, Site
 from tdb_server.domain.node import NodeType
 from tdb_server.domain.reason import Reason
 from tdb_server.domain.requests import CircuitNode
@@ -17,11 +17,17 @@ from tdb_server.errors import FieldViolation
 def node_type_violations(
     node_types: Sequence[NodeType], info: ModelInfo, path: str
 ) -> Iterator[FieldViolation]:
-    """Types whose nodes cannot be kept alone."""
+    """Types whose nodes cannot be kept alone, and two types that mean the latents of one dictionary."""
+    first_named: dict[Site, NodeType] = {}
     for i, one in enumerate(node_types):
         if one.is_latent:
-            place = f"{path}[{i}]"
-            yield from presence_violations(NODE_HOOK_POINTS[one], None, info, place, place)
+            place, hook_point = f"{path}[{i}]", NODE_HOOK_POINTS[one]
+            yield from presence_violations(hook_point, None, info, place, place)
+            for dictionary in autoencoders_of_hook_point(hook_point, info):
+                earlier = first_named.setdefault(dictionary.site, one)
+                if earlier is not one:
+                    description = f"means the same latents as {earlier.value}; name them once"
+                    yield FieldViolation(place, description, Reason.FIELD_NOT_ALLOWED)
         elif one not in (NodeType.WHOLE_HEAD, NodeType.WHOLE_MLP, NodeType.MLP_NEURON):
             description = (
                 f"circuits are made of whole heads, whole MLPs, neurons and latents, not {one.value}s"

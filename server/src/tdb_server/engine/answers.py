@@ -102,7 +102,7 @@ class Answers:
     def others(self, everything: Rows, gradients: Gradients, logits: Ranked) -> Iterator[Event]:
         """Everything else: objectives, top nodes, single components, and what depends on the nodes."""
         groups = self._groups(everything)
-        of_circuits = circuit_losses(everything.model, self.plan, everything.inputs, everything.references)
+        of_circuits = circuit_losses(self.plan, everything.inputs, everything.references)
         more = [gradients.losses, of_circuits, *gradients.traced]
         found = self._top_k(everything, groups, more, logits.tables)
         losses, compared, *of_traces = found.more

@@ -123,7 +123,7 @@ class Engine:
             )
             inputs = Inputs(plan, self.decoder.device)
             answers = Answers(plan, self._ranker, clock, is_wanted, check_cancelled)
-            references = run_references(model, plan, check_cancelled)
+            references = run_references(model, plan, inputs, check_cancelled)
             cache, graph = forward(model, plan, inputs, references, check_cancelled)
             clock.end("forward")
             batch, layers = slice(0, len(plan.rows)), range(len(self.decoder.blocks))

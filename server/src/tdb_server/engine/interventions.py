@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -85,10 +86,8 @@ class Intervention:
         if ablation.value_type is ValueType.NUMBER and not self.kept:
             own[cells] = ablation.value
             return
-        kept = [(one, own[one].clone()) for one in (self._cells((*cell, None)) for cell in self.kept)]
-        own[cells] = self._altered(own, cells, baseline)
-        for one, value in kept:
-            own[one] = value
+        altered = self._altered(own, cells, baseline)
+        own[cells] = torch.where(self._are_kept(own), own[cells], altered) if self.kept else altered
 
     def _set_pairs(self, own: Tensor, hidden_cells: Tensor, baseline: Tensor | None) -> None:
         query, key, head = self.ablation.index.tensor_indices
@@ -105,6 +104,18 @@ class Intervention:
         if self.hook_point in HEAD_HOOK_POINTS:
             return _along(indices[1], None), tokens, _along(indices[2], None)
         return tokens, _along(indices[1], None)
+
+    def _are_kept(self, own: Tensor) -> Tensor:
+        """Which cells of a row [H, T, e] or [T, n] stay, up to its length: [H, t, 1] or [t, n].
+
+        Thousands may be named, so that they are set all at once.
+        """
+        is_of_heads = self.hook_point in HEAD_HOOK_POINTS
+        are_kept = np.zeros((self.n_tokens, own.shape[0 if is_of_heads else 1]), dtype=bool)
+        for token, component in self.kept:
+            are_kept[_along(token, None), _along(component, None)] = True
+        found = torch.from_numpy(are_kept).to(own.device)
+        return found.T[..., None] if is_of_heads else found
 
     def _altered(self, own: Tensor, cells: tuple[slice, ...], baseline: Tensor | None) -> Tensor:
         """What the cells are set to."""

@@ -31,6 +31,10 @@ def latent_scalars(rows: Rows, declared: Declaration, hook_point: HookPoint, pas
             factors = [values]
         case Measure.ACTIVATION:
             is_active = of_each(lambda x: x != 0, values)
+            if rows.has_baselines:  # in either run
+                is_active = of_each(
+                    lambda x, y: (x != 0) | (y != 0), values, rows.latent_contrasts(autoencoder)
+                )
             factors = [_latent_gradients(rows, autoencoder, ids), is_active]
         case Measure.ACT_TIMES_GRAD:
             factors = [rows.latent_contrasts(autoencoder), _latent_gradients(rows, autoencoder, ids)]

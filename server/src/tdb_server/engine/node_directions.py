@@ -222,7 +222,7 @@ def _latent_values(batch: Rows, nodes: DeviceNodes) -> Tensor:
     if layers != list(range(len(layers))):
         places = np.searchsorted(layers, nodes.host.layers)
         where = NodeCoordinates(rows, torch.from_numpy(places).to(rows.device), spans_of(places))
-    ids, values = batch.latents(autoencoder)
+    ids, values = batch.latents_of_prompts(autoencoder)
     found = (values.at(where, tokens) * (ids.at(where, tokens) == latents[:, None])).sum(dim=1)
     if not any(layer.norms_inputs for layer in autoencoder.layers.values()):
         return found

@@ -43,6 +43,8 @@ from tdb_server.model.hooks import HOLD_NORM_SCALES, INNER_HOOK_POINTS, Hooks
 from tdb_server.model.precision import wide
 
 Key = TypeVar("Key", bound=Hashable)
+_READ_BY_HEADS = (HookPoint.ATTN_QK_PROBS, HookPoint.ATTN_V)
+"""What heads read from a token is a product of."""
 
 
 class _Recorder:
@@ -84,12 +86,10 @@ class _Recorder:
             assert layer_index is not None
             (hidden_cells,) = self._model.decoder.hidden_cells(plan.n_tokens, (layer_index,))
         forward_ones = [one for one in interventions if one.is_forward]
-        if hook_point in _READ_BY_HEADS:
-            self._read_by_heads[hook_point] = x
-            forward_ones, of_pairs = _split(forward_ones)
-            x = self._set_contributions(x, of_pairs)
+        forward_ones, of_pairs = _split(forward_ones)
+        x = self._set_contributions(x, of_pairs)
         x = set_values(x, forward_ones, hidden_cells, self._baseline(site))
-        if hook_point is HookPoint.ATTN_QK_PROBS:
+        if hook_point in _READ_BY_HEADS:
             self._read_by_heads[hook_point] = x
         if hook_point in plan.values:  # the forward pass comes by layers in order
             self.values.setdefault(hook_point, []).append(self._of_all_rows(x, site).detach())
@@ -130,7 +130,7 @@ class _Recorder:
             return x
         assert self._references is not None
         x = x.clone()
-        for one in interventions:
+        for one in dict.fromkeys(interventions):  # the same twice is set once
             (query, head, _), key = one.ablation.index.tensor_indices, one.ablation.attended_to_token
             layer_index = one.ablation.index.layer_index
             assert query is not None
@@ -138,7 +138,7 @@ class _Recorder:
             assert key is not None
             assert layer_index is not None
             group = head // self._model.decoder.config.n_heads_per_group
-            probs, values = (self._read_by_heads[at] for at in (HookPoint.ATTN_QK_PROBS, HookPoint.ATTN_V))
+            probs, values = (self._read_by_heads[at] for at in _READ_BY_HEADS)
             own = probs[one.row, head, query, key] * values[one.row, group, key]
             baselines = self._baselines_of(one.row, (HookPoint.ATTN_V_OUT, layer_index))
             other = self._references.contribution(baselines, layer_index, query, key, head, group)
@@ -208,9 +208,6 @@ class _Recorder:
         return autoencoder.as_at_hook_point(written, x)
 
 
-_READ_BY_HEADS = (HookPoint.ATTN_V, HookPoint.ATTN_QK_PROBS, HookPoint.ATTN_V_OUT)
-
-
 def _split(interventions: Sequence[Intervention]) -> tuple[list[Intervention], list[Intervention]]:
     """Those of whole cells, and those of what comes from one token alone."""
     of_pairs = [one for one in interventions if one.ablation.attended_to_token is not None]
@@ -265,6 +262,10 @@ def forward(
     recorder = _Recorder(plan, model, references, inputs.rules, beginnings, check_cancelled)
     altered = {hook_point for hook_point, _ in plan.interventions}
     wanted = plan.values | plan.gradients | altered
+    if any(
+        one.ablation.attended_to_token is not None for some in plan.interventions.values() for one in some
+    ):
+        wanted |= {*_READ_BY_HEADS}
     if any(one.site is Site.MLP_TRANSCODER for one in model.autoencoders):
         wanted |= {HookPoint.MLP_LN_SCALE}
     hooks = Hooks(recorder, INNER_HOOK_POINTS & wanted, inputs.rules)
@@ -348,7 +349,9 @@ def backward(model: Model, plan: Plan, inputs: Inputs, cache: Cache, graph: Grap
     )
 
 
-def run_references(model: Model, plan: Plan, check_cancelled: Callable[[], None]) -> References | None:
+def run_references(
+    model: Model, plan: Plan, inputs: Inputs, check_cancelled: Callable[[], None]
+) -> References | None:
     """Runs the prompts that the rows of a plan are compared with forward, if there are any.
 
     Raises:
@@ -356,11 +359,13 @@ def run_references(model: Model, plan: Plan, check_cancelled: Callable[[], None]
     """
     if plan.references is None:
         return None
-    inputs = Inputs(plan.references, model.decoder.device)
-    cache, _ = forward(model, plan.references, inputs, None, check_cancelled)
+    own = Inputs(plan.references, model.decoder.device)
+    cache, graph = forward(model, plan.references, own, None, check_cancelled)
     widen_cache(cache)
-    zero_padding(cache, inputs)
-    return References(cache)
+    zero_padding(cache, own)
+    rows, others = inputs.circuit_pairs
+    logits = model.decoder.unembed(graph.final_normed[others, inputs.loss_tokens[rows]])
+    return References(cache, wide(logits), wide(model.decoder.cap(logits)))
 
 
 def widen_cache(cache: Cache) -> None:

@@ -59,7 +59,12 @@ def mlp_depth(layer_index: int) -> int:
 
 def write_depth(hook_point: HookPoint) -> Callable[[int], int]:
     """From a layer index to the depth of this hook point's write."""
-    before_mlp = (HookPoint.RESID_POST_ATTN, HookPoint.RESID_DELTA_ATTN, HookPoint.ATTN_QK_PROBS)
+    before_mlp = (
+        HookPoint.RESID_POST_ATTN,
+        HookPoint.RESID_DELTA_ATTN,
+        HookPoint.ATTN_QK_PROBS,
+        HookPoint.ATTN_V_OUT,
+    )
     return attention_depth if hook_point in before_mlp else mlp_depth
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.results import CircuitValues
-from tdb_server.engine.cache import Cache, Model
+from tdb_server.engine.cache import Cache
 from tdb_server.engine.inputs import Inputs
 from tdb_server.engine.objectives import losses
 from tdb_server.engine.plan import Plan
@@ -30,9 +30,13 @@ class References:
 
     Attributes:
         cache: of their forward pass, widened, zero in padding.
+        logits: of `Plan.circuit_pairs`, at the tokens of the rows' losses, before their cap [n, V].
+        capped: the same behind it.
     """
 
     cache: Cache
+    logits: Tensor
+    capped: Tensor
 
     def values(self, references: Sequence[int], hook_point: HookPoint, layer_index: int | None) -> Tensor:
         """The mean of a hook point's values over some of them [...]."""
@@ -78,7 +82,7 @@ class References:
         return torch.stack([x[one] for one in references]).mean(dim=0)
 
 
-def circuit_losses(model: Model, plan: Plan, inputs: Inputs, references: References | None) -> Tensor:
+def circuit_losses(plan: Plan, inputs: Inputs, references: References | None) -> Tensor:
     """Losses of the prompts that circuits are compared with, under the rows' own targets.
 
     Returns:
@@ -88,14 +92,13 @@ def circuit_losses(model: Model, plan: Plan, inputs: Inputs, references: Referen
         return inputs.circuit_pairs[0].new_zeros(0, dtype=torch.float32)
     rows, others = inputs.circuit_pairs
     host_rows = [row for row, _ in plan.circuit_pairs]
-    cache, tokens = references.cache, inputs.loss_tokens[rows]
-    logits = model.decoder.unembed(cache.final_normed[others, tokens])
-    terms = [one[host_rows] for one in inputs.loss_terms]
-    found = losses(terms, [one[rows] for one in inputs.losses], logits, model.decoder.cap(logits))
+    terms, uploaded = [one[host_rows] for one in inputs.loss_terms], [one[rows] for one in inputs.losses]
+    found = losses(terms, uploaded, references.logits, references.capped)
+    tokens = inputs.loss_tokens[rows]
     for along in inputs.directions:
         hook_point, layer_index = along.stream.hook_point, along.stream.layer_index
+        stream = references.cache.values[hook_point][layer_index or 0][others, tokens]
         for row, vector in zip(along.rows, along.vectors, strict=True):
-            stream = cache.values[hook_point][layer_index or 0][others, tokens]
             found = torch.where(rows == row, (stream * vector.to(stream.dtype)).sum(dim=-1), found)
     return found
 

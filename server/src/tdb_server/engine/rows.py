@@ -31,6 +31,8 @@ from tdb_server.model.decoder import Block
 from tdb_server.model.precomputed import Precomputed
 
 Made = TypeVar("Made")
+FindLatents = Callable[[Autoencoder, int, AutoencoderLayer], tuple[Tensor, ...]]
+"""From a dictionary and one of its layers to latents and numbers of each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,22 +149,32 @@ class Rows:
             return self.contrasts(hook_point)
         scale_point = self.model.decoder.write_scales[hook_point]
 
+        references = self.references
+        assert references is not None
+
         def compute() -> Layers:
             others = []
             for layer_index, scale in zip(self.layers, scales.tensors, strict=True):
-                of_rows = []
-                for row in self.planned:
-                    assert self.references is not None
+
+                def over_scales(baselines: tuple[int, ...], layer_index: int = layer_index) -> Tensor:
                     each = [
-                        self.references.values((one,), hook_point, layer_index)
-                        / nonzero(self.references.values((one,), scale_point, layer_index))
-                        for one in row.baselines
+                        references.values((one,), hook_point, layer_index)
+                        / nonzero(references.values((one,), scale_point, layer_index))
+                        for one in baselines
                     ]
-                    of_rows.append(torch.stack(each).mean(dim=0))
-                others.append(torch.stack(of_rows) * scale)
+                    return torch.stack(each).mean(dim=0)
+
+                other = self._by_baselines(over_scales)
+                # Heads stand between rows and tokens.
+                others.append(other * (scale.unsqueeze(1) if other.dim() > scale.dim() else scale))
             return of_each(torch.sub, self.values(hook_point), Layers(others))
 
         return self.once(("write contrasts", hook_point), compute)
+
+    def _by_baselines(self, compute: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
+        """Something of each row's baselines [B, ...]; what rows share is computed once."""
+        found = {one: compute(one) for one in {row.baselines for row in self.planned}}
+        return torch.stack([found[row.baselines] for row in self.planned])
 
     def _of_baselines(self, hook_point: HookPoint, like: Layers) -> Layers:
         """The mean of the baselines' values, of each layer [B, ...]."""
@@ -301,11 +313,21 @@ class Rows:
         """The same as writes are told apart, in units of what a latent writes in these rows [B, T, K]."""
         return self._all_latents(autoencoder)[3]
 
-    def _all_latents(self, autoencoder: Autoencoder) -> list[Layers]:
-        return self.once((autoencoder.site, "latents"), lambda: self._look_up_latents(autoencoder))
+    def latents_of_prompts(self, autoencoder: Autoencoder) -> tuple[Layers, Layers]:
+        """`latents`, but not those that are active in baselines alone. Rows with and without may be mixed."""
+        if not any(row.baselines for row in self.planned):
+            return self.latents(autoencoder)
+        ids, values, *_ = self.once(
+            (autoencoder.site, "latents of prompts"),
+            lambda: self._look_up_latents(autoencoder, self._latents_alone),
+        )
+        return ids, values
 
-    def _look_up_latents(self, autoencoder: Autoencoder) -> list[Layers]:
+    def _all_latents(self, autoencoder: Autoencoder) -> list[Layers]:
         find = self._latents_beside_baselines if self.has_baselines else self._latents_alone
+        return self.once((autoencoder.site, "latents"), lambda: self._look_up_latents(autoencoder, find))
+
+    def _look_up_latents(self, autoencoder: Autoencoder, find: FindLatents) -> list[Layers]:
         found = [find(autoencoder, layer_index, layer) for layer_index, layer in self.layers_of(autoencoder)]
         ids, *numbers = (Layers(same_width(one)) for one in zip(*found, strict=True))
         absent = self.absent_tokens
@@ -340,17 +362,15 @@ class Rows:
         ]
         baseline = self.baseline_latents(autoencoder, layer_index)
         latents = set_values(layer.encode(read), altered, baseline=baseline)
-        others = torch.stack(
-            [references.latents(one.baselines, autoencoder, layer_index) for one in self.planned]
-        )
+        others = self._by_baselines(lambda one: references.latents(one, autoencoder, layer_index))
         ids, is_there = active_in_either(latents, others)
         values, others = latents.gather(-1, ids) * is_there, others.gather(-1, ids) * is_there
         scale = self.write_scale(autoencoder.site.hook_point, layer_index)
         if scale is None and not layer.norms_inputs:
             return ids, values, values - others, values - others
         point = self.model.decoder.write_scales.get(autoencoder.site.hook_point)
-        written = torch.stack(
-            [references.latent_writes(one.baselines, autoencoder, layer_index, point) for one in self.planned]
+        written = self._by_baselines(
+            lambda one: references.latent_writes(one, autoencoder, layer_index, point)
         )
         unit = layer.times_write_scale(torch.ones_like(read[..., :1]), read)
         unit = nonzero(unit if scale is None else unit / scale)

@@ -156,27 +156,71 @@ def _effects_of_pairs(rows: Rows) -> list[Layers]:
             probs.tensors, projected.tensors, rows.blocks, strict=True
         ):
             seen = rows.seen_directions(attention_depth(layer))
-            others = [_baseline_effects(rows, row, seen[row], layer, block) for row in range(rows.n_rows)]
-            found.append(own_probs * own_projected - torch.stack(others))
+            others = torch.stack(
+                [
+                    _baseline_effects(
+                        rows, row, layer, block, _over_baseline_scales(rows, row, layer, seen[row])
+                    )
+                    for row in range(rows.n_rows)
+                ]
+            )
+            own = own_probs * own_projected
+            for row, pairs in _pairs_set_to_baselines(rows, layer, own).items():
+                # They write what the baselines' do, here over the row's own scale.
+                onto = rows.seen_by_writes(pattern, layer, attention_depth(layer))[row]
+                onto_of_each = [onto] * len(rows.planned[row].baselines)
+                written = _baseline_effects(rows, row, layer, block, onto_of_each)
+                own[row] = torch.where(pairs, written, own[row])
+            found.append(own - others)
         return Layers(found)
 
     return [rows.once("contrasted effects of pairs", contrast)]
 
 
-def _baseline_effects(rows: Rows, row: int, directions: Tensor, layer_index: int, block: Block) -> Tensor:
-    """The mean of what baselines write between two tokens · directions of interest [n, d]: [H, n, T]."""
+def _over_baseline_scales(rows: Rows, row: int, layer_index: int, directions: Tensor) -> list[Tensor]:
+    """Directions of interest [n, d], for each baseline over the scale of what attention writes in it."""
+    references, tokens = rows.references, rows.direction_tokens[row]
+    scale_point = rows.model.decoder.write_scales.get(HookPoint.ATTN_QK_PROBS)
+    baselines = rows.planned[row].baselines
+    assert references is not None
+    if scale_point is None:
+        return [directions] * len(baselines)
+    scales = [references.values((one,), scale_point, layer_index) for one in baselines]
+    return [directions / nonzero(one)[tokens] for one in scales]
+
+
+def _baseline_effects(
+    rows: Rows, row: int, layer_index: int, block: Block, onto_of_each: Sequence[Tensor]
+) -> Tensor:
+    """The mean of what baselines write between two tokens · vectors for each of them [n, d]: [H, n, T]."""
     references, tokens = rows.references, rows.direction_tokens[row]
     assert references is not None
-    scale_point = rows.model.decoder.write_scales.get(HookPoint.ATTN_QK_PROBS)
     found = []
-    for one in rows.planned[row].baselines:
-        onto = directions
-        if scale_point is not None:
-            onto = onto / nonzero(references.values((one,), scale_point, layer_index))[tokens]
+    for one, onto in zip(rows.planned[row].baselines, onto_of_each, strict=True):
         values = references.values((one,), HookPoint.ATTN_V, layer_index)
         probs = references.values((one,), HookPoint.ATTN_QK_PROBS, layer_index)[:, tokens]
         found.append(probs * project_values(values, block.attention.write_transposed(onto)))
     return torch.stack(found).mean(dim=0)
+
+
+def _pairs_set_to_baselines(rows: Rows, layer_index: int, effects: Tensor) -> dict[int, Tensor]:
+    """By row, the pairs [H, n, T] whose contributions are set to the baselines'. Effects are [B, H, n, T]."""
+    found: dict[int, Tensor] = {}
+    for one in rows.own(rows.plan.interventions.get((HookPoint.ATTN_V_OUT, layer_index), ())):
+        query, head, channel = one.ablation.index.tensor_indices
+        if not one.needs_baseline or channel is not None:
+            continue
+        pairs = found.setdefault(one.row, torch.zeros_like(effects[one.row], dtype=torch.bool))
+        tokens = rows.direction_tokens[one.row]
+        for is_set, (token, of_head) in ((True, (query, head)), *((False, cell) for cell in one.kept)):
+            heads = slice(None) if of_head is None else slice(of_head, of_head + 1)
+            queries = torch.ones_like(tokens, dtype=torch.bool) if token is None else tokens == token
+            key = one.ablation.attended_to_token
+            keys = slice(None) if key is None else slice(key, key + 1)
+            pairs[heads, :, keys] = torch.where(
+                queries[:, None], torch.full_like(pairs[heads, :, keys], is_set), pairs[heads, :, keys]
+            )
+    return found
 
 
 def _of_heads(rows: Rows, declared: Declaration) -> Product:

@@ -455,7 +455,7 @@ class Decoder:
     @property
     def device(self) -> torch.device:
         """Where the weights are, and inputs must be."""
-        return self.final_norm.gain.device  # small: weights that are widened are so whenever they are read
+        return self.weights.token_embedding.device
 
     @property
     def digest(self) -> str:

@@ -26,6 +26,7 @@ from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.reason import Reason
 from tdb_server.domain.requests import (
+    AblationSpec,
     AttentionComponent,
     Circuit,
     Component,
@@ -37,6 +38,7 @@ from tdb_server.domain.requests import (
     NodeAblation,
     ResidualStreamComponent,
     Trace,
+    ValueType,
 )
 from tdb_server.domain.spec_relations import difference_violations
 from tdb_server.domain.trace_validation import trace_violations
@@ -285,9 +287,17 @@ def _parse_node_ablations(
         ):
             sound.append((one.path, ablation))
     cells = [(path, node_ablation_spec(ablation)) for path, ablation in sound]
-    request.note(conflict_violations(cells, request.info))
+    patterns = [(path, _of_pattern(ablation)) for path, ablation in sound]
+    if request.note(conflict_violations(cells, request.info)):
+        request.note(conflict_violations(patterns, request.info))
     request.note(baseline_violations(cells, bool(sub_request.value("baseline_prompts"))))
     return tuple(ablation for _, ablation in sound)
+
+
+def _of_pattern(ablation: NodeAblation) -> AblationSpec:
+    """Where an ablation is told from others: of heads' nodes at the pattern, whatever they are set to."""
+    at_pattern = node_ablation_spec(replace(ablation, value_type=ValueType.NUMBER))
+    return replace(at_pattern, value_type=ablation.value_type)
 
 
 def _parse_nodes_to_trace(

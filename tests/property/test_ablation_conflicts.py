@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from tdb_server.domain.ablation_conflicts import conflict_violations
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import PassType
-from tdb_server.domain.requests import AblationSpec, ActivationIndex
+from tdb_server.domain.requests import AblationSpec, ActivationIndex, ValueType
 
 from tests.unit.service.tiny_requests import model
 
@@ -34,6 +34,8 @@ def _random_ablations(chance: random.Random) -> Ablations:
             AblationSpec(
                 ActivationIndex(PLACES[n_axes], 0, _some_cells(chance, n_axes), PassType.FORWARD),
                 float(chance.randrange(3)),
+                chance.choice((ValueType.NUMBER, ValueType.NUMBER, *ValueType)),
+                attended_to_token=chance.choice((None, None, 0, 1)),
             ),
         )
         for number in range(chance.randrange(12))
@@ -48,11 +50,20 @@ def _compared(ablations: Ablations) -> Iterator[tuple[str, str]]:
     """Who sets what somebody before has set to another value, and the first who has."""
     for number, (path, ablation) in enumerate(ablations):
         for other_path, other in ablations[:number]:
-            if other.value != ablation.value and _meet(
-                other.index.tensor_indices, ablation.index.tensor_indices
-            ):
+            if _differ(other, ablation) and _meet(_cells(other), _cells(ablation)):
                 yield path, other_path
                 break
+
+
+def _differ(one: AblationSpec, other: AblationSpec) -> bool:
+    """Factors and summands would both count, even where they are the same."""
+    if {one.value_type, other.value_type} & {ValueType.SCALE, ValueType.ADD}:
+        return True
+    return (one.value_type, one.value) != (other.value_type, other.value)
+
+
+def _cells(ablation: AblationSpec) -> tuple[int | None, ...]:
+    return (*ablation.index.tensor_indices, ablation.attended_to_token)
 
 
 def _meet(one: Sequence[int | None], other: Sequence[int | None]) -> bool:

@@ -39,7 +39,7 @@ ALLOWED = {
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.UNIMPLEMENTED,
 }
-STREAMED = {f"{DEBUGGER}/StreamDebug", f"{DEBUGGER}/StreamInfer", f"{DEBUGGER}/StreamInferEdges"}
+STREAMED = {f"{DEBUGGER}/StreamDebug", f"{DEBUGGER}/StreamInfer"}
 METHODS = {
     service_pb2.DebugRequest: (f"{DEBUGGER}/Debug", f"{DEBUGGER}/StreamDebug"),
     service_pb2.InferRequest: (f"{DEBUGGER}/Infer", f"{DEBUGGER}/StreamInfer"),

@@ -20,6 +20,7 @@ from tdb_client import (
     DebugSubRequest,
     DerivedAttentionScalarsResult,
     DerivedAttentionScalarsSpec,
+    EdgesSubRequest,
     FailedPreconditionError,
     Finished,
     InferenceSubRequest,
@@ -36,6 +37,7 @@ from tdb_client import (
     neuron,
 )
 from tdb_client.cli import main
+from tdb_client.encoding import edges_request
 
 from tests.random_models import FIXTURES
 
@@ -140,6 +142,49 @@ def test_general_requests_by_name(client):
     assert len(top.nodes) == 8
     assert {node.token for node in top.nodes} == {len(result.prompt) - 1}
     assert 0 < result.loss < 1
+
+
+def test_edges_in_every_form(client, server, tmp_path, capsys):
+    other = "When John and Mary went to the store, John gave a drink to"
+    asked = EdgesSubRequest.of(
+        PROMPT, TARGET, DISTRACTOR, baseline=other, method="eap_ig", steps=3, k=30, matrix=True
+    )
+    (edges,) = client.edges_many([asked])
+    assert edges.loss == pytest.approx(GOLDEN_LOSS, abs=1e-3)
+    assert edges.result.scores.shape == (1 + 3 * 5, 3 * 13 + 1)
+    pairs = edges.result.edge_writers, edges.result.edge_readers
+    np.testing.assert_array_equal(edges.result.scores[pairs], edges.result.edge_scores)
+    assert np.count_nonzero(edges.result.scores[:, -1]) == 15  # the embedding of the last token is the same
+    unary = server.debugger.InferEdges(edges_request([asked])).sub_responses[0]
+    assert [one.name for one in unary.results] == ["edges"]
+    assert list(unary.results[0].edges.edge_scores) == edges.result.edge_scores.tolist()
+    assert client.estimate([asked]).response_bytes > edges.result.scores.nbytes
+    words = ["--server", f"127.0.0.1:{server.port}", "--prompt", PROMPT, "--baseline", other]
+    words += [
+        "--target",
+        TARGET,
+        "--distractor",
+        DISTRACTOR,
+        "--method",
+        "eap_ig",
+        "--steps",
+        "3",
+        "-k",
+        "30",
+    ]
+    files = tmp_path / "mib.json", tmp_path / "graph.json"
+    assert main(["edges", *words, "--mib", str(files[0]), "--graph", str(files[1])]) == 0
+    mib, graph = (json.loads(one.read_text()) for one in files)
+    assert mib["edges"]["a0.h1->logits"]["score"] == pytest.approx(edges.result.scores[2, -1])
+    assert {one["source"] for one in graph["links"]} <= {one["node_id"] for one in graph["nodes"]}
+    capsys.readouterr()
+    assert main(["edges", *words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [one["score"] for one in told["edges"]] == edges.result.edge_scores.tolist()
+    assert main(["edges", *words, "--rows", "3"]) == 0
+    assert "3 of 30 listed edges" in capsys.readouterr().out
+    with pytest.raises(InvalidRequestError, match="baseline_prompts"):
+        client.edges(PROMPT, TARGET, baseline=())
 
 
 def test_totals_by_component_are_always_there_and_lists_may_be_left_out(client):

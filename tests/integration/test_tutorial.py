@@ -195,9 +195,10 @@ def test_the_same_heads_serve_other_names(client: Client, walk: Walk) -> None:
 
 def test_the_programs_of_other_pages_run(walk: Walk) -> None:
     names: dict[str, Any] = {}
-    for page in ("sweeps.md", "concepts.md"):
-        for step in steps(PAGE.with_name(page)):
-            exec(step.text, names)
+    with contextlib.chdir(walk.folder):  # where some of them write files
+        for page in ("sweeps.md", "concepts.md"):
+            for step in steps(PAGE.with_name(page)):
+                exec(step.text, names)
     pattern = names["answer"].results["pattern"].scalars
     assert pattern.shape == (5, 5)
     assert pattern.sum(axis=1) == pytest.approx(1, abs=1e-4)

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from tdb_server.domain.call import Call
 from tdb_server.domain.cost import estimated_cost
+from tdb_server.domain.debug import HOLD_FINAL_NORM_SCALE
+from tdb_server.domain.edges import EdgesSpec
 from tdb_server.domain.limits import Limits
-from tdb_server.domain.requests import InferenceSubRequest
+from tdb_server.domain.requests import InferenceSpec, InferenceSubRequest, LossConfig, LossName
 from tdb_server.domain.results import NamedResult
 from tdb_server.engine.engine import Engine
 from tdb_server.errors import TdbError
@@ -61,6 +63,22 @@ def test_debug_requests(loaded, k, n, prompt):
     cost = estimated_cost(ready.info, sub_requests)
     found = n_bytes(engine, sub_requests)
     assert 0 < cost.least_response_bytes <= found <= cost.response_bytes
+
+
+@pytest.mark.parametrize("whole_matrix", [False, True])
+@pytest.mark.parametrize("k", [1, 1000])
+def test_edges(loaded, k, whole_matrix):
+    engine, ready = loaded
+    inference = InferenceSpec(
+        (1, 2, 3, 4),
+        LossConfig(LossName.LOGIT_DIFF, (5,)),
+        None,
+        (HOLD_FINAL_NORM_SCALE,),
+        baselines=((1, 2, 7, 4),),
+    )
+    asked = (InferenceSubRequest(inference, {"edges": EdgesSpec(k, 2, whole_matrix)}),)
+    cost = estimated_cost(ready.info, asked)
+    assert cost.least_response_bytes <= n_bytes(engine, asked) <= cost.response_bytes
 
 
 def test_random_requests(loaded):

@@ -17,6 +17,7 @@ from tdb_server.domain.activation_cost import activation_bytes
 from tdb_server.domain.call import Call
 from tdb_server.domain.debug import HOLD_FINAL_NORM_SCALE, inference_sub_request
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
+from tdb_server.domain.edges import EdgesSpec
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import ModelInfo, Site
 from tdb_server.domain.node import NodeIndex, NodeType, PassType
@@ -205,6 +206,16 @@ def test_long_prompts_take_no_more_than_is_estimated(family: str, dtype: str) ->
     specs = {one.value: MultipleTopKSpec(((GroupId.SINGLETON, (one,)),), 20) for one in scalars}
     for n_tokens in (100, 400):
         assert 1 <= times_too_much(engine, info, [InferenceSubRequest(run_of(n_tokens), specs)]) <= 6
+
+
+@pytest.mark.parametrize("n_steps", [1, 5])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_edges_take_no_more_than_is_estimated(family: str, n_steps: int) -> None:
+    engine, info = loaded(family, False)
+    for n_tokens in (4, 40, 160):
+        of = replace(run_of(n_tokens), baselines=(tuple(range(1, 1 + n_tokens)),))
+        asked = InferenceSubRequest(of, {"edges": EdgesSpec(20, n_steps, whole_matrix=True)})
+        assert 1 <= times_too_much(engine, info, [asked]) <= MAX_TIMES
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

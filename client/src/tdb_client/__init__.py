@@ -16,6 +16,7 @@ from tdb_client.component_table import ComponentTable
 from tdb_client.connection import Tls
 from tdb_client.debug_answer import DebugAnswer
 from tdb_client.debug_result import DebugResult
+from tdb_client.edges import Edge, Edges, EdgesSubRequest
 from tdb_client.errors import (
     CallError,
     CancelledCallError,
@@ -70,6 +71,9 @@ from tdb_client.results import (
     ComponentTotalsResult,
     DerivedAttentionScalarsResult,
     DerivedScalarsResult,
+    EdgeReader,
+    EdgesResult,
+    EdgeWriter,
     EstimatedCost,
     GroupResult,
     InferenceResult,
@@ -121,6 +125,12 @@ __all__ = [
     "DerivedAttentionScalarsSpec",
     "DerivedScalarsResult",
     "DerivedScalarsSpec",
+    "Edge",
+    "EdgeReader",
+    "EdgeWriter",
+    "Edges",
+    "EdgesResult",
+    "EdgesSubRequest",
     "EstimatedCost",
     "Event",
     "FailedPreconditionError",

@@ -22,6 +22,7 @@ from tdb_client.client_core import Call, ClientCore, Flow, Result
 from tdb_client.compatibility import CHECK_SECONDS
 from tdb_client.connection import Connection
 from tdb_client.debug_result import DebugResult
+from tdb_client.edges import EdgeMethod, Edges, EdgesSubRequest
 from tdb_client.errors import CallError, call_errors
 from tdb_client.events import Event, collected_async, inference_results
 from tdb_client.health import HealthStatus
@@ -31,11 +32,11 @@ from tdb_client.interventions import AblationWords, TraceWords
 from tdb_client.model_info import ModelInfo
 from tdb_client.nodes import NodeType
 from tdb_client.requests import (
+    AnySubRequest,
     AttentionComponent,
     DebugSubRequest,
     MlpComponent,
     ResidualStreamComponent,
-    SubRequest,
     TokenWords,
 )
 from tdb_client.results import EstimatedCost, InferenceResult, PromptTokens
@@ -261,6 +262,56 @@ class AsyncClient(ClientCore):
         seconds = self._connection.seconds(timeout)
         return inference_results(await collected_async(stream, seconds, on_event))
 
+    async def edges(
+        self,
+        prompt: str,
+        target: TokenWords | Sequence[TokenWords],
+        distractor: TokenWords | Sequence[TokenWords] = (),
+        *,
+        baseline: str | Sequence[str],
+        method: EdgeMethod = "eap",
+        steps: int | None = None,
+        k: int = 100,
+        matrix: bool = False,
+        add_bos: bool | None = None,
+        timeout: float | None = None,
+        request_id: str = "",
+        on_event: Callable[[Event], object] | None = None,
+    ) -> Edges:
+        """Scores the edges between components; see Client.edges."""
+        sub_request = EdgesSubRequest.of(
+            prompt,
+            target,
+            distractor,
+            baseline=baseline,
+            method=method,
+            steps=steps,
+            k=k,
+            matrix=matrix,
+            add_bos=add_bos,
+        )
+        (found,) = await self.edges_many(
+            [sub_request], timeout=timeout, request_id=request_id, on_event=on_event
+        )
+        return found
+
+    async def edges_many(
+        self,
+        sub_requests: Sequence[EdgesSubRequest],
+        *,
+        timeout: float | None = None,
+        request_id: str = "",
+        on_event: Callable[[Event], object] | None = None,
+    ) -> list[Edges]:
+        """Scores the edges of several prompts of the same length in one call; see `edges`."""
+
+        def stream(seconds: float | None) -> AsyncGenerator[Event]:
+            return self.stream_edges(sub_requests, timeout=seconds, request_id=request_id)
+
+        seconds = self._connection.seconds(timeout)
+        events = await collected_async(stream, seconds, on_event)
+        return await self._run(self._edges_results(sub_requests, events), CHECK_SECONDS)
+
     async def stream_debug(
         self, sub_requests: Sequence[DebugSubRequest], *, timeout: float | None = None, request_id: str = ""
     ) -> AsyncGenerator[Event]:
@@ -286,8 +337,21 @@ class AsyncClient(ClientCore):
             async for event in events:
                 yield event
 
+    async def stream_edges(
+        self,
+        sub_requests: Sequence[EdgesSubRequest],
+        *,
+        timeout: float | None = None,
+        request_id: str = "",
+    ) -> AsyncGenerator[Event]:
+        """Yields the events of edges as they arrive; as stream_debug."""
+        call = self._edges_call(sub_requests, request_id)
+        async with aclosing(self._events(call, sub_requests, timeout)) as events:
+            async for event in events:
+                yield event
+
     async def estimate(
-        self, sub_requests: Sequence[DebugSubRequest | InferenceSubRequest], *, timeout: float | None = None
+        self, sub_requests: Sequence[AnySubRequest], *, timeout: float | None = None
     ) -> EstimatedCost:
         """Checks sub-requests of one kind and says what they would cost, without running them."""
         return await self._run(self._estimated(sub_requests), timeout)
@@ -347,7 +411,7 @@ class AsyncClient(ClientCore):
                 response, go_on = error, flow.throw
 
     async def _events(
-        self, flow: Flow[Call], sub_requests: Sequence[SubRequest], timeout: float | None
+        self, flow: Flow[Call], sub_requests: Sequence[AnySubRequest], timeout: float | None
     ) -> AsyncGenerator[Event]:
         """Makes the call that a flow leads to."""
         wanted = await self._run(flow, timeout)

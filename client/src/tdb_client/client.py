@@ -21,6 +21,7 @@ from tdb_client.client_core import Call, ClientCore, Flow, Result
 from tdb_client.compatibility import CHECK_SECONDS
 from tdb_client.connection import Connection
 from tdb_client.debug_result import DebugResult
+from tdb_client.edges import EdgeMethod, Edges, EdgesSubRequest
 from tdb_client.errors import CallError, call_errors
 from tdb_client.events import Event, collected, inference_results
 from tdb_client.health import HealthStatus
@@ -30,11 +31,11 @@ from tdb_client.interventions import AblationWords, TraceWords
 from tdb_client.model_info import ModelInfo
 from tdb_client.nodes import NodeType
 from tdb_client.requests import (
+    AnySubRequest,
     AttentionComponent,
     DebugSubRequest,
     MlpComponent,
     ResidualStreamComponent,
-    SubRequest,
     TokenWords,
 )
 from tdb_client.results import EstimatedCost, InferenceResult, PromptTokens
@@ -430,6 +431,79 @@ class Client(ClientCore):
         seconds = self._connection.seconds(timeout)
         return inference_results(collected(stream, seconds, on_event))
 
+    def edges(
+        self,
+        prompt: str,
+        target: TokenWords | Sequence[TokenWords],
+        distractor: TokenWords | Sequence[TokenWords] = (),
+        *,
+        baseline: str | Sequence[str],
+        method: EdgeMethod = "eap",
+        steps: int | None = None,
+        k: int = 100,
+        matrix: bool = False,
+        add_bos: bool | None = None,
+        timeout: float | None = None,
+        request_id: str = "",
+        on_event: Callable[[Event], object] | None = None,
+    ) -> Edges:
+        """Scores the edges between components, by what they carry when the prompt is not the baseline.
+
+        Example:
+            prompt = "When Mary and John went to the store, John gave a drink to"
+            other = "When Mary and John went to the store, Mary gave a drink to"
+            edges = client.edges(prompt, " Mary", " John", baseline=other, matrix=True)
+            next(iter(edges))                       # the strongest: from whom, to whom, its score
+            edges.to_frame().nlargest(10, "score")
+            edges.to_mib_json("importances.json")   # for MIB's circuit track
+            edges.to_attribution_graph("graph.json")  # for viewers of attribution graphs
+
+        Args:
+            prompt: the prompt.
+            target: a token, or tokens, whose logits after the prompt count for the objective; see `debug`.
+            distractor: tokens whose logits count against it.
+            baseline: a prompt, or prompts, to compare with, with as many tokens as the prompt.
+            method: `eap` takes gradients at the prompt; `eap_ig` the mean of those in several runs between
+                the baseline and the prompt.
+            steps: how many runs; for `eap_ig` alone, None for 5.
+            k: how many edges to list, those of the largest absolute scores.
+            matrix: whether the scores of all edges are wanted too.
+            add_bos: whether the beginning-of-text token stands in front of the prompts.
+            timeout: seconds the call may take; None for the client's.
+            request_id: an id for the server's logs.
+            on_event: called with every event as it arrives, to show progress.
+        """
+        sub_request = EdgesSubRequest.of(
+            prompt,
+            target,
+            distractor,
+            baseline=baseline,
+            method=method,
+            steps=steps,
+            k=k,
+            matrix=matrix,
+            add_bos=add_bos,
+        )
+        (found,) = self.edges_many([sub_request], timeout=timeout, request_id=request_id, on_event=on_event)
+        return found
+
+    def edges_many(
+        self,
+        sub_requests: Sequence[EdgesSubRequest],
+        *,
+        timeout: float | None = None,
+        request_id: str = "",
+        on_event: Callable[[Event], object] | None = None,
+    ) -> list[Edges]:
+        """Scores the edges of several prompts of the same length in one call; see `edges`."""
+
+        def stream(seconds: float | None) -> Generator[Event]:
+            return self.stream_edges(sub_requests, timeout=seconds, request_id=request_id)
+
+        seconds = self._connection.seconds(timeout)
+        events = collected(stream, seconds, on_event)
+        return self._run(self._edges_results(sub_requests, events), CHECK_SECONDS)
+
     def stream_debug(
         self, sub_requests: Sequence[DebugSubRequest], *, timeout: float | None = None, request_id: str = ""
     ) -> Generator[Event]:
@@ -449,8 +523,18 @@ class Client(ClientCore):
         """Yields the events of general sub-requests as they arrive; as stream_debug."""
         yield from self._events(self._infer_call(sub_requests, request_id), sub_requests, timeout)
 
+    def stream_edges(
+        self,
+        sub_requests: Sequence[EdgesSubRequest],
+        *,
+        timeout: float | None = None,
+        request_id: str = "",
+    ) -> Generator[Event]:
+        """Yields the events of edges as they arrive; as stream_debug."""
+        yield from self._events(self._edges_call(sub_requests, request_id), sub_requests, timeout)
+
     def estimate(
-        self, sub_requests: Sequence[DebugSubRequest | InferenceSubRequest], *, timeout: float | None = None
+        self, sub_requests: Sequence[AnySubRequest], *, timeout: float | None = None
     ) -> EstimatedCost:
         """Checks sub-requests of one kind and says what they would cost, without running them."""
         return self._run(self._estimated(sub_requests), timeout)
@@ -530,7 +614,7 @@ class Client(ClientCore):
                 response, go_on = error, flow.throw
 
     def _events(
-        self, flow: Flow[Call], sub_requests: Sequence[SubRequest], timeout: float | None
+        self, flow: Flow[Call], sub_requests: Sequence[AnySubRequest], timeout: float | None
     ) -> Generator[Event]:
         """Makes the call that a flow leads to."""
         wanted = self._run(flow, timeout)

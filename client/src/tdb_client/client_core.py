@@ -26,6 +26,7 @@ from tdb_client.circuit_search import CircuitQuestion
 from tdb_client.compatibility import CHECK_SECONDS, VersionCheck
 from tdb_client.connection import Connection, Tls, default_server
 from tdb_client.debug_result import DebugResult, debug_result, with_notes
+from tdb_client.edges import Edges, EdgesSubRequest, edges
 from tdb_client.errors import (
     CallError,
     ChatTemplateError,
@@ -41,6 +42,7 @@ from tdb_client.model_info import Limits, ModelInfo, model_info
 from tdb_client.names import enum_value
 from tdb_client.older_servers import check_compared, check_knows_circuits, has_comparison, knows_circuits
 from tdb_client.requests import (
+    AnySubRequest,
     DebugSubRequest,
     PromptKey,
     SubRequest,
@@ -111,6 +113,13 @@ class ClientCore:
         request = encoding.infer_request(resolved, request_id=request_id, priority=self._priority)
         return Call(self._debugger.StreamInfer, request)
 
+    def _edges_call(self, sub_requests: Sequence[EdgesSubRequest], request_id: str) -> Flow[Call]:
+        """The call that streams edges. They name no tokens, so that nothing has to be asked before."""
+        check_values(list(sub_requests), "sub_requests")
+        yield from ()
+        request = encoding.edges_request(sub_requests, request_id=request_id, priority=self._priority)
+        return Call(self._debugger.StreamInferEdges, request)
+
     def _debug_shares(self, sub_requests: Sequence[DebugSubRequest]) -> Flow[list[Share]]:
         """Which sub-requests go in which call: those of one prompt in the same."""
         check_values(list(sub_requests), "sub_requests")
@@ -165,10 +174,18 @@ class ClientCore:
     def _known_limits(self) -> Limits | None:
         return next((one.limits for one in reversed(self._described.values())), None)
 
-    def _estimated(self, sub_requests: Sequence[SubRequest]) -> Flow[EstimatedCost]:
-        request = encoding.estimate_request((yield from self._resolved(sub_requests)))
-        is_debug = isinstance(request, service_pb2.DebugRequest)
-        response = yield Call(self._debugger.Debug if is_debug else self._debugger.Infer, request)
+    def _estimated(self, sub_requests: Sequence[AnySubRequest]) -> Flow[EstimatedCost]:
+        of_edges = [one for one in sub_requests if isinstance(one, EdgesSubRequest)]
+        others = [one for one in sub_requests if not isinstance(one, EdgesSubRequest)]
+        resolved = yield from self._resolved(others)
+        check_values(of_edges, "sub_requests")
+        request = encoding.estimate_request([*resolved, *of_edges])
+        method = self._debugger.Debug
+        if isinstance(request, service_pb2.InferRequest):
+            method = self._debugger.Infer
+        elif isinstance(request, service_pb2.InferEdgesRequest):
+            method = self._debugger.InferEdges
+        response = yield Call(method, request)
         return decoding.estimated_cost(response.estimated_cost)
 
     def _circuit_size(self, question: CircuitQuestion) -> Flow[tuple[ModelInfo, int]]:
@@ -218,6 +235,19 @@ class ClientCore:
         return [
             one if model is None else with_notes(one, model)
             for one, model in zip(results, models, strict=True)
+        ]
+
+    def _edges_results(
+        self, sub_requests: Sequence[EdgesSubRequest], events: Sequence[Event]
+    ) -> Flow[list[Edges]]:
+        """What a whole stream says about edges, with the model's width, which some files of them need."""
+        answers = inference_results(events)
+        if any(one.call.model_digest not in self._described for one in answers):
+            with suppress(CallError):
+                yield from self._model_info()
+        return [
+            edges(request, answer, self._described.get(answer.call.model_digest))
+            for request, answer in zip(sub_requests, answers, strict=True)
         ]
 
     def _chat_prompt(self, chat: Chat, system: str | None) -> Flow[str]:
@@ -281,12 +311,17 @@ class ClientCore:
         if any(map(has_comparison, sub_requests)) and not any(map(knows_circuits, self._described.values())):
             check_knows_circuits((yield from self._model_info()))
 
-    def _read(self, reader: EventReader, message: Any, sub_requests: Sequence[SubRequest]) -> Iterator[Event]:
+    def _read(
+        self, reader: EventReader, message: Any, sub_requests: Sequence[AnySubRequest]
+    ) -> Iterator[Event]:
         """The events of one message of a stream."""
+        # Servers that do not know of edges have no call for them.
+        of_nodes = [one for one in sub_requests if not isinstance(one, EdgesSubRequest)]
         for event in reader.read(message):
-            if isinstance(event, Started):
-                _check_backward_rules(event, sub_requests)
-            check_compared(event, sub_requests)
+            if of_nodes and isinstance(event, Started):
+                _check_backward_rules(event, of_nodes)
+            if of_nodes:
+                check_compared(event, of_nodes)
             self._counting.look_at(event, sub_requests)
             yield event
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import cast
 
 import numpy as np
-from transformer_debugger.v1 import ablation_pb2, call_pb2, circuit_pb2, node_pb2, result_pb2
+from transformer_debugger.v1 import ablation_pb2, call_pb2, circuit_pb2, edges_pb2, node_pb2, result_pb2
 from transformer_debugger.v1.activation_pb2 import ActivationLocationType, Dimension
 from transformer_debugger.v1.backward_rule_pb2 import BACKWARD_RULE_UNSPECIFIED, BackwardRule
 from transformer_debugger.v1.derived_scalar_pb2 import DerivedScalarType, GroupId
@@ -100,6 +100,8 @@ def processing_result(named: result_pb2.NamedResult) -> results.ProcessingResult
             return _scored_tokens(named.scored_tokens)
         case "token_pair_attribution":
             return _token_pair_attribution(named.token_pair_attribution)
+        case "edges":
+            return _edges(named.edges)
         case "lens":
             return _lens(named.lens)
         case "activations":
@@ -261,3 +263,38 @@ def _lens(message: result_pb2.LensResult) -> results.LensResult:
 
 def _scored_tokens(message: result_pb2.ScoredTokensResult) -> results.ScoredTokensResult:
     return results.ScoredTokensResult(_nodes(message.node_indices), TokenLists(message.node_top_tokens))
+
+
+def _edges(message: edges_pb2.EdgesResult) -> results.EdgesResult:
+    n_writers, n_readers = len(message.writers), len(message.readers)
+    scores = _array(message.scores) if message.HasField("scores") else None
+    if scores is not None and scores.shape != (n_writers, n_readers):
+        raise ResponseError(f"scores of {n_writers} writers and {n_readers} readers come as {scores.shape}")
+    if len(message.writers_before) != n_readers:
+        raise ResponseError(f"{n_readers} readers come with {len(message.writers_before)} numbers of writers")
+    ends = (message.edge_writers, n_writers), (message.edge_readers, n_readers)
+    for indices, n_ends in ends:
+        if len(indices) != len(message.edge_scores) or any(not 0 <= one < n_ends for one in indices):
+            raise ResponseError("edges lead where there is nothing")
+    return results.EdgesResult(
+        tuple(
+            results.EdgeWriter(enum_name(edges_pb2.EdgeWriterType, one.writer_type), *_layer_and_head(one))
+            for one in message.writers
+        ),
+        tuple(
+            results.EdgeReader(enum_name(edges_pb2.EdgeReaderType, one.reader_type), *_layer_and_head(one))
+            for one in message.readers
+        ),
+        tuple(message.writers_before),
+        integers(message.edge_writers),
+        integers(message.edge_readers),
+        floats(message.edge_scores),
+        scores,
+    )
+
+
+def _layer_and_head(end: edges_pb2.EdgeWriter | edges_pb2.EdgeReader) -> tuple[int | None, int | None]:
+    return (
+        end.layer_index if end.HasField("layer_index") else None,
+        end.head_index if end.HasField("head_index") else None,
+    )

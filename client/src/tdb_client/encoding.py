@@ -9,6 +9,7 @@ from transformer_debugger.v1 import (
     activation_pb2,
     backward_rule_pb2,
     circuit_pb2,
+    edges_pb2,
     loss_pb2,
     node_pb2,
     processing_pb2,
@@ -17,6 +18,7 @@ from transformer_debugger.v1 import (
 from transformer_debugger.v1 import transformer_debugger_service_pb2 as service_pb2
 from transformer_debugger.v1.derived_scalar_pb2 import DerivedScalarType, GroupId
 
+from tdb_client.edges import EdgesSubRequest
 from tdb_client.errors import NodeError
 from tdb_client.inference import (
     AblationSpec,
@@ -86,9 +88,30 @@ def infer_request(
     )
 
 
+def edges_request(
+    sub_requests: Sequence[EdgesSubRequest],
+    *,
+    request_id: str = "",
+    validate_only: bool = False,
+    priority: int = 0,
+) -> service_pb2.InferEdgesRequest:
+    """The message for sub-requests of edges.
+
+    Raises:
+        UnknownNameError: a method or a loss does not exist.
+    """
+    check_text(request_id, "request_id")
+    return service_pb2.InferEdgesRequest(
+        sub_requests=[_edges_sub_request(one) for one in sub_requests],
+        request_id=request_id,
+        validate_only=validate_only,
+        priority=priority,  # type: ignore[arg-type]  # its number
+    )
+
+
 def estimate_request(
-    sub_requests: Sequence[DebugSubRequest | InferenceSubRequest],
-) -> service_pb2.DebugRequest | service_pb2.InferRequest:
+    sub_requests: Sequence[DebugSubRequest | InferenceSubRequest | EdgesSubRequest],
+) -> service_pb2.DebugRequest | service_pb2.InferRequest | service_pb2.InferEdgesRequest:
     """The message that asks for the cost of sub-requests, which are all of one kind.
 
     Raises:
@@ -97,8 +120,11 @@ def estimate_request(
     """
     debug = [one for one in sub_requests if isinstance(one, DebugSubRequest)]
     inference = [one for one in sub_requests if isinstance(one, InferenceSubRequest)]
-    if debug and inference:
-        raise TypeError("debug and inference sub-requests cannot share a call")
+    edges = [one for one in sub_requests if isinstance(one, EdgesSubRequest)]
+    if bool(debug) + bool(inference) + bool(edges) > 1:
+        raise TypeError("debug, inference and edges sub-requests cannot share a call")
+    if edges:
+        return edges_request(edges, validate_only=True)
     return (
         infer_request(inference, validate_only=True)
         if inference
@@ -148,6 +174,19 @@ def _circuit(request: DebugSubRequest | InferenceSubRequest) -> circuit_pb2.Circ
             )
             for one in request.only_these
         ],
+    )
+
+
+def _edges_sub_request(request: EdgesSubRequest) -> edges_pb2.EdgesSubRequest:
+    return edges_pb2.EdgesSubRequest(
+        prompt=request.prompt,
+        add_bos=request.add_bos,
+        baseline_prompts=request.baselines,
+        loss_fn_config=_loss(request.loss),
+        method=enum_value(edges_pb2.EdgeMethod, request.method),
+        steps=request.steps,
+        top_k=request.k,
+        whole_matrix=request.matrix,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from tdb_client.circuit_nodes import WHOLE_NODE_TYPES, CircuitNode, CircuitWords, circuit_nodes
+from tdb_client.edges import EdgesSubRequest
 from tdb_client.errors import NodeError
 from tdb_client.inference import (
     AblationSpec,
@@ -175,6 +176,8 @@ class DebugSubRequest:
 SubRequest = DebugSubRequest | InferenceSubRequest
 SubRequestT = TypeVar("SubRequestT", bound=SubRequest)
 NodeT = TypeVar("NodeT", Node, CircuitNode)
+AnySubRequest = SubRequest | EdgesSubRequest
+"""Those that name nodes, and those that do not."""
 
 
 PromptKey = tuple[str, bool | None]
@@ -243,8 +246,10 @@ def _tokens(sub_request: SubRequest) -> Iterator[int]:
             yield one.token
 
 
-def tokens_from_start(sub_request: SubRequest) -> Iterator[int]:
+def tokens_from_start(sub_request: AnySubRequest) -> Iterator[int]:
     """The tokens that a sub-request names by their number from the start of the prompt."""
+    if isinstance(sub_request, EdgesSubRequest):
+        return iter(())
     named: list[int | None] = list(_tokens(sub_request))
     if isinstance(sub_request, InferenceSubRequest):
         named += [

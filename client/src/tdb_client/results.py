@@ -129,6 +129,71 @@ class TokenPairAttributionResult:
     attended_to: tuple[AttendedToTokens | None, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class EdgeWriter:
+    """Where edges start: `embedding`, `head` or `mlp`. Without a layer or a head that is None."""
+
+    type: str
+    layer: int | None = None
+    head: int | None = None
+
+    def __str__(self) -> str:
+        """As `L9 head 6`."""
+        return _component(self.type, self.layer, self.head)
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeReader:
+    """Where edges lead: `head_query`, `head_key`, `head_value`, `mlp` or `logits`.
+
+    The logits have no layer. Keys and values have the index of a key/value head, which heads may share.
+    """
+
+    type: str
+    layer: int | None = None
+    head: int | None = None
+
+    def __str__(self) -> str:
+        """As `L9 head 6 query`, or `L9 key head 2`, as several heads may share that."""
+        if self.type in ("head_key", "head_value"):
+            return f"L{self.layer} {self.type.removeprefix('head_')} head {self.head}"
+        return f"{self.component} query" if self.type == "head_query" else self.component
+
+    @property
+    def component(self) -> str:
+        """As `L9 head 6`; of a key or a value, where each head has its own."""
+        return _component(self.type, self.layer, self.head)
+
+
+def _component(kind: str, layer: int | None, head: int | None) -> str:
+    if layer is None:
+        return kind
+    return f"L{layer} MLP" if head is None else f"L{layer} head {head}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EdgesResult:
+    """Edges between components.
+
+    Attributes:
+        writers: all of them, in the order in which they write.
+        readers: all of them.
+        writers_before: of each reader, how many writers come before it: the first so many.
+        edge_writers: of each listed edge, which writer it starts from [k]; largest absolute score first.
+        edge_readers: which reader it leads to [k].
+        edge_scores: its score, in units of the objective [k].
+        scores: of all pairs [writers, readers], 0 where the writer does not come first; where asked for.
+    """
+
+    writers: tuple[EdgeWriter, ...]
+    readers: tuple[EdgeReader, ...]
+    writers_before: tuple[int, ...]
+    edge_writers: IntArray
+    edge_readers: IntArray
+    edge_scores: FloatArray
+    scores: FloatArray | None = None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ComponentTotalsResult:
     """Derived scalars by name, summed over all tokens: [layers, heads], [layers], or of the embedding []."""
@@ -180,6 +245,7 @@ ProcessingResult = (
     | DerivedAttentionScalarsResult
     | ScoredTokensResult
     | TokenPairAttributionResult
+    | EdgesResult
     | ComponentTotalsResult
     | LensResult
     | ActivationsResult

@@ -14,7 +14,11 @@ from google.protobuf.message import Message
 from transformer_debugger.v1 import call_pb2
 from transformer_debugger.v1.result_pb2 import NamedResult
 from transformer_debugger.v1.tensor_pb2 import Tensor, TensorChunk
-from transformer_debugger.v1.transformer_debugger_service_pb2 import StreamDebugResponse, StreamInferResponse
+from transformer_debugger.v1.transformer_debugger_service_pb2 import (
+    StreamDebugResponse,
+    StreamInferEdgesResponse,
+    StreamInferResponse,
+)
 
 from tdb_client import decoding
 from tdb_client.errors import IncompleteResponseError, ResponseError
@@ -42,7 +46,9 @@ class EventReader:
         self._n_messages = 0
         self._is_finished = False
 
-    def read(self, message: StreamDebugResponse | StreamInferResponse) -> Iterator[Event]:
+    def read(
+        self, message: StreamDebugResponse | StreamInferResponse | StreamInferEdgesResponse
+    ) -> Iterator[Event]:
         """Takes the next message and yields the events that it completes: mostly none or one.
 
         Raises:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from threading import Lock
 
 from tdb_client.events import Event, Started
-from tdb_client.requests import SubRequest, tokens_from_start
+from tdb_client.requests import AnySubRequest, tokens_from_start
 from tdb_client.results import PromptTokens
 from tdb_client.token_text import quoted
 
@@ -43,7 +43,7 @@ class TokenCounting:
         if len(self._shown) > N_PROMPTS:
             self._shown.pop(next(iter(self._shown)), None)
 
-    def look_at(self, event: Event, sub_requests: Sequence[SubRequest]) -> None:
+    def look_at(self, event: Event, sub_requests: Sequence[AnySubRequest]) -> None:
         """Warns, once the prompts' tokens are known, where numbers may mean others than were meant.
 
         Once for each prompt.
@@ -61,7 +61,7 @@ class TokenCounting:
         for problem in problems.values():
             warnings.warn(problem, TokenCountWarning, stacklevel=4)
 
-    def _problem(self, sub_request: SubRequest, tokens: PromptTokens) -> str | None:
+    def _problem(self, sub_request: AnySubRequest, tokens: PromptTokens) -> str | None:
         shown = self._shown.get(sub_request.prompt, {False})  # so people count who have seen nothing
         numbers = [one for one in tokens_from_start(sub_request) if one < len(tokens)]
         if sub_request.add_bos is not None or tokens.bos_added in shown or not numbers:

@@ -31,6 +31,7 @@ from transformer_debugger.v1 import (
     activation_pb2,
     call_pb2,
     circuit_pb2,
+    edges_pb2,
     model_service_pb2,
     model_service_pb2_grpc,
     node_pb2,
@@ -487,6 +488,39 @@ class FakeService(
                 yield service_pb2.StreamInferResponse(values=values)
         self.open_calls.discard(context)
         yield service_pb2.StreamInferResponse(finished=call_pb2.Finished())
+
+    def StreamInferEdges(
+        self, request: service_pb2.InferEdgesRequest, context: grpc.ServicerContext
+    ) -> Iterator[Any]:
+        self._take(request, context)
+        first = started(len(request.sub_requests), request.request_id)
+        for one in first.sub_requests:
+            one.targets.token_strings.append(" Mary")
+            one.targets.token_ids.append(5)
+            one.distractors.SetInParent()
+        yield service_pb2.StreamInferEdgesResponse(started=first)
+        result = edges_pb2.EdgesResult(edge_writers=[1, 0], edge_readers=[2, 0], edge_scores=[-2.5, 0.5])
+        result.writers.add(writer_type=edges_pb2.EDGE_WRITER_TYPE_EMBEDDING)
+        result.writers.add(writer_type=edges_pb2.EDGE_WRITER_TYPE_HEAD, layer_index=0, head_index=0)
+        result.readers.add(reader_type=edges_pb2.EDGE_READER_TYPE_HEAD_KEY, layer_index=0, head_index=0)
+        result.readers.add(reader_type=edges_pb2.EDGE_READER_TYPE_MLP, layer_index=0)
+        result.readers.add(reader_type=edges_pb2.EDGE_READER_TYPE_LOGITS)
+        result.writers_before.extend([1, 2, 2])
+        for index in range(len(request.sub_requests)):
+            named = result_pb2.NamedResult(name="edges", edges=result)
+            values = call_pb2.SubRequestValues(sub_request_index=index, loss=1.5)
+            part = call_pb2.ResultPart(sub_request_index=index, result=named, last_part=True)
+            yield service_pb2.StreamInferEdgesResponse(values=values)
+            yield service_pb2.StreamInferEdgesResponse(result=part)
+        yield service_pb2.StreamInferEdgesResponse(finished=call_pb2.Finished())
+
+    def InferEdges(
+        self, request: service_pb2.InferEdgesRequest, context: grpc.ServicerContext
+    ) -> service_pb2.InferEdgesResponse:
+        self._take(request, context)
+        assert request.validate_only
+        cost = call_pb2.EstimatedCost(activation_bytes=77, response_bytes=7)
+        return service_pb2.InferEdgesResponse(info=call_info(request.request_id), estimated_cost=cost)
 
     def Infer(
         self, request: service_pb2.InferRequest, context: grpc.ServicerContext

@@ -329,9 +329,8 @@ def test_examples_of_the_help_are_command_lines() -> None:
     ]
     assert len(examples) > 15
     for example in examples:
-        words = shlex.split(
-            example.replace("--prompt ...", "--prompt p").replace("...", "--prompt p --target t")
-        )
+        rest = "--prompt p --target t" + (" --baseline b" if example.startswith("tdb edges") else "")
+        words = shlex.split(example.replace("--prompt ...", "--prompt p").replace("...", rest))
         assert parse(words[1:]).run
 
 

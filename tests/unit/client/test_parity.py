@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tdb_client import AsyncClient, Client, DebugSubRequest, InferenceSubRequest, TdbError
+from tdb_client import AsyncClient, Client, DebugSubRequest, EdgesSubRequest, InferenceSubRequest, TdbError
 from tdb_client.token_lists import TokenLists
 
 from tests.unit.client.fake_service import BROKEN, BUSY, REFUSED, FakeService, debug_results
@@ -17,6 +17,7 @@ from tests.unit.client.fake_service import BROKEN, BUSY, REFUSED, FakeService, d
 Fake = tuple[str, FakeService]
 
 ASKED = DebugSubRequest.of("p", " Mary", " John")
+OF_EDGES = EdgesSubRequest.of("p", " Mary", baseline="q", method="eap_ig", steps=3)
 CALLS: dict[str, Callable[[Any], Any]] = {
     "debug": lambda client: client.debug("p", " Mary", ablate="L1 head 2 @ -1", request_id="mine"),
     "debug_many": lambda client: client.debug_many([ASKED, ASKED]),
@@ -26,6 +27,9 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "with_attention": lambda client: client.with_attention(debug_results(ASKED), n_heads=3),
     "circuit": lambda client: client.circuit("p", " Mary", baseline="q"),
     "infer": lambda client: client.infer([InferenceSubRequest("p")]),
+    "edges": lambda client: client.edges("p", " Mary", [" John", 7], baseline=["q", "r"], k=7, matrix=True),
+    "edges_many": lambda client: client.edges_many([OF_EDGES, OF_EDGES], request_id="mine"),
+    "stream_edges": lambda client: client.stream_edges([OF_EDGES]),
     "stream_debug": lambda client: client.stream_debug([ASKED]),
     "stream_infer": lambda client: client.stream_infer([InferenceSubRequest("p")]),
     "estimate": lambda client: client.estimate([ASKED]),

@@ -73,6 +73,13 @@ def command_parser() -> argparse.ArgumentParser:
         help="for V, the node that reads what is written",
     )
     _add_run(trace)
+    edges = command(
+        "edges",
+        ["--prompt TEXT", "--baseline TEXT", "--target TOKEN"],
+        commands.edges,
+        "score the edges between components",
+    )
+    _add_edges(edges)
     ablate = command(
         "ablate",
         ["NODE...", "--prompt TEXT", "--target TOKEN"],
@@ -101,7 +108,7 @@ def command_parser() -> argparse.ArgumentParser:
     doctor = command("doctor", (), commands.doctor, "say whether the server can be used, and if not, why")
     for sub in (info, tokenize, doctor):
         sub.add_argument("--json", action="store_true", help="print JSON for programs")
-    for sub in (debug, trace, ablate, circuit, sweep, info, tokenize, doctor):
+    for sub in (debug, trace, ablate, circuit, sweep, edges, info, tokenize, doctor):
         add_connection(sub, is_default=False)
     shell = command("completion", ["SHELL"], commands.completion, "print a script that completes commands")
     shell.add_argument("shell", metavar="SHELL", choices=SHELLS, help=", ".join(SHELLS))
@@ -306,6 +313,45 @@ def _add_ablate(parser: argparse.ArgumentParser) -> None:
     forms = parser.add_argument_group("what to write instead").add_mutually_exclusive_group()
     forms.add_argument("--csv", action="store_true", help="print a row per node as CSV")
     forms.add_argument("--json", action="store_true", help="print everything as JSON for programs")
+
+
+def _add_edges(parser: argparse.ArgumentParser) -> None:
+    run = parser.add_argument_group("what to run")
+    run.add_argument("--prompt", metavar="TEXT", required=True, help="the prompt")
+    run.add_argument(
+        "--baseline",
+        metavar="TEXT",
+        required=True,
+        nargs="+",
+        action="extend",
+        help="prompt to compare with, of as many tokens; of several, the mean",
+    )
+    _add_bos(run, "default: as the model's own tokenizer does")
+    _add_tokens(run, "--target", 'token that counts for the objective, such as " Mary"')
+    _add_tokens(run, "--distractor", "token that counts against the objective")
+    run.add_argument(
+        "--method",
+        choices=["eap", "eap_ig"],
+        default="eap",
+        help="where gradients are taken: at the prompt, or in runs between both (default: eap)",
+    )
+    run.add_argument("--steps", type=_count, metavar="N", help="for eap_ig, how many runs (default: 5)")
+    run.add_argument(
+        "-k", type=_whole_number, default=100, metavar="K", help="how many edges to list (default: 100)"
+    )
+    run.add_argument("--matrix", action="store_true", help="with --json, the scores of all edges too")
+    shown = parser.add_argument_group("what to show in the terminal")
+    shown.add_argument(
+        "--rows", type=_count, default=20, metavar="N", help="edges to show, 0 for all (default: 20)"
+    )
+    instead = parser.add_argument_group("what to write instead")
+    files = (
+        ("--mib", "write the scores of all edges for MIB's circuit track"),
+        ("--graph", "write the listed edges as an attribution graph"),
+    )
+    for flag, text in files:
+        offer_files(instead.add_argument(flag, metavar="FILE", type=Path, help=text))
+    instead.add_argument("--json", action="store_true", help="print everything as JSON for programs")
 
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:

@@ -7,13 +7,14 @@ import json
 import math
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import shtab
 
-from tdb_client.cli import chats, csv_output, doctor_page, json_output, model_page, pages
+from tdb_client.cli import chats, csv_output, doctor_page, edge_tables, json_output, model_page, pages
 from tdb_client.cli.connecting import client, connection
 from tdb_client.cli.console import console
 from tdb_client.cli.exit_codes import ExitCode
@@ -21,6 +22,7 @@ from tdb_client.cli.progress import shown_progress, shown_waiting
 from tdb_client.client import Client
 from tdb_client.debug_result import DebugResult
 from tdb_client.diagnosis import diagnose
+from tdb_client.edges import EdgesSubRequest
 from tdb_client.inference import Loss
 from tdb_client.interventions import Trace
 from tdb_client.requests import DebugSubRequest
@@ -70,6 +72,37 @@ def trace(options: argparse.Namespace) -> ExitCode:
         )
     downstream = options.downstream and options.downstream.read
     return _explain(options, replace(_sub_request(options), trace=traced, downstream=downstream))
+
+
+def edges(options: argparse.Namespace) -> ExitCode:
+    """Scores the edges between components."""
+    if not (options.target or options.target_id):
+        options.parser.error("the following arguments are required: --target or --target-id")
+    if options.steps is not None and options.method != "eap_ig":
+        options.parser.error("--steps is for --method eap_ig")
+    sub_request = EdgesSubRequest.of(
+        options.prompt,
+        (*options.target, *options.target_id),
+        (*options.distractor, *options.distractor_id),
+        baseline=options.baseline,
+        method=options.method,
+        steps=options.steps,
+        k=options.k,
+        matrix=options.matrix or options.mib is not None,
+        add_bos=options.add_bos,
+    )
+    with client(options) as one, shown_progress(1) as on_event:
+        (found,) = one.edges_many([sub_request], on_event=on_event)
+    for file, write in ((options.mib, found.to_mib_json), (options.graph, found.to_attribution_graph)):
+        if file is not None:
+            with _naming_file(file):
+                write(file)
+            print(f"tdb: wrote {file}", file=sys.stderr)
+    if options.json:
+        _print_json(json_output.edges(found))
+    elif options.mib is None and options.graph is None:
+        console().print(edge_tables.edge_page(found, options.rows))
+    return ExitCode.DONE
 
 
 def doctor(options: argparse.Namespace) -> ExitCode:
@@ -196,8 +229,15 @@ def _print_results(options: argparse.Namespace, results: Sequence[DebugResult]) 
 
 def write(file: Path, page: str) -> None:
     """Writes a page, or says which file it is that cannot be written."""
-    try:
+    with _naming_file(file):
         file.write_text(page, encoding="utf-8")
+
+
+@contextmanager
+def _naming_file(file: Path) -> Iterator[None]:
+    """Says which file it is that cannot be written."""
+    try:
+        yield
     except OSError as error:
         raise OSError(f"cannot write {file}: {error.strerror}") from None
 

@@ -18,6 +18,7 @@ first steps:
   tdb ablate ... --strongest 20    what does each of the strongest nodes matter?
   tdb sweep prompts.jsonl --out results
                                    and which components do it on average over many prompts?
+  tdb edges --help                 what do components pass to each other?
   tdb debug --help                 ablations, pages to look at, tables for programs
   tdb circuit --help               the few heads and MLPs that do most of it
   eval "$(tdb completion bash)"    completes commands and options on Tab
@@ -53,6 +54,19 @@ examples:
   tdb tokenize "When Mary and John"      which token is number 1?
   tdb tokenize --add-bos "When Mary"     the same with the token that begins a text, as in prompts
   tdb tokenize " Mary"                   is it one token? Mostly the space in front matters
+""",
+    "edges": f"""\
+examples:
+  tdb edges --prompt {PROMPT} \\
+            --baseline "When Mary and John went to the store, Mary gave a drink to" \\
+            --target " Mary" --distractor " John"
+  tdb edges ... --method eap_ig --steps 10     gradients from ten runs between the baseline and the prompt
+  tdb edges ... --mib importances.json         the scores of all edges for MIB's circuit track
+  tdb edges ... -k 200 --graph graph.json      the 200 strongest for viewers of attribution graphs
+  tdb edges ... --json | jq '.edges[:10]'
+
+A score is how much the objective would fall, to first order, if the one at the end of the edge saw of the one
+at its start what that writes in the baseline.
 """,
     "debug": f"""\
 examples:

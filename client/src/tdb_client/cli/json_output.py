@@ -13,6 +13,7 @@ from tdb_client.ablation_effects import AblationEffects
 from tdb_client.component_table import ComponentTable
 from tdb_client.debug_result import DebugResult
 from tdb_client.diagnosis import Check
+from tdb_client.edges import Edges
 from tdb_client.model_info import ModelInfo
 from tdb_client.node_table import NodeTable
 from tdb_client.requests import DebugSubRequest
@@ -51,6 +52,25 @@ def debug(results: Sequence[DebugResult]) -> Json:
         "sub_requests": [
             {"request": _request(result.request), "result": _result(result)} for result in results
         ],
+    }
+
+
+def edges(found: Edges) -> Json:
+    """The call, what was asked, and the listed edges; with the matrix where it was asked for."""
+    result = found.result
+    return {
+        "call": asdict(found.call),
+        "request": asdict(found.request),
+        "prompt": tokens(found.prompt),
+        "loss": found.loss,
+        "cached": found.cached,
+        "writers": [asdict(one) for one in result.writers],
+        "readers": [asdict(one) for one in result.readers],
+        "writers_before": list(result.writers_before),
+        "edges": [
+            {"writer": asdict(one.writer), "reader": asdict(one.reader), "score": one.score} for one in found
+        ],
+        "scores": None if result.scores is None else [_numbers(row) for row in result.scores],
     }
 
 

@@ -23,6 +23,10 @@ is a sub-request or a prompt that one is compared with, padded to the longest:
 Where objectives alone are wanted there is no way back, and one layer at a time is held,
 with 6 · V for the last token's logits.
 
+    edges                 3 · T · (H + 2 G) · e of every layer for each of its rows; once 2 · T · d of every
+                          layer, the writes of all components at a few tokens, and the gradients of a layer's
+                          readers there
+
 and once for the batch
 
     the unembedding       V · d in float32, of half precision, where a value may be traced towards the loss
@@ -50,6 +54,7 @@ from collections.abc import Sequence
 from tdb_server.domain.answer_bytes import n_activations
 from tdb_server.domain.axes import is_of_autoencoder, n_cells, scalar_axes
 from tdb_server.domain.derived_scalar import DerivedScalar
+from tdb_server.domain.edges import EdgeShape, EdgesSpec
 from tdb_server.domain.gradient_need import wanted_scalars
 from tdb_server.domain.model_info import AutoencoderInfo, ModelInfo, Site
 from tdb_server.domain.node import NodeType
@@ -68,6 +73,8 @@ SCORED_DIRECTIONS = 512
 """Nodes whose vocabularies are scored at once."""
 RANKED_TOGETHER = 2**25
 """Numbers up to which all layers are ranked as one tensor, on the device that joins the most."""
+EDGE_WRITES = 2**26
+"""Numbers up to which the writes of several tokens are made at once; one token's are, however many."""
 WIDENED_NUMBERS = 2**24
 """Of a vocabulary in half precision, numbers that are float32 at a time: 64 MiB."""
 _MIN_SCORED = 64
@@ -82,6 +89,7 @@ _WAYS = 3
 """How many times as long a pass forward and back takes, with what is made of it, as one forward alone."""
 _RANKED, _WIDENED, _WIDE, _SCORED = 4, 4, 2, 3
 _ENCODED, _ABLATED, _COPIED = 6, 8, 4
+_EDGE_PRODUCTS, _EDGE_RESIDUALS, _EDGE_READERS, _EDGE_SCORES = 3, 2, 3, 3
 _WIDE_BYTES = 4
 _ACTIVE_BYTES, _ACTIVE_NUMBERS = 128, 24
 _NODE_BYTES, _NODE_VECTORS, _NODE_TOKENS = 256, 2, 8
@@ -103,10 +111,11 @@ def activation_bytes(info: ModelInfo, sub_requests: Sequence[InferenceSubRequest
     else:
         n_with_latents = sum(2 if one.inference.baselines else 1 for one in sub_requests)
         of_latents = n_with_latents * n_active * (_ACTIVE_BYTES + _ACTIVE_NUMBERS * number)
-        n_bytes += per_row * len(sub_requests) + of_latents
+        n_bytes += per_row * sum(one.n_rows for one in sub_requests) + of_latents
     n_bytes += number * sum(_wide_numbers(info, one, n_tokens) for one in sub_requests)
     n_bytes += number * sum(_ablated_latents(info, one, n_tokens) for one in sub_requests)
     n_bytes += number * sum(_numbers_of_results(info, one, n_tokens) for one in sub_requests)
+    n_bytes += number * max((_edge_numbers(info, one, n_tokens) for one in sub_requests), default=0)
     return n_bytes + _list_bytes(info, sub_requests, number) + _widened_bytes(info)
 
 
@@ -224,6 +233,20 @@ def _numbers_of_results(info: ModelInfo, sub_request: InferenceSubRequest, n_tok
                 found += _LOGITS_OF_LAST * min(n_rows, LENSES_TOGETHER) * info.vocabulary_size
                 found += _COPIES * n_rows * (info.d_model + spec.n_top_tokens + len(spec.vocabulary_tokens))
     return found
+
+
+def _edge_numbers(info: ModelInfo, sub_request: InferenceSubRequest, n_tokens: int) -> int:
+    """Of a sub-request's edges, which are made after those of others."""
+    if not any(isinstance(one, EdgesSpec) for one in sub_request.processing.values()):
+        return 0
+    shape = EdgeShape.of(info)
+    products = _EDGE_PRODUCTS * sub_request.n_rows * n_tokens * shape.n_head_readers * info.d_head
+    per_layer = products + _EDGE_RESIDUALS * n_tokens * info.d_model
+    n_together = min(n_tokens, max(1, EDGE_WRITES // (shape.n_writers * info.d_model)))
+    of_readers = _EDGE_READERS * shape.n_head_readers * n_together * info.d_model
+    writes = 2 * shape.n_writers * n_together * info.d_model
+    scores = _EDGE_SCORES * shape.n_writers * shape.n_readers
+    return info.n_layers * per_layer + writes + of_readers + scores
 
 
 def _ablated_latents(info: ModelInfo, sub_request: InferenceSubRequest, n_tokens: int) -> int:

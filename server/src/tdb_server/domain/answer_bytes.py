@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from tdb_server.domain.axes import hook_point_axes, n_cells, scalar_axes
 from tdb_server.domain.debug import HOLD_FINAL_NORM_SCALE
 from tdb_server.domain.derived_scalar import DerivedScalar
+from tdb_server.domain.edges import EdgeShape, EdgesSpec
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.node import Dimension, NodeType, PassType
 from tdb_server.domain.requests import (
@@ -36,6 +37,8 @@ _FLOAT_BYTES = 4  # numbers of an answer
 _NODE_BYTES, _LEAST_NODE_BYTES = 32, 6  # a node index on the wire, with the text of a vocabulary token
 _TOKEN_BYTES, _LEAST_TOKEN_BYTES = 24, 11  # a scored token on the wire: id, two numbers, text of ten bytes
 _ATTENDED_TO_BYTES = 8  # an attended-to token on the wire: index and number
+_EDGE_BYTES = 12  # an edge on the wire: writer, reader and score
+_EDGE_END_BYTES = 14  # a writer or a reader on the wire
 _RESULT_BYTES = 192  # what is around a result
 _PAIRS_AND_HEAD = ("query", "key", "head")
 _TOKEN_AXES = (Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS)
@@ -69,7 +72,7 @@ def answer_bytes(info: ModelInfo, sub_requests: Sequence[InferenceSubRequest]) -
                 most += len(one.inference.token_ids) * _NODE_BYTES  # of the tokens, or of each a node
             surely = least_nodes[id(one), ranked]
             least += tensors
-            if not isinstance(spec, DerivedScalarsSpec):  # not all have a list
+            if not isinstance(spec, DerivedScalarsSpec | EdgesSpec):  # not all have a list, or as long a one
                 least += _list_bytes(spec, surely, info, _LEAST_NODE_BYTES, _LEAST_TOKEN_BYTES)
     return most, least
 
@@ -184,6 +187,9 @@ def _tensor_bytes(spec: ProcessingSpec, info: ModelInfo, n_tokens: int) -> int:
             return _FLOAT_BYTES * sum(_n_components(one, info) for one in spec.derived_scalars)
         case DerivedAttentionScalarsSpec():
             return _FLOAT_BYTES * (2 * n_tokens**2 + 8 * n_tokens)
+        case EdgesSpec(whole_matrix=True):
+            shape = EdgeShape.of(info)
+            return _FLOAT_BYTES * shape.n_writers * shape.n_readers
         case _:
             return 0
 
@@ -228,6 +234,9 @@ def _list_bytes(
             return n_rows * min(spec.n_top_tokens, info.vocabulary_size) * token_bytes
         case DerivedAttentionScalarsSpec() | ComponentTotalsSpec() | ActivationsSpec():
             return 0
+        case EdgesSpec():
+            shape = EdgeShape.of(info)
+            return spec.top_k * _EDGE_BYTES + (shape.n_writers + shape.n_readers) * _EDGE_END_BYTES
 
 
 def _has_list(kind: Kind, scoring: TokenScoringType) -> bool:

@@ -15,6 +15,11 @@ class Call:
     sub_requests: tuple[InferenceSubRequest, ...]
 
     @property
+    def n_rows(self) -> int:
+        """Rows that they take in a batch."""
+        return sum(one.n_rows for one in self.sub_requests)
+
+    @property
     def n_tokens(self) -> int:
-        """Tokens of all prompts together."""
-        return sum(len(one.inference.token_ids) for one in self.sub_requests)
+        """Tokens of all rows together."""
+        return sum(len(one.inference.token_ids) * one.n_rows for one in self.sub_requests)

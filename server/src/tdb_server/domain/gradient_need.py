@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tdb_server.domain.derived_scalar import DerivedScalar
+from tdb_server.domain.edges import EdgesSpec
 from tdb_server.domain.node import PassType
 from tdb_server.domain.requests import (
     ActivationsSpec,
@@ -18,6 +19,8 @@ from tdb_server.domain.requests import (
 
 def needs_gradient(sub_request: InferenceSubRequest) -> bool:
     """Whether anything that is wanted is made from a gradient of the objective, whose value alone is not."""
+    if any(isinstance(one, EdgesSpec) for one in sub_request.processing.values()):
+        return True
     gradients = (one.pass_type for one in sub_request.processing.values() if isinstance(one, ActivationsSpec))
     return PassType.BACKWARD in gradients or any(
         scalar.declared.needs_objective(pass_type) for scalar, pass_type in wanted_scalars(sub_request)

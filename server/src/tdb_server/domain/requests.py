@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
+from tdb_server.domain.edges import EdgesSpec
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import Dimension, NodeIndex, NodeType, PassType
 
@@ -337,6 +338,7 @@ ProcessingSpec = (
     | DerivedAttentionScalarsSpec
     | ScoredTokensSpec
     | TokenPairAttributionSpec
+    | EdgesSpec
     | ComponentTotalsSpec
     | LensSpec
     | ActivationsSpec
@@ -349,6 +351,11 @@ class InferenceSubRequest:
 
     inference: InferenceSpec
     processing: dict[str, ProcessingSpec] = field(default_factory=dict)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows that it takes in a batch: one, or as many as edges have steps."""
+        return max([1, *(one.n_steps for one in self.processing.values() if isinstance(one, EdgesSpec))])
 
 
 @dataclass(frozen=True, slots=True)

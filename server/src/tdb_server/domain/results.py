@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
+from tdb_server.domain.edges import EdgesResult
 from tdb_server.domain.node import Dimension, Nodes
 
 FloatArray = npt.NDArray[np.floating]
@@ -144,6 +145,7 @@ ProcessingResult = (
     | TokenPairAttributionResult
     | DerivedScalarsResult
     | DerivedAttentionScalarsResult
+    | EdgesResult
     | ComponentTotalsResult
     | LensResult
     | ActivationsResult

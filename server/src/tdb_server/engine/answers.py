@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tdb_server.domain.edges import EdgesSpec
 from tdb_server.domain.requests import (
     ActivationsSpec,
     ComponentTotalsSpec,
@@ -28,6 +29,7 @@ from tdb_server.domain.results import (
 )
 from tdb_server.engine.cache import Gradients
 from tdb_server.engine.components import derived_attention_scalars, derived_scalars
+from tdb_server.engine.edges import edges
 from tdb_server.engine.lens import lens
 from tdb_server.engine.nodes import (
     NodeTable,
@@ -49,7 +51,7 @@ from tdb_server.engine.transfers import Array, download, upload
 
 Event = tuple[str, CallEvent]
 _THERE_ALREADY = (MultipleTopKSpec, ComponentTotalsSpec)
-_OF_COMPONENTS = (DerivedScalarsSpec, DerivedAttentionScalarsSpec, LensSpec, ActivationsSpec)
+_OF_COMPONENTS = (DerivedScalarsSpec, DerivedAttentionScalarsSpec, LensSpec, ActivationsSpec, EdgesSpec)
 _OF_NODES = (ScoredTokensSpec, TokenPairAttributionSpec)
 
 
@@ -220,6 +222,9 @@ class Answers:
                 return derived_scalars(rows, own_row, spec, self.ranker)
             case DerivedAttentionScalarsSpec() as spec:
                 return derived_attention_scalars(rows, own_row, spec)
+            case EdgesSpec() as spec:
+                everything = rows.part(slice(0, len(self.plan.rows)))
+                return edges(everything, row, spec, self.check_cancelled)
             case LensSpec() as spec:
                 return lens(rows, own_row, spec)
             case ActivationsSpec() as spec:

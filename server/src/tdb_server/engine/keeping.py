@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from tdb_server.domain.axes import is_of_autoencoder
 from tdb_server.domain.derived_scalar import DerivedScalar, Measure
+from tdb_server.domain.edges import EdgesSpec
 from tdb_server.domain.gradient_need import wanted_scalars
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
@@ -32,6 +33,8 @@ _WRITES = {
     NodeType.ATTENTION_HEAD: [HookPoint.ATTN_QK_PROBS, HookPoint.ATTN_V, HookPoint.ATTN_V_OUT],
 }
 _BEFORE_LAYERS = [HookPoint.RESID_POST_EMB, HookPoint.RESID_POST_MLP]
+_READ_BY_EDGES = [HookPoint.ATTN_Q, HookPoint.ATTN_K, HookPoint.ATTN_V, HookPoint.RESID_POST_MLP]
+_WRITTEN_TO_EDGES = [HookPoint.RESID_POST_EMB, HookPoint.ATTN_V_OUT, HookPoint.RESID_DELTA_MLP]
 _HEADS_READ = [*_BEFORE_LAYERS, HookPoint.ATTN_Q, HookPoint.ATTN_K]
 
 
@@ -63,6 +66,11 @@ def kept_for(
             case TokenPairAttributionSpec(depends_on):
                 if any(one.is_latent for one in _node_types(sub_request, depends_on)):
                     yield from ((HookPoint.ATTN_QK_PROBS, False), (HookPoint.ATTN_V, False))
+            case EdgesSpec():
+                yield from ((one, True) for one in _READ_BY_EDGES)
+                yield from ((one, False) for one in _WRITTEN_TO_EDGES)
+                if not is_parallel:
+                    yield HookPoint.RESID_POST_ATTN, False
 
 
 def scalars_of(spec: MultipleTopKSpec) -> list[DerivedScalar]:

@@ -270,7 +270,7 @@ def forward(
         wanted |= {HookPoint.MLP_LN_SCALE}
     hooks = Hooks(recorder, INNER_HOOK_POINTS & wanted, inputs.rules)
     with torch.set_grad_enabled(plan.needs_gradient):
-        embedding = decoder.embed(token_ids).requires_grad_(plan.needs_gradient)
+        embedding = _embedded(decoder, plan, token_ids, references).requires_grad_(plan.needs_gradient)
         residual = decoder.forward(embedding, hooks)
         normed = decoder.read_by_logits(residual, hooks)
         logits = decoder.unembed(normed[inputs.rows, inputs.loss_tokens])[:, None]  # [B, 1, V]
@@ -285,6 +285,18 @@ def forward(
     graph = Graph(recorder.graph_sites, recorder.streams, outputs, normed, before, after[:, 0], capped[:, 0])
     residual, normed, capped = (wide(one.detach()) for one in (residual, normed, graph.capped))
     return Cache(recorder.values, residual, normed, capped, recorder.read), graph
+
+
+def _embedded(decoder: Decoder, plan: Plan, token_ids: Tensor, references: References | None) -> Tensor:
+    """The first residual stream [B, T, d]: rows that are interpolated start between baselines and prompt."""
+    embedding = decoder.embed(token_ids)
+    for index in plan.interpolated:
+        row = plan.rows[index]
+        assert references is not None
+        baseline = references.values(row.baselines, HookPoint.RESID_POST_EMB, None)
+        own = wide(embedding[index])
+        embedding[index] = (baseline + row.embedding_share * (own - baseline)).to(embedding.dtype)
+    return embedding
 
 
 def _at_loss_token(plan: Plan, one: Intervention) -> Intervention | None:

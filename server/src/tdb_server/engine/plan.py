@@ -171,6 +171,8 @@ class Row:
         baselines: of `Plan.references`, those whose mean it is compared with.
         circuit_between: where only a circuit is kept, of the same the prompt itself and what stands for its
             baseline.
+        embedding_share: its embedding is so much of the way from that of its baselines to its own. Rows where
+            that is not all of it are there for the gradients that another row of the sub-request needs.
     """
 
     call_index: int
@@ -182,6 +184,7 @@ class Row:
     is_parallel: bool
     baselines: tuple[int, ...] = ()
     circuit_between: tuple[int, tuple[int, ...]] | None = None
+    embedding_share: float = 1.0
 
     @property
     def n_tokens(self) -> int:
@@ -430,11 +433,25 @@ class Plan:
 
     @cached_property
     def rows_of(self) -> list[list[int]]:
-        """Of each call, its rows in the order of its sub-requests."""
+        """Of each call, its rows in the order of its sub-requests, one for each."""
         found: list[list[int]] = [[] for _ in self.calls]
         for index in sorted(range(len(self.rows)), key=lambda index: self.rows[index].sub_request_index):
-            found[self.rows[index].call_index].append(index)
+            if self.rows[index].embedding_share == 1:
+                found[self.rows[index].call_index].append(index)
         return found
+
+    @cached_property
+    def interpolated(self) -> list[int]:
+        """The rows that start between their baselines' embeddings and their own."""
+        return [index for index, row in enumerate(self.rows) if row.embedding_share != 1]
+
+    def steps_of(self, row_index: int) -> list[int]:
+        """The rows whose gradients count for a row: itself, and those that start on the way to it."""
+        row = self.rows[row_index]
+        place = row.call_index, row.sub_request_index
+        others = (self.rows[one] for one in self.interpolated)
+        own = [(one.call_index, one.sub_request_index) == place for one in others]
+        return [row_index, *(one for one, is_own in zip(self.interpolated, own, strict=True) if is_own)]
 
     @cached_property
     def group_of(self) -> list[int]:
@@ -612,7 +629,11 @@ def _rows_of(
         tokens = (
             range(n_tokens) if logit_tokens is None else sorted({*logit_tokens, loss_token(one.inference)})
         )
-        rows.append(Row(call_index, index, one.inference, processing, trace, tuple(tokens), is_parallel))
+        row = Row(call_index, index, one.inference, processing, trace, tuple(tokens), is_parallel)
+        rows.append(row)
+        shares = (step / one.n_rows for step in range(1, one.n_rows))
+        last = (loss_token(one.inference),)
+        rows += [replace(row, processing={}, logit_tokens=last, embedding_share=share) for share in shares]
     return rows
 
 

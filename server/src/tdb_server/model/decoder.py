@@ -124,6 +124,18 @@ class Norm:
         normed = (self.centered(x) / scale * self.weights.gain).to(x.dtype)
         return normed if self.bias is None else normed + self.bias
 
+    def gradient_before(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """From a gradient behind the norm [..., T, d] to that before it, through its scale too.
+
+        Args:
+            x: what was normed [T, d].
+        """
+        if self.weights is None:
+            return gradient
+        scale = self.scale(x)
+        scaled, normed = gradient * self.weights.gain, self.centered(x) / scale
+        return self.centered(scaled - normed * (scaled * normed).mean(dim=-1, keepdim=True)) / scale
+
     def centered(self, x: Tensor) -> Tensor:
         """x less its mean over channels for layer norms; x itself for RMS norms."""
         return x - x.mean(dim=-1, keepdim=True) if self.is_layer_norm else x
@@ -170,9 +182,12 @@ class Attention:
 
         Queries and keys each carry half of attention's scale, and their rotation where there is one.
         """
-        config, weights, n_tokens = self.config, self.weights, normed.shape[1]
-        qkv = F.linear(normed, weights.qkv_weight, weights.qkv_bias)
-        qkv = qkv.view(*normed.shape[:-1], -1, config.d_head)  # [B, T, H + 2G, e]
+        return self.split(F.linear(normed, self.weights.qkv_weight, self.weights.qkv_bias), rules)
+
+    def split(self, products: Tensor, rules: BackwardRules | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of products with the weights [B, T, (H + 2G) * e], before they are normed and turned."""
+        config, weights, n_tokens = self.config, self.weights, products.shape[1]
+        qkv = products.view(*products.shape[:-1], -1, config.d_head)  # [B, T, H + 2G, e]
         n_queries, n_keys = config.n_heads, config.n_key_value_heads
         turns = self._positions.turns(slice(n_tokens), qkv.dtype)
         if config.qk_norm is None:
@@ -237,6 +252,11 @@ class Attention:
         Still to be multiplied with the norm's gain, centered, and divided by its scale.
         """
         return qkv @ self.weights.qkv_weight
+
+    def read_each_transposed(self, qkv: Tensor) -> Tensor:
+        """The same of each query, key and value by itself: [T, H + 2G, e] to [H + 2G, T, d]."""
+        by_head = self.weights.qkv_weight.view(qkv.shape[1], -1, self.config.d_model)
+        return qkv.transpose(0, 1) @ by_head
 
     def grouped(self, x: Tensor) -> Tensor:
         """Query heads that share keys and values together: [B, H, T, n] to [B, G, H / G * T, n]."""

@@ -13,7 +13,11 @@ from typing import TypeVar
 from transformer_debugger.v1 import call_pb2
 from transformer_debugger.v1.ablation_pb2 import AblationSpec as AblationSpecMessage
 from transformer_debugger.v1.activation_pb2 import ActivationIndex, TensorIndex
-from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest, InferRequest
+from transformer_debugger.v1.transformer_debugger_service_pb2 import (
+    DebugRequest,
+    InferEdgesRequest,
+    InferRequest,
+)
 
 from tdb_server.domain.call import Call
 from tdb_server.domain.cost import Cost, estimated_cost
@@ -40,7 +44,7 @@ FEW_SUB_REQUESTS = 4
 """Of a short request, whose cost is estimated in a few milliseconds."""
 _VALUES = None
 """In place of a result's name: the objective values of a sub-request."""
-Request = TypeVar("Request", DebugRequest, InferRequest)
+Request = TypeVar("Request", DebugRequest, InferRequest, InferEdgesRequest)
 _Prepared = tuple[tuple[InferenceSubRequest, ...], Cost, CacheKey | None]
 Parse = Callable[[Request, ModelInfo, Limits, Tokenizer], Sequence[InferenceSubRequest]]
 
@@ -189,7 +193,7 @@ async def _messages(
                 yield writer.finished(event, serialize_seconds, n_messages + 1)
 
 
-def _priority(request: DebugRequest | InferRequest) -> Priority:
+def _priority(request: DebugRequest | InferRequest | InferEdgesRequest) -> Priority:
     """How urgent a request says it is.
 
     Raises:

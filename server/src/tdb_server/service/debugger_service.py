@@ -12,24 +12,28 @@ from transformer_debugger.v1 import call_pb2, result_pb2
 from transformer_debugger.v1.transformer_debugger_service_pb2 import (
     DebugRequest,
     DebugResponse,
+    InferEdgesRequest,
+    InferEdgesResponse,
     InferRequest,
     InferResponse,
     StreamDebugResponse,
+    StreamInferEdgesResponse,
     StreamInferResponse,
 )
 from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import TransformerDebuggerServiceServicer
 
 from tdb_server.service.call_events import CallEvents, IncompleteAnswer
+from tdb_server.service.edges_parsing import parse_edges_request
 from tdb_server.service.request_parsing import parse_debug_request, parse_infer_request
 from tdb_server.service.streaming import StreamMessage
 from tdb_server.workers.ticket import Unary
 
-Response = TypeVar("Response", DebugResponse, InferResponse)
+Response = TypeVar("Response", DebugResponse, InferResponse, InferEdgesResponse)
 
 
 @dataclass(frozen=True, slots=True)
 class DebuggerService(TransformerDebuggerServiceServicer):
-    """Debug is Infer with the sub-requests spelled out: both take the same way.
+    """Debug is Infer with the sub-requests spelled out, and so are edges: all take the same way.
 
     Attributes:
         calls: who answers.
@@ -59,6 +63,18 @@ class DebuggerService(TransformerDebuggerServiceServicer):
         """See the proto."""
         return self.calls.answer(request, parse_infer_request, StreamInferResponse)
 
+    async def InferEdges(self, request: InferEdgesRequest, context: Any) -> InferEdgesResponse:  # noqa: N802
+        """See the proto."""
+        unary = Unary("StreamInferEdges", self.max_response_bytes)
+        events = self.calls.answer(request, parse_edges_request, StreamInferEdgesResponse, unary)
+        return await self._collected(InferEdgesResponse(), events, unary)
+
+    def StreamInferEdges(  # noqa: N802
+        self, request: InferEdgesRequest, context: Any
+    ) -> AsyncIterator[StreamInferEdgesResponse]:
+        """See the proto."""
+        return self.calls.answer(request, parse_edges_request, StreamInferEdgesResponse)
+
     async def _collected(
         self, response: Response, messages: AsyncGenerator[StreamMessage], unary: Unary
     ) -> Response:
@@ -83,13 +99,13 @@ class DebuggerService(TransformerDebuggerServiceServicer):
 class _CollectedAnswer:
     """A response that is filled message by message, of which `finished` tells how many there are."""
 
-    response: DebugResponse | InferResponse
+    response: DebugResponse | InferResponse | InferEdgesResponse
     n_bytes: int = 0
     n_messages: int = 0
     message_count: int = -1
     _results: dict[tuple[int, str], result_pb2.NamedResult] = field(default_factory=dict)
 
-    def add(self, message: StreamDebugResponse | StreamInferResponse) -> None:
+    def add(self, message: StreamDebugResponse | StreamInferResponse | StreamInferEdgesResponse) -> None:
         self.n_bytes += message.ByteSize()
         self.n_messages += 1
         match message.WhichOneof("event"):

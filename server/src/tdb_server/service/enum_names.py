@@ -15,6 +15,7 @@ from transformer_debugger.v1 import (
     backward_rule_pb2,
     call_pb2,
     derived_scalar_pb2,
+    edges_pb2,
     loss_pb2,
     model_service_pb2,
     node_pb2,
@@ -24,6 +25,7 @@ from transformer_debugger.v1 import (
 from transformer_debugger.v1 import transformer_debugger_service_pb2 as debugger_pb2
 
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
+from tdb_server.domain.edges import EdgeMethod, EdgeReaderType, EdgeWriterType
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import KernelOutcome, Site
 from tdb_server.domain.node import Dimension, NodeType, PassType
@@ -71,6 +73,9 @@ PLACES = EnumNames(activation_pb2.ActivationLocationType.items(), HookPoint)
 DIMENSIONS = EnumNames(activation_pb2.Dimension.items(), Dimension)
 DERIVED_SCALARS = EnumNames(derived_scalar_pb2.DerivedScalarType.items(), DerivedScalar)
 GROUP_IDS = EnumNames(derived_scalar_pb2.GroupId.items(), GroupId)
+EDGE_METHODS = EnumNames(edges_pb2.EdgeMethod.items(), EdgeMethod)
+EDGE_WRITER_TYPES = EnumNames(edges_pb2.EdgeWriterType.items(), EdgeWriterType)
+EDGE_READER_TYPES = EnumNames(edges_pb2.EdgeReaderType.items(), EdgeReaderType)
 LOSS_NAMES = EnumNames(loss_pb2.LossFnName.items(), LossName)
 ATTENTION_TRACE_TYPES = EnumNames(trace_pb2.AttentionTraceType.items(), AttentionTraceType)
 BACKWARD_RULES = EnumNames(backward_rule_pb2.BackwardRule.items(), BackwardRule)

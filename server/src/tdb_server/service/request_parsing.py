@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from transformer_debugger.v1.transformer_debugger_service_pb2 import (
     DebugRequest,
+    InferEdgesRequest,
     InferRequest,
 )
 from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugSubRequest as DebugSubRequestMessage
@@ -54,7 +55,7 @@ from tdb_server.service.request_reader import MessageReader, RequestReader
 
 MAX_REQUEST_ID_CHARACTERS = 128
 _N_TOKENS_SHOWN = 64
-Call = TypeVar("Call", DebugRequest, InferRequest)
+Call = TypeVar("Call", DebugRequest, InferRequest, InferEdgesRequest)
 
 
 def parse_debug_request(
@@ -77,11 +78,11 @@ def parse_debug_request(
         OverLimit: it asks for more than the limits allow.
     """
     reader = MessageReader(RequestReader(info, limits, tokenizer), request)
-    _check_call(reader)
+    check_call(reader)
     parsed = [_parse_debug_sub_request(one) for one in reader.entries("sub_requests")]
     sound = [one for one in parsed if one is not None]
     found = tuple(inference_sub_request(one) for one in sound)
-    _check_lengths(reader, found)
+    check_lengths(reader, found)
     _check_components(reader, sound)
     reader.request.raise_violations()
     return found
@@ -92,16 +93,16 @@ def parse_infer_request(
 ) -> tuple[InferenceSubRequest, ...]:
     """What a general request stands for; as `parse_debug_request`."""
     reader = MessageReader(RequestReader(info, limits, tokenizer), request)
-    _check_call(reader)
+    check_call(reader)
     parsed = [parse_inference_sub_request(one) for one in reader.entries("sub_requests")]
     found = tuple(one for one in parsed if one is not None)
-    _check_lengths(reader, found)
+    check_lengths(reader, found)
     _check_rankings(reader, parsed)
     reader.request.raise_violations()
     return found
 
 
-def _check_call(call: MessageReader[Call]) -> None:
+def check_call(call: MessageReader[Call]) -> None:
     """What concerns the call as a whole. Too many sub-requests are refused unread.
 
     Raises:
@@ -118,7 +119,8 @@ def _check_call(call: MessageReader[Call]) -> None:
         call.request.raise_violations()
 
 
-def _check_lengths(call: MessageReader[Call], sub_requests: Sequence[InferenceSubRequest]) -> None:
+def check_lengths(call: MessageReader[Call], sub_requests: Sequence[InferenceSubRequest]) -> None:
+    """Refuses prompts of different lengths in one call."""
     prompts = [one.inference.token_ids for one in sub_requests]
     if len({len(prompt) for prompt in prompts}) <= 1:
         return

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-from transformer_debugger.v1 import result_pb2
+from transformer_debugger.v1 import edges_pb2, result_pb2
 from transformer_debugger.v1.node_pb2 import NodeIndex as NodeIndexMessage
 
+from tdb_server.domain.edges import EdgesResult
 from tdb_server.domain.node import Dimension, Nodes, NodeType
 from tdb_server.domain.results import (
     ActivationsResult,
@@ -24,8 +25,15 @@ from tdb_server.domain.results import (
     TopTokens,
 )
 from tdb_server.model.tokenizer import Tokenizer
-from tdb_server.service.enum_names import DERIVED_SCALARS, GROUP_IDS, NODE_TYPES, PASS_TYPES
-from tdb_server.service.tensor_messages import put_node_tensor, put_tensor
+from tdb_server.service.enum_names import (
+    DERIVED_SCALARS,
+    EDGE_READER_TYPES,
+    EDGE_WRITER_TYPES,
+    GROUP_IDS,
+    NODE_TYPES,
+    PASS_TYPES,
+)
+from tdb_server.service.tensor_messages import put_edge_tensor, put_node_tensor, put_tensor
 
 _TOKENS = (Dimension.SEQUENCE_TOKENS,)
 _LENS = (Dimension.LAYERS, Dimension.SEQUENCE_TOKENS, Dimension.VOCAB_SIZE)
@@ -72,6 +80,8 @@ def put_named_result(
         case DerivedAttentionScalarsResult() as result:
             tokens = tokenizer.token_strings(token_ids)
             _put_derived_attention_scalars(message.derived_attention_scalars, result, tokens)
+        case EdgesResult() as result:
+            _put_edges(message.edges, result)
 
 
 @lru_cache(maxsize=32)
@@ -195,3 +205,24 @@ def _put_derived_attention_scalars(
         put_tensor(getattr(message, f"normalized_total_scalar_{side}"), totals.normalized_total, _TOKENS)
         put_tensor(getattr(message, f"max_scalar_{side}"), totals.maximum, _TOKENS)
         put_tensor(getattr(message, f"normalized_max_scalar_{side}"), totals.normalized_maximum, _TOKENS)
+
+
+def _put_edges(message: edges_pb2.EdgesResult, result: EdgesResult) -> None:
+    for writer in result.writers:
+        message.writers.add(
+            writer_type=EDGE_WRITER_TYPES.numbers[writer.type],
+            layer_index=writer.layer_index,
+            head_index=writer.head_index,
+        )
+    for reader in result.readers:
+        message.readers.add(
+            reader_type=EDGE_READER_TYPES.numbers[reader.type],
+            layer_index=reader.layer_index,
+            head_index=reader.head_index,
+        )
+    message.writers_before.extend(result.writers_before)
+    message.edge_writers.extend(result.edge_writers.tolist())
+    message.edge_readers.extend(result.edge_readers.tolist())
+    message.edge_scores.extend(result.edge_scores.tolist())
+    if result.scores is not None:
+        put_edge_tensor(message.scores, result.scores)

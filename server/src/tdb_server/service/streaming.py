@@ -14,8 +14,13 @@ from typing import Generic, TypeVar
 import google_crc32c
 import numpy as np
 from transformer_debugger.v1 import call_pb2, result_pb2, tensor_pb2
-from transformer_debugger.v1.transformer_debugger_service_pb2 import StreamDebugResponse, StreamInferResponse
+from transformer_debugger.v1.transformer_debugger_service_pb2 import (
+    StreamDebugResponse,
+    StreamInferEdgesResponse,
+    StreamInferResponse,
+)
 
+from tdb_server.domain.edges import EdgesResult
 from tdb_server.domain.node import Nodes
 from tdb_server.domain.results import (
     ActivationsResult,
@@ -45,10 +50,11 @@ _WITHOUT_NODES = (
     ComponentTotalsResult,
     DerivedAttentionScalarsResult,
     DerivedScalarsResult,
+    EdgesResult,
     LensResult,
 )
 """Or with a node for each token."""
-StreamMessage = TypeVar("StreamMessage", StreamDebugResponse, StreamInferResponse)
+StreamMessage = TypeVar("StreamMessage", StreamDebugResponse, StreamInferResponse, StreamInferEdgesResponse)
 
 
 def result_parts(result: NamedResult) -> Iterator[NamedResult]:

@@ -48,6 +48,11 @@ def put_node_tensor(message: Tensor, array: npt.NDArray[Any]) -> None:
     _put(message, array, [activation_pb2.DIMENSION_NODES])
 
 
+def put_edge_tensor(message: Tensor, array: npt.NDArray[Any]) -> None:
+    """Puts one number per writer and reader [writers, readers] into a message."""
+    _put(message, array, [activation_pb2.DIMENSION_EDGE_WRITERS, activation_pb2.DIMENSION_EDGE_READERS])
+
+
 def tensor_array(message: Tensor) -> npt.NDArray[Any]:
     """The array of a message whose elements are in it."""
     return np.frombuffer(message.data, dtype=_NUMPY_TYPES[message.dtype]).reshape(tuple(message.shape))

@@ -118,11 +118,11 @@ class Ticket:
     @cached_property
     def n_rows(self) -> int:
         """Rows it takes in a batch."""
-        return len(self.call.sub_requests)
+        return self.call.n_rows
 
     @cached_property
     def n_tokens(self) -> int:
-        """Tokens of all prompts together."""
+        """Tokens of all rows together."""
         return self.call.n_tokens
 
     @cached_property

@@ -201,6 +201,10 @@ class _DimensionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dimension.V
     """An axis of size one."""
     DIMENSION_NODES: _Dimension.ValueType  # 11
     """Nodes of a result, in the result's order. Only in responses."""
+    DIMENSION_EDGE_WRITERS: _Dimension.ValueType  # 12
+    """Writers to the residual stream, in a result's order. Only in responses."""
+    DIMENSION_EDGE_READERS: _Dimension.ValueType  # 13
+    """Readers of the residual stream, in a result's order. Only in responses."""
     DIMENSION_LAYERS: _Dimension.ValueType  # 20
     """Layers, the first one first."""
 
@@ -231,6 +235,10 @@ DIMENSION_SINGLE: Dimension.ValueType  # 10
 """An axis of size one."""
 DIMENSION_NODES: Dimension.ValueType  # 11
 """Nodes of a result, in the result's order. Only in responses."""
+DIMENSION_EDGE_WRITERS: Dimension.ValueType  # 12
+"""Writers to the residual stream, in a result's order. Only in responses."""
+DIMENSION_EDGE_READERS: Dimension.ValueType  # 13
+"""Readers of the residual stream, in a result's order. Only in responses."""
 DIMENSION_LAYERS: Dimension.ValueType  # 20
 """Layers, the first one first."""
 Global___Dimension: _TypeAlias = Dimension  # noqa: Y015

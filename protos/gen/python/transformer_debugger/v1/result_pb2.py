@@ -26,57 +26,58 @@ from transformer_debugger.v1 import ablation_pb2 as transformer__debugger_dot_v1
 from transformer_debugger.v1 import backward_rule_pb2 as transformer__debugger_dot_v1_dot_backward__rule__pb2
 from transformer_debugger.v1 import circuit_pb2 as transformer__debugger_dot_v1_dot_circuit__pb2
 from transformer_debugger.v1 import derived_scalar_pb2 as transformer__debugger_dot_v1_dot_derived__scalar__pb2
+from transformer_debugger.v1 import edges_pb2 as transformer__debugger_dot_v1_dot_edges__pb2
 from transformer_debugger.v1 import node_pb2 as transformer__debugger_dot_v1_dot_node__pb2
 from transformer_debugger.v1 import tensor_pb2 as transformer__debugger_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$transformer_debugger/v1/result.proto\x12\x17transformer_debugger.v1\x1a&transformer_debugger/v1/ablation.proto\x1a+transformer_debugger/v1/backward_rule.proto\x1a%transformer_debugger/v1/circuit.proto\x1a,transformer_debugger/v1/derived_scalar.proto\x1a\"transformer_debugger/v1/node.proto\x1a$transformer_debugger/v1/tensor.proto\"^\n\x0cRankedTokens\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0e\n\x06tokens\x18\x02 \x03(\t\x12\x0f\n\x07scalars\x18\x03 \x03(\x02\x12\x1a\n\x12normalized_scalars\x18\x04 \x03(\x02\"v\n\tTopTokens\x12\x32\n\x03top\x18\x01 \x01(\x0b\x32%.transformer_debugger.v1.RankedTokens\x12\x35\n\x06\x62ottom\x18\x02 \x01(\x0b\x32%.transformer_debugger.v1.RankedTokens\"\x89\x01\n\x10\x44\x65rivedScalarSum\x12G\n\x13\x64\x65rived_scalar_type\x18\x01 \x01(\x0e\x32*.transformer_debugger.v1.DerivedScalarType\x12,\n\x03sum\x18\x02 \x01(\x0b\x32\x1f.transformer_debugger.v1.Tensor\"\xb0\x01\n\x0bGroupResult\x12\x32\n\x08group_id\x18\x01 \x01(\x0e\x32 .transformer_debugger.v1.GroupId\x12\x34\n\x0b\x61\x63tivations\x18\x02 \x01(\x0b\x32\x1f.transformer_debugger.v1.Tensor\x12\x37\n\x04sums\x18\x03 \x03(\x0b\x32).transformer_debugger.v1.DerivedScalarSum\"\xa1\x01\n\x12MultipleTopKResult\x12\x38\n\x0cnode_indices\x18\x01 \x03(\x0b\x32\".transformer_debugger.v1.NodeIndex\x12\x34\n\x06groups\x18\x02 \x03(\x0b\x32$.transformer_debugger.v1.GroupResult\x12\x1b\n\x13vocab_token_strings\x18\x03 \x03(\t\"\xb3\x02\n\x14\x44\x65rivedScalarsResult\x12\x38\n\x0cnode_indices\x18\x01 \x03(\x0b\x32\".transformer_debugger.v1.NodeIndex\x12\x34\n\x0b\x61\x63tivations\x18\x02 \x01(\x0b\x32\x1f.transformer_debugger.v1.Tensor\x12\x44\n\x16normalized_activations\x18\x03 \x01(\x0b\x32\x1f.transformer_debugger.v1.TensorH\x00\x88\x01\x01\x12;\n\ntop_tokens\x18\x04 \x01(\x0b\x32\".transformer_debugger.v1.TopTokensH\x01\x88\x01\x01\x42\x19\n\x17_normalized_activationsB\r\n\x0b_top_tokens\"\x96\x05\n\x1d\x44\x65rivedAttentionScalarsResult\x12\x0e\n\x06tokens\x18\x01 \x03(\t\x12\x30\n\x07scalars\x18\x02 \x01(\x0b\x32\x1f.transformer_debugger.v1.Tensor\x12;\n\x12normalized_scalars\x18\x03 \x01(\x0b\x32\x1f.transformer_debugger.v1.Tensor\x12\x38\n\x0ftotal_scalar_in\x18\x04 \x01(\x0b\x32\x1f.transformer_debugger.v1.Tensor\x12\x43\n\x1anormalized_total_scalar_in\x18\x05 \x01(\x0b\x32\x1f.transformer_debugger.v1.Tensor\x12\x36\n\rmax_scalar_in\x18\x06 \x01(\x0b\x32\x1f.transformer_debugger.v1.Tensor\x12\x41\n\x18normalized_max_scalar_in\x18\x07 \x01(\x0b\x32\x1f.transformer_debugger.v1.Tensor\x12\x39\n\x10total_scalar_out\x18\x08 \x01(\x0b\x32\x1f.transformer_debugger.v1.Tensor\x12\x44\n\x1bnormalized_total_scalar_out\x18\t \x01(\x0b\x32\x1f.transformer_debugger.v1.Tensor\x12\x37\n\x0emax_scalar_out\x18\n \x01(\x0b\x32\x1f.transformer_debugger.v1.Tensor\x12\x42\n\x19normalized_max_scalar_out\x18\x0b \x01(\x0b\x32\x1f.transformer_debugger.v1.Tensor\"[\n\rNodeTopTokens\x12;\n\ntop_tokens\x18\x01 \x01(\x0b\x32\".transformer_debugger.v1.TopTokensH\x00\x88\x01\x01\x42\r\n\x0b_top_tokens\"\x8f\x01\n\x12ScoredTokensResult\x12\x38\n\x0cnode_indices\x18\x01 \x03(\x0b\x32\".transformer_debugger.v1.NodeIndex\x12?\n\x0fnode_top_tokens\x18\x02 \x03(\x0b\x32&.transformer_debugger.v1.NodeTopTokens\"?\n\x10\x41ttendedToTokens\x12\x15\n\rtoken_indices\x18\x01 \x03(\x05\x12\x14\n\x0c\x61ttributions\x18\x02 \x03(\x02\"y\n\x14NodeAttendedToTokens\x12J\n\x12\x61ttended_to_tokens\x18\x01 \x01(\x0b\x32).transformer_debugger.v1.AttendedToTokensH\x00\x88\x01\x01\x42\x15\n\x13_attended_to_tokens\"\xa6\x01\n\x1aTokenPairAttributionResult\x12\x38\n\x0cnode_indices\x18\x01 \x03(\x0b\x32\".transformer_debugger.v1.NodeIndex\x12N\n\x17node_attended_to_tokens\x18\x02 \x03(\x0b\x32-.transformer_debugger.v1.NodeAttendedToTokens\"\x89\x01\n\x0e\x43omponentTotal\x12G\n\x13\x64\x65rived_scalar_type\x18\x01 \x01(\x0e\x32*.transformer_debugger.v1.DerivedScalarType\x12.\n\x05total\x18\x02 \x01(\x0b\x32\x1f.transformer_debugger.v1.Tensor\"P\n\x15\x43omponentTotalsResult\x12\x37\n\x06totals\x18\x01 \x03(\x0b\x32\'.transformer_debugger.v1.ComponentTotal\"F\n\nLensTokens\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x15\n\rtoken_strings\x18\x02 \x03(\t\x12\x0e\n\x06logits\x18\x03 \x03(\x02\"\xee\x01\n\nLensResult\x12\x15\n\rlayer_indices\x18\x01 \x03(\x05\x12\x15\n\rtoken_indices\x18\x02 \x03(\x05\x12\x38\n\x0cvocab_tokens\x18\x03 \x01(\x0b\x32\".transformer_debugger.v1.TokenList\x12\x34\n\x06logits\x18\x04 \x01(\x0b\x32\x1f.transformer_debugger.v1.TensorH\x00\x88\x01\x01\x12\x37\n\ntop_tokens\x18\x05 \x03(\x0b\x32#.transformer_debugger.v1.LensTokensB\t\n\x07_logits\"r\n\x10LayerActivations\x12\x18\n\x0blayer_index\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x34\n\x0b\x61\x63tivations\x18\x02 \x01(\x0b\x32\x1f.transformer_debugger.v1.TensorB\x0e\n\x0c_layer_index\"e\n\x11\x41\x63tivationsResult\x12\x39\n\x06layers\x18\x01 \x03(\x0b\x32).transformer_debugger.v1.LayerActivations\x12\x15\n\rtoken_indices\x18\x02 \x03(\x05\"\xf4\x04\n\x0bNamedResult\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x45\n\x0emultiple_top_k\x18\x02 \x01(\x0b\x32+.transformer_debugger.v1.MultipleTopKResultH\x00\x12H\n\x0f\x64\x65rived_scalars\x18\x03 \x01(\x0b\x32-.transformer_debugger.v1.DerivedScalarsResultH\x00\x12[\n\x19\x64\x65rived_attention_scalars\x18\x04 \x01(\x0b\x32\x36.transformer_debugger.v1.DerivedAttentionScalarsResultH\x00\x12\x44\n\rscored_tokens\x18\x05 \x01(\x0b\x32+.transformer_debugger.v1.ScoredTokensResultH\x00\x12U\n\x16token_pair_attribution\x18\x06 \x01(\x0b\x32\x33.transformer_debugger.v1.TokenPairAttributionResultH\x00\x12\x33\n\x04lens\x18\x14 \x01(\x0b\x32#.transformer_debugger.v1.LensResultH\x00\x12\x41\n\x0b\x61\x63tivations\x18\x15 \x01(\x0b\x32*.transformer_debugger.v1.ActivationsResultH\x00\x12J\n\x10\x63omponent_totals\x18\x16 \x01(\x0b\x32..transformer_debugger.v1.ComponentTotalsResultH\x00\x42\x08\n\x06result\"5\n\tTokenList\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12\x15\n\rtoken_strings\x18\x02 \x03(\t\"\xf6\x04\n\x0bSubResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12\x15\n\rtoken_strings\x18\x02 \x03(\t\x12\x11\n\x04loss\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12/\n\"activation_value_for_backward_pass\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x35\n\x07results\x18\x05 \x03(\x0b\x32$.transformer_debugger.v1.NamedResult\x12\x11\n\tbos_added\x18\x06 \x01(\x08\x12\x38\n\x07targets\x18\x07 \x01(\x0b\x32\".transformer_debugger.v1.TokenListH\x02\x88\x01\x01\x12<\n\x0b\x64istractors\x18\x08 \x01(\x0b\x32\".transformer_debugger.v1.TokenListH\x03\x88\x01\x01\x12=\n\x0e\x61\x62lation_specs\x18\x14 \x03(\x0b\x32%.transformer_debugger.v1.AblationSpec\x12\x35\n\tbaselines\x18\x1e \x03(\x0b\x32\".transformer_debugger.v1.TokenList\x12\x37\n\x07\x63ircuit\x18  \x01(\x0b\x32&.transformer_debugger.v1.CircuitValues\x12<\n\rbackward_rule\x18\x1f \x01(\x0e\x32%.transformer_debugger.v1.BackwardRuleB\x07\n\x05_lossB%\n#_activation_value_for_backward_passB\n\n\x08_targetsB\x0e\n\x0c_distractorsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$transformer_debugger/v1/result.proto\x12\x17transformer_debugger.v1\x1a&transformer_debugger/v1/ablation.proto\x1a+transformer_debugger/v1/backward_rule.proto\x1a%transformer_debugger/v1/circuit.proto\x1a,transformer_debugger/v1/derived_scalar.proto\x1a#transformer_debugger/v1/edges.proto\x1a\"transformer_debugger/v1/node.proto\x1a$transformer_debugger/v1/tensor.proto\"^\n\x0cRankedTokens\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0e\n\x06tokens\x18\x02 \x03(\t\x12\x0f\n\x07scalars\x18\x03 \x03(\x02\x12\x1a\n\x12normalized_scalars\x18\x04 \x03(\x02\"v\n\tTopTokens\x12\x32\n\x03top\x18\x01 \x01(\x0b\x32%.transformer_debugger.v1.RankedTokens\x12\x35\n\x06\x62ottom\x18\x02 \x01(\x0b\x32%.transformer_debugger.v1.RankedTokens\"\x89\x01\n\x10\x44\x65rivedScalarSum\x12G\n\x13\x64\x65rived_scalar_type\x18\x01 \x01(\x0e\x32*.transformer_debugger.v1.DerivedScalarType\x12,\n\x03sum\x18\x02 \x01(\x0b\x32\x1f.transformer_debugger.v1.Tensor\"\xb0\x01\n\x0bGroupResult\x12\x32\n\x08group_id\x18\x01 \x01(\x0e\x32 .transformer_debugger.v1.GroupId\x12\x34\n\x0b\x61\x63tivations\x18\x02 \x01(\x0b\x32\x1f.transformer_debugger.v1.Tensor\x12\x37\n\x04sums\x18\x03 \x03(\x0b\x32).transformer_debugger.v1.DerivedScalarSum\"\xa1\x01\n\x12MultipleTopKResult\x12\x38\n\x0cnode_indices\x18\x01 \x03(\x0b\x32\".transformer_debugger.v1.NodeIndex\x12\x34\n\x06groups\x18\x02 \x03(\x0b\x32$.transformer_debugger.v1.GroupResult\x12\x1b\n\x13vocab_token_strings\x18\x03 \x03(\t\"\xb3\x02\n\x14\x44\x65rivedScalarsResult\x12\x38\n\x0cnode_indices\x18\x01 \x03(\x0b\x32\".transformer_debugger.v1.NodeIndex\x12\x34\n\x0b\x61\x63tivations\x18\x02 \x01(\x0b\x32\x1f.transformer_debugger.v1.Tensor\x12\x44\n\x16normalized_activations\x18\x03 \x01(\x0b\x32\x1f.transformer_debugger.v1.TensorH\x00\x88\x01\x01\x12;\n\ntop_tokens\x18\x04 \x01(\x0b\x32\".transformer_debugger.v1.TopTokensH\x01\x88\x01\x01\x42\x19\n\x17_normalized_activationsB\r\n\x0b_top_tokens\"\x96\x05\n\x1d\x44\x65rivedAttentionScalarsResult\x12\x0e\n\x06tokens\x18\x01 \x03(\t\x12\x30\n\x07scalars\x18\x02 \x01(\x0b\x32\x1f.transformer_debugger.v1.Tensor\x12;\n\x12normalized_scalars\x18\x03 \x01(\x0b\x32\x1f.transformer_debugger.v1.Tensor\x12\x38\n\x0ftotal_scalar_in\x18\x04 \x01(\x0b\x32\x1f.transformer_debugger.v1.Tensor\x12\x43\n\x1anormalized_total_scalar_in\x18\x05 \x01(\x0b\x32\x1f.transformer_debugger.v1.Tensor\x12\x36\n\rmax_scalar_in\x18\x06 \x01(\x0b\x32\x1f.transformer_debugger.v1.Tensor\x12\x41\n\x18normalized_max_scalar_in\x18\x07 \x01(\x0b\x32\x1f.transformer_debugger.v1.Tensor\x12\x39\n\x10total_scalar_out\x18\x08 \x01(\x0b\x32\x1f.transformer_debugger.v1.Tensor\x12\x44\n\x1bnormalized_total_scalar_out\x18\t \x01(\x0b\x32\x1f.transformer_debugger.v1.Tensor\x12\x37\n\x0emax_scalar_out\x18\n \x01(\x0b\x32\x1f.transformer_debugger.v1.Tensor\x12\x42\n\x19normalized_max_scalar_out\x18\x0b \x01(\x0b\x32\x1f.transformer_debugger.v1.Tensor\"[\n\rNodeTopTokens\x12;\n\ntop_tokens\x18\x01 \x01(\x0b\x32\".transformer_debugger.v1.TopTokensH\x00\x88\x01\x01\x42\r\n\x0b_top_tokens\"\x8f\x01\n\x12ScoredTokensResult\x12\x38\n\x0cnode_indices\x18\x01 \x03(\x0b\x32\".transformer_debugger.v1.NodeIndex\x12?\n\x0fnode_top_tokens\x18\x02 \x03(\x0b\x32&.transformer_debugger.v1.NodeTopTokens\"?\n\x10\x41ttendedToTokens\x12\x15\n\rtoken_indices\x18\x01 \x03(\x05\x12\x14\n\x0c\x61ttributions\x18\x02 \x03(\x02\"y\n\x14NodeAttendedToTokens\x12J\n\x12\x61ttended_to_tokens\x18\x01 \x01(\x0b\x32).transformer_debugger.v1.AttendedToTokensH\x00\x88\x01\x01\x42\x15\n\x13_attended_to_tokens\"\xa6\x01\n\x1aTokenPairAttributionResult\x12\x38\n\x0cnode_indices\x18\x01 \x03(\x0b\x32\".transformer_debugger.v1.NodeIndex\x12N\n\x17node_attended_to_tokens\x18\x02 \x03(\x0b\x32-.transformer_debugger.v1.NodeAttendedToTokens\"\x89\x01\n\x0e\x43omponentTotal\x12G\n\x13\x64\x65rived_scalar_type\x18\x01 \x01(\x0e\x32*.transformer_debugger.v1.DerivedScalarType\x12.\n\x05total\x18\x02 \x01(\x0b\x32\x1f.transformer_debugger.v1.Tensor\"P\n\x15\x43omponentTotalsResult\x12\x37\n\x06totals\x18\x01 \x03(\x0b\x32\'.transformer_debugger.v1.ComponentTotal\"F\n\nLensTokens\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x15\n\rtoken_strings\x18\x02 \x03(\t\x12\x0e\n\x06logits\x18\x03 \x03(\x02\"\xee\x01\n\nLensResult\x12\x15\n\rlayer_indices\x18\x01 \x03(\x05\x12\x15\n\rtoken_indices\x18\x02 \x03(\x05\x12\x38\n\x0cvocab_tokens\x18\x03 \x01(\x0b\x32\".transformer_debugger.v1.TokenList\x12\x34\n\x06logits\x18\x04 \x01(\x0b\x32\x1f.transformer_debugger.v1.TensorH\x00\x88\x01\x01\x12\x37\n\ntop_tokens\x18\x05 \x03(\x0b\x32#.transformer_debugger.v1.LensTokensB\t\n\x07_logits\"r\n\x10LayerActivations\x12\x18\n\x0blayer_index\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x34\n\x0b\x61\x63tivations\x18\x02 \x01(\x0b\x32\x1f.transformer_debugger.v1.TensorB\x0e\n\x0c_layer_index\"e\n\x11\x41\x63tivationsResult\x12\x39\n\x06layers\x18\x01 \x03(\x0b\x32).transformer_debugger.v1.LayerActivations\x12\x15\n\rtoken_indices\x18\x02 \x03(\x05\"\xab\x05\n\x0bNamedResult\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x45\n\x0emultiple_top_k\x18\x02 \x01(\x0b\x32+.transformer_debugger.v1.MultipleTopKResultH\x00\x12H\n\x0f\x64\x65rived_scalars\x18\x03 \x01(\x0b\x32-.transformer_debugger.v1.DerivedScalarsResultH\x00\x12[\n\x19\x64\x65rived_attention_scalars\x18\x04 \x01(\x0b\x32\x36.transformer_debugger.v1.DerivedAttentionScalarsResultH\x00\x12\x44\n\rscored_tokens\x18\x05 \x01(\x0b\x32+.transformer_debugger.v1.ScoredTokensResultH\x00\x12U\n\x16token_pair_attribution\x18\x06 \x01(\x0b\x32\x33.transformer_debugger.v1.TokenPairAttributionResultH\x00\x12\x33\n\x04lens\x18\x14 \x01(\x0b\x32#.transformer_debugger.v1.LensResultH\x00\x12\x41\n\x0b\x61\x63tivations\x18\x15 \x01(\x0b\x32*.transformer_debugger.v1.ActivationsResultH\x00\x12J\n\x10\x63omponent_totals\x18\x16 \x01(\x0b\x32..transformer_debugger.v1.ComponentTotalsResultH\x00\x12\x35\n\x05\x65\x64ges\x18\x17 \x01(\x0b\x32$.transformer_debugger.v1.EdgesResultH\x00\x42\x08\n\x06result\"5\n\tTokenList\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12\x15\n\rtoken_strings\x18\x02 \x03(\t\"\xf6\x04\n\x0bSubResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12\x15\n\rtoken_strings\x18\x02 \x03(\t\x12\x11\n\x04loss\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12/\n\"activation_value_for_backward_pass\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x35\n\x07results\x18\x05 \x03(\x0b\x32$.transformer_debugger.v1.NamedResult\x12\x11\n\tbos_added\x18\x06 \x01(\x08\x12\x38\n\x07targets\x18\x07 \x01(\x0b\x32\".transformer_debugger.v1.TokenListH\x02\x88\x01\x01\x12<\n\x0b\x64istractors\x18\x08 \x01(\x0b\x32\".transformer_debugger.v1.TokenListH\x03\x88\x01\x01\x12=\n\x0e\x61\x62lation_specs\x18\x14 \x03(\x0b\x32%.transformer_debugger.v1.AblationSpec\x12\x35\n\tbaselines\x18\x1e \x03(\x0b\x32\".transformer_debugger.v1.TokenList\x12\x37\n\x07\x63ircuit\x18  \x01(\x0b\x32&.transformer_debugger.v1.CircuitValues\x12<\n\rbackward_rule\x18\x1f \x01(\x0e\x32%.transformer_debugger.v1.BackwardRuleB\x07\n\x05_lossB%\n#_activation_value_for_backward_passB\n\n\x08_targetsB\x0e\n\x0c_distractorsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'transformer_debugger.v1.result_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RANKEDTOKENS']._serialized_start=309
-  _globals['_RANKEDTOKENS']._serialized_end=403
-  _globals['_TOPTOKENS']._serialized_start=405
-  _globals['_TOPTOKENS']._serialized_end=523
-  _globals['_DERIVEDSCALARSUM']._serialized_start=526
-  _globals['_DERIVEDSCALARSUM']._serialized_end=663
-  _globals['_GROUPRESULT']._serialized_start=666
-  _globals['_GROUPRESULT']._serialized_end=842
-  _globals['_MULTIPLETOPKRESULT']._serialized_start=845
-  _globals['_MULTIPLETOPKRESULT']._serialized_end=1006
-  _globals['_DERIVEDSCALARSRESULT']._serialized_start=1009
-  _globals['_DERIVEDSCALARSRESULT']._serialized_end=1316
-  _globals['_DERIVEDATTENTIONSCALARSRESULT']._serialized_start=1319
-  _globals['_DERIVEDATTENTIONSCALARSRESULT']._serialized_end=1981
-  _globals['_NODETOPTOKENS']._serialized_start=1983
-  _globals['_NODETOPTOKENS']._serialized_end=2074
-  _globals['_SCOREDTOKENSRESULT']._serialized_start=2077
-  _globals['_SCOREDTOKENSRESULT']._serialized_end=2220
-  _globals['_ATTENDEDTOTOKENS']._serialized_start=2222
-  _globals['_ATTENDEDTOTOKENS']._serialized_end=2285
-  _globals['_NODEATTENDEDTOTOKENS']._serialized_start=2287
-  _globals['_NODEATTENDEDTOTOKENS']._serialized_end=2408
-  _globals['_TOKENPAIRATTRIBUTIONRESULT']._serialized_start=2411
-  _globals['_TOKENPAIRATTRIBUTIONRESULT']._serialized_end=2577
-  _globals['_COMPONENTTOTAL']._serialized_start=2580
-  _globals['_COMPONENTTOTAL']._serialized_end=2717
-  _globals['_COMPONENTTOTALSRESULT']._serialized_start=2719
-  _globals['_COMPONENTTOTALSRESULT']._serialized_end=2799
-  _globals['_LENSTOKENS']._serialized_start=2801
-  _globals['_LENSTOKENS']._serialized_end=2871
-  _globals['_LENSRESULT']._serialized_start=2874
-  _globals['_LENSRESULT']._serialized_end=3112
-  _globals['_LAYERACTIVATIONS']._serialized_start=3114
-  _globals['_LAYERACTIVATIONS']._serialized_end=3228
-  _globals['_ACTIVATIONSRESULT']._serialized_start=3230
-  _globals['_ACTIVATIONSRESULT']._serialized_end=3331
-  _globals['_NAMEDRESULT']._serialized_start=3334
-  _globals['_NAMEDRESULT']._serialized_end=3962
-  _globals['_TOKENLIST']._serialized_start=3964
-  _globals['_TOKENLIST']._serialized_end=4017
-  _globals['_SUBRESPONSE']._serialized_start=4020
-  _globals['_SUBRESPONSE']._serialized_end=4650
+  _globals['_RANKEDTOKENS']._serialized_start=346
+  _globals['_RANKEDTOKENS']._serialized_end=440
+  _globals['_TOPTOKENS']._serialized_start=442
+  _globals['_TOPTOKENS']._serialized_end=560
+  _globals['_DERIVEDSCALARSUM']._serialized_start=563
+  _globals['_DERIVEDSCALARSUM']._serialized_end=700
+  _globals['_GROUPRESULT']._serialized_start=703
+  _globals['_GROUPRESULT']._serialized_end=879
+  _globals['_MULTIPLETOPKRESULT']._serialized_start=882
+  _globals['_MULTIPLETOPKRESULT']._serialized_end=1043
+  _globals['_DERIVEDSCALARSRESULT']._serialized_start=1046
+  _globals['_DERIVEDSCALARSRESULT']._serialized_end=1353
+  _globals['_DERIVEDATTENTIONSCALARSRESULT']._serialized_start=1356
+  _globals['_DERIVEDATTENTIONSCALARSRESULT']._serialized_end=2018
+  _globals['_NODETOPTOKENS']._serialized_start=2020
+  _globals['_NODETOPTOKENS']._serialized_end=2111
+  _globals['_SCOREDTOKENSRESULT']._serialized_start=2114
+  _globals['_SCOREDTOKENSRESULT']._serialized_end=2257
+  _globals['_ATTENDEDTOTOKENS']._serialized_start=2259
+  _globals['_ATTENDEDTOTOKENS']._serialized_end=2322
+  _globals['_NODEATTENDEDTOTOKENS']._serialized_start=2324
+  _globals['_NODEATTENDEDTOTOKENS']._serialized_end=2445
+  _globals['_TOKENPAIRATTRIBUTIONRESULT']._serialized_start=2448
+  _globals['_TOKENPAIRATTRIBUTIONRESULT']._serialized_end=2614
+  _globals['_COMPONENTTOTAL']._serialized_start=2617
+  _globals['_COMPONENTTOTAL']._serialized_end=2754
+  _globals['_COMPONENTTOTALSRESULT']._serialized_start=2756
+  _globals['_COMPONENTTOTALSRESULT']._serialized_end=2836
+  _globals['_LENSTOKENS']._serialized_start=2838
+  _globals['_LENSTOKENS']._serialized_end=2908
+  _globals['_LENSRESULT']._serialized_start=2911
+  _globals['_LENSRESULT']._serialized_end=3149
+  _globals['_LAYERACTIVATIONS']._serialized_start=3151
+  _globals['_LAYERACTIVATIONS']._serialized_end=3265
+  _globals['_ACTIVATIONSRESULT']._serialized_start=3267
+  _globals['_ACTIVATIONSRESULT']._serialized_end=3368
+  _globals['_NAMEDRESULT']._serialized_start=3371
+  _globals['_NAMEDRESULT']._serialized_end=4054
+  _globals['_TOKENLIST']._serialized_start=4056
+  _globals['_TOKENLIST']._serialized_end=4109
+  _globals['_SUBRESPONSE']._serialized_start=4112
+  _globals['_SUBRESPONSE']._serialized_end=4742
 # @@protoc_insertion_point(module_scope)

@@ -11,6 +11,7 @@ from transformer_debugger.v1 import ablation_pb2 as _ablation_pb2
 from transformer_debugger.v1 import backward_rule_pb2 as _backward_rule_pb2
 from transformer_debugger.v1 import circuit_pb2 as _circuit_pb2
 from transformer_debugger.v1 import derived_scalar_pb2 as _derived_scalar_pb2
+from transformer_debugger.v1 import edges_pb2 as _edges_pb2
 from transformer_debugger.v1 import node_pb2 as _node_pb2
 from transformer_debugger.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
@@ -690,10 +691,12 @@ class NamedResult(_message.Message):
     LENS_FIELD_NUMBER: _builtins.int
     ACTIVATIONS_FIELD_NUMBER: _builtins.int
     COMPONENT_TOTALS_FIELD_NUMBER: _builtins.int
+    EDGES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """For Infer the name the client gave. For Debug one of topKComponents, componentSumsForTokenDisplay,
     upvotedOutputTokens, inputTokensThatUpvoteMlp, inputTokensThatUpvoteAttnQ, inputTokensThatUpvoteAttnK,
-    tokenPairAttribution, topOutputTokenLogits, componentTotals; what was not asked for is absent.
+    tokenPairAttribution, topOutputTokenLogits, componentTotals; what was not asked for is absent. For InferEdges it is
+    edges.
     """
     @_builtins.property
     def multiple_top_k(self) -> Global___MultipleTopKResult:
@@ -727,6 +730,10 @@ class NamedResult(_message.Message):
     def component_totals(self) -> Global___ComponentTotalsResult:
         """Sums by component."""
 
+    @_builtins.property
+    def edges(self) -> _edges_pb2.EdgesResult:
+        """Edges between components."""
+
     def __init__(
         self,
         *,
@@ -739,12 +746,13 @@ class NamedResult(_message.Message):
         lens: Global___LensResult | None = ...,
         activations: Global___ActivationsResult | None = ...,
         component_totals: Global___ComponentTotalsResult | None = ...,
+        edges: _edges_pb2.EdgesResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "component_totals", b"component_totals", "derived_attention_scalars", b"derived_attention_scalars", "derived_scalars", b"derived_scalars", "lens", b"lens", "multiple_top_k", b"multiple_top_k", "result", b"result", "scored_tokens", b"scored_tokens", "token_pair_attribution", b"token_pair_attribution"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "component_totals", b"component_totals", "derived_attention_scalars", b"derived_attention_scalars", "derived_scalars", b"derived_scalars", "edges", b"edges", "lens", b"lens", "multiple_top_k", b"multiple_top_k", "result", b"result", "scored_tokens", b"scored_tokens", "token_pair_attribution", b"token_pair_attribution"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "component_totals", b"component_totals", "derived_attention_scalars", b"derived_attention_scalars", "derived_scalars", b"derived_scalars", "lens", b"lens", "multiple_top_k", b"multiple_top_k", "name", b"name", "result", b"result", "scored_tokens", b"scored_tokens", "token_pair_attribution", b"token_pair_attribution"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "component_totals", b"component_totals", "derived_attention_scalars", b"derived_attention_scalars", "derived_scalars", b"derived_scalars", "edges", b"edges", "lens", b"lens", "multiple_top_k", b"multiple_top_k", "name", b"name", "result", b"result", "scored_tokens", b"scored_tokens", "token_pair_attribution", b"token_pair_attribution"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["multiple_top_k", "derived_scalars", "derived_attention_scalars", "scored_tokens", "token_pair_attribution", "lens", "activations", "component_totals"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["multiple_top_k", "derived_scalars", "derived_attention_scalars", "scored_tokens", "token_pair_attribution", "lens", "activations", "component_totals", "edges"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 

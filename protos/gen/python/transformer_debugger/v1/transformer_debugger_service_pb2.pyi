@@ -13,6 +13,7 @@ from transformer_debugger.v1 import activation_pb2 as _activation_pb2
 from transformer_debugger.v1 import backward_rule_pb2 as _backward_rule_pb2
 from transformer_debugger.v1 import call_pb2 as _call_pb2
 from transformer_debugger.v1 import circuit_pb2 as _circuit_pb2
+from transformer_debugger.v1 import edges_pb2 as _edges_pb2
 from transformer_debugger.v1 import loss_pb2 as _loss_pb2
 from transformer_debugger.v1 import processing_pb2 as _processing_pb2
 from transformer_debugger.v1 import result_pb2 as _result_pb2
@@ -655,3 +656,139 @@ class StreamInferResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___StreamInferResponse: _TypeAlias = StreamInferResponse  # noqa: Y015
+
+@_typing.final
+class InferEdgesRequest(_message.Message):
+    """A batch of prompts whose edges are wanted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUB_REQUESTS_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    validate_only: _builtins.bool
+    """True: check the request and answer with the estimated cost alone. Default false."""
+    request_id: _builtins.str
+    """An id that comes back in the answer and is written to the server's logs: up to 128 printable ASCII characters.
+    Empty: the server makes one.
+    """
+    priority: _call_pb2.Priority.ValueType
+    """How urgent the call is; at most Limits.max_priority, which takes its place where it is lower. Default interactive."""
+    @_builtins.property
+    def sub_requests(self) -> _containers.RepeatedCompositeFieldContainer[_edges_pb2.EdgesSubRequest]:
+        """The prompts. At least one, at most Limits.max_sub_requests, of which each takes as many as it has steps."""
+
+    def __init__(
+        self,
+        *,
+        sub_requests: _abc.Iterable[_edges_pb2.EdgesSubRequest] | None = ...,
+        validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+        priority: _call_pb2.Priority.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["priority", b"priority", "request_id", b"request_id", "sub_requests", b"sub_requests", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InferEdgesRequest: _TypeAlias = InferEdgesRequest  # noqa: Y015
+
+@_typing.final
+class InferEdgesResponse(_message.Message):
+    """The answer to a batch of prompts whose edges are wanted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INFO_FIELD_NUMBER: _builtins.int
+    SUB_RESPONSES_FIELD_NUMBER: _builtins.int
+    TIMINGS_FIELD_NUMBER: _builtins.int
+    ESTIMATED_COST_FIELD_NUMBER: _builtins.int
+    CACHED_FIELD_NUMBER: _builtins.int
+    cached: _builtins.bool
+    """True when the results come from the server's cache, from an earlier call of the same caller or tenant."""
+    @_builtins.property
+    def info(self) -> _call_pb2.CallInfo:
+        """Which call, which model."""
+
+    @_builtins.property
+    def sub_responses(self) -> _containers.RepeatedCompositeFieldContainer[_result_pb2.SubResponse]:
+        """One entry per sub-request, in order; each has one result, called edges. Empty when validate_only."""
+
+    @_builtins.property
+    def timings(self) -> _call_pb2.Timings:
+        """Where the time went."""
+
+    @_builtins.property
+    def estimated_cost(self) -> _call_pb2.EstimatedCost:
+        """What the call would cost. Only when validate_only."""
+
+    def __init__(
+        self,
+        *,
+        info: _call_pb2.CallInfo | None = ...,
+        sub_responses: _abc.Iterable[_result_pb2.SubResponse] | None = ...,
+        timings: _call_pb2.Timings | None = ...,
+        estimated_cost: _call_pb2.EstimatedCost | None = ...,
+        cached: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_estimated_cost", b"_estimated_cost", "estimated_cost", b"estimated_cost", "info", b"info", "timings", b"timings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimated_cost", b"_estimated_cost", "cached", b"cached", "estimated_cost", b"estimated_cost", "info", b"info", "sub_responses", b"sub_responses", "timings", b"timings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__estimated_cost: _TypeAlias = _typing.Literal["estimated_cost"]  # noqa: Y015
+    _WhichOneofArgType__estimated_cost: _TypeAlias = _typing.Literal["_estimated_cost", b"_estimated_cost"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__estimated_cost) -> _WhichOneofReturnType__estimated_cost | None: ...
+
+Global___InferEdgesResponse: _TypeAlias = InferEdgesResponse  # noqa: Y015
+
+@_typing.final
+class StreamInferEdgesResponse(_message.Message):
+    """One event of a stream of edges. Order as in StreamDebugResponse."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STARTED_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    TENSOR_CHUNK_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    FINISHED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def started(self) -> _call_pb2.Started:
+        """The call was taken up by a worker."""
+
+    @_builtins.property
+    def result(self) -> _call_pb2.ResultPart:
+        """A result, or a part of one."""
+
+    @_builtins.property
+    def tensor_chunk(self) -> _tensor_pb2.TensorChunk:
+        """A piece of a tensor that a result announced."""
+
+    @_builtins.property
+    def values(self) -> _call_pb2.SubRequestValues:
+        """A sub-request's objective values."""
+
+    @_builtins.property
+    def finished(self) -> _call_pb2.Finished:
+        """All is sent."""
+
+    def __init__(
+        self,
+        *,
+        started: _call_pb2.Started | None = ...,
+        result: _call_pb2.ResultPart | None = ...,
+        tensor_chunk: _tensor_pb2.TensorChunk | None = ...,
+        values: _call_pb2.SubRequestValues | None = ...,
+        finished: _call_pb2.Finished | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "finished", b"finished", "result", b"result", "started", b"started", "tensor_chunk", b"tensor_chunk", "values", b"values"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "finished", b"finished", "result", b"result", "started", b"started", "tensor_chunk", b"tensor_chunk", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "result", "tensor_chunk", "values", "finished"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___StreamInferEdgesResponse: _TypeAlias = StreamInferEdgesResponse  # noqa: Y015

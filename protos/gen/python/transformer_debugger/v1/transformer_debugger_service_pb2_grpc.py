@@ -57,6 +57,16 @@ class TransformerDebuggerServiceStub:
                 request_serializer=transformer__debugger_dot_v1_dot_transformer__debugger__service__pb2.InferRequest.SerializeToString,
                 response_deserializer=transformer__debugger_dot_v1_dot_transformer__debugger__service__pb2.StreamInferResponse.FromString,
                 _registered_method=True)
+        self.InferEdges = channel.unary_unary(
+                '/transformer_debugger.v1.TransformerDebuggerService/InferEdges',
+                request_serializer=transformer__debugger_dot_v1_dot_transformer__debugger__service__pb2.InferEdgesRequest.SerializeToString,
+                response_deserializer=transformer__debugger_dot_v1_dot_transformer__debugger__service__pb2.InferEdgesResponse.FromString,
+                _registered_method=True)
+        self.StreamInferEdges = channel.unary_stream(
+                '/transformer_debugger.v1.TransformerDebuggerService/StreamInferEdges',
+                request_serializer=transformer__debugger_dot_v1_dot_transformer__debugger__service__pb2.InferEdgesRequest.SerializeToString,
+                response_deserializer=transformer__debugger_dot_v1_dot_transformer__debugger__service__pb2.StreamInferEdgesResponse.FromString,
+                _registered_method=True)
 
 
 class TransformerDebuggerServiceServicer:
@@ -95,6 +105,21 @@ class TransformerDebuggerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def InferEdges(self, request, context):
+        """Scores the edges between components of a batch of prompts and answers at once. Fails with RESOURCE_EXHAUSTED when the answer would
+        be larger than Limits.max_response_bytes; then use StreamInferEdges.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamInferEdges(self, request, context):
+        """Scores the edges between components of a batch of prompts and answers piece by piece, as results are ready.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TransformerDebuggerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -117,6 +142,16 @@ def add_TransformerDebuggerServiceServicer_to_server(servicer, server):
                     servicer.StreamInfer,
                     request_deserializer=transformer__debugger_dot_v1_dot_transformer__debugger__service__pb2.InferRequest.FromString,
                     response_serializer=transformer__debugger_dot_v1_dot_transformer__debugger__service__pb2.StreamInferResponse.SerializeToString,
+            ),
+            'InferEdges': grpc.unary_unary_rpc_method_handler(
+                    servicer.InferEdges,
+                    request_deserializer=transformer__debugger_dot_v1_dot_transformer__debugger__service__pb2.InferEdgesRequest.FromString,
+                    response_serializer=transformer__debugger_dot_v1_dot_transformer__debugger__service__pb2.InferEdgesResponse.SerializeToString,
+            ),
+            'StreamInferEdges': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamInferEdges,
+                    request_deserializer=transformer__debugger_dot_v1_dot_transformer__debugger__service__pb2.InferEdgesRequest.FromString,
+                    response_serializer=transformer__debugger_dot_v1_dot_transformer__debugger__service__pb2.StreamInferEdgesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -230,6 +265,60 @@ class TransformerDebuggerService:
             '/transformer_debugger.v1.TransformerDebuggerService/StreamInfer',
             transformer__debugger_dot_v1_dot_transformer__debugger__service__pb2.InferRequest.SerializeToString,
             transformer__debugger_dot_v1_dot_transformer__debugger__service__pb2.StreamInferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InferEdges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/transformer_debugger.v1.TransformerDebuggerService/InferEdges',
+            transformer__debugger_dot_v1_dot_transformer__debugger__service__pb2.InferEdgesRequest.SerializeToString,
+            transformer__debugger_dot_v1_dot_transformer__debugger__service__pb2.InferEdgesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamInferEdges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/transformer_debugger.v1.TransformerDebuggerService/StreamInferEdges',
+            transformer__debugger_dot_v1_dot_transformer__debugger__service__pb2.InferEdgesRequest.SerializeToString,
+            transformer__debugger_dot_v1_dot_transformer__debugger__service__pb2.StreamInferEdgesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,12 @@ class TransformerDebuggerServiceStub:
     """
     StreamInfer: _grpc.UnaryStreamMultiCallable[_transformer_debugger_service_pb2.InferRequest, _transformer_debugger_service_pb2.StreamInferResponse]
     """Runs a batch of general requests and answers piece by piece, as results are ready."""
+    InferEdges: _grpc.UnaryUnaryMultiCallable[_transformer_debugger_service_pb2.InferEdgesRequest, _transformer_debugger_service_pb2.InferEdgesResponse]
+    """Scores the edges between components of a batch of prompts and answers at once. Fails with RESOURCE_EXHAUSTED when the answer would
+    be larger than Limits.max_response_bytes; then use StreamInferEdges.
+    """
+    StreamInferEdges: _grpc.UnaryStreamMultiCallable[_transformer_debugger_service_pb2.InferEdgesRequest, _transformer_debugger_service_pb2.StreamInferEdgesResponse]
+    """Scores the edges between components of a batch of prompts and answers piece by piece, as results are ready."""
 
 @_typing.type_check_only
 class TransformerDebuggerServiceAsyncStub(TransformerDebuggerServiceStub):
@@ -69,6 +75,12 @@ class TransformerDebuggerServiceAsyncStub(TransformerDebuggerServiceStub):
     """
     StreamInfer: _aio.UnaryStreamMultiCallable[_transformer_debugger_service_pb2.InferRequest, _transformer_debugger_service_pb2.StreamInferResponse]  # type: ignore[assignment]
     """Runs a batch of general requests and answers piece by piece, as results are ready."""
+    InferEdges: _aio.UnaryUnaryMultiCallable[_transformer_debugger_service_pb2.InferEdgesRequest, _transformer_debugger_service_pb2.InferEdgesResponse]  # type: ignore[assignment]
+    """Scores the edges between components of a batch of prompts and answers at once. Fails with RESOURCE_EXHAUSTED when the answer would
+    be larger than Limits.max_response_bytes; then use StreamInferEdges.
+    """
+    StreamInferEdges: _aio.UnaryStreamMultiCallable[_transformer_debugger_service_pb2.InferEdgesRequest, _transformer_debugger_service_pb2.StreamInferEdgesResponse]  # type: ignore[assignment]
+    """Scores the edges between components of a batch of prompts and answers piece by piece, as results are ready."""
 
 class TransformerDebuggerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Says why a language model predicts one token rather than another: which nodes matter, and how.
@@ -111,5 +123,23 @@ class TransformerDebuggerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_transformer_debugger_service_pb2.StreamInferResponse], _abc.AsyncIterator[_transformer_debugger_service_pb2.StreamInferResponse]]:
         """Runs a batch of general requests and answers piece by piece, as results are ready."""
+
+    @_abc_1.abstractmethod
+    def InferEdges(
+        self,
+        request: _transformer_debugger_service_pb2.InferEdgesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_transformer_debugger_service_pb2.InferEdgesResponse, _abc.Awaitable[_transformer_debugger_service_pb2.InferEdgesResponse]]:
+        """Scores the edges between components of a batch of prompts and answers at once. Fails with RESOURCE_EXHAUSTED when the answer would
+        be larger than Limits.max_response_bytes; then use StreamInferEdges.
+        """
+
+    @_abc_1.abstractmethod
+    def StreamInferEdges(
+        self,
+        request: _transformer_debugger_service_pb2.InferEdgesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_transformer_debugger_service_pb2.StreamInferEdgesResponse], _abc.AsyncIterator[_transformer_debugger_service_pb2.StreamInferEdgesResponse]]:
+        """Scores the edges between components of a batch of prompts and answers piece by piece, as results are ready."""
 
 def add_TransformerDebuggerServiceServicer_to_server(servicer: TransformerDebuggerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

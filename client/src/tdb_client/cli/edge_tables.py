@@ -1,0 +1,27 @@
+"""What `tdb edges` prints."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from tdb_client.edges import Edges
+
+
+def edge_page(edges: Edges, n_rows: int) -> Group:
+    """The objective, and the strongest edges.
+
+    Args:
+        n_rows: how many of the listed edges; 0 for all.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("from")
+    table.add_column("to")
+    table.add_column("score", justify="right")
+    shown = list(edges)[: n_rows or None]
+    for one in shown:
+        table.add_row(str(one.writer), str(one.reader), f"{one.score:+.4f}")
+    note = f"loss {edges.loss:.4f}; {len(shown)} of {len(edges)} listed edges"
+    return Group(Text(note), Text(), table)

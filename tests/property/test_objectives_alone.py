@@ -71,7 +71,9 @@ def test_they_are_those_of_a_run_with_a_backward_pass(name: str, data: st.DataOb
 def plan_of(calls: list[list[InferenceSubRequest]]) -> Plan:
     model = small_model("gpt2")
     autoencoders = [small_autoencoder("gpt2", site) for site in SITES]
-    return plan_batch([Call("", tuple(one)) for one in calls], autoencoders, model.decoder.absent_hook_points)
+    decoder = model.decoder
+    of_calls = [Call("", tuple(one)) for one in calls]
+    return plan_batch(of_calls, autoencoders, decoder.absent_hook_points, n_layers=len(decoder.blocks))
 
 
 def test_rows_are_run_from_the_layer_on_in_which_they_are_altered() -> None:

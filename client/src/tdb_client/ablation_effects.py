@@ -108,6 +108,7 @@ def whole_request(
     distractor: tuple[Token, ...],
     nodes: tuple[Ablation, ...],
     add_bos: bool | None,
+    baseline: tuple[str, ...] = (),
 ) -> InferenceSubRequest:
     """All nodes in one sub-request, which is never sent: to count their tokens and to be taken apart.
 
@@ -117,7 +118,8 @@ def whole_request(
     for i, one in enumerate(nodes):
         if not isinstance(one, Ablation):
             raise NodeError(f"nodes[{i}]: {one!r} is no node to ablate, such as 'L9 head 6 @ -1'")
-    return InferenceSubRequest(prompt, Loss("logit_diff", target, distractor), ablate=nodes, add_bos=add_bos)
+    loss = Loss("logit_diff", target, distractor)
+    return InferenceSubRequest(prompt, loss, ablate=nodes, add_bos=add_bos, baseline=baseline)
 
 
 def requests_for_each(whole: InferenceSubRequest) -> list[InferenceSubRequest]:

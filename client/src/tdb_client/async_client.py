@@ -159,6 +159,7 @@ class AsyncClient(ClientCore):
         distractor: TokenWords | Sequence[TokenWords] = (),
         nodes: AblationWords | Sequence[AblationWords] = (),
         *,
+        baseline: str | Sequence[Chat] = (),
         add_bos: bool | None = None,
         chat: bool = False,
         timeout: float | None = None,
@@ -167,7 +168,9 @@ class AsyncClient(ClientCore):
         """Says how the objective changes with each node ablated by itself; see Client.ablate_each."""
         if chat or not isinstance(prompt, str):
             prompt, add_bos = await self.chat_prompt(prompt, timeout=timeout), add_bos or False
-        whole = await self._run(self._ablation_requests(prompt, target, distractor, nodes, add_bos), timeout)
+            baseline = [await self.chat_prompt(one, timeout=timeout) for one in chats(baseline)]
+        asked = self._ablation_requests(prompt, target, distractor, nodes, add_bos, baseline)
+        whole = await self._run(asked, timeout)
         requests = requests_for_each(whole)
 
         async def answers(share: Share, request_id: str) -> list[InferenceResult]:

@@ -260,6 +260,7 @@ class Client(ClientCore):
         distractor: TokenWords | Sequence[TokenWords] = (),
         nodes: AblationWords | Sequence[AblationWords] = (),
         *,
+        baseline: str | Sequence[Chat] = (),
         add_bos: bool | None = None,
         chat: bool = False,
         timeout: float | None = None,
@@ -282,6 +283,7 @@ class Client(ClientCore):
             target: as in `debug`; at least one.
             distractor: as in `debug`.
             nodes: as `ablate` of `debug` takes them, but each by itself: any number of them.
+            baseline: prompts whose values nodes are set to that say so: `"L9 head 6 @ -1 = baseline"`.
             add_bos: as in `debug`.
             chat: as in `debug`.
             timeout: seconds that each call may take; None for the client's. There may be several.
@@ -296,7 +298,9 @@ class Client(ClientCore):
         """
         if chat or not isinstance(prompt, str):
             prompt, add_bos = self.chat_prompt(prompt, timeout=timeout), add_bos or False
-        whole = self._run(self._ablation_requests(prompt, target, distractor, nodes, add_bos), timeout)
+            baseline = [self.chat_prompt(one, timeout=timeout) for one in chats(baseline)]
+        asked = self._ablation_requests(prompt, target, distractor, nodes, add_bos, baseline)
+        whole = self._run(asked, timeout)
         requests = requests_for_each(whole)
 
         def answers(share: Share, request_id: str) -> list[InferenceResult]:

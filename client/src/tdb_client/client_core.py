@@ -36,7 +36,7 @@ from tdb_client.errors import (
 )
 from tdb_client.events import Event, Started, inference_results
 from tdb_client.health import HealthStatus, health_check, health_request, health_status
-from tdb_client.inference import InferenceSubRequest
+from tdb_client.inference import InferenceSubRequest, as_texts
 from tdb_client.interventions import AblationWords, ablations
 from tdb_client.model_info import Limits, ModelInfo, model_info
 from tdb_client.names import enum_value
@@ -142,6 +142,7 @@ class ClientCore:
         distractor: TokenWords | Sequence[TokenWords],
         nodes: AblationWords | Sequence[AblationWords],
         add_bos: bool | None,
+        baseline: str | Sequence[Any],
     ) -> Flow[InferenceSubRequest]:
         """The nodes with their tokens counted from the start, all in one sub-request to be taken apart."""
         whole = whole_request(
@@ -150,6 +151,7 @@ class ClientCore:
             as_tokens(distractor, "distractor"),
             ablations(nodes),
             add_bos,
+            as_texts(baseline, "baseline"),
         )
         try:
             (resolved,) = yield from self._resolved([whole])

@@ -473,10 +473,6 @@ class FakeService(
             spec = sub_request.inference_spec
             if any(one.name == "strongest" for one in sub_request.processing_specs):
                 named = [result_pb2.NamedResult(name="strongest", multiple_top_k=component_totals())]
-            if spec.HasField("only_these"):
-                values = call_pb2.SubRequestValues(sub_request_index=index)
-                values.circuit.CopyFrom(circuit_values(spec.only_these))
-                yield service_pb2.StreamInferResponse(values=values)
             is_objective_alone = spec.HasField("loss_fn_config") and not sub_request.processing_specs
             for result in [] if is_objective_alone else named or results:
                 part = call_pb2.ResultPart(sub_request_index=index, result=result, last_part=True)
@@ -485,6 +481,8 @@ class FakeService(
                 values = call_pb2.SubRequestValues(
                     sub_request_index=index, loss=ablated_loss(spec.ablation_specs)
                 )
+                if spec.HasField("only_these"):
+                    values.circuit.CopyFrom(circuit_values(spec.only_these))
                 yield service_pb2.StreamInferResponse(values=values)
         self.open_calls.discard(context)
         yield service_pb2.StreamInferResponse(finished=call_pb2.Finished())

@@ -42,12 +42,12 @@ def ablate(options: argparse.Namespace) -> ExitCode:
     if options.nodes_from is not None:
         nodes += _listed(options.nodes_from, options.sort)[: options.strongest]
     with client(options) as one:
-        prompt, _, add_bos = chats.prompts(one, options)
+        prompt, baseline, add_bos = chats.prompts(one, options)
         if options.strongest is not None and options.nodes_from is None:
             with shown_waiting("looking for the strongest nodes"):
                 nodes += _strongest(one, options, prompt, add_bos)
         with shown_waiting(f"ablating {len(nodes)} nodes, each by itself"):
-            effects = one.ablate_each(prompt, target, distractor, nodes, add_bos=add_bos)
+            effects = one.ablate_each(prompt, target, distractor, nodes, baseline=baseline, add_bos=add_bos)
     if options.json:
         print(json.dumps(json_output.ablations(effects), allow_nan=False))
     elif options.csv:

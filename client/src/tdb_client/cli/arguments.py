@@ -294,6 +294,7 @@ def _add_ablate(parser: argparse.ArgumentParser) -> None:
     _add_bos(run, "default: as the model's own tokenizer does")
     _add_tokens(run, "--target", 'token that counts for the objective, such as " Mary"')
     _add_tokens(run, "--distractor", "token that counts against the objective")
+    _add_baseline(run)
     which = parser.add_argument_group("which nodes, beside those named")
     file = which.add_argument(
         "--nodes-from",

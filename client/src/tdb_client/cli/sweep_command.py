@@ -39,7 +39,14 @@ def sweep(options: argparse.Namespace) -> ExitCode:
     if options.parquet:
         tables.check_parquet()
     question = Question(
-        options.k, options.mlp, options.attention, tuple(options.residual_stream), options.add_bos, nodes
+        options.k,
+        options.mlp,
+        options.attention,
+        tuple(options.residual_stream),
+        options.rule,
+        options.attention_pattern_gradients,
+        options.add_bos,
+        nodes,
     )
     lines = read_input(options.file)
     columns = asyncio.run(_run(options, lines, question))

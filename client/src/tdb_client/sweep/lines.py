@@ -138,6 +138,7 @@ _FIELDS: Mapping[str, Callable[[object, str], Any]] = {
     "prompt": _text,
     "target": _targets,
     "distractor": _list_of(_token),
+    "baseline": _list_of(_text),
     "id": _id,
 }
 """How each field is read. All but `id` are passed on under their names."""

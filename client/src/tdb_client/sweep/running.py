@@ -17,6 +17,7 @@ from tdb_client import in_flight
 from tdb_client.ablation_effects import in_words_of_nodes, requests_for_each, whole_request
 from tdb_client.async_client import AsyncClient
 from tdb_client.errors import CallError, InvalidValueError, NodeError, ResponseError
+from tdb_client.inference import BackwardRule
 from tdb_client.interventions import Ablation
 from tdb_client.model_info import ModelInfo
 from tdb_client.requests import (
@@ -55,6 +56,8 @@ class Question:
         mlp: what MLPs are taken apart into.
         attention: what attention is taken apart into.
         residual_stream: what the residual stream is taken apart into, beside the others.
+        backward_rule: how gradients go back through what is not linear.
+        attention_pattern_gradients: with `relp`, whether attention patterns pass gradients on.
         add_bos: as in Client.debug.
         nodes: where there are some, only the objective is asked for, with each of them ablated by itself.
     """
@@ -63,6 +66,8 @@ class Question:
     mlp: MlpComponent = "neuron"
     attention: AttentionComponent = "attention_head"
     residual_stream: tuple[ResidualStreamComponent, ...] = ()
+    backward_rule: BackwardRule = "gradient"
+    attention_pattern_gradients: bool = False
     add_bos: bool | None = None
     nodes: tuple[Ablation, ...] = ()
 
@@ -75,6 +80,8 @@ class Question:
             "mlp": self.mlp,
             "attention": self.attention,
             "residual_stream": self.residual_stream,
+            "backward_rule": self.backward_rule,
+            "attention_pattern_gradients": self.attention_pattern_gradients,
             "add_bos": self.add_bos,
         }
 
@@ -118,9 +125,10 @@ async def check(
         for start in range(0, len(question.nodes), n_nodes):
             nodes = question.nodes[start : start + n_nodes]
             words = line.words["target"], line.words.get("distractor", ())
+            baseline = line.words.get("baseline", ())
             with _of_line(line, nodes):
-                several = requests_for_each(whole_request(prompt, *words, nodes, add_bos))[:n_together]
-                await _patiently(partial(client.estimate, several))
+                several = requests_for_each(whole_request(prompt, *words, nodes, add_bos, baseline))
+                await _patiently(partial(client.estimate, several[:n_together]))
         on_done()
 
     await in_flight.each_in_flight(lines, look_at, in_flight.allowed_in_flight(model.limits, N_IN_FLIGHT))
@@ -204,6 +212,8 @@ def _sub_request(line: SweepLine, question: Question, add_bos: bool | None) -> D
         mlp=question.mlp,
         attention=question.attention,
         residual_stream=question.residual_stream,
+        backward_rule=question.backward_rule,
+        attention_pattern_gradients=question.attention_pattern_gradients,
         add_bos=add_bos,
     )
 

@@ -22,6 +22,12 @@ _ENDINGS: dict[ComponentScalar, tuple[str, str]] = {
     "direct_effect": ("write_to_final_residual_grad", "proj_to_final_residual_grad"),
 }
 """How derived scalars of components, and of the embedding, are called at their ends."""
+_LATENTS = {
+    "resid_post_attn_autoencoder": "post_attn latents",
+    "resid_post_mlp_autoencoder": "post_mlp latents",
+    "attention_autoencoder": "attention",
+}
+"""What is taken apart into latents, but MLPs, by a part of its derived scalars' names."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,7 +35,8 @@ class ComponentTable:
     """Every component of the model, the embedding first, then layer by layer. An entry each [n].
 
     Attributes:
-        components: `embedding`, `L3 head 5`, `L3 mlp`; `L3 attention` where it is taken apart into latents.
+        components: `embedding`, `L3 head 5`, `L3 mlp`; `L3 attention` where it is taken apart into latents;
+            `L3 post_mlp latents` of the residual stream, which repeat what others write.
         layers: their layers; -1 for the embedding.
         write_norm: the sum of what its nodes write.
         act_times_grad: the estimated total effect of all of them on the objective.
@@ -96,6 +103,6 @@ def _component(name: str, place: tuple[int, ...]) -> str:
         case (layer, head):
             return f"L{layer} head {head}"
         case (layer,):
-            return f"L{layer} attention" if "attention" in name else f"L{layer} mlp"
+            return f"L{layer} {next((words for part, words in _LATENTS.items() if part in name), 'mlp')}"
         case _:
             return "embedding"

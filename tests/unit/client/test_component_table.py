@@ -50,6 +50,18 @@ def test_every_component_has_its_numbers() -> None:
     assert len(component_table({})) == 0
 
 
+def test_latents_of_the_stream_stand_beside_the_mlp() -> None:
+    latents = {
+        "online_resid_post_mlp_autoencoder_write_norm": np.array([7.0, 8.0]),
+        "online_resid_post_mlp_autoencoder_act_times_grad": np.array([0.7, 0.8]),
+        "online_resid_post_mlp_autoencoder_write_to_final_residual_grad": np.array([0.07, 0.08]),
+    }
+    table = component_table(PLAIN | latents)
+    by_name = dict(zip(table.components, table.act_times_grad.tolist(), strict=True))
+    assert by_name["L1 mlp"] == 0.25
+    assert by_name["L1 post_mlp latents"] == 0.8
+
+
 def test_attention_that_is_taken_apart_into_latents() -> None:
     names = {one.replace("unflattened_attn", "online_attention_autoencoder"): x for one, x in PLAIN.items()}
     totals = {one: x.sum(axis=1) if x.ndim == 2 else x for one, x in names.items()}

@@ -24,7 +24,7 @@ def parse_loss(loss: MessageReader[LossFnConfig], n_tokens: int | None) -> LossC
     """
     n_violations = loss.request.n_violations
     if loss.message.name == loss_pb2.LOSS_FN_NAME_KL_FROM_BASELINE:
-        description = "kl_from_baseline needs a baseline, which no request can name"
+        description = "kl_from_baseline is not computed by this server"
         loss.refuse("name", description, Reason.FIELD_NOT_ALLOWED)
         return None
     name = loss.member("name", LOSS_NAMES)

@@ -18,6 +18,8 @@ from tests.integration.failing_starts import serve_and_fail
 from tests.integration.tokens import TOKENS
 from tests.running_server import RunningServer, start, stop
 
+LOGGED_SECONDS = 10.0
+
 
 @dataclass(frozen=True)
 class Certificates:
@@ -61,8 +63,12 @@ def test_mutual_tls(mutual, certificates):
     tls = Tls(ca_file=certificates.authority_file, cert_file=chain, key_file=key)
     with Client(f"127.0.0.1:{mutual.port}", tls=tls) as client:
         assert client.debug("the cat sat on the", " the").nodes
-    line = [line for line in mutual.log.read_text().splitlines() if "StreamDebug" in line][-1]
-    assert "caller=carol" in line
+
+    def said() -> list[str]:
+        return [line for line in mutual.log.read_text().splitlines() if "StreamDebug" in line]
+
+    wait_until(lambda: bool(said()), LOGGED_SECONDS)  # a call is logged when all of it has been sent
+    assert "caller=carol" in said()[-1]
 
 
 async def test_mutual_tls_with_the_async_client(mutual, certificates):

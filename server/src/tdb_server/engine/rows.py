@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
@@ -136,7 +136,7 @@ class Rows:
             return values
         return self.once(
             ("contrasts", hook_point),
-            lambda: of_each(torch.sub, values, self._of_baselines(hook_point, values)),
+            lambda: of_each(torch.sub, values, self._of_baselines(hook_point)),
         )
 
     def write_contrasts(self, hook_point: HookPoint) -> Layers:
@@ -174,20 +174,18 @@ class Rows:
     def _by_baselines(self, compute: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
         """Something of each row's baselines [B, ...]; what rows share is computed once."""
         found = {one: compute(one) for one in {row.baselines for row in self.planned}}
+        if len(found) == 1:
+            (shared,) = found.values()
+            return shared.expand(self.n_rows, *shared.shape)
         return torch.stack([found[row.baselines] for row in self.planned])
 
-    def _of_baselines(self, hook_point: HookPoint, like: Layers) -> Layers:
+    def _of_baselines(self, hook_point: HookPoint) -> Layers:
         """The mean of the baselines' values, of each layer [B, ...]."""
         references = self.references
         assert references is not None
         layers = self.layers if hook_point.is_per_layer else (None,)
-        shared = {row.baselines for row in self.planned}
-        found = []
-        for layer, x in zip(layers, like.tensors, strict=True):
-            means = {one: references.values(one, hook_point, layer) for one in shared}
-            own = [means[row.baselines] for row in self.planned]
-            found.append(own[0].expand_as(x) if len(shared) == 1 else torch.stack(own))
-        return Layers(found)
+        of_layers = (partial(references.values, hook_point=hook_point, layer_index=one) for one in layers)
+        return Layers([self._by_baselines(values) for values in of_layers])
 
     def baseline_latents(self, autoencoder: Autoencoder, layer_index: int) -> Baseline | None:
         """From one of these rows to its latents in baseline prompts."""

@@ -6,8 +6,10 @@ import pytest
 from tdb_server.domain.cost import estimated_cost
 from tdb_server.domain.debug import inference_sub_request
 from tdb_server.domain.model_info import AutoencoderInfo, ModelInfo, Site
+from tdb_server.domain.node import NodeType
 from tdb_server.domain.requests import (
     AttentionComponent,
+    Circuit,
     DebugSubRequest,
     InferenceSubRequest,
     MlpComponent,
@@ -40,6 +42,21 @@ def test_more_costs_more(field):
 
     assert cost(sub_request()) < cost(sub_request(), sub_request())
     assert cost(sub_request(64)) < cost(sub_request(128))
+
+
+def test_each_circuit_has_the_logits_of_all_that_it_is_compared_with():
+    """Circuits of one prompt share their baselines; but each has its own loss of each of them."""
+
+    def cost(n_rows: int, n_baselines: int) -> int:
+        run = dataclasses.replace(
+            sub_request(16).inference,
+            baselines=tuple((token,) * 16 for token in range(n_baselines)),
+            circuit=Circuit(frozenset({NodeType.WHOLE_HEAD}), ()),
+        )
+        return estimated_cost(INFO, [InferenceSubRequest(run)] * n_rows).activation_bytes
+
+    of_logits = INFO.vocabulary_size * 4
+    assert cost(64, 100) - cost(64, 10) - cost(1, 100) + cost(1, 10) > 63 * 90 * 2 * of_logits
 
 
 def test_k_and_company_lengthen_the_lists():

@@ -21,7 +21,7 @@ is a sub-request or a prompt that one is compared with, padded to the longest:
                           heads side by side (s = H · e), or what a transcoder reads of a norm (s = d)
 
 Where objectives alone are wanted there is no way back, and one layer at a time is held,
-with 6 · V for the last token's logits.
+with 6 · V for the last token's logits; and as many for each loss that a circuit is compared with.
 
     edges                 3 · T · (H + 2 G) · e of every layer for each of its rows; once 2 · T · d of every
                           layer, the writes of all components at a few tokens, and the gradients of a layer's
@@ -112,6 +112,7 @@ def activation_bytes(info: ModelInfo, sub_requests: Sequence[InferenceSubRequest
         n_with_latents = sum(2 if one.inference.baselines else 1 for one in sub_requests)
         of_latents = n_with_latents * n_active * (_ACTIVE_BYTES + _ACTIVE_NUMBERS * number)
         n_bytes += per_row * sum(one.n_rows for one in sub_requests) + of_latents
+    n_bytes += number * _LOGITS_OF_LAST * info.vocabulary_size * _n_compared_losses(sub_requests)
     n_bytes += number * sum(_wide_numbers(info, one, n_tokens) for one in sub_requests)
     n_bytes += number * sum(_ablated_latents(info, one, n_tokens) for one in sub_requests)
     n_bytes += number * sum(_numbers_of_results(info, one, n_tokens) for one in sub_requests)
@@ -158,6 +159,12 @@ def _numbers_of_layer(info: ModelInfo, n_tokens: int) -> int:
         + _PAIRS * info.n_heads * n_tokens**2
         + _NEURONS * n_tokens * info.n_neurons
     )
+
+
+def _n_compared_losses(sub_requests: Sequence[InferenceSubRequest]) -> int:
+    """Losses of prompts that circuits are compared with: each circuit has its own for each of its prompts."""
+    runs = (one.inference for one in sub_requests)
+    return sum(1 + max(1, len(one.baselines)) for one in runs if one.circuit is not None)
 
 
 def _numbers_per_row(info: ModelInfo, n_tokens: int) -> int:

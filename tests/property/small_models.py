@@ -110,13 +110,13 @@ class SmallModel:
 
 
 @cache
-def small_model(name: str, dtype: torch.dtype = torch.float64) -> SmallModel:
-    """The model called `name` in `MODELS`."""
+def small_model(name: str, dtype: torch.dtype = torch.float64, device: str = "cpu") -> SmallModel:
+    """The model called `name` in `MODELS`; the server's is on the device, the others on the CPU."""
     family, sizes = _VARIANTS[name]
     with TemporaryDirectory() as folder:
         path = write_random_model(Path(folder), family, seed=MODELS.index(name), **sizes)
         reference = reference_model(path)
-        return SmallModel(load_decoder(path, "cpu", dtype), reference, PlainModel(reference))
+        return SmallModel(load_decoder(path, device, dtype), reference, PlainModel(reference))
 
 
 @cache

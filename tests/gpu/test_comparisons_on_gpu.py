@@ -14,7 +14,7 @@ import pytest
 from tdb_server.domain.debug import inference_sub_request
 from tdb_server.domain.edges import EdgesSpec
 from tdb_server.domain.hook_point import HookPoint
-from tdb_server.domain.node import NodeIndex, NodeType
+from tdb_server.domain.node import NodeIndex, NodeType, PassType
 from tdb_server.domain.requests import (
     ActivationsSpec,
     AttentionComponent,
@@ -28,7 +28,6 @@ from tdb_server.domain.requests import (
     LossName,
     MlpComponent,
     NodeAblation,
-    PassType,
     ValueType,
 )
 from tdb_server.domain.results import MultipleTopKResult

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.chaos.watched_servers import start_watched_server
+from tests.chaos.watched_servers import FLAGS
 from tests.gpu.memory import DEVICE
-from tests.running_server import TINY_MODEL, RunningServer, StartServer, stop
+from tests.running_server import TINY_MODEL, RunningServer, StartServer, start, stop
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,7 +30,7 @@ def device() -> str:
 @pytest.fixture(scope="session")
 def server(device: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A server that tests share and leave as they found it."""
-    shared = start_watched_server(tmp_path_factory.mktemp("server"), "--device", device)
+    shared = start(tmp_path_factory.mktemp("server"), *FLAGS, "--device", device)
     yield shared
     stop(shared)
 
@@ -42,7 +42,7 @@ def start_on_gpu(device: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
     def start_one(*flags: str, model: Path = TINY_MODEL) -> RunningServer:
         folder = tmp_path_factory.mktemp("server")
-        started.append(start_watched_server(folder, "--device", device, *flags, model=model))
+        started.append(start(folder, *FLAGS, "--device", device, *flags, model=model))
         return started[-1]
 
     yield start_one

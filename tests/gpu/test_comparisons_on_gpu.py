@@ -105,7 +105,7 @@ def _assert_close(one: Any, other: Any, path: str) -> int:
         case MultipleTopKResult():
             return _assert_close(_by_node(one), _by_node(other), path)
         case np.ndarray() if one.dtype.kind == "f":
-            scale = float(np.nanmax(np.abs(np.where(np.isfinite(other), other, 0.0)), initial=1e-3))
+            scale = float(np.nanmax(np.abs(np.where(np.isfinite(other), other, 0.0)), initial=0.1))
             np.testing.assert_allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE * scale, err_msg=path)
         case np.ndarray():
             np.testing.assert_array_equal(one, other, err_msg=path)

@@ -14,6 +14,10 @@ from tdb_server.errors import ModelBroken
 from tdb_server.model.chat_template import MAX_TEMPLATE_BYTES, ChatTemplate
 from tdb_server.model.sources import resolve_model
 from tdb_server.model.tokenizer import Tokenizer
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer
 
 from tests.random_models import FIXTURES
@@ -142,6 +146,16 @@ def test_classes_count_as_transformers_counts_them(
 def test_a_class_that_cannot_spell_the_vocabulary_is_not_taken(folder: Path) -> None:
     edit(folder, "config.json", lambda config: config.update(model_type="gemma"))
     assert ours(folder).encode("When Mary") == Tokenizer(folder).encode("When Mary")
+
+
+def test_a_class_that_cuts_text_in_another_way_is_not_taken(folder: Path) -> None:
+    """GPT-2's class would join bytes to words of its merges, of which there are none, and find no token."""
+    stored = RawTokenizer(WordLevel({"<unk>": 0, "ĠMary": 1, "ĠJohn": 2}, unk_token="<unk>"))
+    stored.pre_tokenizer, stored.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    stored.save(str(folder / "tokenizer.json"))
+    edit(folder, "config.json", lambda config: config.update(model_type="gpt2"))
+    assert ours(folder).encode(" Mary John drink") == Tokenizer(folder).encode(" Mary John drink")
+    assert list(ours(folder).encode(" John Mary drink")) == [2, 1, 0]
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def token_pair_attribution(
     n_tokens = batch.planned[row].n_tokens
     n_listed = min(n_tokens_attended_to, n_tokens)
     device = batch.model.decoder.device
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    found: list[tuple[Tensor, Tensor]] = []
     placed: list[Array] = []
     for (node_type, _), (places, layers, indices) in table.by_type.items():
         if not node_type.is_latent or not batch.autoencoder(node_type).site.is_attention:
@@ -76,14 +76,16 @@ def token_pair_attribution(
             tokens, latents = torch.from_numpy(indices[own].T.copy()).to(device)
             gradients = latent_gradients(batch, autoencoder, layer_index, row, tokens, latents)
             towards = writes_towards(batch, layer_index, row, tokens, gradients)[:, :n_tokens]
-            found.append(((gradients != 0).any(dim=1), *towards.topk(n_listed, dim=1)))
+            found.append(((gradients != 0).any(dim=1), towards))
             placed.append(places[own])
     rows = np.full(len(table.nodes), -1, np.int32)
     values, keys = np.zeros((0, n_listed), np.float32), np.zeros((0, n_listed), np.int32)
     if found:
-        is_active, values, keys = download([torch.cat(one) for one in zip(*found, strict=True)])
+        is_active, all_values = download([torch.cat(one) for one in zip(*found, strict=True)])
         order = np.flatnonzero(is_active)
-        values, keys = values[order].astype(np.float32), keys[order].astype(np.int32)
+        # On the host, so that every device lists the same of tokens that give equally much, such as nothing.
+        largest = torch.from_numpy(all_values[order]).topk(n_listed, dim=1)
+        values, keys = largest.values.numpy().astype(np.float32), largest.indices.numpy().astype(np.int32)
         rows[np.concatenate(placed)[order]] = np.arange(len(order))
     return TokenPairAttributionResult(table.nodes, rows, keys, values)
 

@@ -110,7 +110,7 @@ def _read(folder: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         backend = tokenizer.backend_tokenizer
-        if stored is not None and is_byte_level(stored) != is_byte_level(backend):
+        if stored is not None and not _spells_alike(stored, backend):
             # A class that spells text in another way than the file's vocabulary. `transformers` itself
             # ignores such a class where it is Llama's.
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, **options)
@@ -127,6 +127,11 @@ def _read(folder: Path) -> Any:
         fault = f"transformers finds no vocabulary for its {type(tokenizer).__name__}"
         raise ModelBroken(f"{folder}: {fault}; save it as {TOKENIZER_FILE}")
     return tokenizer
+
+
+def _spells_alike(one: Any, other: Any) -> bool:
+    """Whether two tokenizers cut text by the same method: BPE, unigrams or whole words, of bytes or not."""
+    return type(one.model) is type(other.model) and is_byte_level(one) == is_byte_level(other)
 
 
 def _check_ids(folder: Path, backend: Any) -> list[str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tdb_client import Client, DebugResult, DebugSubRequest, head
+from tdb_client import Circuit, Client, DebugResult, DebugSubRequest, head
 
 from tests.integration.tutorial_page import Step, missing, steps
 
@@ -181,6 +181,11 @@ def test_other_heads_do_not_matter(walk: Walk, plain: DebugResult) -> None:
     assert all(5 < loss < 7 for loss in losses)
     controls = [{one.node for one in control.request.ablate} for control in walk.names["controls"]]
     assert all(len(one) == 10 and not one & set(walk.names["CIRCUIT"]) for one in controls)
+
+
+def test_the_better_guess_begins_with_the_circuit_that_was_found(walk: Walk) -> None:
+    found = Circuit.load(walk.folder / "circuit.json")
+    assert {str(one) for one in found.nodes} == set(walk.names["ranked"][:5])
 
 
 def test_the_same_heads_serve_other_names(client: Client, walk: Walk) -> None:

@@ -153,20 +153,16 @@ class ResponseTooLarge(OverLimit):
     """The answer does not fit a call that does not stream.
 
     Args:
-        n_bytes: of the answer, as far as it is known.
-        max_response_bytes: the limit.
+        size: how large it is, and how large it may be.
         streaming_call: the method that can answer.
 
     Attributes:
         size: the message but for the way out, which is another over HTTP.
     """
 
-    def __init__(self, n_bytes: int, max_response_bytes: int, streaming_call: str) -> None:
-        self.size = (
-            f"the answer takes at least {n_bytes} bytes, more than the {max_response_bytes} allowed for "
-            "a call that does not stream"
-        )
-        super().__init__(f"{self.size}; use {streaming_call}", "RESPONSE_TOO_LARGE")
+    def __init__(self, size: str, streaming_call: str) -> None:
+        self.size = size
+        super().__init__(f"{size}; use {streaming_call}", "RESPONSE_TOO_LARGE")
         self.streaming_call = streaming_call
 
 

@@ -41,6 +41,7 @@ from transformer_debugger.v1 import (
 from transformer_debugger.v1 import transformer_debugger_service_pb2 as service_pb2
 from transformer_debugger.v1 import transformer_debugger_service_pb2_grpc as service_pb2_grpc
 from transformer_debugger.v1.derived_scalar_pb2 import DerivedScalarType, GroupId
+from transformer_debugger.v1.processing_pb2 import NamedProcessingSpec
 
 TOKENS = ("When", " Mary", " gave", " to")
 NODES = (
@@ -350,6 +351,30 @@ def _refuse_text(text: str, context: grpc.ServicerContext) -> None:
         context.abort_with_status(refusal(code_pb2.INVALID_ARGUMENT, "PROMPT_TOO_LONG", bad))
 
 
+def as_it_is(spec: NamedProcessingSpec) -> result_pb2.NamedResult | None:
+    """A lens of both layers, or a place of layer 1, which all but its first number are infinite in."""
+    match spec.WhichOneof("spec"):
+        case "lens":
+            at = [one % 4 for one in spec.lens.token_indices] or [3]
+            vocab = [(5, " Mary"), (6, " John")][: len(spec.lens.vocab_tokens)]
+            lens = result_pb2.LensResult(layer_indices=[0, 1], token_indices=at)
+            if vocab:
+                lens.vocab_tokens.token_ids.extend(token_id for token_id, _ in vocab)
+                lens.vocab_tokens.token_strings.extend(text for _, text in vocab)
+                shape = (3, len(at), len(vocab))
+                lens.logits.CopyFrom(tensor(np.arange(np.prod(shape)).reshape(shape)))
+            for _ in range(3 * len(at) if spec.lens.num_top_tokens else 0):
+                lens.top_tokens.add(token_ids=[7, 8], token_strings=[" Mary", "\n"], logits=[9.5, -0.25])
+            return result_pb2.NamedResult(name=spec.name, lens=lens)
+        case "activations":
+            place = result_pb2.ActivationsResult(token_indices=[0, 3])
+            numbers = np.full((2, 3), -np.inf)
+            numbers[0, 0] = 2.5
+            place.layers.add(layer_index=1, activations=tensor(numbers, 1, 6))
+            return result_pb2.NamedResult(name=spec.name, activations=place)
+    return None
+
+
 @dataclass
 class FakeService(
     service_pb2_grpc.TransformerDebuggerServiceServicer, model_service_pb2_grpc.ModelServiceServicer
@@ -473,6 +498,7 @@ class FakeService(
             spec = sub_request.inference_spec
             if any(one.name == "strongest" for one in sub_request.processing_specs):
                 named = [result_pb2.NamedResult(name="strongest", multiple_top_k=component_totals())]
+            named += [found for one in sub_request.processing_specs if (found := as_it_is(one)) is not None]
             is_objective_alone = spec.HasField("loss_fn_config") and not sub_request.processing_specs
             for result in [] if is_objective_alone else named or results:
                 part = call_pb2.ResultPart(sub_request_index=index, result=result, last_part=True)

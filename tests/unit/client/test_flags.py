@@ -13,6 +13,9 @@ STREAM = ["--residual-stream", "post_attn_latent", "post_mlp_latent"]
 ABLATED = "sub_requests[1].node_ablations"
 TRACE = ["trace", "L1 head 2 @ 3->1", "--type", "V", "--downstream", "L7 neuron 3 @ 3", "--prompt", "p"]
 
+LENS = ["lens", "--prompt", "p", "--tokens", " Mary", "x y", "--layers", "0", "99", "--at", "-7"]
+PLACE = ["activations", "--prompt", "p", "--place", "x", "--out", "y.npz", "--target", " Mary"]
+
 
 @pytest.mark.parametrize(
     ("arguments", "field", "words"),
@@ -41,6 +44,13 @@ TRACE = ["trace", "L1 head 2 @ 3->1", "--type", "V", "--downstream", "L7 neuron 
         (DEBUG + ABLATE, "sub_requests[1].node_ablations[7]", "--ablate"),
         (TRACE, "sub_requests[0].upstream_node_to_trace.node_index.layer_index", "'L1 head 2 @ 3->1'"),
         (TRACE, "sub_requests[0].downstream_node_to_trace.node_index", "--downstream 'L7 neuron 3 @ 3'"),
+        (LENS, "sub_requests[0].inference_spec.prompt", "--prompt"),
+        (LENS, "sub_requests[0].processing_specs[0].lens.layer_indices[1]", "--layers 99"),
+        (LENS, "sub_requests[0].processing_specs[0].lens.token_indices[0]", "--at -7"),
+        (LENS, "sub_requests[0].processing_specs[0].lens.vocab_tokens[1]", "--tokens 'x y'"),
+        (LENS, "sub_requests[0].processing_specs[0].lens.num_top_tokens", "--top"),
+        (PLACE, "sub_requests[0].processing_specs[0].activations.activation_location_type", "--place"),
+        (PLACE, "sub_requests[0].inference_spec.loss_fn_config.target_tokens[0]", "--target ' Mary'"),
         (DEBUG, "request_id", "request_id"),
         (DEBUG, "sub_requests[0].what_is_new", "sub_requests[0].what_is_new"),
     ],

@@ -177,7 +177,7 @@ async def test_the_pages_that_describe_it(client: Client) -> None:
     assert document["info"]["version"] == "1.2.3"
     for path in document["paths"]:
         assert (await client.post(path, json={"subRequests": []})).status_code != 404
-    assert len(document["paths"]) == 12
+    assert len(document["paths"]) == 13
 
 
 @pytest.mark.parametrize(
@@ -208,11 +208,11 @@ async def test_errors(client: Client, backend: StandIn, error: TdbError, status:
 
 
 async def test_who_cannot_stream_is_told_what_else_there_is(client: Client, backend: StandIn) -> None:
-    backend.error = errors.ResponseTooLarge(5, 4, "StreamDebug")
+    backend.error = errors.ResponseTooLarge("the answer is too large", "StreamDebug")
     response = await client.post("/batched_tdb", json=debug_body())
     assert response.status_code == 413
     assert response.json()["message"] == (
-        "the answer takes at least 5 bytes, more than the 4 allowed for a call that does not stream; "
+        "the answer is too large; "
         "ask for fewer nodes or specs, or send fewer sub-requests at a time, or take StreamDebug over gRPC"
     )
 

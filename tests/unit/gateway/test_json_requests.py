@@ -9,9 +9,16 @@ from typing import Any
 
 import pytest
 from pydantic.alias_generators import to_camel
-from tdb_server.domain.requests import BackwardRule
+from tdb_server.domain.hook_point import HookPoint
+from tdb_server.domain.node import PassType
+from tdb_server.domain.requests import BackwardRule, LossName
 from tdb_server.errors import InvalidRequest
-from tdb_server.gateway.json_requests import debug_request, infer_request, single_infer_request
+from tdb_server.gateway.json_requests import (
+    debug_request,
+    edges_request,
+    infer_request,
+    single_infer_request,
+)
 from tdb_server.service.enum_names import (
     ATTENTION_COMPONENTS,
     ATTENTION_TRACE_TYPES,
@@ -27,10 +34,13 @@ from tdb_server.service.enum_names import (
 )
 from transformer_debugger.v1.ablation_pb2 import ABLATION_VALUE_TYPE_ADD, ABLATION_VALUE_TYPE_BASELINE
 from transformer_debugger.v1.activation_pb2 import ActivationIndex
+from transformer_debugger.v1.edges_pb2 import EDGE_METHOD_EAP_IG, EdgesSubRequest
 from transformer_debugger.v1.node_pb2 import NODE_TYPE_WHOLE_HEAD, NODE_TYPE_WHOLE_MLP, NodeIndex
 from transformer_debugger.v1.processing_pb2 import (
+    ActivationsSpec,
     DerivedAttentionScalarsSpec,
     DerivedScalarsSpec,
+    LensSpec,
     MultipleTopKSpec,
 )
 from transformer_debugger.v1.trace_pb2 import NodeToTrace
@@ -188,6 +198,71 @@ def test_every_golden_request_without_loss(path: Path) -> None:
             ),
         }
     assert without_nothing(found) == without_nothing(golden["request"])
+
+
+def test_lenses_and_places_as_they_are() -> None:
+    specs = {
+        "lens": {
+            "specType": "lens_request_spec",
+            "place": "resid.post_attn",
+            "layerIndices": [0, 2],
+            "tokenIndices": [-1],
+            "vocabTokens": [" Mary"],
+            "vocabTokenIds": [7],
+            "numTopTokens": 3,
+        },
+        "place": {
+            "activationLocationType": "attn.qk_probs",
+            "layerIndices": [1],
+            "tokenIndices": [0],
+            "passType": "backward",
+        },
+    }
+    request = infer_request({"inferenceSubRequests": [{"processingRequestSpecByName": specs}]})
+    lens, place = request.sub_requests[0].processing_specs
+    assert lens.lens == LensSpec(
+        place=PLACES.numbers[HookPoint.RESID_POST_ATTN],
+        layer_indices=[0, 2],
+        token_indices=[-1],
+        vocab_tokens=[" Mary"],
+        vocab_token_ids=[7],
+        num_top_tokens=3,
+    )
+    assert place.activations == ActivationsSpec(
+        activation_location_type=PLACES.numbers[HookPoint.ATTN_QK_PROBS],
+        layer_indices=[1],
+        token_indices=[0],
+        pass_type=PASS_TYPES.numbers[PassType.BACKWARD],
+    )
+
+
+def test_edges() -> None:
+    body = {
+        "prompt": "a",
+        "addBos": False,
+        "baselinePrompts": ["b", "c"],
+        "lossFnConfig": {"name": "log_prob", "targetTokens": [" x"]},
+        "method": "eap_ig",
+        "steps": 3,
+        "topK": 20,
+        "wholeMatrix": True,
+    }
+    (found,) = edges_request({"subRequests": [body]}).sub_requests
+    wanted = EdgesSubRequest(
+        prompt="a",
+        add_bos=False,
+        baseline_prompts=["b", "c"],
+        method=EDGE_METHOD_EAP_IG,
+        steps=3,
+        top_k=20,
+        whole_matrix=True,
+    )
+    wanted.loss_fn_config.name = LOSS_NAMES.numbers[LossName.LOG_PROB]
+    wanted.loss_fn_config.target_tokens.append(" x")
+    assert found == wanted
+    with pytest.raises(InvalidRequest) as caught:
+        edges_request({"subRequests": [{**body, "method": "acdc"}]})
+    assert [one.field for one in caught.value.violations] == ["subRequests[0].method"]
 
 
 def test_a_single_spec_is_named_after_its_answer() -> None:

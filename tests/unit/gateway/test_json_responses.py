@@ -5,19 +5,23 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
+from tdb_server.domain.edges import EdgeShape, EdgesResult
 from tdb_server.domain.node import Dimension, NodeIndex, NodeType, PassType
 from tdb_server.domain.results import (
+    ActivationsResult,
     AttentionTotals,
     DerivedAttentionScalarsResult,
     DerivedScalarsResult,
     GroupResult,
     LabelledArray,
+    LensResult,
     MultipleTopKResult,
     NamedResult,
     ProcessingResult,
@@ -251,6 +255,71 @@ def test_lists_about_nodes_leave_out_what_their_ranking_leaves_out() -> None:
     assert of_tokens["nodeIndices"] == of_pairs["nodeIndices"] == of_ranking["nodeIndices"]
     assert [one["top"][0]["scalar"] for one in of_tokens["topTokensList"]] == pytest.approx([0.5, 0.7])
     assert [one["tokenIndices"] for one in of_pairs["topTokensAttendedToList"]] == [[4], [6]]
+
+
+def lens_result() -> LensResult:
+    logits = np.arange(12, dtype=np.float32).reshape(3, 2, 2)
+    logits[1, 0, 1] = math.inf
+    ids = np.arange(6)[:, None] + np.array([100, 200])
+    return LensResult((0, 4), (1, 3), (7, 8), logits, ids, ids / 2)
+
+
+def test_a_lens() -> None:
+    lens = lens_result()
+    body = one_result(lens)
+    assert (body["layerIndices"], body["tokenIndices"]) == ([0, 4], [1, 3])
+    assert (body["vocabTokens"], body["vocabTokenIds"]) == (TOKENIZER.token_strings([7, 8]), [7, 8])
+    assert body["logits"] == [[[0, 1], [2, 3]], [[4, None], [6, 7]], [[8, 9], [10, 11]]]
+    assert [len(row) for row in body["topTokens"]] == [2, 2, 2]
+    text = TOKENIZER.token_strings([105])[0]
+    assert body["topTokens"][2][1][0] == {"token": text, "tokenId": 105, "logit": 52.5}
+    body = one_result(replace(lens, vocabulary_tokens=(), logits=np.zeros((3, 2, 0))))
+    assert (body["logits"], body["vocabTokens"]) == (None, [])
+    nothing = np.zeros((6, 0))
+    assert one_result(replace(lens, top_ids=nothing, top_logits=nothing))["topTokens"] is None
+
+
+def place_result() -> ActivationsResult:
+    axes = (Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS, Dimension.ATTN_HEADS)
+    logits = LabelledArray(np.array([[[0.5], [-math.inf]], [[1.5], [math.nan]]], np.float32), axes)
+    scale = LabelledArray(np.array([2.0, math.inf], np.float32), AXES[1])
+    return ActivationsResult(((3, logits), (None, scale)), (0, 2))
+
+
+def test_places_as_they_are() -> None:
+    assert one_result(place_result()) == {
+        "responseDataType": "activations_response_data",
+        "tokenIndices": [0, 2],
+        "layers": [
+            {
+                "layerIndex": 3,
+                "dimensions": ["sequence_tokens", "attended_to_sequence_tokens", "attn_heads"],
+                "activations": [[[0.5], [None]], [[1.5], [None]]],
+            },
+            {"layerIndex": None, "dimensions": ["sequence_tokens"], "activations": [2.0, None]},
+        ],
+    }
+
+
+def edges_result() -> EdgesResult:
+    shape = EdgeShape(n_layers=1, n_heads=2, n_key_value_heads=1, is_parallel=False)
+    listed = np.array([3, 0]), np.array([5, 1]), np.array([-1.5, math.nan])
+    return EdgesResult(shape.writers(), shape.readers(), shape.writers_before(), *listed, np.ones((4, 6)))
+
+
+def test_edges() -> None:
+    body = one_result(edges_result())
+    assert body["writers"][0] == {"writerType": "embedding", "layerIndex": None, "headIndex": None}
+    assert body["writers"][2] == {"writerType": "head", "layerIndex": 0, "headIndex": 1}
+    assert body["readers"][3] == {"readerType": "head_value", "layerIndex": 0, "headIndex": 0}
+    assert body["readers"][5] == {"readerType": "logits", "layerIndex": None, "headIndex": None}
+    assert body["writersBefore"] == [1, 1, 1, 1, 3, 4]
+    assert body["edges"] == [
+        {"writer": 3, "reader": 5, "score": -1.5},
+        {"writer": 0, "reader": 1, "score": None},
+    ]
+    assert body["scores"] == [[1.0] * 6] * 4
+    assert one_result(replace(edges_result(), scores=None))["scores"] is None
 
 
 def test_baselines_and_circuits_are_told_to_those_who_ask() -> None:

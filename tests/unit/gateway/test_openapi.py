@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tdb_server.domain.results import ProcessingResult
 from tdb_server.errors import InvalidRequest
 from tdb_server.gateway.json_requests import SINGLE_SPECS
 from tdb_server.gateway.openapi import openapi_document
@@ -20,6 +21,7 @@ from tdb_server.gateway.records import RECORD_ANSWERS
 
 from tests.property.requests import examples
 from tests.unit.gateway.test_json_requests import GOLDENS, MALFORMED, read, translated
+from tests.unit.gateway.test_json_responses import edges_result, lens_result, one_result, place_result
 
 DOCUMENT = openapi_document("1.2.3")
 SCHEMAS = DOCUMENT["components"]["schemas"]
@@ -70,7 +72,7 @@ def test_the_document_is_sound() -> None:
     assert named == set(SCHEMAS)
     assert DOCUMENT["openapi"] == "3.1.0"
     operations = [path["post"]["operationId"] for path in DOCUMENT["paths"].values()]
-    assert len(set(operations)) == len(operations) == 12
+    assert len(set(operations)) == len(operations) == 13
     assert "inference-batched_tdb" in operations
 
 
@@ -91,7 +93,7 @@ def test_names_are_the_references() -> None:
 def test_what_is_computed_has_a_priority() -> None:
     told = {name for name in DOCUMENT["paths"] if "parameters" in operation(name[1:])}
     single = {f"/{name}" for name in SINGLE_SPECS}
-    assert told == {"/batched_tdb", "/batched"} | single
+    assert told == {"/batched_tdb", "/batched", "/edges"} | single
     (parameter,) = operation("batched_tdb")["parameters"]
     assert (parameter["in"], parameter["name"]) == ("header", "tdb-priority")
     assert parameter["schema"]["enum"] == ["interactive", "sweep"]
@@ -206,6 +208,27 @@ def test_what_is_as_described_can_be_read(data: st.DataObject) -> None:
         translated(golden["endpoint"], body)
     except InvalidRequest:
         assert not of_body(golden["endpoint"]).is_valid(body)
+
+
+LENS = {"specType": "lens_request_spec", "layerIndices": [0], "numTopTokens": 2}
+PLACE = {"activationLocationType": "attn.qk_logits", "tokenIndices": [-1], "passType": "backward"}
+EDGES = {"prompt": "a", "baselinePrompts": ["b"], "lossFnConfig": {"name": "log_prob"}, "wholeMatrix": True}
+
+
+def test_bodies_that_the_reference_has_not_are_as_described() -> None:
+    specs = {"lens": LENS, "place": PLACE}
+    one = {"inferenceRequestSpec": {"prompt": "a"}, "processingRequestSpecByName": specs}
+    of_body("batched").validate({"inferenceSubRequests": [one]})
+    specs["lens"] = {"numTopTokens": 2}
+    assert not of_body("batched").is_valid({"inferenceSubRequests": [one]})
+    of_body("edges").validate({"subRequests": [EDGES]})
+    assert not of_body("edges").is_valid({"subRequests": [{**EDGES, "method": "acdc"}]})
+
+
+@pytest.mark.parametrize("result", [lens_result(), place_result(), edges_result()], ids=lambda one: type(one))
+def test_results_that_the_reference_has_not_are_as_described(result: ProcessingResult) -> None:
+    schema = {"$ref": f"#/components/schemas/{type(result).__name__.removesuffix('Result')}ResponseData"}
+    validator(schema).validate(one_result(result))
 
 
 NODE = {"dst": "mlp_post_act", "layerIndex": 1, "activationIndex": 2, "datasets": ["tiny", "other"]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 from tdb_server.domain.budget import Budget
@@ -12,7 +13,7 @@ from tdb_server.domain.caller import Caller, CallerLimits
 from tdb_server.domain.node import Nodes
 from tdb_server.domain.priority import Priority
 from tdb_server.domain.results import Finished, MultipleTopKResult, NamedResult, ObjectiveValues
-from tdb_server.errors import InvalidRequest
+from tdb_server.errors import InvalidRequest, ResponseTooLarge
 from tdb_server.service import call_events
 from tdb_server.service.call_events import CallEvents, IncompleteAnswer
 from tdb_server.service.caller import answer_to
@@ -20,10 +21,19 @@ from tdb_server.service.debugger_service import DebuggerService
 from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.served_model import ModelSlot, ServedModel
 from tdb_server.workers.ticket import Event, TakenUp, Terms
+from transformer_debugger.v1.activation_pb2 import ACTIVATION_LOCATION_TYPE_ATTN_QK_LOGITS
 from transformer_debugger.v1.call_pb2 import PRIORITY_INTERACTIVE, PRIORITY_SWEEP, PRIORITY_UNSPECIFIED
-from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest, StreamDebugResponse
+from transformer_debugger.v1.edges_pb2 import EdgesSubRequest
+from transformer_debugger.v1.loss_pb2 import LOSS_FN_NAME_LOGIT_DIFF
+from transformer_debugger.v1.processing_pb2 import NamedProcessingSpec
+from transformer_debugger.v1.transformer_debugger_service_pb2 import (
+    DebugRequest,
+    InferEdgesRequest,
+    InferRequest,
+    StreamDebugResponse,
+)
 
-from tests.unit.service.tiny_requests import LIMITS, TOKENIZER, debug, model
+from tests.unit.service.tiny_requests import LIMITS, PROMPT, TOKENIZER, debug, infer, model
 
 VALUES = "values"
 NO_NODES = MultipleTopKResult(Nodes(()), {})
@@ -60,15 +70,17 @@ class Lossy:
         yield Finished()
 
 
-def service(*lost: str) -> DebuggerService:
-    return service_of(Lossy(lost))
+def service(*lost: str, max_block_bytes: int = LIMITS.max_response_bytes) -> DebuggerService:
+    return replace(service_of(Lossy(lost)), max_block_bytes=max_block_bytes)
 
 
 def service_of(scheduler: Lossy) -> DebuggerService:
     slot = ModelSlot()
     slot.fill(ServedModel(model(), TOKENIZER, LIMITS))
     threads = FairThreads(Budget(LIMITS.max_buffered_bytes, "memory", "BUFFERS_FULL"))
-    return DebuggerService(CallEvents(slot, scheduler, threads), LIMITS.max_response_bytes)
+    return DebuggerService(
+        CallEvents(slot, scheduler, threads), LIMITS.max_response_bytes, LIMITS.max_response_bytes
+    )
 
 
 async def streamed(
@@ -84,6 +96,37 @@ async def test_the_last_message_of_a_stream_counts_them_all():
     estimate.validate_only = True
     messages = [message async for message in service().StreamDebug(estimate, None)]
     assert messages[-1].finished.message_count == len(messages) == 2
+
+
+def edges(whole_matrix: bool = True, validate_only: bool = False) -> InferEdgesRequest:
+    one = EdgesSubRequest(prompt=PROMPT, baseline_prompts=[PROMPT], whole_matrix=whole_matrix)
+    one.loss_fn_config.name = LOSS_FN_NAME_LOGIT_DIFF
+    one.loss_fn_config.target_tokens.append(" the")
+    return InferEdgesRequest(sub_requests=[one], validate_only=validate_only)
+
+
+def place() -> InferRequest:
+    spec = NamedProcessingSpec(name="x")
+    spec.activations.activation_location_type = ACTIVATION_LOCATION_TYPE_ATTN_QK_LOGITS
+    return infer(lambda it: it.processing_specs.append(spec))
+
+
+async def test_blocks_of_numbers_are_refused_by_their_fields():
+    """16 writers and 40 readers; 3 layers of 9 by 9 tokens and 4 heads."""
+    tight, roomy = service(max_block_bytes=2559), service(max_block_bytes=3888)
+    with pytest.raises(ResponseTooLarge) as caught:
+        await tight.InferEdges(edges(), None)
+    assert caught.value.streaming_call == "StreamInferEdges"
+    field, what = "sub_requests[0].whole_matrix", "scores of 16 writers and 40 readers"
+    assert caught.value.message.startswith(f"{field}: {what} are 640 numbers in 2560 bytes")
+    assert "may have 639 in 2559 bytes; use StreamInferEdges" in caught.value.message
+    assert (await tight.InferEdges(edges(validate_only=True), None)).estimated_cost.response_bytes > 2559
+    for request in (edges(), edges(whole_matrix=False)):
+        assert await roomy.InferEdges(request, None)
+    field = r"^sub_requests\[0\]\.processing_specs\[0\]\.activations: 3 layers of attn.qk_logits at 9 tokens"
+    with pytest.raises(ResponseTooLarge, match=field):
+        await service(max_block_bytes=3887).Infer(place(), None)
+    assert await roomy.Infer(place(), None)
 
 
 @pytest.mark.parametrize("lost", [VALUES, "topKComponents", "topOutputTokenLogits"])

@@ -106,3 +106,17 @@ def test_steps_are_rows_and_a_matrix_takes_its_bytes() -> None:
     whole = replace(one, processing={"edges": EdgesSpec(top_k=10, whole_matrix=True)})
     (most, least), (most_of_list, least_of_list) = answer_bytes(info, [whole]), answer_bytes(info, [one])
     assert most - most_of_list == least - least_of_list == 4 * shape.n_writers * shape.n_readers
+
+
+def test_matrices_that_nobody_could_take() -> None:
+    """16 writers and 40 readers: 2560 bytes each; the spool keeps half of itself for others."""
+    whole = request(lambda it: setattr(it, "whole_matrix", True), n=3)
+    assert len(parse(whole, replace(Limits(), max_spool_bytes=6 * 2560))) == 3
+    with pytest.raises(OverLimit) as caught:
+        parse(whole, replace(Limits(), max_spool_bytes=6 * 2560 - 1))
+    assert caught.value.reason == "RESPONSE_TOO_LARGE"
+    assert caught.value.message == (
+        "sub_requests[2].whole_matrix: scores of 16 writers and 40 readers are 640 numbers in 2560 bytes, "
+        "after 1280 such numbers before them in the call; its answer may have 1919 in 7679 bytes"
+    )
+    assert len(parse(request(n=3), replace(Limits(), max_spool_bytes=2))) == 3

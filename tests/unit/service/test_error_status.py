@@ -28,7 +28,7 @@ def details(error: errors.TdbError, kind: type) -> list:
     [
         (errors.InvalidRequest([errors.FieldViolation("a", "b", "OUT_OF_RANGE")]), "INVALID_ARGUMENT"),
         (errors.OverLimit("full", "QUEUE_FULL", 1.0), "RESOURCE_EXHAUSTED"),
-        (errors.ResponseTooLarge(2, 1, "StreamDebug"), "RESOURCE_EXHAUSTED"),
+        (errors.ResponseTooLarge("too large", "StreamDebug"), "RESOURCE_EXHAUSTED"),
         (errors.Unavailable("no", "NO_WORKER_READY", 1.0), "UNAVAILABLE"),
         (errors.Cancelled("gone"), "CANCELLED"),
         (errors.DeadlineExceeded("late"), "DEADLINE_EXCEEDED"),

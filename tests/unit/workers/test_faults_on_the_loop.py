@@ -155,7 +155,11 @@ async def test_no_fault_is_silent(monkeypatch, owner, name, turn):
         for number in range(0, N_CALLS, 4):
             keys = [CacheKey("anyone", bytes((number + one,))) for one in range(4)]
             terms = [
-                Terms(Caller("anyone"), unary=None if one % 2 else Unary("StreamDebug", 10**9), cache_key=key)
+                Terms(
+                    Caller("anyone"),
+                    unary=None if one % 2 else Unary("StreamDebug", 10**9, 10**9),
+                    cache_key=key,
+                )
                 for one, key in enumerate(keys)
             ]
             outcomes += await asyncio.gather(

@@ -24,7 +24,7 @@ from tests.unit.workers.conftest import make_call, make_cost
 
 ANYONE = Caller("anyone")
 KEY = CacheKey("anyone", b"key")
-UNARY = Unary("StreamDebug", max_response_bytes=10**9)
+UNARY = Unary("StreamDebug", max_response_bytes=10**9, max_block_bytes=10**9)
 WHOLE = Terms(ANYONE, unary=UNARY)
 IN_PIECES = Terms(ANYONE)
 
@@ -530,7 +530,7 @@ async def test_calls_without_a_worker_count_as_calls(make_worker):
 async def test_a_unary_answer_that_grows_too_large_ends_at_once(make_worker):
     scheduler = make_scheduler()
     worker = make_worker(scheduler)
-    terms = Terms(ANYONE, unary=Unary("StreamDebug", max_response_bytes=1000))
+    terms = Terms(ANYONE, unary=Unary("StreamDebug", max_response_bytes=1000, max_block_bytes=1000))
     call = make_call()
     (task,) = await start(run(scheduler, call, terms))
     message = CallProgress(call.call_id, ObjectiveValues(0, 1.5, None))

@@ -9,7 +9,14 @@ from typing import get_args
 
 from tdb_client.circuit import MAX_CALLS
 from tdb_client.circuit_nodes import WHOLE_NODE_TYPES, CircuitNode
-from tdb_client.cli import ablate_command, circuit_command, commands, sweep_command
+from tdb_client.cli import (
+    ablate_command,
+    activations_command,
+    circuit_command,
+    commands,
+    lens_command,
+    sweep_command,
+)
 from tdb_client.cli.connecting import add_connection, offer_files
 from tdb_client.cli.exit_codes import ExitCode
 from tdb_client.cli.flags import typed
@@ -87,6 +94,20 @@ def command_parser() -> argparse.ArgumentParser:
         "say how the objective changes with each of many nodes ablated by itself",
     )
     _add_ablate(ablate)
+    lens = command(
+        "lens",
+        ["--prompt TEXT", "--tokens TOKEN..."],
+        lens_command.lens,
+        "say what the model would predict behind each layer",
+    )
+    _add_lens(lens)
+    activations = command(
+        "activations",
+        ["--prompt TEXT", "--place PLACE", "--out FILE.npz"],
+        activations_command.activations,
+        "write a place of the model as it is, or the gradients there, into a file",
+    )
+    _add_activations(activations)
     sweep = command(
         "sweep",
         ["FILE.jsonl", "--out FOLDER"],
@@ -108,7 +129,7 @@ def command_parser() -> argparse.ArgumentParser:
     doctor = command("doctor", (), commands.doctor, "say whether the server can be used, and if not, why")
     for sub in (info, tokenize, doctor):
         sub.add_argument("--json", action="store_true", help="print JSON for programs")
-    for sub in (debug, trace, ablate, circuit, sweep, edges, info, tokenize, doctor):
+    for sub in (debug, trace, ablate, lens, activations, circuit, sweep, edges, info, tokenize, doctor):
         add_connection(sub, is_default=False)
     shell = command("completion", ["SHELL"], commands.completion, "print a script that completes commands")
     shell.add_argument("shell", metavar="SHELL", choices=SHELLS, help=", ".join(SHELLS))
@@ -353,6 +374,57 @@ def _add_edges(parser: argparse.ArgumentParser) -> None:
     for flag, text in files:
         offer_files(instead.add_argument(flag, metavar="FILE", type=Path, help=text))
     instead.add_argument("--json", action="store_true", help="print everything as JSON for programs")
+
+
+def _add_lens(parser: argparse.ArgumentParser) -> None:
+    run = parser.add_argument_group("what to run")
+    _add_prompt(run, shows_tokens=False)
+    _add_bos(run, "default: as the model's own tokenizer does")
+    parser.set_defaults(baseline=[])
+    _add_tokens(run, "--tokens", 'tokens whose logits are wanted, such as " Mary" " John"')
+    _add_numbers(run, "--at", "tokens of the prompt, -1 for the last (default: the last)")
+    _add_numbers(run, "--layers", "layers; the embedding is always there (default: all)")
+    run.add_argument(
+        "--place",
+        choices=["resid_post_mlp", "resid_post_attn"],
+        default="resid_post_mlp",
+        help="which stream of a layer (default: resid_post_mlp)",
+    )
+    run.add_argument(
+        "--top", type=_count, default=3, metavar="K", help="likeliest tokens of each layer (default: 3)"
+    )
+    forms = parser.add_argument_group("what to write instead").add_mutually_exclusive_group()
+    forms.add_argument("--csv", action="store_true", help="print a row per logit as CSV")
+    forms.add_argument("--json", action="store_true", help="print everything as JSON for programs")
+
+
+def _add_activations(parser: argparse.ArgumentParser) -> None:
+    run = parser.add_argument_group("what to run")
+    _add_prompt(run, shows_tokens=False)
+    _add_bos(run, "default: as the model's own tokenizer does")
+    parser.set_defaults(baseline=[])
+    run.add_argument("--place", metavar="PLACE", required=True, help="such as mlp_post_act or attn_qk_probs")
+    _add_numbers(run, "--layers", "layers (default: all that have the place)")
+    _add_numbers(
+        run, "--at", "tokens of the prompt, -1 for the last; of pairs, those attended from (default: all)"
+    )
+    run.add_argument(
+        "--gradients", action="store_true", help="the objective's gradients there, not the values"
+    )
+    _add_tokens(run, "--target", "with --gradients, token that counts for the objective")
+    _add_tokens(run, "--distractor", "token that counts against the objective")
+    file = parser.add_argument_group("what to write").add_argument(
+        "--out",
+        metavar="FILE.npz",
+        type=Path,
+        required=True,
+        help="numpy arrays by layer: numpy.load reads them",
+    )
+    offer_files(file)
+
+
+def _add_numbers(run: argparse._ArgumentGroup, flag: str, text: str) -> None:
+    run.add_argument(flag, default=[], nargs="+", action="extend", type=_whole_number, metavar="N", help=text)
 
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:

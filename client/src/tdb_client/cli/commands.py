@@ -95,7 +95,7 @@ def edges(options: argparse.Namespace) -> ExitCode:
         (found,) = one.edges_many([sub_request], on_event=on_event)
     for file, write in ((options.mib, found.to_mib_json), (options.graph, found.to_attribution_graph)):
         if file is not None:
-            with _naming_file(file):
+            with naming_file(file):
                 write(file)
             print(f"tdb: wrote {file}", file=sys.stderr)
     if options.json:
@@ -229,12 +229,12 @@ def _print_results(options: argparse.Namespace, results: Sequence[DebugResult]) 
 
 def write(file: Path, page: str) -> None:
     """Writes a page, or says which file it is that cannot be written."""
-    with _naming_file(file):
+    with naming_file(file):
         file.write_text(page, encoding="utf-8")
 
 
 @contextmanager
-def _naming_file(file: Path) -> Iterator[None]:
+def naming_file(file: Path) -> Iterator[None]:
     """Says which file it is that cannot be written."""
     try:
         yield

@@ -13,7 +13,8 @@ from tdb_client.token_text import quoted
 
 Read = TypeVar("Read")
 _FIELD = re.compile(
-    r"sub_requests\[\d+\]\.(?:inference_spec\.)?(?:loss_fn_config\.)?(\w+)(?:\[(\d+)\])?(?:[.\[]\w+\]?)*"
+    r"sub_requests\[\d+\]\.(?:inference_spec\.|processing_specs\[\d+\]\.\w+\.)?(?:loss_fn_config\.)?"
+    r"(\w+)(?:\[(\d+)\])?(?:[.\[]\w+\]?)*"
 )
 _OPTIONS = {
     "prompt": "--prompt",
@@ -45,6 +46,14 @@ _OPTIONS = {
     "baseline": "--baseline",
     "baseline_prompts": "--baseline",
     "only_these": "--only-these",
+    "place": "--place",
+    "activation_location_type": "--place",
+    "layer_indices": "--layers",
+    "token_indices": "--at",
+    "tokens": "--tokens",
+    "vocab_tokens": "--tokens",
+    "vocab_token_ids": "--tokens-id",
+    "num_top_tokens": "--top",
     "server": "--server",
     "token": "--token-file",
     "timeout": "--timeout",

@@ -19,6 +19,8 @@ first steps:
   tdb sweep prompts.jsonl --out results
                                    and which components do it on average over many prompts?
   tdb edges --help                 what do components pass to each other?
+  tdb lens --help                  what would it say behind each layer?
+  tdb activations --help           numbers of any place, or gradients there, for numpy
   tdb debug --help                 ablations, pages to look at, tables for programs
   tdb circuit --help               the few heads and MLPs that do most of it
   eval "$(tdb completion bash)"    completes commands and options on Tab
@@ -109,6 +111,28 @@ examples:
   tdb ablate "L5 neuron 123 @ 7 = 2.5" ... --csv > effects.csv
 
 {NODES}""",
+    "lens": f"""\
+Each layer's residual stream is read through the final norm, as if the model ended there.
+
+examples:
+  tdb lens --prompt {PROMPT} --tokens " Mary" " John"
+  tdb lens --prompt ... --at 4 -1 --layers 20 21 22 23 --top 10
+  tdb lens --prompt ... --tokens " Mary" --top 0 --csv > lens.csv
+  tdb lens --prompt ... --json | jq '.top_tokens[-1][0][0].token'
+""",
+    "activations": f"""\
+Places are resid_post_mlp, attn_v_out, mlp_post_act and such: docs/api.md lists them with their shapes, `tdb
+info` says which the model has not. The file holds an array for each layer (layer_3, or all_layers where the
+place has none), what its axes are (dimensions), and the tokens along the first of them (token_indices,
+tokens, token_ids).
+
+examples:
+  tdb activations --prompt {PROMPT} \\
+                  --place mlp_post_act --layers 20 21 --at -1 --out mlp.npz
+  tdb activations --prompt ... --place attn_qk_probs --layers 23 --out patterns.npz
+  tdb activations --prompt ... --place resid_post_mlp --gradients --target " Mary" --distractor " John" \\
+                  --out gradients.npz
+""",
     "sweep": f"""\
 A line of the file is {{"prompt": TEXT, "target": TOKENS, "distractor": TOKENS, "id": NAME}}: tokens are texts
 or vocabulary indices, one or a list; distractor and id may be left out. All lines are checked before any is

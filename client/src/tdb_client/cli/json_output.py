@@ -17,7 +17,14 @@ from tdb_client.edges import Edges
 from tdb_client.model_info import ModelInfo
 from tdb_client.node_table import NodeTable
 from tdb_client.requests import DebugSubRequest
-from tdb_client.results import AttendedToTokens, PromptTokens, RankedTokens, TopTokens
+from tdb_client.results import (
+    AttendedToTokens,
+    InferenceResult,
+    LensResult,
+    PromptTokens,
+    RankedTokens,
+    TopTokens,
+)
 
 Json = dict[str, object]
 
@@ -71,6 +78,30 @@ def edges(found: Edges) -> Json:
             {"writer": asdict(one.writer), "reader": asdict(one.reader), "score": one.score} for one in found
         ],
         "scores": None if result.scores is None else [_numbers(row) for row in result.scores],
+    }
+
+
+def lens(answer: InferenceResult, found: LensResult) -> Json:
+    """The call, and by row (the embedding, then the layers) and token of the prompt all logits."""
+    return {
+        "call": asdict(answer.call),
+        "prompt": tokens(answer.prompt),
+        "cached": answer.cached,
+        "layers": list(found.layers),
+        "at": list(found.at),
+        "tokens": list(found.tokens),
+        "token_ids": list(found.token_ids),
+        "logits": None if found.logits is None else _numbers(found.logits),
+        "top_tokens": [
+            [
+                [
+                    {"token": token, "token_id": int(token_id), "logit": _number(logit)}
+                    for token, token_id, logit in zip(one.tokens, one.ids, one.logits, strict=True)
+                ]
+                for one in row
+            ]
+            for row in found.top_tokens
+        ],
     }
 
 

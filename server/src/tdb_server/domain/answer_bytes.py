@@ -33,7 +33,8 @@ from tdb_server.domain.requests import (
     TokenScoringType,
 )
 
-_FLOAT_BYTES = 4  # numbers of an answer
+FLOAT_BYTES = 4
+"""Of a number in an answer."""
 _NODE_BYTES, _LEAST_NODE_BYTES = 32, 6  # a node index on the wire, with the text of a vocabulary token
 _TOKEN_BYTES, _LEAST_TOKEN_BYTES = 24, 11  # a scored token on the wire: id, two numbers, text of ten bytes
 _ATTENDED_TO_BYTES = 8  # an attended-to token on the wire: index and number
@@ -173,23 +174,21 @@ def _tensor_bytes(spec: ProcessingSpec, info: ModelInfo, n_tokens: int) -> int:
     match spec:
         case MultipleTopKSpec():
             kept = set(_TOKEN_AXES if spec.dimensions_to_keep is None else spec.dimensions_to_keep)
-            return sum(
-                _FLOAT_BYTES * _kept_entries(scalar, kept, info, n_tokens) for scalar, _ in spec.chosen
-            )
+            return sum(FLOAT_BYTES * _kept_entries(scalar, kept, info, n_tokens) for scalar, _ in spec.chosen)
         case DerivedScalarsSpec():
-            return 2 * _FLOAT_BYTES * n_tokens
+            return 2 * FLOAT_BYTES * n_tokens
         case LensSpec():
             n_rows = (1 + len(spec.layers)) * len(spec.token_indices)
-            return _FLOAT_BYTES * n_rows * len(spec.vocabulary_tokens)
+            return FLOAT_BYTES * n_rows * len(spec.vocabulary_tokens)
         case ActivationsSpec():
-            return _FLOAT_BYTES * n_activations(spec, info, n_tokens)
+            return FLOAT_BYTES * n_activations(spec, info, n_tokens)
         case ComponentTotalsSpec():
-            return _FLOAT_BYTES * sum(_n_components(one, info) for one in spec.derived_scalars)
+            return FLOAT_BYTES * sum(_n_components(one, info) for one in spec.derived_scalars)
         case DerivedAttentionScalarsSpec():
-            return _FLOAT_BYTES * (2 * n_tokens**2 + 8 * n_tokens)
+            return FLOAT_BYTES * (2 * n_tokens**2 + 8 * n_tokens)
         case EdgesSpec(whole_matrix=True):
             shape = EdgeShape.of(info)
-            return _FLOAT_BYTES * shape.n_writers * shape.n_readers
+            return FLOAT_BYTES * shape.n_writers * shape.n_readers
         case _:
             return 0
 
@@ -219,7 +218,7 @@ def _list_bytes(
     n_nodes = sum(chosen.values())
     match spec:
         case MultipleTopKSpec():
-            return n_nodes * (node_bytes + _FLOAT_BYTES * len(spec.groups))
+            return n_nodes * (node_bytes + FLOAT_BYTES * len(spec.groups))
         case ScoredTokensSpec():
             n_scored = sum(number for kind, number in chosen.items() if _has_list(kind, spec.scoring))
             n_listed = 2 * min(spec.n_tokens, info.vocabulary_size)

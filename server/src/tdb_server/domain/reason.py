@@ -52,6 +52,7 @@ class Reason(StrEnum):
     TOO_MANY_TARGET_TOKENS = "TOO_MANY_TARGET_TOKENS"
     TOO_MANY_PROCESSING_SPECS = "TOO_MANY_PROCESSING_SPECS"
     K_TOO_LARGE = "K_TOO_LARGE"
+    RESPONSE_TOO_LARGE = "RESPONSE_TOO_LARGE"
 
 
 PRECONDITION_REASONS = frozenset(
@@ -73,6 +74,7 @@ LIMIT_REASONS = frozenset(
         Reason.TOO_MANY_TARGET_TOKENS,
         Reason.TOO_MANY_PROCESSING_SPECS,
         Reason.K_TOO_LARGE,
+        Reason.RESPONSE_TOO_LARGE,
     }
 )
 """The request is sound, but asks for more than this server is set to do."""

@@ -21,8 +21,15 @@ from transformer_debugger.v1.model_service_pb2 import GetModelInfoRequest
 from transformer_debugger.v1.model_service_pb2_grpc import ModelServiceServicer
 from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import TransformerDebuggerServiceServicer
 
+from tdb_server.domain.answer_bytes import FLOAT_BYTES
 from tdb_server.gateway.http_calls import JSON, Answer, Endpoint, HttpCalls
-from tdb_server.gateway.json_requests import SINGLE_SPECS, debug_request, infer_request, single_infer_request
+from tdb_server.gateway.json_requests import (
+    SINGLE_SPECS,
+    debug_request,
+    edges_request,
+    infer_request,
+    single_infer_request,
+)
 from tdb_server.gateway.json_responses import batched_response, model_info_response, single_response
 from tdb_server.gateway.json_text import Body
 from tdb_server.gateway.openapi import WITHOUT_BODY, openapi_document
@@ -36,11 +43,15 @@ from tdb_server.service.parts import Parts
 RESPONSE_FACTOR = 8
 """Times `max_response_bytes`, as HTTP clients have no streaming call to turn to, nor a limit of their own."""
 
+MAX_BLOCK_NUMBERS = 2**21
+"""Of places as they are and matrices of edges in an answer: each is some twenty characters of text."""
+
 
 def http_server(parts: Parts) -> HttpListener:
     """The gateway as a server on the settings' HTTP port, in front of the service of the same process."""
     settings, security = parts.settings, parts.settings.security
-    debugger = DebuggerService(parts.calls, RESPONSE_FACTOR * settings.limits.max_response_bytes)
+    max_bytes = RESPONSE_FACTOR * settings.limits.max_response_bytes
+    debugger = DebuggerService(parts.calls, max_bytes, min(max_bytes, FLOAT_BYTES * MAX_BLOCK_NUMBERS))
     hosts = AllowedHosts(settings.host, security.allowed_hosts)
     calls = HttpCalls(parts.guard, parts.threads, parts.memory, security.max_body_seconds)
     application = Probes(create_gateway(debugger, parts.model, calls, hosts, parts.version), parts.is_ready)
@@ -83,6 +94,7 @@ def create_gateway(
     endpoints = {
         "batched_tdb": computed(debug_request, debugger.Debug, batched_response),
         "batched": computed(infer_request, debugger.Infer, batched_response),
+        "edges": computed(edges_request, debugger.InferEdges, batched_response),
         "model_info": Endpoint(lambda _: None, model_info, has_body=False),
         **{
             name: computed(partial(single_infer_request, name), debugger.Infer, single_response)

@@ -1,6 +1,7 @@
 """The bodies of answers in the reference's HTTP API, for clients made from `/openapi.json`.
 
-They describe what `json_responses` writes. Lists of numbers have -999 for what is not finite.
+They describe what `json_responses` writes. What is not finite is -999 in lists that the reference has as
+well, and null in those that it has not.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from enum import Enum
 from typing import Any, Literal
 
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
+from tdb_server.domain.edges import EdgeReaderType, EdgeWriterType
+from tdb_server.domain.node import Dimension
 from tdb_server.gateway.json_bodies import Body, MirroredNodeIndex
 
 
@@ -164,6 +167,97 @@ class ComponentTotalsResponseData(Body):
     totals_by_dst: dict[DerivedScalar, Tensor]
 
 
+Numbers = list[float | None]
+"""Null for what is not finite."""
+
+
+class LensToken(Body):
+    """A likely token of a lens."""
+
+    token: str
+    token_id: int
+    logit: float | None
+
+
+class LensResponseData(Body):
+    """What the model would predict from the residual stream behind the embedding and behind each layer.
+
+    Rows are the embedding, then the layers.
+    """
+
+    response_data_type: Literal["lens_response_data"]
+    layer_indices: list[int]
+    """The layers: of row i + 1 the layer is entry i."""
+    token_indices: list[int]
+    """The prompt's tokens, from 0."""
+    vocab_tokens: list[str]
+    """The tokens that were chosen: those given as text first."""
+    vocab_token_ids: list[int]
+    logits: list[list[Numbers]] | None
+    """Their logits, by row, token of the prompt and chosen token. Null where none were chosen."""
+    top_tokens: list[list[list[LensToken]]] | None
+    """The likeliest tokens, by row and token of the prompt. Null where not asked for."""
+
+
+class LayerActivations(Body):
+    """A place of one layer."""
+
+    layer_index: int | None
+    dimensions: list[Dimension]
+    """What each axis runs over; the first, the tokens asked for."""
+    activations: list[Any]
+    """Numbers in lists of lists, null for those that are not finite."""
+
+
+class ActivationsResponseData(Body):
+    """A place as it is."""
+
+    response_data_type: Literal["activations_response_data"]
+    token_indices: list[int]
+    layers: list[LayerActivations]
+
+
+class EdgeWriter(Body):
+    """Where edges start."""
+
+    writer_type: EdgeWriterType
+    layer_index: int | None
+    head_index: int | None
+
+
+class EdgeReader(Body):
+    """Where edges lead."""
+
+    reader_type: EdgeReaderType
+    layer_index: int | None
+    head_index: int | None
+    """Of a query, which head; of a key or a value, which key/value head."""
+
+
+class Edge(Body):
+    """A listed edge."""
+
+    writer: int
+    """Which entry of the writers it starts from."""
+    reader: int
+    """Which entry of the readers it leads to."""
+    score: float | None
+    """In units of the loss; null where it is not finite."""
+
+
+class EdgesResponseData(Body):
+    """Edges between components, largest absolute score first."""
+
+    response_data_type: Literal["edges_response_data"]
+    writers: list[EdgeWriter]
+    readers: list[EdgeReader]
+    writers_before: list[int]
+    """Of each reader, how many writers come before it: the first so many."""
+    edges: list[Edge]
+    scores: list[Numbers] | None
+    """Of all pairs, writers by readers; 0 where the writer does not come first. Null where not asked for."""
+
+
 class InferenceResponseAndResponseDict(Body):
     """A run, and what was wanted from it, by name."""
 
@@ -175,7 +269,10 @@ class InferenceResponseAndResponseDict(Body):
         | DerivedAttentionScalarsResponseData
         | ScoredTokensResponseData
         | TokenPairAttributionResponseData
-        | ComponentTotalsResponseData,
+        | ComponentTotalsResponseData
+        | LensResponseData
+        | ActivationsResponseData
+        | EdgesResponseData,
     ]
 
 

@@ -24,6 +24,7 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import CoreSchema
 
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
+from tdb_server.domain.edges import EdgeMethod
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import Dimension, NodeType, PassType
 from tdb_server.domain.reason import Reason
@@ -332,6 +333,38 @@ class ComponentTotalsRequestSpec(Body):
     derived_scalar_types: Listed[DerivedScalar] | None = needed()
 
 
+class LensRequestSpec(Body):
+    """Asks what the model would predict from the residual stream behind the embedding and each layer."""
+
+    spec_type: Literal["lens_request_spec"] | None = needed()
+    """No other key tells that this is one."""
+    place: HookPoint | None = None
+    """Which stream of a layer: resid.post_mlp, which is meant where it is left out, or resid.post_attn."""
+    layer_indices: Listed[Integer] | None = None
+    """Left out: all. The embedding is always there too."""
+    token_indices: Listed[Integer] | None = None
+    """Tokens of the prompt, -1 for the last; left out, the last."""
+    vocab_tokens: Listed[Text] | None = None
+    """Vocabulary tokens whose logits are wanted."""
+    vocab_token_ids: Listed[Integer] | None = None
+    """More of them, by their vocabulary indices."""
+    num_top_tokens: Integer | None = None
+    """How many of the likeliest tokens to name; left out, none."""
+
+
+class ActivationsRequestSpec(Body):
+    """Asks for the values of a place as they are, or for the gradients there."""
+
+    spec_type: Literal["activations_request_spec"] | None = None
+    activation_location_type: HookPoint | None = needed()
+    layer_indices: Listed[Integer] | None = None
+    """Left out: all that have the place."""
+    token_indices: Listed[Integer] | None = None
+    """Tokens, -1 for the last; of pairs of tokens, those attended from. Left out: all."""
+    pass_type: PassType | None = None
+    """Values, or with backward the gradients, which need a loss or a trace."""
+
+
 _SPEC_MODELS: dict[str, type[Body]] = {
     "multiple_top_k_derived_scalars_request_spec": MultipleTopKDerivedScalarsRequestSpec,
     "derived_scalars_request_spec": DerivedScalarsRequestSpec,
@@ -339,12 +372,15 @@ _SPEC_MODELS: dict[str, type[Body]] = {
     "scored_tokens_request_spec": ScoredTokensRequestSpec,
     "token_pair_attribution_request_spec": TokenPairAttributionRequestSpec,
     "component_totals_request_spec": ComponentTotalsRequestSpec,
+    "lens_request_spec": LensRequestSpec,
+    "activations_request_spec": ActivationsRequestSpec,
 }
 _TELLING_KEYS: dict[str, type[Body]] = {
     "dstListByGroupId": MultipleTopKDerivedScalarsRequestSpec,
     "tokenScoringType": ScoredTokensRequestSpec,
     "numTokensAttendedTo": TokenPairAttributionRequestSpec,
     "derivedScalarTypes": ComponentTotalsRequestSpec,
+    "activationLocationType": ActivationsRequestSpec,
 }
 _SCALARS_OF_PAIRS = {
     scalar.value
@@ -382,6 +418,8 @@ ProcessingRequestSpec = (
     | ScoredTokensRequestSpec
     | TokenPairAttributionRequestSpec
     | ComponentTotalsRequestSpec
+    | LensRequestSpec
+    | ActivationsRequestSpec
 )
 
 
@@ -469,6 +507,32 @@ class BatchedTdbRequest(Body):
     """Prompts to explain, which share their nodes."""
 
     sub_requests: Requested[TdbRequestSpec] | None = needed()
+
+
+class EdgesSubRequest(Body):
+    """A prompt whose edges are wanted."""
+
+    prompt: Text | None = needed()
+    add_bos: Boolean | None = None
+    """Whether the beginning-of-text token stands in front of the prompt; left out, as the tokenizer does."""
+    baseline_prompts: Listed[Text] | None = needed()
+    """Prompts of as many tokens to compare with."""
+    loss_fn_config: LossFnConfig | None = needed()
+    """The objective."""
+    method: EdgeMethod | None = None
+    """Where gradients are taken; left out, at the prompt."""
+    steps: Integer | None = None
+    """Of eap_ig, how many runs; left out, 5."""
+    top_k: Integer | None = None
+    """How many edges to list, those of the largest absolute scores."""
+    whole_matrix: Boolean | None = None
+    """Adds the scores of all edges."""
+
+
+class EdgesRequest(Body):
+    """Prompts whose edges are wanted."""
+
+    sub_requests: Requested[EdgesSubRequest] | None = needed()
 
 
 class ExistingExplanationsRequest(Body):

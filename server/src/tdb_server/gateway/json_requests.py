@@ -12,7 +12,11 @@ from typing import Any
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor
 from pydantic.alias_generators import to_camel
-from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest, InferRequest
+from transformer_debugger.v1.transformer_debugger_service_pb2 import (
+    DebugRequest,
+    InferEdgesRequest,
+    InferRequest,
+)
 
 from tdb_server.gateway import json_bodies as bodies
 from tdb_server.gateway.json_faults import read_body
@@ -44,6 +48,8 @@ _SPECS: dict[type[bodies.Body], str] = {
     bodies.ScoredTokensRequestSpec: "scored_tokens",
     bodies.TokenPairAttributionRequestSpec: "token_pair_attribution",
     bodies.ComponentTotalsRequestSpec: "component_totals",
+    bodies.LensRequestSpec: "lens",
+    bodies.ActivationsRequestSpec: "activations",
 }
 
 
@@ -59,6 +65,11 @@ def debug_request(body: Any) -> DebugRequest:
 def infer_request(body: Any) -> InferRequest:
     """The body of `/batched`; raises as `debug_request`."""
     return _infer_request(read_body(bodies.BatchedRequest, body))
+
+
+def edges_request(body: Any) -> InferEdgesRequest:
+    """The body of `/edges`; raises as `debug_request`."""
+    return InferEdgesRequest(**_fields(read_body(bodies.EdgesRequest, body), InferEdgesRequest.DESCRIPTOR))
 
 
 def single_infer_request(endpoint: str, body: Any) -> InferRequest:

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 from pydantic.alias_generators import to_camel
-from transformer_debugger.v1 import result_pb2
+from transformer_debugger.v1 import edges_pb2, result_pb2
 from transformer_debugger.v1.call_pb2 import Timings
 from transformer_debugger.v1.model_service_pb2 import ModelInfo
 from transformer_debugger.v1.node_pb2 import NODE_TYPE_ATTENTION_HEAD, NodeIndex
 from transformer_debugger.v1.tensor_pb2 import Tensor
-from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugResponse, InferResponse
+from transformer_debugger.v1.transformer_debugger_service_pb2 import (
+    DebugResponse,
+    InferEdgesResponse,
+    InferResponse,
+)
 
 from tdb_server.domain.node import NodeType
-from tdb_server.service.enum_names import DERIVED_SCALARS, GROUP_IDS, NODE_TYPES, PASS_TYPES, SITES
+from tdb_server.service.enum_names import (
+    DERIVED_SCALARS,
+    DIMENSIONS,
+    EDGE_READER_TYPES,
+    EDGE_WRITER_TYPES,
+    GROUP_IDS,
+    NODE_TYPES,
+    PASS_TYPES,
+    SITES,
+)
 from tdb_server.service.tensor_messages import tensor_array
 
 Body = dict[str, Any]
@@ -25,8 +39,8 @@ NOT_FINITE = -999.0
 """What the reference writes for numbers of lists that are not finite, which JSON cannot say."""
 
 
-def batched_response(response: DebugResponse | InferResponse) -> Body:
-    """The body that `/batched` and `/batched_tdb` answer with."""
+def batched_response(response: DebugResponse | InferResponse | InferEdgesResponse) -> Body:
+    """The body that `/batched`, `/batched_tdb` and `/edges` answer with."""
     return {
         "inferenceSubResponses": [
             {
@@ -201,6 +215,70 @@ def _component_totals(result: result_pb2.ComponentTotalsResult) -> Body:
     }
 
 
+def _lens(result: result_pb2.LensResult) -> Body:
+    n_tokens = len(result.token_indices)
+    listed = [
+        [
+            {"token": token, "tokenId": token_id, "logit": _or_null(logit)}
+            for token, token_id, logit in zip(one.token_strings, one.token_ids, one.logits, strict=True)
+        ]
+        for one in result.top_tokens
+    ]
+    rows = [listed[start : start + n_tokens] for start in range(0, len(listed), n_tokens)]
+    return {
+        "responseDataType": "lens_response_data",
+        "layerIndices": list(result.layer_indices),
+        "tokenIndices": list(result.token_indices),
+        "vocabTokens": list(result.vocab_tokens.token_strings),
+        "vocabTokenIds": list(result.vocab_tokens.token_ids),
+        "logits": _rows(result.logits) if result.HasField("logits") else None,
+        "topTokens": rows or None,
+    }
+
+
+def _activations(result: result_pb2.ActivationsResult) -> Body:
+    return {
+        "responseDataType": "activations_response_data",
+        "tokenIndices": list(result.token_indices),
+        "layers": [
+            {
+                "layerIndex": one.layer_index if one.HasField("layer_index") else None,
+                "dimensions": [DIMENSIONS.members[axis].value for axis in one.activations.dims],
+                "activations": _rows(one.activations),
+            }
+            for one in result.layers
+        ],
+    }
+
+
+def _edges(result: edges_pb2.EdgesResult) -> Body:
+    columns = zip(result.edge_writers, result.edge_readers, result.edge_scores, strict=True)
+    return {
+        "responseDataType": "edges_response_data",
+        "writers": [
+            {"writerType": EDGE_WRITER_TYPES.members[one.writer_type].value, **_place_of_edges(one)}
+            for one in result.writers
+        ],
+        "readers": [
+            {"readerType": EDGE_READER_TYPES.members[one.reader_type].value, **_place_of_edges(one)}
+            for one in result.readers
+        ],
+        "writersBefore": list(result.writers_before),
+        "edges": (
+            {"writer": writer, "reader": reader, "score": _or_null(score)}
+            for writer, reader, score in columns
+        ),
+        "scores": _rows(result.scores) if result.HasField("scores") else None,
+    }
+
+
+def _place_of_edges(end: edges_pb2.EdgeWriter | edges_pb2.EdgeReader) -> Body:
+    return {
+        "layerIndex": end.layer_index if end.HasField("layer_index") else None,
+        "headIndex": end.head_index if end.HasField("head_index") else None,
+    }
+
+
 def _attended_to(tokens: result_pb2.AttendedToTokens) -> Body:
     return {"tokenIndices": list(tokens.token_indices), "attributions": _finite(tokens.attributions)}
 
@@ -248,6 +326,18 @@ def _numbers(tensor: Tensor) -> list[float]:
     return _finite(tensor_array(tensor).tolist())
 
 
+def _rows(tensor: Tensor) -> Iterator[Any]:
+    """Along the first axis, numbers or lists of lists; null for what is not finite."""
+    for row in map(np.asarray, tensor_array(tensor)):
+        numbers = row.astype(object)
+        numbers[~np.isfinite(row)] = None
+        yield numbers.tolist()
+
+
+def _or_null(number: float) -> float | None:
+    return number if math.isfinite(number) else None
+
+
 def _finite(numbers: Any) -> list[float]:
     return [number if math.isfinite(number) else NOT_FINITE for number in numbers]
 
@@ -259,5 +349,8 @@ _BODIES: dict[str, Callable[[Any], Body]] = {
     "scored_tokens": _scored_tokens,
     "token_pair_attribution": _token_pair_attribution,
     "component_totals": _component_totals,
+    "lens": _lens,
+    "activations": _activations,
+    "edges": _edges,
 }
 """What makes the body of a result, by the result's field."""

@@ -66,6 +66,11 @@ _ENDPOINTS = {
             bodies.MultipleTopKDerivedScalarsRequest,
             answers.MultipleTopKDerivedScalarsResponse,
         ),
+        "edges": _Endpoint(
+            "Score the edges between components: a batch of prompts, each with the result edges.",
+            bodies.EdgesRequest,
+            answers.BatchedResponse,
+        ),
         "model_info": _Endpoint("The model and its autoencoders.", None, answers.ModelInfoResponse),
     },
     "read": {

@@ -114,8 +114,8 @@ class CallEvents:
             yield first
             yield last
             return
-        if unary is not None and cost.least_response_bytes > unary.max_response_bytes:
-            raise unary.too_large(cost.least_response_bytes)
+        if unary is not None:
+            unary.check_cost(cost, model.info, sub_requests)
         call = Call(str(next(self._call_ids)), sub_requests)
         prompts = [one.inference.token_ids for one in sub_requests]
         chunk_bytes = None if unary else model.limits.chunk_bytes

@@ -38,14 +38,16 @@ class DebuggerService(TransformerDebuggerServiceServicer):
     Attributes:
         calls: who answers.
         max_response_bytes: of an answer that is not streamed.
+        max_block_bytes: of numbers in it that stand together, as a matrix of edges or a place as it is.
     """
 
     calls: CallEvents
     max_response_bytes: int
+    max_block_bytes: int
 
     async def Debug(self, request: DebugRequest, context: Any) -> DebugResponse:  # noqa: N802
         """See the proto."""
-        unary = Unary("StreamDebug", self.max_response_bytes)
+        unary = self._unary("StreamDebug")
         events = self.calls.answer(request, parse_debug_request, StreamDebugResponse, unary)
         return await self._collected(DebugResponse(), events, unary)
 
@@ -55,7 +57,7 @@ class DebuggerService(TransformerDebuggerServiceServicer):
 
     async def Infer(self, request: InferRequest, context: Any) -> InferResponse:  # noqa: N802
         """See the proto."""
-        unary = Unary("StreamInfer", self.max_response_bytes)
+        unary = self._unary("StreamInfer")
         events = self.calls.answer(request, parse_infer_request, StreamInferResponse, unary)
         return await self._collected(InferResponse(), events, unary)
 
@@ -65,7 +67,7 @@ class DebuggerService(TransformerDebuggerServiceServicer):
 
     async def InferEdges(self, request: InferEdgesRequest, context: Any) -> InferEdgesResponse:  # noqa: N802
         """See the proto."""
-        unary = Unary("StreamInferEdges", self.max_response_bytes)
+        unary = self._unary("StreamInferEdges")
         events = self.calls.answer(request, parse_edges_request, StreamInferEdgesResponse, unary)
         return await self._collected(InferEdgesResponse(), events, unary)
 
@@ -74,6 +76,9 @@ class DebuggerService(TransformerDebuggerServiceServicer):
     ) -> AsyncIterator[StreamInferEdgesResponse]:
         """See the proto."""
         return self.calls.answer(request, parse_edges_request, StreamInferEdgesResponse)
+
+    def _unary(self, streaming_call: str) -> Unary:
+        return Unary(streaming_call, self.max_response_bytes, self.max_block_bytes)
 
     async def _collected(
         self, response: Response, messages: AsyncGenerator[StreamMessage], unary: Unary

@@ -11,6 +11,7 @@ from tdb_server.domain.debug import HOLD_FINAL_NORM_SCALE
 from tdb_server.domain.edges import DEFAULT_STEPS, EdgeMethod, EdgesSpec
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import ModelInfo
+from tdb_server.domain.number_blocks import too_many_numbers
 from tdb_server.domain.reason import Reason
 from tdb_server.domain.requests import InferenceSpec, InferenceSubRequest
 from tdb_server.errors import FieldViolation
@@ -40,6 +41,10 @@ def parse_edges_request(
     reader.request.note(_row_violations(parsed, limits.max_sub_requests))
     found = tuple(one for one in parsed if one is not None)
     check_lengths(reader, found)
+    reader.request.raise_violations()
+    fault = too_many_numbers(info, found, limits.max_spool_bytes // 2)  # what one caller alone may hold
+    if fault is not None:
+        reader.refuse(*fault, Reason.RESPONSE_TOO_LARGE)
     reader.request.raise_violations()
     return found
 

@@ -50,7 +50,8 @@ def grpc_server(
     bound = settings.security.max_connections_per_address
     is_known = KNOWN_METHODS.__contains__
     calls = GrpcCalls(parts.guard, parts.threads, REQUESTS, is_known, bound, report_load)
-    debugger = DebuggerService(parts.calls, settings.limits.max_response_bytes)
+    max_bytes = settings.limits.max_response_bytes
+    debugger = DebuggerService(parts.calls, max_bytes, max_bytes)
     server = grpc.aio.server(interceptors=[calls], options=server_options(settings))
     transformer_debugger_service_pb2_grpc.add_TransformerDebuggerServiceServicer_to_server(debugger, server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(parts.model, server)

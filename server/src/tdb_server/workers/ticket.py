@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from tdb_server.domain.call import Call
 from tdb_server.domain.caller import Caller
 from tdb_server.domain.cost import Cost
+from tdb_server.domain.model_info import ModelInfo
+from tdb_server.domain.number_blocks import too_many_numbers
 from tdb_server.domain.priority import Priority
+from tdb_server.domain.requests import InferenceSubRequest
 from tdb_server.domain.results import CallEvent, Finished
 from tdb_server.errors import ResponseTooLarge
 from tdb_server.workers.device_time import device_work
@@ -46,14 +50,32 @@ class Unary:
     Attributes:
         streaming_call: the method to use when the answer is too large.
         max_response_bytes: what is too large.
+        max_block_bytes: the same of numbers that stand together, as a matrix of edges or a place as it is.
     """
 
     streaming_call: str
     max_response_bytes: int
+    max_block_bytes: int
 
     def too_large(self, n_bytes: int) -> ResponseTooLarge:
         """The error for an answer of at least this size."""
-        return ResponseTooLarge(n_bytes, self.max_response_bytes, self.streaming_call)
+        size = (
+            f"the answer takes at least {n_bytes} bytes, more than the {self.max_response_bytes} allowed for "
+            "a call that does not stream"
+        )
+        return ResponseTooLarge(size, self.streaming_call)
+
+    def check_cost(self, cost: Cost, info: ModelInfo, sub_requests: Sequence[InferenceSubRequest]) -> None:
+        """Refuses what is sure to be too large before it is run.
+
+        Raises:
+            ResponseTooLarge: it is; the field is named where one alone is to blame.
+        """
+        fault = too_many_numbers(info, sub_requests, self.max_block_bytes)
+        if fault is not None:
+            raise ResponseTooLarge(": ".join(fault), self.streaming_call)
+        if cost.least_response_bytes > self.max_response_bytes:
+            raise self.too_large(cost.least_response_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -228,7 +228,9 @@ class EdgesSubRequest(_message.Message):
     ModelInfo.default_top_and_bottom_k.
     """
     whole_matrix: _builtins.bool
-    """True: the scores of all edges too, as a matrix. Default false."""
+    """True: the scores of all edges too, as a matrix of 4 bytes each. Those of all sub-requests together may have
+    Limits.max_response_bytes, and on a stream half of Limits.max_spool_bytes. Default false.
+    """
     @_builtins.property
     def baseline_prompts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Prompts to compare with, each with as many tokens as the prompt; add_bos holds for them too. At least one. Of several, the mean

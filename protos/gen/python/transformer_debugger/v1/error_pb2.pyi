@@ -115,8 +115,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_REQUEST_TOO_LARGE: _ErrorReason.ValueType  # 39
     """A request of more bytes than the limit. [RESOURCE_EXHAUSTED]"""
     ERROR_REASON_RESPONSE_TOO_LARGE: _ErrorReason.ValueType  # 40
-    """An answer of more bytes than fit a call that does not stream; the metadata names the one that does.
-    [RESOURCE_EXHAUSTED]
+    """An answer of more bytes than fit a call that does not stream; the metadata names the one that does. Without it: matrices of edges of
+    more bytes than may wait for one reader. [RESOURCE_EXHAUSTED]
     """
     ERROR_REASON_COST_TOO_HIGH: _ErrorReason.ValueType  # 41
     """The estimated cost is above the limit. [RESOURCE_EXHAUSTED]"""
@@ -254,8 +254,8 @@ ERROR_REASON_K_TOO_LARGE: ErrorReason.ValueType  # 38
 ERROR_REASON_REQUEST_TOO_LARGE: ErrorReason.ValueType  # 39
 """A request of more bytes than the limit. [RESOURCE_EXHAUSTED]"""
 ERROR_REASON_RESPONSE_TOO_LARGE: ErrorReason.ValueType  # 40
-"""An answer of more bytes than fit a call that does not stream; the metadata names the one that does.
-[RESOURCE_EXHAUSTED]
+"""An answer of more bytes than fit a call that does not stream; the metadata names the one that does. Without it: matrices of edges of
+more bytes than may wait for one reader. [RESOURCE_EXHAUSTED]
 """
 ERROR_REASON_COST_TOO_HIGH: ErrorReason.ValueType  # 41
 """The estimated cost is above the limit. [RESOURCE_EXHAUSTED]"""

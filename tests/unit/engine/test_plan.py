@@ -30,7 +30,9 @@ from tdb_server.domain.requests import (
     TokenScoringType,
     Trace,
 )
-from tdb_server.engine.plan import Plan, Ranking, Row, Summing, plan_batch
+from tdb_server.engine.plan import Plan, plan_batch
+from tdb_server.engine.plan_groups import Ranking, Summing
+from tdb_server.engine.plan_rows import Row
 from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
 
 NOTHING = AutoencoderLayer(torch.zeros(1), torch.zeros(1, 1), torch.zeros(1), torch.zeros(1, 1))
@@ -48,7 +50,7 @@ class Kept:
 
 
 def kept_by(plan: Plan) -> Kept:
-    return Kept(plan.values, plan.gradients, plan.site_gradients)
+    return Kept(plan.kept.values, plan.kept.gradients, plan.kept.site_gradients)
 
 
 def kept_for(

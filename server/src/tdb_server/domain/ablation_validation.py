@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator
 
 from tdb_server.domain.axes import hook_point_axes
 from tdb_server.domain.hook_point import (
+    ABLATABLE_HOOK_POINTS,
     DICTIONARY_HOOK_POINTS,
-    NODE_HOOK_POINTS,
-    WHOLE_HOOK_POINTS,
     HookPoint,
 )
 from tdb_server.domain.index_validation import activation_violations, node_violations
@@ -41,7 +40,7 @@ def node_ablation_violations(
         yield FieldViolation(
             f"{path}.attended_to_token_only", "is for attention heads", Reason.FIELD_NOT_ALLOWED
         )
-    if node_type in NODE_HOOK_POINTS or node_type in WHOLE_HOOK_POINTS:
+    if node_type in ABLATABLE_HOOK_POINTS:
         yield from node_violations(ablation.node, info, n_tokens, f"{path}.node_index")
     else:
         yield FieldViolation(

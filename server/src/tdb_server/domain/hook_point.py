@@ -120,3 +120,5 @@ WHOLE_HOOK_POINTS = {
     NodeType.WHOLE_MLP: HookPoint.RESID_DELTA_MLP,
 }
 """Nodes that are vectors at a hook point. They can be ablated, and not traced."""
+ABLATABLE_HOOK_POINTS = NODE_HOOK_POINTS | WHOLE_HOOK_POINTS
+"""All nodes that can be ablated."""

@@ -214,6 +214,12 @@ class InferenceSpec:
     backward_rule: BackwardRule = BackwardRule.GRADIENT
     pattern_gradients: bool = False
 
+    @property
+    def loss_token(self) -> int:
+        """The token whose logits the loss is of; without a loss the last."""
+        told = None if self.loss is None else self.loss.token_index
+        return len(self.token_ids) - 1 if told is None else told
+
 
 @dataclass(frozen=True, slots=True)
 class MultipleTopKSpec:

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
-from tdb_server.engine.plan import HookSite, Stream
+from tdb_server.engine.streams import Stream
 from tdb_server.model.autoencoder import Autoencoder
 from tdb_server.model.decoder import Decoder
+from tdb_server.model.hooks import HookSite
 
 
 @dataclass(frozen=True)

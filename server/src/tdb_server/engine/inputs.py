@@ -11,7 +11,9 @@ from torch import Tensor
 
 from tdb_server.domain.requests import Trace
 from tdb_server.engine.objectives import loss_terms
-from tdb_server.engine.plan import Plan, Row, Stream
+from tdb_server.engine.plan import Plan
+from tdb_server.engine.plan_rows import Row
+from tdb_server.engine.streams import Stream
 from tdb_server.engine.transfers import Array, upload
 from tdb_server.model.backward_rules import BackwardRules, rows_by_step
 

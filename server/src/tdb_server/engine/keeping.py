@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 from tdb_server.domain.axes import is_of_autoencoder
 from tdb_server.domain.derived_scalar import DerivedScalar, Measure
@@ -38,6 +39,38 @@ _WRITTEN_TO_EDGES = [HookPoint.RESID_POST_EMB, HookPoint.ATTN_V_OUT, HookPoint.R
 _HEADS_READ = [*_BEFORE_LAYERS, HookPoint.ATTN_Q, HookPoint.ATTN_K]
 
 
+@dataclass
+class Keeping:
+    """What is kept of a batch's passes.
+
+    Attributes:
+        values: hook points, in every layer.
+        gradients: hook points whose gradients are kept.
+        sites: the dictionaries' sites of which it is kept what is read.
+        site_gradients: those whose gradients are kept, behind the splice.
+    """
+
+    values: set[HookPoint] = field(default_factory=set)
+    gradients: set[HookPoint] = field(default_factory=set)
+    sites: set[Site] = field(default_factory=set)
+    site_gradients: set[Site] = field(default_factory=set)
+
+    def add(self, kept: Kept, with_gradient: bool = False) -> None:
+        """Keeps a hook point, or what a dictionary reads; with its gradient where that is wanted."""
+        if isinstance(kept, Site):
+            self.values.add(kept.hook_point)
+            self.sites.add(kept)
+            self.site_gradients.update({kept} if with_gradient else ())
+        else:
+            self.values.add(kept)
+            self.gradients.update({kept} if with_gradient else ())
+
+
+def kept_at(hook_point: HookPoint, autoencoders: Sequence[Autoencoder]) -> Kept:
+    """The hook point itself, or the site of the dictionary that it is of."""
+    return autoencoder_of(hook_point, autoencoders).site if is_of_autoencoder(hook_point) else hook_point
+
+
 def kept_for(
     sub_request: InferenceSubRequest, autoencoders: Sequence[Autoencoder], *, is_parallel: bool
 ) -> Iterator[tuple[Kept, bool]]:
@@ -55,7 +88,7 @@ def kept_for(
             case LensSpec():
                 yield from ((HookPoint.RESID_POST_EMB, False), (spec.hook_point, False))
             case ActivationsSpec():
-                yield _at(spec.hook_point, autoencoders), spec.pass_type is PassType.BACKWARD
+                yield kept_at(spec.hook_point, autoencoders), spec.pass_type is PassType.BACKWARD
             case DerivedAttentionScalarsSpec():
                 latent = sub_request.inference.within_layer_gradient
                 if latent is not None:
@@ -87,7 +120,7 @@ def _kept_for_scalar(
     if hook_point is None or measure is Measure.ONE:
         return
     if is_of_autoencoder(hook_point):
-        yield _at(hook_point, autoencoders), gradient
+        yield kept_at(hook_point, autoencoders), gradient
         return
     if declared.is_previous_layer:
         yield HookPoint.RESID_POST_EMB, gradient
@@ -96,11 +129,6 @@ def _kept_for_scalar(
     yield hook_point, gradient
     if hook_point is HookPoint.ATTN_QK_PROBS and measure not in (Measure.ACTIVATION, Measure.ACT_TIMES_GRAD):
         yield HookPoint.ATTN_V, False
-
-
-def _at(hook_point: HookPoint, autoencoders: Sequence[Autoencoder]) -> Kept:
-    """The hook point itself, or the site of the dictionary that it is of."""
-    return autoencoder_of(hook_point, autoencoders).site if is_of_autoencoder(hook_point) else hook_point
 
 
 def _kept_for_scoring(

@@ -13,10 +13,10 @@ from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import PassType
 from tdb_server.engine.interventions import Intervention, set_values
 from tdb_server.engine.latents import dot_directions
-from tdb_server.engine.plan import latent_depth
 from tdb_server.engine.product_of_rows import product_at_all_tokens, product_at_directions
 from tdb_server.engine.products import Layers, Product
 from tdb_server.engine.rows import Rows, of_each
+from tdb_server.engine.streams import latent_depth
 from tdb_server.model.autoencoder import Autoencoder
 
 

@@ -24,16 +24,15 @@ from tdb_server.domain.results import (
     LabelledArray,
     MultipleTopKResult,
 )
-from tdb_server.engine.plan import (
+from tdb_server.engine.plan import Plan
+from tdb_server.engine.plan_groups import (
     Group,
-    Plan,
     Ranking,
     Summing,
     ranked_pass,
     rankings_of,
     ranks_only_logits,
     summing_of,
-    top_k_specs,
     total_of,
 )
 from tdb_server.engine.products import NodeCoordinates, Product, spans_of
@@ -128,7 +127,7 @@ def _top_nodes(plan: Plan, group: Group, product: Product, ranking: Ranking) -> 
     ks = [
         max(
             spec.top_and_bottom_k
-            for name, spec in top_k_specs(row).items()
+            for name, spec in row.top_k_specs.items()
             for of_group, scalars in spec.groups
             if ranking.scalar in scalars and ranking in rankings_of(name, spec, of_group, ranking.scalar)
         )
@@ -184,7 +183,7 @@ def union_of_nodes(
         group_index = plan.group_of[row_index]
         best = derived[group_index].best
         row_in_group = row_index - plan.groups[group_index].start
-        for name, spec in top_k_specs(plan.rows[row_index]).items():
+        for name, spec in plan.rows[row_index].top_k_specs.items():
             if ranks_only_logits(spec) == only_logits:
                 own = chosen.setdefault(name, {})
                 for group, scalars in spec.groups:
@@ -345,7 +344,7 @@ def top_k_results(
     specs = {
         (index, name): spec
         for index, row in enumerate(plan.rows)
-        for name, spec in top_k_specs(row).items()
+        for name, spec in row.top_k_specs.items()
         if ranks_only_logits(spec) == only_logits
     }
     tables_of = {(row, name): tables[plan.rows[row].call_index][name] for row, name in specs}

@@ -33,13 +33,14 @@ from tdb_server.engine.interventions import (
 )
 from tdb_server.engine.latents import autoencoder_of, splice
 from tdb_server.engine.objectives import losses, traced_values
-from tdb_server.engine.plan import HookSite, Plan, Stream
+from tdb_server.engine.plan import Plan
 from tdb_server.engine.references import References
 from tdb_server.engine.shared_beginnings import Beginnings, shared_beginnings
+from tdb_server.engine.streams import Stream
 from tdb_server.model.autoencoder import Autoencoder, MlpInputs
 from tdb_server.model.backward_rules import BackwardRules
 from tdb_server.model.decoder import Decoder
-from tdb_server.model.hooks import HOLD_NORM_SCALES, INNER_HOOK_POINTS, Hooks
+from tdb_server.model.hooks import HOLD_NORM_SCALES, INNER_HOOK_POINTS, Hooks, HookSite
 from tdb_server.model.precision import wide
 
 Key = TypeVar("Key", bound=Hashable)
@@ -91,9 +92,9 @@ class _Recorder:
         x = set_values(x, forward_ones, hidden_cells, self._baseline(site))
         if hook_point in _READ_BY_HEADS:
             self._read_by_heads[hook_point] = x
-        if hook_point in plan.values:  # the forward pass comes by layers in order
+        if hook_point in plan.kept.values:  # the forward pass comes by layers in order
             self.values.setdefault(hook_point, []).append(self._of_all_rows(x, site).detach())
-        if hook_point in plan.gradients or site == last_residual(self._model.decoder):
+        if hook_point in plan.kept.gradients or site == last_residual(self._model.decoder):
             self.graph_sites[site] = x
         own = self._starting(Stream(*site, is_behind_dictionary=False), x)
         set_no_gradient = self._past_trace | own
@@ -187,21 +188,23 @@ class _Recorder:
             latent_interventions(plan, self._model, autoencoder, layer_index), (site.hook_point, layer_index)
         )
         interventions = [one for one in of_latents if one.is_forward or self._sets_gradient(one, past_trace)]
-        if not interventions and site not in plan.sites:
+        if not interventions and site not in plan.kept.sites:
             return x
         written = autoencoder.side_by_side(x)
         inputs = written
         if site is Site.MLP_TRANSCODER:
             inputs = self._mlp_inputs.of_layer(layer_index)
-        if site in plan.sites:
+        if site in plan.kept.sites:
             self.read[site, layer_index] = self._of_all_rows(inputs, (site.hook_point, layer_index)).detach()
         if interventions:
             baseline = self._latent_baseline(autoencoder, layer_index)
             written = splice(autoencoder.layers[layer_index], inputs, written, interventions, baseline)
-            if site.is_stream and site.hook_point in plan.values:  # what goes on is what is read of a stream
+            if (
+                site.is_stream and site.hook_point in plan.kept.values
+            ):  # what goes on is what is read of a stream
                 kept = self._of_all_rows(written, (site.hook_point, layer_index))
                 self.values[site.hook_point][-1] = kept.detach()
-        if site in plan.site_gradients and written.requires_grad:
+        if site in plan.kept.site_gradients and written.requires_grad:
             # Another tensor than the one that a trace of the stream's own latents starts from.
             written = written.view_as(written)
             self.site_outputs[site, layer_index] = written
@@ -261,7 +264,7 @@ def forward(
     token_ids = inputs.token_ids if beginnings is None else inputs.token_ids[beginnings.first]
     recorder = _Recorder(plan, model, references, inputs.rules, beginnings, check_cancelled)
     altered = {hook_point for hook_point, _ in plan.interventions}
-    wanted = plan.values | plan.gradients | altered
+    wanted = plan.kept.values | plan.kept.gradients | altered
     if any(
         one.ablation.attended_to_token is not None for some in plan.interventions.values() for one in some
     ):
@@ -332,7 +335,7 @@ def backward(model: Model, plan: Plan, inputs: Inputs, cache: Cache, graph: Grap
         for index, row in enumerate(plan.rows):
             if row.stream is None and row.inference.loss is not None:
                 terms += _at_other_logits(model.decoder, plan, graph, index, others)
-    wants_logits = HookPoint.LOGITS in plan.gradients
+    wants_logits = HookPoint.LOGITS in plan.kept.gradients
     asked = [*graph.sites.values(), *graph.streams.values(), *graph.site_outputs.values()]
     asked += [graph.logits_before] if wants_logits else []
     gradients = iter(torch.autograd.grad(terms, asked, allow_unused=True))

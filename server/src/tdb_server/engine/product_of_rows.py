@@ -12,9 +12,9 @@ from torch import Tensor
 from tdb_server.domain.axes import TOKEN_DIMENSIONS, is_of_autoencoder
 from tdb_server.domain.derived_scalar import Declaration
 from tdb_server.domain.node import Dimension
-from tdb_server.engine.plan import latent_depth, mlp_depth, write_depth
 from tdb_server.engine.products import Layers, Product
 from tdb_server.engine.rows import Rows
+from tdb_server.engine.streams import latent_depth, mlp_depth, write_depth
 
 
 def product_at_all_tokens(

@@ -26,11 +26,11 @@ from tdb_server.domain.node import Dimension, NodeType, PassType
 from tdb_server.engine.interventions import PAIR_HOOK_POINTS
 from tdb_server.engine.latent_scalars import error_scalars, latent_scalars
 from tdb_server.engine.logit_scalars import logit_scalars, vocabulary_reads
-from tdb_server.engine.plan import attention_depth, mlp_depth, write_depth
 from tdb_server.engine.product_of_rows import product_at_all_tokens, product_at_directions
 from tdb_server.engine.products import Layers, Product
 from tdb_server.engine.references import nonzero
 from tdb_server.engine.rows import Rows, axes_of, of_each
+from tdb_server.engine.streams import attention_depth, mlp_depth, write_depth
 from tdb_server.model.decoder import Block
 
 

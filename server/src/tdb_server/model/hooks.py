@@ -10,6 +10,8 @@ from torch import Tensor
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.model.backward_rules import BackwardRules
 
+HookSite = tuple[HookPoint, int | None]
+"""A hook point in a layer; None for those that no layer has."""
 Hook = Callable[[HookPoint, int | None, Tensor], Tensor]
 """From a hook point, its layer and its tensor to the tensor to go on with."""
 NORM_SCALES = frozenset(

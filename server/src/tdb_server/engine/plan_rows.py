@@ -1,0 +1,111 @@
+"""The rows of a batch as they are planned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tdb_server.domain.derived_scalar import DerivedScalar
+from tdb_server.domain.node import NodeType, PassType
+from tdb_server.domain.requests import (
+    AttentionTraceType,
+    ComponentTotalsSpec,
+    InferenceSpec,
+    MultipleTopKSpec,
+    ProcessingSpec,
+    Trace,
+)
+from tdb_server.engine.streams import Stream, trace_stream
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a batch.
+
+    Attributes:
+        call_index: whose it is.
+        sub_request_index: of that call.
+        inference: how it is run.
+        processing: what is wanted of it, by name.
+        trace: its trace, with "whichever autoencoder is loaded" spelled out.
+        logit_tokens: the tokens whose logits are wanted, in order, the loss's always among them.
+        is_parallel: whether MLPs read the stream before their layer.
+        baselines: of `Plan.references`, those whose mean it is compared with.
+        circuit_between: where only a circuit is kept, of the same the prompt itself and what stands for its
+            baseline.
+        embedding_share: its embedding is so much of the way from that of its baselines to its own. Rows where
+            that is not all of it are there for the gradients that another row of the sub-request needs.
+    """
+
+    call_index: int
+    sub_request_index: int
+    inference: InferenceSpec
+    processing: dict[str, ProcessingSpec]
+    trace: Trace | None
+    logit_tokens: tuple[int, ...]
+    is_parallel: bool
+    baselines: tuple[int, ...] = ()
+    circuit_between: tuple[int, tuple[int, ...]] | None = None
+    embedding_share: float = 1.0
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.inference.token_ids)
+
+    @property
+    def loss_token(self) -> int:
+        """The token whose logits a loss is of."""
+        return self.inference.loss_token
+
+    @property
+    def stream(self) -> Stream | None:
+        """The residual stream that the objective is of; None for a loss of logits."""
+        if self.trace is not None:
+            return trace_stream(self.trace, is_parallel=self.is_parallel)
+        loss = self.inference.loss
+        if loss is None or loss.direction is None:
+            return None
+        return Stream(loss.direction.hook_point, loss.direction.layer_index)
+
+    @property
+    def direction_tokens(self) -> Sequence[int]:
+        """The tokens at which the direction of interest can be other than zero."""
+        everywhere = range(self.n_tokens)
+        if any(
+            one.index.pass_type is PassType.BACKWARD and one.value != 0 for one in self.inference.ablations
+        ):
+            return everywhere
+        if self.trace is None:
+            return (self.loss_token,)
+        token, *others = self.trace.node.tensor_indices
+        if self.trace.node.node_type is NodeType.ATTENTION_AUTOENCODER_LATENT:
+            return everywhere[: token + 1]
+        if self.trace.node.node_type is not NodeType.ATTENTION_HEAD:
+            return (token,)
+        keys = everywhere[: token + 1] if self.trace.post_act else (others[0],)
+        match self.trace.attention_trace_type:
+            case AttentionTraceType.Q:
+                return (token,)
+            case AttentionTraceType.K:
+                return keys
+            case AttentionTraceType.V:
+                return (others[0],)
+            case _:
+                return sorted({token, *keys})
+
+    @property
+    def direction_depth(self) -> int | None:
+        """Writes at this depth or before are seen by the objective directly; None: all are."""
+        return None if self.stream is None else self.stream.depth
+
+    @property
+    def top_k_specs(self) -> dict[str, MultipleTopKSpec]:
+        """Its multiple-top-k specs, by name."""
+        return {name: spec for name, spec in self.processing.items() if isinstance(spec, MultipleTopKSpec)}
+
+    @property
+    def totals(self) -> tuple[DerivedScalar, ...]:
+        """The derived scalars that are wanted by component."""
+        specs = (one for one in self.processing.values() if isinstance(one, ComponentTotalsSpec))
+        return tuple(dict.fromkeys(scalar for one in specs for scalar in one.derived_scalars))

@@ -6,9 +6,11 @@ their layers differ. A folder without files of any format stands for the folders
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -30,6 +32,9 @@ from tdb_server.model.dictionaries.stored import StoredLayer, without_gain, with
 from tdb_server.model.json_file import read_json_object
 from tdb_server.model.regular_file import is_there
 
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
 
 @dataclass(frozen=True)
 class Format:
@@ -38,12 +43,12 @@ class Format:
     Attributes:
         name: for people.
         marker: the file by which it is known.
-        load: reads a folder.
+        load: reads a folder, and updates a digest with the tensors and settings in it.
     """
 
     name: str
     marker: str
-    load: Callable[[Path], list[StoredLayer]]
+    load: Callable[[Path, _Hash], list[StoredLayer]]
 
 
 FORMATS = (
@@ -87,12 +92,13 @@ def find_layers(folder: Path) -> list[tuple[Format, StoredLayer]]:
             and SITE in read_json_object(folder / CONFIG)
         ):
             raise AutoencoderBroken(f"{folder}: {CONFIG} with a site beside {SAELENS_CONFIG}; remove one")
+        digest = hashlib.sha256(found.name.encode())
         try:
-            layers = add_notes(folder, found.load(folder))
+            layers = add_notes(folder, found.load(folder, digest))
         except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
             # Files from strangers: what a format does not foresee is a damaged file, too.
             raise AutoencoderBroken(f"{folder}: cannot be read as {found.name}'s: {error}") from error
-        return [(found, layer) for layer in layers]
+        return [(found, replace(layer, content=digest.digest())) for layer in layers]
     inner = [one for one in sorted(folder.iterdir()) if one.is_dir()] if folder.is_dir() else []
     inner_layers = [layer for one in inner if format_of(one) is not None for layer in find_layers(one)]
     if not inner_layers:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,28 +51,28 @@ def load_engine(
 
         from tdb_server.engine.engine import Engine
         from tdb_server.model.autoencoder_loading import fit_dictionaries, read_dictionaries
+        from tdb_server.model.dictionaries.digest import with_dictionaries
         from tdb_server.model.model_loading import load_model
         from tdb_server.model.weights import read_decoder_config
 
         torch.set_num_threads(configuration.n_threads)
         device = device_of(configuration)
         dtype = None if configuration.dtype == AUTO else getattr(torch, configuration.dtype)
-        folders: list[Path] = []
         stored: dict[Site, list[StoredLayer]] = {}
 
         def check(model_folder: Path) -> None:
             """Reads first what takes seconds: the configuration, and the dictionaries that must fit it."""
             config = read_decoder_config(model_folder)
             with load_failures(of_dictionaries):
-                folders.extend(dictionary_folder(one, progress) for one in configuration.autoencoders)
+                folders = [dictionary_folder(one, progress) for one in configuration.autoencoders]
                 stored.update(read_dictionaries(folders, config))
 
         of_dictionaries = ", ".join(map(str, configuration.autoencoders))
         model, decoder = load_model(configuration.model, device, dtype, progress, shared_file, check)
         with load_failures(of_dictionaries):
             autoencoders = fit_dictionaries(stored, decoder)
+        digest = with_dictionaries(decoder.digest, stored)
         stored.clear()  # what was converted of them is all that is used
-        digest = _digest(decoder.digest, folders)
         engine = Engine(decoder, autoencoders, ranking=configuration.ranking)
         for kernel in engine.kernels:
             _log.info("%s", kernel)
@@ -113,22 +112,6 @@ def device_of(configuration: Configuration) -> str:
     if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= n_gpus):
         raise ModelError(f"{device}: there is no such device here, which has {n_gpus} GPUs", "NO_DEVICE")
     return str(device)
-
-
-def _digest(weights: str, autoencoders: Sequence[Path]) -> str:
-    """The digest of the weights; with autoencoders, of the weights and of their files.
-
-    These are read a second time for it, from the system's memory as a rule: formats are read by libraries,
-    which see of a file what they look for, in an order of their own.
-    """
-    if not autoencoders:
-        return weights
-    digest = hashlib.sha256(weights.encode())
-    for path in autoencoders:
-        for file in sorted(one for one in (path, *path.rglob("*")) if one.is_file()):
-            with file.open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()[: len(weights)]
 
 
 def dictionary_report(folders: Sequence[Path], model: str | None, progress: Progress) -> list[str]:

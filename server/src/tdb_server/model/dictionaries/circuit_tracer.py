@@ -11,12 +11,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import yaml
 
 from tdb_server.errors import AutoencoderBroken
 from tdb_server.model.autoencoder import AutoencoderLayer
+from tdb_server.model.dictionaries.digest import add_settings
 from tdb_server.model.dictionaries.files import (
     pick_tensors,
     read_safetensors,
@@ -28,6 +30,9 @@ from tdb_server.model.dictionaries.places import place_of_hook
 from tdb_server.model.dictionaries.stored import StoredLayer
 from tdb_server.model.regular_file import read_regular
 
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
 YAML_CONFIG = "config.yaml"
 _MAX_YAML_BYTES = 2**16
 _SETTINGS = ("model_kind", "feature_input_hook", "feature_output_hook", "activation", "transcoders")
@@ -36,14 +41,15 @@ _THRESHOLD = "activation_function.threshold"
 _LAYER_FILE = re.compile(r"layer_(\d+)\.safetensors")
 
 
-def load_circuit_tracer(folder: Path) -> list[StoredLayer]:
-    """The transcoders of a folder.
+def load_circuit_tracer(folder: Path, digest: _Hash) -> list[StoredLayer]:
+    """The transcoders of a folder, which update a digest with what is read.
 
     Raises:
         AutoencoderBroken: a file is damaged, or of a kind that is not supported.
     """
     path = folder / YAML_CONFIG
     config = _read_yaml(path)
+    add_settings(digest, config)
     if config.get("model_kind") == "cross_layer_transcoder":
         raise AutoencoderBroken(
             f"{path}: cross-layer transcoders are not supported, only those of single layers"
@@ -68,17 +74,17 @@ def load_circuit_tracer(folder: Path) -> list[StoredLayer]:
         StoredLayer(
             place_of_hook(path, *(f"blocks.{index}.{hook}" for hook in hooks)),
             layers[index],
-            _weights(layers[index], is_relu=config.get("activation") == "relu"),
+            _weights(layers[index], digest, is_relu=config.get("activation") == "relu"),
         )
         for index in sorted(layers)
     ]
 
 
-def _weights(path: Path, *, is_relu: bool) -> AutoencoderLayer:
+def _weights(path: Path, digest: _Hash, *, is_relu: bool) -> AutoencoderLayer:
     state = read_safetensors(path)
     more = [name for name in (_THRESHOLD, "W_skip") if name in state and not (is_relu and name == _THRESHOLD)]
     names = ("W_enc", "W_dec", "b_enc", "b_dec", *more)
-    tensors = dict(zip(names, pick_tensors(path, state, names), strict=True))
+    tensors = pick_tensors(path, state, names, digest)
     n_latents, n_outputs = tensors["b_enc"].numel(), tensors["b_dec"].numel()
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("W_enc", "W_dec"), (n_latents, n_outputs))
     if "W_skip" in tensors:

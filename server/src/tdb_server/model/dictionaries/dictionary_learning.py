@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from torch import Tensor
 from tdb_server.domain.model_info import Site
 from tdb_server.errors import AutoencoderBroken
 from tdb_server.model.autoencoder import AutoencoderLayer
+from tdb_server.model.dictionaries.digest import add_settings
 from tdb_server.model.dictionaries.files import (
     pick_tensors,
     positive_count,
@@ -38,6 +39,9 @@ from tdb_server.model.dictionaries.own import CONFIG
 from tdb_server.model.dictionaries.places import needs_place, told_place
 from tdb_server.model.dictionaries.stored import Place, StoredLayer, with_unit_directions
 from tdb_server.model.json_file import read_json_object
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 AE = "ae.pt"
 _LINEAR = ("encoder.weight", "encoder.bias", "decoder.weight")
@@ -71,21 +75,22 @@ _SITES = {
 }
 
 
-def load_dictionary_learning(folder: Path) -> list[StoredLayer]:
-    """The dictionary of a folder.
+def load_dictionary_learning(folder: Path, digest: _Hash) -> list[StoredLayer]:
+    """The dictionary of a folder, which updates a digest with what is read.
 
     Raises:
         AutoencoderBroken: a file is damaged, of another kind, or does not say where it belongs.
     """
     config_path, path = folder / CONFIG, folder / AE
     config = read_json_object(config_path)
+    add_settings(digest, config)
     trainer = config.get("trainer")
     if not isinstance(trainer, dict):
         raise AutoencoderBroken(f"{config_path}: no trainer, which would say what {AE} holds")
     place = told_place(config_path, config, trainer.get("layer")) or _place(config_path, config, trainer)
     if place.site is Site.MLP_TRANSCODER:
         raise AutoencoderBroken(f"{config_path}: dictionary_learning has no transcoders")
-    return [StoredLayer(place, path, _weights(path, config_path, trainer))]
+    return [StoredLayer(place, path, _weights(path, config_path, trainer, digest))]
 
 
 def _place(path: Path, config: Mapping[str, object], trainer: Mapping[str, object]) -> Place:
@@ -99,7 +104,7 @@ def _place(path: Path, config: Mapping[str, object], trainer: Mapping[str, objec
     return Place(_SITES[match[1]], int(match[2]))
 
 
-def _weights(path: Path, config_path: Path, trainer: Mapping[str, Any]) -> AutoencoderLayer:
+def _weights(path: Path, config_path: Path, trainer: Mapping[str, Any], digest: _Hash) -> AutoencoderLayer:
     name = trainer.get("dict_class")
     if name not in _CLASSES:
         raise AutoencoderBroken(
@@ -108,7 +113,7 @@ def _weights(path: Path, config_path: Path, trainer: Mapping[str, Any]) -> Autoe
     state = read_state_dict(path)
     top_k = _top_k(path, config_path, trainer, state) if name == "AutoEncoderTopK" else None
     unused = ("k", "group_sizes", *(["threshold"] if top_k is not None else []))
-    tensors = dict(zip(_CLASSES[name], pick_tensors(path, state, _CLASSES[name], unused), strict=True))
+    tensors = pick_tensors(path, state, _CLASSES[name], digest, unused)
     encoder, directions = _matrices(path, tensors)
     (n_latents, n_inputs), biases = encoder.shape, tensors
     bias_name = next(one for one in ("bias", "decoder.bias", "b_dec", "decoder_bias") if one in tensors)

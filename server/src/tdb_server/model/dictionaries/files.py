@@ -7,7 +7,7 @@ import warnings
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,7 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tdb_server.errors import AutoencoderBroken
+from tdb_server.model.dictionaries.digest import add_tensor
 from tdb_server.model.regular_file import refuse_unreadable
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 NORMALIZE = "normalize_activations"
 NORM_SCALING_FACTOR = "norm_scaling_factor"
@@ -23,14 +27,14 @@ NORM_SCALING_FACTOR = "norm_scaling_factor"
 
 
 def read_safetensors(path: Path) -> dict[str, Any]:
-    """All tensors of a file.
+    """All tensors of a file, in memory of their own: what the library maps changes with the file.
 
     Raises:
         AutoencoderBroken: it is missing or damaged.
     """
     refuse_unreadable(path, kind=AutoencoderBroken)
     try:
-        return dict(load_file(path))
+        return {name: one.clone() for name, one in load_file(path).items()}
     except (SafetensorError, OSError) as error:
         raise AutoencoderBroken(f"{path}: not a safetensors file: {error}") from error
 
@@ -74,14 +78,19 @@ def refuse_compression(path: Path) -> None:
 
 
 def pick_tensors(
-    path: Path, state: Mapping[str, Any], names: Collection[str], unused: Collection[str] = ()
-) -> list[Tensor]:
-    """The tensors of these names, when there are no others.
+    path: Path,
+    state: Mapping[str, Any],
+    names: Collection[str],
+    digest: _Hash,
+    unused: Collection[str] = (),
+) -> dict[str, Tensor]:
+    """The tensors of these names in float32, when there are no others.
 
     Args:
         path: the file, for people.
         state: all that is in it.
         names: what is wanted.
+        digest: updated with them.
         unused: what may stand beside it and changes nothing.
 
     Raises:
@@ -99,7 +108,10 @@ def pick_tensors(
     for name in names:
         if not state[name].is_floating_point() or state[name].element_size() < 2:
             raise AutoencoderBroken(f"{path}: {name} is stored as {state[name].dtype}, not as floating point")
-    return [as_vector(state[name].float()) if _is_vector(name) else state[name].float() for name in names]
+        add_tensor(digest, name, state[name])
+    return {
+        name: as_vector(state[name].float()) if _is_vector(name) else state[name].float() for name in names
+    }
 
 
 def _is_vector(name: str) -> bool:

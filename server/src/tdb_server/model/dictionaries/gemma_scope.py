@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -33,6 +34,9 @@ from tdb_server.model.dictionaries.stored import Place, StoredLayer
 from tdb_server.model.json_file import read_json_object
 from tdb_server.model.regular_file import is_there, refuse_unreadable
 
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
 PARAMS = "params.npz"
 _REPOSITORY = re.compile(r"gemma-scope-\w+-(?:pt|it)-(res|mlp|att|transcoders)(?=/|$)")
 _LAYER = re.compile(r"(?:^|/)layer_(\d+)(?=/|$)")
@@ -44,15 +48,16 @@ _SITES = {
 }
 
 
-def load_gemma_scope(folder: Path) -> list[StoredLayer]:
-    """The dictionary of a folder.
+def load_gemma_scope(folder: Path, digest: _Hash) -> list[StoredLayer]:
+    """The dictionary of a folder, which updates a digest with what is read.
 
     Raises:
         AutoencoderBroken: the file is damaged, or does not say where it belongs.
     """
     path = folder / PARAMS
     state = read_npz(path)
-    return [StoredLayer(_place(folder), path, jump_relu_weights(path, state, ("W_enc", "W_dec")))]
+    weights = jump_relu_weights(path, state, ("W_enc", "W_dec"), digest)
+    return [StoredLayer(_place(folder), path, weights)]
 
 
 def _place(folder: Path) -> Place:
@@ -69,7 +74,7 @@ def _place(folder: Path) -> Place:
 
 
 def jump_relu_weights(
-    path: Path, state: dict[str, Tensor], matrices: tuple[str, str], skip: str | None = None
+    path: Path, state: dict[str, Tensor], matrices: tuple[str, str], digest: _Hash, skip: str | None = None
 ) -> AutoencoderLayer:
     """The weights of Gemma Scope's files: nothing is subtracted from inputs.
 
@@ -77,13 +82,14 @@ def jump_relu_weights(
         path: the file, for people.
         state: its tensors.
         matrices: what W_enc [s, n] and W_dec [n, s] are called there.
+        digest: updated with them.
         skip: what the skip [s, s] is called there, from inputs to outputs; None where there is none.
 
     Raises:
         AutoencoderBroken: a tensor is missing, does not fit the others, or there are more.
     """
     names = (*matrices, "b_enc", "threshold", "b_dec", *([skip] if skip else []))
-    tensors = dict(zip(names, pick_tensors(path, state, names), strict=True))
+    tensors = pick_tensors(path, state, names, digest)
     w_enc, w_dec = (tensors[name] for name in matrices)
     if w_enc.dim() != 2 or w_dec.dim() != 2:
         raise AutoencoderBroken(

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from tdb_server.errors import AutoencoderBroken
 from tdb_server.model.autoencoder import AutoencoderLayer
+from tdb_server.model.dictionaries.digest import add_settings
 from tdb_server.model.dictionaries.files import (
     NORM_SCALING_FACTOR,
     NORMALIZE,
@@ -38,6 +39,9 @@ from tdb_server.model.dictionaries.places import INPUT_GAIN, LAYER, SITE, needs_
 from tdb_server.model.dictionaries.stored import StoredLayer, scaled
 from tdb_server.model.json_file import read_json_object
 
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
 CONFIG = "config.json"
 _TENSORS = ("pre_bias", "encoder.weight", "latent_bias", "decoder.weight")
 _MORE_TENSORS = ("threshold", "output_bias", "skip.weight")
@@ -49,23 +53,24 @@ FOR_PEOPLE = ("name", "description", "source", "license", "labels", "link")
 """Settings that say nothing about the numbers. Any other may: those that are not known are refused."""
 
 
-def load_own(folder: Path) -> list[StoredLayer]:
-    """The layers of a folder.
+def load_own(folder: Path, digest: _Hash) -> list[StoredLayer]:
+    """The layers of a folder, which update a digest with what is read.
 
     Raises:
         AutoencoderBroken: a file is missing or damaged, says two things at once, or is of another kind.
     """
     config = read_json_object(folder / CONFIG)
+    add_settings(digest, config)
     if config.get(SITE) is None:
         raise needs_place(folder / CONFIG, f"no {SITE}")
     refuse_unknown(folder / CONFIG, config, (*_SETTINGS, *FOR_PEOPLE))
     paths = sorted(path for suffix in ("safetensors", "pt") for path in folder.glob(f"*.{suffix}"))
     if not paths:
         raise AutoencoderBroken(f"{folder}: no <layer>.safetensors and no <layer>.pt")
-    return [_load_layer(path, config) for path in paths]
+    return [_load_layer(path, config, digest) for path in paths]
 
 
-def _load_layer(path: Path, config: Mapping[str, object]) -> StoredLayer:
+def _load_layer(path: Path, config: Mapping[str, object], digest: _Hash) -> StoredLayer:
     if not path.stem.isdecimal():
         raise AutoencoderBroken(f"{path}: the name must be the layer's number, like 0{path.suffix}")
     config_path = path.parent / CONFIG
@@ -86,18 +91,8 @@ def _load_layer(path: Path, config: Mapping[str, object]) -> StoredLayer:
     more = [name for name in _MORE_TENSORS if name in state and (jumps or name != "threshold")]
     if jumps and "threshold" not in more:
         more.append("threshold")
-    tensors = dict(
-        zip(
-            (*_TENSORS, *more),
-            pick_tensors(
-                path,
-                _untied(path, state),
-                (*_TENSORS, *more),
-                ("activation", "activation_state_dict", *_STATISTICS),
-            ),
-            strict=True,
-        )
-    )
+    unused = ("activation", "activation_state_dict", *_STATISTICS)
+    tensors = pick_tensors(path, _untied(path, state), (*_TENSORS, *more), digest, unused)
     pre_bias, encoder, latent_bias, decoder = (tensors[name] for name in _TENSORS)
     if decoder.dim() != 2:
         raise AutoencoderBroken(

@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from torch import Tensor
 from tdb_server.domain.model_info import Site
 from tdb_server.errors import AutoencoderBroken
 from tdb_server.model.autoencoder import AutoencoderLayer
+from tdb_server.model.dictionaries.digest import add_settings
 from tdb_server.model.dictionaries.files import (
     NORM_SCALING_FACTOR,
     NORMALIZE,
@@ -39,6 +41,9 @@ from tdb_server.model.dictionaries.files import (
 from tdb_server.model.dictionaries.places import place_of_hook, told_place
 from tdb_server.model.dictionaries.stored import Place, StoredLayer, scaled, with_unit_directions
 from tdb_server.model.json_file import read_json_object
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 SAELENS_CONFIG = "cfg.json"
 SAELENS_WEIGHTS = "sae_weights.safetensors"
@@ -94,11 +99,12 @@ _CENTRED_SITES = frozenset(Site) - {Site.MLP_POST_ACT, Site.ATTN_V_OUT, Site.MLP
 Settings = Mapping[str, object]
 
 
-def load_saelens(folder: Path) -> list[StoredLayer]:
+def load_saelens(folder: Path, digest: _Hash) -> list[StoredLayer]:
     """The dictionary of a folder.
 
     Args:
         folder: of `cfg.json` and `sae_weights.safetensors`.
+        digest: updated with what is read.
 
     Raises:
         AutoencoderBroken: a file is missing or damaged, says two things at once, or is of a kind that is not
@@ -106,6 +112,7 @@ def load_saelens(folder: Path) -> list[StoredLayer]:
     """
     path = folder / SAELENS_CONFIG
     config = _settings(path)
+    add_settings(digest, config)
     for key, values in _HARMLESS.items():
         if config.get(key) not in values:
             raise AutoencoderBroken(f"{path}: {key} {config[key]!r} is not supported")
@@ -116,7 +123,7 @@ def load_saelens(folder: Path) -> list[StoredLayer]:
         raise AutoencoderBroken(
             f"{path}: reshape_activations {config['reshape_activations']!r} is not supported"
         )
-    weights = _weights(folder / SAELENS_WEIGHTS, path, place, config)
+    weights = _weights(folder / SAELENS_WEIGHTS, path, place, config, digest)
     return [StoredLayer(place, folder, weights, _is_centred(path, place, config))]
 
 
@@ -207,7 +214,9 @@ def _top_k(config: Settings, path: Path, architecture: str) -> int | None:
     return positive_count(path, "k", values[0])
 
 
-def _weights(path: Path, config_path: Path, place: Place, config: Settings) -> AutoencoderLayer:
+def _weights(
+    path: Path, config_path: Path, place: Place, config: Settings, digest: _Hash
+) -> AutoencoderLayer:
     architecture = _architecture(config, config_path)
     is_transcoder = place.site is Site.MLP_TRANSCODER
     if is_transcoder != ("transcoder" in architecture):
@@ -218,7 +227,7 @@ def _weights(path: Path, config_path: Path, place: Place, config: Settings) -> A
         raise AutoencoderBroken(
             f"{config_path}: {NORMALIZE} {config[NORMALIZE]!r} of a transcoder is not supported"
         )
-    tensors = _tensors(path, config_path, architecture, config)
+    tensors = _tensors(path, config_path, architecture, config, digest)
     subtracts = flag(config_path, config, "apply_b_dec_to_input", not is_transcoder)
     if subtracts and is_transcoder:
         raise AutoencoderBroken(f"{config_path}: apply_b_dec_to_input of a transcoder is not supported")
@@ -255,14 +264,16 @@ def _weights(path: Path, config_path: Path, place: Place, config: Settings) -> A
     return weights
 
 
-def _tensors(path: Path, config_path: Path, architecture: str, config: Settings) -> dict[str, Tensor]:
+def _tensors(
+    path: Path, config_path: Path, architecture: str, config: Settings, digest: _Hash
+) -> dict[str, Tensor]:
     """The tensors of an architecture, in float32: W_enc [s, n], W_dec [n, s], vectors."""
     state = read_safetensors(path)
     scaling = state.get("scaling_factor")
     if isinstance(scaling, Tensor) and bool((scaling == 1).all()):
         del state["scaling_factor"]  # early versions stored it, whether they used it or not
     names = ("W_enc", "W_dec", "b_dec", *_TENSORS[architecture])
-    tensors = dict(zip(names, pick_tensors(path, state, names), strict=True))
+    tensors = pick_tensors(path, state, names, digest)
     w_enc, w_dec = tensors["W_enc"], tensors["W_dec"]
     if w_enc.dim() != 2 or w_dec.dim() != 2:
         raise AutoencoderBroken(

@@ -9,12 +9,14 @@ that it was trained on: `layers.5`, `h.5.mlp`.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from tdb_server.domain.model_info import Site
 from tdb_server.errors import AutoencoderBroken
 from tdb_server.model.autoencoder import AutoencoderLayer
+from tdb_server.model.dictionaries.digest import add_settings
 from tdb_server.model.dictionaries.files import (
     flag,
     pick_tensors,
@@ -37,20 +39,24 @@ from tdb_server.model.dictionaries.saelens import SAELENS_CONFIG
 from tdb_server.model.dictionaries.stored import StoredLayer
 from tdb_server.model.json_file import read_json_object
 
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
 SPARSIFY_WEIGHTS = "sae.safetensors"
 _SETTINGS = ("activation", "k", "d_in", "num_latents", "skip_connection", "transcode")
 _OF_TRAINING = ("expansion_factor", "normalize_decoder", "multi_topk", "lookup_max_order", "gram_table_hash")
 _MUST_BE_FALSE = ("signed", "embed_skip", "gram_lookup")
 
 
-def load_sparsify(folder: Path) -> list[StoredLayer]:
-    """The dictionary of a folder.
+def load_sparsify(folder: Path, digest: _Hash) -> list[StoredLayer]:
+    """The dictionary of a folder, which updates a digest with what is read.
 
     Raises:
         AutoencoderBroken: a file is damaged, of another kind, or does not say where it belongs.
     """
     path, weights_path = folder / SAELENS_CONFIG, folder / SPARSIFY_WEIGHTS
     config = read_json_object(path)
+    add_settings(digest, config)
     known = (*_SETTINGS, *_OF_TRAINING, *_MUST_BE_FALSE, SITE, LAYER, INPUT_GAIN, *FOR_PEOPLE)
     refuse_unknown(path, config, known)
     for name in _MUST_BE_FALSE:
@@ -69,7 +75,7 @@ def load_sparsify(folder: Path) -> list[StoredLayer]:
         raise AutoencoderBroken(f"{path}: transcode {transcodes} beside {place.site.value}")
     names = ["encoder.weight", "encoder.bias", "W_dec", "b_dec"]
     names += ["W_skip"] if flag(path, config, "skip_connection", False) else []
-    tensors = dict(zip(names, pick_tensors(weights_path, read_safetensors(weights_path), names), strict=True))
+    tensors = pick_tensors(weights_path, read_safetensors(weights_path), names, digest)
     encoder, bias = tensors["encoder.weight"], tensors["b_dec"]
     n_latents, n_inputs = tensors["encoder.bias"].numel(), bias.numel()
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("encoder.weight", "W_dec"), (n_latents, n_inputs))

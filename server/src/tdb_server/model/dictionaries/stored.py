@@ -42,6 +42,7 @@ class StoredLayer:
         is_centred: whether inputs are less their mean over channels, as in a model run with centred writing
             weights.
         notes: what people have said of its latents, and where; None where nothing is told.
+        content: digest of the tensors and settings of its folder, as they were read.
     """
 
     place: Place
@@ -49,6 +50,7 @@ class StoredLayer:
     weights: AutoencoderLayer
     is_centred: bool = False
     notes: LatentNotes | None = None
+    content: bytes = b""
 
 
 def without_mean(weights: AutoencoderLayer) -> AutoencoderLayer:

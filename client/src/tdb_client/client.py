@@ -64,6 +64,8 @@ class Client(ClientCore):
         max_receive_bytes: largest message that is taken; None for gRPC's 4 MiB.
         priority: of its calls: `interactive`, or `sweep` for many that a program asks for, which let others
             go first.
+        channel: one that somebody else has made, such as with interceptors, in place of one of its own; of
+            gRPC, and of asyncio where the client is. It is closed with the client.
 
     Every method raises a CallError when the call fails and a ResponseError when the answer is malformed.
     """

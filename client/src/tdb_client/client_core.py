@@ -87,10 +87,11 @@ class ClientCore:
         token: str | None = None,
         max_receive_bytes: int | None = None,
         priority: str = "interactive",
+        channel: Any = None,
     ) -> None:
         self._priority = enum_value(Priority, priority)
         self._connection = Connection(server or default_server(), tls, token, timeout, max_receive_bytes)
-        self._channel = self._open(self._connection)
+        self._channel = self._open(self._connection) if channel is None else channel
         self._debugger: Any = TransformerDebuggerServiceStub(self._channel)
         self._models: Any = ModelServiceStub(self._channel)
         self._versions = VersionCheck(self._connection.server)

@@ -13,6 +13,9 @@ import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tdb_client.workbench.asking import ROUTES
+from tdb_client.workbench.body_reader import QuestionError
+from tdb_client.workbench.questions import QUESTION_FIELDS
 from tdb_server.domain.results import ProcessingResult
 from tdb_server.errors import InvalidRequest
 from tdb_server.gateway.json_requests import SINGLE_SPECS
@@ -72,7 +75,7 @@ def test_the_document_is_sound() -> None:
     assert named == set(SCHEMAS)
     assert DOCUMENT["openapi"] == "3.1.0"
     operations = [path["post"]["operationId"] for path in DOCUMENT["paths"].values()]
-    assert len(set(operations)) == len(operations) == 13
+    assert len(set(operations)) == len(operations) == 16
     assert "inference-batched_tdb" in operations
 
 
@@ -93,7 +96,8 @@ def test_names_are_the_references() -> None:
 def test_what_is_computed_has_a_priority() -> None:
     told = {name for name in DOCUMENT["paths"] if "parameters" in operation(name[1:])}
     single = {f"/{name}" for name in SINGLE_SPECS}
-    assert told == {"/batched_tdb", "/batched", "/edges"} | single
+    told_priority = {f"/v1/workbench/{name}" for name in ROUTES}
+    assert told == {"/batched_tdb", "/batched", "/edges"} | single | told_priority
     (parameter,) = operation("batched_tdb")["parameters"]
     assert (parameter["in"], parameter["name"]) == ("header", "tdb-priority")
     assert parameter["schema"]["enum"] == ["interactive", "sweep"]
@@ -247,3 +251,23 @@ def test_answers_about_records_are_as_described(endpoint: str, body: Any) -> Non
     if body is not None:
         of_body(endpoint).validate(body)
     of_answer(endpoint).validate(RECORD_ANSWERS[endpoint](body))
+
+
+@pytest.mark.parametrize("name", ROUTES)
+def test_the_workbenchs_bodies_have_the_fields_that_are_read(name: str) -> None:
+    """And no others: what is described is known, and what is not described is not."""
+    schema = SCHEMAS[content(operation(f"v1/workbench/{name}")["requestBody"])["$ref"].rpartition("/")[2]]
+    assert unknown_fields(name, dict.fromkeys(schema["properties"])) == set()
+    assert unknown_fields(name, {"other": 1}) == {"other"}
+    question = SCHEMAS["Question"]["properties"]
+    if "question" in schema["properties"]:
+        assert unknown_fields(name, {"question": dict.fromkeys(question)}) == set()
+        assert set(question) == set(QUESTION_FIELDS)
+
+
+def unknown_fields(name: str, body: dict[str, Any]) -> set[str]:
+    try:
+        ROUTES[name].read(body)
+    except QuestionError as error:
+        return {one.path for one in error.violations if one.reason == "FIELD_NOT_ALLOWED"}
+    return set()

@@ -1,7 +1,7 @@
-"""The reference's HTTP API, translated to and from the service's own requests.
+"""The reference's HTTP API, translated to and from the service's own requests; and the workbench beside it.
 
-Every endpoint goes the same way: read the body, translate, let the service answer, translate back. The
-service is called inside this process, so that checks, limits and queue are those of gRPC.
+Every endpoint of the reference goes the same way: read the body, translate, let the service answer, translate
+back. The service is called inside this process, so that checks, limits and queue are those of gRPC.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from tdb_server.gateway.json_responses import batched_response, model_info_respo
 from tdb_server.gateway.json_text import Body
 from tdb_server.gateway.openapi import WITHOUT_BODY, openapi_document
 from tdb_server.gateway.records import RECORD_ANSWERS
+from tdb_server.gateway.workbench.pages import page_routes
+from tdb_server.gateway.workbench.routes import workbench_endpoints
 from tdb_server.service.debugger_service import DebuggerService
 from tdb_server.service.http.host_check import AllowedHosts, HostCheck
 from tdb_server.service.http.listener import HttpListener
@@ -102,11 +104,11 @@ def create_gateway(
         },
         **{name: Endpoint(read, as_read, name not in WITHOUT_BODY) for name, read in RECORD_ANSWERS.items()},
     }
+    services = {"TransformerDebuggerService": debugger, "ModelService": model}
+    endpoints |= workbench_endpoints(services, calls.memory)
     routes = [Route(f"/{name}", calls.at(endpoint), methods=["POST"]) for name, endpoint in endpoints.items()]
-    routes += [
-        Route("/", _constant({"name": "transformer-debugger", "documentation": "/openapi.json"})),
-        Route("/openapi.json", _constant(openapi_document(server_version))),
-    ]
+    routes.append(Route("/openapi.json", _constant(openapi_document(server_version))))
+    routes += page_routes(_constant({"name": "transformer-debugger", "documentation": "/openapi.json"}))
     methods = ["GET", "POST"]
     cors = Middleware(
         CORSMiddleware, allow_origin_regex=hosts.origins, allow_methods=methods, allow_headers=["*"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from tdb_server.domain.budget import Budget
 from tdb_server.domain.reason import Reason
 from tdb_server.errors import Cancelled, DeadlineExceeded, FieldViolation, OverLimit, TdbError
-from tdb_server.gateway.http_errors import UnsupportedMediaType, error_response
+from tdb_server.gateway.http_errors import UnsupportedMediaType, error_body, error_response
 from tdb_server.gateway.json_text import PIECE_CHARACTERS, SHORT_BYTES, Body, json_pieces, read_json
 from tdb_server.gateway.priority_header import PRIORITY_HEADER, told_priority
 from tdb_server.service.access.access import Connection
@@ -26,7 +27,7 @@ from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.telemetry.call_record import CallRecord
 
 ResultT = TypeVar("ResultT")
-JSON = "application/json"
+JSON, LINES = "application/json", "application/x-ndjson"
 MEMORY_FACTOR = 16
 """Times a long body's bytes, what it takes while it is read."""
 _threads = ThreadPoolExecutor(2, "answers")
@@ -46,6 +47,17 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Lines:
+    """What is sent as it comes, an object of JSON a line.
+
+    Attributes:
+        bodies: the objects; closing it ends the work. Raises `TdbError`.
+    """
+
+    bodies: AsyncGenerator[Body]
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """What answers at one path.
 
@@ -53,13 +65,16 @@ class Endpoint:
         read: makes a request of a parsed body, perhaps beside the event loop; raises `TdbError`.
         answer: answers it; raises `TdbError`.
         has_body: whether requests have one.
-        has_priority: whether what is read is a message with a priority, which a header tells.
+        has_priority: whether what is read has a priority, as messages have, which a header tells.
+        names_fields: whether errors name the fields at fault, not for people alone; and one that comes in the
+            middle of lines is the last of them.
     """
 
     read: Callable[[Any], Any]
-    answer: Callable[[Any], Awaitable[Answer]]
+    answer: Callable[[Any], Awaitable[Answer | Lines]]
     has_body: bool = True
     has_priority: bool = False
+    names_fields: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +176,14 @@ class GuardedEndpoint:
                     await _unless_disconnected(request, self._answer(told, record, send))
 
         async def refuse(error: TdbError) -> None:
-            if record.http_status:
-                return  # in the middle of an answer: that it is not whole is seen from its missing end
-            response = error_response(error)
+            names_fields = self.endpoint.names_fields
+            if record.http_status:  # in the middle of an answer
+                if names_fields:
+                    line = {"event": "error", **error_body(error, names_fields=True)}
+                    await _send_line(line, record, send)
+                    await send({"type": "http.response.body", "body": b""})
+                return  # else that it is not whole is seen from its missing end
+            response = error_response(error, names_fields=names_fields)
             record.http_status, record.sent_bytes = response.status_code, len(response.body)
             await response(scope, receive, send)
 
@@ -172,6 +192,9 @@ class GuardedEndpoint:
     async def _answer(self, told: Any, record: CallRecord, send: Send) -> None:
         """Answers, and sends that piece by piece: no more of its text is there than one piece."""
         answer = await self.endpoint.answer(told)
+        if isinstance(answer, Lines):
+            await _send_lines(answer.bodies, record, send)
+            return
         caller, memory = current_caller().name, self.calls.memory
         memory.take(caller, answer.n_bytes)
         try:
@@ -200,6 +223,39 @@ async def _send(body: Body, record: CallRecord, send: Send) -> None:
         piece = await _in_thread(next_piece)
     await send({"type": "http.response.body", "body": piece or b""})
     record.sent_bytes += len(piece or b"")
+
+
+async def _send_lines(bodies: AsyncGenerator[Body], record: CallRecord, send: Send) -> None:
+    """Sends each object as soon as it is there; the status is told with the first."""
+    async with aclosing(bodies):
+        async for body in bodies:
+            if not record.http_status:
+                record.http_status = 200
+                headers = [
+                    (b"content-type", LINES.encode()),
+                    (b"cache-control", b"no-store"),
+                    (b"x-accel-buffering", b"no"),  # nginx would gather lines until there are many
+                ]
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await _send_line(body, record, send)
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _send_line(body: Body, record: CallRecord, send: Send) -> None:
+    next_piece = partial(next, _line_pieces(body), None)
+    while (piece := await _in_thread(next_piece)) is not None:
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+        record.sent_bytes += len(piece)
+
+
+def _line_pieces(body: Body) -> Iterator[bytes]:
+    """As `json_pieces`, with the line's end in the last."""
+    held = b""
+    for piece in json_pieces(body):
+        if held:
+            yield held
+        held = piece
+    yield held + b"\n"
 
 
 def _check_headers(request: Request, max_request_bytes: int) -> None:

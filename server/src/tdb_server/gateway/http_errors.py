@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
+from typing import Any
 
 from starlette.responses import JSONResponse
 
@@ -23,14 +25,22 @@ def http_status(error: errors.TdbError) -> int:
     return status_codes(error)[1]
 
 
-def error_response(error: errors.TdbError) -> JSONResponse:
+def error_body(error: errors.TdbError, *, names_fields: bool = False) -> dict[str, Any]:
+    """What is said of an error: in words, and where it is wanted also field by field."""
+    if not names_fields:
+        return {"message": _message(error)}
+    violations = error.violations if isinstance(error, errors.ViolationError) else ()
+    return {"message": _message(error), "violations": [asdict(one) for one in violations]}
+
+
+def error_response(error: errors.TdbError, *, names_fields: bool = False) -> JSONResponse:
     """The error as an answer. When to try again stands in the header `Retry-After`."""
     headers = {}
     if isinstance(error, errors.RetryableError) and error.retry_after_seconds is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after_seconds))
     if isinstance(error, errors.Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse({"message": _message(error)}, http_status(error), headers)
+    return JSONResponse(error_body(error, names_fields=names_fields), http_status(error), headers)
 
 
 def _message(error: errors.TdbError) -> str:

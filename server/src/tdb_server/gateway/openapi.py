@@ -11,7 +11,9 @@ from pydantic.json_schema import models_json_schema
 from tdb_server.domain.priority import Priority
 from tdb_server.gateway import json_answers as answers
 from tdb_server.gateway import json_bodies as bodies
+from tdb_server.gateway.http_calls import JSON, LINES
 from tdb_server.gateway.priority_header import PRIORITY_HEADER, PRIORITY_NAMES
+from tdb_server.gateway.workbench import bodies as workbench
 
 _SCHEMAS = "#/components/schemas/"
 _REFERENCE_NAMES = {
@@ -43,6 +45,7 @@ class _Endpoint:
     answers_list: bool = False
 
 
+_WORKBENCH = "workbench"
 _ENDPOINTS = {
     "inference": {
         "batched_tdb": _Endpoint(
@@ -104,6 +107,19 @@ _ENDPOINTS = {
             answers.ScoreResult,
         ),
     },
+    _WORKBENCH: {
+        "v1/workbench/model": _Endpoint(
+            "The model, what can be asked of it, and questions to begin with.",
+            workbench.NoFields,
+            workbench.Line,
+        ),
+        "v1/workbench/tokens": _Endpoint("The tokens of a text.", workbench.TextToCut, workbench.Line),
+        "v1/workbench/debug": _Endpoint(
+            "Explain a prompt, with changes beside the same without: progress, values, then the answer.",
+            workbench.Asked,
+            workbench.Line,
+        ),
+    },
 }
 """Endpoints by tag and name."""
 _ALL = [(tag, name, one) for tag, group in _ENDPOINTS.items() for name, one in group.items()]
@@ -117,7 +133,8 @@ def openapi_document(server_version: str) -> dict[str, Any]:
     Args:
         server_version: version of this software.
     """
-    models = [model for *_, one in _ALL for model in (one.body, one.answer) if model] + [answers.ErrorMessage]
+    models = [model for *_, one in _ALL for model in (one.body, one.answer) if model]
+    models += [answers.ErrorMessage, workbench.FaultMessage]
     _, schemas = models_json_schema(
         [(model, "validation") for model in models], ref_template=_SCHEMAS + "{model}"
     )
@@ -138,27 +155,29 @@ def _operation(tag: str, name: str, endpoint: _Endpoint) -> dict[str, Any]:
     answer = _reference(endpoint.answer)
     if endpoint.answers_list:
         answer = {"type": "array", "items": answer}
+    is_ours = tag == _WORKBENCH
+    fault = workbench.FaultMessage if is_ours else answers.ErrorMessage
     operation: dict[str, Any] = {
-        "operationId": f"{tag}-{name}",
+        "operationId": f"{tag}-{name.rpartition('/')[2]}",
         "tags": [tag],
         "summary": endpoint.summary,
         "responses": {
-            "200": {"description": "The answer.", "content": _json(answer)},
+            "200": {"description": "The answer.", "content": _content(answer, LINES if is_ours else JSON)},
             "default": {
                 "description": "What went wrong.",
-                "content": _json(_reference(answers.ErrorMessage)),
+                "content": _content(_reference(fault)),
             },
         },
     }
     if endpoint.body is not None:
-        operation["requestBody"] = {"required": True, "content": _json(_reference(endpoint.body))}
-    if endpoint.body is not None and tag == "inference":
+        operation["requestBody"] = {"required": True, "content": _content(_reference(endpoint.body))}
+    if endpoint.body is not None and tag in ("inference", _WORKBENCH):
         operation["parameters"] = [_PRIORITY]
     return operation
 
 
-def _json(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"application/json": {"schema": schema}}
+def _content(schema: dict[str, Any], media_type: str = JSON) -> dict[str, Any]:
+    return {media_type: {"schema": schema}}
 
 
 def _reference(model: type[bodies.Body]) -> dict[str, Any]:

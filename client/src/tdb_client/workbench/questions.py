@@ -1,0 +1,116 @@
+"""The page's question, from JSON to the sub-requests that a server is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import get_args
+
+from tdb_client.circuit_nodes import WHOLE_NODE_TYPES, CircuitNode
+from tdb_client.inference import BackwardRule, Loss, LossName, Token
+from tdb_client.interventions import Ablation, Trace
+from tdb_client.nodes import NodeType
+from tdb_client.requests import (
+    AttentionComponent,
+    DebugSubRequest,
+    MlpComponent,
+    ResidualStreamComponent,
+)
+from tdb_client.workbench.body_reader import BodyReader
+
+QUESTION_FIELDS = (
+    "prompt",
+    "addBos",
+    "target",
+    "distractor",
+    "targetIds",
+    "distractorIds",
+    "baseline",
+    "changes",
+    "onlyThese",
+    "nodeTypes",
+    "trace",
+    "downstream",
+    "mlp",
+    "attention",
+    "residualStream",
+    "rule",
+    "k",
+    "loss",
+    "hideEarlyLayers",
+)
+LOSSES = tuple(one for one in get_args(LossName) if one not in ("zero", "direction"))
+"""Losses that a question may name: those that consist of targets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What somebody asks.
+
+    Attributes:
+        asked: the sub-request with all changes.
+    """
+
+    asked: DebugSubRequest
+
+    @property
+    def sub_requests(self) -> tuple[DebugSubRequest, ...]:
+        """What goes in one call: with changes first the same without any, to compare with."""
+        if not self.asked.ablate and self.asked.only_these is None:
+            return (self.asked,)
+        return replace(self.asked, ablate=(), only_these=None), self.asked
+
+
+def read_question(body: object) -> Question:
+    """The question that the page has sent as `{"question": {...}}`.
+
+    Raises:
+        QuestionError: fields are missing or cannot be read.
+    """
+    outer = BodyReader(body, ("question",))
+    question = question_of(outer)
+    outer.check()
+    return question
+
+
+def question_of(outer: BodyReader) -> Question:
+    """The question in a larger body; its faults are noted there, by the names of its own fields."""
+    body = outer.value("question")
+    reader = BodyReader({} if body is None else body, QUESTION_FIELDS, faults=outer.faults)
+    prompt = reader.text("prompt")
+    if not prompt:
+        reader.fault("prompt", "is empty", "EMPTY_PROMPT")
+    target: tuple[Token, ...] = (*reader.texts("target"), *reader.wholes("targetIds"))
+    distractor: tuple[Token, ...] = (*reader.texts("distractor"), *reader.wholes("distractorIds"))
+    loss = _loss(reader, target, distractor)
+    only_these = reader.all_spelled("onlyThese", CircuitNode.parse)
+    return Question(
+        DebugSubRequest(
+            prompt=prompt,
+            target=() if loss else target,
+            distractor=() if loss else distractor,
+            k=reader.whole("k", 10) or 0,
+            ablate=reader.all_spelled("changes", Ablation.parse),
+            trace=reader.spelled("trace", Trace.parse),
+            downstream=reader.spelled("downstream", Trace.parse),
+            mlp=reader.choice("mlp", get_args(MlpComponent), "neuron"),
+            attention=reader.choice("attention", get_args(AttentionComponent), "attention_head"),
+            residual_stream=reader.choices("residualStream", get_args(ResidualStreamComponent)),
+            hide_early_layers=reader.flag("hideEarlyLayers") or False,
+            add_bos=reader.flag("addBos"),
+            backward_rule=reader.choice("rule", get_args(BackwardRule), "gradient"),
+            loss=loss,
+            baseline=reader.texts("baseline"),
+            only_these=None if reader.value("onlyThese") is None else only_these,
+            node_types=reader.choices("nodeTypes", get_args(NodeType)) or WHOLE_NODE_TYPES,
+        )
+    )
+
+
+def _loss(outer: BodyReader, target: tuple[Token, ...], distractor: tuple[Token, ...]) -> Loss | None:
+    """Another loss than the difference of logits at the last token."""
+    body = outer.value("loss")
+    if body is None:
+        return None
+    reader = BodyReader(body, ("name", "token"), "loss.", outer.faults)
+    name, token = reader.choice("name", LOSSES, "logit_diff"), reader.whole("token")
+    return None if name == "logit_diff" and token is None else Loss(name, target, distractor, token)

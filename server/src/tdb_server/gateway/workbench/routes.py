@@ -1,0 +1,100 @@
+"""The workbench's routes: what the page asks is asked of this process's services, as by any client."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import tdb_client
+from tdb_client.workbench.asking import ROUTES, Route
+from tdb_client.workbench.faults import Fault, fault
+
+from tdb_server import errors
+from tdb_server.domain.budget import Budget
+from tdb_server.gateway.http_calls import Endpoint, Lines
+from tdb_server.gateway.json_text import Body
+from tdb_server.gateway.workbench.in_process import InProcessChannel
+from tdb_server.service.caller import current_caller
+from tdb_server.service.enum_names import PRIORITIES
+
+PREFIX = "v1/workbench"
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A question, and how urgent it is: a number of the protos, as messages have it."""
+
+    question: Any
+    priority: int = PRIORITIES.unspecified
+
+
+def workbench_endpoints(services: Mapping[str, object], memory: Budget) -> dict[str, Endpoint]:
+    """What answers at each address of the workbench's own.
+
+    Args:
+        services: servicers of this process by the names of their services.
+        memory: of which answers take a part while they are put together.
+    """
+    return {
+        f"{PREFIX}/{name}": Endpoint(
+            partial(_read, route),
+            partial(_answer, route, services, memory),
+            has_priority=True,
+            names_fields=True,
+        )
+        for name, route in ROUTES.items()
+    }
+
+
+def _read(route: Route, body: Any) -> _Asked:
+    try:
+        return _Asked(route.read(body))
+    except tdb_client.TdbError as error:
+        raise _as_raised_here(fault(error)) from error
+
+
+async def _answer(route: Route, services: Mapping[str, object], memory: Budget, asked: _Asked) -> Lines:
+    return Lines(_lines(route, services, memory, asked))
+
+
+async def _lines(
+    route: Route, services: Mapping[str, object], memory: Budget, asked: _Asked
+) -> AsyncGenerator[Body]:
+    channel = InProcessChannel(services, memory, current_caller().name)
+    priority = PRIORITIES.members.get(asked.priority)
+    client = tdb_client.AsyncClient(
+        "this process",
+        timeout=None,
+        priority="interactive" if priority is None else priority.value,
+        channel=channel,
+    )
+    try:
+        async with client:
+            async for line in route.lines(client, asked.question):
+                yield line
+    except tdb_client.TdbError as error:
+        raise _as_raised_here(fault(error)) from error
+
+
+def _as_raised_here(told: Fault) -> errors.TdbError:
+    """A client's error as one of this program, of which log, metrics and HTTP status are made."""
+    violations = [errors.FieldViolation(one.path, one.description, one.reason) for one in told.violations]
+    match told.status:
+        case "INVALID_ARGUMENT" if violations:
+            return errors.InvalidRequest(violations)
+        case "FAILED_PRECONDITION" if violations:
+            return errors.FailedPrecondition(violations)
+        case "RESOURCE_EXHAUSTED":
+            return errors.OverLimit(told.message, told.reason, told.retry_after)
+        case "UNAVAILABLE":
+            return errors.Unavailable(told.message, told.reason, told.retry_after)
+        case "DEADLINE_EXCEEDED":
+            return errors.DeadlineExceeded(told.message, told.reason)
+        case "CANCELLED":
+            return errors.Cancelled(told.message, told.reason)
+        case "PERMISSION_DENIED":
+            return errors.PermissionDenied(told.message, told.reason)
+        case _:
+            return errors.TdbError(told.message, told.reason)

@@ -1,0 +1,487 @@
+"""The workbench's page and routes over a stand-in for the services."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from google.protobuf.message import Message
+from tdb_server import errors
+from tdb_server.domain.budget import Budget
+from tdb_server.errors import FieldViolation
+from tdb_server.gateway.app import create_gateway
+from tdb_server.gateway.http_calls import HttpCalls
+from tdb_server.gateway.workbench.pages import wants_page
+from tdb_server.service.access.access import Access
+from tdb_server.service.call_guard import CallGuard
+from tdb_server.service.caller import current_caller
+from tdb_server.service.fair_threads import FairThreads
+from tdb_server.service.http.host_check import AllowedHosts, HostCheck
+from tdb_server.service.open_calls import OpenCalls
+from transformer_debugger.v1 import model_service_pb2 as model_pb2
+from transformer_debugger.v1.call_pb2 import PRIORITY_INTERACTIVE, PRIORITY_SWEEP
+from transformer_debugger.v1.model_service_pb2_grpc import ModelServiceServicer
+from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest
+from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import TransformerDebuggerServiceServicer
+
+from tests.unit.client.fake_service import TOKENS, debug_stream
+from tests.unit.gateway.test_app import LIMITS
+
+Client = httpx.AsyncClient
+Lines = list[dict[str, Any]]
+QUESTION = {"prompt": "When Mary gave to", "target": [" Mary"], "distractor": [" John"]}
+MEMORY_BYTES = 256 * 2**20
+
+
+class StandIn(TransformerDebuggerServiceServicer, ModelServiceServicer):
+    """Answers what the client's own fake does, and fails or waits after so many messages."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.waits_after: int | None = None
+        self.fails_after = 0
+        self.requests: list[Message] = []
+        self.cancelled = asyncio.Event()
+        self.adds_bos = False
+
+    async def StreamDebug(self, request: DebugRequest, context: Any) -> AsyncIterator[Message]:  # noqa: N802
+        async for message in self._answered(request, debug_stream(request)):
+            yield message
+
+    async def GetModelInfo(  # noqa: N802
+        self, request: model_pb2.GetModelInfoRequest, context: Any
+    ) -> model_pb2.GetModelInfoResponse:
+        info = model_pb2.ModelInfo(
+            name="stand-in", digest="00ff", n_layers=2, n_heads=6, api_version="v1.0", server_version="9.8"
+        )
+        info.limits.max_node_ablations, info.limits.max_circuit_nodes = 8, 64
+        return model_pb2.GetModelInfoResponse(model_info=info)
+
+    async def Tokenize(  # noqa: N802
+        self, request: model_pb2.TokenizeRequest, context: Any
+    ) -> model_pb2.TokenizeResponse:
+        self.requests.append(request)
+        if self.error is not None:
+            raise self.error
+        begun = [99] if request.add_bos else []
+        ids = [*begun, *range(len(TOKENS))]
+        texts = ["<bos>"] * len(begun) + list(TOKENS)
+        return model_pb2.TokenizeResponse(
+            token_ids=ids,
+            token_strings=texts,
+            bos_added=bool(begun),
+            special_token_indices=range(len(begun)),
+            prompt_adds_bos=self.adds_bos and not begun,
+        )
+
+    async def _answered(self, request: DebugRequest, messages: Iterator[Message]) -> AsyncIterator[Message]:
+        self.requests.append(request)
+        try:
+            for number, message in enumerate(messages):
+                if self.error is not None and number == self.fails_after:
+                    raise self.error
+                if number == self.waits_after:
+                    await asyncio.sleep(60)
+                yield message
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled.set()
+            raise
+
+
+class Refusing(Access):
+    """Asks for a token."""
+
+    def token_owner(self, credentials: Any) -> Any:
+        if list(credentials) != ["Bearer right"]:
+            raise errors.Unauthenticated("who are you?")
+        return current_caller()
+
+
+def gateway(backend: StandIn, memory: Budget | None = None, access: Access | None = None) -> HostCheck:
+    memory = memory or Budget(MEMORY_BYTES, "bodies", "BUFFERS_FULL")
+    guard = CallGuard(LIMITS, OpenCalls(), access or Access())
+    calls = HttpCalls(guard, FairThreads(memory), memory, max_body_seconds=0.5)
+    return create_gateway(backend, backend, calls, AllowedHosts("127.0.0.1", ["test"]), "1.2.3")
+
+
+@pytest.fixture
+def backend() -> StandIn:
+    return StandIn()
+
+
+@pytest.fixture
+async def client(backend: StandIn) -> AsyncIterator[Client]:
+    async with Client(transport=httpx.ASGITransport(gateway(backend)), base_url="http://test") as one:
+        yield one
+
+
+async def asked(client: Client, route: str, body: Any, **headers: str) -> tuple[httpx.Response, Lines]:
+    response = await client.post(f"/v1/workbench/{route}", json=body, headers=headers)
+    return response, [json.loads(line) for line in response.text.splitlines()]
+
+
+async def debugged(client: Client, **changed: Any) -> tuple[httpx.Response, Lines]:
+    return await asked(client, "debug", {"question": QUESTION | changed})
+
+
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
+
+
+async def test_who_gets_the_page(client: Client) -> None:
+    page = await client.get("/", headers={"accept": BROWSER})
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert "Accept" in page.headers["vary"]
+    assert 'src="workbench/workbench.js"' in page.text
+    for accept in ("*/*", "application/json", "", "text/html;q=0, */*", "application/json, text/html;q=0.5"):
+        response = await client.get("/", headers={"accept": accept})
+        assert response.json() == {"name": "transformer-debugger", "documentation": "/openapi.json"}
+        assert "Accept" in response.headers["vary"]
+    assert (await client.get("/")).json()["name"] == "transformer-debugger"
+
+
+@pytest.mark.parametrize(
+    ("accept", "wanted"),
+    [("text/html", True), ("TEXT/HTML;level=1", True), ("text/html;q=x", False), ("text/*", False)],
+)
+def test_what_a_header_says(accept: str, wanted: bool) -> None:
+    assert wants_page(accept) is wanted
+
+
+async def test_a_node_has_an_address(client: Client) -> None:
+    page = await client.get("/node/L23.head.3")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert 'src="../workbench/workbench.js"' in page.text
+    assert (await client.get("/node/L23/head")).status_code == 404
+
+
+async def test_nothing_else_may_run_in_the_page(client: Client) -> None:
+    for address in ("/", "/node/L1.mlp.0"):
+        page = await client.get(address, headers={"accept": BROWSER})
+        policy = page.headers["content-security-policy"]
+        assert "default-src 'none'; script-src 'self'; style-src 'self'" in policy
+        assert "unsafe" not in policy
+        assert "frame-ancestors 'self'" in policy
+        assert page.headers["x-content-type-options"] == "nosniff"
+        assert not re.findall(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=", page.text)
+
+
+@pytest.mark.parametrize(
+    ("address", "content_type"),
+    [
+        ("/workbench/workbench.js", "text/javascript; charset=utf-8"),
+        ("/workbench/workbench.css", "text/css; charset=utf-8"),
+        ("/report/report.css", "text/css; charset=utf-8"),
+        ("/report/elements.js", "text/javascript; charset=utf-8"),
+    ],
+)
+async def test_static_files(client: Client, address: str, content_type: str) -> None:
+    file = await client.get(address)
+    assert (file.status_code, file.headers["content-type"]) == (200, content_type)
+    assert file.headers["cache-control"] == "no-cache"
+    assert file.headers["x-content-type-options"] == "nosniff"
+    again = await client.get(address, headers={"if-none-match": f'"other", W/{file.headers["etag"]}'})
+    assert (again.status_code, again.content) == (304, b"")
+    assert again.headers["etag"] == file.headers["etag"]
+    head = await client.head(address)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == str(len(file.content))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/workbench/../report/data.py",
+        "/workbench/%2e%2e/report/data.py",
+        "/workbench/..%2freport%2fdata.py",
+        "/workbench//etc/passwd",
+        "/workbench/workbench.html",
+        "/report/data.py",
+        "/report/",
+        "/workbench/nothing.js",
+    ],
+)
+async def test_nothing_but_the_files_of_the_page_is_read(backend: StandIn, address: str) -> None:
+    """Sent as it is: clients would take `..` out."""
+    sent: list[dict[str, Any]] = []
+    path, _, _ = address.partition("?")
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": httpx.URL(f"http://test{path}").path if "%" in path else path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [(b"host", b"test")],
+    }
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await gateway(backend)(scope, receive, send)
+    assert sent[0]["status"] == 404
+
+
+async def test_other_hosts_get_no_file(client: Client) -> None:
+    for address in ("/", "/node/L1.mlp.0", "/workbench/workbench.js", "/report/report.css"):
+        response = await client.get(address, headers={"host": "evil.example", "accept": BROWSER})
+        assert response.status_code == 421
+
+
+async def test_files_need_no_token_and_questions_do(backend: StandIn) -> None:
+    application = gateway(backend, access=Refusing())
+    async with Client(transport=httpx.ASGITransport(application), base_url="http://test") as client:
+        for address in ("/", "/node/L1.mlp.0", "/workbench/workbench.js", "/report/report.css"):
+            assert (await client.get(address, headers={"accept": BROWSER})).status_code == 200
+        for route in ("model", "tokens", "debug"):
+            refused, _ = await asked(client, route, {})
+            assert refused.status_code == 401
+            assert refused.headers["www-authenticate"] == "Bearer"
+            assert refused.json() == {"message": "who are you?", "violations": []}
+        response, _ = await asked(client, "model", {}, authorization="Bearer right")
+        assert response.status_code == 200
+
+
+async def test_the_model(client: Client) -> None:
+    response, (line,) = await asked(client, "model", {})
+    assert response.headers["content-type"] == "application/x-ndjson"
+    model = line["model"]
+    assert (model["name"], model["nLayers"], model["nHeads"]) == ("stand-in", 2, 6)
+    assert (model["version"], model["limits"]["changes"]) == ("9.8", 8)
+    assert line["examples"][0]["prompt"].startswith("When Mary")
+
+
+async def test_tokens(client: Client, backend: StandIn) -> None:
+    _, (line,) = await asked(client, "tokens", {"text": "x"})
+    assert line["count"] == len(TOKENS)
+    assert line["tokens"][1] == {"id": 1, "text": " Mary", "quoted": "' Mary'", "isSpecial": False}
+    backend.adds_bos = True
+    _, (line,) = await asked(client, "tokens", {"text": "x"})  # as the prompt begins
+    assert line["bosAdded"] is True
+    assert line["tokens"][0] == {"id": 99, "text": "<bos>", "quoted": "'<bos>'", "isSpecial": True}
+    _, (line,) = await asked(client, "tokens", {"text": "x", "addBos": False})
+    assert line["count"] == len(TOKENS)
+
+
+async def test_a_question(client: Client, backend: StandIn) -> None:
+    _, lines = await debugged(client)
+    assert [line["event"] for line in lines[:2]] == ["started", "progress"]
+    assert lines[0]["tokens"][1]["text"] == " Mary"
+    progress = [line for line in lines if line["event"] == "progress"]
+    assert [line["done"] for line in progress] == list(range(1, 9))
+    (values,) = [line for line in lines if line["event"] == "values"]
+    assert values["objective"] == "logit ' Mary' - ' John'"
+    assert values["runs"] == [{"value": 3.0, "circuit": None}]
+    assert lines[-1]["event"] == "answer"
+    assert lines[-1]["data"]["nodes"][1]["spelling"] == "L1 head 2 @ 3 -> 1"
+    assert lines[-1]["data"]["request"]["command"].startswith("tdb debug --prompt")
+
+
+async def test_changes_stand_beside_the_same_without(client: Client, backend: StandIn) -> None:
+    _, lines = await debugged(client, changes=["L1 head 2 @ -1", "L0 neuron 5 @ 3 * 2"])
+    request = backend.requests[-1]
+    assert isinstance(request, DebugRequest)
+    without, changed = request.sub_requests
+    assert (len(without.node_ablations), len(changed.node_ablations)) == (0, 2)
+    assert changed.node_ablations[0].node_index.tensor_indices[0] == len(TOKENS) - 1
+    (values,) = [line for line in lines if line["event"] == "values"]
+    assert [one["value"] for one in values["runs"]] == [3.0, 2.0]
+    assert [one["value"] for one in lines[-1]["data"]["runs"]] == [3.0, 2.0]
+
+
+async def test_what_is_kept_is_measured(client: Client, backend: StandIn) -> None:
+    _, lines = await debugged(client, onlyThese=["L1 whole head 2"], baseline=["When John gave to"])
+    (values,) = [line for line in lines if line["event"] == "values"]
+    assert values["runs"][0]["circuit"] is None
+    assert values["runs"][1]["circuit"]["faithfulness"] == 0.5
+    _, lines = await debugged(client, onlyThese=[])
+    assert lines[-1]["data"]["circuit"] is not None
+
+
+async def test_every_field_at_fault_is_named_as_in_the_question(client: Client, backend: StandIn) -> None:
+    wrong = {
+        "prompt": "",
+        "addBos": "yes",
+        "target": [3],
+        "targetIds": ["x"],
+        "changes": ["L1 head 2 @ -1", "nothing"],
+        "onlyThese": ["L1 head 2 @ 3 -> 1"],
+        "trace": "nix",
+        "mlp": "neurons",
+        "k": 2.5,
+        "loss": {"name": "zero", "at": 3},
+        "other": 1,
+    }
+    response, _ = await asked(client, "debug", {"question": wrong})
+    assert response.status_code == 400
+    violations = response.json()["violations"]
+    assert {one["field"] for one in violations} == {
+        "prompt", "addBos", "target[0]", "targetIds[0]", "changes[1]", "onlyThese[0]", "trace", "mlp", "k",
+        "loss.name", "loss.at", "other",
+    }  # fmt: skip
+    assert all(one["description"] and one["reason"] for one in violations)
+    assert backend.requests == []
+
+
+REFUSED_FIELDS = [
+    ("sub_requests[0].prompt", "prompt"),
+    ("sub_requests[1].target_tokens[2]", "target[2]"),
+    ("sub_requests[0].distractor_token_ids[0]", "distractorIds[0]"),
+    ("sub_requests[1].node_ablations[1].node_index.layer_index", "changes[1]"),
+    ("sub_requests[0].upstream_node_to_trace.attention_trace_type", "trace"),
+    ("sub_requests[0].downstream_node_to_trace", "downstream"),
+    ("sub_requests[0].loss_fn_config.target_tokens[0]", "target[0]"),
+    ("sub_requests[0].loss_fn_config.token_index", "loss.token"),
+    ("sub_requests[0].loss_fn_config", "loss"),
+    ("sub_requests[0].inference_spec.prompt", "prompt"),
+    ("sub_requests[1].only_these.nodes[3].layer_index", "onlyThese[3]"),
+    ("sub_requests[1].only_these", "onlyThese"),
+    ("sub_requests[0].baseline_prompts[0]", "baseline[0]"),
+    ("sub_requests[0].top_and_bottom_k", "k"),
+    ("sub_requests", "sub_requests"),
+]
+
+
+@pytest.mark.parametrize(("path", "field"), REFUSED_FIELDS)
+async def test_what_the_service_refuses_is_named_as_in_the_question(
+    client: Client, backend: StandIn, path: str, field: str
+) -> None:
+    backend.error = errors.InvalidRequest([FieldViolation(path, "is wrong", "OUT_OF_RANGE")])
+    response, _ = await debugged(client)
+    assert response.status_code == 400
+    assert response.json() == {
+        "message": f"{field}: is wrong",
+        "violations": [{"field": field, "description": "is wrong", "reason": "OUT_OF_RANGE"}],
+    }
+
+
+async def test_a_fault_of_both_runs_is_told_once(client: Client, backend: StandIn) -> None:
+    paths = [f"sub_requests[{number}].target_tokens[0]" for number in range(2)]
+    backend.error = errors.FailedPrecondition(
+        [FieldViolation(one, "is two", "NOT_ONE_TOKEN") for one in paths]
+    )
+    response, _ = await debugged(client, changes=["L1 head 2 @ 1"])
+    assert [one["field"] for one in response.json()["violations"]] == ["target[0]"]
+
+
+async def test_a_token_before_the_prompt(client: Client) -> None:
+    response, _ = await debugged(client, changes=["L1 head 2 @ -99"])
+    assert [one["field"] for one in response.json()["violations"]] == ["changes[0]"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (errors.OverLimit("too much", "COST_TOO_HIGH"), 413),
+        (errors.OverLimit("busy", "QUEUE_FULL", 1.5), 429),
+        (errors.Unavailable("loading", "NO_WORKER_READY", 1.0), 503),
+        (errors.DeadlineExceeded("late"), 408),
+        (errors.PermissionDenied("not you"), 401),
+        (errors.Internal("abc"), 500),
+        (RuntimeError("secret"), 500),
+    ],
+)
+async def test_errors_have_the_statuses_of_the_json_api(
+    client: Client, backend: StandIn, error: Exception, status: int
+) -> None:
+    backend.error = error
+    for response, _ in [await debugged(client), await asked(client, "tokens", {"text": "x"})]:
+        assert response.status_code == status
+        assert "secret" not in response.text
+        assert response.json()["violations"] == []
+        retry_after = getattr(error, "retry_after_seconds", None)
+        assert ("retry-after" in response.headers) is (retry_after is not None)
+
+
+@pytest.mark.parametrize(
+    "error", [errors.Unavailable("the worker died", "WORKER_LOST"), RuntimeError("secret")]
+)
+async def test_an_error_in_the_middle_is_the_last_line(
+    client: Client, backend: StandIn, error: Exception
+) -> None:
+    backend.error, backend.fails_after = error, 4
+    response, lines = await debugged(client)
+    assert response.status_code == 200
+    assert [line["event"] for line in lines[:2]] == ["started", "progress"]
+    assert (lines[-1]["event"], lines[-1]["violations"]) == ("error", [])
+    assert lines[-1]["message"]
+    assert "secret" not in response.text
+
+
+async def test_a_body_that_is_no_question(client: Client) -> None:
+    for body in ([], 3, {"question": []}, {"question": None}, {}):
+        response, _ = await asked(client, "debug", body)
+        assert response.status_code == 400
+        assert response.json()["violations"]
+    response = await client.post("/v1/workbench/debug", content=b"{}", headers={"content-type": "text/plain"})
+    assert response.status_code == 415
+    assert response.json()["violations"][0]["field"] == "content-type"
+
+
+async def test_how_urgent_a_question_is(client: Client, backend: StandIn) -> None:
+    await debugged(client)
+    await asked(client, "debug", {"question": QUESTION}, **{"tdb-priority": "sweep"})
+    priorities = [one.priority for one in backend.requests if isinstance(one, DebugRequest)]
+    assert priorities == [PRIORITY_INTERACTIVE, PRIORITY_SWEEP]
+
+
+async def test_lines_come_as_they_are_made_and_going_away_cancels(backend: StandIn) -> None:
+    backend.waits_after = 3
+    lines: Lines = []
+    has_lines = asyncio.Event()
+    left = asyncio.Event()
+    body = json.dumps({"question": QUESTION}).encode()
+    requests = iter([{"type": "http.request", "body": body}])
+
+    async def receive() -> dict[str, Any]:
+        for one in requests:
+            return one
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        lines.extend(json.loads(one) for one in message.get("body", b"").splitlines())
+        if len(lines) == 2:
+            has_lines.set()
+
+    headers = [(b"host", b"test"), (b"content-type", b"application/json")]
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/v1/workbench/debug",
+        "raw_path": b"/v1/workbench/debug",
+        "query_string": b"",
+        "headers": headers,
+    }
+    memory = Budget(MEMORY_BYTES, "bodies", "BUFFERS_FULL")
+    answering = asyncio.ensure_future(gateway(backend, memory)(scope, receive, send))
+    await asyncio.wait_for(has_lines.wait(), 5.0)
+    assert [one["event"] for one in lines] == ["started", "progress"]
+    assert not backend.cancelled.is_set()
+    assert memory.n_bytes > 0
+    left.set()
+    await asyncio.wait_for(backend.cancelled.wait(), 5.0)
+    await asyncio.wait_for(answering, 5.0)
+    assert memory.n_bytes == 0
+
+
+async def test_answers_take_their_part_of_the_memory(backend: StandIn) -> None:
+    memory = Budget(2 * 2000, "answers", "BUFFERS_FULL")
+    application = gateway(backend, memory)
+    async with Client(transport=httpx.ASGITransport(application), base_url="http://test") as client:
+        _, lines = await debugged(client, changes=["L1 head 2 @ 1"])
+    assert lines[-1]["event"] == "error"
+    assert "bytes of answers" in lines[-1]["message"]
+    assert memory.n_bytes == 0

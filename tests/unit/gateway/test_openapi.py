@@ -97,7 +97,7 @@ def test_what_is_computed_has_a_priority() -> None:
     told = {name for name in DOCUMENT["paths"] if "parameters" in operation(name[1:])}
     single = {f"/{name}" for name in SINGLE_SPECS}
     told_priority = {f"/v1/workbench/{name}" for name in ROUTES}
-    assert told == {"/batched_tdb", "/batched", "/edges"} | single | told_priority
+    assert told == {"/batched_tdb", "/batched", "/v1/edges"} | single | told_priority
     (parameter,) = operation("batched_tdb")["parameters"]
     assert (parameter["in"], parameter["name"]) == ("header", "tdb-priority")
     assert parameter["schema"]["enum"] == ["interactive", "sweep"]
@@ -225,8 +225,8 @@ def test_bodies_that_the_reference_has_not_are_as_described() -> None:
     of_body("batched").validate({"inferenceSubRequests": [one]})
     specs["lens"] = {"numTopTokens": 2}
     assert not of_body("batched").is_valid({"inferenceSubRequests": [one]})
-    of_body("edges").validate({"subRequests": [EDGES]})
-    assert not of_body("edges").is_valid({"subRequests": [{**EDGES, "method": "acdc"}]})
+    of_body("v1/edges").validate({"subRequests": [EDGES]})
+    assert not of_body("v1/edges").is_valid({"subRequests": [{**EDGES, "method": "acdc"}]})
 
 
 @pytest.mark.parametrize("result", [lens_result(), place_result(), edges_result()], ids=lambda one: type(one))

@@ -96,7 +96,7 @@ def create_gateway(
     endpoints = {
         "batched_tdb": computed(debug_request, debugger.Debug, batched_response),
         "batched": computed(infer_request, debugger.Infer, batched_response),
-        "edges": computed(edges_request, debugger.InferEdges, batched_response),
+        "v1/edges": computed(edges_request, debugger.InferEdges, batched_response),
         "model_info": Endpoint(lambda _: None, model_info, has_body=False),
         **{
             name: computed(partial(single_infer_request, name), debugger.Infer, single_response)

@@ -68,7 +68,7 @@ def infer_request(body: Any) -> InferRequest:
 
 
 def edges_request(body: Any) -> InferEdgesRequest:
-    """The body of `/edges`; raises as `debug_request`."""
+    """The body of `/v1/edges`; raises as `debug_request`."""
     return InferEdgesRequest(**_fields(read_body(bodies.EdgesRequest, body), InferEdgesRequest.DESCRIPTOR))
 
 

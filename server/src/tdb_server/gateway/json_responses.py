@@ -40,7 +40,7 @@ NOT_FINITE = -999.0
 
 
 def batched_response(response: DebugResponse | InferResponse | InferEdgesResponse) -> Body:
-    """The body that `/batched`, `/batched_tdb` and `/edges` answer with."""
+    """The body that `/batched`, `/batched_tdb` and `/v1/edges` answer with."""
     return {
         "inferenceSubResponses": [
             {

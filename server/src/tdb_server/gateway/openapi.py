@@ -69,7 +69,7 @@ _ENDPOINTS = {
             bodies.MultipleTopKDerivedScalarsRequest,
             answers.MultipleTopKDerivedScalarsResponse,
         ),
-        "edges": _Endpoint(
+        "v1/edges": _Endpoint(
             "Score the edges between components: a batch of prompts, each with the result edges.",
             bodies.EdgesRequest,
             answers.BatchedResponse,

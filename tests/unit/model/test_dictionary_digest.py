@@ -21,6 +21,7 @@ from tdb_server.workers.engine_loading import load_engine
 from tdb_server.workers.messages import Configuration
 from torch import Tensor
 
+from tests.bytes_read import bytes_read
 from tests.random_models import FIXTURES
 from tests.unit.model.test_dictionary_formats import (
     OURS,
@@ -253,11 +254,6 @@ def test_what_was_read_stays_as_it_was(name: str, tmp_path: Path, decoder: Decod
         with path.open("r+b") as file:
             file.write(b"\0" * path.stat().st_size)
     assert all(torch.equal(one, other) for one, other in zip(tensors, before, strict=True))
-
-
-def bytes_read() -> int:
-    """By this process, of files and pipes, as the system counts them: without what is mapped."""
-    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 @pytest.mark.parametrize(("suffix", "n_readings"), [("pt", 1), ("safetensors", 0)])  # the latter are mapped

@@ -5,10 +5,9 @@ Whatever has to be converted is converted once, and kept (`conversions.py`).
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tdb_server.model.conversions import kept_conversion
 from tdb_server.model.gguf import convert_gguf
 from tdb_server.model.gguf_file import model_name, part_paths
 from tdb_server.model.hub import download_from_hub
+from tdb_server.model.known_files import content_digest, file_facts
 from tdb_server.model.model_files import TOKENIZER_FILE
 from tdb_server.model.progress import Progress, no_progress
 from tdb_server.model.regular_file import is_there, refuse_unreadable
@@ -108,31 +108,21 @@ def _converted(
     gguf: Path, name: str, progress: Progress, is_in_doubt: bool, check: Callable[[Path], object]
 ) -> ModelFolder:
     parts = part_paths(gguf)
-    before = _facts(parts)
-    # Read here for its digest, and by whoever converts it, which is once for many starts: the digest says
-    # whether there is anything to convert, so it cannot be taken on the way. `_facts` would not do, because
-    # a copied file may have its original's size and time.
-    digest = hashlib.sha256()
     for part in parts:
         refuse_unreadable(part)
-        with part.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    before = file_facts(parts)
+    # A first conversion reads the file twice, for its digest and to convert it: tensors are not converted in
+    # the order of the file, and its digest says whether there is anything to convert.
+    content = content_digest(name, parts, progress, is_in_doubt=is_in_doubt)
 
     def convert(target: Path) -> None:
         convert_gguf(gguf, target, progress)
-        if _facts(parts) != before:
+        if file_facts(parts) != before:
             raise ModelBroken(f"{gguf}: was changed while it was read; start again")
 
-    kept = kept_conversion(name, digest.digest(), convert, is_in_doubt=is_in_doubt)
+    kept = kept_conversion(name, content, convert, is_in_doubt=is_in_doubt)
     check(kept.folder)
     return ModelFolder(kept.folder, name, kept.folder, kept.weights_digest)
-
-
-def _facts(paths: Sequence[Path]) -> list[tuple[int, ...]]:
-    """What changes with a file's content."""
-    return [
-        (one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in (path.stat() for path in paths)
-    ]
 
 
 def _from_folder(path: Path, name: str, progress: Progress, check: Callable[[Path], object]) -> ModelFolder:

@@ -19,7 +19,32 @@ ENDPOINTS = (
     "derived_scalars",
     "derived_attention_scalars",
     "multiple_top_k_derived_scalars",
+    "edges",
 )
+LOSS = {"name": "log_prob", "targetTokens": [" the"], "tokenIndex": -1}
+COMPARED = {"prompt": "the cat sat on the", "baselinePrompts": ["the cat sat on of"], "lossFnConfig": LOSS}
+CIRCUIT = {"nodeTypes": ["whole_head", "whole_mlp"], "nodes": [{"nodeType": "whole_mlp", "layerIndex": 1}]}
+LENS = {"specType": "lens_request_spec", "vocabTokens": [" the"], "tokenIndices": [-1, 0], "numTopTokens": 3}
+PLACE = {"activationLocationType": "attn.qk_logits", "layerIndices": [0, 2], "passType": "backward"}
+RUN = {**COMPARED, "onlyThese": CIRCUIT, "backwardRule": "relp", "attentionPatternGradients": True}
+OURS: tuple[tuple[str, Any], ...] = (
+    (
+        "edges",
+        {"subRequests": [{**COMPARED, "method": "eap_ig", "steps": 2, "topK": 9, "wholeMatrix": True}]},
+    ),
+    (
+        "batched",
+        {
+            "inferenceSubRequests": [
+                {
+                    "inferenceRequestSpec": RUN,
+                    "processingRequestSpecByName": {"lens": LENS, "place": PLACE},
+                }
+            ]
+        },
+    ),
+)
+"""What the reference has not: endpoints with sound bodies."""
 SCALARS = (None, True, False, 0, -1, 1, 2, 3, 59, 60, 10**6, 2**31, -(2**31) - 1, 2**63, 10**400)
 NUMBERS = (0.5, -0.0, 1e300, 1e-320, float("nan"), float("inf"), float("-inf"))
 TEXTS = ("", " ", " the", "the cat sat on the", "x" * 5_000, "\0", "\ud800", "🧨", "NaN", "1", "true")
@@ -32,9 +57,9 @@ DEPTHS = (50, 900, 5_000, 100_000)
 
 
 def golden_bodies() -> Sequence[tuple[str, Any]]:
-    """Endpoints with sound bodies."""
+    """Endpoints with sound bodies: the reference's, and of what it has not."""
     goldens = [json.loads(gzip.decompress(path.read_bytes())) for path in sorted(GOLDENS.glob("*.json.gz"))]
-    return [(golden["endpoint"], golden["request"]) for golden in goldens]
+    return [*((golden["endpoint"], golden["request"]) for golden in goldens), *OURS * (len(goldens) // 8)]
 
 
 def hostile_body(chance: random.Random, goldens: Sequence[tuple[str, Any]]) -> tuple[str, bytes]:

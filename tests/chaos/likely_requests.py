@@ -20,10 +20,25 @@ from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.node import Dimension, NodeType
 from tdb_server.domain.spec_relations import kind_of
 from tdb_server.service.enum_names import DERIVED_SCALARS, NODE_TYPES, PLACES
-from transformer_debugger.v1 import ablation_pb2, activation_pb2, node_pb2, processing_pb2, trace_pb2
+from transformer_debugger.v1 import (
+    ablation_pb2,
+    activation_pb2,
+    circuit_pb2,
+    node_pb2,
+    processing_pb2,
+    trace_pb2,
+)
+from transformer_debugger.v1.backward_rule_pb2 import BackwardRule
 from transformer_debugger.v1.derived_scalar_pb2 import GroupId
-from transformer_debugger.v1.loss_pb2 import LOSS_FN_NAME_LOGIT_DIFF, LossFnConfig, LossFnName
+from transformer_debugger.v1.edges_pb2 import EDGE_METHOD_EAP_IG
+from transformer_debugger.v1.loss_pb2 import (
+    LOSS_FN_NAME_DIRECTION,
+    LOSS_FN_NAME_LOGIT_DIFF,
+    LossFnConfig,
+    LossFnName,
+)
 from transformer_debugger.v1.transformer_debugger_service_pb2 import (
+    InferEdgesRequest,
     InferenceSpec,
     InferenceSubRequest,
     InferRequest,
@@ -32,6 +47,8 @@ from transformer_debugger.v1.transformer_debugger_service_pb2 import (
 PROMPTS = {" the mat": 2, "the cat sat on the": 5, " the" * 8: 8, " the" * 60: 60}
 """With their numbers of tokens."""
 VALUES = (0.0, 0.0, 0.0, 1.0, -3.0, 1e-40, 1e30, -1e30, 1e300)
+KEPT = (node_pb2.NODE_TYPE_WHOLE_HEAD, node_pb2.NODE_TYPE_WHOLE_MLP)
+"""Of circuits."""
 LARGE_INDEX = 4
 PAIR_PLACES = {HookPoint.ATTN_QK_LOGITS, HookPoint.ATTN_QK_PROBS}
 PAIRS_AND_HEAD = (Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS, Dimension.ATTN_HEADS)
@@ -72,19 +89,55 @@ class LikelyRequests:
             spec.loss_fn_config.CopyFrom(self._loss())
         elif objective < 0.9:
             spec.trace_config.CopyFrom(self._trace(n_tokens))
+        for _ in range(self._chance.choice((0, 0, 1))):
+            spec.baseline_prompts.append(self._chance.choice((prompt, prompt.replace(" the", " of"))))
+        if objective < 0.9:
+            spec.backward_rule = self._chance.choice((0, 0, *BackwardRule.values()))
+        if objective < 0.6 and self._chance.random() < 0.2:
+            spec.only_these.CopyFrom(self._circuit(n_tokens))
         for _ in range(self._chance.choice((0, 0, 1, 2))):
             index = self._index(self._chance.choice(self._places), n_tokens, has_objective=objective < 0.9)
-            spec.ablation_specs.append(
-                ablation_pb2.AblationSpec(index=index, value=self._chance.choice(VALUES))
-            )
+            spec.ablation_specs.append(self._ablation(index, has_baseline=bool(spec.baseline_prompts)))
         # Results of the same name would have to be alike in all sub-requests.
         ranking = self._ranking(f"ranking {number}", has_objective=objective < 0.9)
         n_others = self._chance.randrange(4)
         others = [self._other(f"{number}.{other}", ranking.name) for other in range(n_others)]
         return InferenceSubRequest(inference_spec=spec, processing_specs=[ranking, *others])
 
+    def _ablation(
+        self, index: activation_pb2.ActivationIndex, *, has_baseline: bool
+    ) -> ablation_pb2.AblationSpec:
+        ablation = ablation_pb2.AblationSpec(index=index, value=self._chance.choice(VALUES))
+        kinds = [ablation_pb2.ABLATION_VALUE_TYPE_SCALE, ablation_pb2.ABLATION_VALUE_TYPE_ADD]
+        if has_baseline:
+            kinds.append(ablation_pb2.ABLATION_VALUE_TYPE_BASELINE)
+        if self._chance.random() < 0.3:
+            ablation.value_type = self._chance.choice(kinds)
+        if ablation.value_type == ablation_pb2.ABLATION_VALUE_TYPE_BASELINE:
+            ablation.ClearField("value")
+        return ablation
+
+    def _circuit(self, n_tokens: int) -> circuit_pb2.Circuit:
+        kinds = self._chance.sample(KEPT, self._chance.choice((1, 2)))
+        circuit = circuit_pb2.Circuit(node_types=kinds)
+        for kind in kinds * self._chance.choice((0, 1, 3)):
+            node = circuit.nodes.add(node_type=kind, layer_index=self._chance.randrange(self._info.n_layers))
+            if kind == node_pb2.NODE_TYPE_WHOLE_HEAD:
+                node.component_index = self._chance.randrange(self._info.n_heads)
+            if self._chance.random() < 0.5:
+                node.token_index = self._chance.randrange(n_tokens)
+        return circuit
+
     def _loss(self) -> LossFnConfig:
-        loss = LossFnConfig(name=self._chance.randrange(1, len(LossFnName.values())), target_tokens=[" the"])
+        loss = LossFnConfig(name=self._chance.randrange(1, len(LossFnName.values())))
+        if self._chance.random() < 0.2:
+            loss.token_index = self._chance.choice((-1, 0, 1))
+        if loss.name == LOSS_FN_NAME_DIRECTION:
+            loss.direction.place = activation_pb2.ACTIVATION_LOCATION_TYPE_RESID_POST_MLP
+            loss.direction.layer_index = self._chance.randrange(self._info.n_layers)
+            loss.direction.vector.extend([self._chance.choice((1.0, -1e30))] * self._info.d_model)
+            return loss
+        loss.target_tokens.append(" the")
         if loss.name == LOSS_FN_NAME_LOGIT_DIFF:
             loss.distractor_tokens.extend([" of"] * self._chance.randrange(2))
         return loss
@@ -146,7 +199,15 @@ class LikelyRequests:
     def _other(self, name: str, ranking: str) -> processing_pb2.NamedProcessingSpec:
         named = processing_pb2.NamedProcessingSpec(name=name)
         fill = self._chance.choice(
-            (self._fill_scalars, self._fill_attention, self._fill_scored_tokens, self._fill_pairs)
+            (
+                self._fill_scalars,
+                self._fill_attention,
+                self._fill_scored_tokens,
+                self._fill_pairs,
+                self._fill_lens,
+                self._fill_activations,
+                self._fill_totals,
+            )
         )
         fill(named, ranking)
         return named
@@ -174,6 +235,40 @@ class LikelyRequests:
     def _fill_pairs(self, named: processing_pb2.NamedProcessingSpec, ranking: str) -> None:
         spec = named.token_pair_attribution
         spec.depends_on, spec.num_tokens_attended_to = ranking, self._chance.choice((1, 3, 100))
+
+    def _fill_lens(self, named: processing_pb2.NamedProcessingSpec, _: str) -> None:
+        spec = named.lens
+        spec.token_indices.extend(self._chance.choice(([], [-1], [0, 1])))
+        spec.layer_indices.extend(self._chance.choice(([], [0], [self._info.n_layers - 1, 0])))
+        spec.vocab_tokens.extend(self._chance.choice(([], [" the"], [" of", " the"])))
+        if not spec.vocab_tokens or self._chance.random() < 0.5:
+            spec.num_top_tokens = self._chance.choice((1, 10, 1000))
+
+    def _fill_activations(self, named: processing_pb2.NamedProcessingSpec, _: str) -> None:
+        spec = named.activations
+        spec.activation_location_type = PLACES.numbers[self._chance.choice(self._places)]
+        spec.token_indices.extend(self._chance.choice(([], [-1], [1, 0])))
+        spec.pass_type = self._chance.choice((0, 0, node_pb2.PASS_TYPE_BACKWARD))
+
+    def _fill_totals(self, named: processing_pb2.NamedProcessingSpec, _: str) -> None:
+        scalars = self._chance.sample([one for one in self._scalars if one.declared.adds_up], 3)
+        named.component_totals.derived_scalar_types.extend(DERIVED_SCALARS.numbers[one] for one in scalars)
+
+    def edges(self) -> InferEdgesRequest:
+        """One or two prompts whose edges are wanted."""
+        prompt = self._chance.choice(list(PROMPTS))
+        request = InferEdgesRequest()
+        for _ in range(self._chance.choice((1, 1, 2))):
+            one = request.sub_requests.add(prompt=prompt, loss_fn_config=self._loss())
+            one.baseline_prompts.extend(
+                [prompt.replace(" the", " of"), prompt][: self._chance.choice((1, 2))]
+            )
+            one.whole_matrix = self._chance.random() < 0.5
+            if self._chance.random() < 0.5:
+                one.method, one.steps = EDGE_METHOD_EAP_IG, self._chance.choice((1, 3))
+            if self._chance.random() < 0.5:
+                one.top_k = self._chance.choice((1, 1000))
+        return request
 
     def _of_shape(self, n_axes: int) -> list[DerivedScalar]:
         """One number per token and component, or one per token pair and head."""

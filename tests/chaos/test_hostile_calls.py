@@ -39,10 +39,11 @@ ALLOWED = {
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.UNIMPLEMENTED,
 }
-STREAMED = {f"{DEBUGGER}/StreamDebug", f"{DEBUGGER}/StreamInfer"}
+STREAMED = {f"{DEBUGGER}/StreamDebug", f"{DEBUGGER}/StreamInfer", f"{DEBUGGER}/StreamInferEdges"}
 METHODS = {
     service_pb2.DebugRequest: (f"{DEBUGGER}/Debug", f"{DEBUGGER}/StreamDebug"),
     service_pb2.InferRequest: (f"{DEBUGGER}/Infer", f"{DEBUGGER}/StreamInfer"),
+    service_pb2.InferEdgesRequest: (f"{DEBUGGER}/InferEdges", f"{DEBUGGER}/StreamInferEdges"),
 }
 WRONG_PATHS = (
     f"{DEBUGGER}/Guess", f"{DEBUGGER}/debug", f"{DEBUGGER}/", f"{DEBUGGER}/Debug/", f"{DEBUGGER}/Debug?x=1",
@@ -69,8 +70,9 @@ class HostileCall:
 def test_every_call_gets_a_typed_status(watched, extent):
     """Most are refused; most random general requests must run, so that the engine is tried too."""
     outcomes = _mistreat(watched, extent.n_hostile_calls, seed=0)
-    n_random = sum(number for (kind, _), number in outcomes.items() if kind == "random general request")
-    assert outcomes["random general request", "OK"] > n_random / 2
+    for sound in ("random general request", "random request for edges"):
+        n_random = sum(number for (kind, _), number in outcomes.items() if kind == sound)
+        assert outcomes[sound, "OK"] > n_random / 2
 
 
 @only_long
@@ -156,6 +158,8 @@ def _hostile_call(chance: random.Random, number: int) -> HostileCall:
         "random general request": _random_general,
         "spoiled general request": _spoiled_general,
         "spoiled debug request": _spoiled_debug,
+        "random request for edges": _random_edges,
+        "spoiled request for edges": _spoiled_edges,
         "random fields": _random_fields,
         "broken bytes": _broken_bytes,
         "bad enum": _bad_enum,
@@ -164,7 +168,7 @@ def _hostile_call(chance: random.Random, number: int) -> HostileCall:
         "wrong path": _wrong_path,
         "other methods": _other_methods,
     }
-    weights = (2, 4, 4, 3, 6, 3, 0.4, 0.5, 0.5, 1)
+    weights = (2, 4, 4, 0.5, 2, 3, 6, 3, 0.4, 0.5, 0.5, 1)
     names = list(kinds)
     kind = names[number % len(names)] if number < len(names) else chance.choices(names, weights)[0]
     return HostileCall(kind, *kinds[kind](chance))
@@ -191,8 +195,16 @@ def _spoiled_debug(chance: random.Random) -> tuple[str, bytes]:
     return _of(chance, hostile_messages.spoiled(chance, sound))
 
 
+def _random_edges(chance: random.Random) -> tuple[str, bytes]:
+    return _of(chance, LikelyRequests(chance, MODEL_INFO).edges())
+
+
+def _spoiled_edges(chance: random.Random) -> tuple[str, bytes]:
+    return _of(chance, hostile_messages.spoiled(chance, LikelyRequests(chance, MODEL_INFO).edges()))
+
+
 def _random_fields(chance: random.Random) -> tuple[str, bytes]:
-    kind = chance.choice((service_pb2.DebugRequest, service_pb2.InferRequest))
+    kind = chance.choice(list(METHODS))
     return _of(chance, hostile_messages.random_message(chance, kind()))
 
 

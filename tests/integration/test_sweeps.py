@@ -24,6 +24,8 @@ TARGET, DISTRACTOR = " the", " of"
 STARTS = ("the cat sat on the", "the dog ran to the", "the cat and the dog", "the dog sat on a")
 LENGTHS = 8, 10, 12
 SCALARS = ("direct_effect", "act_times_grad", "write_norm", "activation")
+SUMMED = SCALARS[:3]
+"""Of heads, MLPs and the embedding, which are summed over all tokens."""
 
 
 @pytest.fixture
@@ -108,9 +110,13 @@ def by_hand(client: Client, prompts: list[str]) -> tuple[dict[str, dict[str, lis
     for i, prompt in enumerate(prompts):
         result = client.debug(prompt, TARGET, DISTRACTOR, k=3)
         losses.append(float(result.loss or 0.0))
-        nodes = result.nodes
+        components, nodes = result.components, result.nodes
+        for row, component in enumerate(components.components):
+            for name in SUMMED:
+                values = sums.setdefault(component, {}).setdefault(name, [0.0] * len(prompts))
+                values[i] = float(components.scalar(name)[row])  # type: ignore[arg-type]
         for row, node in enumerate(nodes.nodes):
-            for name in SCALARS:
+            for name in SCALARS if node.type == "mlp_neuron" else ():
                 values = sums.setdefault(node.component, {}).setdefault(name, [0.0] * len(prompts))
                 values[i] += float(nodes.scalar(name)[row])  # type: ignore[arg-type]
     return sums, losses
@@ -172,8 +178,9 @@ def test_a_sweep_that_was_killed_goes_on_to_the_same_table(
         {row["component"]: row for row in table(tmp_path / name)} for name in ("killed", "whole")
     )
     assert killed.keys() == whole.keys()
-    assert {row["type"] for row in whole.values()} == {"embedding", "attention_head", "mlp_neuron"}
+    assert {row["type"] for row in whole.values()} == {"embedding", "head", "mlp", "mlp_neuron"}
     for component, row in whole.items():
         assert killed[component]["lines"] == row["lines"]
         for name in (one + error for one in SCALARS for error in ("", "_standard_error")):
-            assert float(killed[component][name]) == pytest.approx(float(row[name]), abs=1e-4)
+            told = (float(one[name] or "nan") for one in (killed[component], row))
+            assert next(told) == pytest.approx(next(told), abs=1e-4, nan_ok=True)

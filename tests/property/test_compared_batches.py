@@ -12,14 +12,22 @@ from hypothesis import strategies as st
 from tdb_server.domain.ablation_conflicts import conflict_violations
 from tdb_server.domain.call import Call
 from tdb_server.domain.debug import inference_sub_request, node_ablation_spec
+from tdb_server.domain.derived_scalar import DerivedScalar
+from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import ModelInfo, Site
 from tdb_server.domain.node import NodeType
 from tdb_server.domain.requests import (
     AttentionComponent,
+    Circuit,
+    ComponentTotalsSpec,
     DebugSubRequest,
+    InferenceSpec,
     InferenceSubRequest,
+    LossConfig,
+    LossName,
     MlpComponent,
     NodeAblation,
+    ResidualDirection,
     ValueType,
 )
 from tdb_server.domain.results import ObjectiveValues
@@ -100,6 +108,28 @@ def circuits_of(engine: Engine, calls: Batch) -> dict[tuple[int, int], list[floa
         for call_id, event in engine.run(batch, lambda _: False)
         if isinstance(event, ObjectiveValues) and event.circuit is not None
     }
+
+
+@pytest.mark.parametrize("has_circuit_too", [False, True])
+def test_circuits_beside_losses_along_directions(has_circuit_too: bool) -> None:
+    """What the one needs of the prompts that it is compared with, the other does not."""
+    engine = engine_of("gpt2", torch.float64)
+    vector = tuple(0.1 * one for one in range(small_model("gpt2").config.d_model))
+    direction = ResidualDirection(HookPoint.RESID_POST_MLP, 1, vector)
+    of_logits = LossConfig(LossName.LOGIT_DIFF, (3,), (5,))
+    along = LossConfig(LossName.DIRECTION, direction=direction)
+    circuit = Circuit(frozenset({NodeType.WHOLE_MLP}), ())
+    runs = [
+        InferenceSpec((1, 2, 3), of_logits, baselines=((3, 2, 1),), circuit=circuit),
+        InferenceSpec((4, 2, 6), along, baselines=((3, 2, 1),), circuit=circuit if has_circuit_too else None),
+    ]
+    effects = ComponentTotalsSpec((DerivedScalar.MLP_ACT_TIMES_GRAD,))
+    calls = [[InferenceSubRequest(one, {"totals": effects})] for one in runs]
+    together = circuits_of(engine, calls)
+    assert len(together) == 1 + has_circuit_too
+    for number, _ in together:
+        alone = circuits_of(engine, [calls[number]])[0, 0]
+        np.testing.assert_allclose(together[number, 0], alone, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma2", "gpt_neox", "olmo2"])

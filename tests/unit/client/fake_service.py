@@ -179,6 +179,24 @@ def named_results(change: float = 0.0) -> list[result_pb2.NamedResult]:
     return results
 
 
+def summed_components() -> result_pb2.NamedResult:
+    """Of L1 head 2, L0 mlp and the embedding: direct effects 4, -0.5, 0.25; half as much; twice as much."""
+    heads = np.zeros((2, 6))
+    heads[1, 2] = 4
+    found = result_pb2.NamedResult(name="componentTotals")
+    for factor, names in (
+        (1.0, ("mlp_write_to", "unflattened_attn_write_to", "resid_post_embedding_proj_to")),
+        (0.5, ("mlp_act_times_grad", "unflattened_attn_act_times_grad", "token_attribution")),
+        (2.0, ("mlp_write_norm", "unflattened_attn_write_norm", "resid_post_embedding_norm")),
+    ):
+        for name, values in zip(names, ([-0.5, 0], heads, 0.25), strict=True):
+            whole = f"{name}_final_residual_grad" if name.endswith("_to") else name
+            scalar = DerivedScalarType.Value(f"DERIVED_SCALAR_TYPE_{whole.upper()}")
+            total = found.component_totals.totals.add(derived_scalar_type=scalar)
+            total.total.CopyFrom(tensor(np.multiply(values, factor)))
+    return found
+
+
 def ablated_loss(specs: Iterable[ablation_pb2.AblationSpec]) -> float:
     """Of a run of the general request: the loss goes down with the number of what is ablated."""
     return 3.0 - sum(0.5 + one.index.tensor_indices[-1].index / 64 + one.value for one in specs)
@@ -230,7 +248,8 @@ def debug_stream(
     yield service_pb2.StreamDebugResponse(started=first)
     for index, sub_request in enumerate(request.sub_requests):
         change = -0.5 * len(sub_request.node_ablations)
-        for result in named_results(change):
+        totals = [summed_components()] if sub_request.component_totals else []
+        for result in [*named_results(change), *totals]:
             chunks = []
             if result.name == "componentSumsForTokenDisplay":
                 chunks = announce(result.multiple_top_k.groups[1].sums[1].sum, index + 1, 24)

@@ -18,8 +18,10 @@ from tdb_client.errors import InvalidValueError
 from tdb_client.sweep.journal import FILE_NAME, open_journal
 from tdb_client.sweep.lines import read_input
 from tdb_client.sweep.means import Spread, table_of_nodes
-from transformer_debugger.v1.call_pb2 import PRIORITY_SWEEP
+from transformer_debugger.v1 import result_pb2
+from transformer_debugger.v1.call_pb2 import PRIORITY_INTERACTIVE, PRIORITY_SWEEP
 
+from tests.unit.client import fake_service
 from tests.unit.client.fake_service import REFUSED, SLOW, TOO_LONG, FakeService
 
 Fake = tuple[str, FakeService]
@@ -63,22 +65,18 @@ def test_a_table_and_the_objectives(sweep: Any, fake: Fake, tmp_path: Path, caps
     folder = tmp_path / "out"
     assert err == f"tdb: wrote {folder}/table.csv and {folder}/objectives.jsonl\n"
     assert "L1 head 2" in out
-    assert "5 of 5 rows, means over 3 lines ± standard errors" in out
-    assert [row["component"] for row in table(folder)] == [
-        "L1 head 2",
-        "L0 neuron 5",
-        "L1 attention latent 4",
-        "L1 mlp latent 9",
-        "embedding",
-    ]
-    first = table(folder)[0]
-    assert (first["type"], first["layer"], first["index"], first["lines"]) == (
-        "attention_head",
-        "1",
-        "2",
-        "3",
-    )
-    assert (first["direct_effect"], first["direct_effect_standard_error"]) == ("4", "0")
+    assert "18 of 18 rows, means over 3 lines ± standard errors" in out
+    rows = {row["component"]: row for row in table(folder)}
+    heads = {f"L{layer} head {head}" for layer in range(2) for head in range(6)}
+    listed = {"L0 neuron 5", "L1 attention latent 4", "L1 mlp latent 9"}
+    assert rows.keys() == heads | listed | {"L0 mlp", "L1 mlp", "embedding"}
+    assert table(folder)[0]["component"] == "L1 head 2"
+    fields = "type", "layer", "index", "lines", "direct_effect", "act_times_grad", "write_norm", "activation"
+    assert [rows["L1 head 2"][one] for one in fields] == ["head", "1", "2", "3", "4", "2", "8", ""]
+    assert [rows["L0 mlp"][one] for one in fields[:5]] == ["mlp", "0", "", "3", "-0.5"]
+    assert [rows["embedding"][one] for one in fields[:5]] == ["embedding", "", "", "3", "0.25"]
+    assert [rows["L0 neuron 5"][one] for one in fields[:4]] == ["mlp_neuron", "0", "5", "3"]
+    assert {row["direct_effect_standard_error"] for row in rows.values()} == {"0"}
     assert objectives(folder)[1] == {"line": 2, "id": "2", "n_tokens": 4, "objective": 3.0}
     calls = [one for one in fake[1].requests if hasattr(one, "sub_requests")]
     assert {one.priority for one in calls if not one.validate_only} == {PRIORITY_SWEEP}
@@ -86,6 +84,23 @@ def test_a_table_and_the_objectives(sweep: Any, fake: Fake, tmp_path: Path, caps
     assert calls[0].sub_requests[0].distractor_token_ids == [9]
     validated = [one.validate_only for one in calls]
     assert validated == sorted(validated, reverse=True), "all lines are checked before any is run"
+
+
+def test_whoever_says_how_urgent_it_is_is_heard(sweep: Any, fake: Fake, tmp_path: Path) -> None:
+    assert sweep(write(tmp_path / "in.jsonl", "a"), "--priority", "interactive") == 0
+    calls = [one for one in fake[1].requests if hasattr(one, "sub_requests")]
+    told = {one.priority for one in calls if not one.validate_only}
+    assert told == {PRIORITY_INTERACTIVE}
+
+
+def test_a_server_without_sums_is_too_old(
+    sweep: Any, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = result_pb2.NamedResult(name="componentTotals")
+    nothing.component_totals.SetInParent()
+    monkeypatch.setattr(fake_service, "summed_components", lambda: nothing)
+    assert sweep(write(tmp_path / "in.jsonl", "a")) == 1
+    assert "the server gives no sums by component" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -280,7 +295,7 @@ def test_a_journal_holds_lines_in_the_order_of_the_input(tmp_path: Path) -> None
 def test_a_busy_server_is_asked_again(sweep: Any, fake: Fake, tmp_path: Path) -> None:
     fake[1].n_busy = 5
     assert sweep(write(tmp_path / "in.jsonl", "a", "b")) == 0
-    assert len(table(tmp_path / "out")) == 5
+    assert len(table(tmp_path / "out")) == 18
 
 
 def test_tables_by_node_need_one_length(sweep: Any, fake: Fake, tmp_path: Path, capsys: Output) -> None:
@@ -311,8 +326,10 @@ def test_parquet(sweep: Any, tmp_path: Path, capsys: Output, monkeypatch: pytest
     assert sweep(file, "--parquet") == 0
     read = parquet.read_table(tmp_path / "out" / "table.parquet").to_pydict()
     assert read["component"][0] == "L1 head 2"
-    assert read["layer"] == [1, 0, 1, 1, None]
+    assert (read["layer"][:2], read["index"][:2]) == ([1, 0], [2, None])
+    assert None in read["layer"]  # of the embedding
     assert read["direct_effect"][:2] == [4.0, -0.5]
+    assert np.isnan(read["activation"][0])
     assert np.isnan(read["direct_effect_standard_error"][0])  # of one line
     assert sweep(file) == 0
     assert table(tmp_path / "out")[0]["direct_effect_standard_error"] == ""
@@ -355,15 +372,20 @@ def test_means_are_over_all_lines() -> None:
     def record(**effects: float) -> dict[str, Any]:
         nodes = {"a": "L1 head 2 @ 3 -> 1", "b": "L1 head 2 @ 3 -> 0", "c": "L0 neuron 5 @ 2"}
         scalars = ("act_times_grad", "write_norm", "activation")
+        sums = [sum(effects.values()) + 1, 0.5, 0.0]  # more than what is listed
+        components = {"names": ["L1 head 2", "L0 post_mlp latents", "embedding"], "direct_effect": sums}
+        components |= {"act_times_grad": [2.0] * 3, "write_norm": [3.0] * 3}
         listed = {"nodes": [nodes[one] for one in effects], "direct_effect": list(effects.values())}
-        return listed | {name: [1.0] * len(effects) for name in scalars}
+        return listed | {name: [1.0] * len(effects) for name in scalars} | {"components": components}
 
     columns = table_of_nodes([record(a=1.0, b=2.0, c=5.0), record(a=4.0)], "component")
-    assert columns["component"] == ["L1 head 2", "L0 neuron 5"]
-    assert columns["lines"] == [2, 1]
-    assert columns["direct_effect"] == [3.5, 2.5]
-    assert columns["direct_effect_standard_error"] == [0.5, 2.5]
-    assert columns["activation"] == [1.5, 0.5]
+    assert columns["component"] == ["L1 head 2", "L0 neuron 5", "L0 post_mlp latents", "embedding"]
+    assert columns["type"] == ["head", "mlp_neuron", "post_mlp latents", "embedding"]
+    assert columns["lines"] == [2, 1, 2, 2]
+    assert columns["direct_effect"] == [7.0, 2.5, 0.5, 0.0]
+    assert columns["direct_effect_standard_error"] == [2.0, 2.5, 0.0, 0.0]
+    assert columns["write_norm"] == [3.0, 0.5, 3.0, 3.0]
+    np.testing.assert_equal(columns["activation"], [np.nan, 0.5, np.nan, np.nan])
     by_node = table_of_nodes([record(a=1.0, b=2.0, c=5.0), record(a=4.0)], "node")
     assert by_node["node"] == ["L0 neuron 5 @ 2", "L1 head 2 @ 3 -> 1", "L1 head 2 @ 3 -> 0"]
     assert by_node["attended_to"] == [None, 1, 0]

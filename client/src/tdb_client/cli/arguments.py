@@ -455,7 +455,7 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
         "--by",
         choices=["component", "node"],
         default="component",
-        help="rows of the table: sums over each prompt's tokens, or, for prompts of one length, nodes"
+        help="rows of the table: heads, MLPs and such over all tokens, or, for prompts of one length, nodes"
         " (default: component)",
     )
     written.add_argument("--parquet", action="store_true", help="write the table as Parquet and not as CSV")

@@ -32,9 +32,9 @@ def add_connection(parser: argparse.ArgumentParser, *, is_default: bool) -> None
     add("--timeout", 120.0, metavar="SECONDS", type=_positive, help="how long a call may take (default: 120)")
     add(
         "--priority",
-        "interactive",
+        None,
         choices=["interactive", "sweep"],
-        help="sweep, for one of many calls, lets others go first (default: interactive)",
+        help="sweep, for one of many calls, lets others go first (default: interactive; `tdb sweep`: sweep)",
     )
     file("--token-file", "file with the bearer token")
     add("--tls", False, action="store_true", help="use TLS; implied by the following")
@@ -75,13 +75,13 @@ def client(options: argparse.Namespace) -> Client:
     Raises:
         OSError: a file cannot be read.
     """
-    how = connection(options)
-    return Client(how.server, timeout=how.timeout, tls=how.tls, token=how.token, priority=options.priority)
+    how, priority = connection(options), options.priority or "interactive"
+    return Client(how.server, timeout=how.timeout, tls=how.tls, token=how.token, priority=priority)
 
 
-def async_client(options: argparse.Namespace, *, priority: str) -> AsyncClient:
-    """The same for asyncio, with a priority that the command chooses."""
-    how = connection(options)
+def async_client(options: argparse.Namespace, *, default_priority: str) -> AsyncClient:
+    """The same for asyncio, with a priority that the command chooses where the options do not."""
+    how, priority = connection(options), options.priority or default_priority
     return AsyncClient(how.server, timeout=how.timeout, tls=how.tls, token=how.token, priority=priority)
 
 

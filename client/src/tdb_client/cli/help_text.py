@@ -137,11 +137,12 @@ examples:
 A line of the file is {{"prompt": TEXT, "target": TOKENS, "distractor": TOKENS, "id": NAME}}: tokens are texts
 or vocabulary indices, one or a list; distractor and id may be left out. All lines are checked before any is
 run. FOLDER gets
-  table.csv           means and standard errors over the lines of what each component adds; what a prompt's
-                      answer does not list (see -k) counts as 0 in it, and `lines` says how many list it
+  table.csv           means and standard errors over the lines of what each head, each MLP and the embedding
+                      add; beside them neurons and latents: what a prompt's answer does not list of these
+                      (see -k) counts as 0 in it, and `lines` says how many list it
   objectives.jsonl    the objective of each line
   done.jsonl          what is done: the same command goes on where it was cut off
-Calls have priority sweep, so that others go first.
+Calls have priority sweep, so that others go first, unless --priority says otherwise.
 
 examples:
   tdb sweep prompts.jsonl --out results

@@ -56,7 +56,7 @@ def sweep(options: argparse.Namespace) -> ExitCode:
 
 async def _run(options: argparse.Namespace, lines: SweepInput, question: Question) -> Columns:
     """Everything but what is shown at the end."""
-    async with async_client(options, priority="sweep") as client:
+    async with async_client(options, default_priority="sweep") as client:
         model = await client.model_info()
         heading = running.heading(lines, question, model)
         with open_journal(options.out, heading) as journal:

@@ -19,7 +19,7 @@ Record = Mapping[str, Any]
 
 FILE_NAME = "done.jsonl"
 
-_KIND = {"file": "tdb sweep", "format": 1}
+_KIND = {"file": "tdb sweep", "format": 2}
 _BEGINNING = json.dumps(_KIND).encode()[:-1]
 """Of every journal: nothing else is written to, whatever its name."""
 

@@ -1,14 +1,16 @@
 """Means and standard errors over the lines of a sweep.
 
-A line's answer lists the nodes that matter most in its prompt. What it does not list counts as 0 in that
-line, so that all means are over all lines; `lines` says in how many something was listed.
+Heads, MLPs, the embedding and layers' latents are summed by the server, over everything they do in a prompt.
+Of neurons and latents one by one, and of nodes, a line's answer lists those that matter most in its prompt:
+what it does not list counts as 0 in that line, so that all means are over all lines; `lines` says in how many
+something was listed.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
@@ -19,6 +21,9 @@ from tdb_client.sweep.journal import Record
 By = Literal["component", "node"]
 Columns = dict[str, list[object]]
 """A table: columns of one length by name."""
+
+_SUMMED = frozenset({"layer", "attention_head", "whole_head", "whole_mlp"})
+"""Types of nodes that stand for all that a head, an MLP or the embedding does at a token."""
 
 SCALARS: tuple[NodeScalar, ...] = ("direct_effect", "act_times_grad", "write_norm", "activation")
 
@@ -50,45 +55,42 @@ class Spread:
         return math.sqrt(self.squares / (self.n - 1) / self.n) if self.n > 1 else math.nan
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Row:
-    node: Node
-    spreads: list[Spread] = field(default_factory=lambda: [Spread() for _ in SCALARS])
+    """What a row of the table is about."""
+
+    name: str
+    type: str
+    layer: int | None = None
+    index: int | None = None
+    token: int | None = None
+    attended_to: int | None = None
 
 
 def table_of_nodes(records: Iterable[Record], by: By) -> Columns:
     """A row per component, or per node, the largest mean direct effect first.
 
     Args:
-        records: of the lines, with their nodes and each scalar of them.
-        by: `component` for the sums over a line's tokens, `node` for token by token.
+        records: of the lines, with the sums of their components, their nodes, and each scalar of both.
+        by: `component` for sums over a line's tokens, `node` for token by token.
     """
-    rows: dict[Node, _Row] = {}
+    rows: dict[_Row, list[Spread]] = {}
     n_lines = 0
     for record in records:
         n_lines += 1
-        for node, values in _values(record, by).items():
-            row = rows.setdefault(node, _Row(node))
-            for spread, value in zip(row.spreads, values, strict=True):
+        for row, values in _values(record, by).items():
+            spreads = rows.setdefault(row, [Spread() for _ in SCALARS])
+            for spread, value in zip(spreads, values, strict=True):
                 spread.add(value)
     whole = [
-        (row.node, row.spreads[0].n, [one.with_zeros(n_lines) for one in row.spreads])
-        for row in rows.values()
+        (row, spreads[0].n, [one.with_zeros(n_lines) for one in spreads]) for row, spreads in rows.items()
     ]
-    whole.sort(key=lambda row: (-_size(row[2][0].mean), str(row[0])))
-    columns: Columns = {by: [one.component if by == "component" else str(one) for one, _, _ in whole]}
-    columns |= {
-        "type": [one.kind for one, _, _ in whole],
-        "layer": [one.layer for one, _, _ in whole],
-        "index": [one.index for one, _, _ in whole],
-    }
-    if by == "node":
-        columns |= {
-            "token": [one.token for one, _, _ in whole],
-            "attended_to": [one.attended_to for one, _, _ in whole],
-        }
+    whole.sort(key=lambda one: (-_size(one[2][0].mean), one[0].name))
+    fields = ["type", "layer", "index", *(("token", "attended_to") if by == "node" else ())]
+    columns: Columns = {by: [row.name for row, _, _ in whole]}
+    columns |= {field: [getattr(row, field) for row, _, _ in whole] for field in fields}
     columns["lines"] = [n for _, n, _ in whole]
-    return columns | _spreads({name: [row[2][i] for row in whole] for i, name in enumerate(SCALARS)})
+    return columns | _spreads({name: [one[2][i] for one in whole] for i, name in enumerate(SCALARS)})
 
 
 def table_of_ablations(records: Iterable[Record], nodes: Sequence[str]) -> Columns:
@@ -122,17 +124,37 @@ def _spreads(spreads: Mapping[str, Sequence[Spread]]) -> Columns:
     return columns
 
 
-def _values(record: Record, by: By) -> dict[Node, list[float]]:
-    """The scalars of a line's nodes, or their sums over its tokens by component."""
-    found: dict[Node, list[float]] = {}
+def _values(record: Record, by: By) -> dict[_Row, list[float]]:
+    """The scalars of a line's nodes, or sums over its tokens by component: nan for what does not add up."""
+    found: dict[_Row, list[float]] = {}
+    if by == "component":
+        sums = record["components"]
+        columns = zip(*(sums.get(name) or [math.nan] * len(sums["names"]) for name in SCALARS), strict=True)
+        found = {_row_of(name): list(values) for name, values in zip(sums["names"], columns, strict=True)}
     for spelled, *values in zip(record["nodes"], *(record[name] for name in SCALARS), strict=True):
-        node = _node(spelled, by)
-        before = found.get(node)
-        found[node] = values if before is None else [a + b for a, b in zip(before, values, strict=True)]
+        row = _row_of_node(spelled, by)
+        if row is not None:
+            before = found.get(row, [0.0] * len(values))
+            found[row] = [a + b for a, b in zip(before, values, strict=True)]
     return found
 
 
 @lru_cache(maxsize=100_000)
-def _node(spelled: str, by: By) -> Node:
+def _row_of_node(spelled: str, by: By) -> _Row | None:
+    """None for a node of a component that the server sums."""
     node = Node.parse(spelled)
-    return node if by == "node" else replace(node, token=0, attended_to=None)
+    if by == "node":
+        return _Row(spelled, node.kind, node.layer, node.index, node.token, node.attended_to)
+    if node.type in _SUMMED:
+        return None
+    return _Row(node.component, node.kind, node.layer, node.index)
+
+
+@lru_cache(maxsize=100_000)
+def _row_of(component: str) -> _Row:
+    """Of a component as `ComponentTable` names it: `embedding`, `L3 head 5`, `L3 mlp`, `L3 attention`."""
+    layer, _, kind = component.partition(" ")
+    if not kind:
+        return _Row(component, component)
+    kind, _, index = kind.partition("head ") if kind.startswith("head ") else (kind, "", "")
+    return _Row(component, kind or "head", int(layer[1:]), int(index) if index else None)

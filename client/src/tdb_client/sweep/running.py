@@ -185,9 +185,18 @@ async def _explained(
 ) -> Record:
     (result,) = await client.debug_many([_sub_request(line, question, add_bos)])
     _check_model(result.call, model)
+    sums = result.components
+    if not len(sums):
+        raise ResponseError("the server gives no sums by component: it may be too old for sweeps")
     return {
         "n_tokens": len(result.prompt),
         "objective": result.loss,
+        "components": {
+            "names": list(sums.components),
+            "direct_effect": sums.direct_effect.tolist(),
+            "act_times_grad": sums.act_times_grad.tolist(),
+            "write_norm": sums.write_norm.tolist(),
+        },
         "nodes": [str(node) for node in result.nodes.nodes],
         **{name: result.nodes.scalar(name).tolist() for name in SCALARS},
     }

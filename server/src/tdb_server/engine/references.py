@@ -95,7 +95,9 @@ def circuit_losses(plan: Plan, inputs: Inputs, references: References | None) ->
     terms, uploaded = [one[host_rows] for one in inputs.loss_terms], [one[rows] for one in inputs.losses]
     found = losses(terms, uploaded, references.logits, references.capped)
     tokens = inputs.loss_tokens[rows]
-    for along in inputs.directions:
+    for own, along in zip(plan.losses_along_directions.values(), inputs.directions, strict=True):
+        if not set(own) & set(host_rows):
+            continue  # of rows without circuits, whose streams are not kept here
         hook_point, layer_index = along.stream.hook_point, along.stream.layer_index
         stream = references.cache.values[hook_point][layer_index or 0][others, tokens]
         for row, vector in zip(along.rows, along.vectors, strict=True):

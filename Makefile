@@ -17,7 +17,7 @@ demo: $(INSTALLED)  ## explain why a real language model says " Mary"
 
 # Those that only compute run on all cores, with a thread each. Those that start servers run two at a time: much of that is
 # waiting. Chaos measures time, and runs alone.
-COMPUTING = tests/golden/test_goldens_in_process.py tests/property $(addprefix tests/unit/,benchmarks client docs engine gateway model protos service)
+COMPUTING = tests/golden/test_goldens_in_process.py tests/property $(addprefix tests/unit/,benchmarks client docs engine examples gateway model protos service)
 SERVING = tests/golden/test_goldens_over_the_wire.py tests/integration
 OTHERS = --ignore=tests/clients --ignore=tests/gpu --ignore=tests/ray --ignore=tests/cluster --ignore=tests/deploy --ignore=tests/gemma
 test: check programs  ## check, then run all tests but clients, gpu, ray, cluster, deploy and gemma; PYTEST_ARGS say which

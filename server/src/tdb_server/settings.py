@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tdb_server.domain.limits import Limits
+from tdb_server.examples_settings import ExamplesSettings
 from tdb_server.flags import (
     add_flags,
     at_least,
@@ -76,6 +77,9 @@ class Settings:
     )
     autoencoders: tuple[Path, ...] = paths(
         "FOLDER", "autoencoder or transcoder to splice in; may be given several times", "--autoencoder"
+    )
+    examples: Path | None = flag(
+        None, Path, "FOLDER", "where texts activate nodes, as `tdb-server examples` found it for this model"
     )
     dtype: str = flag(
         "float32",
@@ -156,11 +160,13 @@ class DictionaryReport:
 
 def parse_settings(
     arguments: Sequence[str], environment: Mapping[str, str] = os.environ, version: str = "unknown"
-) -> Settings | NewToken | DictionaryReport:
+) -> Settings | NewToken | DictionaryReport | ExamplesSettings:
     """Reads the command and its flags; exits with code 2 and a message where they make no sense."""
     parser = _parser(environment, version)
     told = parser.parse_args(arguments)
     try:
+        if told.command == "examples":
+            return read_flags(ExamplesSettings, told)
         if told.command == "dictionaries":
             return DictionaryReport(tuple(told.folders), told.model)
         return _settings(told, environment) if told.command == "serve" else read_new_token(told)
@@ -179,6 +185,14 @@ def _parser(environment: Mapping[str, str], version: str) -> argparse.ArgumentPa
         description="Says what folders of autoencoders and transcoders hold, where they read and write, and "
         "whether they fit a model. No server is started.",
     )
+    examples = commands.add_parser(
+        "examples",
+        help="find where in texts each neuron, latent and head is strongest",
+        description="Goes through a file of texts once, and makes a folder with the strongest examples of "
+        "each neuron, latent and head, some at random, and a histogram. `serve --examples` shows them. A run "
+        "that was cut off goes on where it was when it is started again.",
+    )
+    add_flags(ExamplesSettings, examples, environment)
     told = "a folder, or OWNER/REPOSITORY/FOLDER on Hugging Face's hub"
     dictionaries.add_argument("folders", nargs="+", type=Path, metavar="PATH", help=told)
     dictionaries.add_argument("--model", metavar="MODEL", help="the model that they should fit, as for serve")

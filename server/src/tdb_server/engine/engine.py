@@ -28,7 +28,7 @@ from tdb_server.errors import Cancelled
 from tdb_server.model.autoencoder import Autoencoder
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.precision import widened
-from tdb_server.model.precomputed import precompute
+from tdb_server.model.precomputed import Precomputed, precompute
 
 IsCancelled = Callable[[str], bool]
 
@@ -72,6 +72,16 @@ class Engine:
     def decoder(self) -> Decoder:
         """The model."""
         return self._model.decoder
+
+    @property
+    def model(self) -> Model:
+        """The model with its autoencoders."""
+        return self._model
+
+    @property
+    def precomputed(self) -> Precomputed:
+        """What follows from the weights alone."""
+        return self._precomputed
 
     @property
     def autoencoders(self) -> tuple[Autoencoder, ...]:

@@ -1,23 +1,39 @@
 // Who attends to whom: all heads together, or one head as far as the answer lists it.
 
-const MAX_NUMBERED = 24;
-const ALL_HEADS = "all heads together";
+import { byId, heatCell, legend, make } from "./elements.js";
+import { colour, difference, largest, number, shortNumber } from "./numbers.js";
+import { SCALARS } from "./state.js";
 
-class AttentionView {
-  constructor(data, state) {
-    Object.assign(this, { data, state, chosen: ALL_HEADS, heads: new Map() });
+const MAX_NUMBERED = 24;
+export const ALL_HEADS = "all heads together";
+
+export class AttentionView {
+  constructor(data, state, hooks) {
+    const { head = ALL_HEADS, showsAttention = true } = hooks.view ?? {};
+    Object.assign(this, { data, state, hooks, heads: new Map(), onChoice: () => {} });
     data.nodes.forEach((node, row) => {
       if (node.type !== "attention_head") return;
       this.heads.set(node.component, [...(this.heads.get(node.component) ?? []), row]);
     });
-    this.showsAttention = true; // of a head whose whole attention is known; else the chosen number
-    const box = make("input", { type: "checkbox", checked: true, onchange: () => {
+    this.chosen = this.heads.has(head) ? head : ALL_HEADS;
+    this.showsAttention = showsAttention; // of a head whose whole attention is known; else the chosen number
+    const box = make("input", { type: "checkbox", checked: showsAttention, onchange: () => {
       this.showsAttention = box.checked;
       this.drawGrid();
+      this.onChoice();
     } });
     byId("whole").append(make("label", {}, box, " its whole attention"));
     this.list = make("div", {});
     byId("heads").append(this.list);
+    if (!hooks.openPair) return;
+    byId("attention").setAttribute("role", "grid");
+    byId("attention").addEventListener("click", ({ target }) => this.open(target.closest("td[data-from]")));
+    byId("attention").addEventListener("keydown", (event) => this.move(event));
+  }
+
+  /** What is shown of attention, to be shown again. */
+  view() {
+    return { head: this.chosen, showsAttention: this.showsAttention };
   }
 
   draw() {
@@ -34,7 +50,7 @@ class AttentionView {
     const most = largest(heads.map(([, , value]) => value));
     const option = (name, ...more) => make("label", {}, make("input", {
       type: "radio", name: "head", value: name, checked: name === this.chosen,
-      onchange: () => { this.chosen = name; this.drawGrid(); },
+      onchange: () => { this.chosen = name; this.drawGrid(); this.onChoice(); },
     }), make("span", {}, name), more);
     this.list.replaceChildren(option(ALL_HEADS), ...heads.map(([name, count, value]) => {
       const figure = make("b", {}, number(value, this.state.isEffect));
@@ -61,6 +77,7 @@ class AttentionView {
       make("tbody", {}, tokens.map((from) => make("tr", {}, make("th", { scope: "row" }, label(from)),
         tokens.map((to) => this.cell(from, to, to <= from ? cell(from, to) : null, most, isNumbered))))),
     );
+    byId("attention").querySelector("td[tabindex]")?.setAttribute("tabindex", "0");
     const isShare = isWhole && !this.state.isChange;
     const ends = isShare ? ["none", "attention"] : isWhole ? ["less", "more"]
       : this.state.isEffect ? ["lowers", "raises"] : ["negative", "positive"];
@@ -70,8 +87,40 @@ class AttentionView {
   cell(from, to, value, most, isNumbered) {
     if (to > from) return make("td", { class: "later" });
     const pair = `${this.data.tokens[from].quoted} @ ${from} → ${this.data.tokens[to].quoted} @ ${to}`;
-    if (value === null || value === undefined) return make("td", { class: "unlisted", title: `${pair}: not listed` });
-    return heatCell(value, most, isNumbered ? shortNumber(value) : "", { title: `${pair}: ${number(value, true)}` });
+    const isKnown = value !== null && value !== undefined;
+    const title = `${pair}: ${isKnown ? number(value, true) : "not listed"}`;
+    const attributes = this.hooks.openPair
+      ? { title, "aria-label": title, "data-from": from, "data-to": to, tabindex: "-1" } : { title };
+    if (!isKnown) return make("td", { class: "unlisted", ...attributes });
+    return heatCell(value, most, isNumbered ? shortNumber(value) : "", attributes);
+  }
+
+  /** Asks what is to be done with a cell: a pair of tokens, of one head or of all that the answer lists there. */
+  open(cell) {
+    if (cell === null) return;
+    const [from, to] = [cell.dataset.from, cell.dataset.to].map(Number);
+    const { nodes } = this.data;
+    const strength = (row) => Math.abs(this.state.perNode(row, this.state.scalar) ?? 0);
+    const rows = [...this.heads].filter(([name]) => this.chosen === ALL_HEADS || this.chosen === name)
+      .flatMap(([, all]) => all.filter((row) => nodes[row].token === from && nodes[row].attended_to === to))
+      .sort((a, b) => strength(b) - strength(a));
+    this.hooks.openPair({ from, to, head: this.chosen === ALL_HEADS ? null : this.chosen, nodes: rows.map((row) => nodes[row]) }, cell);
+  }
+
+  /** Arrow keys move between cells, so that Tab passes the grid in one step; Enter and Space open one. */
+  move(event) {
+    const cell = event.target.closest("td[data-from]");
+    if (cell === null) return;
+    const [down, right] = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key] ?? [0, 0];
+    const row = cell.parentElement;
+    const target = byId("attention").rows[row.rowIndex + down]?.cells[cell.cellIndex + right];
+    if (event.key === "Enter" || event.key === " ") this.open(cell);
+    else if (!down && !right) return;
+    event.preventDefault();
+    if (!target?.hasAttribute("data-from") || target === cell) return;
+    cell.tabIndex = -1;
+    target.tabIndex = 0;
+    target.focus();
   }
 
   together() {

@@ -1,5 +1,9 @@
 // The tokens of one node: what its write raises and lowers, and what excites it.
 
+import { byId, make, pageLink } from "./elements.js";
+import { largest, number } from "./numbers.js";
+import { SCALARS } from "./state.js";
+
 const CARD_TOKENS = 6;
 const LISTS = [ // what the data call it, the title of the largest and of the smallest scores
   ["writes", "raises", "lowers"],
@@ -8,7 +12,7 @@ const LISTS = [ // what the data call it, the title of the largest and of the sm
   ["key", "excited through the key by", "calmed through the key by"],
 ];
 
-function drawCard(data, state, view, row) {
+export function drawCard(data, state, view, row, { nodeActions } = {}) {
   if (row === null) {
     byId("card").replaceChildren();
     return;
@@ -29,11 +33,12 @@ function drawCard(data, state, view, row) {
     ...(node.label ? [make("p", { class: "label" }, node.label)] : []),
     ...(node.link ? [make("p", { class: "link" }, pageLink(node.link, node.link))] : []),
     make("dl", {}, numbers),
+    ...(nodeActions ? [make("div", { class: "actions" }, nodeActions(node))] : []),
     ...lists,
   );
 }
 
-function tokenList(title, tokens) {
+export function tokenList(title, tokens) {
   const most = largest(tokens.map(([, score]) => score));
   return make("section", {}, make("h4", {}, title), make("ol", {}, tokens.slice(0, CARD_TOKENS).map(([token, score]) => {
     const bar = make("i", { "aria-hidden": "true", class: score < 0 ? "below" : "" });

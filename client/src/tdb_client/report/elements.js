@@ -1,7 +1,9 @@
 // Making elements. Text only ever becomes a text node, whatever it looks like.
 
+import { colour, number } from "./numbers.js";
+
 /** An element with attributes and children; strings become text. */
-function make(tag, attributes = {}, ...children) {
+export function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
@@ -13,22 +15,22 @@ function make(tag, attributes = {}, ...children) {
 }
 
 /** A link to a page elsewhere, which is told nothing of this one. */
-function pageLink(address, text, attributes = {}) {
+export function pageLink(address, text, attributes = {}) {
   return make("a", { href: address, target: "_blank", rel: "noopener noreferrer", ...attributes }, text);
 }
 
-const byId = (id) => document.getElementById(id);
+export const byId = (id) => document.getElementById(id);
 
 /** A cell with a number on its colour. */
-function heatCell(value, most, text, attributes = {}) {
+export function heatCell(value, most, text, attributes = {}) {
   const cell = make("td", attributes, text);
   cell.style.backgroundColor = colour(value, most);
   if (Math.abs(value ?? 0) < most / 50) cell.classList.add("faint");
   return cell;
 }
 
-/** What the colours mean, from the deepest orange to the deepest blue; from white where nothing is below 0. */
-function legend(place, most, [low, high], isAboveZero = false) {
+/** What the colours mean, from the deepest orange to the deepest blue; from the paper's colour where nothing is below 0. */
+export function legend(place, most, [low, high], isAboveZero = false) {
   const shares = [-1, -0.75, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1].filter((share) => share >= 0 || !isAboveZero);
   const steps = shares.map((share) => {
     const step = make("i");
@@ -43,7 +45,7 @@ function legend(place, most, [low, high], isAboveZero = false) {
 }
 
 /** Buttons of which one is pressed in, as radio buttons. */
-function choice(fieldset, name, options, chosen, onChoose) {
+export function choice(fieldset, name, options, chosen, onChoose) {
   for (const [value, text] of options) {
     const input = make("input", {
       type: "radio", name, value, id: `${name}-${value}`, checked: value === chosen, onchange: () => onChoose(value),

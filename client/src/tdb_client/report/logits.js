@@ -1,6 +1,10 @@
 // The likeliest next tokens as bars, before and after an ablation one under the other.
 
-function drawLogits(data) {
+import { byId, make } from "./elements.js";
+import { difference, number } from "./numbers.js";
+import { RUN_NAMES } from "./state.js";
+
+export function drawLogits(data) {
   const all = data.runs.flatMap((run) => run.logits).filter((one) => one !== null);
   const lowest = Math.min(...all);
   const highest = Math.max(...all);

@@ -1,10 +1,14 @@
 // The node table: sorted by a click on a heading, filtered by words, kinds and a token of the prompt.
 
+import { byId, heatCell, make, pageLink } from "./elements.js";
+import { difference, largest, number } from "./numbers.js";
+import { SCALARS } from "./state.js";
+
 const FIRST_ROWS = 20;
 const SHOWN_TOKENS = 5;
 const ORDERS = ["size", "descending", "ascending"]; // what a click on the same heading goes through
 const ARROWS = { size: "|↓|", descending: "↓", ascending: "↑" };
-const KINDS = {
+export const KINDS = {
   attention_head: "heads", mlp_neuron: "neurons", mlp_autoencoder_latent: "MLP latents",
   attention_autoencoder_latent: "attention latents", autoencoder_latent: "latents", layer: "embeddings",
   resid_post_attn_autoencoder_latent: "post-attn latents", resid_post_mlp_autoencoder_latent: "post-mlp latents",
@@ -12,23 +16,40 @@ const KINDS = {
 };
 const kindOf = (node) => KINDS[node.type] ?? "others";
 
-class NodeView {
-  constructor(data, state, onNode) {
-    Object.assign(this, { data, state, onNode, order: "size", sortedBy: null, isWhole: false, hidden: new Set() });
+export class NodeView {
+  constructor(data, state, hooks, onNode) {
+    const { order = "size", sortedBy = null, isWhole = false, hidden = [], filter = "", node = null } = hooks.view ?? {};
+    Object.assign(this, { data, state, hooks, onNode, order, sortedBy, isWhole, hidden: new Set(hidden), onChoice: () => {} });
+    this.held = this.rowOf(node); // whose card stays, wherever one points
+    byId("filter").value = filter;
     this.texts = data.nodes.map((node, row) => [node.spelling, node.component, this.place(node),
       kindOf(node), node.label ?? "", ...(this.bestTokens(row).map(([token]) => token))].join(" ").toLowerCase());
-    byId("filter").addEventListener("input", () => this.draw());
-    byId("more").addEventListener("click", () => { this.isWhole = !this.isWhole; this.draw(); });
+    const choose = (change) => {
+      change?.();
+      this.draw();
+      this.onChoice();
+    };
+    byId("filter").addEventListener("input", () => choose());
+    byId("more").addEventListener("click", () => choose(() => { this.isWhole = !this.isWhole; }));
     byId("nodes").addEventListener("keydown", (event) => this.move(event));
     const kinds = [...new Set(data.nodes.map(kindOf))];
     for (const kind of kinds.length > 1 ? kinds : []) {
       const count = data.nodes.filter((node) => kindOf(node) === kind).length;
-      const box = make("input", { type: "checkbox", checked: true, onchange: () => {
-        this.hidden[box.checked ? "delete" : "add"](kind);
-        this.draw();
-      } });
+      const box = make("input", { type: "checkbox", checked: !this.hidden.has(kind), onchange: () =>
+        choose(() => this.hidden[box.checked ? "delete" : "add"](kind)) });
       byId("types").append(make("label", {}, box, ` ${kind} ${count}`));
     }
+  }
+
+  /** What is shown of the table, to be shown again. */
+  view() {
+    const { order, sortedBy, isWhole, hidden, held } = this;
+    return { order, sortedBy, isWhole, hidden: [...hidden], filter: byId("filter").value, node: this.data.nodes[held]?.spelling ?? null };
+  }
+
+  rowOf(spelling) {
+    const row = this.data.nodes.findIndex((node) => node.spelling === spelling);
+    return row < 0 ? null : row;
   }
 
   place({ token, attended_to: attendedTo }) {
@@ -90,6 +111,7 @@ class NodeView {
     this.order = this.sortedBy === name ? orders[(orders.indexOf(this.order) + 1) % orders.length] : orders[0];
     this.sortedBy = name;
     this.draw();
+    this.onChoice();
     byId("nodes").querySelector(`[data-column="${name}"]`).focus();
   }
 
@@ -112,7 +134,7 @@ class NodeView {
     byId("count").textContent = `${shown.length} of ${length} nodes` + (rows.length < length ? `, ${rows.length} fit` : "");
     byId("more").hidden = rows.length <= FIRST_ROWS;
     byId("more").textContent = this.isWhole ? `show ${FIRST_ROWS}` : `show all ${rows.length}`;
-    this.onNode(shown[0] ?? null);
+    this.onNode(this.held ?? shown[0] ?? null);
   }
 
   heading(name, title, isNumber = false) {
@@ -126,10 +148,14 @@ class NodeView {
 
   row(row, columns, most, place) {
     const node = this.data.nodes[row];
-    const show = () => this.onNode(row);
-    return make("tr", { onmouseenter: show },
+    const show = () => { if (this.held === null) this.onNode(row); };
+    const click = this.hooks.nodeActions ? () => this.hold(this.held === row ? null : row) : show;
+    return make("tr", { onmouseenter: show, "data-row": row, class: row === this.held ? "held" : null },
       make("th", { scope: "row" },
-        make("button", { type: "button", class: "node", title: node.spelling, tabindex: place ? "-1" : "0", onfocus: show, onclick: show }, node.component),
+        make("button", { type: "button", class: "node", title: node.spelling, tabindex: place ? "-1" : "0", onfocus: show, onclick: click,
+          "aria-pressed": this.hooks.nodeActions ? String(row === this.held) : null }, node.component),
+        this.hooks.openNode ? make("button", { type: "button", class: "do", tabindex: "-1", "aria-haspopup": "menu",
+          "aria-label": `what to do with ${node.spelling}`, onclick: (event) => this.hooks.openNode(node, event.currentTarget) }, "⋯") : [],
         node.link ? pageLink(node.link, "↗", { class: "page", title: node.link, tabindex: "-1" }) : [],
         node.label ? make("span", { class: "label", title: node.label }, node.label) : []),
       make("td", { class: "at" }, this.place(node)),
@@ -140,8 +166,22 @@ class NodeView {
     );
   }
 
+  /** Keeps a node's card, or with null the card of whatever one points at. */
+  hold(row) {
+    this.held = row;
+    byId("nodes").querySelectorAll("tbody tr").forEach((line) => {
+      const isHeld = Number(line.dataset.row) === row;
+      line.classList.toggle("held", isHeld);
+      line.querySelector("button.node").setAttribute("aria-pressed", String(isHeld));
+    });
+    if (row !== null) this.onNode(row);
+    this.onChoice();
+  }
+
   /** Arrow keys, Home and End move between nodes, so that Tab passes the table in one step. */
   move(event) {
+    const inRow = { ArrowRight: ".do", ArrowLeft: ".node" }[event.key];
+    if (inRow) document.activeElement.closest("tbody tr")?.querySelector(`button${inRow}`)?.focus();
     const buttons = [...byId("nodes").querySelectorAll("button.node")];
     const at = buttons.indexOf(document.activeElement);
     const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: buttons.length - 1 }[event.key];

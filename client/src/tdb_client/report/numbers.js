@@ -3,10 +3,10 @@
 
 const MINUS = "\u2212";
 const NOT_KNOWN = "–";
-const ZERO = "·"; // in pictures, where most cells may have none
+export const ZERO = "·"; // in pictures, where most cells may have none
 
 /** A number in few characters; null stands for one that is not finite or not known. */
-function number(value, withPlus = false) {
+export function number(value, withPlus = false) {
   if (value === null || value === undefined) return NOT_KNOWN;
   if (value === 0) return "0";
   const size = Math.abs(value);
@@ -16,7 +16,7 @@ function number(value, withPlus = false) {
 }
 
 /** A number for a small cell: two or three digits. */
-function shortNumber(value, withPlus = false) {
+export function shortNumber(value, withPlus = false) {
   if (value === null || value === undefined) return "";
   const size = Math.abs(value);
   if (value === 0) return ZERO;
@@ -26,24 +26,33 @@ function shortNumber(value, withPlus = false) {
 }
 
 /** The largest magnitude of numbers, which gets the deepest colour. */
-function largest(values) {
+export function largest(values) {
   return values.reduce((most, one) => Math.max(most, Math.abs(one ?? 0)), 0) || 1;
 }
 
-/** White, deepening to blue for positive and to orange for negative numbers. */
-function colour(value, most) {
+const LIGHT = { paper: [255, 255, 255], raises: [86, 156, 224], lowers: [243, 151, 66] };
+const DARK = { paper: [24, 27, 32], raises: [30, 92, 160], lowers: [146, 76, 14] };
+let scheme = LIGHT;
+
+/** Whether letters are light on dark from now on; what is drawn already keeps its colours. */
+export function useDark(isDark) {
+  scheme = isDark ? DARK : LIGHT;
+}
+
+/** The paper's colour, deepening to blue for positive and to orange for negative numbers. */
+export function colour(value, most) {
   if (value === null || value === undefined) return "";
   const share = Math.min(1, Math.abs(value) / most);
-  const end = value > 0 ? [86, 156, 224] : [243, 151, 66];
-  const mixed = end.map((channel) => Math.round(255 + (channel - 255) * share));
+  const { paper, raises, lowers } = scheme;
+  const mixed = (value > 0 ? raises : lowers).map((channel, at) => Math.round(paper[at] + (channel - paper[at]) * share));
   return `rgb(${mixed.join(", ")})`;
 }
 
 /** The number where it is known in both; else null. */
-function difference(before, after) {
+export function difference(before, after) {
   return before === null || before === undefined || after === null || after === undefined ? null : after - before;
 }
 
-function sum(values) {
+export function sum(values) {
   return values.reduce((total, one) => total + (one ?? 0), 0);
 }

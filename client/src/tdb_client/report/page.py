@@ -11,6 +11,7 @@ import base64
 import hashlib
 import html
 import json
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from string import Template
@@ -22,6 +23,7 @@ from tdb_client.token_text import printable
 SCRIPTS = (
     "numbers",
     "elements",
+    "state",
     "prompt",
     "logits",
     "sums",
@@ -29,9 +31,10 @@ SCRIPTS = (
     "card",
     "attention",
     "request",
+    "answer",
     "report",
 )
-"""The files of the script, in the order they need each other."""
+"""The files of the script, in the order they need each other. They are modules: a page of a server imports them as they are."""
 
 
 def page(results: Sequence[DebugAnswer]) -> str:
@@ -41,7 +44,7 @@ def page(results: Sequence[DebugAnswer]) -> str:
         ValueError: the two are about different prompts.
     """
     style = _file("report.css")
-    script = '"use strict";\n(() => {\n' + "\n".join(_file(f"{name}.js") for name in SCRIPTS) + "})();\n"
+    script = '"use strict";\n(() => {\n' + "\n".join(map(_without_modules, SCRIPTS)) + "})();\n"
     question = _question(results[-1])
     return Template(_file("report.html")).substitute(
         title=html.escape(question),
@@ -53,6 +56,11 @@ def page(results: Sequence[DebugAnswer]) -> str:
         script_digest=_digest(script),
         data=_json(report_data(results)),
     )
+
+
+def _without_modules(name: str) -> str:
+    """A module's text as part of one script, in which all names are known without being imported."""
+    return re.sub(r"^import [^;]*;\n|^export ", "", _file(f"{name}.js"), flags=re.MULTILINE)
 
 
 def _question(result: DebugAnswer) -> str:

@@ -1,8 +1,11 @@
 // The prompt, each token on the colour of what it adds to the objective. Tokens are buttons that filter the nodes.
 
+import { byId, legend, make } from "./elements.js";
+import { colour, largest, number, shortNumber } from "./numbers.js";
+
 const MAX_TOKENS_WITH_NUMBERS = 200;
 
-function drawPrompt(data, state, onToken) {
+export function drawPrompt(data, state, onToken) {
   const values = state.perToken((run) => run.attribution);
   const most = largest(values);
   const isShort = data.tokens.length <= MAX_TOKENS_WITH_NUMBERS;
@@ -18,4 +21,10 @@ function drawPrompt(data, state, onToken) {
     }, word, ...(isShort ? [make("small", {}, shortNumber(values[token], true))] : []));
   }));
   legend(byId("prompt-legend"), most, ["lowers", "raises"]);
+}
+
+/** Presses in the button of one token, or of none. */
+export function markToken(chosen) {
+  byId("prompt").querySelector("[aria-pressed=true]")?.setAttribute("aria-pressed", "false");
+  byId("prompt").children[chosen]?.setAttribute("aria-pressed", "true");
 }

@@ -1,6 +1,8 @@
 // The request as text to copy: as a command, as a program, as the message.
 
-function drawRequest({ command, program, message, method }) {
+import { byId, make } from "./elements.js";
+
+export function drawRequest({ command, program, message, method }) {
   const texts = [
     ["Command", command, true],
     ["Python", program, false],

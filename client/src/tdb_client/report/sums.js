@@ -1,13 +1,16 @@
 // Sums per token by kind of component, as a heat map. Direct effects at a token also add up, over all tokens to the
 // objective; what heads at later tokens read from it is shown apart, as it is counted where those heads write.
 
+import { byId, heatCell, make } from "./elements.js";
+import { ZERO, largest, number, sum } from "./numbers.js";
+
 const PARTS = [
   ["embedding", "embed\u00adding"],
   ["heads_from", "heads here"],
   ["neurons", "neurons here"],
 ];
 
-function drawSums(data, state) {
+export function drawSums(data, state) {
   const sums = (part) => state.perToken((run) => run.sums[state.scalar][part] ?? []);
   const parts = PARTS.filter(([part]) => sums(part).length).map(([part, title]) => [title, sums(part)]);
   if (state.scalar === "direct_effect" && parts.length > 1) { // alone adds up

@@ -34,7 +34,7 @@ SCRIPTS = (
     "answer",
     "report",
 )
-"""The files of the script, in the order they need each other. They are modules: a page of a server imports them as they are."""
+"""The modules that the script is made of, in the order they need each other."""
 
 
 def page(results: Sequence[DebugAnswer]) -> str:

@@ -28,7 +28,7 @@ function places(more) {
       make("fieldset", { id: "runs" }, make("legend", {}, "show")),
       make("fieldset", { id: "scalars" }, make("legend", {}, "number")),
       make("p", { id: "meaning", class: "meaning", "aria-live": "polite" })),
-    make("main", {},
+    make("div", { class: "sections" },
       section("prompt", "Prompt",
         hint("What each token adds to the objective: act × grad of its embedding. Choose a token to see its nodes alone."),
         make("div", { id: "prompt", class: "prompt" }),

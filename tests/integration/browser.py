@@ -79,9 +79,16 @@ class Page:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
+    def open(self, address: str) -> None:
+        """Goes to an address and waits until it is loaded."""
+        self.send("Page.navigate", url=address)
+        self.evaluate(
+            "new Promise((done) => document.readyState === 'complete' ? done() : onload = () => done())"
+        )
+
     def press(self, key: str, *, shift: bool = False) -> None:
         """Presses a key that writes nothing, such as Tab or ArrowDown."""
-        code = {"Tab": 9, "ArrowDown": 40, "ArrowUp": 38, "ArrowRight": 39, "End": 35, "Enter": 13}[key]
+        code = {"Tab": 9, "ArrowDown": 40, "ArrowUp": 38, "ArrowRight": 39, "End": 35, "Enter": 13, "Escape": 27}[key]
         for kind in ("rawKeyDown", "keyUp"):
             self.send(
                 "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code,
@@ -127,8 +134,8 @@ class Page:
 
 
 @contextmanager
-def opened(path: Path, width: int = 1366, height: int = 768) -> Iterator[Page]:
-    """A page in a browser of its own, loaded."""
+def opened(page_at: Path | str, width: int = 1366, height: int = 768) -> Iterator[Page]:
+    """A page, which is a file or has an address, in a browser of its own, loaded."""
     assert CHROMIUM is not None
     to_browser, from_browser = os.pipe(), os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
@@ -143,7 +150,7 @@ def opened(path: Path, width: int = 1366, height: int = 768) -> Iterator[Page]:
         os.close(from_browser[1])
         page = Page(from_browser[0], to_browser[1])
         try:
-            _load(page, path, width, height)
+            _load(page, page_at.as_uri() if isinstance(page_at, Path) else page_at, width, height)
             yield page
         finally:
             process.terminate()
@@ -152,7 +159,7 @@ def opened(path: Path, width: int = 1366, height: int = 768) -> Iterator[Page]:
             os.close(to_browser[1])
 
 
-def _load(page: Page, path: Path, width: int, height: int) -> None:
+def _load(page: Page, address: str, width: int, height: int) -> None:
     target = next(
         one for one in page.send("Target.getTargets")["targetInfos"] if one["type"] == "page"
     )["targetId"]  # fmt: skip
@@ -162,7 +169,4 @@ def _load(page: Page, path: Path, width: int, height: int) -> None:
     page.send(
         "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
     )
-    page.send("Page.navigate", url=path.as_uri())
-    page.evaluate(
-        "new Promise((done) => document.readyState === 'complete' ? done() : onload = () => done())"
-    )
+    page.open(address)

@@ -1,1 +1,229 @@
-// The workbench.
+// The workbench: puts the question, its answer and what leads from one question to the next together.
+
+import { drawAnswer } from "../report/answer.js";
+import { byId, make } from "../report/elements.js";
+import { useDark } from "../report/numbers.js";
+import { actionButtons, actionsOf } from "./actions.js";
+import { fragment, fromFragment } from "./address.js";
+import { ask, lines, onTokenWanted } from "./api.js";
+import { drawChanges } from "./changes.js";
+import { askToken } from "./dialogs.js";
+import { Form } from "./form.js";
+import { openMenu, startMenu } from "./menu.js";
+import { drawModel } from "./model.js";
+import { pictureSections } from "./pictures.js";
+import { showDone, showProgress, showRunning, showTrouble } from "./progress.js";
+import { keyOf, tidy } from "./questions.js";
+import { Trail } from "./trail.js";
+
+const KEPT_ANSWERS = 16;
+const isNodePage = /\/node\/[^/]+$/.test(location.pathname);
+
+class Workbench {
+  constructor() {
+    this.answers = new Map(); // by question, the latest last
+    this.asked = null; // the question whose answer is shown, or on its way
+    this.view = {};
+    this.call = null; // how to cancel what is on its way
+    this.pictures = null; // how to cancel what pictures ask
+    this.form = new Form((question) => this.ask(question));
+    this.trail = new Trail((question) => this.ask(question));
+    byId("cancel").addEventListener("click", () => this.cancel());
+    byId("examples").addEventListener("change", ({ target }) => this.startFrom(target.value));
+    addEventListener("popstate", () => this.openAddress());
+    const dark = matchMedia("(prefers-color-scheme: dark)");
+    useDark(dark.matches);
+    dark.addEventListener("change", () => {
+      useDark(dark.matches);
+      this.drawn?.redraw();
+    });
+  }
+
+  async start() {
+    startMenu();
+    onTokenWanted(askToken);
+    const known = await this.describe();
+    if (known === null) return;
+    const { model, examples } = known;
+    Object.assign(this, { model, examples });
+    drawModel(model);
+    if (isNodePage) {
+      const { drawNodePage } = await import("./node.js");
+      await drawNodePage(this.model);
+      return;
+    }
+    this.form.useModel(model);
+    byId("examples").append(...examples.map(({ title }, index) => make("option", { value: index }, title)));
+    this.openAddress();
+  }
+
+  /** What the server has; waits while it is still loading. */
+  async describe() {
+    for (;;) {
+      try {
+        const known = await ask("model", {});
+        byId("progress").replaceChildren();
+        return known;
+      } catch (error) {
+        showTrouble(error.message);
+        if (error.status !== 503) return null;
+        await new Promise((done) => setTimeout(done, 1000));
+      }
+    }
+  }
+
+  startFrom(index) {
+    const { title, ...question } = this.examples[index] ?? {};
+    if (title) this.propose(tidy(question));
+    byId("examples").value = "";
+    byId("run").focus();
+  }
+
+  /** Asks and shows what the address says, as when one goes back. */
+  openAddress() {
+    const { question, view } = fromFragment(location.hash);
+    if (question) this.open(tidy(question), view);
+    else this.propose(tidy({ ...this.examples[0], title: null }));
+  }
+
+  /** Puts a question into the form without asking it. */
+  propose(question) {
+    this.form.write(question);
+    drawChanges(question, this.asked !== null && keyOf(question) === keyOf(this.asked), (one) => this.ask(one));
+    byId("run-changes")?.scrollIntoView({ block: "nearest" });
+  }
+
+  /** Asks another question: a step forward in the trail. */
+  ask(question) {
+    const tidied = tidy(question);
+    const kept = this.asked === null ? {} : this.keptView();
+    if (this.asked === null || keyOf(tidied) !== keyOf(this.asked)) history.pushState(null, "", fragment(tidied, kept));
+    return this.open(tidied, kept);
+  }
+
+  /** Of what is shown, that which makes sense for the next question too. */
+  keptView() {
+    const { scalar, hidden, filter, open } = this.view;
+    return Object.fromEntries(Object.entries({ scalar, hidden, filter, open }).filter(([, value]) => value !== undefined));
+  }
+
+  async open(question, view) {
+    this.call?.abort();
+    Object.assign(this, { asked: question, view });
+    this.form.write(question);
+    drawChanges(question, true, (one) => this.ask(one));
+    this.trail.show(question);
+    const key = keyOf(question);
+    const known = this.answers.get(key);
+    if (known) {
+      showRunning(false);
+      showDone(null);
+      this.draw(known);
+      return;
+    }
+    const call = new AbortController();
+    this.call = call;
+    showRunning(true);
+    try {
+      await this.receive(question, call.signal);
+    } catch (error) {
+      if (this.call !== call) return; // another question was asked meanwhile
+      byId("answer").replaceChildren();
+      if (call.signal.aborted) showTrouble("Cancelled.", ["Run asks again."]);
+      else this.showError(error);
+    } finally {
+      if (this.call === call) {
+        this.call = null;
+        showRunning(false);
+      }
+    }
+  }
+
+  async receive(question, signal) {
+    const start = performance.now();
+    for await (const line of lines("debug", { question }, signal)) {
+      showProgress(line);
+      if (line.event !== "answer") continue;
+      this.remember(question, line.data);
+      showDone((performance.now() - start) / 1000);
+      this.draw(line.data);
+    }
+  }
+
+  remember(question, data) {
+    this.answers.set(keyOf(question), data);
+    if (this.answers.size > KEPT_ANSWERS) this.answers.delete(this.answers.keys().next().value);
+    this.trail.note(question, data.runs.map(({ value }) => value));
+  }
+
+  cancel() {
+    this.call?.abort();
+    byId("run").focus();
+  }
+
+  showError(error) {
+    const others = this.form.showFaults(error.violations ?? []);
+    const isAllInFields = error.violations?.length > 0 && !others.length;
+    showTrouble(isAllInFields ? "This cannot be asked: see the fields above." : error.message, others.filter((one) => !error.message.includes(one)));
+  }
+
+  /** Draws an answer, with what can be done next at every node. */
+  draw(data) {
+    this.pictures?.abort();
+    this.pictures = new AbortController();
+    const question = this.asked;
+    const page = {
+      ask: (one) => this.ask(one),
+      propose: (one) => this.propose({ ...this.form.read(), onlyThese: one.onlyThese, nodeTypes: one.nodeTypes }),
+      wantBaseline: (change) => this.wantBaseline(change),
+    };
+    const actions = (node) => actionsOf(node, this.proposedKept(question), page);
+    const context = { question, data, model: this.model, page, signal: this.pictures.signal };
+    this.drawn = drawAnswer(byId("answer"), data, {
+      view: this.view,
+      onView: (view) => this.see(view),
+      more: pictureSections(context, this.view.open ?? [], (open) => this.see({ open })),
+      nodeActions: (node) => actionButtons(actions(node)),
+      openNode: (node, button) => openMenu(node.spelling, actions(node), button),
+      openPair: (pair, cell) => openMenu(...this.pairMenu(pair, data, actions), cell),
+    });
+  }
+
+  /** The question with what is to be kept next time, so that several nodes can be gathered before it is asked. */
+  proposedKept(question) {
+    const { onlyThese, nodeTypes } = this.form.rest;
+    return onlyThese ? { ...question, onlyThese, nodeTypes } : question;
+  }
+
+  /** Of one head's cell the actions of that pair; of all heads together the heads that the answer lists there. */
+  pairMenu({ from, to, head, nodes }, data, actions) {
+    const title = `${data.tokens[from].quoted} @ ${from} → ${data.tokens[to].quoted} @ ${to}`;
+    if (head !== null) {
+      const [layer, index] = head.match(/\d+/g).map(Number);
+      const node = nodes[0] ?? { type: "attention_head", component: head, layer, index, token: from, attended_to: to, spelling: `${head} @ ${from} -> ${to}` };
+      return [`${head}, ${title}`, actions(node)];
+    }
+    const show = (node) => ({ title: node.component, run: () => {
+      this.drawn.nodes.hold(this.drawn.nodes.rowOf(node.spelling));
+      byId("card").scrollIntoView({ block: "nearest" });
+    } });
+    return [title, nodes.length ? nodes.slice(0, 12).map(show) : [{ title: "no head among the listed nodes" }]];
+  }
+
+  wantBaseline(change) {
+    const { baseline } = this.form.lists;
+    const field = baseline.fields()[0] ?? baseline.add("");
+    this.form.rest.changes = [...(this.asked.changes ?? []), change];
+    drawChanges(this.form.rest, false, () => this.ask(this.form.read()));
+    this.form.showFaults([{ field: "baseline", description: "To patch from a baseline, say which: a prompt of as many tokens." }]);
+    field.focus();
+  }
+
+  /** Keeps the address in step with what is shown. */
+  see(view) {
+    this.view = { ...this.view, ...view };
+    history.replaceState(null, "", fragment(this.asked, this.view));
+  }
+}
+
+new Workbench().start();

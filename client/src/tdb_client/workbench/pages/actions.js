@@ -1,0 +1,71 @@
+// What can be done with a node: each action leads to another question.
+
+import { make } from "../report/elements.js";
+import { pageAddress } from "./api.js";
+import { askLine } from "./dialogs.js";
+import { KEPT_AS, withChange, withKept, withTrace } from "./questions.js";
+
+const IS_TRACED = /^(mlp_neuron|.*latent)$/;
+
+/** The node's name in an address: `L23.head.3`. */
+export const nodeName = (component) => component.replaceAll(" ", ".");
+
+/** The node that is kept for one of the table, and its type; null where there is none. */
+export function keptFor(node) {
+  const type = KEPT_AS[node.type];
+  if (!type) return null;
+  return { spelling: node.type === "attention_head" ? node.component.replace("head", "whole head") : node.component, type };
+}
+
+/**
+ * @param node of the answer
+ * @param question that the answer is to
+ * @param page what to do with another question: `ask` it, `propose` it in the form, `wantBaseline` to compare with
+ */
+export function actionsOf(node, question, page) {
+  const isHead = node.type === "attention_head";
+  const row = isHead ? `${node.component} @ ${node.token}` : node.spelling;
+  const change = (text) => page.ask(withChange(question, text));
+  const patch = (spelling) => (question.baseline?.length ? change(`${spelling} = baseline`) : page.wantBaseline(`${spelling} = baseline`));
+  const actions = [];
+  if (node.type !== "layer" && node.type !== "vocab_token") {
+    actions.push({ name: "ablate", title: "ablate", note: isHead ? `${row}, whatever it attends to` : row, run: () => change(row) });
+    if (isHead && node.attended_to !== null) actions.push({ name: "ablate-pair", title: "ablate this pair", note: node.spelling, run: () => change(node.spelling) });
+    actions.push({ name: "patch", title: "patch from the baseline", note: row, run: () => patch(row) });
+    actions.push({ name: "scale", title: "scale …", note: row, run: async () => {
+      const factor = await askLine({ title: `Scale ${row}`, label: "by the factor", type: "number", value: "2", button: "Scale" });
+      if (factor) change(`${row} * ${factor}`);
+    } });
+  }
+  if (isHead && node.attended_to !== null) {
+    for (const [letter, name] of [["Q", "query"], ["K", "key"], ["V", "value"]]) {
+      actions.push({ name: `trace-${letter}`, title: `trace its ${name}`, note: `${node.spelling} through ${letter}`,
+        run: () => page.ask(withTrace(question, `${node.spelling} through ${letter}`)) });
+    }
+    if (question.trace) {
+      actions.push({ name: "trace-down", title: "trace its value towards what is traced now", note: question.trace,
+        run: () => page.ask(withTrace(question, `${node.spelling} through V`, question.trace)) });
+    }
+  } else if (IS_TRACED.test(node.type)) {
+    actions.push({ name: "trace", title: "trace", note: node.spelling, run: () => page.ask(withTrace(question, node.spelling)) });
+  }
+  const kept = keptFor(node);
+  if (kept && !question.onlyThese?.includes(kept.spelling)) {
+    actions.push({ name: "keep", title: question.onlyThese ? "keep too" : "keep only", note: kept.spelling,
+      run: () => page.propose(withKept(question, [kept.spelling], [kept.type])) });
+  }
+  if (node.type !== "layer") {
+    actions.push({ name: "page", title: "open its page", note: node.component, run: () => open(nodeAddress(node.component, question), "_blank", "noopener") });
+  }
+  return actions;
+}
+
+export function nodeAddress(component, question) {
+  return pageAddress(`node/${nodeName(component)}#q=${encodeURIComponent(JSON.stringify(question))}`);
+}
+
+/** The actions as buttons, for a node's card. */
+export function actionButtons(actions) {
+  return actions.map(({ name, title, note, run }) =>
+    make("button", { type: "button", title: note, "data-action": name, onclick: run }, title));
+}

@@ -1,0 +1,107 @@
+// The form: what is typed as a question, and faults beside the fields that they are about.
+
+import { byId, make } from "../report/elements.js";
+import { showTokens, tokenBoxes } from "./live_tokens.js";
+import { drawOptions } from "./options.js";
+import { tidy } from "./questions.js";
+import { TextList } from "./text_list.js";
+
+const plain = (count) => `${count} ${count === 1 ? "token" : "tokens"}`;
+
+export class Form {
+  /**
+   * @param onAsk called with the question when it is to be asked
+   */
+  constructor(onAsk) {
+    this.rest = {}; // of the question, what has no field: changes and what is kept
+    this.nPromptTokens = null;
+    const target = (field, below) => showTokens(field, below, ({ tokens }) =>
+      [tokens.length === 1 ? `${tokens[0].quoted} · ${tokens[0].id}` : `${plain(tokens.length)}: ${tokens.map((one) => one.quoted).join(" ")}`], false);
+    this.lists = {
+      target: new TextList(byId("target"), { name: "target", title: "target", onInput: target }),
+      distractor: new TextList(byId("distractor"), { name: "distractor", title: "distractor", onInput: target }),
+      baseline: new TextList(byId("baseline"), { name: "baseline", title: "baseline", isLong: true, least: 0,
+        onInput: (field, below) => {
+          fit(field);
+          showTokens(field, below, ({ count }) => [this.compared(count)], this.rest.addBos ?? null);
+        } }),
+    };
+    const prompt = byId("prompt-text");
+    prompt.addEventListener("input", () => this.promptChanged());
+    prompt.addEventListener("keydown", (event) => { // a prompt's own line ends are typed with Shift
+      if (event.key !== "Enter" || event.shiftKey) return;
+      event.preventDefault();
+      byId("question").requestSubmit();
+    });
+    byId("question").addEventListener("submit", (event) => {
+      event.preventDefault();
+      onAsk(this.read());
+    });
+  }
+
+  /** Options depend on the model, which is known later. */
+  useModel(model) {
+    this.options = drawOptions(model);
+    this.options.write(this.rest);
+  }
+
+  promptChanged() {
+    const prompt = byId("prompt-text");
+    fit(prompt);
+    showTokens(prompt, byId("prompt-tokens"), ({ tokens, count }) => {
+      this.nPromptTokens = count;
+      return [...tokenBoxes(tokens), make("small", {}, ` ${plain(count)}`)];
+    }, this.options?.read().addBos ?? null);
+  }
+
+  compared(count) {
+    const isOther = this.nPromptTokens !== null && this.nPromptTokens !== count;
+    return `${plain(count)}${isOther ? `, but the prompt has ${this.nPromptTokens}: both must have as many` : ""}`;
+  }
+
+  read() {
+    const lists = Object.fromEntries(Object.entries(this.lists).map(([name, list]) => [name, list.read()]));
+    return tidy({ ...this.rest, prompt: byId("prompt-text").value, ...lists, ...(this.options?.read() ?? {}) });
+  }
+
+  write(question) {
+    this.rest = { ...question };
+    this.clearFaults();
+    const prompt = byId("prompt-text");
+    const isOther = prompt.value !== (question.prompt ?? "");
+    prompt.value = question.prompt ?? "";
+    this.options?.write(question);
+    if (isOther) this.promptChanged();
+    for (const [name, list] of Object.entries(this.lists)) list.write(question[name] ?? []);
+  }
+
+  clearFaults() {
+    document.querySelectorAll(".fault").forEach((one) => one.replaceChildren());
+    document.querySelectorAll("[aria-invalid]").forEach((one) => one.removeAttribute("aria-invalid"));
+  }
+
+  /** Says what is wrong where it is wrong. Returns what belongs to no field of the form. */
+  showFaults(violations) {
+    const others = [];
+    for (const { field, description } of violations) {
+      const [, name, index] = /^(\w+)(?:\[(\d+)\])?/.exec(field) ?? [];
+      const place = byId(`${name}-fault`);
+      if (place === null) {
+        others.push(`${field}: ${description}`);
+        continue;
+      }
+      place.closest("details")?.setAttribute("open", "");
+      place.append(make("span", {}, description));
+      const box = place.closest("[data-field]")?.querySelectorAll("input, textarea, select") ?? [];
+      box[Number(index ?? 0)]?.setAttribute("aria-invalid", "true");
+    }
+    document.querySelector("[aria-invalid]")?.focus();
+    return others;
+  }
+}
+
+/** As high as its text. */
+function fit(field) {
+  field.style.height = "auto";
+  field.style.height = `${field.scrollHeight + 2}px`;
+}

@@ -1,0 +1,60 @@
+// A menu beside what it is about: arrow keys move, Escape and a click elsewhere close it.
+
+import { byId, make } from "../report/elements.js";
+
+let opener = null;
+
+function close(isFocusBack) {
+  byId("menu").hidden = true;
+  opener?.setAttribute("aria-expanded", "false");
+  if (isFocusBack) opener?.focus();
+  opener = null;
+}
+
+/**
+ * @param title what the menu is about
+ * @param items each with a `title` and what to `run`; without that it is a heading
+ * @param element beside which it opens
+ */
+export function openMenu(title, items, element) {
+  const menu = byId("menu");
+  if (opener === element) {
+    close(true);
+    return;
+  }
+  close(false);
+  opener = element;
+  element.setAttribute("aria-expanded", "true");
+  menu.setAttribute("aria-label", title);
+  menu.replaceChildren(
+    make("p", { class: "menu-title", role: "presentation" }, title),
+    ...items.map(({ title: text, run, note }) => run
+      ? make("button", { type: "button", role: "menuitem", tabindex: "-1", onclick: () => { close(true); run(); } },
+        text, note ? make("small", {}, note) : [])
+      : make("p", { class: "menu-title", role: "presentation" }, text)),
+  );
+  menu.hidden = false;
+  const box = element.getBoundingClientRect();
+  const left = Math.max(8, Math.min(box.left, document.documentElement.clientWidth - menu.offsetWidth - 8));
+  const isBelow = box.bottom + menu.offsetHeight < innerHeight || box.top < menu.offsetHeight;
+  menu.style.left = `${left + scrollX}px`;
+  menu.style.top = `${(isBelow ? box.bottom + 2 : box.top - menu.offsetHeight - 2) + scrollY}px`;
+  menu.querySelector("button")?.focus({ preventScroll: true });
+}
+
+/** To be called once: keys and clicks. */
+export function startMenu() {
+  const menu = byId("menu");
+  menu.addEventListener("keydown", (event) => {
+    const items = [...menu.querySelectorAll("button")];
+    const at = items.indexOf(document.activeElement);
+    const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: -1 }[event.key];
+    if (event.key === "Escape" || event.key === "Tab") close(true);
+    else if (to === undefined) return;
+    else items.at(to % items.length).focus();
+    event.preventDefault();
+  });
+  document.addEventListener("pointerdown", (event) => {
+    if (!menu.hidden && !menu.contains(event.target) && !opener?.contains(event.target)) close(false);
+  });
+}

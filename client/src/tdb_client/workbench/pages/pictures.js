@@ -1,0 +1,58 @@
+// Further pictures of an answer. Each has a module of its own, which is loaded when it is opened.
+
+import { make } from "../report/elements.js";
+
+const PICTURES = [
+  { name: "heat", title: "Layer by token", hint: "Where in the model the listed nodes stand, by layer and token." },
+  { name: "head", title: "Attention of any head", hint: "All that one head attends to, whether or not its pairs are listed." },
+  { name: "lens", title: "Lens", hint: "What the residual stream would say after each layer, if it were read as the last one is." },
+  { name: "graph", title: "Edges", hint: "Which component hands the objective on to which. Needs a baseline." },
+  { name: "circuit", title: "Circuit", hint: "The few heads and MLPs that keep the objective, and how much any number of them keeps." },
+];
+
+/**
+ * The pictures' places, closed but for those that were open.
+ *
+ * @param context what a picture is drawn with: `question`, `data`, `model`, `page`, `signal`
+ * @param opened names of those that are open
+ * @param onOpened told of them when it changes
+ */
+export function pictureSections(context, opened, onOpened) {
+  const open = new Set(opened);
+  return PICTURES.map(({ name, title, hint }) => {
+    const place = make("div", { class: "picture-place" });
+    const section = make("details", { class: "picture", id: `${name}-picture` },
+      make("summary", {}, make("h2", {}, title), make("span", { class: "hint" }, hint)), place);
+    section.addEventListener("toggle", () => {
+      if (open.has(name) !== section.open) {
+        open[section.open ? "add" : "delete"](name);
+        onOpened([...open]);
+      }
+      if (section.open && !place.hasChildNodes()) draw(name, place, context);
+    });
+    section.open = open.has(name);
+    return section;
+  });
+}
+
+async function draw(name, place, context) {
+  await guarded(place, context.signal, async () => {
+    const { draw: drawPicture } = await import(`./${name}.js`);
+    await drawPicture(place, context);
+  });
+}
+
+/** Runs what draws into a place, and says there what went wrong. */
+export async function guarded(place, signal, work) {
+  place.setAttribute("aria-busy", "true");
+  try {
+    await work();
+  } catch (error) {
+    if (signal?.aborted) return;
+    place.querySelectorAll(".trouble").forEach((one) => one.remove());
+    place.append(make("div", { class: "trouble", role: "alert" }, make("strong", {}, error.message),
+      (error.violations ?? []).filter(({ description }) => description !== error.message).map(({ field, description }) => make("p", {}, `${field}: ${description}`))));
+  } finally {
+    place.removeAttribute("aria-busy");
+  }
+}

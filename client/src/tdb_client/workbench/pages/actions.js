@@ -60,6 +60,16 @@ export function actionsOf(node, question, page) {
   return actions;
 }
 
+/** What can be done with a component, wherever in the prompt: `L9 head 6`, `L5 mlp`. */
+export function componentActions(component, question, page) {
+  const actions = [{ name: "list", title: "its nodes in the table", note: component, run: () => page.filter(component) }];
+  if (!/^L\d+ (head|mlp)/.test(component)) return actions;
+  const [type, spelling] = /head/.test(component) ? ["whole_head", component.replace(/ (whole )?head/, " whole head")] : ["whole_mlp", component];
+  return [...actions,
+    { name: "keep", title: question.onlyThese ? "keep too" : "keep only", note: spelling, run: () => page.propose(withKept(question, [spelling], [type])) },
+    { name: "page", title: "open its page", note: component, run: () => open(nodeAddress(component, question), "_blank", "noopener") }];
+}
+
 export function nodeAddress(component, question) {
   return pageAddress(`node/${nodeName(component)}#q=${encodeURIComponent(JSON.stringify(question))}`);
 }

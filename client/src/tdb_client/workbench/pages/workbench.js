@@ -3,7 +3,7 @@
 import { drawAnswer } from "../report/answer.js";
 import { byId, make } from "../report/elements.js";
 import { useDark } from "../report/numbers.js";
-import { actionButtons, actionsOf } from "./actions.js";
+import { actionButtons, actionsOf, componentActions } from "./actions.js";
 import { fragment, fromFragment } from "./address.js";
 import { ask, lines, onTokenWanted } from "./api.js";
 import { drawChanges } from "./changes.js";
@@ -176,6 +176,9 @@ class Workbench {
       ask: (one) => this.ask(one),
       propose: (one) => this.propose({ ...this.form.read(), onlyThese: one.onlyThese, nodeTypes: one.nodeTypes }),
       wantBaseline: (change) => this.wantBaseline(change),
+      filter: (words) => this.filterNodes(words),
+      openNode: (node, element) => openMenu(node.spelling, actions(node), element),
+      openComponent: (name, element) => openMenu(name, componentActions(name, this.proposedKept(question), page), element),
     };
     const actions = (node) => actionsOf(node, this.proposedKept(question), page);
     const context = { question, data, model: this.model, page, signal: this.pictures.signal };
@@ -184,7 +187,7 @@ class Workbench {
       onView: (view) => this.see(view),
       more: pictureSections(context, this.view.open ?? [], (open) => this.see({ open })),
       nodeActions: (node) => actionButtons(actions(node)),
-      openNode: (node, button) => openMenu(node.spelling, actions(node), button),
+      openNode: page.openNode,
       openPair: (pair, cell) => openMenu(...this.pairMenu(pair, data, actions), cell),
     });
   }
@@ -208,6 +211,13 @@ class Workbench {
       byId("card").scrollIntoView({ block: "nearest" });
     } });
     return [title, nodes.length ? nodes.slice(0, 12).map(show) : [{ title: "no head among the listed nodes" }]];
+  }
+
+  filterNodes(words) {
+    byId("filter").value = words;
+    byId("filter").dispatchEvent(new Event("input"));
+    byId("nodes-section").scrollIntoView();
+    byId("filter").focus({ preventScroll: true });
   }
 
   wantBaseline(change) {

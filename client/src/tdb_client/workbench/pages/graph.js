@@ -5,6 +5,7 @@ import { make } from "../report/elements.js";
 import { number } from "../report/numbers.js";
 import { ask } from "./api.js";
 import { guarded } from "./pictures.js";
+import { ofWholeModel } from "./questions.js";
 import { svg } from "./svg.js";
 import { ZoomedView } from "./zoom.js";
 
@@ -16,26 +17,25 @@ const WIDTH = 900;
 export function draw(place, context) {
   const { question, signal } = context;
   return guarded(place, signal, async () => {
-    const answer = await ask("edges", { question, topK: TOP_K }, signal);
+    const answer = await ask("edges", { question: ofWholeModel(question), topK: TOP_K }, signal);
     drawGraph(place, answer, context);
   });
 }
 
-function drawGraph(place, { nodes, edges }, context) {
+function drawGraph(place, { edges }, context) {
   const strength = make("input", { type: "range", id: "graph-shown", min: "1", max: edges.length, value: Math.min(SHOWN, edges.length) });
   const said = make("output", { for: "graph-shown" });
   const picture = make("div", { class: "graph-picture" });
   const list = make("ol", { class: "edge-list", "aria-label": "edges, the strongest first" });
-  const byName = new Map(nodes.map((one) => [one.spelling, one]));
   const sorted = [...edges].sort((a, b) => Math.abs(b.score) - Math.abs(a.score));
   const view = new ZoomedView();
   const fill = () => {
     const shown = sorted.slice(0, Number(strength.value));
     said.textContent = `${shown.length} of ${edges.length} edges, from ${number(Math.abs(shown.at(-1).score))}`;
-    const graph = graphOf(shown, byName, context, (edge) => mark(edge));
+    const graph = graphOf(shown, context, (edge) => mark(edge));
     picture.replaceChildren(view.around(graph.element, graph.width, graph.height));
     list.replaceChildren(...shown.map((edge) => make("li", {}, make("button", { type: "button", onclick: () => mark(edge), onfocus: () => mark(edge) },
-      make("span", {}, `${edge.from} → ${edge.to}`), make("b", {}, number(edge.score, true))))));
+      make("span", {}, words(edge)), make("b", {}, number(edge.score, true))))));
     const mark = (edge) => {
       const at = shown.indexOf(edge);
       place.querySelectorAll(".marked").forEach((one) => one.classList.remove("marked"));
@@ -52,11 +52,11 @@ function drawGraph(place, { nodes, edges }, context) {
   fill();
 }
 
-/** Writers and readers of the same component are one node. */
-const componentOf = (name) => name.replace(/ (query|key|value)$/, "").replace(/ (key|value) head /, " head ");
+/** What is read, where several things of one component can be. */
+const words = ({ from, to, reads }) => `${from} → ${to}${reads === "query" ? ", its query" : ""}`;
 
-function graphOf(edges, byName, { question, page }, onEdge) {
-  const names = [...new Set(edges.flatMap(({ from, to }) => [from, to].map(componentOf)))];
+function graphOf(edges, { page }, onEdge) {
+  const names = [...new Set(edges.flatMap(({ from, to }) => [from, to]))];
   const layerOf = (name) => (/^L(\d+)/.test(name) ? Number(/^L(\d+)/.exec(name)[1]) : /logit/.test(name) ? Infinity : -1);
   const levels = [...new Set(names.map(layerOf))].sort((a, b) => a - b);
   const rank = (name) => (/mlp/.test(name) ? 1e6 : Number(/head (\d+)/.exec(name)?.[1] ?? 0));
@@ -68,13 +68,13 @@ function graphOf(edges, byName, { question, page }, onEdge) {
   });
   const most = Math.max(...edges.map(({ score }) => Math.abs(score)), 1e-9);
   const lines = edges.map((edge) => {
-    const [[x1, y1], [x2, y2]] = [edge.from, edge.to].map((one) => places.get(componentOf(one)));
+    const [[x1, y1], [x2, y2]] = [edge.from, edge.to].map((one) => places.get(one));
     return svg("path", { class: `edge ${edge.score < 0 ? "lowers" : "raises"}`, d: `M${x1} ${y1}C${x1} ${(y1 + y2) / 2} ${x2} ${(y1 + y2) / 2} ${x2} ${y2}`,
       "stroke-width": 0.6 + (5 * Math.abs(edge.score)) / most, onclick: () => onEdge(edge) },
-    svg("title", {}, `${edge.from} → ${edge.to}: ${number(edge.score, true)}`));
+    svg("title", {}, `${words(edge)}: ${number(edge.score, true)}`));
   });
   const boxes = [...places].map(([name, [x, y]]) => {
-    const short = name.replace(/^L\d+ /, "");
+    const short = name.replace(/^L\d+ (whole )?/, "");
     const open = (event) => page.openComponent(name, event.currentTarget);
     const width = 14 + 7 * short.length;
     return svg("g", { class: "graph-node", tabindex: "0", role: "button", "aria-haspopup": "menu", "aria-label": name, onclick: open,

@@ -9,7 +9,7 @@ const MOST_CELLS_IN_TABLE = 40; // on each side; longer prompts are painted
 const MAX_NUMBERED = 24;
 const PAINTED_PIXELS = 720;
 const STRONGEST = 8;
-const KINDS = [["pattern", "attention"], ["written", "attention × size of the value"]];
+const KINDS = [["pattern", "attention"], ["writeNorm", "size of what is written"]];
 
 export function draw(place, context) {
   const { model, data, signal, question } = context;
@@ -40,7 +40,7 @@ function valuesOf(answer, kind, run) {
 }
 
 function drawPattern(place, answer, kind, run, name, context) {
-  const values = valuesOf(answer, kind, run).map((row, from) => row.slice(0, from + 1));
+  const values = valuesOf(answer, kind, run); // of each token, a row up to itself
   const rowSums = values.map((row) => row.reduce((sum, one) => sum + one, 0));
   const columnSums = values.map((_, to) => values.reduce((sum, row) => sum + (row[to] ?? 0), 0));
   const isShort = values.length <= MOST_CELLS_IN_TABLE;

@@ -1,6 +1,7 @@
 // The workbench: puts the question, its answer and what leads from one question to the next together.
 
 import { drawAnswer } from "../report/answer.js";
+import { ALL_HEADS } from "../report/attention.js";
 import { byId, make } from "../report/elements.js";
 import { useDark } from "../report/numbers.js";
 import { actionButtons, actionsOf, componentActions } from "./actions.js";
@@ -18,6 +19,14 @@ import { Trail } from "./trail.js";
 
 const KEPT_ANSWERS = 16;
 const isNodePage = /\/node\/[^/]+$/.test(location.pathname);
+
+const USUAL = { scalar: "direct_effect", order: "size", head: ALL_HEADS, showsAttention: true, filter: "", isWhole: false };
+
+/** Of a view what is not as usual, so that addresses stay short. */
+function said(view) {
+  return Object.fromEntries(Object.entries(view).filter(([name, value]) =>
+    value !== null && value !== undefined && value !== USUAL[name] && !(Array.isArray(value) && !value.length)));
+}
 
 class Workbench {
   constructor() {
@@ -49,7 +58,7 @@ class Workbench {
     drawModel(model);
     if (isNodePage) {
       const { drawNodePage } = await import("./node.js");
-      await drawNodePage(this.model);
+      await drawNodePage();
       return;
     }
     this.form.useModel(model);
@@ -97,7 +106,7 @@ class Workbench {
   ask(question) {
     const tidied = tidy(question);
     const kept = this.asked === null ? {} : this.keptView();
-    if (this.asked === null || keyOf(tidied) !== keyOf(this.asked)) history.pushState(null, "", fragment(tidied, kept));
+    if (this.asked === null || keyOf(tidied) !== keyOf(this.asked)) history.pushState(null, "", fragment(tidied, said(kept)));
     return this.open(tidied, kept);
   }
 
@@ -232,7 +241,7 @@ class Workbench {
   /** Keeps the address in step with what is shown. */
   see(view) {
     this.view = { ...this.view, ...view };
-    history.replaceState(null, "", fragment(this.asked, this.view));
+    history.replaceState(null, "", fragment(this.asked, said(this.view)));
   }
 }
 

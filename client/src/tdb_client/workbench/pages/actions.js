@@ -7,8 +7,18 @@ import { KEPT_AS, withChange, withKept, withTrace } from "./questions.js";
 
 const IS_TRACED = /^(mlp_neuron|.*latent)$/;
 
-/** The node's name in an address: `L23.head.3`. */
-export const nodeName = (component) => component.replaceAll(" ", ".");
+const NAMED = { attention_head: "head", whole_head: "head", mlp_neuron: "neuron" };
+
+/** The address of a node's page, such as `L23.head.3`; null where there is none of it. */
+function nodeAddress({ type, layer, index }, question) {
+  const kind = NAMED[type] ?? (type.endsWith("latent") ? type : null);
+  return kind && pageAddress(`node/L${layer}.${kind}.${index}#q=${encodeURIComponent(JSON.stringify(question))}`);
+}
+
+function pageAction(node, question) {
+  const address = nodeAddress(node, question);
+  return address === null ? [] : [{ name: "page", title: "open its page", note: node.component, run: () => open(address, "_blank", "noopener") }];
+}
 
 /** The node that is kept for one of the table, and its type; null where there is none. */
 export function keptFor(node) {
@@ -54,14 +64,18 @@ export function actionsOf(node, question, page) {
     actions.push({ name: "keep", title: question.onlyThese ? "keep too" : "keep only", note: kept.spelling,
       run: () => page.propose(withKept(question, [kept.spelling], [kept.type])) });
   }
-  if (node.type !== "layer") {
-    actions.push({ name: "page", title: "open its page", note: node.component, run: () => open(nodeAddress(node.component, question), "_blank", "noopener") });
-  }
-  return actions;
+  return [...actions, ...pageAction(node, question)];
 }
 
-export function nodeAddress(component, question) {
-  return pageAddress(`node/${nodeName(component)}#q=${encodeURIComponent(JSON.stringify(question))}`);
+/** What can be done with a component, wherever in the prompt: `L9 whole head 6`, `L5 mlp`. */
+export function componentActions(component, question, page) {
+  const actions = [{ name: "list", title: "its nodes in the table", note: component, run: () => page.filter(component.replace("whole ", "").replace("mlp", "neuron")) }];
+  const [, layer, kind, index] = /^L(\d+) (whole head|mlp)(?: (\d+))?$/.exec(component) ?? [];
+  if (kind === undefined) return actions;
+  const type = kind === "mlp" ? "whole_mlp" : "whole_head";
+  return [...actions,
+    { name: "keep", title: question.onlyThese ? "keep too" : "keep only", note: component, run: () => page.propose(withKept(question, [component], [type])) },
+    ...pageAction({ type, layer, index, component }, question)];
 }
 
 /** The actions as buttons, for a node's card. */

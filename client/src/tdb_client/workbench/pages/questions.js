@@ -46,6 +46,11 @@ export function withTrace(question, trace, downstream = null) {
   return tidy({ ...question, trace, downstream });
 }
 
+/** The same about the model as it is: what edges and circuits are asked with. */
+export function ofWholeModel(question) {
+  return tidy({ ...question, changes: [], onlyThese: null, nodeTypes: null });
+}
+
 /** The model as it is, and the objective that was asked about first. */
 export function withoutAll(question) {
   return tidy({ ...question, changes: [], onlyThese: null, nodeTypes: null, trace: null, downstream: null });
@@ -62,7 +67,7 @@ export function objectiveWords({ trace, target, targetIds, distractor, distracto
 
 /** What is changed, in a few words. */
 export function changeWords({ changes = [], onlyThese }) {
-  const parts = changes.length > 2 ? [`${changes.length} nodes changed`] : changes.map((one) => (/[=*+]/.test(one) ? one : `− ${one}`));
+  const parts = changes.length > 2 ? [`${changes.length} nodes changed`] : changes.map((one) => (/[=*+]/.test(one) ? one : `without ${one}`));
   if (onlyThese) parts.push(onlyThese.length === 1 ? `only ${onlyThese[0]}` : `only ${onlyThese.length} nodes`);
   return parts.join(", ");
 }

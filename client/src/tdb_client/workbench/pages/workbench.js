@@ -1,9 +1,10 @@
 // The workbench: puts the question, its answer and what leads from one question to the next together.
 
 import { drawAnswer } from "../report/answer.js";
+import { ALL_HEADS } from "../report/attention.js";
 import { byId, make } from "../report/elements.js";
 import { useDark } from "../report/numbers.js";
-import { actionButtons, actionsOf } from "./actions.js";
+import { actionButtons, actionsOf, componentActions } from "./actions.js";
 import { fragment, fromFragment } from "./address.js";
 import { ask, lines, onTokenWanted } from "./api.js";
 import { drawChanges } from "./changes.js";
@@ -18,6 +19,14 @@ import { Trail } from "./trail.js";
 
 const KEPT_ANSWERS = 16;
 const isNodePage = /\/node\/[^/]+$/.test(location.pathname);
+
+const USUAL = { scalar: "direct_effect", order: "size", head: ALL_HEADS, showsAttention: true, filter: "", isWhole: false };
+
+/** Of a view what is not as usual, so that addresses stay short. */
+function said(view) {
+  return Object.fromEntries(Object.entries(view).filter(([name, value]) =>
+    value !== null && value !== undefined && value !== USUAL[name] && !(Array.isArray(value) && !value.length)));
+}
 
 class Workbench {
   constructor() {
@@ -49,7 +58,7 @@ class Workbench {
     drawModel(model);
     if (isNodePage) {
       const { drawNodePage } = await import("./node.js");
-      await drawNodePage(this.model);
+      await drawNodePage();
       return;
     }
     this.form.useModel(model);
@@ -97,7 +106,7 @@ class Workbench {
   ask(question) {
     const tidied = tidy(question);
     const kept = this.asked === null ? {} : this.keptView();
-    if (this.asked === null || keyOf(tidied) !== keyOf(this.asked)) history.pushState(null, "", fragment(tidied, kept));
+    if (this.asked === null || keyOf(tidied) !== keyOf(this.asked)) history.pushState(null, "", fragment(tidied, said(kept)));
     return this.open(tidied, kept);
   }
 
@@ -176,6 +185,9 @@ class Workbench {
       ask: (one) => this.ask(one),
       propose: (one) => this.propose({ ...this.form.read(), onlyThese: one.onlyThese, nodeTypes: one.nodeTypes }),
       wantBaseline: (change) => this.wantBaseline(change),
+      filter: (words) => this.filterNodes(words),
+      openNode: (node, element) => openMenu(node.spelling, actions(node), element),
+      openComponent: (name, element) => openMenu(name, componentActions(name, this.proposedKept(question), page), element),
     };
     const actions = (node) => actionsOf(node, this.proposedKept(question), page);
     const context = { question, data, model: this.model, page, signal: this.pictures.signal };
@@ -184,7 +196,7 @@ class Workbench {
       onView: (view) => this.see(view),
       more: pictureSections(context, this.view.open ?? [], (open) => this.see({ open })),
       nodeActions: (node) => actionButtons(actions(node)),
-      openNode: (node, button) => openMenu(node.spelling, actions(node), button),
+      openNode: page.openNode,
       openPair: (pair, cell) => openMenu(...this.pairMenu(pair, data, actions), cell),
     });
   }
@@ -210,6 +222,13 @@ class Workbench {
     return [title, nodes.length ? nodes.slice(0, 12).map(show) : [{ title: "no head among the listed nodes" }]];
   }
 
+  filterNodes(words) {
+    byId("filter").value = words;
+    byId("filter").dispatchEvent(new Event("input"));
+    byId("nodes-section").scrollIntoView();
+    byId("filter").focus({ preventScroll: true });
+  }
+
   wantBaseline(change) {
     const { baseline } = this.form.lists;
     const field = baseline.fields()[0] ?? baseline.add("");
@@ -222,7 +241,7 @@ class Workbench {
   /** Keeps the address in step with what is shown. */
   see(view) {
     this.view = { ...this.view, ...view };
-    history.replaceState(null, "", fragment(this.asked, this.view));
+    history.replaceState(null, "", fragment(this.asked, said(this.view)));
   }
 }
 

@@ -1,0 +1,108 @@
+// The page of one head, neuron or latent: what it writes and reads, and where it is active.
+
+import { tokenList } from "../report/card.js";
+import { byId, heatCell, legend, make, pageLink } from "../report/elements.js";
+import { colour, largest, number, shortNumber } from "../report/numbers.js";
+import { SCALARS } from "../report/state.js";
+import { fromFragment } from "./address.js";
+import { lines, pageAddress } from "./api.js";
+import { guarded } from "./pictures.js";
+
+const MOST_TEXTS = 32;
+const LISTS = [["writes", "raises", "lowers"], ["reads", "excited by", "calmed by"], ["input", "excited by", "calmed by"],
+  ["query", "excited through the query by", "calmed through the query by"], ["key", "excited through the key by", "calmed through the key by"]];
+
+function section(name, title, ...children) {
+  return make("section", { "aria-labelledby": `${name}-title` }, make("h2", { id: `${name}-title` }, title), children);
+}
+
+export async function drawNodePage() {
+  document.body.classList.add("node-page");
+  for (const id of ["question", "changes", "trail"]) byId(id).hidden = true;
+  const name = decodeURIComponent(location.pathname.split("/").at(-1));
+  const { question } = fromFragment(location.hash);
+  const place = byId("answer");
+  const signal = new AbortController().signal;
+  const found = make("div", { class: "sections" });
+  const pasted = make("div", {});
+  place.replaceChildren(found, textForm(name, pasted, signal), pasted);
+  await guarded(found, signal, async () => {
+    for await (const line of lines("node", { node: name, ...(question ? { question } : {}) }, signal)) drawLine(found, line, question);
+  });
+}
+
+function drawLine(place, line, question) {
+  if (line.event === "node") drawNode(place, line, question);
+  if (line.event === "activations") place.append(activations(line, line.run === undefined ? "" : line.run ? "On the prompt, with the changes" : "On the prompt"));
+  if (line.event === "uses") place.append(uses(line));
+  if (line.event === "examples") import("./examples.js").then(({ examples }) => place.append(examples(line)));
+}
+
+function drawNode(place, line, question) {
+  document.title = `${line.spelling} · transformer debugger`;
+  const lists = LISTS.filter(([name]) => line[name]).map(([name, high, low]) =>
+    make("div", { class: "ends" }, tokenList(high, line[name][0]), tokenList(low, line[name][1])));
+  place.append(
+    make("h2", { class: "node-name" }, line.spelling),
+    line.label ? make("p", { class: "label" }, line.label) : "",
+    line.link ? make("p", {}, pageLink(line.link, line.link)) : "",
+    question ? make("p", { class: "hint" }, make("a", { href: pageAddress(`.#q=${encodeURIComponent(JSON.stringify(question))}`) }, "back to the question")) : "",
+    lists.length ? section("vocabulary", "In the vocabulary", make("p", { class: "hint" }, "What one unit of it adds to the logits of tokens, and whose embeddings excite it, through nothing between."), make("div", { class: "node-lists" }, lists)) : "",
+  );
+}
+
+/** Tokens on the colour of how active it is there; of a head, also whom it writes about most. */
+function activations({ tokens, values, attendedTo }, title) {
+  const most = largest(values);
+  const key = make("div", { class: "legend" });
+  legend(key, most, ["negative", "positive"], values.every((one) => one >= 0));
+  const word = ({ text, quoted }, index) => {
+    const box = make("span", { class: "word" }, text);
+    box.style.backgroundColor = colour(values[index], most);
+    const about = attendedTo ? `, most for ${tokens[attendedTo[index]].quoted} @ ${attendedTo[index]}` : "";
+    return make("span", { class: "token", title: `${quoted} @ ${index}: ${number(values[index])}${about}` }, box, make("small", {}, shortNumber(values[index])));
+  };
+  const strongest = values.reduce((best, one, index) => (Math.abs(one) > Math.abs(values[best]) ? index : best), 0);
+  const about = attendedTo ? ` It writes there most for ${tokens[attendedTo[strongest]].quoted} @ ${attendedTo[strongest]}.` : "";
+  return make("section", {}, title ? make("h2", {}, title) : [],
+    make("p", { class: "hint" }, `${attendedTo ? "How much it writes" : "Its activation"} at each token; the most, ${number(values[strongest])}, at ${tokens[strongest].quoted} @ ${strongest}.${about}`),
+    make("div", { class: "prompt" }, tokens.map(word)), key);
+}
+
+/** The uses of a head that are among the strongest of a question. */
+function uses({ tokens, nodes, scalars, lists }) {
+  if (!nodes.length) return section("uses", "Its uses here", make("p", { class: "hint" }, "None of them is among the question's strongest nodes."));
+  const columns = Object.entries(SCALARS);
+  const most = columns.map(([name]) => largest(scalars[name]));
+  const at = ({ token, attended_to: to }) => `${tokens[token].quoted}${to === null ? "" : ` → ${tokens[to].quoted}`}`;
+  return section("uses", "Its uses here", make("div", { class: "scroll", tabindex: "0", role: "region", "aria-labelledby": "uses-title" },
+    make("table", { class: "nodes" },
+      make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "at"), columns.map(([, { title }]) => make("th", { scope: "col", class: "figure" }, title)))),
+      make("tbody", {}, nodes.map((node, row) => make("tr", {}, make("th", { scope: "row" }, make("code", {}, at(node))),
+        columns.map(([name, { isEffect }], index) => isEffect
+          ? heatCell(scalars[name][row], most[index], number(scalars[name][row], true), { class: "figure" })
+          : make("td", { class: "figure" }, number(scalars[name][row])))))))),
+  make("div", { class: "node-lists" }, nodes.slice(0, 3).map((node, row) => make("section", {}, make("h3", {}, make("code", {}, at(node))),
+    LISTS.filter(([name]) => lists[row]?.[name]).map(([name, high, low]) =>
+      make("div", { class: "ends" }, tokenList(high, lists[row][name][0]), tokenList(low, lists[row][name][1])))))));
+}
+
+/** Texts to paste, one a line. */
+function textForm(name, pasted, signal) {
+  const field = make("textarea", { id: "texts", rows: "3", spellcheck: "false", "aria-describedby": "texts-hint" });
+  const form = make("form", { class: "pasted" }, make("h2", {}, make("label", { for: "texts" }, "On your own texts")),
+    make("p", { class: "hint", id: "texts-hint" }, `One a line, up to ${MOST_TEXTS}.`), field,
+    make("div", { class: "run" }, make("button", { type: "submit", class: "primary", id: "run-texts" }, "Run")));
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const texts = field.value.split("\n").filter(Boolean).slice(0, MOST_TEXTS);
+    if (!texts.length) return;
+    pasted.replaceChildren();
+    guarded(pasted, signal, async () => {
+      for await (const line of lines("node", { node: name, texts }, signal)) {
+        if (line.event === "activations") pasted.append(activations(line, ""));
+      }
+    });
+  });
+  return form;
+}

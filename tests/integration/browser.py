@@ -88,7 +88,16 @@ class Page:
 
     def press(self, key: str, *, shift: bool = False) -> None:
         """Presses a key that writes nothing, such as Tab or ArrowDown."""
-        code = {"Tab": 9, "ArrowDown": 40, "ArrowUp": 38, "ArrowRight": 39, "End": 35, "Enter": 13, "Escape": 27}[key]
+        codes = {
+            "Tab": 9,
+            "ArrowDown": 40,
+            "ArrowUp": 38,
+            "ArrowRight": 39,
+            "End": 35,
+            "Enter": 13,
+            "Escape": 27,
+        }
+        code = codes[key]
         for kind in ("rawKeyDown", "keyUp"):
             self.send(
                 "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code,

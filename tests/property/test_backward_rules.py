@@ -101,7 +101,7 @@ def passes(
     )
     inputs = Inputs(plan, decoder.device)
     cache, graph = forward(model, plan, inputs, None, lambda: None)
-    return cache, backward(model, plan, inputs, cache, graph)
+    return cache, backward(model, plan, inputs, cache, graph, None)
 
 
 def as_clients_index(place: HookPoint, x: Tensor) -> Tensor:

@@ -299,7 +299,7 @@ def test_places_and_lenses_take_no_more_than_is_estimated() -> None:
 
 @pytest.mark.parametrize(("family", "has_autoencoders"), [("gpt2", False), ("llama", True)])
 def test_prompts_to_compare_with_take_no_more_than_is_estimated(family: str, has_autoencoders: bool) -> None:
-    """Several baselines of one row, circuits with and without any."""
+    """Several baselines of one row, circuits with and without any; and divergences from baselines."""
     engine, info = loaded(family, has_autoencoders)
     dice = random.Random(f"compared {family} {has_autoencoders}")
     found = []
@@ -311,7 +311,8 @@ def test_prompts_to_compare_with_take_no_more_than_is_estimated(family: str, has
         rows = [random_sub_request(dice, info, 40) for _ in range(n_rows)]
         baselines = tuple(tuple(dice.randrange(900) for _ in range(40)) for _ in range(n_baselines))
         if circuit is not None:
-            rows = [InferenceSubRequest(run_of(40), one.processing) for one in rows]
+            loss = LossConfig(LossName.KL_FROM_BASELINE) if n_baselines else run_of(40).loss
+            rows = [InferenceSubRequest(replace(run_of(40), loss=loss), one.processing) for one in rows]
         compared = [
             replace(one, inference=replace(one.inference, baselines=baselines, circuit=circuit))
             for one in rows
@@ -319,6 +320,23 @@ def test_prompts_to_compare_with_take_no_more_than_is_estimated(family: str, has
         found.append(times_too_much(engine, info, compared))
     assert min(found) >= 1
     assert median(found) <= 2 * MAX_TIMES
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_baselines_predict_takes_no_more_than_is_estimated(dtype: str) -> None:
+    """Of a vocabulary that is most of the model: many baselines, many rows, and circuits."""
+    engine = Engine(decoder_of("llama", dtype, num_hidden_layers=2, vocab_size=20_000), [])
+    info = model_info("small", "d", dtype, engine)
+    loss, heads = LossConfig(LossName.KL_FROM_BASELINE), Circuit(frozenset({NodeType.WHOLE_HEAD}), ())
+    ranked = {"nodes": MultipleTopKSpec(((GroupId.SINGLETON, (DerivedScalar.MLP_ACT_TIMES_GRAD,)),), 3)}
+    found = []
+    for n_rows, n_baselines, circuit, specs in ((1, 20, None, {}), (20, 1, None, ranked), (5, 2, heads, {})):
+        others = tuple((one, 2, 3, 4) for one in range(n_baselines))
+        run = replace(run_of(4), loss=loss, baselines=others, circuit=circuit)
+        rows = [replace(run, token_ids=(row, 2, 3, 5)) for row in range(n_rows)]
+        found.append(times_too_much(engine, info, [InferenceSubRequest(one, {**specs}) for one in rows]))
+    assert min(found) >= 1
+    assert median(found) <= MAX_TIMES
 
 
 def run_of(n_tokens: int) -> InferenceSpec:

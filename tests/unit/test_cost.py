@@ -12,6 +12,8 @@ from tdb_server.domain.requests import (
     Circuit,
     DebugSubRequest,
     InferenceSubRequest,
+    LossConfig,
+    LossName,
     MlpComponent,
     ResidualStreamComponent,
 )
@@ -57,6 +59,20 @@ def test_each_circuit_has_the_logits_of_all_that_it_is_compared_with():
 
     of_logits = INFO.vocabulary_size * 4
     assert cost(64, 100) - cost(64, 10) - cost(1, 100) + cost(1, 10) > 63 * 90 * 2 * of_logits
+
+
+def test_a_divergence_holds_what_baselines_predict():
+    """Of each baseline, and for each row, what they predict together."""
+
+    def cost(loss: LossName, n_rows: int, n_baselines: int) -> int:
+        baselines = tuple((token,) * 16 for token in range(n_baselines))
+        run = dataclasses.replace(sub_request(16).inference, loss=LossConfig(loss), baselines=baselines)
+        return estimated_cost(INFO, [InferenceSubRequest(run)] * n_rows).activation_bytes
+
+    of_logits = INFO.vocabulary_size * 4
+    for n_rows, n_baselines in ((1, 1), (1, 20), (30, 1)):
+        more = cost(LossName.KL_FROM_BASELINE, n_rows, n_baselines) - cost(LossName.ZERO, n_rows, n_baselines)
+        assert more >= 4 * (n_rows + n_baselines) * of_logits
 
 
 def test_k_and_company_lengthen_the_lists():

@@ -159,7 +159,8 @@ class Client(ClientCore):
                 `relp` or `gim`.
             attention_pattern_gradients: with `relp`, whether attention patterns pass gradients on.
             loss: another objective in place of `target` and `distractor`: log-probabilities, probabilities,
-                weighted targets, a vector in the residual stream; at any token.
+                weighted targets, the divergence from the baseline's prediction, a vector in the residual
+                stream; at any token.
             token_lists: whether every node gets its lists of tokens, of which most of a large answer is made.
             baseline: a prompt to compare with, or several, of as many tokens each. Act times grad and direct
                 effects are then of the difference to it: what about *this* prompt makes the difference? In a

@@ -152,7 +152,8 @@ class DebugAnswer:
         trace, downstream = self.request.trace, self.request.downstream
         explained = downstream if trace is not None and trace.through == "V" else trace
         if explained is None:
-            units = {"probs": "probability", "log_prob": "nats", "direction": "projection"}
+            units = {"probs": "probability", "direction": "projection"}
+            units |= dict.fromkeys(("log_prob", "kl_from_baseline"), "nats")
             return units.get(self.request.objective.name, "logits")
         return "attention score" if explained.node.type == "attention_head" else "activation"
 

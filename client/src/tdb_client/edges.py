@@ -25,7 +25,7 @@ from tdb_client.results import (
     LossTokens,
     PromptTokens,
 )
-from tdb_client.token_text import quoted
+from tdb_client.token_text import loss_words, quoted
 from tdb_client.token_words import as_tokens
 
 if TYPE_CHECKING:
@@ -298,7 +298,7 @@ def _attribution_graph(edges: Edges, slug: str) -> dict[str, Any]:
         return node(str(writer.layer), n_heads if writer.head is None else writer.head, kind, str(writer))
 
     words = edges.loss_tokens
-    objective = " + ".join(map(quoted, words.targets))
+    objective = " + ".join(map(quoted, words.targets)) or loss_words(edges.request.loss.name, (), ())
     if words.distractors:
         objective += f" less {' + '.join(map(quoted, words.distractors))}"
     logits = node(str(n_layers + 1), words.target_ids[0] if words.target_ids else 0, "logit", objective)

@@ -29,7 +29,9 @@ from tdb_client.nodes import NodeType
 from tdb_client.token_words import as_tokens, read_tokens
 
 PassType = Literal["forward", "backward"]
-LossName = Literal["logit_diff", "logit_minus_mean", "probs", "zero", "log_prob", "direction"]
+LossName = Literal[
+    "logit_diff", "logit_minus_mean", "probs", "zero", "log_prob", "kl_from_baseline", "direction"
+]
 BackwardRule = Literal["gradient", "frozen_norms", "relp", "gim"]
 """How gradients go back through what is not linear; docs/concepts.md has the formulas."""
 
@@ -64,6 +66,7 @@ class Loss:
 
     Example:
         Loss("log_prob", " Mary", token=-1)
+        Loss("kl_from_baseline")  # with baseline=... beside it; it has no targets
         Loss("direction", token=4, direction=ResidualDirection("resid_post_mlp", 20, probe_weights))
 
     Attributes:

@@ -32,5 +32,7 @@ def loss_words(name: str, target: Sequence[str], distractor: Sequence[str]) -> s
             return f"probability {targets}"
         case "log_prob":
             return f"log-probability {targets}"
+        case "kl_from_baseline":
+            return "KL from the baseline"
         case _:
             return name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tdb_client import DebugSubRequest, Loss, ResidualDirection
@@ -46,6 +48,7 @@ def test_a_plain_request_says_no_loss() -> None:
         ("logit_minus_mean", "logit a - mean of all"),
         ("probs", "probability a"),
         ("log_prob", "log-probability a"),
+        ("kl_from_baseline", "KL from the baseline"),
         ("zero", "zero"),
     ],
 )
@@ -62,6 +65,19 @@ def test_the_answer_says_what_is_explained() -> None:
     along = ResidualDirection("resid_post_mlp", 3, (1.0,))
     (result,) = debug_results(DebugSubRequest.of("p", loss=Loss("direction", direction=along)))
     assert result.objective == "L3 resid_post_mlp along a direction"
+
+
+def test_a_divergence_has_no_targets() -> None:
+    words = ["debug", "--prompt", "p", "--loss", "kl_from_baseline", "--baseline", "q"]
+    request = _sub_request(parse(words))
+    request = replace(request, baseline=("q",))
+    assert request.objective == Loss("kl_from_baseline")
+    assert request_text.command(request) == "tdb debug --prompt p --loss kl_from_baseline --baseline q"
+    (message,) = debug_request([request]).sub_requests
+    assert message.loss_fn_config == loss_pb2.LossFnConfig(name=loss_pb2.LOSS_FN_NAME_KL_FROM_BASELINE)
+    assert list(message.baseline_prompts) == ["q"]
+    (result,) = debug_results(request)
+    assert (result.objective, result.objective_unit) == ("KL from the baseline", "nats")
 
 
 def test_the_command_line() -> None:

@@ -12,16 +12,21 @@ from tdb_server.domain.answer_bytes import answer_bytes
 from tdb_server.domain.debug import HOLD_FINAL_NORM_SCALE
 from tdb_server.domain.edges import EdgeShape, EdgesSpec
 from tdb_server.domain.limits import Limits
-from tdb_server.domain.requests import LossName
+from tdb_server.domain.requests import LossConfig, LossName
 from tdb_server.errors import FailedPrecondition, InvalidRequest, OverLimit
 from tdb_server.service.edges_parsing import parse_edges_request
 from transformer_debugger.v1.edges_pb2 import EDGE_METHOD_EAP_IG, EdgesSubRequest
-from transformer_debugger.v1.loss_pb2 import LOSS_FN_NAME_LOGIT_DIFF
+from transformer_debugger.v1.loss_pb2 import (
+    LOSS_FN_NAME_KL_FROM_BASELINE,
+    LOSS_FN_NAME_LOGIT_DIFF,
+    LossFnConfig,
+)
 from transformer_debugger.v1.transformer_debugger_service_pb2 import InferEdgesRequest
 
 from tests.unit.service.tiny_requests import PROMPT, TOKENIZER, model
 
 BASELINE = "The dog sat on the mat"
+KL = LossFnConfig(name=LOSS_FN_NAME_KL_FROM_BASELINE)
 
 
 def request(*changes: Callable[[Any], None], n: int = 1) -> InferEdgesRequest:
@@ -52,6 +57,8 @@ def test_what_a_request_stands_for() -> None:
     assert len(one.inference.baselines) == 1
     (one,) = parse(request(lambda it: setattr(it, "method", EDGE_METHOD_EAP_IG)))
     assert (one.processing["edges"].n_steps, one.n_rows) == (5, 5)
+    (one,) = parse(request(lambda it: it.loss_fn_config.CopyFrom(KL)))
+    assert one.inference.loss == LossConfig(LossName.KL_FROM_BASELINE)
 
 
 @pytest.mark.parametrize(

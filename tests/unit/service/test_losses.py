@@ -52,7 +52,6 @@ def of_targets(name: str, n_targets: int = 2, **fields: Any) -> dict[str, Any]:
         (of_targets("PROBS", tokenIndex=N_TOKENS), [("token_index", "TENSOR_INDEX_OUT_OF_RANGE")]),
         (of_targets("PROBS", tokenIndex=-2), [("token_index", "TENSOR_INDEX_OUT_OF_RANGE")]),
         (of_targets("PROBS", direction={}), [("direction", "FIELD_NOT_ALLOWED")]),
-        (of_targets("KL_FROM_BASELINE"), [("name", "FIELD_NOT_ALLOWED")]),
         ({"name": "LOSS_FN_NAME_DIRECTION"}, [("direction", "FIELD_REQUIRED")]),
         ({"name": "LOSS_FN_NAME_DIRECTION", "direction": {}}, [("direction.place", "FIELD_REQUIRED")]),
         (direction() | {"targetTokenIds": [1]}, [("target_token_ids", "FIELD_NOT_ALLOWED")]),
@@ -67,6 +66,40 @@ def of_targets(name: str, n_targets: int = 2, **fields: Any) -> dict[str, Any]:
 def test_refused(fields: dict[str, Any], fault: list[tuple[str, str]]) -> None:
     expected = [(f"sub_requests[0].{AT}.{field}", reason) for field, reason in fault]
     assert violations(infer(loss(**fields))) == expected
+
+
+KL = {"name": "LOSS_FN_NAME_KL_FROM_BASELINE"}
+
+
+def with_baselines(message: Any) -> None:
+    message.inference_spec.baseline_prompts.append(PROMPT)
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"targetTokenIds": [5]}, [("target_token_ids", "FIELD_NOT_ALLOWED")]),
+        ({"targetTokens": [" the"]}, [("target_tokens", "FIELD_NOT_ALLOWED")]),
+        ({"distractorTokenIds": [5]}, [("distractor_token_ids", "FIELD_NOT_ALLOWED")]),
+        ({"targetWeights": [1]}, [("target_weights", "FIELD_NOT_ALLOWED")]),
+        ({"direction": {}}, [("direction", "FIELD_NOT_ALLOWED")]),
+        ({"tokenIndex": N_TOKENS}, [("token_index", "TENSOR_INDEX_OUT_OF_RANGE")]),
+    ],
+)
+def test_a_divergence_takes_nothing_but_a_token(fields: dict[str, Any], fault: list[tuple[str, str]]) -> None:
+    expected = [(f"sub_requests[0].{AT}.{field}", reason) for field, reason in fault]
+    assert violations(infer(loss(**KL, **fields), with_baselines)) == expected
+
+
+def test_a_divergence_needs_a_baseline() -> None:
+    fault = "BASELINE_REQUIRED"
+    assert violations(infer(loss(**KL))) == [("sub_requests[0].inference_spec.baseline_prompts", fault)]
+    assert violations(debug(with_loss(**KL))) == [("sub_requests[0].baseline_prompts", fault)]
+    config = LossConfig(LossName.KL_FROM_BASELINE, token_index=2)
+    assert parsed(infer(loss(**KL, tokenIndex=2), with_baselines)) == config
+    body = {"prompt": PROMPT, "baselinePrompts": [PROMPT], "topAndBottomKForNodeTable": 3}
+    told = {"name": "kl_from_baseline", "tokenIndex": 2}
+    assert parsed(debug_request({"subRequests": [body | {"lossFnConfig": told}]})) == config
 
 
 def test_a_value_is_not_traced_towards_a_direction() -> None:

@@ -184,9 +184,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     _add_tokens(run, "--distractor", "token that counts against the objective")
     run.add_argument(
         "--loss",
-        choices=["logit_diff", "logit_minus_mean", "probs", "log_prob"],
+        choices=["logit_diff", "logit_minus_mean", "probs", "log_prob", "kl_from_baseline"],
         default="logit_diff",
-        help="what is computed of the targets' logits (default: logit_diff)",
+        help="what is computed of the logits (default: logit_diff); kl_from_baseline has no targets",
     )
     run.add_argument(
         "--at", type=int, metavar="TOKEN", help="the token whose logits count (default: the last, -1)"

@@ -55,7 +55,7 @@ def tokenize(options: argparse.Namespace) -> ExitCode:
 
 def debug(options: argparse.Namespace) -> ExitCode:
     """Explains the loss, also with ablations side by side."""
-    if not (options.target or options.target_id):
+    if not _has_loss(options):
         options.parser.error("the following arguments are required: --target or --target-id")
     _check_view(options)
     return _explain(options, _sub_request(options))
@@ -66,7 +66,7 @@ def trace(options: argparse.Namespace) -> ExitCode:
     _check_view(options)
     traced = _traced(options)
     needs_loss = traced.through == "V" and options.downstream is None
-    if needs_loss and not (options.target or options.target_id):
+    if needs_loss and not _has_loss(options):
         options.parser.error(
             "a trace through V needs --downstream, or --target for the loss to give the direction"
         )
@@ -240,6 +240,10 @@ def naming_file(file: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(f"cannot write {file}: {error.strerror}") from None
+
+
+def _has_loss(options: argparse.Namespace) -> bool:
+    return bool(options.target or options.target_id or options.loss == "kl_from_baseline")
 
 
 def _sub_request(options: argparse.Namespace) -> DebugSubRequest:

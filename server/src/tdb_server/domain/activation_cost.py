@@ -21,7 +21,9 @@ is a sub-request or a prompt that one is compared with, padded to the longest:
                           heads side by side (s = H · e), or what a transcoder reads of a norm (s = d)
 
 Where objectives alone are wanted there is no way back, and one layer at a time is held,
-with 6 · V for the last token's logits; and as many for each loss that a circuit is compared with.
+with 6 · V for the last token's logits; and as many for each loss that a circuit is compared with,
+for each loss (the row's, and those of its circuit) that is a divergence from baselines, and for
+each baseline that it is from.
 
     edges                 3 · T · (H + 2 G) · e of every layer for each of its rows; once 2 · T · d of every
                           layer, the writes of all components at a few tokens, and the gradients of a layer's
@@ -63,6 +65,7 @@ from tdb_server.domain.requests import (
     DerivedScalarsSpec,
     InferenceSubRequest,
     LensSpec,
+    LossName,
     MultipleTopKSpec,
     ScoredTokensSpec,
     TokenScoringType,
@@ -162,9 +165,18 @@ def _numbers_of_layer(info: ModelInfo, n_tokens: int) -> int:
 
 
 def _n_compared_losses(sub_requests: Sequence[InferenceSubRequest]) -> int:
-    """Losses of prompts that circuits are compared with: each circuit has its own for each of its prompts."""
-    runs = (one.inference for one in sub_requests)
-    return sum(1 + max(1, len(one.baselines)) for one in runs if one.circuit is not None)
+    """Losses of prompts that circuits are compared with: each circuit has its own for each of its prompts.
+
+    And those that diverge from baselines, with these.
+    """
+    found = 0
+    for one in sub_requests:
+        run = one.inference
+        of_circuit = 0 if run.circuit is None else 1 + max(1, len(run.baselines))
+        found += of_circuit
+        if run.loss is not None and run.loss.name is LossName.KL_FROM_BASELINE:
+            found += one.n_rows + of_circuit + len(run.baselines)
+    return found
 
 
 def _numbers_per_row(info: ModelInfo, n_tokens: int) -> int:

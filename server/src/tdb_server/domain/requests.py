@@ -24,6 +24,7 @@ class LossName(Enum):
     PROBS = "probs"
     ZERO = "zero"
     LOG_PROB = "log_prob"
+    KL_FROM_BASELINE = "kl_from_baseline"
     DIRECTION = "direction"
 
 

@@ -143,7 +143,7 @@ class Engine:
                 if is_wanted(call_id):
                     yield call_id, event
             clock.start()
-            gradients = backward(self._wide, plan, inputs, cache, graph)
+            gradients = backward(self._wide, plan, inputs, cache, graph, references)
             del graph  # which holds all that the way back needed
             widen(cache, gradients)
             zero_padding(cache, inputs)

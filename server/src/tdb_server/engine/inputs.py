@@ -70,6 +70,10 @@ class Inputs:
         loss_rows: those whose objective is a loss.
         losses: the arrays of `loss_terms`.
         circuit_pairs: rows and references of `Plan.circuit_pairs`.
+        predictions: references, and their tokens, whose predictions losses diverge from: those of each of
+            `Plan.predictions`, one after another.
+        divergences: rows and predictions of `Plan.divergences`.
+        circuit_divergences: those of `Plan.circuit_divergences`.
         traces: the others that have an objective.
         rules: how rows go back; None where all do by the derivative.
         directions: losses along directions.
@@ -113,8 +117,15 @@ class Inputs:
                 np.array([ALL_WRITES if depth is None else depth for depth in depths]),
                 np.flatnonzero(has_loss),
                 *self.loss_terms,
-                np.array([row for row, _ in plan.circuit_pairs], np.int64),
-                np.array([reference for _, reference in plan.circuit_pairs], np.int64),
+                *(
+                    np.array(pairs, np.int64).reshape(-1, 2).T
+                    for pairs in (
+                        plan.circuit_pairs,
+                        [(one, token) for baselines, token in plan.predictions for one in baselines],
+                        plan.divergences,
+                        plan.circuit_divergences,
+                    )
+                ),
                 *of_steps,
                 *(array for own in traces for array in own),
                 *(array for own in directions for array in own),
@@ -126,7 +137,9 @@ class Inputs:
         self.padded_rows, self.padded_tokens, self.depths, self.loss_rows = uploaded[7:11]
         n_terms = len(self.loss_terms)
         self.losses, others = uploaded[11 : 11 + n_terms], iter(uploaded[11 + n_terms :])
-        self.circuit_pairs = next(others), next(others)
+        self.circuit_pairs, self.predictions, self.divergences, self.circuit_divergences = (
+            next(others) for _ in range(4)
+        )
         self.rules = None
         if of_steps:
             self.rules = BackwardRules(*(next(others) != 0 if any(own) else None for own in by_step))

@@ -8,6 +8,7 @@ scale held constant, so that the gradient at that residual stream is the node's 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from tdb_server.engine.transfers import Array
 from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.precision import wide
+
+_WITHOUT_TERMS = (LossName.ZERO, LossName.KL_FROM_BASELINE, LossName.DIRECTION)
+"""Losses that are no weighted sum."""
 
 
 def loss_terms(configs: Sequence[LossConfig | None]) -> list[Array]:
@@ -35,7 +39,7 @@ def loss_terms(configs: Sequence[LossConfig | None]) -> list[Array]:
     of_logits, of_probabilities = np.zeros(tokens.shape), np.zeros(tokens.shape)
     of_mean, of_logarithms = np.zeros(len(configs)), np.zeros(tokens.shape)
     for row, config in enumerate(configs):
-        if config is None or config.name in (LossName.ZERO, LossName.DIRECTION):
+        if config is None or config.name in _WITHOUT_TERMS:
             continue
         targets, distractors = config.target_tokens, config.distractor_tokens
         tokens[row, : len(targets) + len(distractors)] = [*targets, *distractors]
@@ -54,7 +58,38 @@ def loss_terms(configs: Sequence[LossConfig | None]) -> list[Array]:
     return [tokens, of_logits, of_probabilities, of_mean, of_logarithms]
 
 
-def losses(terms: Sequence[Array], uploaded: Sequence[Tensor], logits: Tensor, capped: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Predictions:
+    """What baselines predict, the mean over those of each of n sets.
+
+    Attributes:
+        probabilities: of the next token [n, V].
+        information: each probability times its logarithm [n, V].
+    """
+
+    probabilities: Tensor
+    information: Tensor
+
+    @classmethod
+    def of(cls, capped: Tensor, n_baselines: list[int]) -> Predictions:
+        """Of the baselines' logits, those of one set after another [m, V]; and how many each set has."""
+        logarithms = torch.log_softmax(wide(capped), dim=-1)
+        probabilities = logarithms.exp()
+
+        def means(x: Tensor) -> Tensor:
+            return torch.stack([own.mean(dim=0) for own in torch.split(x, n_baselines)])
+
+        return cls(means(probabilities), means(probabilities * logarithms))
+
+
+def losses(
+    terms: Sequence[Array],
+    uploaded: Sequence[Tensor],
+    logits: Tensor,
+    capped: Tensor,
+    predictions: Predictions | None = None,
+    divergences: Tensor | None = None,
+) -> Tensor:
     """The losses of m rows [m].
 
     Differences are of logits before their cap, so that direct effects add up; probabilities are the model's.
@@ -64,6 +99,8 @@ def losses(terms: Sequence[Array], uploaded: Sequence[Tensor], logits: Tensor, c
         uploaded: the terms on the device.
         logits: before their cap [m, V].
         capped: behind it; the same where there is none.
+        predictions: of baselines; None where no row's loss is a divergence from them.
+        divergences: these rows, and the sets of baselines of each [2, k].
     """
     tokens, of_logits, of_probabilities, of_mean, of_logarithms = uploaded
     logits = wide(logits)
@@ -76,6 +113,12 @@ def losses(terms: Sequence[Array], uploaded: Sequence[Tensor], logits: Tensor, c
     if terms[4].any():
         logarithms = torch.log_softmax(wide(capped), dim=-1).gather(1, tokens)
         found = found + (logarithms * of_logarithms.to(logarithms.dtype)).sum(dim=1).to(found.dtype)
+    if predictions is not None and divergences is not None:
+        rows, sets = divergences
+        logarithms = torch.log_softmax(wide(capped[rows]), dim=-1)
+        # The mean over baselines of p (log p - log q). The logarithms are finite where probabilities are 0.
+        each = predictions.information[sets] - predictions.probabilities[sets] * logarithms
+        found = found.index_add(0, rows, each.sum(dim=1).to(found.dtype))
     return found
 
 

@@ -32,7 +32,7 @@ from tdb_server.engine.interventions import (
     set_values,
 )
 from tdb_server.engine.latents import autoencoder_of, splice
-from tdb_server.engine.objectives import losses, traced_values
+from tdb_server.engine.objectives import Predictions, losses, traced_values
 from tdb_server.engine.plan import Plan
 from tdb_server.engine.references import References
 from tdb_server.engine.shared_beginnings import Beginnings, shared_beginnings
@@ -44,6 +44,8 @@ from tdb_server.model.hooks import HOLD_NORM_SCALES, INNER_HOOK_POINTS, Hooks, H
 from tdb_server.model.precision import wide
 
 Key = TypeVar("Key", bound=Hashable)
+LossesOf = Callable[[Tensor, Tensor], Tensor]
+"""From the logits at the losses' tokens, before and behind their cap [B, V], to all rows' losses [B]."""
 _READ_BY_HEADS = (HookPoint.ATTN_QK_PROBS, HookPoint.ATTN_V)
 """What heads read from a token is a product of."""
 
@@ -311,19 +313,27 @@ def _at_loss_token(plan: Plan, one: Intervention) -> Intervention | None:
     return Intervention(one.row, 1, replace(one.ablation, index=index))
 
 
-def backward(model: Model, plan: Plan, inputs: Inputs, cache: Cache, graph: Graph) -> Gradients:
+def backward(
+    model: Model, plan: Plan, inputs: Inputs, cache: Cache, graph: Graph, references: References | None
+) -> Gradients:
     """Runs the backward pass from every row's objective, where a gradient is needed.
 
     Args:
         model: that derives; objectives are float32, whatever the pass was.
+        references: what was kept of the prompts that rows are compared with.
     """
+    predictions = None if references is None else references.predictions
+
+    def losses_of(logits: Tensor, capped: Tensor) -> Tensor:
+        return losses(inputs.loss_terms, inputs.losses, logits, capped, predictions, inputs.divergences)
+
     with torch.enable_grad():
-        of_rows = losses(inputs.loss_terms, inputs.losses, graph.logits, graph.capped)
+        of_rows = losses_of(graph.logits, graph.capped)
         for along in inputs.directions:
             own = wide(graph.streams[along.stream][along.rows, inputs.loss_tokens[along.rows]])
             values = (own * along.vectors.to(own.dtype)).sum(dim=-1)
             of_rows = of_rows.index_add(0, along.rows, values.to(of_rows.dtype))
-        traced = [_traced(model, plan, inputs, cache, graph, one) for one in inputs.traces]
+        traced = [_traced(model, plan, inputs, cache, graph, losses_of, one) for one in inputs.traces]
         if not plan.needs_gradient:
             directions = _directions(plan, inputs, cache, None, {})
             return Gradients(of_rows, [one.detach() for one in traced], {}, {}, None, {}, directions)
@@ -368,7 +378,12 @@ def run_references(
     zero_padding(cache, own)
     rows, others = inputs.circuit_pairs
     logits = model.decoder.unembed(graph.final_normed[others, inputs.loss_tokens[rows]])
-    return References(cache, wide(logits), wide(model.decoder.cap(logits)))
+    predictions = None
+    if plan.predictions:
+        baselines, tokens = inputs.predictions
+        predicted = model.decoder.cap(model.decoder.unembed(graph.final_normed[baselines, tokens]))
+        predictions = Predictions.of(predicted, [len(own) for own, _ in plan.predictions])
+    return References(cache, wide(logits), wide(model.decoder.cap(logits)), predictions)
 
 
 def widen_cache(cache: Cache) -> None:
@@ -432,7 +447,13 @@ def _directions(
 
 
 def _traced(
-    model: Model, plan: Plan, inputs: Inputs, cache: Cache, graph: Graph, traced: TracedRows
+    model: Model,
+    plan: Plan,
+    inputs: Inputs,
+    cache: Cache,
+    graph: Graph,
+    losses_of: LossesOf,
+    traced: TracedRows,
 ) -> Tensor:
     """The traced objectives of rows [m]."""
     trace, rows = traced.trace, traced.rows
@@ -442,7 +463,7 @@ def _traced(
     query, key, head = traced.node
     assert trace.node.layer_index is not None
     probs = cache.values[HookPoint.ATTN_QK_PROBS][trace.node.layer_index][rows, head, query, key]
-    towards = _downstream_directions(model, plan, inputs, cache, graph, traced)
+    towards = _downstream_directions(model, plan, inputs, cache, graph, losses_of, traced)
     scale = model.decoder.write_scales.get(HookPoint.ATTN_QK_PROBS)
     if scale is not None:
         towards = towards / cache.values[scale][trace.node.layer_index][rows, query]
@@ -451,7 +472,13 @@ def _traced(
 
 
 def _downstream_directions(
-    model: Model, plan: Plan, inputs: Inputs, cache: Cache, graph: Graph, traced: TracedRows
+    model: Model,
+    plan: Plan,
+    inputs: Inputs,
+    cache: Cache,
+    graph: Graph,
+    losses_of: LossesOf,
+    traced: TracedRows,
 ) -> Tensor:
     """Where traced values are projected, at their queries: downstream nodes' read directions, or the loss's.
 
@@ -461,8 +488,7 @@ def _downstream_directions(
     if downstream is None:  # the loss sees one token alone
         seen = cache.final_residual[inputs.rows, inputs.loss_tokens].requires_grad_()
         logits = model.decoder.logits(seen, HOLD_NORM_SCALES)
-        found = losses(inputs.loss_terms, inputs.losses, logits, model.decoder.cap(logits))
-        (direction,) = torch.autograd.grad(found.sum(), seen)
+        (direction,) = torch.autograd.grad(losses_of(logits, model.decoder.cap(logits)).sum(), seen)
         return direction[rows] * (query == inputs.loss_tokens[rows])[:, None]
     residual = wide(graph.streams[plan.trace_stream(downstream)].detach()).requires_grad_()
     nodes = traced.downstream

@@ -11,6 +11,7 @@ from tdb_server.domain.requests import (
     AttentionTraceType,
     ComponentTotalsSpec,
     InferenceSpec,
+    LossName,
     MultipleTopKSpec,
     ProcessingSpec,
     Trace,
@@ -57,6 +58,13 @@ class Row:
     def loss_token(self) -> int:
         """The token whose logits a loss is of."""
         return self.inference.loss_token
+
+    @property
+    def divergence(self) -> tuple[tuple[int, ...], int] | None:
+        """The baselines, and the token, from whose predictions the loss diverges; None for other losses."""
+        loss = self.inference.loss
+        is_divergence = loss is not None and loss.name is LossName.KL_FROM_BASELINE
+        return (self.baselines, self.loss_token) if is_divergence else None
 
     @property
     def stream(self) -> Stream | None:

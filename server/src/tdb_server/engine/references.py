@@ -18,7 +18,7 @@ from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.results import CircuitValues
 from tdb_server.engine.cache import Cache
 from tdb_server.engine.inputs import Inputs
-from tdb_server.engine.objectives import losses
+from tdb_server.engine.objectives import Predictions, losses
 from tdb_server.engine.plan import Plan
 from tdb_server.engine.transfers import Array
 from tdb_server.model.autoencoder import Autoencoder
@@ -32,11 +32,13 @@ class References:
         cache: of their forward pass, widened, zero in padding.
         logits: of `Plan.circuit_pairs`, at the tokens of the rows' losses, before their cap [n, V].
         capped: the same behind it.
+        predictions: of the sets of baselines in `Plan.predictions`; None where there are none.
     """
 
     cache: Cache
     logits: Tensor
     capped: Tensor
+    predictions: Predictions | None
 
     def values(self, references: Sequence[int], hook_point: HookPoint, layer_index: int | None) -> Tensor:
         """The mean of a hook point's values over some of them [...]."""
@@ -90,10 +92,11 @@ def circuit_losses(plan: Plan, inputs: Inputs, references: References | None) ->
     """
     if references is None or not plan.circuit_pairs:
         return inputs.circuit_pairs[0].new_zeros(0, dtype=torch.float32)
-    rows, others = inputs.circuit_pairs
+    (rows, others), predictions = inputs.circuit_pairs, references.predictions
     host_rows = [row for row, _ in plan.circuit_pairs]
     terms, uploaded = [one[host_rows] for one in inputs.loss_terms], [one[rows] for one in inputs.losses]
-    found = losses(terms, uploaded, references.logits, references.capped)
+    compared = references.logits, references.capped, predictions, inputs.circuit_divergences
+    found = losses(terms, uploaded, *compared)
     tokens = inputs.loss_tokens[rows]
     for own, along in zip(plan.losses_along_directions.values(), inputs.directions, strict=True):
         if not set(own) & set(host_rows):

@@ -57,12 +57,8 @@ def _parse_edges_sub_request(sub_request: MessageReader[EdgesSubRequest]) -> Inf
     if not sub_request.value("baseline_prompts"):
         description = "at least one is required: an edge is scored by what is written there instead"
         sub_request.refuse("baseline_prompts", description, Reason.BASELINE_REQUIRED)
-    loss = None
-    if sub_request.has("loss_fn_config"):
-        loss = parse_loss(
-            sub_request.inner("loss_fn_config"), None if prompt is None else len(prompt.token_ids)
-        )
-    else:
+    loss = parse_loss(sub_request, None if prompt is None else len(prompt.token_ids))
+    if not sub_request.has("loss_fn_config"):
         description = "edges are scored by the gradient of a loss; give one"
         sub_request.refuse("loss_fn_config", description, Reason.OBJECTIVE_REQUIRED)
     spec = _parse_spec(sub_request)

@@ -67,8 +67,7 @@ def _parse_inference(spec: MessageReader[InferenceSpecMessage]) -> InferenceSpec
     """How a prompt is run; None where the prompt is refused. Parts that cannot be read are left out."""
     prompt = spec.prompt()
     n_tokens = None if prompt is None else len(prompt.token_ids)
-    has_loss = spec.has("loss_fn_config")
-    loss = parse_loss(spec.inner("loss_fn_config"), n_tokens) if has_loss else None
+    loss = parse_loss(spec, n_tokens)
     trace = _parse_trace(spec, n_tokens)
     ablations = _parse_ablations(spec, n_tokens)
     within_layer_gradient = _parse_within_layer_gradient(spec, n_tokens)

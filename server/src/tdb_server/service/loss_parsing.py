@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformer_debugger.v1 import loss_pb2
 from transformer_debugger.v1.loss_pb2 import LossFnConfig
 from transformer_debugger.v1.loss_pb2 import ResidualDirection as ResidualDirectionMessage
@@ -13,21 +15,24 @@ from tdb_server.domain.requests import LossConfig, LossName, ResidualDirection
 from tdb_server.service.enum_names import LOSS_NAMES, PLACES
 from tdb_server.service.request_reader import MessageReader
 
-_WITHOUT_TARGETS = (LossName.ZERO, LossName.DIRECTION)
+_WITHOUT_TARGETS = (LossName.KL_FROM_BASELINE, LossName.DIRECTION)
 
 
-def parse_loss(loss: MessageReader[LossFnConfig], n_tokens: int | None) -> LossConfig | None:
-    """A loss; None where it is refused. What is wrong is noted in the reader.
+def parse_loss(run: MessageReader[Any], n_tokens: int | None) -> LossConfig | None:
+    """The loss of a run; None where there is none or it is refused. What is wrong is noted in the reader.
 
     Args:
+        run: a message with a loss and baselines.
         n_tokens: tokens of the prompt; None where it is refused.
     """
-    n_violations = loss.request.n_violations
-    if loss.message.name == loss_pb2.LOSS_FN_NAME_KL_FROM_BASELINE:
-        description = "kl_from_baseline is not computed by this server"
-        loss.refuse("name", description, Reason.FIELD_NOT_ALLOWED)
+    if not run.has("loss_fn_config"):
         return None
+    loss: MessageReader[LossFnConfig] = run.inner("loss_fn_config")
+    n_violations = loss.request.n_violations
     name = loss.member("name", LOSS_NAMES)
+    if name is LossName.KL_FROM_BASELINE and not run.value("baseline_prompts"):
+        description = f"{name.value} is a divergence from what baselines predict; give at least one"
+        run.refuse("baseline_prompts", description, Reason.BASELINE_REQUIRED)
     targets, distractors = loss.targets_and_distractors()
     if name is not None:
         _check_tokens(loss, name, targets)
@@ -50,9 +55,9 @@ def check_loss_of_value(loss: MessageReader[LossFnConfig]) -> None:
 
 
 def _check_tokens(loss: MessageReader[LossFnConfig], name: LossName, targets: tuple[int, ...] | None) -> None:
-    if name not in _WITHOUT_TARGETS and targets == ():
+    if name not in (LossName.ZERO, *_WITHOUT_TARGETS) and targets == ():
         loss.refuse("target_tokens", f"{name.value} needs at least one target token", Reason.FIELD_REQUIRED)
-    if name is LossName.DIRECTION:
+    if name in _WITHOUT_TARGETS:
         for field in ("target_tokens", "target_token_ids"):
             if loss.value(field):
                 loss.refuse(field, f"{name.value} has no targets", Reason.FIELD_NOT_ALLOWED)

@@ -237,7 +237,7 @@ def _parse_debug_loss(
             sub_request.refuse(other, f"{field} says what the objective is", Reason.FIELD_NOT_ALLOWED)
     if trace is not None and traces_towards_loss(trace):
         check_loss_of_value(sub_request.inner(field))
-    return parse_loss(sub_request.inner(field), n_tokens)
+    return parse_loss(sub_request, n_tokens)
 
 
 def _parse_components(

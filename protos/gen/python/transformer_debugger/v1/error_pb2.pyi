@@ -97,7 +97,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_NOT_IN_THIS_MODEL: _ErrorReason.ValueType  # 70
     """A place is named that models of this family do not have. [FAILED_PRECONDITION]"""
     ERROR_REASON_BASELINE_REQUIRED: _ErrorReason.ValueType  # 72
-    """Something is to be set to the baseline's, and there are no baseline prompts. [INVALID_ARGUMENT]"""
+    """Something is to be set to the baseline's, or compared with it, and there are no baseline prompts. [INVALID_ARGUMENT]"""
     ERROR_REASON_TOO_MANY_BASELINES: _ErrorReason.ValueType  # 73
     """More baseline prompts than the limit. [RESOURCE_EXHAUSTED]"""
     ERROR_REASON_TOO_MANY_NODES: _ErrorReason.ValueType  # 74
@@ -236,7 +236,7 @@ ERROR_REASON_NO_BOS_TOKEN: ErrorReason.ValueType  # 56
 ERROR_REASON_NOT_IN_THIS_MODEL: ErrorReason.ValueType  # 70
 """A place is named that models of this family do not have. [FAILED_PRECONDITION]"""
 ERROR_REASON_BASELINE_REQUIRED: ErrorReason.ValueType  # 72
-"""Something is to be set to the baseline's, and there are no baseline prompts. [INVALID_ARGUMENT]"""
+"""Something is to be set to the baseline's, or compared with it, and there are no baseline prompts. [INVALID_ARGUMENT]"""
 ERROR_REASON_TOO_MANY_BASELINES: ErrorReason.ValueType  # 73
 """More baseline prompts than the limit. [RESOURCE_EXHAUSTED]"""
 ERROR_REASON_TOO_MANY_NODES: ErrorReason.ValueType  # 74

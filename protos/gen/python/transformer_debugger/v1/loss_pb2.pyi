@@ -39,7 +39,10 @@ class _LossFnNameEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LossFnName
     LOSS_FN_NAME_LOG_PROB: _LossFnName.ValueType  # 5
     """Sum of the targets' log-probabilities (natural logarithm), each times its weight: their mean unless target_weights are given."""
     LOSS_FN_NAME_KL_FROM_BASELINE: _LossFnName.ValueType  # 6
-    """The divergence of the next token's probabilities from those of a baseline. Refused: there is nothing to name a baseline with."""
+    """KL(baseline || run) in nats, 0 or more: the sum over the vocabulary of p (ln p - ln q), where p are the next token's probabilities
+    in the baseline and q those in the run. With several baselines the mean of their divergences. Has no targets. Requires
+    baseline_prompts.
+    """
     LOSS_FN_NAME_DIRECTION: _LossFnName.ValueType  # 7
     """The residual stream at one token, dotted with a vector: LossFnConfig.direction. Has no targets. What is written after that
     place has no effect on it.
@@ -63,7 +66,10 @@ LOSS_FN_NAME_ZERO: LossFnName.ValueType  # 4
 LOSS_FN_NAME_LOG_PROB: LossFnName.ValueType  # 5
 """Sum of the targets' log-probabilities (natural logarithm), each times its weight: their mean unless target_weights are given."""
 LOSS_FN_NAME_KL_FROM_BASELINE: LossFnName.ValueType  # 6
-"""The divergence of the next token's probabilities from those of a baseline. Refused: there is nothing to name a baseline with."""
+"""KL(baseline || run) in nats, 0 or more: the sum over the vocabulary of p (ln p - ln q), where p are the next token's probabilities
+in the baseline and q those in the run. With several baselines the mean of their divergences. Has no targets. Requires
+baseline_prompts.
+"""
 LOSS_FN_NAME_DIRECTION: LossFnName.ValueType  # 7
 """The residual stream at one token, dotted with a vector: LossFnConfig.direction. Has no targets. What is written after that
 place has no effect on it.
@@ -124,8 +130,8 @@ class LossFnConfig(_message.Message):
     """The token at which the loss is taken, 0 to tokens - 1; -1 means the last. Absent: the last."""
     @_builtins.property
     def target_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Tokens that raise the loss. At least one, here or in target_token_ids, unless the loss is zero or a direction; each must be
-        exactly one token of the model, as it is cut where other text stands before it.
+        """Tokens that raise the loss. At least one, here or in target_token_ids, unless the loss is zero, kl_from_baseline or
+        a direction; each must be exactly one token of the model, as it is cut where other text stands before it.
         """
 
     @_builtins.property

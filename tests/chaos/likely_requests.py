@@ -33,6 +33,7 @@ from transformer_debugger.v1.derived_scalar_pb2 import GroupId
 from transformer_debugger.v1.edges_pb2 import EDGE_METHOD_EAP_IG
 from transformer_debugger.v1.loss_pb2 import (
     LOSS_FN_NAME_DIRECTION,
+    LOSS_FN_NAME_KL_FROM_BASELINE,
     LOSS_FN_NAME_LOGIT_DIFF,
     LossFnConfig,
     LossFnName,
@@ -137,7 +138,8 @@ class LikelyRequests:
             loss.direction.layer_index = self._chance.randrange(self._info.n_layers)
             loss.direction.vector.extend([self._chance.choice((1.0, -1e30))] * self._info.d_model)
             return loss
-        loss.target_tokens.append(" the")
+        if loss.name != LOSS_FN_NAME_KL_FROM_BASELINE:
+            loss.target_tokens.append(" the")
         if loss.name == LOSS_FN_NAME_LOGIT_DIFF:
             loss.distractor_tokens.extend([" of"] * self._chance.randrange(2))
         return loss

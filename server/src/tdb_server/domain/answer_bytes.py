@@ -16,7 +16,7 @@ from tdb_server.domain.debug import HOLD_FINAL_NORM_SCALE
 from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.edges import EdgeShape, EdgesSpec
 from tdb_server.domain.model_info import ModelInfo
-from tdb_server.domain.node import Dimension, NodeType, PassType
+from tdb_server.domain.node import WRITERS, Dimension, NodeType, PassType
 from tdb_server.domain.requests import (
     ActivationsSpec,
     ComponentTotalsSpec,
@@ -243,7 +243,7 @@ def _has_list(kind: Kind, scoring: TokenScoringType) -> bool:
     node_type, n_indices = kind
     match scoring:
         case TokenScoringType.UPVOTED_OUTPUT_TOKENS:
-            return node_type.is_latent or node_type in (NodeType.LAYER, *_NEVER_ZERO)
+            return node_type in WRITERS
         case TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_MLP:
             return node_type.is_latent or node_type is NodeType.MLP_NEURON
         case _:

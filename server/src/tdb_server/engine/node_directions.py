@@ -1,9 +1,9 @@
 """The directions that nodes write and read along.
 
 A node's write vector is its activation times its component's unit write; of a whole head or MLP, all that it
-adds. Its read direction is the gradient of its pre-activation at the residual stream just before its block, at
-its own token, with the norm's scale held constant (`tdb_server.model.node_maps`). Both are a vector times a
-scale.
+adds. Its read direction is the gradient of its pre-activation at the residual stream just before its block,
+at its own token, with the norm's scale held constant (`tdb_server.model.node_maps`). Both are a vector times
+a scale.
 """
 
 from __future__ import annotations

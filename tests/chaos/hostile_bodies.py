@@ -19,7 +19,7 @@ ENDPOINTS = (
     "derived_scalars",
     "derived_attention_scalars",
     "multiple_top_k_derived_scalars",
-    "edges",
+    "v1/edges",
 )
 LOSS = {"name": "log_prob", "targetTokens": [" the"], "tokenIndex": -1}
 COMPARED = {"prompt": "the cat sat on the", "baselinePrompts": ["the cat sat on of"], "lossFnConfig": LOSS}
@@ -29,7 +29,7 @@ PLACE = {"activationLocationType": "attn.qk_logits", "layerIndices": [0, 2], "pa
 RUN = {**COMPARED, "onlyThese": CIRCUIT, "backwardRule": "relp", "attentionPatternGradients": True}
 OURS: tuple[tuple[str, Any], ...] = (
     (
-        "edges",
+        "v1/edges",
         {"subRequests": [{**COMPARED, "method": "eap_ig", "steps": 2, "topK": 9, "wholeMatrix": True}]},
     ),
     (

@@ -65,6 +65,17 @@ def test_debug_requests(loaded, k, n, prompt):
     assert 0 < cost.least_response_bytes <= found <= cost.response_bytes
 
 
+def test_what_differs_by_nothing_is_not_listed(loaded):
+    """A prompt that is compared with itself: all effects are zero."""
+    engine, ready = loaded
+    request = debug_request(LONG_PROMPT, k=1000)
+    plain = estimated_cost(ready.info, parse_debug_request(request, ready.info, Limits(), TOKENIZER))
+    request.sub_requests[0].baseline_prompts.append(LONG_PROMPT)
+    compared = parse_debug_request(request, ready.info, Limits(), TOKENIZER)
+    cost = estimated_cost(ready.info, compared)
+    assert cost.least_response_bytes <= n_bytes(engine, compared) < plain.least_response_bytes
+
+
 @pytest.mark.parametrize("whole_matrix", [False, True])
 @pytest.mark.parametrize("k", [1, 1000])
 def test_edges(loaded, k, whole_matrix):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,6 +47,7 @@ NEURONS_AND_HEADS = (
     DerivedScalar.MLP_ACT_TIMES_GRAD,
     DerivedScalar.UNFLATTENED_ATTN_ACT_TIMES_GRAD,
 )
+WHOLE_BLOCKS = (DerivedScalar.WHOLE_HEAD_ACT_TIMES_GRAD, DerivedScalar.WHOLE_MLP_ACT_TIMES_GRAD)
 LATENTS = (
     DerivedScalar.ONLINE_MLP_AUTOENCODER_ACT_TIMES_GRAD,
     DerivedScalar.ONLINE_ATTENTION_AUTOENCODER_ACT_TIMES_GRAD,
@@ -79,6 +81,13 @@ def write_vector(
                 value @ model.out_weights(layer)[head]
             )
             return write * model.times_behind(seen, layer, "attn")[query]
+        case NodeType.WHOLE_HEAD:
+            query, head = indices
+            values = model.for_heads(seen[HookPoint.ATTN_V, layer])[0, :, head]
+            read = seen[HookPoint.ATTN_QK_PROBS, layer][0, query, :, head] @ values
+            return read @ model.out_weights(layer)[head] * model.times_behind(seen, layer, "attn")[query]
+        case NodeType.WHOLE_MLP:
+            return seen[HookPoint.RESID_DELTA_MLP, layer][0, indices[0]]
         case node_type:
             autoencoder = next(one for one in autoencoders if one.site.node_type is node_type)
             weights = autoencoder.layers[layer]
@@ -145,6 +154,33 @@ def test_output_tokens_of_neurons_and_heads(
         write = write_vector(model.plain, node, seen, [])
         scores = model.plain.unembedding @ (write * model.plain.final_gain)
         assert_ranked(result, row, scores - scores.mean(), excluded)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("baselines", [(), ((9, 8, 7, 6),)], ids=["alone", "compared"])
+def test_output_tokens_of_whole_heads_and_mlps(name: str, baselines: tuple[tuple[int, ...], ...]) -> None:
+    """Of what they add in the prompt, whatever it is compared with; nothing else is said of their tokens."""
+    model, token_ids = small_model(name), (3, 41, 7, 22)
+    found = answer(
+        model.engine(),
+        replace(inference(token_ids, LOSS), baselines=baselines),
+        nodes=top_nodes(*WHOLE_BLOCKS),
+        tokens=scored(TokenScoringType.UPVOTED_OUTPUT_TOKENS),
+        read=scored(TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_MLP),
+        queries=scored(TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_ATTN_Q),
+    )
+    seen, result = model.plain.run(token_ids), found.results["tokens"]
+    assert isinstance(result, ScoredTokensResult)
+    assert {node.node_type for node in result.nodes} == {NodeType.WHOLE_HEAD, NodeType.WHOLE_MLP}
+    for node, row in zip(result.nodes, result.rows, strict=True):
+        scores = model.plain.unembedding @ (
+            write_vector(model.plain, node, seen, []) * model.plain.final_gain
+        )
+        assert_ranked(result, row, scores - scores.mean())
+    for other in ("read", "queries"):
+        nothing = found.results[other]
+        assert isinstance(nothing, ScoredTokensResult)
+        assert (nothing.rows == -1).all()
 
 
 @pytest.mark.parametrize("site", [Site.MLP_POST_ACT, Site.RESID_DELTA_MLP])

@@ -16,7 +16,7 @@ from tdb_server.domain.debug import HOLD_FINAL_NORM_SCALE
 from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.edges import EdgeShape, EdgesSpec
 from tdb_server.domain.model_info import ModelInfo
-from tdb_server.domain.node import Dimension, NodeType, PassType
+from tdb_server.domain.node import WRITERS, Dimension, NodeType, PassType
 from tdb_server.domain.requests import (
     ActivationsSpec,
     ComponentTotalsSpec,
@@ -135,8 +135,12 @@ def _kind(scalar: DerivedScalar) -> Kind:
 
 
 def _sets_much(inference: InferenceSpec) -> bool:
-    """Whether ablations may make zeros, or what is no number, of more than a few cells."""
-    return any(
+    """Whether there may be zeros, or what is no number, in more than a few cells.
+
+    Ablations and circuits set cells. What a baseline prompt has in common with the prompt differs by zero,
+    from the first token on.
+    """
+    return bool(inference.baselines or inference.circuit) or any(
         None in one.index.tensor_indices
         or one.index.pass_type is PassType.BACKWARD
         or abs(one.value) > _LARGE_VALUE
@@ -151,8 +155,8 @@ def _n_sure_cells(
     """Half of the cells that are not zero, but for chance."""
     n_tokens = len(inference.token_ids)
     n = n_cells(scalar, info, n_tokens)
-    if Dimension.ATTENDED_TO_SEQUENCE_TOKENS in scalar.declared.dimensions:
-        n //= 2  # no token attends to those after it
+    if Dimension.ATTENDED_TO_SEQUENCE_TOKENS in scalar.declared.dimensions:  # no token attends to later ones
+        n = n // 2 if ranking.token_index is None else n * (ranking.token_index + 1) // n_tokens
     if scalar.declared.needs_objective(ranking.pass_type):
         loss = inference.loss
         if loss is None or loss.name is LossName.ZERO or loss.target_tokens == loss.distractor_tokens:
@@ -230,7 +234,8 @@ def _list_bytes(
             return 2 * min(spec.n_top_tokens or 0, info.vocabulary_size) * token_bytes
         case LensSpec():
             n_rows = (1 + len(spec.layers)) * len(spec.token_indices)
-            return n_rows * min(spec.n_top_tokens, info.vocabulary_size) * token_bytes
+            # Of which each has one number, where tokens of other lists have two.
+            return n_rows * min(spec.n_top_tokens, info.vocabulary_size) * (token_bytes - FLOAT_BYTES)
         case DerivedAttentionScalarsSpec() | ComponentTotalsSpec() | ActivationsSpec():
             return 0
         case EdgesSpec():
@@ -243,7 +248,7 @@ def _has_list(kind: Kind, scoring: TokenScoringType) -> bool:
     node_type, n_indices = kind
     match scoring:
         case TokenScoringType.UPVOTED_OUTPUT_TOKENS:
-            return node_type.is_latent or node_type in (NodeType.LAYER, *_NEVER_ZERO)
+            return node_type in WRITERS
         case TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_MLP:
             return node_type.is_latent or node_type is NodeType.MLP_NEURON
         case _:

@@ -56,6 +56,14 @@ class NodeType(Enum):
 
 
 LATENT_NODE_TYPES = frozenset(one for one in NodeType if one.value.endswith("_latent"))
+WRITERS = LATENT_NODE_TYPES | {
+    NodeType.LAYER,
+    NodeType.MLP_NEURON,
+    NodeType.ATTENTION_HEAD,
+    NodeType.WHOLE_HEAD,
+    NodeType.WHOLE_MLP,
+}
+"""Types of nodes that have a write vector; of layers the embedding has one."""
 
 
 @dataclass(frozen=True, slots=True)

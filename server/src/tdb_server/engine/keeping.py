@@ -32,6 +32,8 @@ _WRITES = {
     NodeType.LAYER: [HookPoint.RESID_POST_EMB],
     NodeType.MLP_NEURON: [HookPoint.MLP_POST_ACT],
     NodeType.ATTENTION_HEAD: [HookPoint.ATTN_QK_PROBS, HookPoint.ATTN_V, HookPoint.ATTN_V_OUT],
+    NodeType.WHOLE_HEAD: [HookPoint.ATTN_V_OUT],
+    NodeType.WHOLE_MLP: [HookPoint.RESID_DELTA_MLP],
 }
 _BEFORE_LAYERS = [HookPoint.RESID_POST_EMB, HookPoint.RESID_POST_MLP]
 _READ_BY_EDGES = [HookPoint.ATTN_Q, HookPoint.ATTN_K, HookPoint.ATTN_V, HookPoint.RESID_POST_MLP]

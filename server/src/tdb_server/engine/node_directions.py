@@ -1,8 +1,9 @@
 """The directions that nodes write and read along.
 
-A node's write vector is its activation times its component's unit write. Its read direction is the gradient
-of its pre-activation at the residual stream just before its block, at its own token, with the norm's scale
-held constant (`tdb_server.model.node_maps`). Both are a vector times a scale.
+A node's write vector is its activation times its component's unit write; of a whole head or MLP, all that it
+adds. Its read direction is the gradient of its pre-activation at the residual stream just before its block,
+at its own token, with the norm's scale held constant (`tdb_server.model.node_maps`). Both are a vector times
+a scale.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tdb_server.domain.hook_point import HookPoint
-from tdb_server.domain.node import NodeType
+from tdb_server.domain.node import WRITERS, NodeType
 from tdb_server.domain.requests import TokenScoringType
 from tdb_server.engine.nodes import NodeTable
 from tdb_server.engine.products import NodeCoordinates, spans_of
@@ -133,8 +134,7 @@ def _has_direction(
 ) -> bool:
     match scoring:
         case TokenScoringType.UPVOTED_OUTPUT_TOKENS:
-            writes = (NodeType.LAYER, NodeType.MLP_NEURON, NodeType.ATTENTION_HEAD)
-            return node_type in writes or node_type.is_latent
+            return node_type in WRITERS
         case TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_MLP:
             return node_type is NodeType.MLP_NEURON or is_mlp_latent
         case _:
@@ -192,7 +192,11 @@ def _writes(batch: Rows, nodes: DeviceNodes) -> Directions:
             vectors = neuron_writes(decoder, where, neurons[distinct])
             scales = batch.values(HookPoint.MLP_POST_ACT).at(nodes.where, tokens, neurons)
             scales = batch.divided(scales, HookPoint.MLP_POST_ACT, nodes.where, tokens)
-        case NodeType.ATTENTION_HEAD if len(nodes.indices) == 2:  # of whole queries: weighted sums of values
+        case NodeType.WHOLE_MLP:
+            token = nodes.indices[0][distinct]
+            vectors = batch.values(HookPoint.RESID_DELTA_MLP).at(nodes.where_distinct, token)
+            scales = torch.ones_like(rows, dtype=vectors.dtype)
+        case NodeType.WHOLE_HEAD | NodeType.ATTENTION_HEAD if len(nodes.indices) == 2:  # sums of values
             token, head = (one[distinct] for one in nodes.indices)
             read = batch.values(HookPoint.ATTN_V_OUT).at(nodes.where_distinct, head, token)
             vectors = head_writes(decoder, where, head, read)

@@ -77,3 +77,14 @@ def test_the_command_finds_a_circuit(
     assert again.circuit is not None
     assert again.circuit.faithfulness == pytest.approx(found.faithfulness, abs=1e-3)
     assert again.loss == pytest.approx(again.circuit.objective, abs=1e-4)
+    sizes = [len(one) for one in found.path]
+    assert sizes == sorted(set(sizes))
+    assert all(one.faithfulness < found.wanted for one in found.path if len(one) < len(found))
+    loss = Loss("logit_diff", found.target, found.distractor)
+    runs = [
+        InferenceSubRequest.of(found.prompt, loss, baseline=found.baseline, only_these=one.nodes)
+        for one in found.path
+    ]
+    for told, measured in zip(found.path, client.infer(runs), strict=True):
+        assert measured.circuit is not None
+        assert measured.circuit.faithfulness == pytest.approx(told.faithfulness, abs=1e-3)

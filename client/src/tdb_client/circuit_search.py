@@ -1,4 +1,4 @@
-"""How a circuit is found: components are ranked by estimates, and a few are measured, grown, pruned, swapped.
+"""How a circuit is found: components are ranked by estimates; then circuits are measured, pruned and swapped.
 
 A circuit is measured by running the prompt with everything else set to the baseline's. Many are measured in
 one call, whose sub-requests share a batch. The search asks for such calls and makes none itself, so that
@@ -7,33 +7,35 @@ both clients run it.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import product
 from typing import Literal, TypeVar
 
 from tdb_client.circuit import MAX_CALLS, Circuit, CircuitStep, best_of_each_size
-from tdb_client.circuit_nodes import CircuitNode
+from tdb_client.circuit_nodes import WHOLE_NODE_TYPES, CircuitNode
 from tdb_client.errors import IncompleteResponseError, InvalidValueError
-from tdb_client.inference import InferenceSubRequest, Loss, MultipleTopKSpec, Token
+from tdb_client.inference import ComponentTotalsSpec, InferenceSubRequest, Loss, Token
 from tdb_client.model_info import ModelInfo
-from tdb_client.results import InferenceResult, MultipleTopKResult
+from tdb_client.results import ComponentTotalsResult, InferenceResult
 
 Found = TypeVar("Found")
 RankBy = Literal["act_times_grad", "direct_effect"]
 """What components are ranked by at first, summed over tokens."""
 
-_SCALARS: dict[RankBy, tuple[str, str]] = {
-    "act_times_grad": ("act_times_grad", "act_times_grad"),
-    "direct_effect": ("direction_write", "write_to_final_residual_grad"),
+_SCALARS: dict[RankBy, str] = {
+    "act_times_grad": "act_times_grad",
+    "direct_effect": "write_to_final_residual_grad",
 }
-"""Of each, the group, and how the derived scalars end."""
-_MOST_NODES = 1000
-_MOST_FAILURES = 4
-"""After so many attempts that found nothing smaller or nearer, the search ends."""
-_MOST_GIVEN = 6
-"""Of so many that cost least, two are given."""
+"""How the derived scalars of each end."""
+_TOTALS = "totals"
+_MOST_FAILURES = 5
+"""After so many attempts that found nothing smaller, the search ends."""
+_N_ADDED = 48
+"""Of components that were tried before, so many that helped most are tried again."""
+_N_SWAPS = 64
+"""Swaps that are measured of those that promise most."""
 _FIRST_MLP = CircuitNode("whole_mlp", 0)
 """Makes of embeddings what later layers read, whatever the prompt: hardly a circuit does without it."""
 
@@ -123,14 +125,16 @@ def find_circuit(question: CircuitQuestion, model: ModelInfo, n_per_call: int) -
 
 
 def _estimates(question: CircuitQuestion, model: ModelInfo) -> list[InferenceSubRequest]:
-    """The prompt compared with its baselines, and each baseline compared with the prompt."""
-    group, ending = _SCALARS[question.rank_by]
-    scalars = [f"whole_head_{ending}", f"whole_mlp_{ending}"]
-    wanted = {
-        "strongest": MultipleTopKSpec({group: scalars}, min(_MOST_NODES, model.limits.max_top_and_bottom_k))
-    }
+    """The prompt compared with its baselines, and each baseline compared with the prompt.
+
+    Under RELP act x grad foretells what setting an MLP to the baseline does; plain gradients do not.
+    """
+    ending = _SCALARS[question.rank_by]
+    wanted = {_TOTALS: ComponentTotalsSpec([f"{kind}_{ending}" for kind in WHOLE_NODE_TYPES])}
     runs = [question.run(), *(_exchanged(question, one) for one in question.baseline)]
-    return [replace(one, results=wanted) for one in runs[: model.limits.max_sub_requests]]
+    return [
+        replace(one, results=wanted, backward_rule="relp") for one in runs[: model.limits.max_sub_requests]
+    ]
 
 
 def _exchanged(question: CircuitQuestion, baseline: str) -> InferenceSubRequest:
@@ -148,24 +152,26 @@ def _ranking(
     A first-order estimate at the prompt alone misses what saturates there, and at the baseline alone what is
     saturated here: the mean of both comes nearer to what the way between them amounts to.
     """
-    estimates = {
-        node: 0.0
-        for layer in range(model.n_layers)
-        for node in (
-            *(CircuitNode("whole_head", layer, index) for index in range(model.n_heads)),
-            CircuitNode("whole_mlp", layer),
-        )
-    }
+    estimates = dict.fromkeys(_components(model), 0.0)
     n_exchanged = len(asked) - 1
     for place, answer in enumerate(answers):
         share = 1.0 if not n_exchanged else 0.5 if place == 0 else -0.5 / n_exchanged
-        strongest = answer.results.get("strongest")
-        if not isinstance(strongest, MultipleTopKResult):
-            raise IncompleteResponseError("the answer has no ranking of components")
-        values = strongest.groups[_SCALARS[question.rank_by][0]].activations
-        for node, value in zip(strongest.nodes, values, strict=True):
-            estimates[replace(CircuitNode.of(node), token=None)] += share * float(value)
+        found = answer.results.get(_TOTALS)
+        if not isinstance(found, ComponentTotalsResult):
+            raise IncompleteResponseError("the answer has no totals of components")
+        heads, mlps = (
+            found.totals[f"{kind}_{_SCALARS[question.rank_by]}"].array for kind in WHOLE_NODE_TYPES
+        )
+        for node in estimates:
+            of_layer = (heads if node.type == "whole_head" else mlps)[node.layer]
+            estimates[node] += share * float(of_layer[node.index] if node.type == "whole_head" else of_layer)
     return sorted(estimates.items(), key=lambda one: -one[1])
+
+
+def _components(model: ModelInfo) -> Iterable[CircuitNode]:
+    for layer in range(model.n_layers):
+        yield from (CircuitNode("whole_head", layer, index) for index in range(model.n_heads))
+        yield CircuitNode("whole_mlp", layer)
 
 
 class _Search:
@@ -177,10 +183,10 @@ class _Search:
         self._question = question
         self._order = [node for node, _ in ranking]
         self._estimates = dict(ranking)
-        self._most = max(map(abs, self._estimates.values())) or 1.0
         self._n_per_call = n_per_call
         self._n_calls = 0
         self._gains: dict[CircuitNode, float] = {}
+        self._swapped: set[frozenset[CircuitNode]] = set()
         self.measured: dict[frozenset[CircuitNode], CircuitStep] = {}
 
     def run(self) -> Measuring[None]:
@@ -192,14 +198,51 @@ class _Search:
         yield from self._improve((yield from self._pruned(best)))
 
     def _improve(self, best: CircuitStep) -> Measuring[None]:
-        """Exchanges two for others, and prunes, as long as that makes it smaller or nearer to the whole."""
+        """Swaps components of circuits one smaller than the best, until none becomes faithful enough.
+
+        What was measured on the way is kept, so that the nearest of all such circuits is taken every time.
+        """
         n_failures = 0
-        while n_failures < _MOST_FAILURES:
-            wider = yield from self._widened(best, n_failures)
-            yield from self._pruned(wider)
+        while n_failures < _MOST_FAILURES and len(best) > 1:
+            yield from self._without_each(best)
+            smaller = [
+                one
+                for nodes, one in self.measured.items()
+                if len(one) == len(best) - 1 and nodes not in self._swapped
+            ]
+            if not smaller:
+                break
+            yield from self._swap(min(smaller, key=_distance))
             found = self._smallest(list(self.measured.values()))
-            is_better = self._is_enough(found) and _size_and_distance(found) < _size_and_distance(best)
-            best, n_failures = (found, 0) if is_better else (best, n_failures + 1)
+            n_failures = 0 if self._is_enough(found) and len(found) < len(best) else n_failures + 1
+            best = found
+
+    def _swap(self, circuit: CircuitStep) -> Measuring[None]:
+        """Measures it with one less and with one more, and the swaps that promise most by both."""
+        self._swapped.add(frozenset(circuit.nodes))
+        narrower = yield from self._without_each(circuit)
+        free = sorted((one for one in self._order if one not in circuit.nodes), key=self._promise)
+        tried = free[: _N_ADDED if self._gains else 2 * max(_N_ADDED, self._n_per_call)]
+        wider = yield from self._measure([[*circuit.nodes, one] for one in tried])
+        costs = {
+            node: circuit.faithfulness - one.faithfulness
+            for node, one in zip(circuit.nodes, narrower, strict=True)
+        }
+        gains = {
+            node: one.faithfulness - circuit.faithfulness for node, one in zip(tried, wider, strict=True)
+        }
+        self._gains |= gains
+        swaps = sorted(
+            product(costs, gains),
+            key=lambda swap: abs(1 - (circuit.faithfulness - costs[swap[0]] + gains[swap[1]])),
+        )
+        yield from self._measure(
+            [[*(one for one in circuit.nodes if one != old), new] for old, new in swaps[:_N_SWAPS]]
+        )
+
+    def _promise(self, node: CircuitNode) -> tuple[float, float]:
+        """What is tried first has the least: what helped most when it was tried, then by its estimate."""
+        return -self._gains.get(node, 0.0), -abs(self._estimates[node])
 
     def _pruned(self, circuit: CircuitStep) -> Measuring[CircuitStep]:
         """Leaves out those whose loss costs least, up to a quarter together, until none can go."""
@@ -213,44 +256,18 @@ class _Search:
             circuit = smallest
         return circuit
 
-    def _widened(self, circuit: CircuitStep, n_failures: int) -> Measuring[CircuitStep]:
-        """Gives two that cost little together, and takes in the best of many, by what each does for the rest.
-
-        After failures it gives the two that come next.
-        """
-        by_cost = yield from self._by_cost(circuit)
-        pairs = combinations(by_cost[-_MOST_GIVEN:], min(2, len(by_cost) - 1))
-        cores = yield from self._measure([[one for one in by_cost if one not in pair] for pair in pairs])
-        core = sorted(cores, key=_distance)[n_failures % len(cores)]
-        free = sorted((one for one in self._order if one not in core.nodes), key=self._promise, reverse=True)
-        candidates = free[: 2 * self._n_per_call]
-        found = yield from self._measure([[*core.nodes, one] for one in candidates])
-        gains = {node: _distance(core) - _distance(one) for node, one in zip(candidates, found, strict=True)}
-        self._gains |= gains
-        best = sorted(gains, key=lambda one: -gains[one])[: self._n_per_call // 2]
-        wider = yield from self._measure([[*core.nodes, *best[:n]] for n in range(1, len(best) + 1)])
-        ample = (1 + self._question.faithfulness) / 2
-        return next(
-            (one for one in wider if one.faithfulness >= ample), min([*wider, circuit], key=_distance)
-        )
-
-    def _promise(self, node: CircuitNode) -> tuple[bool, float]:
-        """What is tried first: what has helped, then what was not tried and has the largest estimate."""
-        gain = self._gains.get(node)
-        if gain is None:
-            return (True, abs(self._estimates[node]) / self._most)
-        return (gain > 0, 1 + gain)
-
     def _by_cost(self, circuit: CircuitStep) -> Measuring[list[CircuitNode]]:
         """Its nodes, those first without which it is farthest from the whole objective."""
-        costs = yield from self._costs(circuit)
-        return sorted(circuit.nodes, key=lambda one: -costs[one])
+        without = yield from self._without_each(circuit)
+        left = dict(zip(circuit.nodes, map(_distance, without), strict=True))
+        return sorted(circuit.nodes, key=lambda one: -left[one])
 
-    def _costs(self, circuit: CircuitStep) -> Measuring[dict[CircuitNode, float]]:
-        """How much farther from the whole objective the circuit is without each of its components."""
-        without = [[one for one in circuit.nodes if one != node] for node in circuit.nodes]
-        found = yield from self._measure(without)
-        return {node: _distance(one) for node, one in zip(circuit.nodes, found, strict=True)}
+    def _without_each(self, circuit: CircuitStep) -> Measuring[list[CircuitStep]]:
+        """The circuit without each of its components, in their order."""
+        found = yield from self._measure(
+            [[one for one in circuit.nodes if one != node] for node in circuit.nodes]
+        )
+        return found
 
     def _measure(self, circuits: Sequence[Nodes]) -> Measuring[list[CircuitStep]]:
         """Measures those that were not yet, so many in a call.

@@ -35,6 +35,7 @@ from transformer_debugger.v1 import (
     model_service_pb2,
     model_service_pb2_grpc,
     node_pb2,
+    processing_pb2,
     result_pb2,
     tensor_pb2,
 )
@@ -303,14 +304,16 @@ def circuit_values(circuit: circuit_pb2.Circuit) -> circuit_pb2.CircuitValues:
     )
 
 
-def component_totals() -> result_pb2.MultipleTopKResult:
-    """An estimate of whole heads and MLPs, at the last token alone, that has the strongest wrong."""
-    nodes = [f"L{layer} whole head {head} @ 3" for layer in range(2) for head in range(6)]
-    nodes += ["L0 mlp @ 3", "L1 mlp @ 3"]
-    values = [weight(CircuitNode.parse(one.partition(" @")[0])) % 0.5 for one in nodes]
-    ranking = result_pb2.MultipleTopKResult(node_indices=node_indices(nodes))
-    ranking.groups.add(group_id=GroupId.GROUP_ID_ACT_TIMES_GRAD).activations.CopyFrom(tensor(values))
-    return ranking
+def component_totals(spec: processing_pb2.ComponentTotalsSpec) -> result_pb2.ComponentTotalsResult:
+    """An estimate of whole heads and MLPs that has the strongest wrong."""
+    of_heads = [
+        [weight(CircuitNode("whole_head", layer, head)) % 0.5 for head in range(6)] for layer in (0, 1)
+    ]
+    of_mlps = [weight(CircuitNode("whole_mlp", layer)) for layer in (0, 1)]
+    found = result_pb2.ComponentTotalsResult()
+    for kind, values in zip(spec.derived_scalar_types, (of_heads, of_mlps), strict=True):
+        found.totals.add(derived_scalar_type=kind, total=tensor(values))
+    return found
 
 
 def debug_results(*requests: DebugSubRequest) -> list[DebugResult]:
@@ -498,6 +501,7 @@ class FakeService(
                 tokens.targets.CopyFrom(token_list(loss.target_tokens, loss.target_token_ids))
                 tokens.distractors.CopyFrom(token_list(loss.distractor_tokens, loss.distractor_token_ids))
             tell_what_is_compared(tokens, spec)
+            tokens.backward_rule = spec.backward_rule
         yield service_pb2.StreamInferResponse(started=first)
         attention = result_pb2.DerivedAttentionScalarsResult(tokens=TOKENS)
         for kind in attention.DESCRIPTOR.fields[1:]:
@@ -515,8 +519,10 @@ class FakeService(
             asked = [one.name for one in sub_request.processing_specs if "head" in one.name]
             named = [result_pb2.NamedResult(name=one, derived_attention_scalars=attention) for one in asked]
             spec = sub_request.inference_spec
-            if any(one.name == "strongest" for one in sub_request.processing_specs):
-                named = [result_pb2.NamedResult(name="strongest", multiple_top_k=component_totals())]
+            for one in sub_request.processing_specs:
+                if one.HasField("component_totals"):
+                    totals = component_totals(one.component_totals)
+                    named = [result_pb2.NamedResult(name=one.name, component_totals=totals)]
             named += [found for one in sub_request.processing_specs if (found := as_it_is(one)) is not None]
             is_objective_alone = spec.HasField("loss_fn_config") and not sub_request.processing_specs
             for result in [] if is_objective_alone else named or results:

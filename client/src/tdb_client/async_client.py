@@ -17,13 +17,13 @@ from tdb_client.call_splitting import Calls, Share
 from tdb_client.chat import Chat, chats
 from tdb_client.circuit import MAX_CALLS, Circuit
 from tdb_client.circuit_nodes import WHOLE_NODE_TYPES, CircuitWords
-from tdb_client.circuit_search import CircuitQuestion, RankBy, find_circuit
+from tdb_client.circuit_search import CircuitQuestion, CircuitsMeasured, RankBy, find_circuit
 from tdb_client.client_core import Call, ClientCore, Flow, Result
 from tdb_client.compatibility import CHECK_SECONDS
 from tdb_client.connection import Connection
 from tdb_client.debug_result import DebugResult
 from tdb_client.edges import EdgeMethod, Edges, EdgesSubRequest
-from tdb_client.errors import CallError, call_errors
+from tdb_client.errors import CallError, IncompleteResponseError, call_errors
 from tdb_client.events import Event, collected_async, inference_results
 from tdb_client.health import HealthStatus
 from tdb_client.in_flight import allowed_in_flight, each_in_flight
@@ -231,19 +231,30 @@ class AsyncClient(ClientCore):
             rank_by,
             max_calls,
         )
+        async with aclosing(self.stream_circuit(question, timeout=timeout)) as search:
+            async for found in search:
+                if isinstance(found, Circuit):
+                    return found
+                if on_measured is not None:
+                    on_measured(found.n_calls)
+        raise IncompleteResponseError("the search has ended without a circuit")
+
+    async def stream_circuit(
+        self, question: CircuitQuestion, *, timeout: float | None = None
+    ) -> AsyncGenerator[CircuitsMeasured | Circuit]:
+        """Yields what each call has measured, at the end the circuit; see Client.stream_circuit."""
         model, n_per_call = await self._run(self._circuit_size(question), timeout)
         search, n_calls = find_circuit(question, model, n_per_call), 0
         wanted = next(search)
         while True:
             answers = await self.infer(wanted, timeout=timeout)
             n_calls += 1
-            if on_measured is not None:
-                on_measured(n_calls)
+            yield CircuitsMeasured.by(n_calls, wanted, answers)
             try:
                 wanted = search.send(answers)
             except StopIteration as done:
-                found: Circuit = done.value
-                return found
+                yield done.value
+                return
 
     async def infer(
         self,

@@ -87,6 +87,32 @@ class CircuitQuestion:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class CircuitsMeasured:
+    """A call of a search was answered.
+
+    Attributes:
+        n_calls: how many there were so far, the one that ranks components included.
+        steps: the circuits that it has measured.
+    """
+
+    n_calls: int
+    steps: tuple[CircuitStep, ...]
+
+    @classmethod
+    def by(
+        cls, n_calls: int, asked: Sequence[InferenceSubRequest], answers: Sequence[InferenceResult]
+    ) -> CircuitsMeasured:
+        """What a call has measured."""
+        pairs = zip(asked, answers, strict=True)
+        steps = [
+            CircuitStep(one.only_these, answer.circuit)
+            for one, answer in pairs
+            if one.only_these is not None and answer.circuit is not None
+        ]
+        return cls(n_calls, tuple(steps))
+
+
 class _OutOfCallsError(Exception):
     """No more may be measured."""
 

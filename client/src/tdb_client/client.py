@@ -16,13 +16,13 @@ from tdb_client.call_splitting import Calls, Share
 from tdb_client.chat import Chat, chats
 from tdb_client.circuit import MAX_CALLS, Circuit
 from tdb_client.circuit_nodes import WHOLE_NODE_TYPES, CircuitWords
-from tdb_client.circuit_search import CircuitQuestion, RankBy, find_circuit
+from tdb_client.circuit_search import CircuitQuestion, CircuitsMeasured, RankBy, find_circuit
 from tdb_client.client_core import Call, ClientCore, Flow, Result
 from tdb_client.compatibility import CHECK_SECONDS
 from tdb_client.connection import Connection
 from tdb_client.debug_result import DebugResult
 from tdb_client.edges import EdgeMethod, Edges, EdgesSubRequest
-from tdb_client.errors import CallError, call_errors
+from tdb_client.errors import CallError, IncompleteResponseError, call_errors
 from tdb_client.events import Event, collected, inference_results
 from tdb_client.health import HealthStatus
 from tdb_client.in_flight import allowed_in_flight, in_flight
@@ -400,19 +400,32 @@ class Client(ClientCore):
             rank_by,
             max_calls,
         )
+        for found in self.stream_circuit(question, timeout=timeout):
+            if isinstance(found, Circuit):
+                return found
+            if on_measured is not None:
+                on_measured(found.n_calls)
+        raise IncompleteResponseError("the search has ended without a circuit")
+
+    def stream_circuit(
+        self, question: CircuitQuestion, *, timeout: float | None = None
+    ) -> Generator[CircuitsMeasured | Circuit]:
+        """Searches as `circuit` does, and yields what each call has measured; at the end the circuit.
+
+        Closing the iterator ends the search.
+        """
         model, n_per_call = self._run(self._circuit_size(question), timeout)
         search, n_calls = find_circuit(question, model, n_per_call), 0
         wanted = next(search)
         while True:
             answers = self.infer(wanted, timeout=timeout)
             n_calls += 1
-            if on_measured is not None:
-                on_measured(n_calls)
+            yield CircuitsMeasured.by(n_calls, wanted, answers)
             try:
                 wanted = search.send(answers)
             except StopIteration as done:
-                found: Circuit = done.value
-                return found
+                yield done.value
+                return
 
     def infer(
         self,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tdb_client import AsyncClient, Client, DebugSubRequest, EdgesSubRequest, InferenceSubRequest, TdbError
+from tdb_client.circuit_search import CircuitQuestion
 from tdb_client.token_lists import TokenLists
 
 from tests.unit.client.fake_service import BROKEN, BUSY, REFUSED, FakeService, debug_results
@@ -26,6 +27,9 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     ),
     "with_attention": lambda client: client.with_attention(debug_results(ASKED), n_heads=3),
     "circuit": lambda client: client.circuit("p", " Mary", baseline="q"),
+    "stream_circuit": lambda client: client.stream_circuit(
+        CircuitQuestion("p", (" Mary",), baseline=("q",), max_calls=2)
+    ),
     "infer": lambda client: client.infer([InferenceSubRequest("p")]),
     "edges": lambda client: client.edges("p", " Mary", [" John", 7], baseline=["q", "r"], k=7, matrix=True),
     "edges_many": lambda client: client.edges_many([OF_EDGES, OF_EDGES], request_id="mine"),

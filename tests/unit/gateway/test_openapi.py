@@ -13,9 +13,9 @@ import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tdb_client.workbench.asking import ROUTES
 from tdb_client.workbench.body_reader import QuestionError
 from tdb_client.workbench.questions import QUESTION_FIELDS
+from tdb_client.workbench.routes import ROUTES
 from tdb_server.domain.results import ProcessingResult
 from tdb_server.errors import InvalidRequest
 from tdb_server.gateway.json_requests import SINGLE_SPECS
@@ -75,7 +75,7 @@ def test_the_document_is_sound() -> None:
     assert named == set(SCHEMAS)
     assert DOCUMENT["openapi"] == "3.1.0"
     operations = [path["post"]["operationId"] for path in DOCUMENT["paths"].values()]
-    assert len(set(operations)) == len(operations) == 16
+    assert len(set(operations)) == len(operations) == 21
     assert "inference-batched_tdb" in operations
 
 

@@ -9,8 +9,11 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from google.protobuf.message import Message
+from tdb_client.workbench.rounding import rounded
+from tdb_client.workbench.routes import ROUTES
 from tdb_server import errors
 from tdb_server.domain.budget import Budget
 from tdb_server.errors import FieldViolation
@@ -24,12 +27,38 @@ from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.http.host_check import AllowedHosts, HostCheck
 from tdb_server.service.open_calls import OpenCalls
 from transformer_debugger.v1 import model_service_pb2 as model_pb2
-from transformer_debugger.v1.call_pb2 import PRIORITY_INTERACTIVE, PRIORITY_SWEEP
+from transformer_debugger.v1.call_pb2 import (
+    PRIORITY_INTERACTIVE,
+    PRIORITY_SWEEP,
+    Finished,
+    ResultPart,
+    SubRequestValues,
+)
 from transformer_debugger.v1.model_service_pb2_grpc import ModelServiceServicer
-from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest
+from transformer_debugger.v1.node_pb2 import PASS_TYPE_BACKWARD, PASS_TYPE_FORWARD
+from transformer_debugger.v1.result_pb2 import NamedResult
+from transformer_debugger.v1.transformer_debugger_service_pb2 import (
+    DebugRequest,
+    InferEdgesRequest,
+    InferRequest,
+    InferResponse,
+    StreamInferResponse,
+)
 from transformer_debugger.v1.transformer_debugger_service_pb2_grpc import TransformerDebuggerServiceServicer
 
-from tests.unit.client.fake_service import TOKENS, debug_stream
+from tests.unit.client.fake_service import (
+    TOKENS,
+    FakeService,
+    as_it_is,
+    circuit_values,
+    component_totals,
+    debug_stream,
+    node_indices,
+    started,
+    tell_what_is_compared,
+    tensor,
+    top_tokens,
+)
 from tests.unit.gateway.test_app import LIMITS
 
 Client = httpx.AsyncClient
@@ -53,13 +82,40 @@ class StandIn(TransformerDebuggerServiceServicer, ModelServiceServicer):
         async for message in self._answered(request, debug_stream(request)):
             yield message
 
+    async def StreamInfer(self, request: InferRequest, context: Any) -> AsyncIterator[Message]:  # noqa: N802
+        async for message in self._answered(request, infer_stream(request)):
+            yield message
+
+    async def StreamInferEdges(  # noqa: N802
+        self, request: InferEdgesRequest, context: Any
+    ) -> AsyncIterator[Message]:
+        async for message in self._answered(request, FakeService().StreamInferEdges(request, NO_CONTEXT)):
+            yield message
+
+    async def Infer(self, request: InferRequest, context: Any) -> InferResponse:  # noqa: N802
+        assert request.validate_only
+        if self.error is not None:
+            raise self.error
+        return InferResponse()
+
     async def GetModelInfo(  # noqa: N802
         self, request: model_pb2.GetModelInfoRequest, context: Any
     ) -> model_pb2.GetModelInfoResponse:
         info = model_pb2.ModelInfo(
-            name="stand-in", digest="00ff", n_layers=2, n_heads=6, api_version="v1.0", server_version="9.8"
+            name="stand-in",
+            digest="00ff",
+            n_layers=2,
+            n_heads=6,
+            n_mlp_neurons=96,
+            api_version="v1.0",
+            server_version="9.8",
         )
         info.limits.max_node_ablations, info.limits.max_circuit_nodes = 8, 64
+        info.limits.max_sub_requests, info.limits.max_top_and_bottom_k = 8, 50
+        dictionary = info.autoencoders.add(
+            site=model_pb2.AUTOENCODER_SITE_MLP_POST_ACT, n_latents=80, layer_indices=[0, 1]
+        )
+        dictionary.notes.add(layer_index=1, link="https://example.org/{latent}", labels={9: "names"})
         return model_pb2.GetModelInfoResponse(model_info=info)
 
     async def Tokenize(  # noqa: N802
@@ -79,7 +135,7 @@ class StandIn(TransformerDebuggerServiceServicer, ModelServiceServicer):
             prompt_adds_bos=self.adds_bos and not begun,
         )
 
-    async def _answered(self, request: DebugRequest, messages: Iterator[Message]) -> AsyncIterator[Message]:
+    async def _answered(self, request: Message, messages: Iterator[Message]) -> AsyncIterator[Message]:
         self.requests.append(request)
         try:
             for number, message in enumerate(messages):
@@ -91,6 +147,51 @@ class StandIn(TransformerDebuggerServiceServicer, ModelServiceServicer):
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled.set()
             raise
+
+
+def infer_stream(request: InferRequest) -> Iterator[Message]:
+    """Every kind of result that the workbench asks for, whatever it is called."""
+    first = started(len(request.sub_requests))
+    for tokens, one in zip(first.sub_requests, request.sub_requests, strict=True):
+        tell_what_is_compared(tokens, one.inference_spec)
+        tokens.ablation_specs.extend(one.inference_spec.ablation_specs)
+    yield StreamInferResponse(started=first)
+    for number, one in enumerate(request.sub_requests):
+        for spec in one.processing_specs:
+            part = ResultPart(sub_request_index=number, last_part=True)
+            part.result.CopyFrom(as_it_is(spec) or NamedResult(name=spec.name))
+            match spec.WhichOneof("spec"):
+                case "derived_attention_scalars":
+                    pairs = part.result.derived_attention_scalars
+                    pairs.tokens.extend(TOKENS)
+                    for field in pairs.DESCRIPTOR.fields[1:]:
+                        shape = [4, 4] if field.number < 4 else [4]
+                        getattr(pairs, field.name).CopyFrom(tensor(np.full(shape, field.number + number / 8)))
+                case "derived_scalars":
+                    scalars = part.result.derived_scalars
+                    scalars.node_indices.extend(node_indices(f"L0 neuron 5 @ {token}" for token in range(4)))
+                    scalars.activations.CopyFrom(tensor([0.5, -1.25, float("nan"), 3.00004]))
+                    if spec.derived_scalars.num_top_tokens:
+                        scalars.top_tokens.CopyFrom(top_tokens())
+                case "multiple_top_k":
+                    part.result.multiple_top_k.CopyFrom(component_totals())
+            yield StreamInferResponse(result=part)
+        if one.inference_spec.HasField("loss_fn_config"):
+            values = SubRequestValues(sub_request_index=number, loss=1.0)
+            if one.inference_spec.HasField("only_these"):
+                values.circuit.CopyFrom(circuit_values(one.inference_spec.only_these))
+            yield StreamInferResponse(values=values)
+    yield StreamInferResponse(finished=Finished())
+
+
+class NoContext:
+    """What the fake wants to know of a call over gRPC."""
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+
+NO_CONTEXT: Any = NoContext()
 
 
 class Refusing(Access):
@@ -242,7 +343,7 @@ async def test_files_need_no_token_and_questions_do(backend: StandIn) -> None:
     async with Client(transport=httpx.ASGITransport(application), base_url="http://test") as client:
         for address in ("/", "/node/L1.mlp.0", "/workbench/workbench.js", "/report/report.css"):
             assert (await client.get(address, headers={"accept": BROWSER})).status_code == 200
-        for route in ("model", "tokens", "debug"):
+        for route in ROUTES:
             refused, _ = await asked(client, route, {})
             assert refused.status_code == 401
             assert refused.headers["www-authenticate"] == "Bearer"
@@ -277,7 +378,8 @@ async def test_a_question(client: Client, backend: StandIn) -> None:
     assert [line["event"] for line in lines[:2]] == ["started", "progress"]
     assert lines[0]["tokens"][1]["text"] == " Mary"
     progress = [line for line in lines if line["event"] == "progress"]
-    assert [line["done"] for line in progress] == list(range(1, 9))
+    assert [line["done"] for line in progress] == list(range(1, 10))
+    assert {line["of"] for line in progress} == {9}
     (values,) = [line for line in lines if line["event"] == "values"]
     assert values["objective"] == "logit ' Mary' - ' John'"
     assert values["runs"] == [{"value": 3.0, "circuit": None}]
@@ -485,3 +587,162 @@ async def test_answers_take_their_part_of_the_memory(backend: StandIn) -> None:
     assert lines[-1]["event"] == "error"
     assert "bytes of answers" in lines[-1]["message"]
     assert memory.n_bytes == 0
+
+
+def last_request(backend: StandIn) -> InferRequest:
+    request = backend.requests[-1]
+    assert isinstance(request, InferRequest)
+    return request
+
+
+async def test_the_attention_of_a_head(client: Client, backend: StandIn) -> None:
+    body = {"question": QUESTION | {"changes": ["L1 head 2 @ -1"]}, "layer": 1, "head": 3}
+    _, (line,) = await asked(client, "attention", body)
+    assert (line["event"], line["layer"], line["head"]) == ("attention", 1, 3)
+    assert [len(row) for row in line["runs"][0]["pattern"]] == [1, 2, 3, 4]
+    assert line["runs"][1]["writeNorm"][3][0] == 2.125
+    without, changed = last_request(backend).sub_requests
+    assert (len(without.inference_spec.ablation_specs), len(changed.inference_spec.ablation_specs)) == (0, 1)
+    spec = changed.processing_specs[0].derived_attention_scalars
+    assert (spec.layer_index, spec.activation_index) == (1, 3)
+
+
+async def test_a_change_that_other_questions_cannot_say(client: Client, backend: StandIn) -> None:
+    question = QUESTION | {"changes": ["L0 neuron 5 @ 1", "L1 head 2 @ 3 -> 1 = baseline"], "baseline": ["x"]}
+    response, _ = await asked(client, "attention", {"question": question, "layer": 1, "head": 3})
+    assert [one["field"] for one in response.json()["violations"]] == ["changes[1]"]
+
+
+async def test_the_lens(client: Client, backend: StandIn) -> None:
+    _, (line,) = await asked(client, "lens", {"question": QUESTION, "at": [-1, 1]})
+    assert line["at"] == [3, 1]
+    assert [one["role"] for one in line["wanted"]] == ["target", "distractor"]
+    rows = line["runs"][0]["resid_post_mlp"]
+    assert [row["layer"] for row in rows] == [None, 0, 1]
+    assert rows[1]["at"][0]["top"] == [["' Mary'", 9.5], ["'\\n'", -0.25]]
+    assert rows[2]["at"][1]["logits"] == [10.0, 11.0]
+    assert set(line["runs"][0]) == {"resid_post_attn", "resid_post_mlp"}
+
+
+async def test_a_traced_node_has_a_lens_without_targets(client: Client, backend: StandIn) -> None:
+    question = {"prompt": "When Mary gave to", "trace": "L0 neuron 5 @ 3", "onlyThese": []}
+    _, (line,) = await asked(client, "lens", {"question": question})
+    assert line["wanted"] == []
+    assert line["runs"][1]["resid_post_attn"][0]["at"][0]["logits"] == []
+    assert last_request(backend).sub_requests[1].inference_spec.HasField("trace_config")
+
+
+async def test_edges(client: Client, backend: StandIn) -> None:
+    question = QUESTION | {"baseline": ["When John gave to"]}
+    body = {"question": question, "topK": 2, "method": "eap_ig", "steps": 3}
+    _, (line,) = await asked(client, "edges", body)
+    assert line["edges"] == [
+        {"from": "L0 whole head 0", "to": "logits", "reads": "logits", "score": -2.5},
+        {"from": "embedding", "to": "L0 key head 0", "reads": "key", "score": 0.5},
+    ]
+    assert {one["spelling"]: one["kind"] for one in line["nodes"]} == {
+        "L0 whole head 0": "head", "logits": "logits", "embedding": "embedding", "L0 key head 0": "head_key",
+    }  # fmt: skip
+    request = backend.requests[-1]
+    assert isinstance(request, InferEdgesRequest)
+    assert (request.sub_requests[0].top_k, request.sub_requests[0].steps) == (2, 3)
+
+
+CHANGED = {"changes": ["L1 head 2 @ -1"], "onlyThese": [], "trace": "L0 neuron 5 @ 3", "baseline": []}
+
+
+@pytest.mark.parametrize(("route", "also"), [("edges", {"baseline"}), ("circuit", set())])
+async def test_what_would_be_passed_over_is_refused(
+    client: Client, backend: StandIn, route: str, also: set[str]
+) -> None:
+    response, _ = await asked(client, route, {"question": QUESTION | CHANGED})
+    fields = {one["field"] for one in response.json()["violations"]}
+    assert fields == {"changes", "onlyThese", "trace"} | also
+    assert backend.requests == []
+
+
+async def test_a_circuit(client: Client, backend: StandIn) -> None:
+    body = {"question": QUESTION | {"baseline": ["When John gave to"]}, "atMost": 6, "faithfulness": 0.8}
+    _, lines = await asked(client, "circuit", body)
+    steps = [one for one in lines if one["event"] == "step"]
+    assert [one["calls"] for one in steps] == list(range(2, len(steps) + 2))
+    assert 1 < len(steps) <= 6
+    assert all(len(one["nodes"]) == one["size"] for one in steps)
+    last = lines[-1]
+    assert (last["event"], last["isFaithful"]) == ("circuit", True)
+    assert last["faithfulness"] >= 0.8
+    assert last["nodes"] == steps[-1]["nodes"]
+    assert [one["size"] for one in last["path"]] == sorted(one["size"] for one in last["path"])
+
+
+async def test_what_a_circuit_is_wanted_for_makes_sense(client: Client) -> None:
+    question = QUESTION | {"loss": {"name": "probs"}}
+    response, _ = await asked(client, "circuit", {"question": question, "atMost": 0, "faithfulness": 2})
+    assert [one["field"] for one in response.json()["violations"]] == ["loss", "faithfulness", "atMost"]
+
+
+async def test_a_neuron(client: Client, backend: StandIn) -> None:
+    body = {"node": "L1.neuron.5", "question": QUESTION, "texts": ["a", "b"]}
+    _, lines = await asked(client, "node", body)
+    node = lines[0]
+    assert (node["event"], node["spelling"], node["type"]) == ("node", "L1 neuron 5", "mlp_neuron")
+    assert node["writes"][0][0] == ["' Mary'", 4.0]
+    assert node["reads"][1][0] == ["' John'", -1.0]
+    asked_first = next(one for one in backend.requests if isinstance(one, InferRequest))
+    passes = [one.inference_spec.ablation_specs[0].index.pass_type for one in asked_first.sub_requests]
+    assert passes == [PASS_TYPE_FORWARD, PASS_TYPE_BACKWARD]
+    assert [(one.get("run"), one.get("text")) for one in lines[1:]] == [(0, None), (None, 0), (None, 1)]
+    assert lines[1]["values"] == [0.5, -1.25, None, 3.0]
+    assert lines[1]["attendedTo"] is None
+
+
+async def test_a_latent_has_its_label_and_link(client: Client) -> None:
+    for address in ("L1.mlp_autoencoder_latent.9", "L1 mlp latent 9"):
+        _, (node,) = await asked(client, "node", {"node": address})
+        assert (node["label"], node["link"]) == ("names", "https://example.org/9")
+
+
+async def test_a_head_shows_where_it_is_used(client: Client, backend: StandIn) -> None:
+    _, lines = await asked(client, "node", {"node": "L1.head.2", "question": QUESTION})
+    assert (lines[0]["writes"], lines[0]["reads"]) == (None, None)
+    assert lines[1]["attendedTo"] == [0, 0, 0, 0]
+    uses = lines[-1]
+    assert uses["event"] == "uses"
+    assert [one["spelling"] for one in uses["nodes"]] == ["L1 head 2 @ 3 -> 1"]
+    assert uses["scalars"]["direct_effect"] == [4.0]
+    assert uses["lists"][0]["writes"][0][0] == ["' Mary'", 4.0]
+    request = backend.requests[-1]
+    assert isinstance(request, DebugRequest)
+    assert request.sub_requests[0].top_and_bottom_k == 50
+
+
+@pytest.mark.parametrize(
+    "node",
+    ["L9.head.2", "L1.head.6", "L1.neuron.96", "L1.layer.0", "nothing", "", None, 3, "L1.whole_head.1"],
+)
+async def test_nodes_that_have_no_page(client: Client, node: Any) -> None:
+    response, _ = await asked(client, "node", {"node": node})
+    assert response.status_code == 400
+    assert "node" in {one["field"] for one in response.json()["violations"]}
+
+
+async def test_texts_that_cannot_be_read(client: Client, backend: StandIn) -> None:
+    response, _ = await asked(client, "node", {"node": "L1.head.2", "texts": ["a", ""] + ["b"] * 31})
+    assert [one["field"] for one in response.json()["violations"]] == ["texts[1]", "texts"]
+    backend.error = errors.InvalidRequest(
+        [FieldViolation("sub_requests[0].inference_spec.prompt", "is too long", "PROMPT_TOO_LONG")]
+    )
+    _, lines = await asked(client, "node", {"node": "L1.head.2", "texts": ["a"]})
+    assert lines[-1]["violations"] == [
+        {"field": "texts[0]", "description": "is too long", "reason": "PROMPT_TOO_LONG"}
+    ]
+
+
+def test_numbers_are_short() -> None:
+    numbers = [0.0, 1.0, 0.123456, -123456.0, 1e-30, 1.00004e30, 5e-324, np.nan, np.inf, -np.inf]
+    expected = [0.0, 1.0, 0.1235, -123500.0, 1e-30, 1e30]
+    found = rounded(np.array(numbers))
+    assert found[:4] == expected[:4]
+    assert found[4:6] == pytest.approx(expected[4:6], rel=1e-12)
+    assert found[7:] == [None, None, None]
+    assert found[6] == pytest.approx(0.0, abs=1e-300)

@@ -80,6 +80,12 @@ class BodyReader:
         value = self.value(name)
         return default if value is None else self._whole(name, value)
 
+    def required(self, name: str) -> int:
+        """A whole number that cannot be left out."""
+        if self.value(name) is None:
+            self.fault(name, "is required", "FIELD_REQUIRED")
+        return self.whole(name) or 0
+
     def number(self, name: str, default: float) -> float:
         """A finite number."""
         value = self.value(name)

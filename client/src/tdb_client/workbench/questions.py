@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import get_args
 
 from tdb_client.circuit_nodes import WHOLE_NODE_TYPES, CircuitNode
-from tdb_client.inference import BackwardRule, Loss, LossName, Token
+from tdb_client.encoding import ablated_cells
+from tdb_client.errors import FieldViolation, NodeError
+from tdb_client.inference import (
+    BackwardRule,
+    InferenceSubRequest,
+    Loss,
+    LossName,
+    ProcessingSpec,
+    Token,
+)
 from tdb_client.interventions import Ablation, Trace
 from tdb_client.nodes import NodeType
 from tdb_client.requests import (
@@ -15,7 +25,7 @@ from tdb_client.requests import (
     MlpComponent,
     ResidualStreamComponent,
 )
-from tdb_client.workbench.body_reader import BodyReader
+from tdb_client.workbench.body_reader import BodyReader, QuestionError
 
 QUESTION_FIELDS = (
     "prompt",
@@ -59,6 +69,22 @@ class Question:
             return (self.asked,)
         return replace(self.asked, ablate=(), only_these=None), self.asked
 
+    def inference(self, results: Mapping[str, ProcessingSpec]) -> list[InferenceSubRequest]:
+        """The same runs, of which other results are wanted that need no gradient.
+
+        Raises:
+            QuestionError: a change is one that a debug request alone can say.
+        """
+        faults = []
+        for place, one in enumerate(self.asked.ablate):
+            try:
+                ablated_cells(one)
+            except NodeError as error:
+                faults.append(FieldViolation(f"changes[{place}]", str(error), "NODE_NOT_ABLATABLE"))
+        if faults:
+            raise QuestionError(faults)
+        return [_as_inference(one, results) for one in self.sub_requests]
+
 
 def read_question(body: object) -> Question:
     """The question that the page has sent as `{"question": {...}}`.
@@ -83,6 +109,8 @@ def question_of(outer: BodyReader) -> Question:
     distractor: tuple[Token, ...] = (*reader.texts("distractor"), *reader.wholes("distractorIds"))
     loss = _loss(reader, target, distractor)
     only_these = reader.all_spelled("onlyThese", CircuitNode.parse)
+    if reader.value("downstream") and not reader.value("trace"):
+        reader.fault("downstream", "needs a node to trace", "DOWNSTREAM_WITHOUT_UPSTREAM")
     return Question(
         DebugSubRequest(
             prompt=prompt,
@@ -103,6 +131,33 @@ def question_of(outer: BodyReader) -> Question:
             only_these=None if reader.value("onlyThese") is None else only_these,
             node_types=reader.choices("nodeTypes", get_args(NodeType)) or WHOLE_NODE_TYPES,
         )
+    )
+
+
+def refuse_changes(reader: BodyReader, asked: DebugSubRequest, why: str) -> None:
+    """Notes what a question has that would be passed over, where something else than `debug` is asked."""
+    has = {
+        "changes": bool(asked.ablate),
+        "onlyThese": asked.only_these is not None,
+        "trace": asked.trace is not None,
+    }
+    for name in (name for name, is_given in has.items() if is_given):
+        reader.fault(name, f"must be left out: {why}", "FIELD_NOT_ALLOWED")
+
+
+def _as_inference(asked: DebugSubRequest, results: Mapping[str, ProcessingSpec]) -> InferenceSubRequest:
+    has_loss = bool(asked.objective.target)
+    return InferenceSubRequest(
+        asked.prompt,
+        loss=asked.objective if has_loss else None,
+        trace=None if has_loss else asked.trace,
+        downstream=None if has_loss else asked.downstream,
+        ablate=asked.ablate,
+        results=results,
+        add_bos=asked.add_bos,
+        baseline=asked.baseline,
+        only_these=asked.only_these,
+        node_types=asked.node_types,
     )
 
 

@@ -108,17 +108,17 @@ _ENDPOINTS = {
         ),
     },
     _WORKBENCH: {
-        "v1/workbench/model": _Endpoint(
-            "The model, what can be asked of it, and questions to begin with.",
-            workbench.NoFields,
-            workbench.Line,
-        ),
-        "v1/workbench/tokens": _Endpoint("The tokens of a text.", workbench.TextToCut, workbench.Line),
-        "v1/workbench/debug": _Endpoint(
-            "Explain a prompt, with changes beside the same without: progress, values, then the answer.",
-            workbench.Asked,
-            workbench.Line,
-        ),
+        f"v1/workbench/{name}": _Endpoint(summary, body, workbench.Line)
+        for name, summary, body in (
+            ("model", "The model, what can be asked of it, and examples.", workbench.NoFields),
+            ("tokens", "The tokens of a text.", workbench.TextToCut),
+            ("debug", "Explain a prompt, with changes beside the same without.", workbench.Asked),
+            ("attention", "What a head attends to at every pair of tokens.", workbench.HeadAsked),
+            ("lens", "What each layer would predict.", workbench.LensAsked),
+            ("edges", "The edges between components with the largest scores.", workbench.EdgesAsked),
+            ("circuit", "The few heads and MLPs that do most of it.", workbench.CircuitAsked),
+            ("node", "What a node writes and reads, and where it is active.", workbench.NodeAsked),
+        )
     },
 }
 """Endpoints by tag and name."""

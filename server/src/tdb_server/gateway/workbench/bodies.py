@@ -78,6 +78,48 @@ class Asked(Body):
     question: Question
 
 
+class HeadAsked(Asked):
+    """A head whose attention is wanted."""
+
+    layer: int
+    head: int
+
+
+class LensAsked(Asked):
+    """Tokens at which the lens is wanted."""
+
+    at: list[int] | None = None
+    """Tokens of the prompt, -1 for the last, which is what none means."""
+
+
+class EdgesAsked(Asked):
+    """Edges that are wanted; the question has a baseline and no changes."""
+
+    top_k: int | None = None
+    """How many; 200 where it is not said."""
+    method: Literal["eap", "eap_ig"] = "eap"
+    steps: int | None = None
+    """For `eap_ig`, how many runs."""
+
+
+class CircuitAsked(Asked):
+    """A circuit that is looked for; the question has no changes."""
+
+    at_most: int | None = None
+    """Calls that may measure circuits, as many circuits as the server takes each; 64 where it is not said."""
+    faithfulness: float | None = None
+    """Share of the objective that it must keep; 0.85 where it is not said."""
+
+
+class NodeAsked(Body):
+    """A head, neuron or latent, and where its activations are wanted."""
+
+    node: str
+    """`L23.head.3`, `L5.neuron.123`, `L5.mlp_autoencoder_latent.7`, or as it is spelled in questions."""
+    question: Question | None = None
+    texts: list[str] | None = None
+
+
 class Line(Body):
     """One line of the answer. `event` says what it is; docs/workbench.md has every line's other keys."""
 

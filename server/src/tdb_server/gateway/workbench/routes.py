@@ -8,8 +8,9 @@ from functools import partial
 from typing import Any
 
 import tdb_client
-from tdb_client.workbench.asking import ROUTES, Route
 from tdb_client.workbench.faults import Fault, fault
+from tdb_client.workbench.route import Route
+from tdb_client.workbench.routes import ROUTES
 
 from tdb_server import errors
 from tdb_server.domain.budget import Budget

@@ -1,0 +1,39 @@
+"""Numbers as they are sent: short enough to read, and none that JSON has no word for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from tdb_client.results import FloatArray
+
+DIGITS = 4
+
+
+def rounded(numbers: FloatArray) -> list[float | None]:
+    """Numbers [n] to so many digits that count; None for those that are not finite."""
+    values = np.asarray(numbers, np.float64)
+    finite = np.isfinite(values)
+    sizes = np.where(finite & (values != 0), np.abs(values), 1.0)
+    exponents = (DIGITS - 1 - np.floor(np.log10(sizes))).astype(int)
+    # Powers of ten above 1 are exact, so that numbers end where they are meant to.
+    factors = 10.0 ** np.minimum(np.abs(exponents), 300)
+    with np.errstate(all="ignore"):
+        large = np.rint(values / factors) * factors
+        small = np.rint(values * factors) / factors
+    found: list[float | None] = np.where(exponents < 0, large, small).tolist()
+    for place in np.flatnonzero(~finite):
+        found[place] = None
+    return found
+
+
+def finite(number: float | None) -> float | None:
+    """A number as it is; None where it is not finite."""
+    return number if number is not None and math.isfinite(number) else None
+
+
+def causal_rows(pairs: FloatArray) -> Iterator[list[float | None]]:
+    """Of numbers per pair of tokens [T, T] a row for each attending token, up to itself."""
+    return (rounded(row[: place + 1]) for place, row in enumerate(pairs))

@@ -98,10 +98,11 @@ class Page:
             "Escape": 27,
         }
         code = codes[key]
-        for kind in ("rawKeyDown", "keyUp"):
+        text = {"text": "\r"} if key == "Enter" else {}  # without it a button is not pressed
+        for kind in ("keyDown" if text else "rawKeyDown", "keyUp"):
             self.send(
                 "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code,
-                modifiers=8 if shift else 0,
+                modifiers=8 if shift else 0, **text,
             )  # fmt: skip
 
     def type(self, text: str) -> None:

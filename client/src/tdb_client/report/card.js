@@ -38,9 +38,9 @@ export function drawCard(data, state, view, row, { nodeActions } = {}) {
   );
 }
 
-export function tokenList(title, tokens) {
+export function tokenList(title, tokens, count = CARD_TOKENS) {
   const most = largest(tokens.map(([, score]) => score));
-  return make("section", {}, make("h4", {}, title), make("ol", {}, tokens.slice(0, CARD_TOKENS).map(([token, score]) => {
+  return make("section", {}, make("h4", {}, title), make("ol", {}, tokens.slice(0, count).map(([token, score]) => {
     const bar = make("i", { "aria-hidden": "true", class: score < 0 ? "below" : "" });
     bar.style.width = `${(100 * Math.abs(score ?? 0)) / most}%`;
     return make("li", {}, make("code", {}, token), make("span", {}, number(score)), bar);

@@ -9,6 +9,7 @@ import { lines, pageAddress } from "./api.js";
 import { guarded } from "./pictures.js";
 
 const MOST_TEXTS = 32;
+const SHOWN_TOKENS = 12;
 const LISTS = [["writes", "raises", "lowers"], ["reads", "excited by", "calmed by"], ["input", "excited by", "calmed by"],
   ["query", "excited through the query by", "calmed through the query by"], ["key", "excited through the key by", "calmed through the key by"]];
 
@@ -41,7 +42,7 @@ function drawLine(place, line, question) {
 function drawNode(place, line, question) {
   document.title = `${line.spelling} · transformer debugger`;
   const lists = LISTS.filter(([name]) => line[name]).map(([name, high, low]) =>
-    make("div", { class: "ends" }, tokenList(high, line[name][0]), tokenList(low, line[name][1])));
+    make("div", { class: "ends" }, tokenList(high, line[name][0], SHOWN_TOKENS), tokenList(low, line[name][1], SHOWN_TOKENS)));
   place.append(
     make("h2", { class: "node-name" }, line.spelling),
     line.label ? make("p", { class: "label" }, line.label) : "",

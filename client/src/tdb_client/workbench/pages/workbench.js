@@ -44,7 +44,8 @@ class Workbench {
     useDark(dark.matches);
     dark.addEventListener("change", () => {
       useDark(dark.matches);
-      this.drawn?.redraw();
+      const data = this.asked && this.answers.get(keyOf(this.asked));
+      if (data) this.draw(data);
     });
   }
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,13 +28,16 @@ TOKEN_LISTS = (
 )
 GROUPS = ("write_norm", "direction_write", "act_times_grad", "activation")
 PROMPT = "When Mary and John went to the store, John gave a drink to"
+OTHER_TEXT = "The old king of France went to the store of the world"
 
 
 @pytest.fixture(scope="module")
 def viewer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A browser's page on this machine, with a server that holds both autoencoders."""
+    """A browser's page on this machine, with a server that holds both autoencoders, and examples of texts."""
+    folder = tmp_path_factory.mktemp("viewer")
     flags = [f"--autoencoder={TINY_MODEL / 'autoencoders' / site}" for site in SITES]
-    server = start(tmp_path_factory.mktemp("viewer"), "--http-port", "0", *flags)
+    make_examples(folder, flags)
+    server = start(folder, "--http-port", "0", f"--examples={folder / 'examples'}", *flags)
     with httpx.Client(
         base_url=f"http://127.0.0.1:{server.http_port}",
         headers={"Origin": "http://localhost:1234", "Accept": "application/json"},
@@ -39,6 +45,14 @@ def viewer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     ) as client:
         yield client
     stop(server)
+
+
+def make_examples(folder: Path, flags: list[str]) -> None:
+    texts = folder / "texts.txt"
+    texts.write_text(f"{PROMPT} her\n{OTHER_TEXT}\n" * 3)
+    told = f"--texts {texts} --out {folder}/examples --model {TINY_MODEL} --device cpu --k 4 --context 12"
+    command = [sys.executable, "-m", "tdb_server", "examples", *told.split(), *flags]
+    subprocess.run(command, check=True, timeout=120)
 
 
 def post(viewer: httpx.Client, endpoint: str, body: Any = None) -> Any:
@@ -95,7 +109,10 @@ def assert_shows(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_the_welcome_page(viewer: httpx.Client) -> None:
     """It links to the main page, with the autoencoders' names in the address, cut at underscores later."""
-    assert post(viewer, "neuron_datasets_metadata") == []
+    found = post(viewer, "neuron_datasets_metadata")
+    scalars = {one["derivedScalarType"] for one in found}
+    assert scalars == {"attn_write_norm", *(offline for _, offline, *_ in PER_TOKEN)}
+    assert {one["shortName"] for one in found} == {dataset for *_, dataset in PER_TOKEN}
     info = post(viewer, "model_info")
     address = "_".join(info[key] for key in ("modelName", "mlpAutoencoderName", "attentionAutoencoderName"))
     assert address.split("_")[-2:] == ["mlp-post-act", "resid-delta-attn"]
@@ -194,12 +211,25 @@ def test_the_page_of_a_neuron_or_latent(
     largest = max(max(activations), 0) or 1
     assert normalized == pytest.approx([max(one, 0) / largest for one in activations])
     assert len(normalized) == len(found["inferenceAndTokenData"]["tokensAsStrings"])
-    record = post(viewer, "neuron_record", node)
-    assert record == {"dataset": dataset, "maxActivation": 0.0, "topActivations": [], "randomSample": []}
+    assert_shows_texts(post(viewer, "neuron_record", node), dataset)
     asked = {key: node[key] for key in ("dst", "layerIndex", "activationIndex")}
     asked |= {"explanationDatasets": [], "neuronDataset": dataset}
     assert post(viewer, "existing_explanations", asked) == []
     assert_has_token_lists(viewer, online, place, has_input="attention" not in online)
+
+
+def assert_shows_texts(record: dict[str, Any], dataset: str) -> None:
+    assert record["dataset"] == dataset
+    top, at_random = record["topActivations"], record["randomSample"]
+    assert (len(top), len(at_random)) == (4 if record["maxActivation"] > 0 else 0, 5)
+    peaks = [max(one["scalar"] for one in sequence[1:]) for sequence in top]
+    assert peaks == sorted(peaks, reverse=True)
+    assert peaks[:1] == ([record["maxActivation"]] if peaks else [])
+    for sequence in (*top, *at_random):
+        assert {key for one in sequence for key in one} == {"token", "scalar", "normalizedScalar"}
+        assert all(0 <= one["normalizedScalar"] <= 1 for one in sequence)
+        text = "".join(one["token"] for one in sequence)
+        assert text in f"{PROMPT} her" or text in OTHER_TEXT
 
 
 def assert_has_token_lists(viewer: httpx.Client, dst: str, place: str, *, has_input: bool) -> None:
@@ -266,12 +296,15 @@ def test_the_page_of_an_attention_head(viewer: httpx.Client) -> None:
     body = {"inferenceRequestSpec": {"prompt": PROMPT}, "derivedAttentionScalarsRequestSpec": spec}
     found = post(viewer, "derived_attention_scalars", body)
     assert_is_triangle(found, len(found["inferenceAndTokenData"]["tokensAsInts"]))
-    assert post(viewer, "attention_head_record", node) == {
-        "dataset": "tiny-a",
-        "maxAttentionActivation": 0.0,
-        "mostPositiveTokenSequences": [],
-        "randomTokenSequences": [],
-    }
+    record = post(viewer, "attention_head_record", node)
+    assert record["dataset"] == "tiny-a"
+    assert record["maxAttentionActivation"] > 0
+    sequences = [*record["mostPositiveTokenSequences"], *record["randomTokenSequences"]]
+    assert len(sequences) == 4 + 5
+    (like, *_) = found["derivedAttentionScalarsResponseData"]["tokenAndAttentionScalarsList"]
+    for sequence in sequences:
+        assert [len(one["scalars"]) for one in sequence] == list(range(1, len(sequence) + 1))
+        assert all(one.keys() == like.keys() for one in sequence)
 
 
 def test_the_page_of_an_attention_latent_by_token_pair(viewer: httpx.Client) -> None:

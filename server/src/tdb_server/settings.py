@@ -217,6 +217,8 @@ def _settings(parsed: argparse.Namespace, environment: Mapping[str, str]) -> Set
     told = read_flags(Settings, parsed)
     exports_traces = any(environment.get(variable) for variable in _TRACE_VARIABLES)
     told = replace(told, ray=_ray(told), telemetry=replace(told.telemetry, exports_traces=exports_traces))
+    if told.examples is not None and told.http_port is None:
+        raise ValueError("--examples are shown over HTTP: give --http-port too")
     check_security(told.security, told.host, told.http_port)
     return told
 

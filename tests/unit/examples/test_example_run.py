@@ -28,7 +28,7 @@ from tdb_server.domain.results import ActivationsResult, DerivedAttentionScalars
 from tdb_server.errors import ConfigurationBroken, OverLimit
 from tdb_server.examples.files import INDEX_FILE, PIECES_FILE
 from tdb_server.examples.histogram import ZERO
-from tdb_server.examples.reading import Example, ExampleFolder, check_digest, pairs_by_token
+from tdb_server.examples.reading import Example, ExampleFolder
 from tdb_server.examples_settings import ExamplesSettings
 from tdb_server.model.progress import no_progress
 from tdb_server.settings import parse_settings
@@ -189,11 +189,9 @@ def test_what_is_read_is_what_the_engine_answers(unbroken: Path) -> None:
         expected = answer[node_type]
         if node_type is NodeType.ATTENTION_HEAD:
             assert example.attended_to is not None
-            rows = list(pairs_by_token(example.activations, len(example.tokens)))
-            assert [len(one) for one in rows] == list(range(1, len(rows) + 1))
-            for token, row in enumerate(rows):
-                np.testing.assert_allclose(row, expected[token, : token + 1], 1e-4, 1e-5)
-            assert rows[example.token][example.attended_to] == np.float32(example.value)
+            pairs = example.pairs()
+            np.testing.assert_allclose(pairs, np.tril(expected), 1e-4, 1e-5)
+            assert pairs[example.token, example.attended_to] == np.float32(example.value)
         else:
             np.testing.assert_allclose(example.activations, expected, 1e-4, 1e-5)
             assert example.activations[example.token] == np.float32(example.value)
@@ -303,12 +301,12 @@ def test_only_some_texts_and_nodes(told: ExamplesSettings, tmp_path: Path) -> No
 
 
 def test_examples_of_another_model(unbroken: Path) -> None:
-    index = ExampleFolder(unbroken).index
-    check_digest(index, unbroken, model="tiny-a", digest=index.digest)
+    folder = ExampleFolder(unbroken)
+    folder.check(model="tiny-a", digest=folder.index.digest)
     with pytest.raises(
         ConfigurationBroken, match=r"digest: the examples are of tiny-a with digest .* has other"
     ):
-        check_digest(index, unbroken, model="other", digest="0" * 64)
+        folder.check(model="other", digest="0" * 64)
 
 
 def _without(name: str, field: str) -> str:

@@ -20,7 +20,7 @@ from tdb_server.domain.results import ProcessingResult
 from tdb_server.errors import InvalidRequest
 from tdb_server.gateway.json_requests import SINGLE_SPECS
 from tdb_server.gateway.openapi import openapi_document
-from tdb_server.gateway.records import RECORD_ANSWERS
+from tdb_server.gateway.records import record_endpoints
 
 from tests.property.requests import examples
 from tests.unit.gateway.test_json_requests import GOLDENS, MALFORMED, read, translated
@@ -250,7 +250,8 @@ NODE = {"dst": "mlp_post_act", "layerIndex": 1, "activationIndex": 2, "datasets"
 def test_answers_about_records_are_as_described(endpoint: str, body: Any) -> None:
     if body is not None:
         of_body(endpoint).validate(body)
-    of_answer(endpoint).validate(RECORD_ANSWERS[endpoint](body))
+    record = record_endpoints(None)[endpoint]
+    of_answer(endpoint).validate(record.answer(record.read(body)))
 
 
 @pytest.mark.parametrize("name", ROUTES)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import NodeType
 from tdb_server.examples.kinds import Amounts, Kind
 
@@ -51,7 +52,7 @@ class Index:
     def to_json(self) -> str:
         """As it stands in files."""
         told = asdict(self)
-        told["kinds"] = [{**asdict(one), "node_type": one.node_type.value} for one in self.kinds]
+        told["kinds"] = [_told(one) for one in self.kinds]
         return json.dumps({"schema": SCHEMA, **told}, indent=1)
 
 
@@ -76,5 +77,11 @@ def read_index(text: str | bytes) -> Index:
         raise ValueError(f"a field is missing or unknown: {error}") from error
 
 
+def _told(kind: Kind) -> dict[str, Any]:
+    site = None if kind.site is None else kind.site.value
+    return {**asdict(kind), "node_type": kind.node_type.value, "site": site}
+
+
 def _kind(told: Mapping[str, Any]) -> Kind:
-    return Kind(NodeType(told["node_type"]), tuple(told["layers"]), told["n_nodes"])
+    site = None if told["site"] is None else Site(told["site"])
+    return Kind(NodeType(told["node_type"]), tuple(told["layers"]), told["n_nodes"], site)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tdb_server.domain.model_info import ModelInfo
+from tdb_server.domain.model_info import ModelInfo, Site
 from tdb_server.domain.node import NodeType
 
 
@@ -22,11 +22,13 @@ class Kind:
         node_type: of neurons, heads, or a dictionary's latents.
         layers: that have such nodes.
         n_nodes: in each layer.
+        site: where the dictionary reads, of latents.
     """
 
     node_type: NodeType
     layers: tuple[int, ...]
     n_nodes: int
+    site: Site | None = None
 
     @property
     def is_of_pairs(self) -> bool:
@@ -71,7 +73,7 @@ def kinds_of(info: ModelInfo) -> list[Kind]:
     return [
         Kind(NodeType.MLP_NEURON, every_layer, info.n_neurons),
         Kind(NodeType.ATTENTION_HEAD, every_layer, info.n_heads),
-        *(Kind(one.site.node_type, one.layers, one.n_latents) for one in info.autoencoders),
+        *(Kind(one.site.node_type, one.layers, one.n_latents, one.site) for one in info.autoencoders),
     ]
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 
 from tdb_server.domain.node import NodeType
 from tdb_server.errors import ConfigurationBroken
-from tdb_server.examples.files import INDEX_FILE, METADATA_KEY, PIECES_FILE, Index, kind_file, read_index
+from tdb_server.examples.files import INDEX_FILE, METADATA_KEY, PIECES_FILE, kind_file, read_index
 from tdb_server.examples.kinds import Kind
 
 
@@ -36,6 +35,12 @@ class Example:
     token: int
     attended_to: int | None
     activations: npt.NDArray[np.float32]
+
+    def pairs(self) -> npt.NDArray[np.float32]:
+        """Of heads, the activations by token and token attended to [T, T]; 0 where nothing can be read."""
+        found = np.zeros((len(self.tokens), len(self.tokens)), np.float32)
+        found[np.tril_indices(len(found))] = self.activations
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,24 @@ class ExampleFolder:
         self._pieces, self._piece_ends = pieces, ends
         with self._file(PIECES_FILE) as file:
             self._piece_numbers = file.read(["piece"])["piece"].to_numpy()
+
+    def check(self, *, model: str, digest: str) -> None:
+        """Refuses to be shown beside another model.
+
+        Args:
+            model: the name of the one that is served, and
+            digest: that of its weights and dictionaries.
+
+        Raises:
+            ConfigurationBroken: the digests differ.
+        """
+        own = self.index
+        if own.digest != digest:
+            raise ConfigurationBroken(
+                f"--examples: {self._path}: digest: the examples are of {own.model} with digest "
+                f"{own.digest}, the server has {model} with digest {digest}; serve the same --model with the "
+                "same --autoencoder in the same order"
+            )
 
     def has(self, node_type: NodeType, layer: int, index: int) -> bool:
         """Whether there is a record of a node."""
@@ -158,27 +181,7 @@ class ExampleFolder:
         )
 
 
-def check_digest(index: Index, path: Path, *, model: str, digest: str) -> None:
-    """Refuses examples of another model.
-
-    Raises:
-        ConfigurationBroken: the digests differ.
-    """
-    if index.digest != digest:
-        raise ConfigurationBroken(
-            f"--examples: {path}: digest: the examples are of {index.model} with digest {index.digest}, the "
-            f"server has {model} with digest {digest}; serve the same --model with the same --autoencoder in "
-            "the same order"
-        )
-
-
 def _example(told: dict[str, Any], tokens: Mapping[int, tuple[str, ...]]) -> Example:
     activations = np.asarray(told["activations"], np.float32)
     own = tokens[told["piece"]]
     return Example(own, told["value"], told["token"], told["attended_to"], activations)
-
-
-def pairs_by_token(activations: npt.NDArray[np.float32], n_tokens: int) -> Iterator[npt.NDArray[np.float32]]:
-    """The activations of a head, token by token: 1 of the first, 2 of the second..."""
-    ends = np.cumsum(np.arange(n_tokens + 1))
-    return (activations[start:end] for start, end in pairwise(ends))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -33,20 +33,26 @@ from tdb_server.gateway.json_requests import (
 from tdb_server.gateway.json_responses import batched_response, model_info_response, single_response
 from tdb_server.gateway.json_text import Body
 from tdb_server.gateway.openapi import WITHOUT_BODY, openapi_document
-from tdb_server.gateway.records import RECORD_ANSWERS
+from tdb_server.gateway.records import RecordEndpoint, record_endpoints
 from tdb_server.gateway.workbench.pages import page_routes
 from tdb_server.gateway.workbench.routes import workbench_endpoints
+from tdb_server.service.caller import current_caller
 from tdb_server.service.debugger_service import DebuggerService
 from tdb_server.service.http.host_check import AllowedHosts, HostCheck
 from tdb_server.service.http.listener import HttpListener
 from tdb_server.service.http.probes import Probes
 from tdb_server.service.parts import Parts
 
+if TYPE_CHECKING:
+    from tdb_server.examples.reading import ExampleFolder
+
 RESPONSE_FACTOR = 8
 """Times `max_response_bytes`, as HTTP clients have no streaming call to turn to, nor a limit of their own."""
 
 MAX_BLOCK_NUMBERS = 2**21
 """Of places as they are and matrices of edges in an answer: each is some twenty characters of text."""
+_RECORD_BYTES = 8 * 2**20
+"""What is taken into account for one record: what is read of files, and the answer that is made of it."""
 
 
 def http_server(parts: Parts) -> HttpListener:
@@ -56,7 +62,8 @@ def http_server(parts: Parts) -> HttpListener:
     debugger = DebuggerService(parts.calls, max_bytes, min(max_bytes, FLOAT_BYTES * MAX_BLOCK_NUMBERS))
     hosts = AllowedHosts(settings.host, security.allowed_hosts)
     calls = HttpCalls(parts.guard, parts.threads, parts.memory, security.max_body_seconds)
-    application = Probes(create_gateway(debugger, parts.model, calls, hosts, parts.version), parts.is_ready)
+    gateway = create_gateway(debugger, parts.model, calls, hosts, parts.version, parts.examples)
+    application = Probes(gateway, parts.is_ready)
     tls = None if parts.tls is None else parts.tls.context()
     return HttpListener(application, settings.host, settings.http_port or 0, security, tls)
 
@@ -67,6 +74,7 @@ def create_gateway(
     calls: HttpCalls,
     hosts: AllowedHosts,
     server_version: str,
+    examples: ExampleFolder | None = None,
 ) -> HostCheck:
     """The HTTP application.
 
@@ -76,6 +84,7 @@ def create_gateway(
         calls: what is around every request.
         hosts: names that the server answers to, and whose pages may call.
         server_version: version of this software.
+        examples: where texts activate nodes; None where nobody looked.
     """
 
     def computed(read: Callable[[Any], Any], answer: Any, body_of: Callable[[Any], Body]) -> Endpoint:
@@ -90,8 +99,15 @@ def create_gateway(
         response = await get_model_info(GetModelInfoRequest(), None)
         return Answer(model_info_response(response.model_info))
 
-    async def as_read(body: Body) -> Answer:
-        return Answer(body)
+    def about_records(name: str, record: RecordEndpoint) -> Endpoint:
+        async def answer(asked: Any) -> Answer:
+            if examples is None:
+                return Answer(record.answer(asked))
+            caller = current_caller().name
+            body = await calls.threads.run(caller, _RECORD_BYTES, lambda: record.answer(asked))
+            return Answer(body, _RECORD_BYTES)
+
+        return Endpoint(record.read, answer, name not in WITHOUT_BODY)
 
     endpoints = {
         "batched_tdb": computed(debug_request, debugger.Debug, batched_response),
@@ -102,7 +118,7 @@ def create_gateway(
             name: computed(partial(single_infer_request, name), debugger.Infer, single_response)
             for name in SINGLE_SPECS
         },
-        **{name: Endpoint(read, as_read, name not in WITHOUT_BODY) for name, read in RECORD_ANSWERS.items()},
+        **{name: about_records(name, one) for name, one in record_endpoints(examples).items()},
     }
     services = {"TransformerDebuggerService": debugger, "ModelService": model}
     endpoints |= workbench_endpoints(services, calls.memory)

@@ -312,7 +312,7 @@ class ModelInfoResponse(Body):
 
 
 class NeuronDatasetMetadata(Body):
-    """A data set of neuron records. This server has none."""
+    """A data set of neuron records: the texts that examples were made from."""
 
     short_name: str
     derived_scalar_type: str

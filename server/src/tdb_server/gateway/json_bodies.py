@@ -264,7 +264,7 @@ class InferenceRequestSpec(Body):
 
 
 class NodeIdAndDatasets(Body):
-    """A component, and the data sets whose records about it are wanted. This server has none."""
+    """A component, and the data sets whose records about it are wanted. This server has one at most."""
 
     dst: Text | None = needed()
     layer_index: Integer | None = needed()

@@ -78,15 +78,20 @@ _ENDPOINTS = {
     },
     "read": {
         "neuron_datasets_metadata": _Endpoint(
-            "Data sets of records: none.", None, answers.NeuronDatasetMetadata, answers_list=True
+            "Data sets of records, where examples were made.",
+            None,
+            answers.NeuronDatasetMetadata,
+            answers_list=True,
         ),
         "neuron_record": _Endpoint(
-            "Texts that activate a neuron or a latent: none.",
+            "Texts that activate a neuron or a latent, where examples were made.",
             bodies.NodeIdAndDatasets,
             answers.NeuronRecordResponse,
         ),
         "attention_head_record": _Endpoint(
-            "Texts that activate a head: none.", bodies.NodeIdAndDatasets, answers.AttentionHeadRecordResponse
+            "Texts that activate a head, where examples were made.",
+            bodies.NodeIdAndDatasets,
+            answers.AttentionHeadRecordResponse,
         ),
         "existing_explanations": _Endpoint(
             "Explanations that were made before: none.",

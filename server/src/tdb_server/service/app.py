@@ -8,7 +8,8 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_network
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from grpc_health.v1 import health, health_pb2  # type: ignore[import-untyped]
 
@@ -42,6 +43,9 @@ from tdb_server.workers.pool import LocalPool, Pool, PoolObserver
 from tdb_server.workers.ray_environment import prepare_ray
 from tdb_server.workers.result_cache import ResultCache
 from tdb_server.workers.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from tdb_server.examples.reading import ExampleFolder
 
 _log = logging.getLogger(__name__)
 LAST_BYTES_SECONDS = 1.0
@@ -112,6 +116,7 @@ class App:
         self._is_stopping = False
         self._systemd = Systemd()
         self._tls = server_tls(settings)
+        self._examples = example_folder(settings.examples)
         security = settings.security
         tokens = None if security.token_file is None else TokenFile(security.token_file)
         proxies = [ip_network(one) for one in security.trusted_proxies]
@@ -144,6 +149,7 @@ class App:
             settings,
             version,
             lambda: self.is_ready,
+            self._examples,
         )
         self._server = grpc_server(parts, self._reporting.report_load, self._health)
         self._http = make_http(parts) if make_http else None
@@ -229,6 +235,8 @@ class App:
     async def _fill_slot(self, ready: Ready) -> None:
         with load_failures(ready.tokenizer_folder):
             tokenizer = await asyncio.to_thread(read_tokenizer, ready)
+        if self._examples is not None:
+            self._examples.check(model=ready.info.name, digest=ready.info.digest)
         limits = self._settings.limits
         if limits.max_activation_bytes is None:
             limits = replace(limits, max_activation_bytes=ready.room_bytes)
@@ -253,6 +261,22 @@ class App:
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", *OUR_SERVICES):
             await self._health.set(service, status)
+
+
+def example_folder(path: Path | None) -> ExampleFolder | None:
+    """The folder of examples that is named, opened; None where none is.
+
+    Raises:
+        ConfigurationBroken: it cannot be read, or pyarrow is not installed.
+    """
+    if path is None:
+        return None
+    try:
+        from tdb_server.examples.reading import ExampleFolder  # only where it is wanted
+    except ModuleNotFoundError as error:
+        needed = "pip install 'transformer-debugger-server[examples]'"
+        raise ConfigurationBroken(f"--examples needs `{needed}`: {error}") from error
+    return ExampleFolder(path)
 
 
 def scheduler(settings: Settings, on_batch: OnBatch) -> Scheduler:

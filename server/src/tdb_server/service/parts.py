@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tdb_server.domain.budget import Budget
 from tdb_server.service.access.tls import ServerTls
@@ -12,6 +13,9 @@ from tdb_server.service.call_guard import CallGuard
 from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.model_service import ModelService
 from tdb_server.settings import Settings
+
+if TYPE_CHECKING:
+    from tdb_server.examples.reading import ExampleFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,3 +31,4 @@ class Parts:
     settings: Settings
     version: str
     is_ready: Callable[[], bool]
+    examples: ExampleFolder | None = None

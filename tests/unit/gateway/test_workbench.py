@@ -155,6 +155,7 @@ def infer_stream(request: InferRequest) -> Iterator[Message]:
     for tokens, one in zip(first.sub_requests, request.sub_requests, strict=True):
         tell_what_is_compared(tokens, one.inference_spec)
         tokens.ablation_specs.extend(one.inference_spec.ablation_specs)
+        tokens.backward_rule = one.inference_spec.backward_rule
     yield StreamInferResponse(started=first)
     for number, one in enumerate(request.sub_requests):
         for spec in one.processing_specs:
@@ -173,8 +174,8 @@ def infer_stream(request: InferRequest) -> Iterator[Message]:
                     scalars.activations.CopyFrom(tensor([0.5, -1.25, float("nan"), 3.00004]))
                     if spec.derived_scalars.num_top_tokens:
                         scalars.top_tokens.CopyFrom(top_tokens())
-                case "multiple_top_k":
-                    part.result.multiple_top_k.CopyFrom(component_totals())
+                case "component_totals":
+                    part.result.component_totals.CopyFrom(component_totals(spec.component_totals))
             yield StreamInferResponse(result=part)
         if one.inference_spec.HasField("loss_fn_config"):
             values = SubRequestValues(sub_request_index=number, loss=1.0)

@@ -9,9 +9,18 @@ import pytest
 from tdb_server.domain.call import Call
 from tdb_server.domain.cost import estimated_cost
 from tdb_server.domain.debug import HOLD_FINAL_NORM_SCALE
+from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
 from tdb_server.domain.edges import EdgesSpec
 from tdb_server.domain.limits import Limits
-from tdb_server.domain.requests import InferenceSpec, InferenceSubRequest, LossConfig, LossName
+from tdb_server.domain.requests import (
+    InferenceSpec,
+    InferenceSubRequest,
+    LossConfig,
+    LossName,
+    MultipleTopKSpec,
+    ScoredTokensSpec,
+    TokenScoringType,
+)
 from tdb_server.domain.results import NamedResult
 from tdb_server.engine.engine import Engine
 from tdb_server.errors import TdbError
@@ -90,6 +99,17 @@ def test_edges(loaded, k, whole_matrix):
     asked = (InferenceSubRequest(inference, {"edges": EdgesSpec(k, 2, whole_matrix)}),)
     cost = estimated_cost(ready.info, asked)
     assert cost.least_response_bytes <= n_bytes(engine, asked) <= cost.response_bytes
+
+
+def test_heads_that_are_all_positive(loaded):
+    """None is among the smallest, as masked cells are zero."""
+    engine, ready = loaded
+    groups = ((GroupId.ACT_TIMES_GRAD, (DerivedScalar.UNFLATTENED_ATTN_WRITE_NORM,)),)
+    tokens = ScoredTokensSpec("nodes", TokenScoringType.UPVOTED_OUTPUT_TOKENS, 1000)
+    specs = {"nodes": MultipleTopKSpec(groups, 5), "tokens": tokens}
+    asked = (InferenceSubRequest(InferenceSpec(tuple(range(1, 9))), specs),)
+    cost = estimated_cost(ready.info, asked)
+    assert 0 < cost.least_response_bytes <= n_bytes(engine, asked) <= cost.response_bytes
 
 
 def test_random_requests(loaded):

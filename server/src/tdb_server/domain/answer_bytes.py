@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 from tdb_server.domain.axes import hook_point_axes, n_cells, scalar_axes
 from tdb_server.domain.debug import HOLD_FINAL_NORM_SCALE
-from tdb_server.domain.derived_scalar import DerivedScalar
+from tdb_server.domain.derived_scalar import DerivedScalar, Measure
 from tdb_server.domain.edges import EdgeShape, EdgesSpec
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.node import WRITERS, Dimension, NodeType, PassType
@@ -46,6 +46,8 @@ _TOKEN_AXES = (Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS)
 _LARGE_VALUE = 1e3
 _NEVER_ZERO = frozenset({NodeType.MLP_NEURON, NodeType.ATTENTION_HEAD})
 """But by chance. Latents are, mostly; and of other kinds there are few."""
+_MAY_ALL_BE_POSITIVE = (Measure.ACTIVATION, Measure.WRITE_NORM)
+"""Of attention, for one: then no node is among the smallest, where masked cells, which are none, are 0."""
 
 
 def answer_bytes(info: ModelInfo, sub_requests: Sequence[InferenceSubRequest]) -> tuple[int, int]:
@@ -124,6 +126,9 @@ def _least_nodes(sub_request: InferenceSubRequest, name: str, info: ModelInfo) -
     for scalar, n_chosen in ranking.chosen:
         kind = _kind(scalar)
         if kind[0] in _NEVER_ZERO:
+            has_zeros = Dimension.ATTENDED_TO_SEQUENCE_TOKENS in scalar.declared.dimensions
+            if has_zeros and scalar.declared.measure in _MAY_ALL_BE_POSITIVE:
+                n_chosen = min(n_chosen, ranking.top_and_bottom_k)
             found = min(n_chosen, _n_sure_cells(scalar, ranking, sub_request.inference, info))
             least[kind] = max(least.get(kind, 0), found)
     return least

@@ -488,7 +488,7 @@ def _add_circuit(parser: argparse.ArgumentParser) -> None:
         type=_count,
         default=MAX_CALLS,
         metavar="N",
-        help=f"calls that may measure circuits, 32 or so each (default: {MAX_CALLS})",
+        help=f"calls that may measure circuits, up to 128 each (default: {MAX_CALLS})",
     )
     instead = parser.add_argument_group("what to write")
     page = instead.add_argument(

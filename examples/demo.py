@@ -16,6 +16,7 @@ from tdb_client.cli import main
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 REQUEST = ["debug", "--prompt", PROMPT, "--target", " Mary", "--distractor", " John"]
+SERVE = f"{Path(sys.executable).with_name('tdb-server')} serve --http-port 8000"
 READY_SECONDS = 600.0  # the first time, the weights are unpacked
 STOP_SECONDS = 20.0
 
@@ -62,4 +63,8 @@ if __name__ == "__main__":
         request = [*REQUEST, "--server", server]
         print(f"\n$ tdb {shlex.join(request)}\n", flush=True)
         code = main(request)
+    if code == 0:
+        print(
+            f"\nTo ask more by clicking, run\n\n    {SERVE}\n\nand open http://127.0.0.1:8000/ in a browser."
+        )
     sys.exit(code)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from transformer_debugger.v1 import model_service_pb2 as model_pb2
 from transformer_debugger.v1 import transformer_debugger_service_pb2 as service_pb2
@@ -39,7 +39,7 @@ from tdb_client.health import HealthStatus, health_check, health_request, health
 from tdb_client.inference import InferenceSubRequest, as_texts
 from tdb_client.interventions import AblationWords, ablations
 from tdb_client.model_info import Limits, ModelInfo, model_info
-from tdb_client.names import enum_value
+from tdb_client.names import enum_name, enum_value
 from tdb_client.older_servers import check_compared, check_knows_circuits, has_comparison, knows_circuits
 from tdb_client.requests import (
     AnySubRequest,
@@ -57,6 +57,9 @@ from tdb_client.streams import EventReader
 from tdb_client.token_counting import TokenCounting
 from tdb_client.token_words import as_tokens
 from tdb_client.value_check import check_text, check_values
+
+if TYPE_CHECKING:
+    from tdb_client.workbench.local_server import Workbench
 
 Result = TypeVar("Result")
 
@@ -97,6 +100,29 @@ class ClientCore:
         self._versions = VersionCheck(self._connection.server)
         self._counting = TokenCounting()
         self._described: dict[str, ModelInfo] = {}
+
+    def workbench(self, *, port: int = 0, show: bool = True) -> Workbench:
+        """Opens a page that asks this client's server by clicking: in a notebook, or in the web browser.
+
+        This program hands it out, on this machine alone, until it ends or the workbench is closed, and
+        reaches the server as this client does. A server with an HTTP port has the same page itself.
+
+        Example:
+            client.workbench()
+
+        Args:
+            port: of this machine; 0 for any that is free. Name one to lead it here from elsewhere (`ssh -L`).
+            show: whether to show the page at once; else `address` says where it is.
+
+        Raises:
+            OSError: the port cannot be had.
+        """
+        from tdb_client.workbench.local_server import Workbench
+
+        opened = Workbench(self._connection, enum_name(Priority, self._priority), port)
+        if show:
+            opened.show()
+        return opened
 
     def _with(self, timeout: float | None) -> dict[str, Any]:
         """What goes with a call that may take so long."""

@@ -53,7 +53,7 @@ def test_importing_the_client_brings_nothing_heavy() -> None:
         "html",
     }
     assert not heavy & set(modules)
-    assert not [name for name in modules if name.startswith("tdb_client.report")]
+    assert not [name for name in modules if name.startswith(("tdb_client.report", "tdb_client.workbench"))]
 
 
 def test_every_exported_name_exists() -> None:
@@ -86,8 +86,9 @@ def test_wheels_install_without_torch(tmp_path: Path) -> None:
         run(*pip, "wheel", "--no-deps", "--wheel-dir", "ours", f"./{name}", folder=tmp_path)
     (wheel,) = (tmp_path / "ours").glob("transformer_debugger_client-*.whl")
     packed = set(zipfile.ZipFile(wheel).namelist())
-    for file in (REPOSITORY / "client/src/tdb_client/report").glob("*.*"):
-        assert f"tdb_client/report/{file.name}" in packed
+    for folder in ("report", "workbench", "workbench/pages"):
+        for file in (REPOSITORY / "client/src/tdb_client" / folder).glob("*.*"):
+            assert f"tdb_client/{folder}/{file.name}" in packed
     assert "tdb_client/py.typed" in packed
 
     run(sys.executable, "-m", "venv", "clean", folder=tmp_path)

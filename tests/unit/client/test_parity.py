@@ -76,11 +76,11 @@ def assert_same(first: object, second: object) -> None:
 
 def test_methods_and_words_are_the_same() -> None:
     assert methods(Client) == methods(AsyncClient)
-    assert CALLS.keys() | {"__init__"} == methods(Client).keys()
+    assert CALLS.keys() | {"__init__", "workbench"} == methods(Client).keys()
 
 
 def test_every_method_says_what_it_does() -> None:
-    for name in CALLS:
+    for name in [*CALLS, "workbench"]:
         for kind in (Client, AsyncClient):
             assert len(inspect.getdoc(getattr(kind, name)) or "") > 20
     assert "ablate=[head(23, 1, token=-1)" in (inspect.getdoc(Client.debug) or "")

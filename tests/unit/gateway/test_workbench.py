@@ -34,6 +34,7 @@ from transformer_debugger.v1.call_pb2 import (
     ResultPart,
     SubRequestValues,
 )
+from transformer_debugger.v1.loss_pb2 import LOSS_FN_NAME_KL_FROM_BASELINE
 from transformer_debugger.v1.model_service_pb2_grpc import ModelServiceServicer
 from transformer_debugger.v1.node_pb2 import PASS_TYPE_BACKWARD, PASS_TYPE_FORWARD
 from transformer_debugger.v1.result_pb2 import NamedResult
@@ -60,6 +61,7 @@ from tests.unit.client.fake_service import (
     top_tokens,
 )
 from tests.unit.gateway.test_app import LIMITS
+from tests.unit.gateway.test_records import FOLDER
 
 Client = httpx.AsyncClient
 Lines = list[dict[str, Any]]
@@ -154,6 +156,7 @@ def infer_stream(request: InferRequest) -> Iterator[Message]:
     first = started(len(request.sub_requests))
     for tokens, one in zip(first.sub_requests, request.sub_requests, strict=True):
         tell_what_is_compared(tokens, one.inference_spec)
+        tokens.backward_rule = one.inference_spec.backward_rule
         tokens.ablation_specs.extend(one.inference_spec.ablation_specs)
         tokens.backward_rule = one.inference_spec.backward_rule
     yield StreamInferResponse(started=first)
@@ -204,11 +207,13 @@ class Refusing(Access):
         return current_caller()
 
 
-def gateway(backend: StandIn, memory: Budget | None = None, access: Access | None = None) -> HostCheck:
+def gateway(
+    backend: StandIn, memory: Budget | None = None, access: Access | None = None, examples: Any = None
+) -> HostCheck:
     memory = memory or Budget(MEMORY_BYTES, "bodies", "BUFFERS_FULL")
     guard = CallGuard(LIMITS, OpenCalls(), access or Access())
     calls = HttpCalls(guard, FairThreads(memory), memory, max_body_seconds=0.5)
-    return create_gateway(backend, backend, calls, AllowedHosts("127.0.0.1", ["test"]), "1.2.3")
+    return create_gateway(backend, backend, calls, AllowedHosts("127.0.0.1", ["test"]), "1.2.3", examples)
 
 
 @pytest.fixture
@@ -747,3 +752,25 @@ def test_numbers_are_short() -> None:
     assert found[4:6] == pytest.approx(expected[4:6], rel=1e-12)
     assert found[7:] == [None, None, None]
     assert found[6] == pytest.approx(0.0, abs=1e-300)
+
+
+async def test_examples_where_a_server_has_them(backend: StandIn, client: Client) -> None:
+    _, (line,) = await asked(client, "model", {})
+    assert line["model"]["hasExamples"] is False
+    application = gateway(backend, examples=FOLDER)
+    async with Client(transport=httpx.ASGITransport(application), base_url="http://test") as knowing:
+        _, (line,) = await asked(knowing, "model", {})
+        assert line["model"]["hasExamples"] is True
+        _, lines = await asked(knowing, "node", {"node": "L1.neuron.2", "texts": ["a"]})
+        assert [one["event"] for one in lines] == ["node", "examples", "activations"]
+        assert lines[1]["examples"][0]["peak"] == 2
+        _, lines = await asked(knowing, "node", {"node": "L0.neuron.0"})
+        assert [one["event"] for one in lines] == ["node"]
+
+
+async def test_a_loss_without_targets(client: Client, backend: StandIn) -> None:
+    question = {"prompt": "When Mary gave to", "baseline": ["x"], "loss": {"name": "kl_from_baseline"}}
+    _, (line,) = await asked(client, "lens", {"question": question | {"onlyThese": ["L0 mlp"]}})
+    assert line["wanted"] == []
+    spec = last_request(backend).sub_requests[1].inference_spec
+    assert spec.loss_fn_config.name == LOSS_FN_NAME_KL_FROM_BASELINE

@@ -16,6 +16,7 @@ from tdb_client.cli import (
     commands,
     lens_command,
     sweep_command,
+    workbench_command,
 )
 from tdb_client.cli.connecting import add_connection, offer_files
 from tdb_client.cli.exit_codes import ExitCode
@@ -122,6 +123,16 @@ def command_parser() -> argparse.ArgumentParser:
         "find the few heads and MLPs that do most of it",
     )
     _add_circuit(circuit)
+    workbench = command("workbench", (), workbench_command.workbench, "open a page that asks by clicking")
+    workbench.add_argument(
+        "--port", type=_count, default=0, metavar="N", help="of this machine (default: any that is free)"
+    )
+    workbench.add_argument(
+        "--browser",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="open it in the web browser (default: yes)",
+    )
     tokenize = command("tokenize", ["TEXT"], commands.tokenize, "split text into the model's tokens")
     tokenize.add_argument("text", metavar="TEXT", help="the text")
     _add_bos(tokenize, "default: no")
@@ -129,7 +140,20 @@ def command_parser() -> argparse.ArgumentParser:
     doctor = command("doctor", (), commands.doctor, "say whether the server can be used, and if not, why")
     for sub in (info, tokenize, doctor):
         sub.add_argument("--json", action="store_true", help="print JSON for programs")
-    for sub in (debug, trace, ablate, lens, activations, circuit, sweep, edges, info, tokenize, doctor):
+    for sub in (
+        debug,
+        trace,
+        ablate,
+        lens,
+        activations,
+        circuit,
+        sweep,
+        edges,
+        info,
+        tokenize,
+        doctor,
+        workbench,
+    ):
         add_connection(sub, is_default=False)
     shell = command("completion", ["SHELL"], commands.completion, "print a script that completes commands")
     shell.add_argument("shell", metavar="SHELL", choices=SHELLS, help=", ".join(SHELLS))

@@ -15,6 +15,7 @@ first steps:
   tdb debug --prompt {PROMPT} \\
             --target " Mary" --distractor " John"
                                    which nodes make it say " Mary" rather than " John"?
+  tdb workbench                    the same and more by clicking, in the web browser
   tdb ablate ... --strongest 20    what does each of the strongest nodes matter?
   tdb sweep prompts.jsonl --out results
                                    and which components do it on average over many prompts?
@@ -50,6 +51,14 @@ EXAMPLES = {
 examples:
   tdb info
   tdb info --json | jq .n_layers
+""",
+    "workbench": """\
+examples:
+  tdb workbench                           a page that asks $TDB_SERVER, in the web browser
+  tdb workbench --no-browser --port 8080  for a browser elsewhere: there `ssh -L 8080:127.0.0.1:8080 HERE`
+
+The page is handed out on this machine alone, under an address that nobody else knows. A server that was
+started with --http-port has the same page at its own address.
 """,
     "tokenize": """\
 examples:

@@ -25,7 +25,7 @@ def frame(page: str) -> str:
 
 def show(page: str) -> None:
     """Shows the page below the notebook's cell, or else in the web browser, from a temporary file."""
-    if _is_notebook():
+    if is_notebook():
         output = import_module("IPython.display")
         output.display(output.HTML(frame(page)))
         return
@@ -36,7 +36,7 @@ def show(page: str) -> None:
     webbrowser.open(Path(file.name).as_uri())
 
 
-def _is_notebook() -> bool:
+def is_notebook() -> bool:
     """Whether this runs in a notebook's kernel; the plain terminal of IPython shows no HTML."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()

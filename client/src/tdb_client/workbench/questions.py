@@ -146,7 +146,7 @@ def refuse_changes(reader: BodyReader, asked: DebugSubRequest, why: str) -> None
 
 
 def _as_inference(asked: DebugSubRequest, results: Mapping[str, ProcessingSpec]) -> InferenceSubRequest:
-    has_loss = bool(asked.objective.target)
+    has_loss = asked.loss is not None or bool(asked.target)
     return InferenceSubRequest(
         asked.prompt,
         loss=asked.objective if has_loss else None,

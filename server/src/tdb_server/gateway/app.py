@@ -33,7 +33,7 @@ from tdb_server.gateway.json_requests import (
 from tdb_server.gateway.json_responses import batched_response, model_info_response, single_response
 from tdb_server.gateway.json_text import Body
 from tdb_server.gateway.openapi import WITHOUT_BODY, openapi_document
-from tdb_server.gateway.records import RecordEndpoint, record_endpoints
+from tdb_server.gateway.records import RECORD_BYTES, RecordEndpoint, record_endpoints
 from tdb_server.gateway.workbench.pages import page_routes
 from tdb_server.gateway.workbench.routes import workbench_endpoints
 from tdb_server.service.caller import current_caller
@@ -51,8 +51,6 @@ RESPONSE_FACTOR = 8
 
 MAX_BLOCK_NUMBERS = 2**21
 """Of places as they are and matrices of edges in an answer: each is some twenty characters of text."""
-_RECORD_BYTES = 8 * 2**20
-"""What is taken into account for one record: what is read of files, and the answer that is made of it."""
 
 
 def http_server(parts: Parts) -> HttpListener:
@@ -104,8 +102,8 @@ def create_gateway(
             if examples is None:
                 return Answer(record.answer(asked))
             caller = current_caller().name
-            body = await calls.threads.run(caller, _RECORD_BYTES, lambda: record.answer(asked))
-            return Answer(body, _RECORD_BYTES)
+            body = await calls.threads.run(caller, RECORD_BYTES, lambda: record.answer(asked))
+            return Answer(body, RECORD_BYTES)
 
         return Endpoint(record.read, answer, name not in WITHOUT_BODY)
 
@@ -121,7 +119,7 @@ def create_gateway(
         **{name: about_records(name, one) for name, one in record_endpoints(examples).items()},
     }
     services = {"TransformerDebuggerService": debugger, "ModelService": model}
-    endpoints |= workbench_endpoints(services, calls.memory)
+    endpoints |= workbench_endpoints(services, calls, examples)
     routes = [Route(f"/{name}", calls.at(endpoint), methods=["POST"]) for name, endpoint in endpoints.items()]
     routes.append(Route("/openapi.json", _constant(openapi_document(server_version))))
     routes += page_routes(_constant({"name": "transformer-debugger", "documentation": "/openapi.json"}))

@@ -25,6 +25,8 @@ from tdb_server.gateway.json_text import Body
 if TYPE_CHECKING:
     from tdb_server.examples.reading import Example, ExampleFolder, NodeRecord
 
+RECORD_BYTES = 8 * 2**20
+"""What is taken into account for one record: what is read of files, and the answer that is made of it."""
 _ATTENTION_WRITES = "attn_write_norm"
 _LATENTS = {one.value: one for one in LATENT_NODE_TYPES}
 _OF_TOKENS = {

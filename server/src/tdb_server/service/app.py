@@ -24,6 +24,7 @@ from tdb_server.service.call_guard import CallGuard
 from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.front_memory import keep_few_arenas, keep_what_is_loaded
 from tdb_server.service.grpc_server import OUR_SERVICES, grpc_server
+from tdb_server.service.http.host_check import WILDCARD_ADDRESSES
 from tdb_server.service.listening import listen, server_tls
 from tdb_server.service.loading_report import LoadingReport
 from tdb_server.service.model_service import ModelService
@@ -199,6 +200,8 @@ class App:
             await self._listen()
         self._systemd.tell(READY)
         self._report.say(f"serving on {self._settings.host}:{self.port}")
+        if self._http is not None:
+            self._report.say(f"the workbench is at {self._page_address(self._http.port)}")
         return True
 
     async def stop(self) -> None:
@@ -225,6 +228,12 @@ class App:
         """Reads tokens and certificates again, if they have changed, without waiting for the next look."""
         _log.info("told to read tokens and certificates again")
         self._files.look_now()
+
+    def _page_address(self, port: int) -> str:
+        """Where a browser on this machine finds the page."""
+        host = "localhost" if self._settings.host in WILDCARD_ADDRESSES else self._settings.host
+        scheme = "http" if self._tls is None else "https"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/"
 
     async def _listen(self) -> None:
         self.port = listen(self._server, self._settings.host, self._settings.port, self._tls)

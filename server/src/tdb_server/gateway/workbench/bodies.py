@@ -33,7 +33,7 @@ class TextToCut(Body):
 class QuestionLoss(Body):
     """Another objective than the difference of logits after the prompt."""
 
-    name: Literal["logit_diff", "logit_minus_mean", "probs", "log_prob"] = "logit_diff"
+    name: Literal["logit_diff", "logit_minus_mean", "probs", "log_prob", "kl_from_baseline"] = "logit_diff"
     token: int | None = None
     """The token at which it is taken, from 0; null for the last."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tdb_client
 from tdb_client.workbench.faults import Fault, fault
@@ -13,12 +13,17 @@ from tdb_client.workbench.route import Route
 from tdb_client.workbench.routes import ROUTES
 
 from tdb_server import errors
-from tdb_server.domain.budget import Budget
-from tdb_server.gateway.http_calls import Endpoint, Lines
+from tdb_server.domain.node import NodeType
+from tdb_server.gateway.http_calls import Endpoint, HttpCalls, Lines
 from tdb_server.gateway.json_text import Body
+from tdb_server.gateway.node_examples import node_examples
+from tdb_server.gateway.records import RECORD_BYTES
 from tdb_server.gateway.workbench.in_process import InProcessChannel
 from tdb_server.service.caller import current_caller
 from tdb_server.service.enum_names import PRIORITIES
+
+if TYPE_CHECKING:
+    from tdb_server.examples.reading import ExampleFolder
 
 PREFIX = "v1/workbench"
 
@@ -31,19 +36,35 @@ class _Asked:
     priority: int = PRIORITIES.unspecified
 
 
-def workbench_endpoints(services: Mapping[str, object], memory: Budget) -> dict[str, Endpoint]:
+@dataclass(frozen=True, slots=True)
+class _Here:
+    """What routes are answered with.
+
+    Attributes:
+        services: servicers of this process by the names of their services.
+        calls: their memory, of which answers take a part while they are put together, and their threads.
+        examples: where texts activate nodes; None where nobody looked.
+    """
+
+    services: Mapping[str, object]
+    calls: HttpCalls
+    examples: ExampleFolder | None
+
+
+def workbench_endpoints(
+    services: Mapping[str, object], calls: HttpCalls, examples: ExampleFolder | None = None
+) -> dict[str, Endpoint]:
     """What answers at each address of the workbench's own.
 
     Args:
         services: servicers of this process by the names of their services.
-        memory: of which answers take a part while they are put together.
+        calls: what is around every request.
+        examples: where texts activate nodes; None where nobody looked.
     """
+    here = _Here(services, calls, examples)
     return {
         f"{PREFIX}/{name}": Endpoint(
-            partial(_read, route),
-            partial(_answer, route, services, memory),
-            has_priority=True,
-            names_fields=True,
+            partial(_read, route), partial(_answer, here, route), has_priority=True, names_fields=True
         )
         for name, route in ROUTES.items()
     }
@@ -56,14 +77,12 @@ def _read(route: Route, body: Any) -> _Asked:
         raise _as_raised_here(fault(error)) from error
 
 
-async def _answer(route: Route, services: Mapping[str, object], memory: Budget, asked: _Asked) -> Lines:
-    return Lines(_lines(route, services, memory, asked))
+async def _answer(here: _Here, route: Route, asked: _Asked) -> Lines:
+    return Lines(_lines(here, route, asked))
 
 
-async def _lines(
-    route: Route, services: Mapping[str, object], memory: Budget, asked: _Asked
-) -> AsyncGenerator[Body]:
-    channel = InProcessChannel(services, memory, current_caller().name)
+async def _lines(here: _Here, route: Route, asked: _Asked) -> AsyncGenerator[Body]:
+    channel = InProcessChannel(here.services, here.calls.memory, current_caller().name)
     priority = PRIORITIES.members.get(asked.priority)
     client = tdb_client.AsyncClient(
         "this process",
@@ -74,9 +93,29 @@ async def _lines(
     try:
         async with client:
             async for line in route.lines(client, asked.question):
-                yield line
+                if here.examples is None:
+                    yield line
+                    continue
+                async for one in _with_examples(here.examples, here.calls, line):
+                    yield one
     except tdb_client.TdbError as error:
         raise _as_raised_here(fault(error)) from error
+
+
+async def _with_examples(examples: ExampleFolder, calls: HttpCalls, line: Body) -> AsyncGenerator[Body]:
+    """A line, and what this server knows and a client does not: in which texts a node is active."""
+    match line:
+        case {"model": dict() as model}:
+            model["hasExamples"] = True
+            yield line
+        case {"event": "node", "type": kind, "layer": layer, "index": index}:
+            yield line
+            read = partial(node_examples, examples, NodeType(kind), layer, index)
+            found = await calls.threads.run(current_caller().name, RECORD_BYTES, read)
+            if found is not None:
+                yield {"event": "examples", **found}
+        case _:
+            yield line
 
 
 def _as_raised_here(told: Fault) -> errors.TdbError:

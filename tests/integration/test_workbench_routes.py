@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 from typing import Any
 
 import httpx
 import pytest
 from tdb_client import Client
 
+from tests.integration.browser import CHROMIUM
 from tests.integration.tokens import TOKENS, client_of
+from tests.integration.workbench_page import workbench
 from tests.running_server import RunningServer
 
 PROMPT, BASELINE = "the cat sat on the", "the cat cat on the"
@@ -104,3 +108,59 @@ def test_the_page_on_the_users_machine(guarded: RunningServer) -> None:
         assert "<script" in http.get("").text
         lines = asked(http, "debug", {"question": QUESTION})
     assert lines[-1]["event"] == "answer"
+
+
+@pytest.fixture
+def notebook() -> Iterator[Callable[[str], str]]:
+    """Serves what a notebook shows below a cell, from an address of its own."""
+    shown: list[str] = []
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = f"<!doctype html><title>notebook</title>{shown[-1]}".encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+
+        def show(element: str) -> str:
+            shown.append(element)
+            return f"http://127.0.0.1:{server.server_port}/"
+
+        yield show
+        server.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium")
+def test_the_page_of_a_notebook_asks_in_a_browser(
+    guarded: RunningServer, notebook: Callable[[str], str]
+) -> None:
+    """In a frame it may load, and by itself it answers; the user types no token."""
+    with (
+        Client(f"127.0.0.1:{guarded.port}", token=TOKENS["alice"]) as client,
+        client.workbench(show=False) as page,
+        workbench(page.address) as bench,
+    ):
+        bench.write("#prompt-text", PROMPT)
+        bench.write("#target-0", " the")
+        bench.write("#distractor-0", " and")
+        if bench.count("#baseline-0"):
+            bench.click("#baseline .remove")
+        bench.run()
+        assert len(bench.values()) == 1
+        assert bench.page.complaints == []
+        bench.page.requests.clear()
+        bench.page.open(notebook(page.frame()))
+        deadline = time.monotonic() + SECONDS
+        while f"{page.address}v1/workbench/model" not in bench.page.requests:
+            assert time.monotonic() < deadline, bench.page.requests
+            bench.page.evaluate("new Promise((done) => setTimeout(done, 50))")
+        assert bench.page.complaints == []

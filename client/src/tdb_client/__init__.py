@@ -10,6 +10,7 @@ from tdb_client.async_client import AsyncClient
 from tdb_client.chat import ChatTemplate
 from tdb_client.circuit import Circuit, CircuitStep
 from tdb_client.circuit_nodes import CircuitNode
+from tdb_client.circuit_search import CircuitQuestion, CircuitsMeasured
 from tdb_client.client import Client
 from tdb_client.compatibility import ApiVersionWarning
 from tdb_client.component_table import ComponentTable
@@ -111,8 +112,10 @@ __all__ = [
     "ChecksumError",
     "Circuit",
     "CircuitNode",
+    "CircuitQuestion",
     "CircuitStep",
     "CircuitValues",
+    "CircuitsMeasured",
     "Client",
     "ComponentTable",
     "ComponentTotalsResult",

@@ -244,6 +244,8 @@ async def test_who_gets_the_page(client: Client) -> None:
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert "Accept" in page.headers["vary"]
     assert 'src="workbench/workbench.js"' in page.text
+    head = await client.head("/", headers={"accept": BROWSER})
+    assert (head.headers["content-length"], head.content) == (str(len(page.content)), b"")
     for accept in ("*/*", "application/json", "", "text/html;q=0, */*", "application/json, text/html;q=0.5"):
         response = await client.get("/", headers={"accept": accept})
         assert response.json() == {"name": "transformer-debugger", "documentation": "/openapi.json"}
@@ -523,6 +525,14 @@ async def test_an_error_in_the_middle_is_the_last_line(
     assert (lines[-1]["event"], lines[-1]["violations"]) == ("error", [])
     assert lines[-1]["message"]
     assert "secret" not in response.text
+
+
+async def test_an_error_in_the_middle_of_another_question(client: Client, backend: StandIn) -> None:
+    """While the client asks for the server's version, which nobody waits for any more."""
+    backend.error, backend.fails_after = errors.Internal("abc"), 1
+    response, _ = await asked(client, "attention", {"question": QUESTION, "layer": 1, "head": 3})
+    assert response.status_code == 500
+    assert "abc" in response.json()["message"]
 
 
 async def test_a_body_that_is_no_question(client: Client) -> None:

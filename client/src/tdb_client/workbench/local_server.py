@@ -78,7 +78,7 @@ class Workbench:
         """Shows the page below the notebook's cell, or else in the web browser."""
         if is_notebook():
             output = import_module("IPython.display")
-            output.display(output.HTML(self._frame()))
+            output.display(output.HTML(self.frame()))
         elif not webbrowser.open(self.address):
             print(f"the workbench is at {self.address}", file=sys.stderr)
 
@@ -95,7 +95,8 @@ class Workbench:
             one.join(STOP_SECONDS)
         self._loop.close()
 
-    def _frame(self) -> str:
+    def frame(self) -> str:
+        """The page as an element for a notebook's output."""
         return (
             f'<iframe src="{html.escape(self.address)}" title="transformer debugger workbench"'
             f' allow="clipboard-write" style="width: 100%; height: {HEIGHT}px; border: 1px solid #d5d9df;'

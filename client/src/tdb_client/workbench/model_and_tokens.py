@@ -48,17 +48,15 @@ async def _tokens(client: AsyncClient, asked: _Text) -> Lines:
     tokens = await client.tokenize(asked.text, add_bos=asked.add_bos)
     if asked.add_bos is None and tokens.prompt_adds_bos:  # as a prompt would have it
         tokens = await client.tokenize(asked.text, add_bos=True)
-    yield {"tokens": token_list(tokens), "bosAdded": tokens.bos_added, "count": len(tokens)}
+    special = set(tokens.special)
+    listed = [one | {"isSpecial": place in special} for place, one in enumerate(token_list(tokens))]
+    yield {"tokens": listed, "bosAdded": tokens.bos_added, "count": len(tokens)}
 
 
 def token_list(tokens: PromptTokens) -> list[Line]:
     """A text's tokens, as the report shows them and in quotes."""
-    special = set(tokens.special)
     rows = zip(tokens.token_ids, tokens.tokens, strict=True)
-    return [
-        {"id": id_, "text": printable(text), "quoted": quoted(text), "isSpecial": place in special}
-        for place, (id_, text) in enumerate(rows)
-    ]
+    return [{"id": id_, "text": printable(text), "quoted": quoted(text)} for id_, text in rows]
 
 
 def _described(model: ModelInfo) -> Line:

@@ -48,17 +48,23 @@ class InProcessChannel:
         self._memory = memory
         self._caller = caller
         self._n_bytes = 0
+        self._calls: list[asyncio.Future[Message]] = []
         self._streams: list[AsyncGenerator[Message]] = []
 
     def unary_unary(self, method: str, *_: Any, **__: Any) -> Callable[..., Awaitable[Message]]:
         """See `grpc.aio.Channel`."""
         answer = self._method(method)
 
-        async def call(request: Message, **_: Any) -> Message:
+        async def answered(request: Message) -> Message:
             try:
                 return self._taken(await answer(request, None))
             except TdbError as error:
                 raise Refusal(error) from error
+
+        def call(request: Message, **_: Any) -> asyncio.Future[Message]:
+            begun = asyncio.ensure_future(answered(request))  # as over a network, whether awaited or not
+            self._calls.append(begun)
+            return begun
 
         return call
 
@@ -76,8 +82,11 @@ class InProcessChannel:
     async def close(self) -> None:
         """Ends all calls, and waits until whoever works for them has been told."""
         try:
-            for one in self._streams:
-                await one.aclose()
+            for call in self._calls:
+                call.cancel()
+            await asyncio.gather(*self._calls, return_exceptions=True)
+            for stream in self._streams:
+                await stream.aclose()
         finally:
             self._memory.give_back(self._caller, self._n_bytes)
             self._n_bytes = 0

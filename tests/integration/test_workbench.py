@@ -182,9 +182,9 @@ def test_several_nodes_are_gathered_before_only_they_are_kept(asked):
         asked.click(f"{asked.row(spelling)} button.do")
         (keep,) = [at for at, one in enumerate(asked.texts("#menu button")) if one.startswith("keep")]
         asked.click("#menu button", keep)
-    assert asked.count("#changes .kept") == 2
+    assert asked.count("#gathered .kept") == 2
     assert asked.count("#values strong") == 1  # nothing was asked yet
-    asked.click("#run-changes")
+    asked.click("#run-gathered")
     asked.answered()
     assert "faithfulness" in asked.text("#notes")
 

@@ -4,7 +4,6 @@
 import { make } from "../report/elements.js";
 import { number } from "../report/numbers.js";
 import { ask } from "./api.js";
-import { guarded } from "./pictures.js";
 import { ofWholeModel } from "./questions.js";
 import { svg } from "./svg.js";
 import { ZoomedView } from "./zoom.js";
@@ -16,12 +15,9 @@ const WIDTH = 1000;
 const MLP_AT = 0.88; // of the width, so that a layer's MLP always stands in the same column
 const NEAR = 40; // pixels across, below which an edge is bent aside so as not to run through what is between
 
-export function draw(place, context) {
+export async function draw(place, context) {
   const { question, signal } = context;
-  return guarded(place, signal, async () => {
-    const answer = await ask("edges", { question: ofWholeModel(question), topK: TOP_K }, signal);
-    drawGraph(place, answer, context);
-  });
+  drawGraph(place, await ask("edges", { question: ofWholeModel(question), topK: TOP_K }, signal), context);
 }
 
 function drawGraph(place, { edges }, context) {

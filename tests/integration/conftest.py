@@ -25,6 +25,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 
 @pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """The default model, which takes long to load, for all tests of it."""
+    server = start(tmp_path_factory.mktemp("smollm2"), "--http-port", "0", model=None)
+    yield server
+    stop(server)
+
+
+@pytest.fixture(scope="session")
 def token_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file with everybody's token."""
     path = tmp_path_factory.mktemp("tokens") / "tokens.toml"

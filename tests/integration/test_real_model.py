@@ -11,20 +11,13 @@ import pytest
 from tdb_client import Client, DebugSubRequest, head
 from tdb_client.cli import main
 
-from tests.running_server import RunningServer, start, stop
+from tests.running_server import RunningServer
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 MARY, JOHN, LAST = 1, 9, 13  # where these tokens stand
 SERVICE = "transformer_debugger.v1.TransformerDebuggerService/StreamDebug"
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    server = start(tmp_path_factory.mktemp("server"), model=None)
-    yield server
-    stop(server)
 
 
 @pytest.fixture(scope="module")

@@ -182,9 +182,9 @@ def test_several_nodes_are_gathered_before_only_they_are_kept(asked):
         asked.click(f"{asked.row(spelling)} button.do")
         (keep,) = [at for at, one in enumerate(asked.texts("#menu button")) if one.startswith("keep")]
         asked.click("#menu button", keep)
-    assert asked.count("#changes .kept") == 2
+    assert asked.count("#gathered .kept") == 2
     assert asked.count("#values strong") == 1  # nothing was asked yet
-    asked.click("#run-changes")
+    asked.click("#run-gathered")
     asked.answered()
     assert "faithfulness" in asked.text("#notes")
 
@@ -325,3 +325,58 @@ def test_a_question_can_be_cancelled(long_address):
         assert one.page.evaluate("document.getElementById('cancel').hidden")
         one.run()
         assert one.count("#values strong") == 1
+
+
+def test_every_picture_is_drawn_and_keeps_nobody_out(address):
+    question = {**QUESTION, "baseline": [BASELINE]}
+    with workbench(f"{address}{fragment(question)}") as one:
+        one.answered()
+        for name in ("heat", "head", "lens", "graph", "circuit"):
+            one.open_picture(name)
+        assert one.count("#heat-picture tbody tr") >= 2
+        assert one.count("#head-picture tbody tr") == one.count("#prompt .token")
+        one.wait_for("#lens-picture .lens")
+        assert one.count("#lens-picture tbody tr") == 4  # the embedding and three layers
+        one.wait_for("#graph-picture .edge")
+        assert one.count("#graph-picture .edge") == one.count("#graph-picture .edge-list li")
+        one.page.evaluate(
+            "document.getElementById('graph-shown').value = 5;"
+            "document.getElementById('graph-shown').dispatchEvent(new Event('input'))"
+        )
+        assert one.count("#graph-picture .edge") == 5
+        before = one.page.evaluate("document.querySelector('.zoomed').getAttribute('viewBox')")
+        one.click(".zoom button")
+        assert one.page.evaluate("document.querySelector('.zoomed').getAttribute('viewBox')") != before
+        one.page.evaluate("document.getElementById('circuit-most').value = 4")
+        one.click("#circuit-search")
+        one.wait_for("#circuit-keep")
+        assert one.serious_faults() == []
+        assert "open" in one.page.evaluate("decodeURIComponent(location.hash)")
+        kept = one.count("#circuit-picture .node-list li")
+        one.click("#circuit-keep")
+        one.answered()
+        assert one.texts("#changes .chips-title") == [f"only {kept} kept:"]
+        assert one.page.complaints == []
+
+
+def test_edges_without_a_baseline_say_what_they_need(asked):
+    asked.click("#graph-picture summary")
+    asked.wait_for("#graph-picture .trouble")
+    assert "as many tokens" in asked.text("#graph-picture .trouble")
+    asked.page.complaints.clear()  # that the server refused
+
+
+@pytest.mark.parametrize(("name", "shown"), [("L1.head.2", "L1 head 2"), ("L0.neuron.5", "L0 neuron 5")])
+def test_a_node_has_a_page(address, name, shown):
+    with workbench(f"{address}node/{name}{fragment(QUESTION)}") as one:
+        one.wait_for(".node-name")
+        one.wait("document.querySelector('#answer [aria-busy]') === null")
+        assert one.text(".node-name") == shown
+        assert one.texts("#answer h2")[1:2] == ["In the vocabulary"] or "head" in name
+        assert one.count("#answer .prompt") == 1
+        one.page.evaluate("document.getElementById('texts').value = 'the cat\\nthe dog'")
+        one.click("#run-texts")
+        one.wait("document.querySelectorAll('#answer .prompt').length === 3")
+        assert one.serious_faults() == []
+        assert one.page.complaints == []
+        assert one.page.evaluate("document.documentElement.scrollWidth") == LAPTOP[0]

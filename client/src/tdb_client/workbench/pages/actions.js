@@ -3,7 +3,7 @@
 import { make } from "../report/elements.js";
 import { pageAddress } from "./api.js";
 import { askLine } from "./dialogs.js";
-import { KEPT_AS, withChange, withKept, withTrace } from "./questions.js";
+import { KEPT_AS, withChange, withTrace } from "./questions.js";
 
 const IS_TRACED = /^(mlp_neuron|.*latent)$/;
 
@@ -13,6 +13,11 @@ const NAMED = { attention_head: "head", whole_head: "head", mlp_neuron: "neuron"
 function nodeAddress({ type, layer, index }, question) {
   const kind = NAMED[type] ?? (type.endsWith("latent") ? type : null);
   return kind && pageAddress(`node/L${layer}.${kind}.${index}#q=${encodeURIComponent(JSON.stringify(question))}`);
+}
+
+/** Nodes are gathered before it is asked what they do alone. */
+function keepAction(spelling, type, page) {
+  return page.isKept(spelling) ? [] : [{ name: "keep", title: "keep only", note: spelling, run: () => page.keep(spelling, type) }];
 }
 
 function pageAction(node, question) {
@@ -30,7 +35,7 @@ export function keptFor(node) {
 /**
  * @param node of the answer
  * @param question that the answer is to
- * @param page what to do with another question: `ask` it, `propose` it in the form, `wantBaseline` to compare with
+ * @param page what leads on: `ask` another question, `wantBaseline` to compare with, `keep` and `isKept` for gathering nodes
  */
 export function actionsOf(node, question, page) {
   const isHead = node.type === "attention_head";
@@ -60,11 +65,7 @@ export function actionsOf(node, question, page) {
     actions.push({ name: "trace", title: "trace", note: node.spelling, run: () => page.ask(withTrace(question, node.spelling)) });
   }
   const kept = keptFor(node);
-  if (kept && !question.onlyThese?.includes(kept.spelling)) {
-    actions.push({ name: "keep", title: question.onlyThese ? "keep too" : "keep only", note: kept.spelling,
-      run: () => page.propose(withKept(question, [kept.spelling], [kept.type])) });
-  }
-  return [...actions, ...pageAction(node, question)];
+  return [...actions, ...(kept ? keepAction(kept.spelling, kept.type, page) : []), ...pageAction(node, question)];
 }
 
 /** What can be done with a component, wherever in the prompt: `L9 whole head 6`, `L5 mlp`. */
@@ -74,8 +75,7 @@ export function componentActions(component, question, page) {
   if (kind === undefined) return actions;
   const type = kind === "mlp" ? "whole_mlp" : "whole_head";
   return [...actions,
-    { name: "keep", title: question.onlyThese ? "keep too" : "keep only", note: component, run: () => page.propose(withKept(question, [component], [type])) },
-    ...pageAction({ type, layer, index, component }, question)];
+    ...keepAction(component, type, page), ...pageAction({ type, layer, index, component }, question)];
 }
 
 /** The actions as buttons, for a node's card. */

@@ -1,7 +1,7 @@
 // What is done to the model, as a row of chips that can be taken back.
 
 import { byId, make } from "../report/elements.js";
-import { tidy, withoutAll, withoutChange, withoutKept } from "./questions.js";
+import { tidy, withOnly, withoutAll, withoutChange, withoutKept } from "./questions.js";
 
 const SHOWN_KEPT = 40;
 
@@ -10,12 +10,18 @@ function chip(text, kind, title, onRemove) {
     make("button", { type: "button", "aria-label": title, title, onclick: onRemove }, "×"));
 }
 
+/** Chips of nodes, the first of many. */
+function keptChips(nodes, title, onRemove) {
+  const more = nodes.length > SHOWN_KEPT ? [make("li", {}, `and ${nodes.length - SHOWN_KEPT} more`)] : [];
+  return [make("li", { class: "chips-title" }, title),
+    ...nodes.slice(0, SHOWN_KEPT).map((one) => chip(one, "kept", `do not keep ${one}`, () => onRemove(one))), ...more];
+}
+
 /**
- * @param question that is asked or will be
- * @param isAsked whether its answer is shown, or on its way
+ * @param question whose answer is shown, or on its way
  * @param onAsk called with the question that is left when a chip is taken back
  */
-export function drawChanges(question, isAsked, onAsk) {
+export function drawChanges(question, onAsk) {
   const { changes = [], onlyThese, trace, downstream } = question;
   const chips = [];
   if (trace) chips.push(chip(`trace ${trace}`, "trace", `no trace of ${trace}`, () => onAsk(tidy({ ...question, trace: null, downstream: null }))));
@@ -23,16 +29,44 @@ export function drawChanges(question, isAsked, onAsk) {
   for (const one of changes) {
     chips.push(chip(/[=*+]/.test(one) ? one : `${one} = 0`, "change", `take back ${one}`, () => onAsk(withoutChange(question, one))));
   }
-  if (onlyThese) {
-    chips.push(make("li", { class: "chips-title" }, `keep only ${onlyThese.length}:`));
-    for (const one of onlyThese.slice(0, SHOWN_KEPT)) {
-      chips.push(chip(one, "kept", `do not keep ${one}`, () => onAsk(withoutKept(question, one))));
-    }
-    if (onlyThese.length > SHOWN_KEPT) chips.push(make("li", {}, `and ${onlyThese.length - SHOWN_KEPT} more`));
+  if (onlyThese) chips.push(...keptChips(onlyThese, `only ${onlyThese.length} kept:`, (one) => onAsk(withoutKept(question, one))));
+  byId("changes").replaceChildren(...(chips.length ? [make("ul", {}, chips),
+    make("button", { type: "button", class: "link", id: "all-back", onclick: () => onAsk(withoutAll(question)) }, "all back")] : []));
+}
+
+/** Nodes that are to be kept alone, gathered over several answers; nothing is asked before one says so. */
+export class Gathered {
+  /** @param onAsk called with a function that makes of a question the one with only these */
+  constructor(onAsk) {
+    Object.assign(this, { onAsk, nodes: [], types: new Set() });
   }
-  byId("changes").replaceChildren(...(chips.length ? [
-    make("ul", {}, chips),
-    isAsked ? [] : make("button", { type: "button", class: "primary", id: "run-changes", onclick: () => onAsk(question) }, "Run with these"),
-    make("button", { type: "button", class: "link", id: "all-back", onclick: () => onAsk(withoutAll(question)) }, "all back"),
-  ].flat() : []));
+
+  has(node) { return this.nodes.includes(node); }
+
+  add(node, type) {
+    this.nodes = [...new Set([...this.nodes, node])];
+    this.types.add(type);
+    this.draw();
+  }
+
+  draw() {
+    const ask = () => {
+      const { nodes, types } = this;
+      this.clear();
+      this.onAsk((question) => withOnly(question, nodes, [...types]));
+    };
+    byId("gathered").replaceChildren(...(this.nodes.length ? [
+      make("ul", {}, keptChips(this.nodes, `gathered to be kept, ${this.nodes.length}:`, (one) => {
+        this.nodes = this.nodes.filter((other) => other !== one);
+        this.draw();
+      })),
+      make("button", { type: "button", class: "primary", id: "run-gathered", onclick: ask }, "Run with only these"),
+      make("button", { type: "button", class: "link", onclick: () => this.clear() }, "forget them"),
+    ] : []));
+  }
+
+  clear() {
+    Object.assign(this, { nodes: [], types: new Set() });
+    this.draw();
+  }
 }

@@ -10,7 +10,7 @@ import { svg } from "./svg.js";
 const WIDTH = 760;
 const HEIGHT = 280;
 const MARGIN = 44;
-const TOP = 1.2;
+const TOP = 1.2; // of the picture, unless something is higher
 const WANTED = 0.85;
 const MOST_CALLS = 64;
 
@@ -67,7 +67,8 @@ function curve(steps, wanted, found) {
   const sorted = steps.map(([size, value]) => ({ size, value })).sort((a, b) => a.size - b.size);
   const largest = Math.log(Math.max(2, ...sorted.map(({ size }) => size)));
   const x = (size) => MARGIN + ((WIDTH - 2 * MARGIN) * Math.log(Math.max(size, 1))) / largest;
-  const y = (value) => HEIGHT - MARGIN - ((HEIGHT - 2 * MARGIN) * Math.min(Math.max(value, 0), TOP)) / TOP;
+  const top = Math.max(TOP, ...sorted.map(({ value }) => value));
+  const y = (value) => HEIGHT - MARGIN - ((HEIGHT - 2 * MARGIN) * Math.max(value, 0)) / top;
   const level = (value, kind) => [svg("line", { class: kind, x1: MARGIN, x2: WIDTH - MARGIN, y1: y(value), y2: y(value) }),
     svg("text", { x: 6, y: y(value) + 4 }, String(value))];
   const ticks = [1, 3, 10, 30, 100, 300, 1000].filter((size) => Math.log(size) <= largest);

@@ -4,22 +4,20 @@
 import { make } from "../report/elements.js";
 import { number } from "../report/numbers.js";
 import { ask } from "./api.js";
-import { guarded } from "./pictures.js";
 import { ofWholeModel } from "./questions.js";
 import { svg } from "./svg.js";
 import { ZoomedView } from "./zoom.js";
 
 const TOP_K = 200;
 const SHOWN = 60;
-const ROW_PIXELS = 44;
-const WIDTH = 900;
+const ROW_PIXELS = 32;
+const WIDTH = 1000;
+const MLP_AT = 0.88; // of the width, so that a layer's MLP always stands in the same column
+const NEAR = 40; // pixels across, below which an edge is bent aside so as not to run through what is between
 
-export function draw(place, context) {
+export async function draw(place, context) {
   const { question, signal } = context;
-  return guarded(place, signal, async () => {
-    const answer = await ask("edges", { question: ofWholeModel(question), topK: TOP_K }, signal);
-    drawGraph(place, answer, context);
-  });
+  drawGraph(place, await ask("edges", { question: ofWholeModel(question), topK: TOP_K }, signal), context);
 }
 
 function drawGraph(place, { edges }, context) {
@@ -52,24 +50,35 @@ function drawGraph(place, { edges }, context) {
   fill();
 }
 
+function path(x1, y1, x2, y2) {
+  const aside = Math.abs(x1 - x2) < NEAR ? 14 + Math.abs(y1 - y2) / 8 : 0;
+  const middle = (y1 + y2) / 2;
+  return `M${x1} ${y1}C${x1 + aside} ${middle} ${x2 + aside} ${middle} ${x2} ${y2}`;
+}
+
 /** What is read, where several things of one component can be. */
-const words = ({ from, to, reads }) => `${from} → ${to}${reads === "query" ? ", its query" : ""}`;
+const words = ({ from, to, reads }) => `${shorter(from)} → ${shorter(to)}${reads === "query" ? ", its query" : ""}`;
+const shorter = (name) => name.replace("whole ", "");
 
 function graphOf(edges, { page }, onEdge) {
   const names = [...new Set(edges.flatMap(({ from, to }) => [from, to]))];
   const layerOf = (name) => (/^L(\d+)/.test(name) ? Number(/^L(\d+)/.exec(name)[1]) : /logit/.test(name) ? Infinity : -1);
   const levels = [...new Set(names.map(layerOf))].sort((a, b) => a - b);
-  const rank = (name) => (/mlp/.test(name) ? 1e6 : Number(/head (\d+)/.exec(name)?.[1] ?? 0));
+  const isMlp = (name) => name.endsWith(" mlp");
+  const rank = (name) => Number(/head (\d+)/.exec(name)?.[1] ?? 0);
   const places = new Map();
   const height = ROW_PIXELS * (levels.length + 0.5);
   levels.forEach((layer, level) => {
+    const y = height - ROW_PIXELS * (level + 0.6);
     const row = names.filter((name) => layerOf(name) === layer).sort((a, b) => rank(a) - rank(b));
-    row.forEach((name, index) => places.set(name, [70 + ((WIDTH - 120) * (index + 0.5)) / row.length, height - ROW_PIXELS * (level + 0.6)]));
+    const others = row.filter((name) => !isMlp(name));
+    others.forEach((name, index) => places.set(name, [60 + ((WIDTH * MLP_AT - 120) * (index + 0.5)) / others.length, y]));
+    row.filter(isMlp).forEach((name) => places.set(name, [WIDTH * MLP_AT, y]));
   });
   const most = Math.max(...edges.map(({ score }) => Math.abs(score)), 1e-9);
   const lines = edges.map((edge) => {
     const [[x1, y1], [x2, y2]] = [edge.from, edge.to].map((one) => places.get(one));
-    return svg("path", { class: `edge ${edge.score < 0 ? "lowers" : "raises"}`, d: `M${x1} ${y1}C${x1} ${(y1 + y2) / 2} ${x2} ${(y1 + y2) / 2} ${x2} ${y2}`,
+    return svg("path", { class: `edge ${edge.score < 0 ? "lowers" : "raises"}`, d: path(x1, y1, x2, y2),
       "stroke-width": 0.6 + (5 * Math.abs(edge.score)) / most, onclick: () => onEdge(edge) },
     svg("title", {}, `${words(edge)}: ${number(edge.score, true)}`));
   });

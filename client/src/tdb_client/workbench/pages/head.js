@@ -47,7 +47,7 @@ function drawPattern(place, answer, kind, run, name, context) {
   const key = make("div", { class: "legend" });
   const most = largest(values.flat());
   place.replaceChildren(
-    make("p", { class: "hint" }, "Rows attend to columns. The last column is what each token pays in all, the last row what each is paid."),
+    make("p", { class: "hint" }, "Rows attend to columns. The last column is what each token has in all, the last row what all have from it."),
     isShort ? make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": name }, table(values, rowSums, columnSums, most, context.data.tokens, name))
       : painted(values, rowSums, columnSums, most, context.data.tokens, name),
     key, strongest(values, context, name));
@@ -57,21 +57,18 @@ function drawPattern(place, answer, kind, run, name, context) {
 function table(values, rowSums, columnSums, most, tokens, name) {
   const isNumbered = values.length <= MAX_NUMBERED;
   const quoted = (token) => make("code", {}, tokens[token].quoted);
-  const sums = (all, token, tag) => {
-    const cell = heatCell(all[token], largest(all), shortNumber(all[token]), { class: "sum", title: `${tag} ${number(all[token])}` });
-    return cell;
-  };
+  const sums = (all, token) => heatCell(all[token], largest(all), shortNumber(all[token]), { class: "sum", title: number(all[token]) });
   return make("table", { class: isNumbered ? "grid numbered with-sums" : "grid with-sums" },
     make("caption", {}, name),
     make("thead", {}, make("tr", {}, make("td", {}), values.map((_, token) => make("th", { scope: "col" }, make("span", {}, quoted(token)))),
-      make("th", { scope: "col" }, make("span", {}, "pays")))),
+      make("th", { scope: "col" }, make("span", {}, "in all")))),
     make("tbody", {}, values.map((row, from) => make("tr", {}, make("th", { scope: "row" }, quoted(from)),
       values.map((_, to) => {
         if (to > from) return make("td", { class: "later" });
         return heatCell(row[to], most, isNumbered ? shortNumber(row[to]) : "",
           { title: `${tokens[from].quoted} @ ${from} → ${tokens[to].quoted} @ ${to}: ${number(row[to])}` });
-      }), sums(rowSums, from, "pays")))),
-    make("tfoot", {}, make("tr", {}, make("th", { scope: "row" }, "is paid"), values.map((_, to) => sums(columnSums, to, "is paid")), make("td", {}))));
+      }), sums(rowSums, from)))),
+    make("tfoot", {}, make("tr", {}, make("th", { scope: "row" }, "from it"), values.map((_, to) => sums(columnSums, to)), make("td", {}))));
 }
 
 /** Long prompts as one picture, whose cells are read with the pointer or the arrow keys. */
@@ -90,7 +87,7 @@ function painted(values, rowSums, columnSums, most, tokens, name) {
     at = [Math.max(0, Math.min(n - 1, from)), Math.max(0, Math.min(n - 1, to))];
     const [row, column] = at;
     said.textContent = `${tokens[row].quoted} @ ${row} → ${tokens[column].quoted} @ ${column}: ${number(values[row][column] ?? null)}` +
-      ` · ${tokens[row].quoted} pays ${number(rowSums[row])} · ${tokens[column].quoted} is paid ${number(columnSums[column])}`;
+      ` · in all ${number(rowSums[row])} at ${tokens[row].quoted} · from ${tokens[column].quoted} ${number(columnSums[column])}`;
   };
   canvas.addEventListener("pointermove", ({ offsetX, offsetY }) =>
     say(Math.floor((offsetY / canvas.clientHeight) * n), Math.floor((offsetX / canvas.clientWidth) * n)));
@@ -107,7 +104,7 @@ function strongest(values, { data, question, page }, name) {
   const pairs = values.flatMap((row, from) => row.map((value, to) => [Math.abs(value), from, to]));
   pairs.sort(([a], [b]) => b - a);
   const [layer, index] = name.match(/\d+/g).map(Number);
-  return make("p", { class: "tools" }, make("span", { class: "quiet" }, "strongest: "), pairs.slice(0, STRONGEST).map(([, from, to]) => {
+  return make("p", { class: "tools strongest" }, make("span", { class: "quiet" }, "strongest: "), pairs.slice(0, STRONGEST).map(([, from, to]) => {
     const node = { type: "attention_head", component: name, layer, index, token: from, attended_to: to, spelling: `${name} @ ${from} -> ${to}` };
     return make("button", { type: "button", "aria-haspopup": "menu", onclick: (event) => page.openNode(node, event.currentTarget) },
       `${data.tokens[from].quoted} → ${data.tokens[to].quoted} ${number(values[from][to])}`);

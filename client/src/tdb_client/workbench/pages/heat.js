@@ -18,7 +18,7 @@ export function draw(place, { data }) {
   run.addEventListener("change", fill);
   place.replaceChildren(
     make("p", { class: "tools" }, make("label", {}, "number ", pick), " ", data.runs.length > 1 ? make("label", {}, "show ", run) : []),
-    make("p", { class: "hint" }, `Sums over the ${data.nodes.length} nodes that this answer lists, by layer and by the token where they write; all others are smaller and not in it. Ask for more with k.`),
+    make("p", { class: "hint" }, `Sums over the ${data.nodes.length} nodes that this answer lists, by layer and by the token where they write. What is not listed is not in it: ask for more with k.`),
     make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "layer by token" }, table), key);
   fill();
 }

@@ -19,7 +19,7 @@ function section(name, title, ...children) {
 
 export async function drawNodePage() {
   document.body.classList.add("node-page");
-  for (const id of ["question", "changes", "trail"]) byId(id).hidden = true;
+  for (const id of ["question", "trail"]) byId(id).hidden = true;
   const name = decodeURIComponent(location.pathname.split("/").at(-1));
   const { question } = fromFragment(location.hash);
   const place = byId("answer");

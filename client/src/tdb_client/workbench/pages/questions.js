@@ -31,10 +31,9 @@ export function withoutChange(question, change) {
   return tidy({ ...question, changes: (question.changes ?? []).filter((one) => one !== change) });
 }
 
-/** With nodes kept while all others of their types are set to the baseline's, or to 0. */
-export function withKept(question, nodes, types) {
-  const kept = [...new Set([...(question.onlyThese ?? []), ...nodes])];
-  return tidy({ ...question, onlyThese: kept, nodeTypes: [...new Set([...(question.onlyThese ? question.nodeTypes ?? [] : []), ...types])] });
+/** With nothing but some nodes kept: all others of their types are set to the baseline's, or to 0. */
+export function withOnly(question, onlyThese, nodeTypes) {
+  return tidy({ ...question, onlyThese, nodeTypes });
 }
 
 export function withoutKept(question, node) {

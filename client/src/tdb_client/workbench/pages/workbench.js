@@ -7,14 +7,14 @@ import { useDark } from "../report/numbers.js";
 import { actionButtons, actionsOf, componentActions } from "./actions.js";
 import { fragment, fromFragment } from "./address.js";
 import { ask, lines, onTokenWanted } from "./api.js";
-import { drawChanges } from "./changes.js";
+import { Gathered, drawChanges } from "./changes.js";
 import { askToken } from "./dialogs.js";
 import { Form } from "./form.js";
 import { openMenu, startMenu } from "./menu.js";
 import { drawModel } from "./model.js";
 import { pictureSections } from "./pictures.js";
 import { showDone, showProgress, showRunning, showTrouble } from "./progress.js";
-import { keyOf, tidy } from "./questions.js";
+import { keyOf, tidy, withTrace } from "./questions.js";
 import { Trail } from "./trail.js";
 
 const KEPT_ANSWERS = 16;
@@ -37,6 +37,7 @@ class Workbench {
     this.pictures = null; // how to cancel what pictures ask
     this.form = new Form((question) => this.ask(question));
     this.trail = new Trail((question) => this.ask(question));
+    this.gathered = new Gathered((withThem) => this.ask(withThem(withTrace(this.asked, null))));
     byId("cancel").addEventListener("click", () => this.cancel());
     byId("examples").addEventListener("change", ({ target }) => this.startFrom(target.value));
     addEventListener("popstate", () => this.openAddress());
@@ -99,8 +100,7 @@ class Workbench {
   /** Puts a question into the form without asking it. */
   propose(question) {
     this.form.write(question);
-    drawChanges(question, this.asked !== null && keyOf(question) === keyOf(this.asked), (one) => this.ask(one));
-    byId("run-changes")?.scrollIntoView({ block: "nearest" });
+    drawChanges(question, (one) => this.ask(one));
   }
 
   /** Asks another question: a step forward in the trail. */
@@ -121,7 +121,7 @@ class Workbench {
     this.call?.abort();
     Object.assign(this, { asked: question, view });
     this.form.write(question);
-    drawChanges(question, true, (one) => this.ask(one));
+    drawChanges(question, (one) => this.ask(one));
     this.trail.show(question);
     const key = keyOf(question);
     const known = this.answers.get(key);
@@ -184,13 +184,14 @@ class Workbench {
     const question = this.asked;
     const page = {
       ask: (one) => this.ask(one),
-      propose: (one) => this.propose({ ...this.form.read(), onlyThese: one.onlyThese, nodeTypes: one.nodeTypes }),
+      keep: (node, type) => this.gathered.add(node, type),
+      isKept: (node) => this.gathered.has(node) || question.onlyThese?.includes(node),
       wantBaseline: (change) => this.wantBaseline(change),
       filter: (words) => this.filterNodes(words),
       openNode: (node, element) => openMenu(node.spelling, actions(node), element),
-      openComponent: (name, element) => openMenu(name, componentActions(name, this.proposedKept(question), page), element),
+      openComponent: (name, element) => openMenu(name, componentActions(name, question, page), element),
     };
-    const actions = (node) => actionsOf(node, this.proposedKept(question), page);
+    const actions = (node) => actionsOf(node, question, page);
     const context = { question, data, model: this.model, page, signal: this.pictures.signal };
     this.drawn = drawAnswer(byId("answer"), data, {
       view: this.view,
@@ -200,12 +201,6 @@ class Workbench {
       openNode: page.openNode,
       openPair: (pair, cell) => openMenu(...this.pairMenu(pair, data, actions), cell),
     });
-  }
-
-  /** The question with what is to be kept next time, so that several nodes can be gathered before it is asked. */
-  proposedKept(question) {
-    const { onlyThese, nodeTypes } = this.form.rest;
-    return onlyThese ? { ...question, onlyThese, nodeTypes } : question;
   }
 
   /** Of one head's cell the actions of that pair; of all heads together the heads that the answer lists there. */
@@ -234,7 +229,7 @@ class Workbench {
     const { baseline } = this.form.lists;
     const field = baseline.fields()[0] ?? baseline.add("");
     this.form.rest.changes = [...(this.asked.changes ?? []), change];
-    drawChanges(this.form.rest, false, () => this.ask(this.form.read()));
+    drawChanges(this.form.rest, (one) => this.propose(one));
     this.form.showFaults([{ field: "baseline", description: "To patch from a baseline, say which: a prompt of as many tokens." }]);
     field.focus();
   }

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from tdb_server.command import run
 from tdb_server.domain.call import Call
 from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.hook_point import HookPoint
@@ -278,6 +279,12 @@ def test_what_cannot_be_done_is_refused_first(
     with pytest.raises(kind, match=refused):
         make_examples(replace(told, **{"out": tmp_path / "out", **changes}), no_progress)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_needed_is_said_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ConfigurationBroken, match=r"^examples needs `pip install .*\[examples\]'`"):
+        run(["examples", "--model", "/nowhere"])
 
 
 def test_texts_without_two_tokens(told: ExamplesSettings, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tdb_server.engine.example_collector import ExampleCollector
 
 _log = logging.getLogger(__name__)
-_BATCHES_TOGETHER = 16
+_BATCHES_TOGETHER = 4
 """So many batches are read at once and sorted by length, so that little of a batch is padding."""
 _MIB = 2**20
 

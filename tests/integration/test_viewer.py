@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.integration.failing_starts import serve_and_fail
 from tests.running_server import TINY_MODEL, start, stop
 
 SITES = ("mlp_post_act", "resid_delta_attn")
@@ -29,15 +30,25 @@ TOKEN_LISTS = (
 GROUPS = ("write_norm", "direction_write", "act_times_grad", "activation")
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 OTHER_TEXT = "The old king of France went to the store of the world"
+DICTIONARIES = [f"--autoencoder={TINY_MODEL / 'autoencoders' / site}" for site in SITES]
 
 
 @pytest.fixture(scope="module")
-def viewer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("examples")
+    texts = folder / "texts.txt"
+    texts.write_text(f"{PROMPT} her\n{OTHER_TEXT}\n" * 3)
+    told = f"--texts {texts} --out {folder}/out --model {TINY_MODEL} --device cpu --k 4 --context 12"
+    command = [sys.executable, "-m", "tdb_server", "examples", *told.split(), *DICTIONARIES]
+    subprocess.run(command, check=True, timeout=120)
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def viewer(tmp_path_factory: pytest.TempPathFactory, examples: Path) -> Iterator[httpx.Client]:
     """A browser's page on this machine, with a server that holds both autoencoders, and examples of texts."""
     folder = tmp_path_factory.mktemp("viewer")
-    flags = [f"--autoencoder={TINY_MODEL / 'autoencoders' / site}" for site in SITES]
-    make_examples(folder, flags)
-    server = start(folder, "--http-port", "0", f"--examples={folder / 'examples'}", *flags)
+    server = start(folder, "--http-port", "0", f"--examples={examples}", *DICTIONARIES)
     with httpx.Client(
         base_url=f"http://127.0.0.1:{server.http_port}",
         headers={"Origin": "http://localhost:1234", "Accept": "application/json"},
@@ -45,14 +56,6 @@ def viewer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     ) as client:
         yield client
     stop(server)
-
-
-def make_examples(folder: Path, flags: list[str]) -> None:
-    texts = folder / "texts.txt"
-    texts.write_text(f"{PROMPT} her\n{OTHER_TEXT}\n" * 3)
-    told = f"--texts {texts} --out {folder}/examples --model {TINY_MODEL} --device cpu --k 4 --context 12"
-    command = [sys.executable, "-m", "tdb_server", "examples", *told.split(), *flags]
-    subprocess.run(command, check=True, timeout=120)
 
 
 def post(viewer: httpx.Client, endpoint: str, body: Any = None) -> Any:
@@ -357,3 +360,17 @@ def test_explanations_end_in_an_error_that_the_viewer_shows(viewer: httpx.Client
     assert response.status_code == 400
     assert "no neuron records" in response.json()["message"]
     assert response.headers["access-control-allow-origin"] == "http://localhost:1234"
+
+
+def test_examples_of_another_model_are_not_served(examples: Path) -> None:
+    """The digest is that of weights and dictionaries."""
+    flags = ["--model", str(TINY_MODEL), "--http-port", "0", "--examples", str(examples)]
+    failed = serve_and_fail(*flags, "--log-level", "warning")
+    assert failed.returncode == 1
+    assert "digest: the examples are of tiny-a with digest" in failed.stderr
+
+
+def test_a_folder_without_examples_is_refused_at_once(tmp_path: Path) -> None:
+    failed = serve_and_fail("--model", "/nowhere", "--http-port", "0", "--examples", str(tmp_path))
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(f"tdb-server: --examples: {tmp_path / 'examples.json'}: No such file")

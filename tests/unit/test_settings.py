@@ -73,7 +73,26 @@ def test_nonsense_is_refused(flags, environment, capsys):
     assert "error: argument" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["--version"]])
+def test_examples_are_shown_over_http(capsys):
+    with pytest.raises(SystemExit) as exited:
+        parse_settings(["serve", "--examples", "folder"], {})
+    assert exited.value.code == 2
+    assert capsys.readouterr().err == "tdb-server: --examples are shown over HTTP: give --http-port too\n"
+
+
+@pytest.mark.parametrize(
+    "flags", [["--k", "0"], ["--context", "1"], ["--nodes", "layer"], ["--lowest", "-1"]]
+)
+def test_nonsense_about_examples_is_refused(flags, capsys):
+    with pytest.raises(SystemExit) as exited:
+        parse_settings(["examples", *flags], {})
+    assert exited.value.code == 2
+    assert f"error: argument {flags[0]}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["serve", "--help"], ["examples", "--help"], ["--version"]]
+)
 def test_help_and_version(arguments, capsys):
     with pytest.raises(SystemExit) as exited:
         parse_settings(arguments, {}, version="1.2.3")

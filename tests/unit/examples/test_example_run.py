@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from tdb_server.command import run
 from tdb_server.domain.call import Call
 from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.hook_point import HookPoint
@@ -28,6 +29,7 @@ from tdb_server.domain.results import ActivationsResult, DerivedAttentionScalars
 from tdb_server.errors import ConfigurationBroken, OverLimit
 from tdb_server.examples.files import INDEX_FILE, PIECES_FILE
 from tdb_server.examples.histogram import ZERO
+from tdb_server.examples.progress_files import ProgressFiles
 from tdb_server.examples.reading import Example, ExampleFolder
 from tdb_server.examples_settings import ExamplesSettings
 from tdb_server.model.progress import no_progress
@@ -212,6 +214,10 @@ def test_what_there_is_a_record_of(unbroken: Path) -> None:
     folder = ExampleFolder(unbroken)
     assert folder.has(NodeType.MLP_NEURON, 2, 191)
     assert folder.has(NodeType.MLP_AUTOENCODER_LATENT, 0, 0)
+    of_latent = (
+        folder.record(one, 0, 5) for one in (NodeType.MLP_AUTOENCODER_LATENT, NodeType.AUTOENCODER_LATENT)
+    )
+    assert len({tuple(one.counts) for one in of_latent}) == 1
     assert not folder.has(NodeType.MLP_NEURON, 3, 0)
     assert not folder.has(NodeType.MLP_NEURON, 2, 192)
     assert not folder.has(NodeType.ATTENTION_HEAD, 0, -1)
@@ -278,6 +284,20 @@ def test_what_cannot_be_done_is_refused_first(
     with pytest.raises(kind, match=refused):
         make_examples(replace(told, **{"out": tmp_path / "out", **changes}), no_progress)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_needed_is_said_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ConfigurationBroken, match=r"^examples needs `pip install .*\[examples\]'`"):
+        run(["examples", "--model", "/nowhere"])
+
+
+def test_one_run_alone_writes_to_a_folder(told: ExamplesSettings, tmp_path: Path) -> None:
+    with (
+        ProgressFiles(tmp_path, 10),
+        pytest.raises(ConfigurationBroken, match=r"^--out: another run is writing"),
+    ):
+        make_examples(replace(told, out=tmp_path), no_progress)
 
 
 def test_texts_without_two_tokens(told: ExamplesSettings, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from tdb_server.engine.counted_cells import CountedCells
+
 _NO_PIECE = torch.iinfo(torch.int64).max
 
 
@@ -60,21 +62,16 @@ class Strongest:
         """The activations at the peaks [n, k], negative where the lowest are looked for."""
         return self.values * self._sign
 
-    def peaks(self, activations: Tensor, is_counted: Tensor) -> Tensor:
-        """Each node's peak in each piece [B, n], of those cells that count [B, cells]."""
-        if self._sign < 0:
-            return -activations.masked_fill(~is_counted[:, :, None], torch.inf).amin(dim=1)
-        return activations.masked_fill(~is_counted[:, :, None], -torch.inf).amax(dim=1)
-
-    def update(self, activations: Tensor, is_counted: Tensor, pieces: Tensor) -> None:
+    def update(self, activations: Tensor, counted: CountedCells, pieces: Tensor) -> None:
         """Takes what is stronger in more pieces.
 
         Args:
             activations: [B, cells, n].
-            is_counted: which cells may be peaks [B, cells].
+            counted: the cells that may be peaks.
             pieces: which pieces these are [B], each for the first time.
         """
-        peaks = self.peaks(activations, is_counted).T  # [n, B]
+        peaks = counted.highest(activations) if self._sign > 0 else -counted.lowest(activations)
+        peaks = peaks.T  # [n, B]
         k = self.values.shape[1]
         is_candidate = (peaks >= self.values[:, -1:]) & (peaks > self._floor)
         nodes = is_candidate.any(dim=1).nonzero()[:, 0]  # m of them
@@ -95,7 +92,7 @@ class Strongest:
         came, places = is_new.nonzero(as_tuple=True)
         rows = order[came, places] - k
         found = activations[rows, :, nodes[came]]  # [new, cells]
-        where = (self._sign * found).masked_fill(~is_counted[rows], -torch.inf).argmax(dim=1)
+        where = (self._sign * found).masked_fill(~counted.which[rows], -torch.inf).argmax(dim=1)
         cells = torch.cat((self.cells[nodes], torch.zeros_like(given[:, :1]).expand(-1, len(pieces))), dim=1)
         cells = cells.gather(1, order)
         cells[came, places] = where

@@ -18,16 +18,18 @@ NOT_FINITE = N_BINS
 """A cell behind all others, for what is no number. There should be none."""
 UPPER_BITS = 22
 """By how many bits a float32, read as an integer, is shifted for its place in `cells_by_upper_bits`."""
+N_UPPER_BITS = 1024
+"""How many values the bits that are left have."""
 
 
-def cells_by_upper_bits() -> npt.NDArray[np.int64]:
-    """The cell of a float32 by its sign, exponent and first bit of mantissa: [1024], from -512 on."""
-    code = np.arange(-512, 512)
+def cells_by_upper_bits() -> npt.NDArray[np.int32]:
+    """The cell of a float32 by its sign, exponent and first bit of mantissa: [1024]."""
+    code = np.arange(N_UPPER_BITS)
     magnitude = code & 511
     step = magnitude - 2 * (127 + _FIRST_EXPONENT)
     distance = 1 + np.clip(step + 1, 0, _PER_SIDE)
-    cells = np.where(magnitude == 0, ZERO, ZERO + np.where(code < 0, -distance, distance))
-    return np.where(magnitude >= 510, NOT_FINITE, cells)
+    cells = np.where(magnitude == 0, ZERO, ZERO + np.where(code > 511, -distance, distance))
+    return np.where(magnitude >= 510, NOT_FINITE, cells).astype(np.int32)
 
 
 def edges() -> list[float]:

@@ -5,13 +5,14 @@ The folder `unfinished` has the pieces that were run, and all that is kept of no
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from tdb_server.errors import ConfigurationBroken
 from tdb_server.examples.texts import Piece
 
 FOLDER = "unfinished"
-_STATE_FILE, _PIECES_FILE = "state", "pieces"
+_STATE_FILE, _PIECES_FILE, _LOCK_FILE = "state", "pieces", "lock"
 _HEAD = 3
 """Numbers of a piece's record before its tokens: the text, the first token, how many tokens."""
 
@@ -75,7 +76,7 @@ _FLAGS = {
 
 
 class ProgressFiles:
-    """The files of one run.
+    """The files of one run, to be used in a `with`, as one run alone may write them.
 
     Args:
         out: the folder that examples are made in.
@@ -84,8 +85,28 @@ class ProgressFiles:
 
     def __init__(self, out: Path, context: int) -> None:
         self._folder, self._width = out / FOLDER, _HEAD + context
-        self._folder.mkdir(parents=True, exist_ok=True)
         self._path = self._folder / _PIECES_FILE
+        self._lock: IO[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        """Makes the folder.
+
+        Raises:
+            ConfigurationBroken: another run is writing there.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        lock = (self._folder / _LOCK_FILE).open("wb")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            raise ConfigurationBroken(f"--out: another run is writing to {self._folder}") from error
+        self._lock = lock
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
 
     def begin(
         self, told: Told, restore: Callable[[Iterator[npt.NDArray[Any]]], None]

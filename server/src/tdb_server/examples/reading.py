@@ -82,6 +82,9 @@ class ExampleFolder:
         except ValueError as error:
             raise ConfigurationBroken(f"--examples: {path / INDEX_FILE}: {error}") from error
         self._kinds = {kind.node_type: kind for kind in self.index.kinds}
+        of_latents = [kind for kind in self.index.kinds if kind.node_type.is_latent]
+        if len(of_latents) == 1:  # a name without its block then means these
+            self._kinds[NodeType.AUTOENCODER_LATENT] = of_latents[0]
         self._nodes = {kind.node_type: self._open(kind_file(kind)) for kind in self.index.kinds}
         for kind in self.index.kinds:
             n_rows, n_nodes = self._nodes[kind.node_type].num_rows, len(kind.layers) * kind.n_nodes

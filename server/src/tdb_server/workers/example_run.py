@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tdb_server.engine.example_collector import ExampleCollector
 
 _log = logging.getLogger(__name__)
-_BATCHES_TOGETHER = 16
+_BATCHES_TOGETHER = 4
 """So many batches are read at once and sorted by length, so that little of a batch is padding."""
 _MIB = 2**20
 
@@ -72,8 +72,6 @@ def make_examples(settings: ExamplesSettings, progress: Progress) -> Index:
     n_rows = batch_rows(kinds, amounts.context, engine.decoder.device.type)
     needed = kept_bytes(kinds, amounts, N_BINS + 1) + batch_bytes(kinds, amounts.context, n_rows)
     _check_room(needed, ready.room_bytes, ready.device, kinds)
-    files = ProgressFiles(out, amounts.context)
-    collector = ExampleCollector(engine, kinds, amounts)
     told = Told(
         info.digest,
         info.dtype,
@@ -87,19 +85,20 @@ def make_examples(settings: ExamplesSettings, progress: Progress) -> Index:
         settings.max_texts,
         n_rows,
     )
-    run = _Run(settings, texts, files, collector, tokenizer, progress)
-    position = run.go(told)
-    if not position.n_pieces:
-        raise ConfigurationBroken(f"--texts: {texts}: no text has two tokens")
-    progress("writing", 0.0)
-    counts = (position.n_texts, position.n_pieces, position.n_tokens, position.n_pairs)
-    of_texts = f"{texts.name} {own_print}"
-    index = Index(info.name, info.digest, info.dtype, amounts, tuple(kinds), of_texts, settings.seed, *counts)
-    chosen = np.array(position.random_pieces, np.int64)
-    random_rows = [token_ids for _, _, token_ids in files.rows(chosen)]
-    writer = ExampleWriter(out, index, files, tokenizer.token_strings)
-    writer.write(collector.found(random_rows, position.random_pieces))
-    files.remove()
+    with ProgressFiles(out, amounts.context) as files:
+        collector = ExampleCollector(engine, kinds, amounts)
+        position = _Run(settings, texts, files, collector, tokenizer, progress).go(told)
+        if not position.n_pieces:
+            raise ConfigurationBroken(f"--texts: {texts}: no text has two tokens")
+        progress("writing", 0.0)
+        counts = (position.n_texts, position.n_pieces, position.n_tokens, position.n_pairs)
+        of_texts = f"{texts.name} {own_print}"
+        of_model = (info.name, info.digest, info.dtype)
+        index = Index(*of_model, amounts, tuple(kinds), of_texts, settings.seed, *counts)
+        random_rows = [row for _, _, row in files.rows(np.array(position.random_pieces, np.int64))]
+        writer = ExampleWriter(out, index, files, tokenizer.token_strings)
+        writer.write(collector.found(random_rows, position.random_pieces))
+        files.remove()
     progress("writing", 1.0)
     return index
 

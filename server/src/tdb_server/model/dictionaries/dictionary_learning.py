@@ -101,7 +101,8 @@ def _place(path: Path, config: Mapping[str, object], trainer: Mapping[str, objec
         raise needs_place(path, f"submodule_name {name!r} with io {io!r} does not say where it belongs")
     if trainer.get("layer") not in (None, int(match[2])):
         raise AutoencoderBroken(f"{path}: submodule_name {name!r} beside layer {trainer['layer']!r}")
-    return Place(_SITES[match[1]], int(match[2]))
+    site = _SITES[match[1]]  # what a block adds is read from its module, before any norm of it
+    return Place(site, int(match[2]), is_before_post_norm=site is not Site.RESID_POST_MLP)
 
 
 def _weights(path: Path, config_path: Path, trainer: Mapping[str, Any], digest: _Hash) -> AutoencoderLayer:

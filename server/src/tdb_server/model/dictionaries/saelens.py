@@ -93,6 +93,8 @@ _CENTRED_IN_THE_CATALOGUE = re.compile(
     r"|tommmcgrath(/|--)gpt2-small-mlp-out-saes"
 )
 """Repositories of which SAELens's list of pretrained dictionaries says `center_writing_weights: true`."""
+_CHANGES_HEADS = ("fold_value_biases", "refactor_factored_attn_matrices")
+"""What TransformerLens can do to a model that changes what heads give, though not what attention adds."""
 _CENTRED_SITES = frozenset(Site) - {Site.MLP_POST_ACT, Site.ATTN_V_OUT, Site.MLP_TRANSCODER}
 """Where centred weights change what is read: what is behind a norm is the same."""
 
@@ -123,6 +125,11 @@ def load_saelens(folder: Path, digest: _Hash) -> list[StoredLayer]:
         raise AutoencoderBroken(
             f"{path}: reshape_activations {config['reshape_activations']!r} is not supported"
         )
+    for key in _CHANGES_HEADS:
+        if place.site is Site.ATTN_V_OUT and _model_settings(config).get(key):
+            raise AutoencoderBroken(
+                f"{path}: trained on heads of a model with {key}, which are others than the model's own"
+            )
     weights = _weights(folder / SAELENS_WEIGHTS, path, place, config, digest)
     return [StoredLayer(place, folder, weights, _is_centred(path, place, config))]
 

@@ -7,6 +7,7 @@ from the same weights, so that the same numbers must come out, but for what a fo
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -532,6 +533,74 @@ def test_ours(decoder: Decoder, tmp_path: Path) -> None:
     write("jumprelu", site="resid_post_mlp")
     with pytest.raises(AutoencoderBroken, match="threshold would not be read"):
         fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
+
+
+def test_the_place_is_told_in_the_file_that_is_named(tmp_path: Path) -> None:
+    """Whoever does what the message says has a dictionary that can be read."""
+    told = {"site": "resid_post_attn", "layer": 1}
+    folders = {name: tmp_path / name for name in ("sparsify", "SAELens", "dictionary_learning", "scope")}
+    for folder in folders.values():
+        folder.mkdir()
+    write_sparsify(folders["sparsify"], weights_of("topk"))
+    shutil.copy(SAELENS / "standard" / "sae_weights.safetensors", folders["SAELens"])
+    (folders["SAELens"] / "cfg.json").write_text(
+        '{"hook_name": "model.layers.1", "sae_lens_version": "6.0.0"}'
+    )
+    weights = weights_of("standard")
+    write_dictionary_learning(
+        folders["dictionary_learning"],
+        "AutoEncoder",
+        as_linear(weights) | {"bias": weights["b_dec"]},
+        submodule_name="layer 1",
+    )
+    write_gemma_scope_2(folders["scope"], weights_of("jumprelu"), "somewhere", "somewhere")
+    for folder in folders.values():
+        with pytest.raises(AutoencoderBroken) as error:
+            find_layers(folder)
+        name = re.search(r"Say where it reads and writes in (\S+\.json): ", str(error.value))
+        assert name is not None
+        path = Path(name[1])
+        path.write_text(json.dumps(json.loads(path.read_text()) | told))
+        ((_, layer),) = find_layers(folder)
+        assert (layer.place.site, layer.place.layer_index) == (Site.RESID_POST_ATTN, 1)
+
+
+@pytest.mark.parametrize("name", ["SAELens", "Gemma Scope 2", "dictionary_learning"])
+def test_a_place_that_is_told_against_the_files_own_names(tmp_path: Path, name: str) -> None:
+    if name == "SAELens":
+        shutil.copytree(SAELENS / "gated", tmp_path, dirs_exist_ok=True)
+    elif name == "Gemma Scope 2":
+        module = "model.layers.1.output"
+        write_gemma_scope_2(tmp_path, weights_of("jumprelu"), module, module)
+    else:
+        weights = weights_of("standard")
+        write_dictionary_learning(tmp_path, "AutoEncoder", as_linear(weights) | {"bias": weights["b_dec"]})
+    path = next(one for one in (tmp_path / "cfg.json", tmp_path / "config.json") if one.exists())
+    config = json.loads(path.read_text())
+    for wrong in ({"site": "resid_post_attn", "layer": 1}, {"site": "resid_post_mlp", "layer": 2}):
+        path.write_text(json.dumps(config | wrong))
+        with pytest.raises(AutoencoderBroken, match="own names say resid_post_mlp of layer 1"):
+            find_layers(tmp_path)
+    path.write_text(json.dumps(config | {"site": "resid_post_mlp", "layer": 1}))
+    assert len(find_layers(tmp_path)) == 1
+
+
+def test_a_place_that_is_told_in_another_file_than_is_read(tmp_path: Path) -> None:
+    write_sparsify(tmp_path / "sae", weights_of("topk"))
+    (tmp_path / "sae" / "config.json").write_text('{"site": "resid_post_mlp", "layer": 1}')
+    with pytest.raises(AutoencoderBroken, match=r"remove one, or say it in cfg\.json"):
+        find_layers(tmp_path / "sae")
+
+
+def test_what_is_no_folder_of_dictionaries(tmp_path: Path) -> None:
+    for path, message in (
+        (tmp_path / "nowhere", "no such folder"),
+        (SAELENS / "topk" / "cfg.json", "a file; name the folder"),
+        (FIXTURES / "tiny-a", "the folder of a model"),
+        (tmp_path, "no dictionary here"),
+    ):
+        with pytest.raises(AutoencoderBroken, match=message):
+            find_layers(path)
 
 
 def test_files_of_two_formats(decoder: Decoder, tmp_path: Path) -> None:

@@ -376,8 +376,9 @@ def test_saelens_top_k(decoder: Decoder, tmp_path: Path, config: dict[str, Any])
 @pytest.mark.parametrize(
     ("hook", "config", "message"),
     [
+        ("blocks.0.hook_resid_pre", {}, "the embeddings, where no dictionary is read"),
         (
-            "blocks.0.hook_resid_pre",
+            "blocks.1.hook_mlp_in",
             {},
             r"mlp_out \(resid_delta_mlp\), .*post \(mlp_post_act\), .*attn_out \(resid_delta_attn\)",
         ),

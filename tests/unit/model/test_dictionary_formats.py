@@ -7,6 +7,7 @@ from the same weights, so that the same numbers must come out, but for what a fo
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -168,6 +169,7 @@ def npy(header: bytes, content: bytes) -> bytes:
         ("W_enc.npy", npy(b"{'descr': '|O', 'fortran_order': False, 'shape': ()}", b"12345678")),
         ("W_enc.npy", npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1,)}", b"1234")),
         ("W_enc.npy", b"nothing"),
+        ("W_enc.npy", npy(b"(" * 300, b"")),  # which Python's own parser gives up
     ],
 )
 def test_arrays_that_are_not_what_they_say(
@@ -177,6 +179,26 @@ def test_arrays_that_are_not_what_they_say(
         archive.writestr(name, content)
     with pytest.raises(AutoencoderBroken, match=r"params\.npz: not a sound archive"):
         fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damaged_archives(tmp_path: Path, packing: int) -> None:
+    with zipfile.ZipFile(tmp_path / "params.npz", "w", packing) as archive:
+        archive.writestr(
+            "W_enc.npy", bytes(torch.randint(256, (4000,), generator=torch.Generator().manual_seed(0)))
+        )
+    content = bytearray((tmp_path / "params.npz").read_bytes())
+    content[45:200] = bytes(one ^ 0x55 for one in content[45:200])
+    (tmp_path / "params.npz").write_bytes(content)
+    with pytest.raises(AutoencoderBroken, match=r"params\.npz: not a sound archive"):
+        find_layers(tmp_path)
+
+
+def test_folders_of_gemma_scope_that_say_two_things(tmp_path: Path) -> None:
+    folder = tmp_path / "gemma-scope-2b-pt-res" / "old" / "gemma-scope-2b-pt-mlp" / "layer_1"
+    write_gemma_scope(folder, weights_of("jumprelu"))
+    with pytest.raises(AutoencoderBroken, match="names of its folders say two things"):
+        find_layers(folder)
 
 
 def test_packed_arrays_are_not_unpacked(decoder: Decoder, tmp_path: Path) -> None:
@@ -343,6 +365,42 @@ def test_dictionary_learning_that_is_refused(
         fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
 
 
+@pytest.mark.parametrize("submodule", ["mlp_out_layer_1", "attn_out_layer_1", "resid_post_layer_1"])
+def test_modules_of_dictionary_learning_are_before_norms_of_what_is_added(
+    decoder: Decoder, tmp_path: Path, submodule: str
+) -> None:
+    weights = weights_of("standard")
+    state = as_linear(weights) | {"bias": weights["b_dec"]}
+    write_dictionary_learning(tmp_path, "AutoEncoder", state, submodule_name=submodule)
+    ((_, layer),) = find_layers(tmp_path)
+    refuse_other_models(layer, decoder.config)
+    with_post_norms = replace(decoder.config, post_norms=True)
+    if submodule.startswith("resid"):
+        refuse_other_models(layer, with_post_norms)
+        return
+    with pytest.raises(AutoencoderBroken, match="before its post-norm"):
+        refuse_other_models(layer, with_post_norms)
+
+
+def test_tensors_larger_than_what_is_stored_of_them(tmp_path: Path) -> None:
+    """A state dict may say that one number fills any shape; whoever copied that would never end."""
+    state = as_linear(weights_of("standard")) | {"bias": torch.zeros(48)}
+    state["encoder.weight"] = torch.ones(1).expand(10**9, 10**9)
+    write_dictionary_learning(tmp_path, "AutoEncoder", state)
+    with pytest.raises(AutoencoderBroken, match="4000000000000000000 bytes, but 4 are stored"):
+        find_layers(tmp_path)
+
+
+def test_an_archive_that_spans_disks(tmp_path: Path) -> None:
+    write_dictionary_learning(tmp_path, "AutoEncoder", as_linear(weights_of("standard")))
+    content = bytearray((tmp_path / "ae.pt").read_bytes())
+    locator = content.rindex(b"PK\x06\x07")
+    content[locator + 16] = 2
+    (tmp_path / "ae.pt").write_bytes(content)
+    with pytest.raises(AutoencoderBroken, match="not an archive that can be read safely"):
+        find_layers(tmp_path)
+
+
 def write_sparsify(folder: Path, weights: dict[str, Tensor], **config: Any) -> None:
     folder.mkdir(exist_ok=True)
     stored = {
@@ -402,8 +460,10 @@ def write_circuit_tracer(folder: Path, weights: dict[str, Tensor], hook: str, te
     if "threshold" in stored:
         stored["activation_function.threshold"] = stored.pop("threshold")
     save_file(stored, folder / "layer_1.safetensors")
-    config = f"model_kind: transcoder_set\nfeature_input_hook: {hook}\nfeature_output_hook: hook_mlp_out\n"
-    (folder / "config.yaml").write_text(config + "model_name: tiny\n" + text)
+    config = {"model_kind": "transcoder_set", "feature_input_hook": hook, "model_name": "tiny"}
+    config["feature_output_hook"] = "hook_mlp_out"
+    lines = [f"{name}: {value}\n" for name, value in config.items() if not text.startswith(name)]
+    (folder / "config.yaml").write_text("".join(lines) + text)
 
 
 @pytest.mark.parametrize(
@@ -429,12 +489,21 @@ def test_circuit_tracer(decoder: Decoder, tmp_path: Path, name: str, hook: str) 
         ("model_kind: cross_layer_transcoder\n", "cross-layer transcoders are not supported"),
         ("feature_input_hook: hook_resid_mid\n", "reads 'blocks.1.hook_resid_mid' and writes"),
         ("a: [\n", "not readable as YAML"),
+        ("k: 4\n", "k 4 beside activation None"),
+        ("activation: jump_relu\nactivation: relu\n", "activation stands twice"),
+        ("scan: &a [x]\nscan_name: *a\n", "aliases"),
     ],
 )
 def test_circuit_tracer_that_is_refused(decoder: Decoder, tmp_path: Path, text: str, message: str) -> None:
     write_circuit_tracer(tmp_path, weights_of("jumprelu_transcoder"), "ln2.hook_normalized", text)
     with pytest.raises(AutoencoderBroken, match=message):
         fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
+
+
+def test_circuit_tracer_without_the_thresholds_that_it_says(tmp_path: Path) -> None:
+    write_circuit_tracer(tmp_path, weights_of("transcoder"), "ln2.hook_normalized", "activation: jump_relu\n")
+    with pytest.raises(AutoencoderBroken, match=r"no tensor called activation_function\.threshold"):
+        find_layers(tmp_path)
 
 
 def test_ours(decoder: Decoder, tmp_path: Path) -> None:
@@ -466,11 +535,95 @@ def test_ours(decoder: Decoder, tmp_path: Path) -> None:
         fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
 
 
+def test_the_place_is_told_in_the_file_that_is_named(tmp_path: Path) -> None:
+    """Whoever does what the message says has a dictionary that can be read."""
+    told = {"site": "resid_post_attn", "layer": 1}
+    folders = {name: tmp_path / name for name in ("sparsify", "SAELens", "dictionary_learning", "scope")}
+    for folder in folders.values():
+        folder.mkdir()
+    write_sparsify(folders["sparsify"], weights_of("topk"))
+    shutil.copy(SAELENS / "standard" / "sae_weights.safetensors", folders["SAELens"])
+    (folders["SAELens"] / "cfg.json").write_text(
+        '{"hook_name": "model.layers.1", "sae_lens_version": "6.0.0"}'
+    )
+    weights = weights_of("standard")
+    write_dictionary_learning(
+        folders["dictionary_learning"],
+        "AutoEncoder",
+        as_linear(weights) | {"bias": weights["b_dec"]},
+        submodule_name="layer 1",
+    )
+    write_gemma_scope_2(folders["scope"], weights_of("jumprelu"), "somewhere", "somewhere")
+    for folder in folders.values():
+        with pytest.raises(AutoencoderBroken) as error:
+            find_layers(folder)
+        name = re.search(r"Say where it reads and writes in (\S+\.json): ", str(error.value))
+        assert name is not None
+        path = Path(name[1])
+        path.write_text(json.dumps(json.loads(path.read_text()) | told))
+        ((_, layer),) = find_layers(folder)
+        assert (layer.place.site, layer.place.layer_index) == (Site.RESID_POST_ATTN, 1)
+
+
+@pytest.mark.parametrize("name", ["SAELens", "Gemma Scope 2", "dictionary_learning"])
+def test_a_place_that_is_told_against_the_files_own_names(tmp_path: Path, name: str) -> None:
+    if name == "SAELens":
+        shutil.copytree(SAELENS / "gated", tmp_path, dirs_exist_ok=True)
+    elif name == "Gemma Scope 2":
+        module = "model.layers.1.output"
+        write_gemma_scope_2(tmp_path, weights_of("jumprelu"), module, module)
+    else:
+        weights = weights_of("standard")
+        write_dictionary_learning(tmp_path, "AutoEncoder", as_linear(weights) | {"bias": weights["b_dec"]})
+    path = next(one for one in (tmp_path / "cfg.json", tmp_path / "config.json") if one.exists())
+    config = json.loads(path.read_text())
+    for wrong in ({"site": "resid_post_attn", "layer": 1}, {"site": "resid_post_mlp", "layer": 2}):
+        path.write_text(json.dumps(config | wrong))
+        with pytest.raises(AutoencoderBroken, match="own names say resid_post_mlp of layer 1"):
+            find_layers(tmp_path)
+    path.write_text(json.dumps(config | {"site": "resid_post_mlp", "layer": 1}))
+    assert len(find_layers(tmp_path)) == 1
+
+
+def test_a_place_that_is_told_in_another_file_than_is_read(tmp_path: Path) -> None:
+    write_sparsify(tmp_path / "sae", weights_of("topk"))
+    (tmp_path / "sae" / "config.json").write_text('{"site": "resid_post_mlp", "layer": 1}')
+    with pytest.raises(AutoencoderBroken, match=r"remove one, or say it in cfg\.json"):
+        find_layers(tmp_path / "sae")
+
+
+def test_what_is_no_folder_of_dictionaries(tmp_path: Path) -> None:
+    for path, message in (
+        (tmp_path / "nowhere", "no such folder"),
+        (SAELENS / "topk" / "cfg.json", "a file; name the folder"),
+        (FIXTURES / "tiny-a", "the folder of a model"),
+        (tmp_path, "no dictionary here"),
+    ):
+        with pytest.raises(AutoencoderBroken, match=message):
+            find_layers(path)
+
+
 def test_files_of_two_formats(decoder: Decoder, tmp_path: Path) -> None:
     write_circuit_tracer(tmp_path, weights_of("transcoder"), "ln2.hook_normalized")
     (tmp_path / "ae.pt").touch()
     with pytest.raises(AutoencoderBroken, match=r"config\.yaml and ae\.pt: which of them"):
         fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
+
+
+@pytest.mark.parametrize("change", ["fold_value_biases", "refactor_factored_attn_matrices"])
+def test_heads_of_a_model_that_was_rewritten(tmp_path: Path, change: str) -> None:
+    """What TransformerLens folds into biases, or turns within heads, is another input."""
+    for name, refused in (("standard_heads", True), ("topk_rescaled", False)):
+        copy = tmp_path / name
+        shutil.copytree(SAELENS / name, copy)
+        config = json.loads((copy / "cfg.json").read_text())
+        config["metadata"]["model_from_pretrained_kwargs"] = {change: True}
+        (copy / "cfg.json").write_text(json.dumps(config))
+        if refused:
+            with pytest.raises(AutoencoderBroken, match=f"heads of a model with {change}"):
+                find_layers(copy)
+        else:
+            assert len(find_layers(copy)) == 1
 
 
 def test_centring_is_never_guessed(decoder: Decoder, tmp_path: Path) -> None:

@@ -87,11 +87,14 @@ def find_layers(folder: Path) -> list[tuple[Format, StoredLayer]]:
     found = format_of(folder)
     if found is not None:
         if (
-            found.load is load_saelens
+            found.load in (load_saelens, load_sparsify)
             and is_there(folder / CONFIG)
             and SITE in read_json_object(folder / CONFIG)
         ):
-            raise AutoencoderBroken(f"{folder}: {CONFIG} with a site beside {SAELENS_CONFIG}; remove one")
+            raise AutoencoderBroken(
+                f"{folder}: {CONFIG} with a site beside {SAELENS_CONFIG}; remove one, or say it in "
+                f"{SAELENS_CONFIG}"
+            )
         digest = hashlib.sha256(found.name.encode())
         try:
             layers = add_notes(folder, found.load(folder, digest))
@@ -99,7 +102,10 @@ def find_layers(folder: Path) -> list[tuple[Format, StoredLayer]]:
             # Files from strangers: what a format does not foresee is a damaged file, too.
             raise AutoencoderBroken(f"{folder}: cannot be read as {found.name}'s: {error}") from error
         return [(found, replace(layer, content=digest.digest())) for layer in layers]
-    inner = [one for one in sorted(folder.iterdir()) if one.is_dir()] if folder.is_dir() else []
+    if not folder.is_dir():
+        what = "a file; name the folder that it is in" if folder.exists() else "no such folder"
+        raise AutoencoderBroken(f"{folder}: {what}")
+    inner = [one for one in sorted(folder.iterdir()) if one.is_dir()]
     inner_layers = [layer for one in inner if format_of(one) is not None for layer in find_layers(one)]
     if not inner_layers:
         markers = ", ".join(one.marker for one in FORMATS)

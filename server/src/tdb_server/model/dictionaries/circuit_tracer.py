@@ -2,8 +2,8 @@
 
     latents = act(W_enc x + b_enc);  reconstruction = W_dec latents + b_dec + W_skip x
 
-act is JumpReLU where thresholds are stored, else ReLU. Transcoders that read one layer and write to many
-(`cross_layer_transcoder`) are refused.
+act is what `activation` says; where it is silent, JumpReLU if thresholds are stored, else ReLU. Transcoders
+that read one layer and write to many (`cross_layer_transcoder`) are refused.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 YAML_CONFIG = "config.yaml"
 _MAX_YAML_BYTES = 2**16
-_SETTINGS = ("model_kind", "feature_input_hook", "feature_output_hook", "activation", "transcoders")
-_FOR_PEOPLE = ("model_name", "scan", "scan_name", "repo_id", "revision", "subfolder", "k")
+_SETTINGS = ("model_kind", "feature_input_hook", "feature_output_hook", "activation", "k", "transcoders")
+_FOR_PEOPLE = ("model_name", "scan", "scan_name", "repo_id", "revision", "subfolder")
 _THRESHOLD = "activation_function.threshold"
 _LAYER_FILE = re.compile(r"layer_(\d+)\.safetensors")
 
@@ -62,6 +62,8 @@ def load_circuit_tracer(folder: Path, digest: _Hash) -> list[StoredLayer]:
             f"{path}: activation {config['activation']!r} is not relu or jumprelu; topk there keeps "
             "latents that are negative, which no node is"
         )
+    if config.get("k") is not None:
+        raise AutoencoderBroken(f"{path}: k {config['k']!r} beside activation {config.get('activation')!r}")
     if config.get("transcoders"):
         raise AutoencoderBroken(
             f"{path}: transcoders are files elsewhere: download those, and name their folders"
@@ -74,15 +76,17 @@ def load_circuit_tracer(folder: Path, digest: _Hash) -> list[StoredLayer]:
         StoredLayer(
             place_of_hook(path, *(f"blocks.{index}.{hook}" for hook in hooks)),
             layers[index],
-            _weights(layers[index], digest, is_relu=config.get("activation") == "relu"),
+            _weights(layers[index], digest, config.get("activation")),
         )
         for index in sorted(layers)
     ]
 
 
-def _weights(path: Path, digest: _Hash, *, is_relu: bool) -> AutoencoderLayer:
+def _weights(path: Path, digest: _Hash, activation: object) -> AutoencoderLayer:
     state = read_safetensors(path)
-    more = [name for name in (_THRESHOLD, "W_skip") if name in state and not (is_relu and name == _THRESHOLD)]
+    jumps = _THRESHOLD in state if activation is None else activation != "relu"
+    more = [_THRESHOLD] if jumps else []
+    more += ["W_skip"] if "W_skip" in state else []
     names = ("W_enc", "W_dec", "b_enc", "b_dec", *more)
     tensors = pick_tensors(path, state, names, digest)
     n_latents, n_outputs = tensors["b_enc"].numel(), tensors["b_dec"].numel()
@@ -109,6 +113,12 @@ def _weights(path: Path, digest: _Hash, *, is_relu: bool) -> AutoencoderLayer:
 def _read_yaml(path: Path) -> Mapping[str, object]:
     content = read_regular(path, _MAX_YAML_BYTES, AutoencoderBroken)
     try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, yaml.SafeLoader)):
+            raise ValueError("aliases, with which a few bytes may stand for any number of settings")
+        root = yaml.compose(content, yaml.SafeLoader)
+        names = [name.value for name, _ in root.value] if isinstance(root, yaml.MappingNode) else []
+        if twice := sorted({str(name) for name in names if names.count(name) > 1}):
+            raise ValueError(f"{', '.join(twice)} stands twice")
         found = yaml.safe_load(content)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise AutoencoderBroken(f"{path}: not readable as YAML: {error}") from error

@@ -36,7 +36,7 @@ from tdb_server.model.dictionaries.files import (
     thresholds_of,
 )
 from tdb_server.model.dictionaries.own import CONFIG
-from tdb_server.model.dictionaries.places import needs_place, told_place
+from tdb_server.model.dictionaries.places import needs_place, refuse_two_places, told_place
 from tdb_server.model.dictionaries.stored import Place, StoredLayer, with_unit_directions
 from tdb_server.model.json_file import read_json_object
 
@@ -87,21 +87,38 @@ def load_dictionary_learning(folder: Path, digest: _Hash) -> list[StoredLayer]:
     trainer = config.get("trainer")
     if not isinstance(trainer, dict):
         raise AutoencoderBroken(f"{config_path}: no trainer, which would say what {AE} holds")
-    place = told_place(config_path, config, trainer.get("layer")) or _place(config_path, config, trainer)
+    told, named = told_place(config_path, config, trainer.get("layer")), _named_place(config, trainer)
+    if told is not None and named is not None:
+        refuse_two_places(config_path, told, named)
+    place = told or named
+    if place is None:
+        name, io = trainer.get("submodule_name"), _io(config)
+        raise needs_place(
+            config_path, f"submodule_name {name!r} with io {io!r} does not say where it belongs"
+        )
+    if told is None and trainer.get("layer") not in (None, place.layer_index):
+        raise AutoencoderBroken(
+            f"{config_path}: submodule_name {trainer['submodule_name']!r} beside layer {trainer['layer']!r}"
+        )
     if place.site is Site.MLP_TRANSCODER:
         raise AutoencoderBroken(f"{config_path}: dictionary_learning has no transcoders")
     return [StoredLayer(place, path, _weights(path, config_path, trainer, digest))]
 
 
-def _place(path: Path, config: Mapping[str, object], trainer: Mapping[str, object]) -> Place:
-    name, buffer = trainer.get("submodule_name"), config.get("buffer")
-    io = buffer.get("io") if isinstance(buffer, dict) else None
+def _named_place(config: Mapping[str, object], trainer: Mapping[str, object]) -> Place | None:
+    """Where the submodule's name says that it belongs; None where it is no name that the library gives."""
+    name = trainer.get("submodule_name")
     match = _SUBMODULE.fullmatch(name) if isinstance(name, str) else None
-    if match is None or io not in (None, "out"):
-        raise needs_place(path, f"submodule_name {name!r} with io {io!r} does not say where it belongs")
-    if trainer.get("layer") not in (None, int(match[2])):
-        raise AutoencoderBroken(f"{path}: submodule_name {name!r} beside layer {trainer['layer']!r}")
-    return Place(_SITES[match[1]], int(match[2]))
+    if match is None or _io(config) not in (None, "out"):
+        return None
+    site = _SITES[match[1]]  # what a block adds is read from its module, before any norm of it
+    return Place(site, int(match[2]), is_before_post_norm=site is not Site.RESID_POST_MLP)
+
+
+def _io(config: Mapping[str, object]) -> object:
+    """Which end of the submodule was read, "out" or "in"; None where nothing is told."""
+    buffer = config.get("buffer")
+    return buffer.get("io") if isinstance(buffer, dict) else None
 
 
 def _weights(path: Path, config_path: Path, trainer: Mapping[str, Any], digest: _Hash) -> AutoencoderLayer:

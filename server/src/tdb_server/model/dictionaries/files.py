@@ -64,9 +64,9 @@ def refuse_compression(path: Path) -> None:
 
     What is packed may be a thousand times as large as the file.
     """
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as archive:
             n_bytes = sum(one.file_size for one in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError) as error:
@@ -94,7 +94,8 @@ def pick_tensors(
         unused: what may stand beside it and changes nothing.
 
     Raises:
-        AutoencoderBroken: one is missing, is not of floating point numbers, or there are more.
+        AutoencoderBroken: one is missing, is not of floating point numbers, is larger than what is stored of
+            it, or there are more.
     """
     missing = [name for name in names if not isinstance(state.get(name), Tensor)]
     if missing:
@@ -108,6 +109,11 @@ def pick_tensors(
     for name in names:
         if not state[name].is_floating_point() or state[name].element_size() < 2:
             raise AutoencoderBroken(f"{path}: {name} is stored as {state[name].dtype}, not as floating point")
+        n_bytes, n_stored = state[name].nbytes, state[name].untyped_storage().nbytes()
+        if n_bytes > n_stored:  # one number may stand for any shape, which nothing could hold
+            raise AutoencoderBroken(
+                f"{path}: {name} {list(state[name].shape)} has {n_bytes} bytes, but {n_stored} are stored"
+            )
         add_tensor(digest, name, state[name])
     return {
         name: as_vector(state[name].float()) if _is_vector(name) else state[name].float() for name in names

@@ -67,10 +67,13 @@ def _place(folder: Path) -> Place:
         told = told_place(folder / CONFIG, config)
         if told is not None:
             return told
-    repository, layer = _REPOSITORY.search(str(folder)), _LAYER.search(str(folder))
-    if repository is None or layer is None:
-        raise needs_place(folder / PARAMS, "does not say where it belongs, nor do the names of its folders")
-    return Place(_SITES[repository[1]], int(layer[1]))
+    kinds, layers = set(_REPOSITORY.findall(str(folder))), set(_LAYER.findall(str(folder)))
+    if len(kinds) != 1 or len(layers) != 1:
+        names_say = "say two things" if kinds and layers else "do not say it either"
+        raise needs_place(
+            folder / PARAMS, f"does not say where it belongs, and the names of its folders {names_say}"
+        )
+    return Place(_SITES[kinds.pop()], int(layers.pop()))
 
 
 def jump_relu_weights(
@@ -144,6 +147,6 @@ def read_npz(path: Path) -> dict[str, Tensor]:
                     found[member.filename.removesuffix(".npy")] = torch.from_numpy(
                         np.ascontiguousarray(array)
                     )
-    except (zipfile.BadZipFile, ValueError, TypeError, OSError, EOFError) as error:
+    except Exception as error:  # damaged files raise all sorts of errors
         raise AutoencoderBroken(f"{path}: not a sound archive of arrays: {error}") from error
     return found

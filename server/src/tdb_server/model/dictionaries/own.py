@@ -61,8 +61,10 @@ def load_own(folder: Path, digest: _Hash) -> list[StoredLayer]:
     """
     config = read_json_object(folder / CONFIG)
     add_settings(digest, config)
+    if config.get(SITE) is None and "model_type" in config:
+        raise AutoencoderBroken(f"{folder}: the folder of a model, not of a dictionary")
     if config.get(SITE) is None:
-        raise needs_place(folder / CONFIG, f"no {SITE}")
+        raise needs_place(folder / CONFIG, f"no {SITE}", needs_layer=False)
     refuse_unknown(folder / CONFIG, config, (*_SETTINGS, *FOR_PEOPLE))
     paths = sorted(path for suffix in ("safetensors", "pt") for path in folder.glob(f"*.{suffix}"))
     if not paths:

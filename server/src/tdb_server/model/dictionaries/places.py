@@ -57,9 +57,7 @@ def place_of_hook(path: Path, hook: str, hook_out: str | None, *, folds_gain: bo
     """
     match, out = _HOOK.fullmatch(hook), _HOOK.fullmatch(hook_out or hook)
     if match is None or out is None:
-        raise AutoencoderBroken(
-            f"{path}: trained on hook_name {hook!r}, which is not one of {_known_hooks()}"
-        )
+        raise _unknown_hook(path, hook)
     layer_index, name = int(match[1]), match[2]
     if name in _TRANSCODER_INPUTS and out[2] in _TRANSCODER_OUTPUTS:
         if out[1] != match[1]:
@@ -74,13 +72,18 @@ def place_of_hook(path: Path, hook: str, hook_out: str | None, *, folds_gain: bo
         )
     if name == "hook_resid_pre" and layer_index > 0:  # what the layer before leaves behind
         return Place(Site.RESID_POST_MLP, layer_index - 1)
+    if name == "hook_resid_pre":
+        raise AutoencoderBroken(f"{path}: trained on {hook!r}, the embeddings, where no dictionary is read")
     if name not in _HOOKS:
-        raise AutoencoderBroken(f"{path}: trained on {hook!r}, which is not one of {_known_hooks()}")
+        raise _unknown_hook(path, hook)
     return Place(_HOOKS[name], layer_index)
 
 
-def _known_hooks() -> str:
-    return ", ".join(f"blocks.N.{name} ({site.value})" for name, site in _HOOKS.items())
+def _unknown_hook(path: Path, hook: str) -> AutoencoderBroken:
+    known = ", ".join(f"blocks.N.{name} ({site.value})" for name, site in _HOOKS.items())
+    before = f"blocks.N.hook_resid_pre ({Site.RESID_POST_MLP.value} of layer N - 1)"
+    reason = f"trained on hook_name {hook!r}, which is not one of {known}, {before}"
+    return needs_place(path, reason) if path.suffix == ".json" else AutoencoderBroken(f"{path}: {reason}")
 
 
 def place_of_module(path: Path, module: str, module_out: str | None = None) -> Place | None:
@@ -146,11 +149,31 @@ def told_place(path: Path, config: Mapping[str, object], layer: object = None) -
     return Place(site, layer_index, has_gain is True)
 
 
-def needs_place(path: Path, reason: str) -> AutoencoderBroken:
-    """The error of a file that does not say where it belongs."""
+def needs_place(path: Path, reason: str, *, needs_layer: bool = True) -> AutoencoderBroken:
+    """The error of a file that does not say where it belongs.
+
+    Args:
+        path: the file: of settings, where the place may be told in it, or of weights.
+        reason: what is wrong.
+        needs_layer: whether the settings must say the layer, too.
+    """
+    settings = path if path.suffix == ".json" else path.parent / "config.json"
     sites = ", ".join(site.value for site in Site)
     return AutoencoderBroken(
-        f'{path}: {reason}. Say where it reads and writes in {path.parent / "config.json"}: "{SITE}": one of '
-        f'{sites}; "{LAYER}": NUMBER; of a transcoder also "{INPUT_GAIN}": whether its inputs have the gain '
-        "of the MLP's norm"
+        f'{path}: {reason}. Say where it reads and writes in {settings}: "{SITE}": one of {sites}; '
+        + (f'"{LAYER}": NUMBER; ' if needs_layer else "")
+        + f'of a transcoder also "{INPUT_GAIN}": whether its inputs have the gain of the MLP\'s norm'
     )
+
+
+def refuse_two_places(path: Path, told: Place, named: Place) -> None:
+    """Refuses settings in our own words that contradict what the file says in its library's.
+
+    Raises:
+        AutoencoderBroken: naming both.
+    """
+    if (told.site, told.layer_index) != (named.site, named.layer_index):
+        raise AutoencoderBroken(
+            f"{path}: {SITE} {told.site.value} of layer {told.layer_index}, but the file's own names say "
+            f"{named.site.value} of layer {named.layer_index}"
+        )

@@ -38,7 +38,7 @@ from tdb_server.model.dictionaries.files import (
     refuse_shapes,
     thresholds_of,
 )
-from tdb_server.model.dictionaries.places import place_of_hook, told_place
+from tdb_server.model.dictionaries.places import place_of_hook, refuse_two_places, told_place
 from tdb_server.model.dictionaries.stored import Place, StoredLayer, scaled, with_unit_directions
 from tdb_server.model.json_file import read_json_object
 
@@ -93,6 +93,8 @@ _CENTRED_IN_THE_CATALOGUE = re.compile(
     r"|tommmcgrath(/|--)gpt2-small-mlp-out-saes"
 )
 """Repositories of which SAELens's list of pretrained dictionaries says `center_writing_weights: true`."""
+_CHANGES_HEADS = ("fold_value_biases", "refactor_factored_attn_matrices")
+"""What TransformerLens can do to a model that changes what heads give, though not what attention adds."""
 _CENTRED_SITES = frozenset(Site) - {Site.MLP_POST_ACT, Site.ATTN_V_OUT, Site.MLP_TRANSCODER}
 """Where centred weights change what is read: what is behind a norm is the same."""
 
@@ -116,13 +118,18 @@ def load_saelens(folder: Path, digest: _Hash) -> list[StoredLayer]:
     for key, values in _HARMLESS.items():
         if config.get(key) not in values:
             raise AutoencoderBroken(f"{path}: {key} {config[key]!r} is not supported")
-    place = told_place(path, config) or _place(config, path)
+    place = _place(config, path)
     if config.get("reshape_activations") not in (None, "none") and not (
         config["reshape_activations"] == "hook_z" and place.site is Site.ATTN_V_OUT
     ):
         raise AutoencoderBroken(
             f"{path}: reshape_activations {config['reshape_activations']!r} is not supported"
         )
+    for key in _CHANGES_HEADS:
+        if place.site is Site.ATTN_V_OUT and _model_settings(config).get(key):
+            raise AutoencoderBroken(
+                f"{path}: trained on heads of a model with {key}, which are others than the model's own"
+            )
     weights = _weights(folder / SAELENS_WEIGHTS, path, place, config, digest)
     return [StoredLayer(place, folder, weights, _is_centred(path, place, config))]
 
@@ -145,6 +152,18 @@ def _settings(path: Path) -> dict[str, object]:
 
 
 def _place(config: Settings, path: Path) -> Place:
+    told = told_place(path, config)
+    if told is None:
+        return _place_of_hooks(config, path)
+    try:
+        named = _place_of_hooks(config, path)
+    except AutoencoderBroken:
+        return told  # which is there for hooks that have no name here
+    refuse_two_places(path, told, named)
+    return told
+
+
+def _place_of_hooks(config: Settings, path: Path) -> Place:
     hook, hook_out, layer_index = (
         config.get("hook_name"),
         config.get("hook_name_out"),

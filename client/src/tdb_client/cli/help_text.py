@@ -54,8 +54,8 @@ examples:
 """,
     "workbench": """\
 examples:
-  tdb workbench                           a page that asks $TDB_SERVER, in the web browser
-  tdb workbench --no-browser --port 8080  for a browser elsewhere: there `ssh -L 8080:127.0.0.1:8080 HERE`
+  tdb workbench                              a page that asks $TDB_SERVER, in the web browser
+  tdb workbench --no-browser --port 8080     for a browser elsewhere: `ssh -L 8080:127.0.0.1:8080 HERE` there
 
 The page is handed out on this machine alone, under an address that nobody else knows. A server that was
 started with --http-port has the same page at its own address.

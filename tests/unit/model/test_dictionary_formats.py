@@ -401,6 +401,31 @@ def test_an_archive_that_spans_disks(tmp_path: Path) -> None:
         find_layers(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("r_mag", -20.0, "latent 3 has r_mag -20.0, too small beside its bias of magnitudes 0.5"),
+        ("decoder.weight", 0.0, "the direction of latent 3 is 0, and is divided by its length"),
+    ],
+)
+def test_gates_that_cannot_be_told_and_directions_without_length(
+    tmp_path: Path, name: str, value: float, message: str
+) -> None:
+    weights = weights_of("gated")
+    state = {
+        "encoder.weight": weights["W_enc"].T.contiguous(),
+        "decoder.weight": weights["W_dec"].T.contiguous(),
+        "decoder_bias": weights["b_dec"],
+        "r_mag": weights["r_mag"],
+        "gate_bias": weights["b_gate"],
+        "mag_bias": torch.full((20,), 0.5),
+    }
+    state[name][..., 3] = value
+    write_dictionary_learning(tmp_path, "GatedAutoEncoder", state)
+    with pytest.raises(AutoencoderBroken, match=message):
+        find_layers(tmp_path)
+
+
 def write_sparsify(folder: Path, weights: dict[str, Tensor], **config: Any) -> None:
     folder.mkdir(exist_ok=True)
     stored = {

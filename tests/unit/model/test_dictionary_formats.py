@@ -818,3 +818,15 @@ def test_the_command_says_what_a_folder_holds(capsys: pytest.CaptureFixture[str]
     assert last.startswith("each fits tiny-a: gpt2, 3 layers")
     with pytest.raises(AutoencoderBroken, match="latents for mlp_post_act of this model"):
         run(["dictionaries", str(OURS / "mlp_post_act"), "--model", str(FIXTURES / "tiny-llama-c")])
+
+
+def test_the_command_says_what_cannot_be_loaded_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_sparsify(tmp_path / "layers.0", weights_of("topk"))
+    write_sparsify(tmp_path / "layers.1", weights_of("topk"), k=5)
+    run(["dictionaries", str(tmp_path)])
+    assert "at once: " in (last := capsys.readouterr().out.splitlines()[-1])
+    assert "20 latents, topk(5), unlike" in last
+    run(["dictionaries", str(tmp_path / "layers.0"), str(tmp_path / "layers.0")])
+    assert "layer 0 of resid_post_mlp is given twice" in capsys.readouterr().out.splitlines()[-1]

@@ -552,6 +552,16 @@ def test_ours(decoder: Decoder, tmp_path: Path) -> None:
     check(tmp_path, decoder, "skip_transcoder")
     write("jumprelu_skip_transcoder", site="mlp_transcoder", input_gain=True, activation="jumprelu")
     check(tmp_path, decoder, "jumprelu_skip_transcoder", has_gain=True)
+    for scaling in (
+        {"normalize_activations": "layer_norm"},
+        {"normalize_activations": "expected_average_only_in", "norm_scaling_factor": 2.0},
+    ):
+        write("skip_transcoder", site="mlp_transcoder", input_gain=False, **scaling)
+        with pytest.raises(AutoencoderBroken, match="of a transcoder is not supported"):
+            find_layers(tmp_path)
+        write("skip_transcoder", site="resid_post_mlp", **scaling)
+        with pytest.raises(AutoencoderBroken, match="of a dictionary with a skip is not supported"):
+            find_layers(tmp_path)
     write("skip_transcoder", site="mlp_transcoder")
     with pytest.raises(AutoencoderBroken, match='"input_gain" is None'):
         fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)

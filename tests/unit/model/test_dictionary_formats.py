@@ -401,6 +401,31 @@ def test_an_archive_that_spans_disks(tmp_path: Path) -> None:
         find_layers(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("r_mag", -20.0, "latent 3 has r_mag -20.0, too small beside its bias of magnitudes 0.5"),
+        ("decoder.weight", 0.0, "the direction of latent 3 is 0, and is divided by its length"),
+    ],
+)
+def test_gates_that_cannot_be_told_and_directions_without_length(
+    tmp_path: Path, name: str, value: float, message: str
+) -> None:
+    weights = weights_of("gated")
+    state = {
+        "encoder.weight": weights["W_enc"].T.contiguous(),
+        "decoder.weight": weights["W_dec"].T.contiguous(),
+        "decoder_bias": weights["b_dec"],
+        "r_mag": weights["r_mag"],
+        "gate_bias": weights["b_gate"],
+        "mag_bias": torch.full((20,), 0.5),
+    }
+    state[name][..., 3] = value
+    write_dictionary_learning(tmp_path, "GatedAutoEncoder", state)
+    with pytest.raises(AutoencoderBroken, match=message):
+        find_layers(tmp_path)
+
+
 def write_sparsify(folder: Path, weights: dict[str, Tensor], **config: Any) -> None:
     folder.mkdir(exist_ok=True)
     stored = {
@@ -527,6 +552,16 @@ def test_ours(decoder: Decoder, tmp_path: Path) -> None:
     check(tmp_path, decoder, "skip_transcoder")
     write("jumprelu_skip_transcoder", site="mlp_transcoder", input_gain=True, activation="jumprelu")
     check(tmp_path, decoder, "jumprelu_skip_transcoder", has_gain=True)
+    for scaling in (
+        {"normalize_activations": "layer_norm"},
+        {"normalize_activations": "expected_average_only_in", "norm_scaling_factor": 2.0},
+    ):
+        write("skip_transcoder", site="mlp_transcoder", input_gain=False, **scaling)
+        with pytest.raises(AutoencoderBroken, match="of a transcoder is not supported"):
+            find_layers(tmp_path)
+        write("skip_transcoder", site="resid_post_mlp", **scaling)
+        with pytest.raises(AutoencoderBroken, match="of a dictionary with a skip is not supported"):
+            find_layers(tmp_path)
     write("skip_transcoder", site="mlp_transcoder")
     with pytest.raises(AutoencoderBroken, match='"input_gain" is None'):
         fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
@@ -793,3 +828,15 @@ def test_the_command_says_what_a_folder_holds(capsys: pytest.CaptureFixture[str]
     assert last.startswith("each fits tiny-a: gpt2, 3 layers")
     with pytest.raises(AutoencoderBroken, match="latents for mlp_post_act of this model"):
         run(["dictionaries", str(OURS / "mlp_post_act"), "--model", str(FIXTURES / "tiny-llama-c")])
+
+
+def test_the_command_says_what_cannot_be_loaded_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_sparsify(tmp_path / "layers.0", weights_of("topk"))
+    write_sparsify(tmp_path / "layers.1", weights_of("topk"), k=5)
+    run(["dictionaries", str(tmp_path)])
+    assert "at once: " in (last := capsys.readouterr().out.splitlines()[-1])
+    assert "20 latents, topk(5), unlike" in last
+    run(["dictionaries", str(tmp_path / "layers.0"), str(tmp_path / "layers.0")])
+    assert "layer 0 of resid_post_mlp is given twice" in capsys.readouterr().out.splitlines()[-1]

@@ -126,23 +126,10 @@ def read_dictionaries(folders: Sequence[Path], config: DecoderConfig) -> dict[Si
         AutoencoderBroken: a folder or file is missing or damaged, does not fit the model, or there are two
             for one site and layer, or for two sites of one node type.
     """
-    by_site = layers_by_site([layer for folder in folders for _, layer in find_layers(folder)])
-    for site, layers in by_site.items():
-        first = layers[0]
-        layers.sort(key=lambda one: one.place.layer_index)
-        before = None
-        for layer in layers:
-            refuse_other_models(layer, config)
-            layer_index = layer.place.layer_index
-            if layer_index == before:
-                raise AutoencoderBroken(f"{layer.path}: layer {layer_index} of {site.value} is given twice")
-            before = layer_index
-            if _kind(layer) != _kind(first):
-                raise AutoencoderBroken(
-                    f"{layer.path}: {_kind(layer)}, unlike {first.path} with {_kind(first)}; "
-                    "layers of a site must be alike"
-                )
-    return by_site
+    found = [layer for folder in folders for _, layer in find_layers(folder)]
+    for layer in found:
+        refuse_other_models(layer, config)
+    return layers_by_site(found)
 
 
 def fit_dictionaries(by_site: Mapping[Site, Sequence[StoredLayer]], decoder: Decoder) -> list[Autoencoder]:
@@ -159,10 +146,11 @@ def fit_dictionaries(by_site: Mapping[Site, Sequence[StoredLayer]], decoder: Dec
 
 
 def layers_by_site(layers: Sequence[StoredLayer]) -> dict[Site, list[StoredLayer]]:
-    """What is loaded together.
+    """What is loaded together, those of each site by layer.
 
     Raises:
-        AutoencoderBroken: it cannot be: two sites have one node type, or all labels are too many.
+        AutoencoderBroken: it cannot be: two sites have one node type, there are two for one site and layer,
+            those of a site are not alike, or all labels are too many.
     """
     check_labels(layers)
     by_site: dict[Site, list[StoredLayer]] = {}
@@ -175,6 +163,22 @@ def layers_by_site(layers: Sequence[StoredLayer]) -> dict[Site, list[StoredLayer
             paths = " and ".join(f"{by_site[one][0].path} ({one.value})" for one in (other, site))
             kind = "the MLP" if site.is_mlp else site.node_type.value
             raise AutoencoderBroken(f"two dictionaries for {kind}: {paths}; load one of them")
+    for site_layers in by_site.values():
+        first = site_layers[0]
+        site_layers.sort(key=lambda one: one.place.layer_index)
+        before = None
+        for layer in site_layers:
+            layer_index = layer.place.layer_index
+            if layer_index == before:
+                raise AutoencoderBroken(
+                    f"{layer.path}: layer {layer_index} of {layer.place.site.value} is given twice"
+                )
+            before = layer_index
+            if _kind(layer) != _kind(first):
+                raise AutoencoderBroken(
+                    f"{layer.path}: {_kind(layer)}, unlike {first.path} with {_kind(first)}; "
+                    "layers of a site must be alike"
+                )
     return by_site
 
 

@@ -28,6 +28,7 @@ from tdb_server.errors import AutoencoderBroken
 from tdb_server.model.autoencoder import AutoencoderLayer
 from tdb_server.model.dictionaries.digest import add_settings
 from tdb_server.model.dictionaries.files import (
+    gate_and_magnitude,
     pick_tensors,
     positive_count,
     read_state_dict,
@@ -142,9 +143,10 @@ def _weights(path: Path, config_path: Path, trainer: Mapping[str, Any], digest: 
     refuse_other_sizes(config_path, trainer, path, {"activation_dim": n_inputs, "dict_size": n_latents})
     thresholds = None
     if name == "GatedAutoEncoder":
-        scale = tensors["r_mag"].exp()
-        encoder, latent_bias = encoder * scale[:, None], tensors["mag_bias"]
-        thresholds = thresholds_of(path, tensors["mag_bias"] - scale * tensors["gate_bias"], n_latents)
+        latent_bias = tensors["mag_bias"]
+        encoder, thresholds = gate_and_magnitude(
+            path, encoder, tensors["r_mag"], tensors["gate_bias"], latent_bias
+        )
     else:
         latent_bias = biases["b_enc"] if "b_enc" in biases else biases["encoder.bias"]
     if "threshold" in tensors:

@@ -26,6 +26,10 @@ NORM_SCALING_FACTOR = "norm_scaling_factor"
 """Settings of `config.json` and `cfg.json`, under the names that SAELens has for them."""
 
 
+_MAX_BIAS_BY_SCALE = 2.0**12
+"""At which a gate, kept as a threshold on magnitudes in float32, is off by some 2e-4."""
+
+
 def read_safetensors(path: Path) -> dict[str, Any]:
     """All tensors of a file, in memory of their own: what the library maps changes with the file.
 
@@ -150,6 +154,31 @@ def thresholds_of(path: Path, threshold: Tensor, n_latents: int) -> Tensor:
     if threshold.numel() not in (1, n_latents):
         raise AutoencoderBroken(f"{path}: {threshold.numel()} thresholds for {n_latents} latents")
     return threshold.float().flatten().clamp(min=0).expand(n_latents).clone()
+
+
+def gate_and_magnitude(
+    path: Path, encoder: Tensor, r_mag: Tensor, gate_bias: Tensor, mag_bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A gated autoencoder's encoder of magnitudes [n, s], and the thresholds [n] that its gates are.
+
+    Args:
+        path: the file, for people.
+        encoder: of gates [n, s].
+        r_mag: logarithms of what magnitudes are multiplied with [n].
+        gate_bias, mag_bias: added to gates and magnitudes [n].
+
+    Raises:
+        AutoencoderBroken: a magnitude is so much smaller than its bias that rounding would decide on a gate.
+    """
+    scale = r_mag.exp()
+    lost = mag_bias.abs() > _MAX_BIAS_BY_SCALE * scale
+    if bool(lost.any()):
+        latent = int(lost.nonzero()[0])
+        raise AutoencoderBroken(
+            f"{path}: latent {latent} has r_mag {float(r_mag[latent])}, too small beside its bias of "
+            f"magnitudes {float(mag_bias[latent])} to tell when it is active"
+        )
+    return encoder * scale[:, None], thresholds_of(path, mag_bias - scale * gate_bias, len(scale))
 
 
 def positive_count(path: Path, name: str, value: object) -> int:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tdb_server.domain.model_info import Site
 from tdb_server.errors import AutoencoderBroken
 from tdb_server.model.autoencoder import AutoencoderLayer
 from tdb_server.model.dictionaries.digest import add_settings
@@ -89,6 +90,12 @@ def _load_layer(path: Path, config: Mapping[str, object], digest: _Hash) -> Stor
             'meant, as for v5_32k and v5_128k; "none" for what Transformer Debugger computes'
         )
     norms_inputs, factor = input_scaling(config_path, config)
+    if (norms_inputs or factor != 1) and (place.site is Site.MLP_TRANSCODER or "skip.weight" in state):
+        what = "a transcoder" if place.site is Site.MLP_TRANSCODER else "a dictionary with a skip"
+        raise AutoencoderBroken(
+            f"{config_path}: {NORMALIZE} {config[NORMALIZE]!r} of {what} is not supported: nothing says how "
+            "outputs would be scaled back"
+        )
     jumps = config.get("activation") == "jumprelu"
     more = [name for name in _MORE_TENSORS if name in state and (jumps or name != "threshold")]
     if jumps and "threshold" not in more:

@@ -30,6 +30,7 @@ from tdb_server.model.dictionaries.files import (
     NORM_SCALING_FACTOR,
     NORMALIZE,
     flag,
+    gate_and_magnitude,
     input_scaling,
     pick_tensors,
     positive_count,
@@ -253,9 +254,10 @@ def _weights(
     encoder, output_bias, n_latents = tensors["W_enc"].T.contiguous(), tensors["b_dec"], len(tensors["W_dec"])
     thresholds: Tensor | None = None
     if architecture == "gated":
-        scale = tensors["r_mag"].exp()
-        encoder, latent_bias = encoder * scale[:, None], tensors["b_mag"]
-        thresholds = thresholds_of(path, tensors["b_mag"] - scale * tensors["b_gate"], n_latents)
+        latent_bias = tensors["b_mag"]
+        encoder, thresholds = gate_and_magnitude(
+            path, encoder, tensors["r_mag"], tensors["b_gate"], latent_bias
+        )
     else:
         latent_bias = tensors["b_enc"]
         threshold = tensors.get("threshold", tensors.get("topk_threshold"))

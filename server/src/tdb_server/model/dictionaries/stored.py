@@ -94,8 +94,14 @@ def scaled(weights: AutoencoderLayer, factor: float) -> AutoencoderLayer:
 
 
 def with_unit_directions(weights: AutoencoderLayer) -> AutoencoderLayer:
-    """The same with every latent multiplied with the length of its direction; thresholds are for these."""
+    """The same with every latent multiplied with the length of its direction; thresholds are for these.
+
+    Raises:
+        ValueError: a direction has no length.
+    """
     norms = weights.directions.norm(dim=1)
+    if bool((norms == 0).any()):
+        raise ValueError(f"the direction of latent {int(norms.argmin())} is 0, and is divided by its length")
     return replace(
         weights,
         encoder_weight=weights.encoder_weight * norms[:, None],

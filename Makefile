@@ -84,7 +84,7 @@ breaking: $(INSTALLED)  ## compare the protos with AGAINST, by default the last 
 	$(BIN)/python protos/breaking.py $(AGAINST)
 
 pictures: $(INSTALLED) programs  ## take the pictures of the docs
-	$(BIN)/python examples/pictures.py
+	PYTHONPATH=. $(BIN)/python examples/pictures.py
 
 bench: $(INSTALLED)  ## measure what is claimed about speed
 	$(BIN)/python -m benchmarks.run

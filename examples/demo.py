@@ -22,21 +22,21 @@ STOP_SECONDS = 20.0
 
 
 @contextmanager
-def running_server() -> Iterator[str]:
-    """The address of a server that is ready, with the default model."""
+def running_server(*flags: str) -> Iterator[dict[str, int]]:
+    """The ports of a server that is ready, with the default model: `grpc_port`, and `http_port` if wanted."""
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(folder, "ready.json")
-        command = ["serve", "--port", "0", "--log-level", "warning", "--ready-file", str(ready)]
+        command = ["serve", "--port", "0", "--log-level", "warning", "--ready-file", str(ready), *flags]
         print(f"$ tdb-server {shlex.join(command)}", file=sys.stderr)
         process = subprocess.Popen([sys.executable, "-m", "tdb_server", *command], stdout=sys.stderr)
         try:
-            yield f"127.0.0.1:{wait_until_ready(process, ready)}"
+            yield wait_until_ready(process, ready)
         finally:
             stop(process)
 
 
-def wait_until_ready(process: subprocess.Popen[bytes], ready: Path) -> int:
-    """The server's port, once the model is loaded."""
+def wait_until_ready(process: subprocess.Popen[bytes], ready: Path) -> dict[str, int]:
+    """The server's ports, once the model is loaded."""
     deadline = time.monotonic() + READY_SECONDS
     while not ready.exists():
         if process.poll() is not None:
@@ -44,8 +44,8 @@ def wait_until_ready(process: subprocess.Popen[bytes], ready: Path) -> int:
         if time.monotonic() > deadline:
             sys.exit(f"the server was not ready after {READY_SECONDS:.0f} s")
         time.sleep(0.05)
-    port: int = json.loads(ready.read_text())["grpc_port"]
-    return port
+    ports: dict[str, int] = json.loads(ready.read_text())
+    return ports
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -59,8 +59,8 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    with running_server() as server:
-        request = [*REQUEST, "--server", server]
+    with running_server() as ports:
+        request = [*REQUEST, "--server", f"127.0.0.1:{ports['grpc_port']}"]
         print(f"\n$ tdb {shlex.join(request)}\n", flush=True)
         code = main(request)
     if code == 0:

@@ -1,4 +1,4 @@
-"""Takes the pictures of the docs, a terminal and a report, with the default model. Run by `make pictures`."""
+"""Takes the pictures of the docs with the default model: a terminal, a report, the workbench (`make pictures`)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 from tdb_client.cli import main
 
+from tests.integration.workbench_page import Workbench, workbench
+
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "pictures"
 ABLATION = ["--ablate", "L23 head 3 @ -1"]
 TERMINAL = ["--rows", "12", "--logits", "5"]
 COLUMNS = 112
 REPORT_PIXELS = (1366, 955)
 TERMINAL_PIXELS = (1010, 600)
+LAPTOP, PHONE = (1366, 900), (360, 740)
 LIGHT = TerminalTheme((255, 255, 255), (22, 25, 29), [(22, 25, 29)] * 8, [(22, 25, 29)] * 8)
 PAGE = """<!doctype html><meta charset="utf-8"><style>body {{ margin: 18px 22px; background: white; }}
 pre {{ font: 14px/1.36 "DejaVu Sans Mono", monospace; margin: 0; }} {stylesheet}</style><pre>{code}</pre>"""
@@ -63,10 +66,39 @@ def terminal_page(arguments: list[str]) -> str:
     return console.export_html(theme=LIGHT, code_format=PAGE)
 
 
+def take(bench: Workbench, name: str, top: str = "") -> None:
+    """Writes what the window shows, scrolled to an element."""
+    bench.page.evaluate(f"document.querySelector('{top}').scrollIntoView()" if top else "scrollTo(0, 0)")
+    bench.page.screenshot(PICTURES / f"{name}.png", whole=False)
+    print(f"wrote {PICTURES / name}.png", file=sys.stderr)
+
+
+def workbench_pictures(address: str) -> None:
+    """The strongest head is patched by clicking, what comes of it is looked at, and edges are drawn."""
+    with workbench(address, *LAPTOP) as bench:
+        bench.run()
+        bench.act("L23 head 3 @ 13 -> 9", "patch")
+        bench.answered()
+        take(bench, "workbench")
+        bench.click(f"{bench.row('L29 head 1 @ 13 -> 13')} button.node")
+        bench.page.evaluate("document.querySelector('#nodes-section').scrollIntoView()")
+        bench.click(f"{bench.row('L29 head 1 @ 13 -> 13')} button.do")
+        take(bench, "workbench-nodes", "#nodes-section")
+        bench.page.press("Escape")
+        bench.open_picture("graph")
+        bench.wait_for("#graph-picture .edge")
+        take(bench, "workbench-edges", "#graph-picture")
+        here = bench.page.evaluate("location.href")
+    with workbench(here, *PHONE) as bench:
+        bench.answered()
+        take(bench, "workbench-phone")
+
+
 if __name__ == "__main__":
     PICTURES.mkdir(exist_ok=True)
-    with running_server() as server, tempfile.TemporaryDirectory() as folder:
-        at = ["--server", server]
+    with running_server("--http-port", "0") as ports, tempfile.TemporaryDirectory() as folder:
+        at = ["--server", f"127.0.0.1:{ports['grpc_port']}"]
+        workbench_pictures(f"http://127.0.0.1:{ports['http_port']}/")
         report, terminal = Path(folder, "report.html"), Path(folder, "terminal.html")
         if main([*REQUEST, *ABLATION, *at, "--html", str(report)]):
             sys.exit(1)

@@ -11,6 +11,7 @@ import { drawRequest } from "./request.js";
 import { CHANGE, RUN_NAMES, SCALARS, State } from "./state.js";
 import { drawSums } from "./sums.js";
 
+const MANY_TOKENS = 300;
 const chosen = () => make("span", { class: "chosen" });
 const hint = (...text) => make("p", { class: "hint" }, text);
 
@@ -62,6 +63,14 @@ function places(more) {
   ];
 }
 
+/** Draws sums; those of a long prompt, whose table takes longest to lay out, once all else is seen. */
+function drawSumsInTime(data, state) {
+  const table = byId("sums");
+  const work = () => { if (table.isConnected) drawSums(data, state); };
+  if (data.tokens.length <= MANY_TOKENS) work();
+  else requestAnimationFrame(() => setTimeout(work));
+}
+
 function drawValues(data) {
   const figure = (text, title) => make("div", {}, make("strong", {}, text), make("span", {}, title));
   const [first, second] = data.runs.map(({ value }) => value);
@@ -85,6 +94,7 @@ function drawValues(data) {
  * @param hooks what a page adds, each of it optional: `view`, what is to be shown first; `onView`, told of what is
  *   shown after every choice; `more`, further sections; `nodeActions`, the elements that a node's card ends with;
  *   `openNode` and `openPair`, called when what can be done with a row of the table or a cell of the grid is wanted
+ * @returns the node table, as `nodes`
  */
 export function drawAnswer(place, data, hooks = {}) {
   place.replaceChildren(...places(hooks.more ?? []));
@@ -110,7 +120,7 @@ export function drawAnswer(place, data, hooks = {}) {
     const name = `${state.isChange ? "change of " : ""}${title}${ofDifference}`;
     place.querySelectorAll(".chosen").forEach((one) => { one.textContent = name; });
     drawPrompt(data, state, chooseToken);
-    drawSums(data, state);
+    drawSumsInTime(data, state);
     nodes.draw();
     attention.draw();
   };
@@ -128,5 +138,5 @@ export function drawAnswer(place, data, hooks = {}) {
   drawLogits(data);
   drawRequest(data.request);
   redraw();
-  return { state, nodes, attention, redraw };
+  return { nodes };
 }

@@ -1,6 +1,7 @@
 // What can be done with a node: each action leads to another question.
 
 import { make } from "../report/elements.js";
+import { fragment } from "./address.js";
 import { pageAddress } from "./api.js";
 import { askLine } from "./dialogs.js";
 import { KEPT_AS, withChange, withTrace } from "./questions.js";
@@ -12,7 +13,7 @@ const NAMED = { attention_head: "head", whole_head: "head", mlp_neuron: "neuron"
 /** The address of a node's page, such as `L23.head.3`; null where there is none of it. */
 function nodeAddress({ type, layer, index }, question) {
   const kind = NAMED[type] ?? (type.endsWith("latent") ? type : null);
-  return kind && pageAddress(`node/L${layer}.${kind}.${index}#q=${encodeURIComponent(JSON.stringify(question))}`);
+  return kind && pageAddress(`node/L${layer}.${kind}.${index}${fragment(question)}`);
 }
 
 /** Nodes are gathered before it is asked what they do alone. */
@@ -26,7 +27,7 @@ function pageAction(node, question) {
 }
 
 /** The node that is kept for one of the table, and its type; null where there is none. */
-export function keptFor(node) {
+function keptFor(node) {
   const type = KEPT_AS[node.type];
   if (!type) return null;
   return { spelling: node.type === "attention_head" ? node.component.replace("head", "whole head") : node.component, type };
@@ -45,7 +46,9 @@ export function actionsOf(node, question, page) {
   const actions = [];
   if (node.type !== "layer" && node.type !== "vocab_token") {
     actions.push({ name: "ablate", title: "ablate", note: isHead ? `${row}, whatever it attends to` : row, run: () => change(row) });
-    if (isHead && node.attended_to !== null) actions.push({ name: "ablate-pair", title: "ablate this pair", note: node.spelling, run: () => change(node.spelling) });
+    if (isHead && node.attended_to !== null) {
+      actions.push({ name: "ablate-pair", title: "ablate this pair", note: node.spelling, run: () => change(node.spelling) });
+    }
     actions.push({ name: "patch", title: "patch from the baseline", note: row, run: () => patch(row) });
     actions.push({ name: "scale", title: "scale …", note: row, run: async () => {
       const factor = await askLine({ title: `Scale ${row}`, label: "by the factor", type: "number", value: "2", button: "Scale" });
@@ -70,7 +73,8 @@ export function actionsOf(node, question, page) {
 
 /** What can be done with a component, wherever in the prompt: `L9 whole head 6`, `L5 mlp`. */
 export function componentActions(component, question, page) {
-  const actions = [{ name: "list", title: "its nodes in the table", note: component, run: () => page.filter(component.replace("whole ", "").replace("mlp", "neuron")) }];
+  const listed = component.replace("whole ", "").replace("mlp", "neuron");
+  const actions = [{ name: "list", title: "its nodes in the table", note: listed, run: () => page.filter(listed) }];
   const [, layer, kind, index] = /^L(\d+) (whole head|mlp)(?: (\d+))?$/.exec(component) ?? [];
   if (kind === undefined) return actions;
   const type = kind === "mlp" ? "whole_mlp" : "whole_head";

@@ -1,7 +1,7 @@
 // What is done to the model, as a row of chips that can be taken back.
 
 import { byId, make } from "../report/elements.js";
-import { tidy, withOnly, withoutAll, withoutChange, withoutKept } from "./questions.js";
+import { withOnly, withTrace, withoutAll, withoutChange, withoutKept } from "./questions.js";
 
 const SHOWN_KEPT = 40;
 
@@ -24,8 +24,10 @@ function keptChips(nodes, title, onRemove) {
 export function drawChanges(question, onAsk) {
   const { changes = [], onlyThese, trace, downstream } = question;
   const chips = [];
-  if (trace) chips.push(chip(`trace ${trace}`, "trace", `no trace of ${trace}`, () => onAsk(tidy({ ...question, trace: null, downstream: null }))));
-  if (downstream) chips.push(chip(`downstream ${downstream}`, "trace", `not towards ${downstream}`, () => onAsk(tidy({ ...question, downstream: null }))));
+  if (trace) chips.push(chip(`trace ${trace}`, "trace", `no trace of ${trace}`, () => onAsk(withTrace(question, null))));
+  if (downstream) {
+    chips.push(chip(`downstream ${downstream}`, "trace", `not towards ${downstream}`, () => onAsk(withTrace(question, trace))));
+  }
   for (const one of changes) {
     chips.push(chip(/[=*+]/.test(one) ? one : `${one} = 0`, "change", `take back ${one}`, () => onAsk(withoutChange(question, one))));
   }

@@ -23,8 +23,11 @@ export function draw(place, context) {
   const said = make("span", { class: "quiet", role: "status" });
   const shown = make("div", {});
   place.replaceChildren(
-    make("p", { class: "hint" }, "Others are set to what they are in the baseline, or to 0 without one. Many circuits are measured: this takes from seconds to minutes."),
-    make("p", { class: "tools" }, make("label", {}, "faithfulness of at least ", wanted), make("label", {}, "calls at most ", atMost), start, stop, said), shown);
+    make("p", { class: "hint" }, "Others are set to what they are in the baseline, or to 0 without one. " +
+      "Many circuits are measured: this takes from seconds to minutes."),
+    make("p", { class: "tools" }, make("label", {}, "faithfulness of at least ", wanted),
+      make("label", {}, "calls at most ", atMost), start, stop, said),
+    shown);
   start.addEventListener("click", () => {
     const call = new AbortController();
     signal.addEventListener("abort", () => call.abort());
@@ -57,7 +60,8 @@ async function search(shown, said, context, faithfulness, atMost, signal, questi
 function result(found, { page }, question) {
   const keep = () => page.ask(tidy({ ...question, changes: [], onlyThese: found.nodes, nodeTypes: null }));
   return make("div", {},
-    make("p", {}, make("strong", {}, `${found.nodes.length} of ${found.nComponents} heads and MLPs keep ${number(found.faithfulness)} of the objective. `),
+    make("p", {},
+      make("strong", {}, `${found.nodes.length} of ${found.nComponents} heads and MLPs keep ${number(found.faithfulness)} of the objective. `),
       make("button", { type: "button", class: "primary", id: "circuit-keep", onclick: keep }, "Keep only these")),
     make("ul", { class: "node-list" }, found.nodes.map((one) => make("li", {}, make("code", {}, one)))));
 }

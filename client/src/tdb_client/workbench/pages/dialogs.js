@@ -5,7 +5,9 @@ import { byId, make } from "../report/elements.js";
 /** Asks for one line. Gives what was typed, or null where nobody wanted to say. */
 export function askLine({ title, text, label, type = "text", value = "", button = "OK" }) {
   const dialog = byId("dialog");
-  const field = make("input", { id: "dialog-field", type, value, autocomplete: "off", spellcheck: "false", step: type === "number" ? "any" : null, required: true });
+  const field = make("input", {
+    id: "dialog-field", type, value, autocomplete: "off", spellcheck: "false", step: type === "number" ? "any" : null, required: true,
+  });
   const form = make("form", { method: "dialog" },
     make("h2", { id: "dialog-title" }, title), text ? make("p", { class: "hint" }, text) : [],
     make("label", { for: "dialog-field" }, label, " ", field),

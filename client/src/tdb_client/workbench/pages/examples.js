@@ -27,12 +27,13 @@ function shown(text) {
 
 function example({ tokens, peak, attended_to: attendedTo }, most) {
   const about = attendedTo === undefined ? "" : `, from ${JSON.stringify(tokens[attendedTo]?.text ?? "")}`;
-  return [make("b", { class: "figure" }, number(tokens[peak].activation)), make("p", { class: "example" }, tokens.map(({ text, activation }, index) => {
+  const words = tokens.map(({ text, activation }, index) => {
     const kind = index === peak ? "peak" : index === attendedTo ? "attended" : null;
     const word = make("span", { class: kind, title: `${number(activation)}${index === peak ? about : ""}` }, shown(text));
     word.style.backgroundColor = colour(activation, most);
     return word;
-  }))];
+  });
+  return [make("b", { class: "figure" }, number(tokens[peak].activation)), make("p", { class: "example" }, words)];
 }
 
 /** Counts on a logarithmic scale, as most activations are small. */
@@ -46,6 +47,7 @@ function histogram({ edges, counts }) {
       svg("title", {}, `${number(edges[index])} to ${number(edges[index + 1])}: ${count}`));
   });
   const end = (at, x, anchor) => svg("text", { x, y: HEIGHT - 6, "text-anchor": anchor }, number(edges[at]));
-  return svg("svg", { class: "histogram", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `activations other than 0, from ${number(edges[0])} to ${number(edges.at(-1))}` },
+  const words = `activations other than 0, from ${number(edges[0])} to ${number(edges.at(-1))}`;
+  return svg("svg", { class: "histogram", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": words },
     bars, end(0, MARGIN, "start"), end(edges.length - 1, WIDTH - MARGIN, "end"), svg("text", { x: MARGIN, y: 14 }, "tokens, logarithmic"));
 }

@@ -32,8 +32,9 @@ function drawGraph(place, { edges }, context) {
     said.textContent = `${shown.length} of ${edges.length} edges, from ${number(Math.abs(shown.at(-1).score))}`;
     const graph = graphOf(shown, context, (edge) => mark(edge));
     picture.replaceChildren(view.around(graph.element, graph.width, graph.height));
-    list.replaceChildren(...shown.map((edge) => make("li", {}, make("button", { type: "button", onclick: () => mark(edge), onfocus: () => mark(edge) },
-      make("span", {}, words(edge)), make("b", {}, number(edge.score, true))))));
+    list.replaceChildren(...shown.map((edge) => make("li", {},
+      make("button", { type: "button", onclick: () => mark(edge), onfocus: () => mark(edge) },
+        make("span", {}, words(edge)), make("b", {}, number(edge.score, true))))));
     const mark = (edge) => {
       const at = shown.indexOf(edge);
       place.querySelectorAll(".marked").forEach((one) => one.classList.remove("marked"));
@@ -44,7 +45,8 @@ function drawGraph(place, { edges }, context) {
   };
   strength.addEventListener("input", fill);
   place.replaceChildren(
-    make("p", { class: "hint" }, "An edge says how much the objective would fall if its reader alone saw of its writer what that writes in the baseline, to first order. Blue raises, orange lowers."),
+    make("p", { class: "hint" }, "An edge says how much the objective would fall if its reader alone saw of its writer " +
+      "what that writes in the baseline, to first order. Blue raises, orange lowers."),
     make("p", { class: "tools" }, make("label", {}, "strongest ", strength), said, view.buttons()),
     make("div", { class: "graph" }, picture, list));
   fill();

@@ -2,6 +2,7 @@
 
 import { heatCell, legend, make } from "../report/elements.js";
 import { colour, largest, number, shortNumber } from "../report/numbers.js";
+import { CHANGE, RUN_NAMES } from "../report/state.js";
 import { ask } from "./api.js";
 import { guarded } from "./pictures.js";
 
@@ -18,7 +19,8 @@ export function draw(place, context) {
   const layer = field("layer", first.layer, model.nLayers);
   const head = field("index", first.index, model.nHeads);
   const kind = make("select", { id: "head-kind" }, KINDS.map(([value, title]) => make("option", { value }, title)));
-  const run = make("select", { id: "head-run" }, ["before", "after", "change"].slice(0, data.runs.length > 1 ? 3 : 1).map((one) => make("option", { value: one }, one)));
+  const runs = data.runs.length > 1 ? [...RUN_NAMES, CHANGE] : RUN_NAMES.slice(0, 1);
+  const run = make("select", { id: "head-run" }, runs.map((one) => make("option", { value: one }, one)));
   const shown = make("div", { class: "head-picture" });
   let answer = null;
   const paint = () => answer && drawPattern(shown, answer, kind.value, run.value, `L${layer.value} head ${head.value}`, context);
@@ -35,8 +37,8 @@ export function draw(place, context) {
 
 function valuesOf(answer, kind, run) {
   const [before, after] = answer.runs.map((one) => one[kind]);
-  if (run === "change") return before.map((row, from) => row.map((value, to) => after[from][to] - value));
-  return run === "after" ? after : before;
+  if (run === CHANGE) return before.map((row, from) => row.map((value, to) => after[from][to] - value));
+  return run === RUN_NAMES[1] ? after : before;
 }
 
 function drawPattern(place, answer, kind, run, name, context) {
@@ -48,10 +50,11 @@ function drawPattern(place, answer, kind, run, name, context) {
   const most = largest(values.flat());
   place.replaceChildren(
     make("p", { class: "hint" }, "Rows attend to columns. The last column is what each token has in all, the last row what all have from it."),
-    isShort ? make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": name }, table(values, rowSums, columnSums, most, context.data.tokens, name))
+    isShort ? make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": name },
+      table(values, rowSums, columnSums, most, context.data.tokens, name))
       : painted(values, rowSums, columnSums, most, context.data.tokens, name),
     key, strongest(values, context, name));
-  legend(key, most, run === "change" ? ["less", "more"] : ["none", KINDS.find(([one]) => one === kind)[1]], run !== "change");
+  legend(key, most, run === CHANGE ? ["less", "more"] : ["none", KINDS.find(([one]) => one === kind)[1]], run !== CHANGE);
 }
 
 function table(values, rowSums, columnSums, most, tokens, name) {

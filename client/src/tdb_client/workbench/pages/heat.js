@@ -2,15 +2,15 @@
 
 import { heatCell, legend, make } from "../report/elements.js";
 import { largest, number, shortNumber } from "../report/numbers.js";
-import { SCALARS } from "../report/state.js";
+import { CHANGE, RUN_NAMES, SCALARS } from "../report/state.js";
 
 const MOST_TOKENS = 200;
 const EMBEDDING = -1;
 
 export function draw(place, { data }) {
   const pick = make("select", { id: "heat-number" }, Object.entries(SCALARS).map(([name, { title }]) => make("option", { value: name }, title)));
-  const run = make("select", { id: "heat-run" }, data.runs.map((_, index) => make("option", { value: index }, ["before", "after"][index])),
-    data.runs.length > 1 ? make("option", { value: "change", selected: true }, "change") : []);
+  const run = make("select", { id: "heat-run" }, data.runs.map((_, index) => make("option", { value: index }, RUN_NAMES[index])),
+    data.runs.length > 1 ? make("option", { value: CHANGE, selected: true }, CHANGE) : []);
   const table = make("table", { class: "grid heat-grid" });
   const key = make("div", { class: "legend" });
   const fill = () => fillTable(table, key, data, pick.value, run.value);
@@ -18,7 +18,8 @@ export function draw(place, { data }) {
   run.addEventListener("change", fill);
   place.replaceChildren(
     make("p", { class: "tools" }, make("label", {}, "number ", pick), " ", data.runs.length > 1 ? make("label", {}, "show ", run) : []),
-    make("p", { class: "hint" }, `Sums over the ${data.nodes.length} nodes that this answer lists, by layer and by the token where they write. What is not listed is not in it: ask for more with k.`),
+    make("p", { class: "hint" }, `Sums over the ${data.nodes.length} nodes that this answer lists, by layer and by the token where they ` +
+      "write. What is not listed is not in it: ask for more with k."),
     make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "layer by token" }, table), key);
   fill();
 }
@@ -27,7 +28,7 @@ function sumsByPlace(data, scalar, run) {
   const sums = new Map();
   const value = (row) => {
     const values = data.runs.map((one) => one.scalars[scalar][row] ?? 0);
-    return run === "change" ? values[1] - values[0] : values[Number(run)];
+    return run === CHANGE ? values[1] - values[0] : values[Number(run)];
   };
   data.nodes.forEach(({ layer, token }, row) => {
     const at = `${layer ?? EMBEDDING} ${token}`;
@@ -54,6 +55,6 @@ function fillTable(table, key, data, scalar, run) {
       }));
     })));
   table.classList.add("numbered");
-  const isEffect = run === "change" || SCALARS[scalar].isEffect;
+  const isEffect = run === CHANGE || SCALARS[scalar].isEffect;
   legend(key, most, isEffect ? ["lowers", "raises"] : ["negative", "positive"]);
 }

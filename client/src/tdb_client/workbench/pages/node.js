@@ -4,7 +4,7 @@ import { tokenList } from "../report/card.js";
 import { byId, heatCell, legend, make, pageLink } from "../report/elements.js";
 import { colour, largest, number, shortNumber } from "../report/numbers.js";
 import { SCALARS } from "../report/state.js";
-import { fromFragment } from "./address.js";
+import { fragment, fromFragment } from "./address.js";
 import { lines, pageAddress } from "./api.js";
 import { guarded } from "./pictures.js";
 
@@ -34,7 +34,7 @@ export async function drawNodePage() {
 
 function drawLine(place, line, question) {
   if (line.event === "node") drawNode(place, line, question);
-  if (line.event === "activations") place.append(activations(line, line.run === undefined ? "" : line.run ? "On the prompt, with the changes" : "On the prompt"));
+  if (line.event === "activations") place.append(activations(line, line.run ? "On the prompt, with the changes" : "On the prompt"));
   if (line.event === "uses") place.append(uses(line));
   if (line.event === "examples") import("./examples.js").then(({ examples }) => place.append(examples(line)));
 }
@@ -47,8 +47,10 @@ function drawNode(place, line, question) {
     make("h2", { class: "node-name" }, line.spelling),
     line.label ? make("p", { class: "label" }, line.label) : "",
     line.link ? make("p", {}, pageLink(line.link, line.link)) : "",
-    question ? make("p", { class: "hint" }, make("a", { href: pageAddress(`.#q=${encodeURIComponent(JSON.stringify(question))}`) }, "back to the question")) : "",
-    lists.length ? section("vocabulary", "In the vocabulary", make("p", { class: "hint" }, "What one unit of it adds to the logits of tokens, and whose embeddings excite it, through nothing between."), make("div", { class: "node-lists" }, lists)) : "",
+    question ? make("p", { class: "hint" }, make("a", { href: pageAddress(`.${fragment(question)}`) }, "back to the question")) : "",
+    lists.length ? section("vocabulary", "In the vocabulary",
+      make("p", { class: "hint" }, "What one unit of it adds to the logits of tokens, and whose embeddings excite it, through nothing between."),
+      make("div", { class: "node-lists" }, lists)) : "",
   );
 }
 
@@ -61,12 +63,14 @@ function activations({ tokens, values, attendedTo }, title) {
     const box = make("span", { class: "word" }, text);
     box.style.backgroundColor = colour(values[index], most);
     const about = attendedTo ? `, most for ${tokens[attendedTo[index]].quoted} @ ${attendedTo[index]}` : "";
-    return make("span", { class: "token", title: `${quoted} @ ${index}: ${number(values[index])}${about}` }, box, make("small", {}, shortNumber(values[index])));
+    const said = `${quoted} @ ${index}: ${number(values[index])}${about}`;
+    return make("span", { class: "token", title: said }, box, make("small", {}, shortNumber(values[index])));
   };
   const strongest = values.reduce((best, one, index) => (Math.abs(one) > Math.abs(values[best]) ? index : best), 0);
   const about = attendedTo ? ` It writes there most for ${tokens[attendedTo[strongest]].quoted} @ ${attendedTo[strongest]}.` : "";
   return make("section", {}, title ? make("h2", {}, title) : [],
-    make("p", { class: "hint" }, `${attendedTo ? "How much it writes" : "Its activation"} at each token; the most, ${number(values[strongest])}, at ${tokens[strongest].quoted} @ ${strongest}.${about}`),
+    make("p", { class: "hint" }, `${attendedTo ? "How much it writes" : "Its activation"} at each token; the most, ` +
+      `${number(values[strongest])}, at ${tokens[strongest].quoted} @ ${strongest}.${about}`),
     make("div", { class: "prompt" }, tokens.map(word)), key);
 }
 
@@ -78,7 +82,8 @@ function uses({ tokens, nodes, scalars, lists }) {
   const at = ({ token, attended_to: to }) => `${tokens[token].quoted}${to === null ? "" : ` → ${tokens[to].quoted}`}`;
   return section("uses", "Its uses here", make("div", { class: "scroll", tabindex: "0", role: "region", "aria-labelledby": "uses-title" },
     make("table", { class: "nodes" },
-      make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "at"), columns.map(([, { title }]) => make("th", { scope: "col", class: "figure" }, title)))),
+      make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "at"),
+        columns.map(([, { title }]) => make("th", { scope: "col", class: "figure" }, title)))),
       make("tbody", {}, nodes.map((node, row) => make("tr", {}, make("th", { scope: "row" }, make("code", {}, at(node))),
         columns.map(([name, { isEffect }], index) => isEffect
           ? heatCell(scalars[name][row], most[index], number(scalars[name][row], true), { class: "figure" })

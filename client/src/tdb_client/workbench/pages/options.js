@@ -3,10 +3,12 @@
 import { byId, make } from "../report/elements.js";
 
 const RULES = [["", "gradient"], ["frozen_norms", "frozen norms"], ["relp", "RelP"], ["gim", "GIM"]];
-const MLPS = [["", "neurons"], ["autoencoder_latent", "autoencoder latents"], ["transcoder_latent", "transcoder latents"], ["whole_mlp", "whole MLPs"]];
+const MLPS = [["", "neurons"], ["autoencoder_latent", "autoencoder latents"], ["transcoder_latent", "transcoder latents"],
+  ["whole_mlp", "whole MLPs"]];
 const ATTENTIONS = [["", "heads"], ["autoencoder_latent", "autoencoder latents"], ["whole_head", "whole heads"]];
 const STREAMS = [["", "not taken apart"], ["post_attn_latent", "latents after attention"], ["post_mlp_latent", "latents after the MLP"]];
-const LOSSES = [["", "logit difference"], ["logit_minus_mean", "logit − mean"], ["probs", "probability"], ["log_prob", "log probability"]];
+const LOSSES = [["", "logit difference"], ["logit_minus_mean", "logit − mean"], ["probs", "probability"], ["log_prob", "log probability"],
+  ["kl_from_baseline", "divergence from the baseline"]];
 const BOS = [["", "as the model does"], ["true", "yes"], ["false", "no"]];
 
 const ids = (text) => text.split(/[\s,]+/).filter(Boolean).map(Number);

@@ -50,8 +50,7 @@ export async function guarded(place, signal, work) {
   } catch (error) {
     if (signal?.aborted) return;
     place.querySelectorAll(".trouble").forEach((one) => one.remove());
-    place.append(make("div", { class: "trouble", role: "alert" }, make("strong", {}, error.message),
-      (error.violations ?? []).filter(({ description }) => description !== error.message).map(({ field, description }) => make("p", {}, `${field}: ${description}`))));
+    place.append(make("div", { class: "trouble", role: "alert" }, make("strong", {}, error.message)));
   } finally {
     place.removeAttribute("aria-busy");
   }

@@ -45,8 +45,9 @@ export class Trail {
       // The session's store is full: the list lives as long as the page.
     }
     const at = this.steps.findIndex((one) => keyOf(one.question) === this.current);
-    const step = (question, title, text) => make("button", { type: "button", class: "step", disabled: question === undefined, "aria-label": title, title,
-      onclick: () => this.onOpen(question) }, text);
+    const step = (question, title, text) => make("button", {
+      type: "button", class: "step", disabled: question === undefined, "aria-label": title, title, onclick: () => this.onOpen(question),
+    }, text);
     byId("trail").hidden = this.steps.length < 2;
     byId("trail").replaceChildren(
       step(this.steps[at - 1]?.question, "the question before", "←"), step(this.steps[at + 1]?.question, "the next question", "→"),

@@ -208,7 +208,9 @@ class Workbench {
     const title = `${data.tokens[from].quoted} @ ${from} → ${data.tokens[to].quoted} @ ${to}`;
     if (head !== null) {
       const [layer, index] = head.match(/\d+/g).map(Number);
-      const node = nodes[0] ?? { type: "attention_head", component: head, layer, index, token: from, attended_to: to, spelling: `${head} @ ${from} -> ${to}` };
+      const node = nodes[0] ?? {
+        type: "attention_head", component: head, layer, index, token: from, attended_to: to, spelling: `${head} @ ${from} -> ${to}`,
+      };
       return [`${head}, ${title}`, actions(node)];
     }
     const show = (node) => ({ title: node.component, run: () => {

@@ -28,7 +28,9 @@ PATIENCE = 5.0
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    server = start(tmp_path_factory.mktemp("workbench"), "--http-port", "0")
+    """A small model that takes a thousand tokens."""
+    folder: Path = write_random_model(tmp_path_factory.mktemp("model"), "gpt2", n_positions=1024)
+    server = start(tmp_path_factory.mktemp("workbench"), "--http-port", "0", model=folder)
     yield server
     stop(server)
 
@@ -227,8 +229,13 @@ def test_nothing_serious_keeps_anybody_out(asked, address):
 
 @pytest.mark.parametrize("size", [LAPTOP, PHONE])
 def test_nothing_runs_over_the_edge(address, size):
-    with workbench(f"{address}{fragment({**QUESTION, 'changes': ['L1 head 1 @ 4']})}", *size) as one:
+    question = {**QUESTION, "changes": ["L1 head 1 @ 4"], "baseline": [BASELINE]}
+    with workbench(f"{address}{fragment(question)}", *size) as one:
         one.answered()
+        for name in ("heat", "head", "lens", "graph", "circuit"):
+            one.open_picture(name)
+        one.click("#options summary")
+        one.click("#model-facts summary")
         assert one.page.evaluate("document.documentElement.scrollWidth") == size[0]
 
 
@@ -273,16 +280,7 @@ def test_a_token_is_asked_for_once_and_kept_for_the_session(guarded):
         one.wait("document.getElementById('model').textContent !== ''")
 
 
-@pytest.fixture(scope="module")
-def long_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server whose model takes a thousand tokens."""
-    folder: Path = write_random_model(tmp_path_factory.mktemp("long"), "gpt2", n_positions=1024)
-    server = start(tmp_path_factory.mktemp("server"), "--http-port", "0", model=folder)
-    yield f"http://127.0.0.1:{server.http_port}/"
-    stop(server)
-
-
-def test_a_thousand_tokens_stay_usable(long_address):
+def test_a_thousand_tokens_stay_usable(address):
     """Milliseconds from a click until what it changed is laid out; docs/workbench.md has them."""
     question = {
         **QUESTION,
@@ -290,7 +288,7 @@ def test_a_thousand_tokens_stay_usable(long_address):
         "k": 50,
         "changes": ["L1 head 1 @ -1"],
     }
-    with workbench(f"{long_address}{fragment(question)}") as one:
+    with workbench(f"{address}{fragment(question)}") as one:
         one.answered()
         assert one.count("#prompt .token") >= 1000
         one.page.evaluate("""window.milliseconds = (act) => {
@@ -316,9 +314,9 @@ def test_a_thousand_tokens_stay_usable(long_address):
         assert one.page.complaints == []
 
 
-def test_a_question_can_be_cancelled(long_address):
+def test_a_question_can_be_cancelled(address):
     question = {**QUESTION, "prompt": "the cat sat on" + " the" * 990}
-    with workbench(f"{long_address}{fragment(question)}") as one:
+    with workbench(f"{address}{fragment(question)}") as one:
         one.wait("!document.getElementById('cancel').hidden", SECONDS)
         one.click("#cancel")
         one.wait("document.getElementById('progress').textContent.startsWith('Cancelled.')")

@@ -40,7 +40,6 @@ class Workbench {
     this.gathered = new Gathered((withThem) => this.ask(withThem(withTrace(this.asked, null))));
     byId("cancel").addEventListener("click", () => this.cancel());
     byId("examples").addEventListener("change", ({ target }) => this.startFrom(target.value));
-    addEventListener("popstate", () => this.openAddress());
     const dark = matchMedia("(prefers-color-scheme: dark)");
     useDark(dark.matches);
     dark.addEventListener("change", () => {
@@ -65,6 +64,7 @@ class Workbench {
     }
     this.form.useModel(model);
     byId("examples").append(...examples.map(({ title }, index) => make("option", { value: index }, title)));
+    addEventListener("popstate", () => this.openAddress());
     this.openAddress();
   }
 

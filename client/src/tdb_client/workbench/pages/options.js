@@ -19,7 +19,7 @@ const isSaid = (value) => value !== undefined && value !== null && value !== "";
  * `read` gives fields of the question of the text in the form, `write` the text of a question.
  */
 const OPTIONS = [
-  { name: "k", title: "nodes per ranking (k)", type: "number", read: (text) => ({ k: text ? Number(text) : null }), write: ({ k }) => k },
+  { name: "k", title: "nodes per ranking (k)", type: "number", placeholder: "10", read: (text) => ({ k: text ? Number(text) : null }), write: ({ k }) => k },
   { name: "rule", title: "backward rule", options: RULES },
   { name: "mlp", title: "MLPs as", options: MLPS },
   { name: "attention", title: "attention as", options: ATTENTIONS },

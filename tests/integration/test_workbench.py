@@ -336,6 +336,12 @@ def test_every_picture_is_drawn_and_keeps_nobody_out(address):
         assert one.count("#head-picture tbody tr") == one.count("#prompt .token")
         one.wait_for("#lens-picture .lens")
         assert one.count("#lens-picture tbody tr") == 4  # the embedding and three layers
+        one.page.evaluate(
+            "document.getElementById('lens-token').value = 'all';"
+            "document.getElementById('lens-token').dispatchEvent(new Event('change'))"
+        )
+        one.wait_for("#lens-picture .lens-grid")
+        assert one.count("#lens-picture tbody td") == 4 * one.count("#prompt .token")
         one.wait_for("#graph-picture .edge")
         assert one.count("#graph-picture .edge") == one.count("#graph-picture .edge-list li")
         one.page.evaluate(

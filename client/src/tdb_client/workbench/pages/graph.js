@@ -87,7 +87,7 @@ function graphOf(edges, { page }, onEdge) {
   const boxes = [...places].map(([name, [x, y]]) => {
     const short = name.replace(/^L\d+ (whole )?/, "");
     const open = (event) => page.openComponent(name, event.currentTarget);
-    const width = 14 + 7 * short.length;
+    const width = 10 + 8.6 * short.length;
     return svg("g", { class: "graph-node", tabindex: "0", role: "button", "aria-haspopup": "menu", "aria-label": name, onclick: open,
       onkeydown: (event) => { if (event.key === "Enter") open(event); } },
     svg("rect", { x: x - width / 2, y: y - 11, width, height: 22, rx: 5 }), svg("text", { x, y: y + 4, "text-anchor": "middle" }, short));

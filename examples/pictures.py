@@ -1,4 +1,4 @@
-"""Takes the pictures of the docs with the default model: a terminal, a report, the workbench (`make pictures`)."""
+"""Takes the pictures of the docs with the default model: a terminal, a report, the workbench."""
 
 from __future__ import annotations
 

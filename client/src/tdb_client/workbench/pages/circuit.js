@@ -38,6 +38,7 @@ export function draw(place, context) {
       .finally(() => {
         start.hidden = false;
         stop.hidden = true;
+        shown.removeAttribute("aria-busy");
         if (call.signal.aborted) said.textContent = "stopped";
       });
   });

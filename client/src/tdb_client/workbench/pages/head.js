@@ -1,10 +1,10 @@
 // All that one head attends to, with what it adds up to on both axes: per token that attends, and per token read.
 
 import { heatCell, legend, make } from "../report/elements.js";
-import { colour, largest, number, shortNumber } from "../report/numbers.js";
+import { colour, difference, largest, number, shortNumber } from "../report/numbers.js";
 import { CHANGE, RUN_NAMES } from "../report/state.js";
 import { ask } from "./api.js";
-import { guarded } from "./pictures.js";
+import { newestOnly } from "./pictures.js";
 
 const MOST_CELLS_IN_TABLE = 40; // on each side; longer prompts are painted
 const MAX_NUMBERED = 24;
@@ -23,9 +23,11 @@ export function draw(place, context) {
   const run = make("select", { id: "head-run" }, runs.map((one) => make("option", { value: one }, one)));
   const shown = make("div", { class: "head-picture" });
   let answer = null;
-  const paint = () => answer && drawPattern(shown, answer, kind.value, run.value, `L${layer.value} head ${head.value}`, context);
-  const load = () => guarded(shown, signal, async () => {
-    answer = await ask("attention", { question, layer: Number(layer.value), head: Number(head.value) }, signal);
+  const paint = () => answer && drawPattern(shown, answer, kind.value, run.value, context);
+  const load = newestOnly(shown, signal, async (current) => {
+    answer = null;
+    shown.replaceChildren();
+    answer = await ask("attention", { question, layer: Number(layer.value), head: Number(head.value) }, current);
     paint();
   });
   [layer, head].forEach((one) => one.addEventListener("change", load));
@@ -37,11 +39,12 @@ export function draw(place, context) {
 
 function valuesOf(answer, kind, run) {
   const [before, after] = answer.runs.map((one) => one[kind]);
-  if (run === CHANGE) return before.map((row, from) => row.map((value, to) => after[from][to] - value));
+  if (run === CHANGE) return before.map((row, from) => row.map((value, to) => difference(value, after[from][to])));
   return run === RUN_NAMES[1] ? after : before;
 }
 
-function drawPattern(place, answer, kind, run, name, context) {
+function drawPattern(place, answer, kind, run, context) {
+  const name = `L${answer.layer} head ${answer.head}`;
   const values = valuesOf(answer, kind, run); // of each token, a row up to itself
   const rowSums = values.map((row) => row.reduce((sum, one) => sum + one, 0));
   const columnSums = values.map((_, to) => values.reduce((sum, row) => sum + (row[to] ?? 0), 0));

@@ -1,7 +1,7 @@
 // Layer by token: what the listed nodes add up to at each place.
 
 import { heatCell, legend, make } from "../report/elements.js";
-import { largest, number, shortNumber } from "../report/numbers.js";
+import { difference, largest, number, shortNumber } from "../report/numbers.js";
 import { CHANGE, RUN_NAMES, SCALARS } from "../report/state.js";
 
 const MOST_TOKENS = 200;
@@ -27,12 +27,13 @@ export function draw(place, { data }) {
 function sumsByPlace(data, scalar, run) {
   const sums = new Map();
   const value = (row) => {
-    const values = data.runs.map((one) => one.scalars[scalar][row] ?? 0);
-    return run === CHANGE ? values[1] - values[0] : values[Number(run)];
+    const values = data.runs.map((one) => one.scalars[scalar][row]);
+    return run === CHANGE ? difference(values[0], values[1]) : values[Number(run)];
   };
   data.nodes.forEach(({ layer, token }, row) => {
     const at = `${layer ?? EMBEDDING} ${token}`;
-    sums.set(at, (sums.get(at) ?? 0) + value(row));
+    const one = value(row);
+    if (one !== null) sums.set(at, (sums.get(at) ?? 0) + one); // else not known in this run, or not in both
   });
   return sums;
 }

@@ -4,7 +4,7 @@ import { heatCell, make } from "../report/elements.js";
 import { difference, largest, number } from "../report/numbers.js";
 import { RUN_NAMES } from "../report/state.js";
 import { ask } from "./api.js";
-import { guarded } from "./pictures.js";
+import { newestOnly } from "./pictures.js";
 
 const SHOWN_TOP = 5;
 const ALL = "all";
@@ -24,12 +24,14 @@ export function draw(place, context) {
   let answer = null;
   const paint = () => {
     if (answer === null) return;
-    const drawn = (token.value === ALL ? grid : table)(answer, answer.runs[run.value][where.value]);
+    const drawn = (answer.at.length > 1 ? grid : table)(answer, answer.runs[run.value][where.value]);
     shown.replaceChildren(make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "lens" }, drawn));
   };
-  const load = () => guarded(shown, signal, async () => {
+  const load = newestOnly(shown, signal, async (current) => {
+    answer = null;
+    shown.replaceChildren();
     const at = token.value === ALL ? data.tokens.map((_, index) => index) : [Number(token.value)];
-    answer = await ask("lens", { question, at }, signal);
+    answer = await ask("lens", { question, at }, current);
     paint();
   });
   token.addEventListener("change", load);

@@ -52,6 +52,21 @@ export async function guarded(place, signal, work) {
     place.querySelectorAll(".trouble").forEach((one) => one.remove());
     place.append(make("div", { class: "trouble", role: "alert" }, make("strong", {}, error.message)));
   } finally {
-    place.removeAttribute("aria-busy");
+    if (!signal?.aborted) place.removeAttribute("aria-busy");
   }
+}
+
+/**
+ * What draws into a place as often as it is called, where each call ends the one before: an answer that comes late is
+ * never drawn over a later one.
+ */
+export function newestOnly(place, signal, work) {
+  let call = new AbortController();
+  signal.addEventListener("abort", () => call.abort());
+  return () => {
+    call.abort();
+    call = new AbortController();
+    const mine = call.signal;
+    return guarded(place, mine, () => work(mine));
+  };
 }

@@ -57,6 +57,7 @@ export class Trail {
         return make("li", {}, make("button", { type: "button", title: question.prompt, "aria-current": index === at ? "step" : null,
           onclick: () => this.onOpen(question) }, make("span", {}, words), make("b", {}, figures)));
       })));
-    byId("trail").querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
+    const current = byId("trail").querySelector("[aria-current]")?.closest("li");
+    if (current) current.parentElement.scrollLeft = current.offsetLeft - current.parentElement.offsetLeft; // the page stays where it is
   }
 }

@@ -105,6 +105,20 @@ def test_in_the_terminal() -> None:
     ]  # fmt: skip
 
 
+def test_headings_say_what_is_of_a_difference_from_a_baseline() -> None:
+    (result,) = debug_results(DebugSubRequest.of("p", " Mary"))
+    plain = with_totals(result)
+    compared = replace(plain, baselines=(result.prompt,))
+    for by, n_marked in (("act_times_grad", 3), ("write_norm", 3)):
+        text = page(pages.View(by, 2, 0, 100, "component"), compared)  # type: ignore[arg-type]
+        assert text.count("Δ") == n_marked
+        assert "Δ act ×" in text
+        assert "Δ direct" in text
+    text = page(pages.View("act_times_grad", 2, 0, 100, "component"), compared, compared)
+    assert text.count("Δ") == 2
+    assert "Δ" not in page(pages.View("write_norm", 2, 0, 100, "component"), plain)
+
+
 def test_as_json() -> None:
     (result,) = debug_results(DebugSubRequest.of("p", " Mary"))
     (told,) = json_output.debug([with_totals(result)])["sub_requests"]  # type: ignore[misc]

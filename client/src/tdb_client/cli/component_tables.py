@@ -9,30 +9,33 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from tdb_client.cli.node_tables import EFFECTS, TITLES
+from tdb_client.cli.node_tables import DIFFERENCE, EFFECTS, TITLES
 from tdb_client.cli.numbers import difference, effect, plain
-from tdb_client.component_table import ComponentScalar, ComponentTable
+from tdb_client.component_table import ComponentScalar
+from tdb_client.debug_result import DebugResult
 
 _SCALARS: tuple[ComponentScalar, ...] = ("write_norm", "act_times_grad", "direct_effect")
 
 
-def component_table(tables: Sequence[ComponentTable], by: ComponentScalar, n_rows: int) -> Table:
+def component_table(results: Sequence[DebugResult], by: ComponentScalar, n_rows: int) -> Table:
     """The strongest components, or with a second table those whose scalar differs most.
 
     Args:
-        tables: of one result, or of one without and one with ablations.
+        results: one, or one without and one with ablations; where they have a baseline, headings say what is
+            of differences from it.
         by: the scalar to sort by.
         n_rows: how many to show; 0 for all.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("component", no_wrap=True)
-    first, *others = tables
+    first, *others = (one.components for one in results)
+    signs = {one: DIFFERENCE if results[0].baselines and one in EFFECTS else "" for one in _SCALARS}
     if others:
-        titles = [f"{TITLES[by]}\nplain", "\n\nablated", "\n\ndifference"]
+        titles = [f"{signs[by]}{TITLES[by]}\nplain", "\n\nablated", "\n\ndifference"]
         changes = others[0].scalar(by) - first.scalar(by)
         order = np.argsort(-np.abs(changes), kind="stable").tolist()
     else:
-        titles = [TITLES[one] for one in _SCALARS]
+        titles = [signs[one] + TITLES[one] for one in _SCALARS]
         order = first.strongest(by).tolist()
     rows = order[: n_rows or None]
     for title in titles:
@@ -44,6 +47,6 @@ def component_table(tables: Sequence[ComponentTable], by: ComponentScalar, n_row
             numbers = [(one, first.scalar(one)[row]) for one in _SCALARS]
             cells = [effect(number) if one in EFFECTS else plain(number) for one, number in numbers]
         table.add_row(first.components[row], *cells)
-    ranked = f"by {by} over all tokens"
-    table.caption = f"{len(rows)} of {len(first)} components, {ranked}"
+    told = f"; {DIFFERENCE.strip()}: of the difference from the baseline" if results[0].baselines else ""
+    table.caption = f"{len(rows)} of {len(first)} components, by {by} over all tokens{told}"
     return table

@@ -91,7 +91,7 @@ def _table(results: Sequence[DebugResult], view: View) -> RenderableType:
     if not results[0].totals:
         return Text("the server is older than sums by component")
     assert view.by != "activation"
-    return component_table([one.components for one in results], view.by, view.n_nodes)
+    return component_table(results, view.by, view.n_nodes)
 
 
 def _heading(result: DebugResult) -> Text:

@@ -267,7 +267,8 @@ def test_texts_stay_texts(bench):
 
 
 def test_links_lead_to_pages_alone(bench):
-    made = "import('/report/elements.js').then((one) => [%s].map((link) => one.pageLink(link, 'x').getAttribute('href')))"
+    link = "[%s].map((address) => one.pageLink(address, 'x').getAttribute('href'))"
+    made = f"import('/report/elements.js').then((one) => {link})"
     links = "'https://example.org/1', 'javascript:alert(1)', ' javascript:alert(1)', 'data:text/html,x', '/'"
     assert bench.page.evaluate(made % links) == ["https://example.org/1", None, None, None, None]
 

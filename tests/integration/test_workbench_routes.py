@@ -72,6 +72,21 @@ def test_pictures(http: httpx.Client) -> None:
     assert [one["calls"] for one in steps] == list(range(2, 2 + len(steps)))
 
 
+def test_sums_by_layer_and_token_are_those_of_all_heads(http: httpx.Client) -> None:
+    question = QUESTION | {"changes": ["L2 head 2 @ -1"]}
+    *_, answer = asked(http, "debug", {"question": question})
+    (layers,) = asked(http, "layers", {"question": question})
+    assert len(layers["runs"]) == 2
+    for run, found in zip(answer["data"]["runs"], layers["runs"], strict=True):
+        for scalar, sums in found.items():
+            by_token = [sum(column) for column in zip(*sums["heads"], strict=True)]
+            largest = max(abs(one) for row in sums["heads"] for one in row)
+            assert len(sums["heads"]) == len(sums["mlps"]) == 3
+            assert sums["embedding"] == pytest.approx(run["sums"][scalar]["embedding"], rel=2e-3, abs=1e-4)
+            if scalar == "direct_effect":  # the others of whole heads are not those of their pairs
+                assert by_token == pytest.approx(run["sums"][scalar]["heads_from"], abs=2e-3 * largest)
+
+
 def test_nodes(http: httpx.Client) -> None:
     node, activations = asked(http, "node", {"node": "L1.neuron.5", "texts": [PROMPT]})
     top, bottom = node["writes"]

@@ -42,8 +42,13 @@ def totals_of(answer: Answer) -> ComponentTotalsResult:
 @pytest.mark.parametrize("max_entries", [None, 20])
 @pytest.mark.parametrize("is_of_latents", [False, True])
 @pytest.mark.parametrize("is_traced", [False, True])
+@pytest.mark.parametrize("by_token", [False, True])
 def test_they_are_the_sums_of_all_nodes(
-    is_of_latents: bool, is_traced: bool, max_entries: int | None, monkeypatch: pytest.MonkeyPatch
+    by_token: bool,
+    is_of_latents: bool,
+    is_traced: bool,
+    max_entries: int | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of rows of two lengths, in parts or not, where the dictionary of the MLP has but one layer."""
     if max_entries is not None:
@@ -66,22 +71,45 @@ def test_they_are_the_sums_of_all_nodes(
         nodes: dict[str, MultipleTopKSpec] = {
             scalar.value: every_node(scalar) for scalar in spec.derived_scalars
         }
-        calls.append([InferenceSubRequest(made.inference, {**nodes, "componentTotals": spec})])
+        wanted = {**nodes, "componentTotals": replace(spec, by_token=by_token)}
+        calls.append([InferenceSubRequest(made.inference, wanted)])
     for (found,) in answers_of_calls(engine, calls):
         for scalar, total in totals_of(found).totals.items():
             expected = np.zeros(total.array.shape)
             for node, number in numbers_by_node(found.top_k(scalar.value)).items():
-                if node.layer_index is None:
-                    expected[()] += number
-                elif Dimension.ATTN_HEADS in scalar.declared.dimensions:
-                    expected[node.layer_index, node.tensor_indices[-1]] += number
-                else:
-                    expected[node.layer_index] += number
+                place = () if node.layer_index is None else (node.layer_index,)
+                if by_token:
+                    place += node.tensor_indices[:1]
+                if Dimension.ATTN_HEADS in scalar.declared.dimensions:
+                    place += node.tensor_indices[-1:]
+                expected[place] += number
             assert np.abs(expected).max() > 0 or is_traced
             np.testing.assert_allclose(total.array, expected, atol=1e-9, rtol=1e-9)
             heads = [Dimension.ATTN_HEADS] * (scalar.value.startswith("unflattened"))
             layers = [Dimension.LAYERS] * scalar.declared.is_per_layer
-            assert total.dimensions == (*layers, *heads)
+            tokens = [Dimension.SEQUENCE_TOKENS] * by_token
+            assert total.dimensions == (*layers, *tokens, *heads)
+
+
+def test_of_whole_components_by_token_nothing_is_left_to_sum() -> None:
+    scalars = (DerivedScalar.WHOLE_HEAD_ACT_TIMES_GRAD, DerivedScalar.WHOLE_MLP_ACT_TIMES_GRAD)
+    run = inference_sub_request(REQUEST).inference
+    ((found, whole),) = answers_of_calls(
+        small_model("gpt2").engine(),
+        [
+            [
+                InferenceSubRequest(
+                    run, {"componentTotals": ComponentTotalsSpec(scalars, by_token=one), **extra}
+                )
+                for one, extra in ((True, {one.value: every_node(one) for one in scalars}), (False, {}))
+            ]
+        ],
+    )
+    for scalar, total in totals_of(found).totals.items():
+        for node, number in numbers_by_node(found.top_k(scalar.value)).items():
+            place = (node.layer_index, *node.tensor_indices[: total.array.ndim - 1])
+            assert total.array[place] == pytest.approx(number)
+        np.testing.assert_allclose(total.array.sum(axis=1), totals_of(whole).totals[scalar].array)
 
 
 def test_a_debug_request_has_them_where_it_says_so_and_may_leave_token_lists_out() -> None:

@@ -433,6 +433,7 @@ def _processing_spec(name: str, spec: ProcessingSpec) -> processing_pb2.NamedPro
         case ComponentTotalsSpec():
             scalars = [enum_value(DerivedScalarType, one) for one in spec.derived_scalars]
             named.component_totals.derived_scalar_types.extend(scalars)
+            named.component_totals.by_token = spec.by_token
     return named
 
 

@@ -129,6 +129,10 @@ class AblationSpec:
             object.__setattr__(self, "direction", tuple(map(float, self.direction)))
 
 
+HOLD_FINAL_NORM_SCALE = AblationSpec(ActivationIndex("resid_ln_f_scale", None, (None, None), "backward"))
+"""As debug requests have it: what gradients are multiplied with adds up to what these say."""
+
+
 def held_norm_scales(ablations: Iterable[AblationSpec]) -> tuple[str, ...]:
     """The norms whose scales are held constant at all tokens, because their gradients are set to 0.
 
@@ -215,9 +219,15 @@ class TokenPairAttributionSpec:
 
 @dataclass(frozen=True, slots=True)
 class ComponentTotalsSpec:
-    """Asks for derived scalars summed over all tokens, by layer and, of heads, by head."""
+    """Asks for derived scalars summed over all tokens, by layer and, of heads, by head.
+
+    Attributes:
+        derived_scalars: their names.
+        by_token: whether tokens are kept apart, too, each with what is written there.
+    """
 
     derived_scalars: Sequence[str]
+    by_token: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,7 +196,10 @@ class EdgesResult:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ComponentTotalsResult:
-    """Derived scalars by name, summed over all tokens: [layers, heads], [layers], or of the embedding []."""
+    """Derived scalars by name, summed over all tokens: [layers, heads], [layers], or of the embedding [].
+
+    By token they are [layers, tokens, heads], [layers, tokens] and [tokens].
+    """
 
     totals: Mapping[str, LabelledArray]
 

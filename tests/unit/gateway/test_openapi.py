@@ -75,7 +75,7 @@ def test_the_document_is_sound() -> None:
     assert named == set(SCHEMAS)
     assert DOCUMENT["openapi"] == "3.1.0"
     operations = [path["post"]["operationId"] for path in DOCUMENT["paths"].values()]
-    assert len(set(operations)) == len(operations) == 21
+    assert len(set(operations)) == len(operations) == 22
     assert "inference-batched_tdb" in operations
 
 

@@ -27,6 +27,13 @@ from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.http.host_check import AllowedHosts, HostCheck
 from tdb_server.service.open_calls import OpenCalls
 from transformer_debugger.v1 import model_service_pb2 as model_pb2
+from transformer_debugger.v1.activation_pb2 import (
+    ACTIVATION_LOCATION_TYPE_RESID_LN_F_SCALE,
+    DIMENSION_ATTN_HEADS,
+    DIMENSION_LAYERS,
+    DIMENSION_SEQUENCE_TOKENS,
+)
+from transformer_debugger.v1.backward_rule_pb2 import BACKWARD_RULE_RELP
 from transformer_debugger.v1.call_pb2 import (
     PRIORITY_INTERACTIVE,
     PRIORITY_SWEEP,
@@ -34,10 +41,12 @@ from transformer_debugger.v1.call_pb2 import (
     ResultPart,
     SubRequestValues,
 )
+from transformer_debugger.v1.derived_scalar_pb2 import DerivedScalarType
 from transformer_debugger.v1.loss_pb2 import LOSS_FN_NAME_KL_FROM_BASELINE
 from transformer_debugger.v1.model_service_pb2_grpc import ModelServiceServicer
 from transformer_debugger.v1.node_pb2 import PASS_TYPE_BACKWARD, PASS_TYPE_FORWARD
-from transformer_debugger.v1.result_pb2 import NamedResult
+from transformer_debugger.v1.processing_pb2 import ComponentTotalsSpec
+from transformer_debugger.v1.result_pb2 import ComponentTotalsResult, NamedResult
 from transformer_debugger.v1.transformer_debugger_service_pb2 import (
     DebugRequest,
     InferEdgesRequest,
@@ -177,6 +186,8 @@ def infer_stream(request: InferRequest) -> Iterator[Message]:
                     scalars.activations.CopyFrom(tensor([0.5, -1.25, float("nan"), 3.00004]))
                     if spec.derived_scalars.num_top_tokens:
                         scalars.top_tokens.CopyFrom(top_tokens())
+                case "component_totals" if spec.component_totals.by_token:
+                    put_totals_by_token(part.result.component_totals, spec.component_totals)
                 case "component_totals":
                     part.result.component_totals.CopyFrom(component_totals(spec.component_totals))
             yield StreamInferResponse(result=part)
@@ -605,6 +616,18 @@ async def test_answers_take_their_part_of_the_memory(backend: StandIn) -> None:
     assert memory.n_bytes == 0
 
 
+def put_totals_by_token(to: ComponentTotalsResult, spec: ComponentTotalsSpec) -> None:
+    """Of 4 tokens: 2 layers of 3 heads each, of one MLP each, and the embedding."""
+    for kind in spec.derived_scalar_types:
+        name = DerivedScalarType.Name(kind)
+        heads = (DIMENSION_ATTN_HEADS,) if "WHOLE_HEAD" in name else ()
+        layers = (DIMENSION_LAYERS,) if "WHOLE" in name else ()
+        values = np.full([2] * len(layers) + [4] + [3] * len(heads), 0.5)
+        to.totals.add(
+            derived_scalar_type=kind, total=tensor(values, *layers, DIMENSION_SEQUENCE_TOKENS, *heads)
+        )
+
+
 def last_request(backend: StandIn) -> InferRequest:
     request = backend.requests[-1]
     assert isinstance(request, InferRequest)
@@ -646,6 +669,18 @@ async def test_a_traced_node_has_a_lens_without_targets(client: Client, backend:
     assert line["wanted"] == []
     assert line["runs"][1]["resid_post_attn"][0]["at"][0]["logits"] == []
     assert last_request(backend).sub_requests[1].inference_spec.HasField("trace_config")
+
+
+async def test_layers(client: Client, backend: StandIn) -> None:
+    question = QUESTION | {"changes": ["L1 head 2 @ -1"], "rule": "relp"}
+    _, (line,) = await asked(client, "layers", {"question": question})
+    sums = line["runs"][1]["act_times_grad"]
+    assert (sums["embedding"], sums["heads"], sums["mlps"]) == ([0.5] * 4, [[1.5] * 4] * 2, [[0.5] * 4] * 2)
+    runs = [one.inference_spec for one in last_request(backend).sub_requests]
+    assert [len(one.ablation_specs) for one in runs] == [1, 2]
+    held = {one.ablation_specs[-1].index.activation_location_type for one in runs}
+    assert held == {ACTIVATION_LOCATION_TYPE_RESID_LN_F_SCALE}
+    assert {one.backward_rule for one in runs} == {BACKWARD_RULE_RELP}
 
 
 async def test_edges(client: Client, backend: StandIn) -> None:

@@ -19,11 +19,8 @@ from tdb_client.cli.console import console
 from tdb_client.cli.exit_codes import ExitCode
 from tdb_client.cli.numbers import number
 from tdb_client.cli.progress import shown_waiting
-from tdb_client.inference import AblationSpec, ActivationIndex, ActivationsSpec, InferenceSubRequest, Loss
+from tdb_client.inference import HOLD_FINAL_NORM_SCALE, ActivationsSpec, InferenceSubRequest, Loss
 from tdb_client.results import ActivationsResult, InferenceResult
-
-_HOLD_FINAL_NORM_SCALE = AblationSpec(ActivationIndex("resid_ln_f_scale", None, (None, None), "backward"))
-"""As in all other commands: what these gradients are multiplied with adds up to what `tdb debug` says."""
 
 
 def activations(options: argparse.Namespace) -> ExitCode:
@@ -50,7 +47,7 @@ def activations(options: argparse.Namespace) -> ExitCode:
         sub_request = InferenceSubRequest(
             prompt,
             loss,
-            ablate=(_HOLD_FINAL_NORM_SCALE,) if options.gradients else (),
+            ablate=(HOLD_FINAL_NORM_SCALE,) if options.gradients else (),
             results={"place": spec},
             add_bos=add_bos,
         )

@@ -8,6 +8,7 @@ from tdb_client.workbench.attention import ATTENTION
 from tdb_client.workbench.circuits import CIRCUIT
 from tdb_client.workbench.debugging import DEBUG
 from tdb_client.workbench.edge_graph import EDGES
+from tdb_client.workbench.layers import LAYERS
 from tdb_client.workbench.lens import LENS
 from tdb_client.workbench.model_and_tokens import MODEL, TOKENS
 from tdb_client.workbench.node import NODE
@@ -18,6 +19,7 @@ ROUTES: Mapping[str, Route] = {
     "tokens": TOKENS,
     "debug": DEBUG,
     "attention": ATTENTION,
+    "layers": LAYERS,
     "lens": LENS,
     "edges": EDGES,
     "circuit": CIRCUIT,

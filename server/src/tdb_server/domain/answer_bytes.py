@@ -192,7 +192,8 @@ def _tensor_bytes(spec: ProcessingSpec, info: ModelInfo, n_tokens: int) -> int:
         case ActivationsSpec():
             return FLOAT_BYTES * n_activations(spec, info, n_tokens)
         case ComponentTotalsSpec():
-            return FLOAT_BYTES * sum(_n_components(one, info) for one in spec.derived_scalars)
+            n_numbers = sum(_n_components(one, info) for one in spec.derived_scalars)
+            return FLOAT_BYTES * n_numbers * (n_tokens if spec.by_token else 1)
         case DerivedAttentionScalarsSpec():
             return FLOAT_BYTES * (2 * n_tokens**2 + 8 * n_tokens)
         case EdgesSpec(whole_matrix=True):

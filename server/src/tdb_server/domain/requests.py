@@ -305,9 +305,10 @@ class TokenPairAttributionSpec:
 
 @dataclass(frozen=True, slots=True)
 class ComponentTotalsSpec:
-    """Derived scalars summed over all but layers and heads."""
+    """Derived scalars summed over all but layers and heads, and tokens where they are wanted apart."""
 
     derived_scalars: tuple[DerivedScalar, ...]
+    by_token: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -389,8 +389,10 @@ def component_totals(
                 continue
             by_scalar = {}
             for scalar in spec.derived_scalars:
-                summing = total_of(scalar)
+                summing = total_of(scalar, spec.by_token)
                 total = own[summing][row_in_group]
+                if spec.by_token:
+                    total = np.ascontiguousarray(total[:, : row.n_tokens])  # without padding
                 if not scalar.declared.is_per_layer:
                     by_scalar[scalar] = LabelledArray(total[0], summing.keep)
                     continue

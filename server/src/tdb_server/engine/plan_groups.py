@@ -53,13 +53,13 @@ class Group:
         start: the first row.
         stop: the row behind the last one.
         specs: the multiple-top-k specs of the first row; others differ in k and in the token they look at.
-        totals: derived scalars that are summed by component.
+        totals: derived scalars that are summed by component, and whether also by token.
     """
 
     start: int
     stop: int
     specs: dict[str, MultipleTopKSpec]
-    totals: tuple[DerivedScalar, ...] = ()
+    totals: tuple[tuple[DerivedScalar, bool], ...] = ()
 
     @property
     def rows(self) -> slice:
@@ -86,13 +86,14 @@ class Group:
             for scalar in scalars_of(spec)
             if ranks_only_logits(spec) == only_logits
         )
-        by_component = () if only_logits else map(total_of, self.totals)
+        by_component = () if only_logits else (total_of(*one) for one in self.totals)
         return list(dict.fromkeys([*found, *by_component]))
 
 
-def total_of(scalar: DerivedScalar) -> Summing:
-    """The sum by component: by layer, and of heads by head."""
-    keep = tuple(one for one in scalar.declared.dimensions if one is Dimension.ATTN_HEADS)
+def total_of(scalar: DerivedScalar, by_token: bool) -> Summing:
+    """The sum by component: by layer, and of heads by head; by the token where it writes, too, if wanted."""
+    kept = (Dimension.ATTN_HEADS, *([Dimension.SEQUENCE_TOKENS] if by_token else ()))
+    keep = tuple(one for one in scalar.declared.dimensions if one in kept)
     return Summing(scalar, (PassType.FORWARD,), keep, by_layer=True)
 
 

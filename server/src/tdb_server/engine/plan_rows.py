@@ -113,7 +113,8 @@ class Row:
         return {name: spec for name, spec in self.processing.items() if isinstance(spec, MultipleTopKSpec)}
 
     @property
-    def totals(self) -> tuple[DerivedScalar, ...]:
-        """The derived scalars that are wanted by component."""
+    def totals(self) -> tuple[tuple[DerivedScalar, bool], ...]:
+        """The derived scalars that are wanted by component, and whether also by token."""
         specs = (one for one in self.processing.values() if isinstance(one, ComponentTotalsSpec))
-        return tuple(dict.fromkeys(scalar for one in specs for scalar in one.derived_scalars))
+        wanted = ((scalar, one.by_token) for one in specs for scalar in one.derived_scalars)
+        return tuple(dict.fromkeys(wanted))

@@ -233,11 +233,7 @@ class Product:
         if self.ids is not None and Dimension.AUTOENCODER_LATENTS in keep:
             return self._add_latents(keep, part, numbers, total)
         reduced = [1, *(axis + 2 for axis, one in enumerate(self.axes) if one not in keep)]
-        found = numbers.sum(dim=reduced)
-        left = [one for one in self.axes if one in keep]
-        order = [left.index(one) for one in keep]
-        if order != sorted(order):
-            found = found.permute(0, *(1 + one for one in order))
+        found = self._in_order(keep, numbers.sum(dim=reduced), 1)
         axis = 1 + keep.index(_TOKENS) if _TOKENS in keep else None
         is_of_all = axis is None or (self.device_tokens is None and part.tokens == _ALL)
         if is_of_all and part.rows == slice(0, self.n_rows):
@@ -259,14 +255,37 @@ class Product:
     def add_total(
         self, keep: tuple[Dimension, ...], part: Part, numbers: Tensor, total: Tensor | None
     ) -> Tensor:
-        """Adds a part's sum by layer, and by head where `keep` says so, to the total [B, L, ...]."""
+        """Adds a part's sum by layer, and by token and head if `keep` says so, to the total [B, L, ...]."""
         reduced = [2 + axis for axis, one in enumerate(self.axes) if one not in keep]
-        found = numbers.sum(dim=reduced)
+        summed = numbers.sum(dim=reduced) if reduced else numbers  # without dimensions torch sums over all
+        found = self._in_order(keep, summed, 2)
+        has_tokens = _TOKENS in keep  # they are the first axis of all that has them
         if total is None:
-            total = found.new_zeros(self.n_rows, len(self.layers), *found.shape[2:])
+            left = [self.n_tokens, *found.shape[3:]] if has_tokens else found.shape[2:]
+            total = found.new_zeros(self.n_rows, len(self.layers), *left)
         layers = _ALL if part.layer is None else slice(part.layer, part.layer + 1)
-        total[part.rows, layers] += found
+        own = total[part.rows, layers]
+        if not has_tokens:
+            own += found
+        elif self.device_tokens is None:
+            own[:, :, part.tokens] += found
+        else:
+            tokens = self.device_tokens[part.rows, part.tokens]
+            index = tokens.view(len(tokens), 1, -1, *[1] * (found.dim() - 3))
+            own.scatter_add_(2, index.expand_as(found), found)
         return total
+
+    def _in_order(self, keep: tuple[Dimension, ...], found: Tensor, n_before: int) -> Tensor:
+        """A sum with the axes that were kept, behind `n_before` others, in the order of nodes."""
+        left = [one for one in self.axes if one in keep]
+        order = [left.index(one) for one in keep]
+        return (
+            found
+            if order == sorted(order)
+            else found.movedim(
+                [n_before + one for one in order], [n_before + place for place in range(len(order))]
+            )
+        )
 
     def _add_latents(
         self, keep: tuple[Dimension, ...], part: Part, numbers: Tensor, total: Tensor | None

@@ -331,6 +331,7 @@ class ComponentTotalsRequestSpec(Body):
 
     spec_type: Literal["component_totals_request_spec"] | None = None
     derived_scalar_types: Listed[DerivedScalar] | None = needed()
+    by_token: Boolean | None = None
 
 
 class LensRequestSpec(Body):

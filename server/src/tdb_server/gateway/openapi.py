@@ -119,6 +119,7 @@ _ENDPOINTS = {
             ("tokens", "The tokens of a text.", workbench.TextToCut),
             ("debug", "Explain a prompt, with changes beside the same without.", workbench.Asked),
             ("attention", "What a head attends to at every pair of tokens.", workbench.HeadAsked),
+            ("layers", "What is written at each token in each layer.", workbench.Asked),
             ("lens", "What each layer would predict.", workbench.LensAsked),
             ("edges", "The edges between components with the largest scores.", workbench.EdgesAsked),
             ("circuit", "The few heads and MLPs that do most of it.", workbench.CircuitAsked),

@@ -195,7 +195,7 @@ def _component_totals(spec: MessageReader[ComponentTotalsMessage]) -> ComponentT
     if not spec.value(field):
         spec.refuse(field, "at least one derived scalar is required", Reason.FIELD_REQUIRED)
     scalars = spec.members(field, DERIVED_SCALARS, "derived scalars")
-    return ComponentTotalsSpec(tuple(scalars)) if scalars else None
+    return ComponentTotalsSpec(tuple(scalars), spec.message.by_token) if scalars else None
 
 
 def _derived_scalars(spec: MessageReader[DerivedScalarsMessage]) -> DerivedScalarsSpec | None:

@@ -1,61 +1,70 @@
-// Layer by token: what the listed nodes add up to at each place.
+// Layer by token: what all heads and the MLP of a layer write at each token, however little each does.
 
 import { heatCell, legend, make } from "../report/elements.js";
 import { difference, largest, number, shortNumber } from "../report/numbers.js";
 import { CHANGE, RUN_NAMES, SCALARS } from "../report/state.js";
+import { ask } from "./api.js";
+import { newestOnly } from "./pictures.js";
 
 const MOST_TOKENS = 200;
-const EMBEDDING = -1;
+const NUMBERS = ["direct_effect", "act_times_grad", "write_norm"]; // those that add up
+const PARTS = [["all", "heads and MLP"], ["heads", "heads"], ["mlps", "MLP"]];
 
-export function draw(place, { data }) {
-  const pick = make("select", { id: "heat-number" }, Object.entries(SCALARS).map(([name, { title }]) => make("option", { value: name }, title)));
-  const run = make("select", { id: "heat-run" }, data.runs.map((_, index) => make("option", { value: index }, RUN_NAMES[index])),
-    data.runs.length > 1 ? make("option", { value: CHANGE, selected: true }, CHANGE) : []);
-  const table = make("table", { class: "grid heat-grid" });
+export function draw(place, { question, data, signal }) {
+  const options = (all, chosen) => all.map(([value, title]) => make("option", { value, selected: value === chosen }, title));
+  const pick = make("select", { id: "heat-number" }, options(NUMBERS.map((name) => [name, SCALARS[name].title])));
+  const part = make("select", { id: "heat-part" }, options(PARTS));
+  const runs = data.runs.map((_, index) => [String(index), RUN_NAMES[index]]);
+  const run = make("select", { id: "heat-run" }, options(runs.length > 1 ? [...runs, [CHANGE, CHANGE]] : runs, CHANGE));
+  const table = make("table", { class: "grid heat-grid numbered" });
   const key = make("div", { class: "legend" });
-  const fill = () => fillTable(table, key, data, pick.value, run.value);
-  pick.addEventListener("change", fill);
-  run.addEventListener("change", fill);
-  place.replaceChildren(
-    make("p", { class: "tools" }, make("label", {}, "number ", pick), " ", data.runs.length > 1 ? make("label", {}, "show ", run) : []),
-    make("p", { class: "hint" }, `Sums over the ${data.nodes.length} nodes that this answer lists, by layer and by the token where they ` +
-      "write. What is not listed is not in it: ask for more with k."),
-    make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "layer by token" }, table), key);
-  fill();
-}
-
-function sumsByPlace(data, scalar, run) {
-  const sums = new Map();
-  const value = (row) => {
-    const values = data.runs.map((one) => one.scalars[scalar][row]);
-    return run === CHANGE ? difference(values[0], values[1]) : values[Number(run)];
+  const shown = make("div", {});
+  let answer = null;
+  const paint = () => {
+    if (answer === null) return;
+    fillTable(table, key, answer, { scalar: pick.value, part: part.value, run: run.value });
+    shown.replaceChildren(make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "layer by token" }, table), key);
   };
-  data.nodes.forEach(({ layer, token }, row) => {
-    const at = `${layer ?? EMBEDDING} ${token}`;
-    const one = value(row);
-    if (one !== null) sums.set(at, (sums.get(at) ?? 0) + one); // else not known in this run, or not in both
-  });
-  return sums;
+  [pick, part, run].forEach((one) => one.addEventListener("change", paint));
+  place.replaceChildren(
+    make("p", { class: "tools" }, make("label", {}, "number ", pick), make("label", {}, "of ", part), runs.length > 1 ? make("label", {}, "show ", run) : []),
+    make("p", { class: "hint" }, "Whole heads and whole MLPs, all of a layer together, by the token where they write: not only the nodes listed."), shown);
+  return newestOnly(shown, signal, async (current) => {
+    answer = await ask("layers", { question }, current);
+    paint();
+  })();
 }
 
-function fillTable(table, key, data, scalar, run) {
-  const sums = sumsByPlace(data, scalar, run);
-  const layers = [...new Set(data.nodes.map(({ layer }) => layer ?? EMBEDDING))].sort((a, b) => b - a);
-  const used = [...new Set(data.nodes.map(({ token }) => token))].sort((a, b) => a - b);
-  const tokens = data.tokens.length <= MOST_TOKENS ? data.tokens.map((_, token) => token) : used.slice(-MOST_TOKENS);
-  const most = largest([...sums.values()]);
+/** The rows from the last layer down to the embedding, each with a number for each token. */
+function rowsOf(sums, part) {
+  const layers = sums.heads.map((heads, layer) => [`L${layer}`, part === "all"
+    ? heads.map((one, token) => (one === null || sums.mlps[layer][token] === null ? null : one + sums.mlps[layer][token]))
+    : sums[part][layer]]);
+  return [["embedding", sums.embedding], ...layers].reverse();
+}
+
+function fillTable(table, key, { tokens, runs }, { scalar, part, run }) {
+  const [before, after] = run === CHANGE ? runs : [runs[Number(run)]];
+  let rows = rowsOf(before[scalar], part);
+  if (after) {
+    const others = rowsOf(after[scalar], part);
+    rows = rows.map(([name, values], row) => [name, values.map((one, token) => difference(one, others[row][1][token]))]);
+  }
+  const most = largest(rows.flatMap(([, values]) => values));
+  const columns = strongest(rows, tokens.length);
   table.replaceChildren(
-    make("thead", {}, make("tr", {}, make("td", {}), tokens.map((token) =>
-      make("th", { scope: "col" }, make("span", {}, make("code", {}, data.tokens[token].quoted)))))),
-    make("tbody", {}, layers.map((layer) => {
-      const name = layer === EMBEDDING ? "embedding" : `L${layer}`;
-      return make("tr", {}, make("th", { scope: "row" }, name), tokens.map((token) => {
-        const value = sums.get(`${layer} ${token}`);
-        const title = `${name}, ${data.tokens[token].quoted} @ ${token}: ${value === undefined ? "none listed" : number(value, true)}`;
-        return value === undefined ? make("td", { title }) : heatCell(value, most, shortNumber(value), { title });
-      }));
-    })));
-  table.classList.add("numbered");
+    make("thead", {}, make("tr", {}, make("td", {}), columns.map((token) =>
+      make("th", { scope: "col" }, make("span", {}, make("code", {}, tokens[token].quoted)))))),
+    make("tbody", {}, rows.map(([name, values]) => make("tr", {}, make("th", { scope: "row" }, name), columns.map((token) =>
+      heatCell(values[token], most, shortNumber(values[token]), { title: `${name}, ${tokens[token].quoted} @ ${token}: ${number(values[token], true)}` }))))));
   const isEffect = run === CHANGE || SCALARS[scalar].isEffect;
   legend(key, most, isEffect ? ["lowers", "raises"] : ["negative", "positive"]);
+}
+
+/** The tokens to show: all, or of a long prompt those with the largest numbers, in their order. */
+function strongest(rows, nTokens) {
+  const all = Array.from({ length: nTokens }, (_, token) => token);
+  if (nTokens <= MOST_TOKENS) return all;
+  const size = all.map((token) => largest(rows.map(([, values]) => values[token])));
+  return all.sort((a, b) => size[b] - size[a]).slice(0, MOST_TOKENS).sort((a, b) => a - b);
 }

@@ -3,7 +3,7 @@
 import { make } from "../report/elements.js";
 
 const PICTURES = [
-  { name: "heat", title: "Layer by token", hint: "Where in the model the listed nodes stand, by layer and token." },
+  { name: "heat", title: "Layer by token", hint: "What all heads and MLPs write, by layer and token." },
   { name: "head", title: "Attention of any head", hint: "All that one head attends to, whether or not its pairs are listed." },
   { name: "lens", title: "Lens", hint: "What the residual stream would say after each layer, if it were read as the last one is." },
   { name: "graph", title: "Edges", hint: "Which component hands the objective on to which. Needs a baseline." },

@@ -8,7 +8,9 @@ export function showRunning(isRunning) {
   byId("cancel").hidden = !isRunning;
   byId("answer").setAttribute("aria-busy", String(isRunning));
   byId("answer").classList.toggle("stale", isRunning);
-  if (isRunning) byId("progress").replaceChildren(make("progress", { "aria-label": "progress" }), make("span", {}, "asked …"));
+  if (!isRunning) return;
+  byId("progress").replaceChildren(make("progress", { "aria-label": "progress" }), make("span", {}, "asked …"),
+    make("button", { type: "button", onclick: () => byId("cancel").click() }, "Cancel")); // seen however far one has scrolled
 }
 
 /** Draws what a line of the answer says of its progress. */
@@ -34,4 +36,5 @@ export function showDone(seconds) {
 export function showTrouble(message, more = []) {
   byId("progress").replaceChildren(make("div", { class: "trouble", role: "alert" },
     make("strong", {}, message), more.map((one) => make("p", {}, one))));
+  byId("progress").scrollIntoView({ block: "nearest" });
 }

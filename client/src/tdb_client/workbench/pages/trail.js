@@ -60,8 +60,9 @@ export class Trail {
           onclick: () => this.onOpen(question) }, make("span", {}, words), make("b", {}, figures)));
       })));
     const current = byId("trail").querySelector("[aria-current]");
-    current?.scrollIntoView({ block: "nearest", inline: "nearest" });
+    const list = byId("trail").querySelector("ol");
+    if (current) list.scrollLeft = current.parentElement.offsetLeft - list.offsetLeft; // the page stays where it is
     const same = byId("trail").querySelectorAll(".step")[focused];
-    if (focused >= 0) (same && !same.disabled ? same : current)?.focus();
+    if (focused >= 0) (same && !same.disabled ? same : current)?.focus({ preventScroll: true });
   }
 }

@@ -322,6 +322,11 @@ class ComponentTotalsSpec(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DERIVED_SCALAR_TYPES_FIELD_NUMBER: _builtins.int
+    BY_TOKEN_FIELD_NUMBER: _builtins.int
+    by_token: _builtins.bool
+    """Whether each token where a component writes has a number of its own: totals are then [layers, tokens, heads], [layers, tokens]
+    or, of the embedding, [tokens].
+    """
     @_builtins.property
     def derived_scalar_types(self) -> _containers.RepeatedScalarFieldContainer[_derived_scalar_pb2.DerivedScalarType.ValueType]:
         """The derived scalars, each at most once: at least one. Act times grad, direct effects and write norms of heads, neurons, latents
@@ -332,10 +337,11 @@ class ComponentTotalsSpec(_message.Message):
         self,
         *,
         derived_scalar_types: _abc.Iterable[_derived_scalar_pb2.DerivedScalarType.ValueType] | None = ...,
+        by_token: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["derived_scalar_types", b"derived_scalar_types"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_token", b"by_token", "derived_scalar_types", b"derived_scalar_types"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -89,7 +89,9 @@ def test_tokens_are_shown_while_one_types(bench):
 def test_a_node_is_ablated_and_taken_back(asked):
     (before,) = asked.values()
     asked.act(asked.listed("head")[0], "ablate")
+    assert_eyes_and_keys_are_where_it_comes(asked)
     asked.answered()
+    assert_eyes_and_keys_are_where_it_comes(asked)
     first, second, change = asked.values()
     assert first == before
     assert second != first
@@ -100,6 +102,15 @@ def test_a_node_is_ablated_and_taken_back(asked):
     asked.answered()
     assert asked.values() == [before]
     assert asked.count("#changes .chip") == 0
+
+
+def assert_eyes_and_keys_are_where_it_comes(bench: Workbench) -> None:
+    """What was clicked, far below, has gone with the answer that it was part of."""
+    assert bench.page.evaluate("document.activeElement.id") == "progress"
+    top, bottom = bench.page.evaluate(
+        "(({ top, bottom }) => [top, bottom])(document.getElementById('progress').getBoundingClientRect())"
+    )
+    assert 0 <= top < bottom < LAPTOP[1]
 
 
 def test_the_trail_and_the_browser_go_back_and_forth(asked):
@@ -115,9 +126,11 @@ def test_the_trail_and_the_browser_go_back_and_forth(asked):
     asked.page.evaluate("history.forward()")
     asked.wait("document.querySelectorAll('#values strong').length === 3")
     assert asked.values() == ablated
-    asked.click("#trail .step")  # the question before
+    asked.page.evaluate("document.querySelector('#trail .step').focus()")
+    asked.page.press("Enter")  # the question before
     asked.answered()
     assert asked.values() == [plain]
+    assert asked.page.evaluate("document.activeElement.ariaCurrent") == "step"
     assert (
         asked.page.evaluate("document.querySelector('#trail [aria-current]').closest('li').previousSibling")
         is None
@@ -164,6 +177,9 @@ def test_what_is_wrong_stands_at_its_field(asked):
     asked.run()
     assert asked.text("#prompt-fault") != ""
     assert asked.text("#target-fault") == ""
+    asked.write("#prompt-text", str(QUESTION["prompt"]))
+    asked.run()
+    assert asked.texts("#trail li span") == ["' the' − ' of'"]  # what was refused leads nowhere
     asked.page.complaints.clear()  # that the server refused
 
 
@@ -250,6 +266,32 @@ def test_texts_stay_texts(bench):
     assert bench.count("img") == 0
 
 
+def test_links_lead_to_pages_alone(bench):
+    link = "[%s].map((address) => one.pageLink(address, 'x').getAttribute('href'))"
+    made = f"import('/report/elements.js').then((one) => {link})"
+    links = "'https://example.org/1', 'javascript:alert(1)', ' javascript:alert(1)', 'data:text/html,x', '/'"
+    assert bench.page.evaluate(made % links) == ["https://example.org/1", None, None, None, None]
+
+
+@pytest.mark.parametrize(
+    "written", ["#q={", "#q=5", "#q=[]", '#q={"prompt":5}', '#q={"prompt":"a","changes":5}', "#q=%E0%A4%A"]
+)
+def test_an_address_without_a_question_says_so(bench, address, written):
+    bench.page.open("about:blank")
+    bench.page.open(address + written)
+    bench.wait("document.querySelector('#progress .trouble') !== null")
+    assert "holds no question" in bench.text("#progress")
+    assert bench.value("#prompt-text") != ""  # the first example
+
+
+def test_of_an_address_only_what_makes_sense_is_shown(bench, address):
+    view = '&v={"hidden":5,"open":5,"filter":5,"token":-4,"head":[],"order":{},"shown":{},"scalar":"x"}'
+    bench.page.open("about:blank")
+    bench.page.open(address + fragment(QUESTION) + view)
+    bench.answered()
+    assert bench.count("#nodes tbody tr") == 20
+
+
 def test_the_first_paint_needs_little(address):
     with workbench(address) as one:
         one.wait("document.querySelectorAll('#prompt-tokens .box').length > 0")
@@ -265,8 +307,12 @@ def test_the_first_paint_needs_little(address):
 
 def test_a_token_is_asked_for_once_and_kept_for_the_session(guarded):
     address = f"http://127.0.0.1:{guarded.http_port}/"
-    with opened(address, *LAPTOP) as page:
+    with opened(address + fragment(QUESTION), *LAPTOP) as page:
         one = Workbench(page)
+        one.wait("document.getElementById('dialog').open")
+        page.press("Escape")
+        one.wait("document.getElementById('progress').textContent.includes('wants an API token')")
+        one.click("#run")  # asks for it again, and not an empty question
         one.wait("document.getElementById('dialog').open")
         page.type("wrong")
         page.press("Enter")
@@ -274,6 +320,8 @@ def test_a_token_is_asked_for_once_and_kept_for_the_session(guarded):
         page.type(TOKENS["alice"])
         page.press("Enter")
         one.wait("document.getElementById('model').textContent !== ''")
+        one.answered()
+        assert one.value("#prompt-text") == QUESTION["prompt"]
         assert TOKENS["alice"] not in page.evaluate("location.href + JSON.stringify(localStorage)")
         page.open("about:blank")
         page.open(address)

@@ -41,7 +41,10 @@ class Workbench:
         return found
 
     def click(self, selector: str, at: int = 0) -> None:
-        self.page.evaluate(f"document.querySelectorAll({json.dumps(selector)})[{at}].click()")
+        self.page.evaluate(
+            f"(one => {{ one.focus({{ preventScroll: true }}); one.click(); }})"
+            f"(document.querySelectorAll({json.dumps(selector)})[{at}])"
+        )
 
     def write(self, selector: str, text: str) -> None:
         """Replaces the text of a field by typing."""

@@ -115,6 +115,12 @@ def test_errors(page: Workbench, prompt: str, status: int, fields: list[str]) ->
     assert [one["field"] for one in body["violations"]] == fields
 
 
+def test_however_much_is_wrong_the_answer_is_short(page: Workbench) -> None:
+    status, (body,) = asked(page, "debug", {"question": QUESTION | {"changes": ["nonsense"] * 50_000}})
+    assert status == 400
+    assert len(body["violations"]) == 100
+
+
 def test_an_error_in_the_middle_is_the_last_line(page: Workbench, fake: Fake) -> None:
     fake[1].n_broken_off = 1
     status, lines = asked(page, "debug", {"question": QUESTION})

@@ -14,8 +14,9 @@ export function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** A link to a page elsewhere, which is told nothing of this one. */
+/** A link to a page elsewhere, which is told nothing of this one. An address that leads to no page leads nowhere. */
 export function pageLink(address, text, attributes = {}) {
+  if (!/^https?:\/\//i.test(address)) return make("span", {}, text);
   return make("a", { href: address, target: "_blank", rel: "noopener noreferrer", ...attributes }, text);
 }
 

@@ -28,7 +28,7 @@ export class State {
       runs,
       shown: isThere ? shown : runs.length > 1 ? CHANGE : "0",
       scalar: scalar in SCALARS ? scalar : "direct_effect",
-      token: Number.isInteger(token) && token < runs[0].attribution.length ? token : null,
+      token: Number.isInteger(token) && token >= 0 && token < runs[0].attribution.length ? token : null,
     });
   }
 

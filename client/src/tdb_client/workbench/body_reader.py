@@ -9,6 +9,8 @@ from tdb_client.errors import FieldViolation, InvalidValueError, NodeError, TdbE
 from tdb_client.value_check import LARGEST, check_text
 
 Value = TypeVar("Value")
+MOST_FAULTS = 100
+"""More are not told of: an answer stays short, whatever was sent."""
 
 
 class QuestionError(TdbError):
@@ -47,7 +49,8 @@ class BodyReader:
 
     def fault(self, name: str, description: str, reason: str = "MALFORMED_REQUEST") -> None:
         """Notes a fault of a field."""
-        self.faults.append(FieldViolation(f"{self._path}{name}" or "body", description, reason))
+        if len(self.faults) < MOST_FAULTS:
+            self.faults.append(FieldViolation(f"{self._path}{name}" or "body", description, reason))
 
     def check(self) -> None:
         """To be called when all is read.

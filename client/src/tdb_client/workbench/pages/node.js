@@ -17,10 +17,20 @@ function section(name, title, ...children) {
   return make("section", { "aria-labelledby": `${name}-title` }, make("h2", { id: `${name}-title` }, title), children);
 }
 
+/** The node's name; as it stands where it is badly written, so that the server says so. */
+function nameInAddress() {
+  const written = location.pathname.split("/").at(-1);
+  try {
+    return decodeURIComponent(written);
+  } catch {
+    return written;
+  }
+}
+
 export async function drawNodePage() {
   document.body.classList.add("node-page");
   for (const id of ["question", "trail"]) byId(id).hidden = true;
-  const name = decodeURIComponent(location.pathname.split("/").at(-1));
+  const name = nameInAddress();
   const { question } = fromFragment(location.hash);
   const place = byId("answer");
   const signal = new AbortController().signal;

@@ -23,9 +23,10 @@ export class Trail {
     this.draw();
   }
 
-  /** Marks a question as the one that is shown; a new one is put at the end. */
+  /** Marks a question as the one that is shown; a new one is put at the end. Others that were never answered are forgotten. */
   show(question) {
     this.current = keyOf(question);
+    this.steps = this.steps.filter((one) => one.values !== null || keyOf(one.question) === this.current);
     if (!this.steps.some((one) => keyOf(one.question) === this.current)) this.steps.push({ question, values: null });
     this.steps = this.steps.slice(-MOST);
     this.draw();
@@ -48,6 +49,7 @@ export class Trail {
     const step = (question, title, text) => make("button", {
       type: "button", class: "step", disabled: question === undefined, "aria-label": title, title, onclick: () => this.onOpen(question),
     }, text);
+    const focused = [...byId("trail").querySelectorAll("button")].indexOf(document.activeElement);
     byId("trail").hidden = this.steps.length < 2;
     byId("trail").replaceChildren(
       step(this.steps[at - 1]?.question, "the question before", "←"), step(this.steps[at + 1]?.question, "the next question", "→"),
@@ -57,7 +59,10 @@ export class Trail {
         return make("li", {}, make("button", { type: "button", title: question.prompt, "aria-current": index === at ? "step" : null,
           onclick: () => this.onOpen(question) }, make("span", {}, words), make("b", {}, figures)));
       })));
-    const current = byId("trail").querySelector("[aria-current]")?.closest("li");
-    if (current) current.parentElement.scrollLeft = current.offsetLeft - current.parentElement.offsetLeft; // the page stays where it is
+    const current = byId("trail").querySelector("[aria-current]");
+    const list = byId("trail").querySelector("ol");
+    if (current) list.scrollLeft = current.parentElement.offsetLeft - list.offsetLeft; // the page stays where it is
+    const same = byId("trail").querySelectorAll(".step")[focused];
+    if (focused >= 0) (same && !same.disabled ? same : current)?.focus({ preventScroll: true });
   }
 }

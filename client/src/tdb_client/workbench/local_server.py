@@ -6,11 +6,13 @@ import asyncio
 import html
 import secrets
 import sys
+import tempfile
 import webbrowser
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Future
 from http.server import ThreadingHTTPServer
 from importlib import import_module
+from pathlib import Path
 from threading import Thread
 from typing import Any, Self, TypeVar
 
@@ -64,6 +66,7 @@ class Workbench:
             one.start()
         self._client = self._run(_connected(connection, priority)).result()
         self._is_open = True
+        self._redirect: Path | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -79,7 +82,10 @@ class Workbench:
         if is_notebook():
             output = import_module("IPython.display")
             output.display(output.HTML(self.frame()))
-        elif not webbrowser.open(self.address):
+            return
+        if self._redirect is None:
+            self._redirect = _redirect_to(self.address)
+        if not webbrowser.open(self._redirect.as_uri()):
             print(f"the workbench is at {self.address}", file=sys.stderr)
 
     def close(self) -> None:
@@ -87,6 +93,8 @@ class Workbench:
         if not self._is_open:
             return
         self._is_open = False
+        if self._redirect is not None:
+            self._redirect.unlink(missing_ok=True)
         self._server.shutdown()
         self._server.server_close()
         self._run(self._client.close()).result(STOP_SECONDS)
@@ -114,6 +122,18 @@ class Workbench:
 
     def _run(self, work: Coroutine[Any, Any, Result]) -> Future[Result]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+
+def _redirect_to(address: str) -> Path:
+    """A page that leads to an address, and that this user alone can read.
+
+    Browsers are given it in place of the address: everybody on a machine can see the command lines of all.
+    """
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="tdb-", suffix=".html", encoding="utf-8", delete=False
+    ) as file:
+        file.write(f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(address)}">\n')
+    return Path(file.name)
 
 
 async def _connected(connection: Connection, priority: str) -> AsyncClient:

@@ -126,7 +126,7 @@ export class NodeView {
     byId("nodes").replaceChildren(
       make("thead", {}, make("tr", {},
         this.heading("node", "node"), this.heading("place", "at"),
-        columns.map(({ name, title }) => this.heading(name, title, true)),
+        columns.map(({ name, title, isChosen }) => this.heading(name, title, isChosen ? "figure" : "figure other")),
         make("th", { scope: "col", class: "words" }, "raises"))),
       make("tbody", {}, shown.map((row, place) => this.row(row, columns, most, place))),
     );
@@ -137,10 +137,11 @@ export class NodeView {
     this.onNode(this.held ?? shown[0] ?? null);
   }
 
-  heading(name, title, isNumber = false) {
+  heading(name, title, kind = "") {
+    const isNumber = kind !== "";
     const isSorted = this.sortedBy === name;
     const order = !isSorted ? null : this.order === "size" ? "other" : this.order;
-    return make("th", { scope: "col", "aria-sort": order, class: isNumber ? "figure" : "" },
+    return make("th", { scope: "col", "aria-sort": order, class: kind },
       make("button", { type: "button", "data-column": name, onclick: () => this.sortBy(name, isNumber),
         title: isNumber ? "sort by size, then from the highest, then from the lowest" : "sort" },
       title, make("span", { class: "arrow" }, isSorted ? ARROWS[this.order] : "")));
@@ -159,9 +160,10 @@ export class NodeView {
         node.link ? pageLink(node.link, "↗", { class: "page", title: node.link, tabindex: "-1" }) : [],
         node.label ? make("span", { class: "label", title: node.label }, node.label) : []),
       make("td", { class: "at" }, this.place(node)),
-      columns.map(({ value, isEffect }, column) => isEffect
-        ? heatCell(value(row), most[column], number(value(row), true), { class: "figure" })
-        : make("td", { class: "figure" }, number(value(row)))),
+      columns.map(({ value, isEffect, isChosen }, column) => {
+        const kind = { class: isChosen ? "figure" : "figure other" };
+        return isEffect ? heatCell(value(row), most[column], number(value(row), true), kind) : make("td", kind, number(value(row)));
+      }),
       make("td", { class: "words" }, this.bestTokens(row).slice(0, SHOWN_TOKENS).map(([token]) => make("code", {}, token))),
     );
   }

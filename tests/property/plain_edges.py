@@ -60,8 +60,13 @@ class SplitModel(PlainModel):
         return torch.cat(found).detach()
 
     def loss(self, seen: Seen, loss: LossConfig) -> Tensor:
-        """A difference of logits before their cap, the final norm's scale held constant."""
-        x = seen[HookPoint.RESID_POST_MLP, self.n_layers - 1] + self.of_logits
+        """A direction, or a difference of logits before their cap, the final norm's scale held constant."""
+        last = HookPoint.RESID_POST_MLP, self.n_layers - 1
+        if (along := loss.direction) is not None:
+            spot, vector = (along.hook_point, along.layer_index), torch.tensor(along.vector).double()
+            x = seen[spot] + self.of_logits if spot == last else seen[spot]
+            return x[0, -1] @ vector
+        x = seen[last] + self.of_logits
         scale = seen[HookPoint.RESID_LN_F_SCALE, None].detach()
         logits = (self.norm(x, scale, self.names["final_norm"]) @ self.unembedding.T)[0, -1]
         distractors = logits[list(loss.distractor_tokens)]
@@ -86,7 +91,8 @@ def plain_edges(
     for step in range(1, n_steps + 1):
         between = start + step / n_steps * (end - start)
         run = model.run(token_ids, {place: lambda _, x=between: x})  # type: ignore[misc]
-        gradients += torch.cat(torch.autograd.grad(model.loss(run, loss), copies)) / n_steps
+        found = torch.autograd.grad(model.loss(run, loss), copies, allow_unused=True, materialize_grads=True)
+        gradients += torch.cat(found) / n_steps
     scores = torch.einsum("wtd,rtd->wr", difference, gradients)
     return scores * _comes_first(model)
 

@@ -11,7 +11,14 @@ import pytest
 import torch
 from tdb_server.domain.debug import HOLD_FINAL_NORM_SCALE
 from tdb_server.domain.edges import EdgesResult, EdgesSpec
-from tdb_server.domain.requests import InferenceSpec, InferenceSubRequest, LossConfig, LossName
+from tdb_server.domain.hook_point import HookPoint
+from tdb_server.domain.requests import (
+    InferenceSpec,
+    InferenceSubRequest,
+    LossConfig,
+    LossName,
+    ResidualDirection,
+)
 from tdb_server.engine import edges as engine_edges
 from tdb_server.engine.engine import Engine
 from tdb_server.model.weights import load_decoder
@@ -57,6 +64,21 @@ def test_scores_are_those_of_a_second_implementation(name: str, n_steps: int) ->
     found = edges_of(small_model(name).engine(), replace(ALL, n_steps=n_steps), run(baselines)).scores
     expected = plain_edges(small_model(name).reference, PROMPT, baselines, LOSS, n_steps).numpy()
     assert np.count_nonzero(expected) > expected.size / 4
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("name", MAIN_MODELS)
+def test_edges_along_a_direction(name: str, layer: int) -> None:
+    """Behind the last layer the direction stands where logits do; nobody reads them before."""
+    vector = tuple(0.1 * i - 0.7 for i in range(16))
+    loss = LossConfig(
+        LossName.DIRECTION, direction=ResidualDirection(HookPoint.RESID_POST_MLP, layer, vector)
+    )
+    spec = replace(ALL, n_steps=2)
+    found = edges_of(small_model(name).engine(), spec, replace(run(BASELINES), loss=loss)).scores
+    expected = plain_edges(small_model(name).reference, PROMPT, BASELINES, loss, 2).numpy()
+    assert bool(expected[:, -1].any()) == (layer == 1)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 

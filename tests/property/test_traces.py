@@ -12,8 +12,18 @@ from tdb_server.domain.debug import node_ablation_spec
 from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
-from tdb_server.domain.node import NodeIndex, NodeType
-from tdb_server.domain.requests import LossConfig, LossName, NodeAblation, Trace
+from tdb_server.domain.node import NodeIndex, NodeType, PassType
+from tdb_server.domain.requests import (
+    AblationSpec,
+    ActivationIndex,
+    ActivationsSpec,
+    LossConfig,
+    LossName,
+    NodeAblation,
+    Trace,
+    ValueType,
+)
+from tdb_server.domain.results import ActivationsResult
 from tdb_server.model.autoencoder import Autoencoder
 from torch import Tensor
 
@@ -30,7 +40,7 @@ from tests.property.small_models import (
     small_model,
 )
 from tests.property.trace_definitions import definition, residual_before
-from tests.property.traces import QK, K, Q, sites_for, traces_of, value_traces
+from tests.property.traces import QK, K, Q, V, sites_for, traces_of, value_traces
 
 PROMPT = (51, 4, 33, 12)
 LOSS = LossConfig(LossName.LOGIT_DIFF, (5, 6), (7,))
@@ -160,3 +170,44 @@ def test_gradients_through_query_and_key_add_up(name: str, data: st.DataObject) 
             shape = (len(PROMPT), *of_token)
             one, other, total = (numbers_of_layer(x.top_k(of_kind), layer, shape) for x in (q, k, both))
             assert_same(one + other, total, tolerance=1e-9)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        LOSS,
+        *(LossConfig(one, (5,)) for one in (LossName.PROBS, LossName.LOG_PROB, LossName.LOGIT_MINUS_MEAN)),
+    ],
+    ids=lambda one: one.name.value,
+)
+@pytest.mark.parametrize(
+    ("place", "value", "value_type"),
+    [
+        (HookPoint.LOGITS, 1.7, ValueType.NUMBER),
+        (HookPoint.RESID_LN_F_SCALE, 3.7, ValueType.NUMBER),
+        (HookPoint.RESID_LN_F_SCALE, 0.5, ValueType.SCALE),
+    ],
+    ids=["logit", "scale", "share of scale"],
+)
+@pytest.mark.parametrize("name", MAIN_MODELS)
+def test_a_value_goes_towards_the_loss_that_the_run_has(
+    name: str, place: HookPoint, value: float, value_type: ValueType, loss: LossConfig
+) -> None:
+    """What is set behind the last layer alters the gradient that a head's write is projected onto."""
+    model, (query, key, head) = small_model(name), (3, 2, 1)
+    index = ActivationIndex(place, None, (query, 5 if place is HookPoint.LOGITS else 0))
+    ablations = [AblationSpec(index, value, value_type)]
+    trace = Trace(NodeIndex(NodeType.ATTENTION_HEAD, 0, (query, key, head)), V)
+    engine, last = model.engine(), model.config.n_layers - 1
+    gradient = ActivationsSpec(HookPoint.RESID_POST_MLP, (last,), (query,), PassType.BACKWARD)
+    result = answer(engine, inference(PROMPT, loss, ablations=ablations), gradient=gradient).results[
+        "gradient"
+    ]
+    assert isinstance(result, ActivationsResult)
+    ((_, direction),) = result.layers
+    plain, seen = model.plain, model.plain.run(PROMPT)
+    value_there = plain.for_heads(seen[HookPoint.ATTN_V, 0])[0, key, head]
+    write = value_there @ plain.out_weights(0)[head] * plain.times_behind(seen, 0, "attn")[query]
+    expected = seen[HookPoint.ATTN_QK_PROBS, 0][0, query, key, head] * (write.numpy() @ direction.array[0])
+    run = inference(PROMPT, loss, trace, ablations)
+    assert answer(engine, run).activation_value == pytest.approx(float(expected), abs=1e-6)

@@ -40,7 +40,7 @@ from tdb_server.engine.streams import Stream
 from tdb_server.model.autoencoder import Autoencoder, MlpInputs
 from tdb_server.model.backward_rules import BackwardRules
 from tdb_server.model.decoder import Decoder
-from tdb_server.model.hooks import HOLD_NORM_SCALES, INNER_HOOK_POINTS, Hooks, HookSite
+from tdb_server.model.hooks import INNER_HOOK_POINTS, NO_HOOKS, Hooks, HookSite
 from tdb_server.model.precision import wide
 
 Key = TypeVar("Key", bound=Hashable)
@@ -279,7 +279,7 @@ def forward(
         residual = decoder.forward(embedding, hooks)
         normed = decoder.read_by_logits(residual, hooks)
         logits = decoder.unembed(normed[inputs.rows, inputs.loss_tokens])[:, None]  # [B, 1, V]
-        at_token = [found for one in logit_interventions(plan) if (found := _at_loss_token(plan, one))]
+        at_token = _logits_of_losses(plan)
         set_logits = [one for one in at_token if one.is_forward]
         before = set_values(logits, set_logits)
         # Some rows' objective is before the logits: the gradients that come past here are other rows'.
@@ -302,6 +302,11 @@ def _embedded(decoder: Decoder, plan: Plan, token_ids: Tensor, references: Refer
         own = wide(embedding[index])
         embedding[index] = (baseline + row.embedding_share * (own - baseline)).to(embedding.dtype)
     return embedding
+
+
+def _logits_of_losses(plan: Plan) -> list[Intervention]:
+    """What is set of logits that losses see."""
+    return [found for one in logit_interventions(plan) if (found := _at_loss_token(plan, one))]
 
 
 def _at_loss_token(plan: Plan, one: Intervention) -> Intervention | None:
@@ -486,9 +491,16 @@ def _downstream_directions(
     """
     rows, query, downstream = traced.rows, traced.node[0], traced.trace.downstream
     if downstream is None:  # the loss sees one token alone
-        seen = cache.final_residual[inputs.rows, inputs.loss_tokens].requires_grad_()
-        logits = model.decoder.logits(seen, HOLD_NORM_SCALES)
-        (direction,) = torch.autograd.grad(losses_of(logits, model.decoder.cap(logits)).sum(), seen)
+        seen, hooks = cache.final_residual[inputs.rows, inputs.loss_tokens].requires_grad_(), NO_HOOKS
+        if HookPoint.RESID_LN_F_SCALE in cache.values:  # as it is in the run, where it may be set
+            scale = cache.values[HookPoint.RESID_LN_F_SCALE][0][inputs.rows, inputs.loss_tokens]
+            hooks = Hooks(lambda *_: wide(scale), frozenset({HookPoint.RESID_LN_F_SCALE}))
+        logits = model.decoder.logits(seen, hooks)[:, None]  # [B, 1, V]
+        set_logits = [one for one in _logits_of_losses(plan) if one.is_forward]
+        before = set_values(logits, set_logits)
+        caps = model.decoder.caps_logits
+        capped = set_values(model.decoder.cap(before), set_logits) if caps else before
+        (direction,) = torch.autograd.grad(losses_of(before[:, 0], capped[:, 0]).sum(), seen)
         return direction[rows] * (query == inputs.loss_tokens[rows])[:, None]
     residual = wide(graph.streams[plan.trace_stream(downstream)].detach()).requires_grad_()
     nodes = traced.downstream

@@ -193,6 +193,8 @@ def plan_batch(
             by_specs.setdefault(_group_key(row), []).append(row)
             if row.trace is not None and row.trace.attention_trace_type is AttentionTraceType.V:
                 kept.add(HookPoint.ATTN_QK_PROBS)
+                if row.trace.downstream is None:
+                    kept.add(HookPoint.RESID_LN_F_SCALE)
         for one in call.sub_requests:
             for what, with_gradient in kept_for(one, autoencoders, is_parallel=is_parallel):
                 kept.add(what, with_gradient)

@@ -33,6 +33,7 @@ TOLD = "unit/workers/test_pool.py::test_a_fault_in_what_is_told_about_a_worker"
 KNOWN = {
     ("gateway/http_calls.py", "answer"): AWAITED,
     ("gateway/http_calls.py", "_disconnected(request)"): AWAITED,
+    ("gateway/workbench/in_process.py", "answered(request)"): AWAITED,
     ("service/app.py", "self._pool.first_ready()"): AWAITED,
     ("service/app.py", "stopped.wait()"): AWAITED,
     ("service/app.py", "self._server.stop(LAST_BYTES_SECONDS)"): AWAITED,

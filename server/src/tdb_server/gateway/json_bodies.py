@@ -327,7 +327,7 @@ class TokenPairAttributionRequestSpec(Body):
 
 
 class ComponentTotalsRequestSpec(Body):
-    """Asks for derived scalars summed over all tokens, by layer and head; by token, too, where that is asked."""
+    """Asks for derived scalars summed over all tokens, by layer and head, and by token if asked."""
 
     spec_type: Literal["component_totals_request_spec"] | None = None
     derived_scalar_types: Listed[DerivedScalar] | None = needed()

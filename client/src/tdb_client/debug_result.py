@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 import numpy as np
 
@@ -18,10 +17,10 @@ from tdb_client.results import (
     FloatArray,
     InferenceResult,
     MultipleTopKResult,
-    ProcessingResult,
     ScoredTokensResult,
     TokenPairAttributionResult,
     TopTokens,
+    named_result,
 )
 
 DEBUG_RESULTS = (
@@ -35,8 +34,6 @@ DEBUG_RESULTS = (
     "topOutputTokenLogits",
 )
 """The names of the results of every debug sub-request; it may leave out those about tokens."""
-
-Result = TypeVar("Result", bound=ProcessingResult)
 
 
 class DebugResult(DebugAnswer):
@@ -90,7 +87,7 @@ def debug_result(request: DebugSubRequest, result: InferenceResult) -> DebugResu
     Raises:
         IncompleteResponseError: one of them is missing.
     """
-    sums = _named(result, "componentSumsForTokenDisplay", MultipleTopKResult)
+    sums = named_result(result, "componentSumsForTokenDisplay", MultipleTopKResult)
     return DebugResult(
         request=request,
         call=result.call,
@@ -98,7 +95,7 @@ def debug_result(request: DebugSubRequest, result: InferenceResult) -> DebugResu
         loss=result.loss,
         traced_value=result.traced_value,
         nodes=_node_table(result, request.token_lists),
-        logits=_logit_table(_named(result, "topOutputTokenLogits", MultipleTopKResult)),
+        logits=_logit_table(named_result(result, "topOutputTokenLogits", MultipleTopKResult)),
         sums={
             group_id: {name: one.array for name, one in group.sums.items()}
             for group_id, group in sums.groups.items()
@@ -123,15 +120,8 @@ def with_notes(result: DebugResult, model: ModelInfo) -> DebugResult:
     return replace(result, nodes=replace(result.nodes, labels=labels, links=links), model=model)
 
 
-def _named(result: InferenceResult, name: str, kind: type[Result]) -> Result:
-    found = result.results.get(name)
-    if not isinstance(found, kind):
-        raise IncompleteResponseError(f"the answer has no result {name!r}")
-    return found
-
-
 def _node_table(result: InferenceResult, has_token_lists: bool) -> NodeTable:
-    ranking = _named(result, "topKComponents", MultipleTopKResult)
+    ranking = named_result(result, "topKComponents", MultipleTopKResult)
     missing = {"write_norm", "act_times_grad", "direction_write", "activation"} - ranking.groups.keys()
     if missing:
         raise IncompleteResponseError(f"the node table has no {', '.join(sorted(missing))}")
@@ -141,7 +131,7 @@ def _node_table(result: InferenceResult, has_token_lists: bool) -> NodeTable:
     def scored(name: str) -> Sequence[TopTokens | None]:
         if not has_token_lists:
             return none
-        return _named(result, name, ScoredTokensResult).top_tokens
+        return named_result(result, name, ScoredTokensResult).top_tokens
 
     return NodeTable(
         nodes=ranking.nodes,
@@ -154,7 +144,7 @@ def _node_table(result: InferenceResult, has_token_lists: bool) -> NodeTable:
         input_tokens=scored("inputTokensThatUpvoteMlp"),
         query_tokens=scored("inputTokensThatUpvoteAttnQ"),
         key_tokens=scored("inputTokensThatUpvoteAttnK"),
-        attended_to=_named(result, "tokenPairAttribution", TokenPairAttributionResult).attended_to
+        attended_to=named_result(result, "tokenPairAttribution", TokenPairAttributionResult).attended_to
         if has_token_lists
         else none,
         labels=none,

@@ -293,7 +293,7 @@ def _activation_index(index: ActivationIndex) -> activation_pb2.ActivationIndex:
     )
 
 
-_PLACES: dict[NodeType, str] = {
+PLACES: dict[NodeType, str] = {
     "attention_head": "attn_qk_probs",
     "mlp_neuron": "mlp_post_act",
     "autoencoder_latent": "online_autoencoder_latent",
@@ -307,7 +307,7 @@ _PLACES: dict[NodeType, str] = {
 }
 """Where the activations of nodes are that can be ablated."""
 
-ABLATABLE = frozenset(_PLACES)
+ABLATABLE = frozenset(PLACES)
 """The kinds of nodes that can be ablated."""
 
 
@@ -318,9 +318,9 @@ def ablated_cells(ablation: Ablation) -> AblationSpec:
         NodeError: the node cannot be ablated, or only by a debug request.
     """
     node, is_patch = ablation.node, ablation.value_type == "baseline"
-    if node.type not in _PLACES:
+    if node.type not in PLACES:
         raise NodeError(f"{node} cannot be ablated; heads, neurons, latents and MLPs can")
-    place, indices = _PLACES[node.type], (node.token, node.index)
+    place, indices = PLACES[node.type], (node.token, node.index)
     match node.type:
         case "attention_head" if is_patch and node.attended_to is not None:
             raise NodeError(

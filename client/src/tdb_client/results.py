@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from tdb_client.errors import IncompleteResponseError
 from tdb_client.inference import AblationSpec, held_norm_scales
 from tdb_client.nodes import Node
 
@@ -388,3 +390,18 @@ class InferenceResult:
         backward rule than `gradient` all are.
         """
         return held_norm_scales(self.ablations)
+
+
+Result = TypeVar("Result", bound=ProcessingResult)
+
+
+def named_result(answer: InferenceResult, name: str, kind: type[Result]) -> Result:
+    """One of an answer's results.
+
+    Raises:
+        IncompleteResponseError: it is missing, or of another kind.
+    """
+    found = answer.results.get(name)
+    if not isinstance(found, kind):
+        raise IncompleteResponseError(f"the answer has no result {name!r}")
+    return found

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tdb_client.async_client import AsyncClient
-from tdb_client.errors import IncompleteResponseError
 from tdb_client.inference import LensSpec
-from tdb_client.results import InferenceResult, LensResult
+from tdb_client.results import LensResult, named_result
 from tdb_client.token_text import quoted
 from tdb_client.workbench.body_reader import BodyReader
 from tdb_client.workbench.model_and_tokens import token_list
@@ -37,7 +36,7 @@ async def _lens(client: AsyncClient, asked: _Asked) -> Lines:
     tokens = tuple(dict.fromkeys((*objective.target, *objective.distractor)))
     wanted = {place: LensSpec(tokens, N_TOP_TOKENS, at=asked.at, place=place) for place in PLACES}
     answers = await client.infer(asked.question.inference(wanted))
-    first = _found(answers[0], PLACES[0])
+    first = named_result(answers[0], PLACES[0], LensResult)
     yield {
         "event": "lens",
         "tokens": token_list(answers[0].prompt),
@@ -46,7 +45,7 @@ async def _lens(client: AsyncClient, asked: _Asked) -> Lines:
             {"id": id_, "quoted": quoted(text), "role": "target" if one in objective.target else "distractor"}
             for one, id_, text in zip(tokens, first.token_ids, first.tokens, strict=True)
         ],
-        "runs": [{place: _rows(_found(one, place)) for place in PLACES} for one in answers],
+        "runs": [{place: _rows(named_result(one, place, LensResult)) for place in PLACES} for one in answers],
     }
 
 
@@ -68,13 +67,6 @@ def _rows(found: LensResult) -> list[Line]:
         }
         for row, layer in enumerate((None, *found.layers))
     ]
-
-
-def _found(answer: InferenceResult, name: str) -> LensResult:
-    found = answer.results.get(name)
-    if not isinstance(found, LensResult):
-        raise IncompleteResponseError(f"the answer has no result {name!r}")
-    return found
 
 
 LENS = Route(_read, _lens)

@@ -14,7 +14,8 @@ import numpy as np
 from tdb_client.async_client import AsyncClient
 from tdb_client.call_splitting import in_other_words
 from tdb_client.debug_result import debug_result
-from tdb_client.errors import CallError, FieldViolation, IncompleteResponseError, NodeError
+from tdb_client.encoding import PLACES
+from tdb_client.errors import CallError, FieldViolation, NodeError
 from tdb_client.events import inference_results
 from tdb_client.inference import (
     AblationSpec,
@@ -28,7 +29,7 @@ from tdb_client.inference import (
 from tdb_client.model_info import ModelInfo
 from tdb_client.nodes import Node, NodeType
 from tdb_client.report.data import report_data
-from tdb_client.results import DerivedScalarsResult, InferenceResult, TopTokens
+from tdb_client.results import DerivedScalarsResult, InferenceResult, TopTokens, named_result
 from tdb_client.token_text import quoted
 from tdb_client.workbench.attention import pairs
 from tdb_client.workbench.body_reader import BodyReader, QuestionError
@@ -45,15 +46,7 @@ MOST_NODES = 100
 SHORT_PROMPT = "a"
 """Of no matter: at its first token the node is set, for what it writes and reads."""
 
-_SCALARS: dict[NodeType, str] = {
-    "mlp_neuron": "mlp_post_act",
-    "autoencoder_latent": "online_autoencoder_latent",
-    "mlp_autoencoder_latent": "online_mlp_autoencoder_latent",
-    "attention_autoencoder_latent": "online_attention_autoencoder_latent",
-    "resid_post_attn_autoencoder_latent": "online_resid_post_attn_autoencoder_latent",
-    "resid_post_mlp_autoencoder_latent": "online_resid_post_mlp_autoencoder_latent",
-    "mlp_transcoder_latent": "online_mlp_transcoder_latent",
-}
+_SCALARS = {kind: place for kind, place in PLACES.items() if kind == "mlp_neuron" or kind.endswith("latent")}
 """What says how active a node is, and also where it is set."""
 _READING: frozenset[NodeType] = frozenset({"mlp_neuron", "mlp_autoencoder_latent", "mlp_transcoder_latent"})
 """Nodes that read the residual stream before an MLP, in whose place an embedding can be put."""
@@ -172,7 +165,10 @@ async def _vocabulary(client: AsyncClient, node: Node) -> Line:
             error, lambda path: "node" if path.startswith("sub_requests") else path
         ) from None
     for answer in answers:
-        told |= {name: _ends(_scalars(answer, name).top_tokens) for name in answer.results}
+        told |= {
+            name: _ends(named_result(answer, name, DerivedScalarsResult).top_tokens)
+            for name in answer.results
+        }
     return told
 
 
@@ -187,7 +183,7 @@ def _activity(node: Node) -> dict[str, ProcessingSpec]:
 
 def _activations(answer: InferenceResult, node: Node) -> Line:
     """How active it is at each token; of a head, how much it writes, and for which token most."""
-    values = _scalars(answer, "activation").activations
+    values = named_result(answer, "activation", DerivedScalarsResult).activations
     attended_to = None
     if node.type == "attention_head":
         attended_to = np.argmax(pairs(answer, "pairs"), axis=1).tolist()
@@ -226,13 +222,6 @@ def _ends(tokens: TopTokens | None) -> list[list[list[object]]] | None:
         [[quoted(text), score] for text, score in zip(end.tokens, rounded(end.scores), strict=True)]
         for end in (tokens.top, tokens.bottom)
     ]
-
-
-def _scalars(answer: InferenceResult, name: str) -> DerivedScalarsResult:
-    found = answer.results.get(name)
-    if not isinstance(found, DerivedScalarsResult):
-        raise IncompleteResponseError(f"the answer has no result {name!r}")
-    return found
 
 
 NODE = Route(_read, _node)

@@ -49,8 +49,10 @@ def test_every_answer_says_how_loaded_the_server_is(start_server: Any, debug_req
 
 def test_refusals_say_so_beside_their_details(start_server: Any, debug_request: Any) -> None:
     server = start_server("--load-reports")
-    for _ in range(2):
+    for _ in range(50):  # a call is counted when it has ended, which may be after the next one is answered
         refused = call(server.port, f"{SERVICE}/Debug", debug_request(prompt=""))
+        if report(refused).eps > 0:
+            break
     assert report(refused).eps > 0
     both = refused.headers | refused.trailers
     assert both["grpc-status"] == b"3"

@@ -128,6 +128,7 @@ def test_what_is_not_printed_is_noticed() -> None:
     printed = "logit ' Mary' = 6.120 plain\nL23 head 3   2.873\n"
     assert missing(("logit ' Mary' = 6.121 plain", "…", "L23 head 3 …"), printed) == []
     assert missing(("logit ' Mary' = 6.320 plain",), printed)
+    assert missing(("' John' @ 3: +3.801, …",), "' John' @ 3: +3.802, ' John' @ 9: +3.794") == []
     assert missing(("L23 head 4 …",), printed)
     assert missing(("L23 head 3 2.873", "logit ' Mary' …"), printed) == ["logit ' Mary' …"]  # wrong order
 

@@ -69,6 +69,6 @@ def _is_alike(wanted: str, word: str) -> bool:
     if wanted == word:
         return True
     try:
-        return math.isclose(float(wanted), float(word.rstrip(",")), rel_tol=0.02, abs_tol=0.02)
+        return math.isclose(float(wanted.rstrip(",")), float(word.rstrip(",")), rel_tol=0.02, abs_tol=0.02)
     except ValueError:
         return False

@@ -138,6 +138,7 @@ class Replica:
         else:
             outbox.put(pickle.dumps(BatchEnded(batch.batch_id, failure), protocol=5))
         finally:
+            current.stepped_at = None  # what has ended is taken off the list a little later
             outbox.end()  # without a `BatchEnded` what is not finished counts as left undone
 
 

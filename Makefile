@@ -5,6 +5,8 @@ AGAINST ?=
 TORCH = $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)') torch==2.13.0
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# Python compiles what it imports at the first time; most files of torch nobody ever imports.
+export PIP_NO_COMPILE = 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test chaos gpu-test clients ray-test cluster-test deploy-test gemma-test check generate breaking bench launches pictures programs
@@ -15,18 +17,17 @@ help:  ## say what can be made
 demo: $(INSTALLED)  ## explain why a real language model says " Mary"
 	$(BIN)/python examples/demo.py
 
-# Those that only compute run on all cores, with a thread each. Those that start servers run two at a time: much of that is
-# waiting. Chaos measures time, and runs alone.
+# Those that only compute run on all cores, with a thread each. Of the others, which start servers and processes, three run at a
+# time: much of that is waiting. Chaos measures time, and runs alone.
 COMPUTING = tests/golden/test_goldens_in_process.py tests/property $(addprefix tests/unit/,benchmarks client docs engine examples gateway model protos service)
-SERVING = tests/golden/test_goldens_over_the_wire.py tests/integration
-OTHERS = --ignore=tests/clients --ignore=tests/gpu --ignore=tests/ray --ignore=tests/cluster --ignore=tests/deploy --ignore=tests/gemma
+LEFT_OUT = --ignore=tests/clients --ignore=tests/gpu --ignore=tests/ray --ignore=tests/cluster --ignore=tests/deploy --ignore=tests/gemma
 test: check programs  ## check, then run all tests but clients, gpu, ray, cluster, deploy and gemma; PYTEST_ARGS say which
 ifdef PYTEST_ARGS
-	$(BIN)/python -m pytest $(OTHERS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(LEFT_OUT) $(PYTEST_ARGS)
 else
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(COMPUTING)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(SERVING)
-	$(BIN)/python -m pytest $(OTHERS) $(addprefix --ignore=,$(COMPUTING) $(SERVING))
+	$(BIN)/python -m pytest -n 3 --dist loadfile $(LEFT_OUT) $(addprefix --ignore=,$(COMPUTING) tests/chaos)
+	$(BIN)/python -m pytest tests/chaos
 endif
 
 chaos: $(INSTALLED)  ## kill workers, hang up, fill queues and send nonsense for minutes, with figures

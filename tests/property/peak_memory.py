@@ -14,9 +14,12 @@ from torch.profiler import ProfilerActivity, profile
 
 def peak_bytes(work: Callable[[], object]) -> int:
     """Bytes in use at the worst moment of some work, beyond those in use before it."""
-    gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
+    gc.disable()  # what others left behind in cycles is not given back meanwhile
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            work()
+    finally:
+        gc.enable()
     results = profiler.profiler
     assert results is not None
     assert results.kineto_results is not None

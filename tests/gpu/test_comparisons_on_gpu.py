@@ -1,4 +1,4 @@
-"""Baselines, values, circuits, rules, edges, the lens and raw places: a GPU's answers are those of a CPU.
+"""Baselines, values, circuits, rules, edges, the lens, raw places, top examples: a GPU's answers are a CPU's.
 
 On a small random model of every family, in float64, but for rotary angles: those are float32 everywhere, and
 each device has its own cosine of them.
@@ -31,9 +31,12 @@ from tdb_server.domain.requests import (
     ValueType,
 )
 from tdb_server.domain.results import MultipleTopKResult
+from tdb_server.engine.example_collector import ExampleCollector
+from tdb_server.examples.kinds import Amounts, kinds_of
+from tdb_server.workers.engine_loading import model_info
 
 from tests.property.requests import answers_of_calls, inference, of_every_node
-from tests.property.small_models import MODELS, small_model
+from tests.property.small_models import MODELS, VOCABULARY_SIZE, small_model
 
 TOLERANCE = 1e-5
 PROMPT, BASELINE, OTHER = (3, 14, 15, 9, 26, 5), (3, 14, 15, 41, 26, 5), (7, 8, 15, 9, 50, 5)
@@ -67,6 +70,8 @@ def _calls() -> list[list[InferenceSubRequest]]:
         *([_debug(backward_rule=rule)] for rule in BackwardRule),
         [_debug(**whole, node_ablations=(NodeAblation(WHOLE_HEAD, value_type=ValueType.BASELINE),))],
         [_debug(circuit=Circuit(WHOLE, kept[:n])) for n in (0, 1, 2)],
+        [InferenceSubRequest(replace(compared, circuit=Circuit(WHOLE, kept[:n]))) for n in (0, 1, 2)],
+        [_told_by_the_divergence(_debug(baselines=(BASELINE, OTHER)))],
         [InferenceSubRequest(compared, {"edges": EdgesSpec(10, n_steps=3, whole_matrix=True)})],
         [
             InferenceSubRequest(
@@ -79,6 +84,10 @@ def _calls() -> list[list[InferenceSubRequest]]:
             )
         ],
     ]
+
+
+def _told_by_the_divergence(asked: InferenceSubRequest) -> InferenceSubRequest:
+    return replace(asked, inference=replace(asked.inference, loss=LossConfig(LossName.KL_FROM_BASELINE)))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -97,6 +106,22 @@ def test_in_a_batch_and_alone(name: str, device: str) -> None:
     calls = _calls()
     alone = [answers_of_calls(running, [call])[0] for call in calls]
     assert _assert_close(answers_of_calls(running, calls), alone, name) > 100
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_top_examples(name: str, device: str) -> None:
+    generator = np.random.default_rng(0)
+    pieces = [tuple(generator.integers(0, VOCABULARY_SIZE, 6).tolist()) for _ in range(12)]
+
+    def kept(where: str) -> list[np.ndarray]:
+        running = small_model(name, device=where).engine()
+        kinds = kinds_of(model_info("small", "digest", "float64", running))
+        collecting = ExampleCollector(running, kinds, Amounts(k=3, n_lowest=2, n_random=1, context=6))
+        for start in range(0, len(pieces), 4):
+            collecting.run(pieces[start : start + 4], range(start, start + 4))
+        return list(collecting.kept())
+
+    assert _assert_close(kept(device), kept("cpu"), name) > 10
 
 
 def _assert_close(one: Any, other: Any, path: str) -> int:

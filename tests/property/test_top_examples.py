@@ -14,8 +14,8 @@ from tdb_server.domain.node import NodeType
 from tdb_server.engine.engine import Engine
 from tdb_server.engine.example_collector import ExampleCollector
 from tdb_server.examples import histogram
-from tdb_server.examples.found import LayerExamples, NodeExamples
 from tdb_server.examples.kinds import Amounts, Kind, kept_bytes, kinds_of
+from tdb_server.examples.layer_examples import LayerExamples, NodeExamples
 from tdb_server.model.autoencoder import Autoencoder
 from tdb_server.workers.engine_loading import model_info
 from torch import Tensor

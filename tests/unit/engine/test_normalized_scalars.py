@@ -17,7 +17,7 @@ from tdb_server.domain.requests import (
     LossName,
 )
 from tdb_server.domain.results import DerivedAttentionScalarsResult, DerivedScalarsResult
-from tdb_server.engine.components import normalized_by
+from tdb_server.engine.component_scalars import normalized_by
 
 from tests.property.requests import answer
 from tests.property.small_models import small_model

@@ -23,9 +23,9 @@ from tdb_server.workers.callbacks import keep_trying
 from tdb_server.workers.event_buffer import EventBuffer
 from tdb_server.workers.fair_queue import FairQueue
 from tdb_server.workers.messages import BatchEnded, CallProgress, CancelCall, OutOfMemory, RunBatch
+from tdb_server.workers.ready_worker import ReadyWorker
 from tdb_server.workers.result_cache import CacheKey, Recording, ResultCache
 from tdb_server.workers.scheduler import Scheduler
-from tdb_server.workers.station import Station
 from tdb_server.workers.ticket import TakenUp, Terms, Ticket, Unary
 
 from tests.unit.workers.conftest import make_call, make_cost
@@ -115,10 +115,10 @@ def is_whole(events: list[object]) -> bool:
         (EventBuffer, "put"),
         (Recording, "add"),
         (Recording, "start_again"),
-        (Station, "start"),
-        (Station, "end"),
-        (Station, "saw"),
-        (Station, "waits_until"),
+        (ReadyWorker, "start"),
+        (ReadyWorker, "end"),
+        (ReadyWorker, "saw"),
+        (ReadyWorker, "waits_until"),
         (FairQueue, "take_batch"),
         (FairQueue, "put_back"),
         (FairQueue, "settle"),

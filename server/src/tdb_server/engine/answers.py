@@ -28,7 +28,7 @@ from tdb_server.domain.results import (
     ProcessingResult,
 )
 from tdb_server.engine.cache import Gradients
-from tdb_server.engine.components import derived_attention_scalars, derived_scalars
+from tdb_server.engine.component_scalars import derived_attention_scalars, derived_scalars
 from tdb_server.engine.edges import edges
 from tdb_server.engine.lens import lens
 from tdb_server.engine.nodes import (
@@ -39,9 +39,9 @@ from tdb_server.engine.nodes import (
     top_k_results,
     union_of_nodes,
 )
-from tdb_server.engine.places import activations
 from tdb_server.engine.plan import Plan
 from tdb_server.engine.rank_tokens import TokenRanker
+from tdb_server.engine.raw_activations import activations
 from tdb_server.engine.references import circuit_losses, circuit_values
 from tdb_server.engine.rows import Rows
 from tdb_server.engine.stage_clock import StageClock

@@ -15,9 +15,8 @@ from torch import Tensor
 from tdb_server.engine.counted_cells import CountedCells, counted_cells
 from tdb_server.engine.engine import Engine
 from tdb_server.engine.measured_nodes import MeasuredNodes
-from tdb_server.engine.strongest import Strongest
+from tdb_server.engine.strongest_examples import StrongestExamples
 from tdb_server.errors import ModelError
-from tdb_server.examples.found import KindExamples, LayerExamples, NodeExamples
 from tdb_server.examples.histogram import (
     N_BINS,
     N_UPPER_BITS,
@@ -27,6 +26,7 @@ from tdb_server.examples.histogram import (
     cells_by_upper_bits,
 )
 from tdb_server.examples.kinds import Amounts, Kind
+from tdb_server.examples.layer_examples import KindExamples, LayerExamples, NodeExamples
 
 _MAX_WIDEST = 2**24
 """Numbers of the widest tensor of a batch, if one piece has no more."""
@@ -40,8 +40,8 @@ _COPIES = 6
 class _OfLayer:
     """What is kept of one layer's nodes: examples, and counts of activations by bin [n, bins]."""
 
-    top: Strongest
-    lowest: Strongest | None
+    top: StrongestExamples
+    lowest: StrongestExamples | None
     counts: Tensor
 
     def tensors(self) -> Iterator[Tensor]:
@@ -67,8 +67,8 @@ class ExampleCollector:
     def _empty(self, kind: Kind) -> _OfLayer:
         amounts, n_cells = self._amounts, kind.n_cells(self._amounts.context)
 
-        def strongest(k: int, *, is_lowest: bool) -> Strongest:
-            return Strongest(kind.n_nodes, k, n_cells, self._device, kind.floor, is_lowest=is_lowest)
+        def strongest(k: int, *, is_lowest: bool) -> StrongestExamples:
+            return StrongestExamples(kind.n_nodes, k, n_cells, self._device, kind.floor, is_lowest=is_lowest)
 
         has_lowest = kind.has_lowest and amounts.n_lowest > 0
         return _OfLayer(
@@ -232,7 +232,7 @@ def _none(kind: Kind, amounts: Amounts) -> NodeExamples:
     return NodeExamples(places.astype(np.bool_), places.astype(np.float32), places, places, activations)
 
 
-def _kept_examples(strongest: Strongest) -> NodeExamples:
+def _kept_examples(strongest: StrongestExamples) -> NodeExamples:
     tensors = (
         strongest.is_filled,
         strongest.peaks_as_activated,

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tdb_server.examples.files import INDEX_FILE, METADATA_KEY, PIECES_FILE, Index, kind_file
-from tdb_server.examples.found import KindExamples, LayerExamples, NodeExamples
 from tdb_server.examples.kinds import Kind
+from tdb_server.examples.layer_examples import KindExamples, LayerExamples, NodeExamples
 
 _ROW_GROUP_BYTES = 2**19
 _MAX_NODES_PER_ROW_GROUP = 256

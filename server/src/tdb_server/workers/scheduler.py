@@ -33,8 +33,8 @@ from tdb_server.workers.fair_queue import FairQueue
 from tdb_server.workers.measures import BatchMeasure, OnBatch, measure_nothing
 from tdb_server.workers.messages import BatchEnded, CallProgress, CancelCall, OutOfMemory
 from tdb_server.workers.pool import Worker
+from tdb_server.workers.ready_worker import ReadyWorker
 from tdb_server.workers.result_cache import ResultCache
-from tdb_server.workers.station import Station
 from tdb_server.workers.ticket import NO_COMPANY, Event, TakenUp, Terms, Ticket
 
 _log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Scheduler:
         self._queue = FairQueue(rule)
         self._pace = Pace()
         self.n_displaced = 0
-        self._stations: dict[Worker, Station] = {}
+        self._ready: dict[Worker, ReadyWorker] = {}
         self._open_calls: Counter[str] = Counter()
         self._open_tickets: set[Ticket] = set()
         self._n_batches = 0
@@ -171,7 +171,7 @@ class Scheduler:
             OverLimit: too many calls run and wait, and the caller has no claim to the place of another.
             Unavailable: no worker is ready.
         """
-        if not self._stations:
+        if not self._ready:
             raise Unavailable("no worker is ready", "NO_WORKER_READY", RETRY_SECONDS)
         n_own, own_limit = self._open_calls[caller.name], self._own_limit(caller)
         is_queue_full = len(self._queue) >= self._limits.max_queue_length
@@ -233,26 +233,26 @@ class Scheduler:
 
     def worker_is_ready(self, worker: Worker) -> None:
         """See `PoolObserver`."""
-        self._stations[worker] = Station(worker)
+        self._ready[worker] = ReadyWorker(worker)
         self._dispatch()
 
     def worker_said(
         self, worker: Worker, message: CallProgress | BatchEnded, n_bytes: int
     ) -> asyncio.Future[None] | None:
         """See `PoolObserver`."""
-        station = self._stations.get(worker)
-        if station is None:  # it has been given up
+        ready = self._ready.get(worker)
+        if ready is None:  # it has been given up
             return None
         if isinstance(message, BatchEnded):
-            batch = list(station.tickets.values())
+            batch = list(ready.tickets.values())
             try:
-                self._batch_ended(station, message)
+                self._batch_ended(ready, message)
             except Exception as error:
                 self._break_off_all(batch, error)
-                self._give_up(station)
+                self._give_up(ready)
             self._dispatch()
             return None
-        ticket = station.tickets.get(message.call_id)
+        ticket = ready.tickets.get(message.call_id)
         if ticket is None:
             return None
         stored = None
@@ -260,7 +260,7 @@ class Scheduler:
             stored = ticket.add(message.event, n_bytes)
         except Exception as error:
             self._break_off(ticket, error)
-        self._watch(station)
+        self._watch(ready)
         return stored
 
     def worker_is_gone(self, worker: Worker) -> None:
@@ -268,11 +268,11 @@ class Scheduler:
         self._let_go(worker)
         self._dispatch()
 
-    def _batch_ended(self, station: Station, message: BatchEnded) -> None:
-        seconds, failure = station.seconds_so_far, message.failure
-        batch = station.end(message.batch_id, n_stations=len(self._stations))
+    def _batch_ended(self, ready: ReadyWorker, message: BatchEnded) -> None:
+        seconds, failure = ready.seconds_so_far, message.failure
+        batch = ready.end(message.batch_id, n_workers=len(self._ready))
         if batch:
-            self._settle(station, batch, seconds, is_whole=failure is None)
+            self._settle(ready, batch, seconds, is_whole=failure is None)
         self._with_unfinished(batch, lambda ticket: self._after_failure(ticket, failure, len(batch)))
 
     def _with_unfinished(self, batch: list[Ticket], do: Callable[[Ticket], None]) -> None:
@@ -286,23 +286,23 @@ class Scheduler:
 
     def _let_go(self, worker: Worker) -> None:
         """A worker will say nothing more: its calls run elsewhere, if they can."""
-        station = self._stations.pop(worker, None)
-        if station is None or station.is_free:
+        ready = self._ready.pop(worker, None)
+        if ready is None or ready.is_free:
             return
-        batch = list(station.tickets.values())
+        batch = list(ready.tickets.values())
         try:
-            self._settle(station, batch, station.seconds_so_far, is_whole=False)
+            self._settle(ready, batch, ready.seconds_so_far, is_whole=False)
             self._with_unfinished(batch, self._after_death)
         except Exception as error:
             self._break_off_all(batch, error)
 
-    def _give_up(self, station: Station) -> None:
+    def _give_up(self, ready: ReadyWorker) -> None:
         """Ends a worker; the pool starts another."""
         try:
-            self._let_go(station.worker)
+            self._let_go(ready.worker)
         finally:
             try:
-                station.worker.kill()
+                ready.worker.kill()
             except Exception:
                 _log.exception("a worker cannot be ended")
 
@@ -317,7 +317,7 @@ class Scheduler:
         known = isinstance(error, TdbError)
         ticket.break_off(error if known else self._fault(ticket, "something of it is lost", error))
 
-    def _settle(self, station: Station, batch: list[Ticket], seconds: float, *, is_whole: bool) -> None:
+    def _settle(self, ready: ReadyWorker, batch: list[Ticket], seconds: float, *, is_whole: bool) -> None:
         """The time that a batch has taken is shared out among its calls, and learned from."""
         work = sum(ticket.work for ticket in batch)
         shared_seconds = max(0.0, seconds - sum(ticket.own_seconds for ticket in batch))
@@ -327,11 +327,11 @@ class Scheduler:
             self._queue.settle(ticket, taken)
             by_caller[ticket.terms.caller.name if ticket.terms.caller.has_token else ""] += taken
         if is_whole and not any(ticket.is_abandoned for ticket in batch):
-            for pace in (station.pace, self._pace):
+            for pace in (ready.pace, self._pace):
                 pace.saw(work, seconds)
         n_rows = sum(ticket.n_rows for ticket in batch)
         try:
-            self._on_batch(BatchMeasure(station.worker.device, len(batch), n_rows, seconds, by_caller))
+            self._on_batch(BatchMeasure(ready.worker.device, len(batch), n_rows, seconds, by_caller))
         except Exception:
             _log.exception("a batch cannot be counted")
 
@@ -381,46 +381,46 @@ class Scheduler:
     def _dispatch(self) -> None:
         """Gives waiting calls to free workers. What goes wrong with them is not its caller's fault."""
         try:
-            self._fill_stations()
+            self._fill_free_workers()
         except Exception as error:
             self._break_off_waiting(error)
 
     def _break_off_waiting(self, error: Exception) -> None:
         """Those that cannot be chosen from, some of which may be out of the queue already."""
-        at_stations = {ticket for one in self._stations.values() for ticket in one.tickets.values()}
-        self._break_off_all(self._open_tickets - at_stations, error)
+        running = {ticket for one in self._ready.values() for ticket in one.tickets.values()}
+        self._break_off_all(self._open_tickets - running, error)
 
-    def _fill_stations(self) -> None:
+    def _fill_free_workers(self) -> None:
         """The free worker that has worked least comes first."""
-        free = [station for station in self._stations.values() if station.is_free]
-        free.sort(key=lambda station: station.busy_seconds)
+        free = [ready for ready in self._ready.values() if ready.is_free]
+        free.sort(key=lambda ready: ready.busy_seconds)
         now = time.monotonic()
-        for n_before, station in enumerate(free):
+        for n_before, ready in enumerate(free):
             if not self._queue:
                 return
-            if not (station.is_free and self._stations.get(station.worker) is station):
+            if not (ready.is_free and self._ready.get(ready.worker) is ready):
                 continue  # the end of another worker has led here meanwhile
             share = math.ceil(len(self._queue) / (len(free) - n_before))
-            starts_at = station.waits_until(share, self._rule.max_wait_seconds)
+            starts_at = ready.waits_until(share, self._rule.max_wait_seconds)
             if starts_at > now:
                 self._dispatch_later(starts_at - now)
                 continue
             self._n_batches += 1
-            pace = station.pace if station.pace.is_known else self._pace
+            pace = ready.pace if ready.pace.is_known else self._pace
             batch = self._queue.take_batch(share, pace)
             try:
-                station.start(self._n_batches, batch)
+                ready.start(self._n_batches, batch)
             except Exception as error:
                 _log.exception("a worker cannot be given a batch")
-                lost = [ticket for ticket in batch if ticket not in station.tickets.values()]
-                self._give_up(station)
+                lost = [ticket for ticket in batch if ticket not in ready.tickets.values()]
+                self._give_up(ready)
                 self._break_off_all(lost, error)
             self._count_active()
 
     def _count_active(self) -> None:
-        n_active = len(self._queue) + sum(station.n_active for station in self._stations.values())
-        for station in self._stations.values():
-            station.saw(n_active)
+        n_active = len(self._queue) + sum(ready.n_active for ready in self._ready.values())
+        for ready in self._ready.values():
+            ready.saw(n_active)
 
     def _dispatch_later(self, seconds: float) -> None:
         if self._wake_up is None:
@@ -439,28 +439,28 @@ class Scheduler:
         """The reader has gone, with all it wanted or without."""
         ticket.abandon()
         self._queue.remove(ticket)
-        for station in self._stations.values():
-            if station.tickets.get(ticket.call.call_id) is ticket:
+        for ready in self._ready.values():
+            if ready.tickets.get(ticket.call.call_id) is ticket:
                 if not ticket.has_finished:
-                    station.worker.send(CancelCall(ticket.call.call_id))
-                self._watch(station)
+                    ready.worker.send(CancelCall(ticket.call.call_id))
+                self._watch(ready)
 
-    def _watch(self, station: Station) -> None:
+    def _watch(self, ready: ReadyWorker) -> None:
         """A worker that nobody waits for any more has to say soon that its batch has ended."""
-        if station.watch is None and not station.is_free and not station.n_active:
+        if ready.watch is None and not ready.is_free and not ready.n_active:
             loop = asyncio.get_running_loop()
-            station.watch = loop.call_later(HANG_SECONDS, self._end_watch, station)
+            ready.watch = loop.call_later(HANG_SECONDS, self._end_watch, ready)
 
-    def _end_watch(self, station: Station) -> None:
+    def _end_watch(self, ready: ReadyWorker) -> None:
         try:
-            self._give_up_if_there(station)
+            self._give_up_if_there(ready)
         except Exception:
             _log.exception("a worker that hangs cannot be given up; tried again")
-            station.watch = None
-            self._watch(station)
+            ready.watch = None
+            self._watch(ready)
 
-    def _give_up_if_there(self, station: Station) -> None:
-        if self._stations.get(station.worker) is station:
+    def _give_up_if_there(self, ready: ReadyWorker) -> None:
+        if self._ready.get(ready.worker) is ready:
             _log.error("a worker does not come to the end of a batch that nobody waits for; it is replaced")
-            self._give_up(station)
+            self._give_up(ready)
             self._dispatch()

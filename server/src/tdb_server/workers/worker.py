@@ -27,7 +27,7 @@ from tdb_server.queued_stderr import queue_stderr
 from tdb_server.workers.batch_run import DeviceLost, run_batch
 from tdb_server.workers.channel import receive_message, send_message
 from tdb_server.workers.engine_loading import load_engine
-from tdb_server.workers.heart import Heart
+from tdb_server.workers.heartbeat import HeartbeatSender
 from tdb_server.workers.idle_memory import IdleMemory
 from tdb_server.workers.messages import (
     Activity,
@@ -109,8 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     connection = Connection(inherited.connection_fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the front, which lets running calls finish
     send = one_at_a_time(partial(send_message, connection))
-    heart = Heart(send)
-    heart.start()
+    heartbeats = HeartbeatSender(send)
+    heartbeats.start()
     configuration, _ = receive_message(connection)
     setproctitle(f"tdb-worker:{configuration.device}")
     queue_stderr()
@@ -119,15 +119,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     inbox.start()
 
     def progress(stage: str, fraction: float) -> None:
-        heart.step()
+        heartbeats.step()
         send(LoadingProgress(stage, fraction))
 
     def prepare() -> bool:
-        heart.step()
+        heartbeats.step()
         return engine.prepare()
 
     def is_cancelled(call_id: str) -> bool:
-        heart.step()  # asked after every layer and every result
+        heartbeats.step()  # asked after every layer and every result
         return inbox.is_cancelled(call_id)
 
     try:
@@ -140,9 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     send(ready)
     idle_memory = IdleMemory(ready.device)
     while True:
-        heart.turn_to(Activity.WAITING)
+        heartbeats.turn_to(Activity.WAITING)
         batch = inbox.next_batch(prepare, idle_memory.give_back, configuration.idle_memory_seconds)
-        heart.turn_to(Activity.RUNNING)
+        heartbeats.turn_to(Activity.RUNNING)
         try:
             failure = run_batch(engine, batch, is_cancelled, send)
         except BrokenPipeError:

@@ -12,7 +12,7 @@ from tdb_server.engine.counted_cells import CountedCells
 _NO_PIECE = torch.iinfo(torch.int64).max
 
 
-class Strongest:
+class StrongestExamples:
     """Of each of n nodes the k examples with the highest peaks, highest first; of equal ones the earlier.
 
     So what is kept follows from the pieces alone, whatever order and company they come in.

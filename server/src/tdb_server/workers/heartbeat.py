@@ -16,7 +16,7 @@ from tdb_server.workers.messages import Activity, Heartbeat
 BEAT_SECONDS = 1.0
 
 
-class Heart:
+class HeartbeatSender:
     """Tells the front how many steps the main thread has done, once a second and from a thread of its own."""
 
     def __init__(self, send: Callable[[Heartbeat], None]) -> None:
@@ -26,7 +26,7 @@ class Heart:
 
     def start(self) -> None:
         """Beats from here on, until the front is gone."""
-        threading.Thread(target=self._beat, name="heart", daemon=True).start()
+        threading.Thread(target=self._beat, name="heartbeats", daemon=True).start()
 
     def step(self) -> None:
         """The main thread has done a step of what it is at."""

@@ -15,7 +15,7 @@ from tdb_server.workers.ticket import Ticket
 
 
 @dataclass(eq=False)
-class Station:
+class ReadyWorker:
     """One worker and its current batch.
 
     Attributes:
@@ -61,7 +61,7 @@ class Station:
         """Notes how many calls wait and run on all workers together."""
         self._most_active = max(self._most_active, n_active)
 
-    def end(self, batch_id: int, n_stations: int) -> list[Ticket]:
+    def end(self, batch_id: int, n_workers: int) -> list[Ticket]:
         """Notes that a batch has ended.
 
         Returns:
@@ -75,7 +75,7 @@ class Station:
         now = time.monotonic()
         tickets = list(self.tickets.values())
         self.busy_seconds += now - self._changed_at
-        self.n_expected, self._most_active = math.ceil(self._most_active / n_stations), 0
+        self.n_expected, self._most_active = math.ceil(self._most_active / n_workers), 0
         self._batch_id, self._changed_at, self.tickets = None, now, {}
         return tickets
 

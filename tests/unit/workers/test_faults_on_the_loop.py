@@ -165,7 +165,7 @@ async def test_no_fault_is_silent(monkeypatch, owner, name, turn):
             outcomes += await asyncio.gather(
                 *(ask(scheduler, make_call(), one) for one in terms), return_exceptions=True
             )
-            if not scheduler._stations:
+            if not scheduler._ready:
                 DiligentWorker(scheduler)  # as a pool that hears at last that a worker has gone
     assert all(isinstance(one, TdbError | Fault) or is_whole(one) for one in outcomes), outcomes
     assert sum(is_whole(one) for one in outcomes if isinstance(one, list)) >= N_CALLS / 3
@@ -192,8 +192,8 @@ async def test_a_fault_when_the_wait_for_company_ends_fails_the_call_that_waited
     rule = BatchRule(max_tokens=16, max_activation_bytes=10**9, max_wait_seconds=0.01, max_seconds=2.0)
     scheduler = Scheduler(Limits(), rule, 100, ResultCache(0))
     worker = make_worker(scheduler)
-    for station in scheduler._stations.values():
-        station.n_expected = 2
+    for ready in scheduler._ready.values():
+        ready.n_expected = 2
     fail_at(monkeypatch, Scheduler, "_wake", 1)
 
     async with asyncio.timeout(30):
@@ -220,7 +220,7 @@ async def test_a_fault_when_a_worker_is_gone_leaves_none_of_its_calls_waiting(ma
 
     keep_trying(partial(scheduler.worker_is_gone, worker), "as a pool does")
     async with asyncio.timeout(30):
-        while worker in scheduler._stations:  # noqa: ASYNC110 - tried again
+        while worker in scheduler._ready:  # noqa: ASYNC110 - tried again
             await asyncio.sleep(0.001)
         successor = make_worker(scheduler)
         if successor.batches:

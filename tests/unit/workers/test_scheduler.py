@@ -413,10 +413,10 @@ async def test_a_call_that_kills_workers_is_refused_in_the_end(make_worker):
     scheduler = make_scheduler()
     (deadly,) = await start(run(scheduler, make_first(make_worker, scheduler)))
     for _ in range(MAX_DEATHS - 1):
-        next(iter(scheduler._stations)).die()
+        next(iter(scheduler._ready)).die()
         make_worker(scheduler)
     (harmless,) = await start(run(scheduler))
-    next(iter(scheduler._stations)).die()
+    next(iter(scheduler._ready)).die()
     with pytest.raises(Internal):
         await deadly
     worker = make_worker(scheduler)
@@ -511,7 +511,7 @@ async def test_nothing_is_left_behind(make_worker):
     await asyncio.gather(*tasks, return_exceptions=True)
     assert len(scheduler._queue) == 0
     assert not scheduler._open_calls
-    assert not next(iter(scheduler._stations.values())).tickets
+    assert not next(iter(scheduler._ready.values())).tickets
 
 
 async def test_calls_without_a_worker_count_as_calls(make_worker):

@@ -29,16 +29,12 @@ from tdb_server.domain.results import (
 )
 from tdb_server.engine.cache import Gradients
 from tdb_server.engine.component_scalars import derived_attention_scalars, derived_scalars
+from tdb_server.engine.derive import derive
 from tdb_server.engine.edges import edges
 from tdb_server.engine.lens import lens
-from tdb_server.engine.nodes import (
-    NodeTable,
-    component_totals,
-    derive,
-    look_ups,
-    top_k_results,
-    union_of_nodes,
-)
+from tdb_server.engine.look_ups import look_ups
+from tdb_server.engine.node_results import component_totals, top_k_results
+from tdb_server.engine.node_tables import NodeTable, union_of_nodes
 from tdb_server.engine.plan import Plan
 from tdb_server.engine.rank_tokens import TokenRanker
 from tdb_server.engine.raw_activations import activations

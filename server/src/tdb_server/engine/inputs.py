@@ -104,48 +104,46 @@ class Inputs:
             [np.array(own), np.array([_vector(rows[one]) for one in own])]
             for own in plan.losses_along_directions.values()
         ]
-        uploaded = upload(
-            [
-                token_ids,
-                n_tokens,
-                np.array([row.loss_token for row in rows]),
-                np.arange(len(rows)),
-                self.host_direction_tokens,
-                is_direction.astype(np.float64),
-                self.host_logit_tokens,
-                *np.nonzero(~is_token),
-                np.array([ALL_WRITES if depth is None else depth for depth in depths]),
-                np.flatnonzero(has_loss),
-                *self.loss_terms,
-                *(
-                    np.array(pairs, np.int64).reshape(-1, 2).T
-                    for pairs in (
-                        plan.circuit_pairs,
-                        [(one, token) for baselines, token in plan.predictions for one in baselines],
-                        plan.divergences,
-                        plan.circuit_divergences,
-                    )
-                ),
-                *of_steps,
-                *(array for own in traces for array in own),
-                *(array for own in directions for array in own),
-            ],
-            device,
-        )
-        self.token_ids, self.n_tokens, self.loss_tokens, self.rows = uploaded[:4]
-        self.direction_tokens, self.is_direction, self.logit_tokens = uploaded[4:7]
-        self.padded_rows, self.padded_tokens, self.depths, self.loss_rows = uploaded[7:11]
-        n_terms = len(self.loss_terms)
-        self.losses, others = uploaded[11 : 11 + n_terms], iter(uploaded[11 + n_terms :])
-        self.circuit_pairs, self.predictions, self.divergences, self.circuit_divergences = (
-            next(others) for _ in range(4)
-        )
+        pairs = {
+            "circuit_pairs": plan.circuit_pairs,
+            "predictions": [(one, token) for baselines, token in plan.predictions for one in baselines],
+            "divergences": plan.divergences,
+            "circuit_divergences": plan.circuit_divergences,
+        }
+        named = {
+            "token_ids": token_ids,
+            "n_tokens": n_tokens,
+            "loss_tokens": np.array([row.loss_token for row in rows]),
+            "rows": np.arange(len(rows)),
+            "direction_tokens": self.host_direction_tokens,
+            "is_direction": is_direction.astype(np.float64),
+            "logit_tokens": self.host_logit_tokens,
+            "padding": np.array(np.nonzero(~is_token)),
+            "depths": np.array([ALL_WRITES if depth is None else depth for depth in depths]),
+            "loss_rows": np.flatnonzero(has_loss),
+            **{name: np.array(own, np.int64).reshape(-1, 2).T for name, own in pairs.items()},
+        }
+        lists = [self.loss_terms, of_steps, *traces, *directions]
+        uploaded = iter(upload([*named.values(), *(array for own in lists for array in own)], device))
+        found = {name: next(uploaded) for name in named}
+        self.token_ids, self.n_tokens = found["token_ids"], found["n_tokens"]
+        self.loss_tokens, self.rows = found["loss_tokens"], found["rows"]
+        self.direction_tokens, self.is_direction = found["direction_tokens"], found["is_direction"]
+        self.logit_tokens, self.depths = found["logit_tokens"], found["depths"]
+        self.loss_rows, (self.padded_rows, self.padded_tokens) = found["loss_rows"], found["padding"]
+        self.circuit_pairs, self.predictions = found["circuit_pairs"], found["predictions"]
+        self.divergences = found["divergences"]
+        self.circuit_divergences = found["circuit_divergences"]
+        self.losses = [next(uploaded) for _ in self.loss_terms]
         self.rules = None
         if of_steps:
-            self.rules = BackwardRules(*(next(others) != 0 if any(own) else None for own in by_step))
-        self.traces = [TracedRows(trace, next(others), next(others), next(others)) for trace in plan.traces]
+            self.rules = BackwardRules(*(next(uploaded) != 0 if any(own) else None for own in by_step))
+        self.traces = [
+            TracedRows(trace, next(uploaded), next(uploaded), next(uploaded)) for trace in plan.traces
+        ]
         self.directions = [
-            RowsAlongDirections(stream, next(others), next(others)) for stream in plan.losses_along_directions
+            RowsAlongDirections(stream, next(uploaded), next(uploaded))
+            for stream in plan.losses_along_directions
         ]
         self.has_padding = not is_token.all()
         self.is_ragged = not is_direction.all()

@@ -18,7 +18,7 @@ from torch import Tensor
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import WRITERS, NodeType
 from tdb_server.domain.requests import TokenScoringType
-from tdb_server.engine.nodes import NodeTable
+from tdb_server.engine.node_tables import NodeTable
 from tdb_server.engine.products import NodeCoordinates, spans_of
 from tdb_server.engine.rows import Rows
 from tdb_server.engine.transfers import Array

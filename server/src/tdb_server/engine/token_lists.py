@@ -26,7 +26,7 @@ from tdb_server.engine.node_directions import (
     node_directions,
     nodes_to_score,
 )
-from tdb_server.engine.nodes import NodeTable
+from tdb_server.engine.node_tables import NodeTable
 from tdb_server.engine.plan import Plan
 from tdb_server.engine.rank_tokens import Scoring, TokenRanker, no_tokens
 from tdb_server.engine.rows import Rows

@@ -123,9 +123,9 @@ class DebugAnswer:
 
     def role(self, token_id: int, text: str) -> Literal["target", "distractor"] | None:
         """Whether a token of the vocabulary is a target or a distractor."""
-        request, loss = self.request.objective, self.loss_tokens
+        loss = self.loss_tokens
         if loss is None:  # the texts must do
-            targets, distractors = request.target, request.distractor
+            targets, distractors = self.request.objective.target, self.request.objective.distractor
         else:
             targets, distractors = loss.target_ids, loss.distractor_ids
         if token_id in targets or text in targets:

@@ -12,6 +12,8 @@ def quoted(token: str) -> str:
 
 def printable(token: str) -> str:
     """A token as it stands in the prompt, with a sign in place of each character that cannot be printed."""
+    if token.isprintable():
+        return token
     return "".join("⏎" if one == "\n" else one if one.isprintable() else "·" for one in token)
 
 

@@ -16,6 +16,7 @@ from tdb_client.report import page as page_module
 from tdb_client.report.data import report_data
 from tdb_client.report.notebook import frame
 from tdb_client.report.page import SCRIPTS, page
+from tdb_client.report.rounding import rounded, rounded_rows
 from tdb_client.report.token_sums import MAX_PAIR_TOKENS, pair_sums, shown_pair_tokens, token_sums
 
 from tests.unit.client.fake_service import NODES, debug_results
@@ -54,6 +55,23 @@ def test_the_data_have_what_is_drawn() -> None:
     assert data["logits"][0] == {"token": "' Mary'", "role": "target"}
     assert data["logits"][-1] == {"token": "' John'", "role": "distractor"}
     assert run["logits"] == [11.0, 9.5, 8.0]
+
+
+@pytest.mark.parametrize("digits", [4, 5])
+def test_numbers_are_rounded_as_text_would_be(digits: int) -> None:
+    random = np.random.default_rng(0)
+    numbers = random.standard_normal(4000) * 10.0 ** random.integers(-12, 12, 4000)
+    numbers = np.concatenate([numbers, 10.0 ** np.arange(-12, 12), [0.0, -99999.6, 0.999996, np.nan]])
+    found = rounded(numbers.astype(np.float32), digits)
+    in_words = [f"{float(one):.{digits}g}" for one in numbers.astype(np.float32)]
+    assert found[:-1] == [float(one) for one in in_words[:-1]]
+    assert found[-1] is None
+
+
+def test_rows_are_rounded_as_one_by_one() -> None:
+    rows = [np.array(one, np.float32) for one in ([1.23456789, np.inf], [], [-1e-9], [7.0, 0.1, 12345678.0])]
+    assert rounded_rows(rows, 3) == [rounded(one, 3) for one in rows]
+    assert rounded_rows([], 3) == []
 
 
 def test_sums_are_those_of_the_answer() -> None:

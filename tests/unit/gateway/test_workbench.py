@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 from google.protobuf.message import Message
-from tdb_client.workbench.rounding import rounded
+from tdb_client.report.rounding import rounded
 from tdb_client.workbench.routes import ROUTES
 from tdb_server import errors
 from tdb_server.domain.budget import Budget

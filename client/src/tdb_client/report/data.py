@@ -5,7 +5,6 @@ Numbers are rounded to five digits and are None where they are not finite or not
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,16 +12,18 @@ import numpy as np
 
 from tdb_client.compatibility import client_version
 from tdb_client.debug_answer import DebugAnswer
-from tdb_client.node_table import NodeScalar
+from tdb_client.node_table import NodeScalar, NodeTable
 from tdb_client.nodes import Node
 from tdb_client.report import request_text
+from tdb_client.report.rounding import rounded, rounded_rows
 from tdb_client.report.token_sums import causal_rows, pair_sums, shown_pair_tokens, token_sums
-from tdb_client.results import AttendedToTokens, RankedTokens, TopTokens
+from tdb_client.results import AttendedToTokens, TopTokens
 from tdb_client.token_text import printable, quoted
 
 Json = dict[str, object]
-Number = float | None
+Pairs = list[list[object]]
 
+DIGITS = 5
 N_LOGITS = 10
 SCALARS: tuple[NodeScalar, ...] = ("direct_effect", "act_times_grad", "write_norm", "activation")
 
@@ -90,48 +91,32 @@ def shown_logits(results: Sequence[DebugAnswer]) -> list[int]:
 
 
 def _run(result: DebugAnswer, nodes: list[Node], token_ids: list[int], pair_tokens: list[int]) -> Json:
-    row_of = {node: row for row, node in enumerate(result.nodes.nodes)}
-    rows = [row_of.get(node) for node in nodes]
-    logits = {
-        int(token_id): _number(logit)
-        for token_id, logit in zip(result.logits.token_ids, result.logits.logits, strict=True)
-    }
     table = result.nodes
+    row_of = {node: row for row, node in enumerate(table.nodes)}
+    rows = [row_of.get(node) for node in nodes]
+    logits = dict(zip(result.logits.token_ids.tolist(), rounded(result.logits.logits, DIGITS), strict=True))
+    value = result.objective_value
     return {
-        "value": _number(result.objective_value),
-        "attribution": [_number(one) for one in result.token_attribution],
-        "scalars": {
-            name: [None if row is None else _number(table.scalar(name)[row]) for row in rows]
-            for name in SCALARS
-        },
-        "tokens": [
-            None
-            if row is None
-            else {
-                "writes": _ends(table.upvoted_tokens[row]),
-                "input": _ends(table.input_tokens[row]),
-                "query": _ends(table.query_tokens[row]),
-                "key": _ends(table.key_tokens[row]),
-                "attended_to": _attended_to(table.attended_to[row]),
-            }
-            for row in rows
-        ],
+        "value": None if value is None else rounded(np.array([value]), DIGITS)[0],
+        "attribution": rounded(result.token_attribution, DIGITS),
+        "scalars": {name: _at(rows, rounded(table.scalar(name), DIGITS)) for name in SCALARS},
+        "tokens": _at(rows, _node_tokens(table)),
         "logits": [logits.get(token_id) for token_id in token_ids],
         "sums": {
-            name: {
-                part: [_number(one) for one in values] for part, values in token_sums(result, name).items()
-            }
+            name: {part: rounded(values, DIGITS) for part, values in token_sums(result, name).items()}
             for name in SCALARS
         },
-        "pairs": {
-            name: [[_number(one) for one in row] for row in pair_sums(result, name, pair_tokens)]
-            for name in SCALARS
-        },
+        "pairs": {name: rounded_rows(pair_sums(result, name, pair_tokens), DIGITS) for name in SCALARS},
         "attention": {
-            head: [[_number(one) for one in row] for row in causal_rows(pattern, pair_tokens)]
+            head: rounded_rows(causal_rows(pattern, pair_tokens), DIGITS)
             for head, pattern in result.attention.items()
         },
     }
+
+
+def _at(rows: Sequence[int | None], values: Sequence[object]) -> list[object]:
+    """The values of some nodes; None for a node that has no row."""
+    return [None if row is None else values[row] for row in rows]
 
 
 def _node(node: Node, label: str | None, link: str | None) -> Json:
@@ -180,21 +165,30 @@ def _logit_tokens(results: Sequence[DebugAnswer], token_ids: list[int]) -> list[
     return [{"token": quoted(texts[one]), "role": results[-1].role(one, texts[one])} for one in token_ids]
 
 
-def _ends(scored: TopTokens | None) -> list[list[list[object]]] | None:
-    return None if scored is None else [_ranked(scored.top), _ranked(scored.bottom)]
+def _node_tokens(table: NodeTable) -> list[Json]:
+    columns = {
+        "writes": ends(table.upvoted_tokens),
+        "input": ends(table.input_tokens),
+        "query": ends(table.query_tokens),
+        "key": ends(table.key_tokens),
+        "attended_to": _attended_to(table.attended_to),
+    }
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _ranked(ranked: RankedTokens) -> list[list[object]]:
-    pairs = zip(ranked.tokens, ranked.scores, strict=True)
-    return [[quoted(token), _number(score)] for token, score in pairs]
+def ends(column: Sequence[TopTokens | None]) -> list[tuple[Pairs, Pairs] | None]:
+    """Of each node both ends of its ranking, tokens in quotes with their scores; None where it has none."""
+    lists = column[:]
+    ranked = [end for one in lists if one is not None for end in (one.top, one.bottom)]
+    scores = iter(rounded_rows([one.scores for one in ranked], DIGITS))
+    pairs = (_pairs([quoted(token) for token in one.tokens], next(scores)) for one in ranked)
+    return [None if one is None else (next(pairs), next(pairs)) for one in lists]
 
 
-def _attended_to(attended_to: AttendedToTokens | None) -> list[list[Number]] | None:
-    if attended_to is None:
-        return None
-    pairs = zip(attended_to.token_indices, attended_to.attributions, strict=True)
-    return [[int(token), _number(attribution)] for token, attribution in pairs]
+def _attended_to(column: Sequence[AttendedToTokens | None]) -> list[Pairs | None]:
+    attributions = iter(rounded_rows([one.attributions for one in column if one is not None], DIGITS))
+    return [None if one is None else _pairs(one.token_indices.tolist(), next(attributions)) for one in column]
 
 
-def _number(value: float | np.floating | None) -> Number:
-    return float(f"{value:.5g}") if value is not None and math.isfinite(value) else None
+def _pairs(first: Sequence[object], second: Sequence[object]) -> Pairs:
+    return [list(pair) for pair in zip(first, second, strict=True)]

@@ -76,9 +76,18 @@ def shown_pair_tokens(results: Sequence[DebugAnswer]) -> list[int]:
         for name in ("direct_effect", "act_times_grad"):
             heads = one.sums.get(SUMS[name].group, {}).get(SUMS[name].heads)
             if heads is not None:
-                size = np.nan_to_num(np.abs(heads))
-                weight += size.sum(axis=0) + size.sum(axis=1)
+                weight += _sizes_by_token(heads)
     return sorted(int(token) for token in np.argsort(-weight, kind="stable")[:MAX_PAIR_TOKENS])
+
+
+def _sizes_by_token(pairs: FloatArray) -> FloatArray:
+    """Of numbers per token pair [T, T] the sizes of all in which a token takes part, added up [T]."""
+    sizes = np.abs(pairs)
+    found: FloatArray = sizes.sum(axis=0) + sizes.sum(axis=1)
+    if not np.isfinite(found).all():  # rare, and to look at every number takes long
+        sizes = np.nan_to_num(sizes)
+        found = sizes.sum(axis=0) + sizes.sum(axis=1)
+    return found
 
 
 def _has(found: Mapping[str, FloatArray], wanted: Sums, part: str) -> bool:

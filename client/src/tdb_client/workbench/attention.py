@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from tdb_client.async_client import AsyncClient
 from tdb_client.errors import IncompleteResponseError
 from tdb_client.inference import DerivedAttentionScalarsSpec
+from tdb_client.report.rounding import causal_rows
 from tdb_client.results import DerivedAttentionScalarsResult, FloatArray, InferenceResult
 from tdb_client.workbench.body_reader import BodyReader
 from tdb_client.workbench.model_and_tokens import token_list
 from tdb_client.workbench.questions import Question, question_of
-from tdb_client.workbench.rounding import causal_rows
 from tdb_client.workbench.route import Lines, Route
 
 

@@ -7,10 +7,10 @@ from contextlib import aclosing
 from tdb_client.async_client import AsyncClient
 from tdb_client.circuit import MAX_CALLS, Circuit, CircuitStep
 from tdb_client.circuit_search import CircuitQuestion
+from tdb_client.report.rounding import finite
 from tdb_client.workbench.body_reader import BodyReader
 from tdb_client.workbench.debugging import circuit_numbers
 from tdb_client.workbench.questions import question_of, refuse_changes
-from tdb_client.workbench.rounding import finite
 from tdb_client.workbench.route import Line, Lines, Route
 
 

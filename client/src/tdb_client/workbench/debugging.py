@@ -11,12 +11,12 @@ from tdb_client.debug_result import DEBUG_RESULTS, debug_result, with_notes
 from tdb_client.events import Event, ResultReady, Started, Values, inference_results
 from tdb_client.inference import Token
 from tdb_client.report.data import report_data
+from tdb_client.report.rounding import finite
 from tdb_client.requests import DebugSubRequest
 from tdb_client.results import CircuitValues
 from tdb_client.token_text import loss_words, quoted
 from tdb_client.workbench.model_and_tokens import token_list
 from tdb_client.workbench.questions import Question, read_question
-from tdb_client.workbench.rounding import finite
 from tdb_client.workbench.route import Line, Lines, Route
 
 N_RESULTS = len(DEBUG_RESULTS) + 1

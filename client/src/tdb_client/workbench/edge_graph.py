@@ -6,11 +6,11 @@ from typing import get_args
 
 from tdb_client.async_client import AsyncClient
 from tdb_client.edges import EdgeMethod, Edges, EdgesSubRequest
+from tdb_client.report.rounding import finite, rounded
 from tdb_client.results import EdgeReader, EdgeWriter
 from tdb_client.token_text import loss_words, quoted
 from tdb_client.workbench.body_reader import BodyReader
 from tdb_client.workbench.questions import question_of, refuse_changes
-from tdb_client.workbench.rounding import finite, rounded
 from tdb_client.workbench.route import Line, Lines, Route
 
 MOST_EDGES = 200

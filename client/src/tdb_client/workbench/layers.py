@@ -9,10 +9,10 @@ import numpy as np
 from tdb_client.async_client import AsyncClient
 from tdb_client.errors import IncompleteResponseError
 from tdb_client.inference import HOLD_FINAL_NORM_SCALE, ComponentTotalsSpec
+from tdb_client.report.rounding import rounded
 from tdb_client.results import ComponentTotalsResult, FloatArray, InferenceResult
 from tdb_client.workbench.model_and_tokens import token_list
 from tdb_client.workbench.questions import Question, read_question
-from tdb_client.workbench.rounding import rounded
 from tdb_client.workbench.route import Line, Lines, Route
 
 SCALARS = {

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from tdb_client.async_client import AsyncClient
 from tdb_client.inference import LensSpec
+from tdb_client.report.rounding import rounded
 from tdb_client.results import LensResult, named_result
 from tdb_client.token_text import quoted
 from tdb_client.workbench.body_reader import BodyReader
 from tdb_client.workbench.model_and_tokens import token_list
 from tdb_client.workbench.questions import Question, question_of
-from tdb_client.workbench.rounding import rounded
 from tdb_client.workbench.route import Line, Lines, Route
 
 PLACES = ("resid_post_attn", "resid_post_mlp")

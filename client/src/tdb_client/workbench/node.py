@@ -28,14 +28,13 @@ from tdb_client.inference import (
 )
 from tdb_client.model_info import ModelInfo
 from tdb_client.nodes import Node, NodeType
-from tdb_client.report.data import report_data
-from tdb_client.results import DerivedScalarsResult, InferenceResult, TopTokens, named_result
-from tdb_client.token_text import quoted
+from tdb_client.report.data import ends, report_data
+from tdb_client.report.rounding import rounded
+from tdb_client.results import DerivedScalarsResult, InferenceResult, named_result
 from tdb_client.workbench.attention import pairs
 from tdb_client.workbench.body_reader import BodyReader, QuestionError
 from tdb_client.workbench.model_and_tokens import token_list
 from tdb_client.workbench.questions import Question, question_of
-from tdb_client.workbench.rounding import rounded
 from tdb_client.workbench.route import Line, Lines, Route
 
 N_TOKENS = 20
@@ -166,7 +165,7 @@ async def _vocabulary(client: AsyncClient, node: Node) -> Line:
         ) from None
     for answer in answers:
         told |= {
-            name: _ends(named_result(answer, name, DerivedScalarsResult).top_tokens)
+            name: ends([named_result(answer, name, DerivedScalarsResult).top_tokens])[0]
             for name in answer.results
         }
     return told
@@ -212,16 +211,6 @@ async def _uses(client: AsyncClient, node: Node, question: Question, model: Mode
         }
 
     return await asyncio.to_thread(line)
-
-
-def _ends(tokens: TopTokens | None) -> list[list[list[object]]] | None:
-    """Both ends of a ranking: tokens in quotes, with their scores."""
-    if tokens is None:
-        return None
-    return [
-        [[quoted(text), score] for text, score in zip(end.tokens, rounded(end.scores), strict=True)]
-        for end in (tokens.top, tokens.bottom)
-    ]
 
 
 NODE = Route(_read, _node)

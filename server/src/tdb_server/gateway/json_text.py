@@ -26,6 +26,7 @@ PIECE_CHARACTERS = 256 * 1024
 
 _PART = re.compile(r'[^"\[{,]*+(?:"(?:[^"\\]++|\\.)*+"?|[\[{,]|\Z)', re.DOTALL)
 """A part, and what stands before it. It matches wherever it is tried, so that time is linear."""
+_PLAIN = frozenset({str, int, float, bool, type(None)})
 _encoded = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
@@ -71,13 +72,15 @@ def json_pieces(body: Body) -> Iterator[bytes]:
 
 def _parts(value: Any) -> Iterator[str]:
     match value:
+        case dict() if _PLAIN.issuperset(map(type, value.values())):
+            yield _encoded(value)
         case dict():
             before = "{"
             for key, one in value.items():
                 yield f"{before}{_encoded(key)}:"
                 yield from _parts(one)
                 before = ","
-            yield "}" if value else "{}"
+            yield "}"
         case [dict(), *_]:
             before = "["
             for one in value:

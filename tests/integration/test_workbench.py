@@ -178,6 +178,12 @@ def test_what_is_wrong_stands_at_its_field(asked):
     assert asked.text("#prompt-fault") != ""
     assert asked.text("#target-fault") == ""
     asked.write("#prompt-text", str(QUESTION["prompt"]))
+    asked.page.evaluate("document.getElementById('options').open = true")
+    asked.write("#option-k", "100000")
+    asked.run()
+    assert "over the limit" in asked.text("#k-fault")
+    assert asked.text("#prompt-fault") == ""
+    asked.write("#option-k", "")
     asked.run()
     assert asked.texts("#trail li span") == ["' the' − ' of'"]  # what was refused leads nowhere
     asked.page.complaints.clear()  # that the server refused

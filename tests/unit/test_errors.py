@@ -21,6 +21,7 @@ EXAMPLES: list[tuple[TdbError, str]] = [
     (errors.InvalidRequest(VIOLATIONS), "EMPTY_PROMPT"),
     (errors.FailedPrecondition(VIOLATIONS[1:]), "OUT_OF_RANGE"),
     (errors.OverLimit("full", "QUEUE_FULL", retry_after_seconds=0.5), "QUEUE_FULL"),
+    (errors.FieldsOverLimit(VIOLATIONS[1:], 3), "OUT_OF_RANGE"),
     (errors.Unavailable("loading", "NO_WORKER_READY", 2.0), "NO_WORKER_READY"),
     (errors.Cancelled("gone"), "CANCELLED"),
     (errors.DeadlineExceeded("late", "CALL_TIME_LIMIT"), "CALL_TIME_LIMIT"),

@@ -12,6 +12,7 @@
     ├── InvalidRequest              the request can never work; names the fields at fault
     ├── FailedPrecondition          the request cannot work with what is loaded; names the fields at fault
     ├── OverLimit                   a limit is exceeded or the queue is full
+    │   ├── FieldsOverLimit         fields ask for more than a limit allows; names them
     │   └── ResponseTooLarge        the answer does not fit a call that does not stream
     ├── Unavailable                 nobody can do the work right now; try again
     ├── Cancelled                   the caller no longer wants the answer
@@ -147,6 +148,10 @@ class RetryableError(TdbError):
 
 class OverLimit(RetryableError):
     """Too much at once, or too much for ever (then without a time to retry)."""
+
+
+class FieldsOverLimit(ViolationError, OverLimit):
+    """Fields that are right but for the server's limits, which do not pass with time."""
 
 
 class ResponseTooLarge(OverLimit):

@@ -10,6 +10,7 @@ from tdb_client import (
     CallError,
     FieldViolation,
     InternalServerError,
+    ResourceExhaustedError,
     TdbError,
     UnavailableError,
     UnreachableError,
@@ -62,6 +63,13 @@ def test_field_violations_are_told_in_one_line() -> None:
     error = translated(refusal(code_pb2.INVALID_ARGUMENT, "EMPTY_PROMPT", bad, violations_left_out="3"))
     assert error.field_violations[1] == FieldViolation("sub_requests[0].k", "is 0", "NOT_ONE_TOKEN")
     assert str(error) == "sub_requests[0].prompt: is empty; sub_requests[0].k: is 0; and 3 more"
+
+
+def test_a_field_over_a_limit_is_named() -> None:
+    error = translated(refusal(code_pb2.RESOURCE_EXHAUSTED, "K_TOO_LARGE", bad_request(k="is 1001")))
+    assert type(error) is ResourceExhaustedError
+    assert [one.path for one in error.field_violations] == ["sub_requests[0].k"]
+    assert str(error) == "sub_requests[0].k: is 1001"
 
 
 def test_spaces_in_quotes_are_told_as_they_are() -> None:

@@ -485,6 +485,22 @@ async def test_what_the_service_refuses_is_named_as_in_the_question(
     }
 
 
+async def test_a_field_over_a_limit_is_named(client: Client, backend: StandIn) -> None:
+    paths = [f"sub_requests[{number}].top_and_bottom_k" for number in range(2)]
+    backend.error = errors.FieldsOverLimit(
+        [FieldViolation(one, "is over the limit", "K_TOO_LARGE") for one in paths]
+    )
+    response, _ = await debugged(client)
+    assert response.status_code == 413
+    assert response.json() == {
+        "message": "k: is over the limit",
+        "violations": [{"field": "k", "description": "is over the limit", "reason": "K_TOO_LARGE"}],
+    }
+    backend.fails_after = 4
+    _, lines = await debugged(client)
+    assert (lines[-1]["event"], lines[-1]["violations"]) == ("error", response.json()["violations"])
+
+
 async def test_a_fault_of_both_runs_is_told_once(client: Client, backend: StandIn) -> None:
     paths = [f"sub_requests[{number}].target_tokens[0]" for number in range(2)]
     backend.error = errors.FailedPrecondition(

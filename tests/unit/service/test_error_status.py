@@ -28,6 +28,7 @@ def details(error: errors.TdbError, kind: type) -> list:
     [
         (errors.InvalidRequest([errors.FieldViolation("a", "b", "OUT_OF_RANGE")]), "INVALID_ARGUMENT"),
         (errors.OverLimit("full", "QUEUE_FULL", 1.0), "RESOURCE_EXHAUSTED"),
+        (errors.FieldsOverLimit([errors.FieldViolation("a", "b", "K_TOO_LARGE")]), "RESOURCE_EXHAUSTED"),
         (errors.ResponseTooLarge("too large", "StreamDebug"), "RESOURCE_EXHAUSTED"),
         (errors.Unavailable("no", "NO_WORKER_READY", 1.0), "UNAVAILABLE"),
         (errors.Cancelled("gone"), "CANCELLED"),
@@ -55,11 +56,12 @@ def test_the_table_covers_all_errors_for_clients():
         assert kind in STATUS_CODES
 
 
-def test_fields_at_fault():
+@pytest.mark.parametrize("kind", [errors.InvalidRequest, errors.FailedPrecondition, errors.FieldsOverLimit])
+def test_fields_at_fault(kind):
     violations = [
         errors.FieldViolation(f"sub_requests[{i}].prompt", "is empty", "EMPTY_PROMPT") for i in range(2)
     ]
-    (bad_request,) = details(errors.InvalidRequest(violations), error_details_pb2.BadRequest)
+    (bad_request,) = details(kind(violations), error_details_pb2.BadRequest)
     assert [(one.field, one.description, one.reason) for one in bad_request.field_violations] == [
         (one.field, one.description, one.reason) for one in violations
     ]

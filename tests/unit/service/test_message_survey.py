@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 from tdb_server.domain.limits import Limits
-from tdb_server.errors import InvalidRequest, OverLimit
+from tdb_server.errors import FieldsOverLimit, InvalidRequest, OverLimit
 from tdb_server.service.message_survey import MAX_TOKEN_IDS, check_lists
 from transformer_debugger.v1.model_service_pb2 import DetokenizeRequest
 from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest, InferRequest
@@ -17,6 +17,9 @@ EMPTY = b""
 def refusal(raw: bytes, message: type = DebugRequest) -> str:
     with pytest.raises((OverLimit, InvalidRequest)) as refused:
         check_lists(raw, message.DESCRIPTOR, LIMITS)
+    if isinstance(refused.value, FieldsOverLimit):
+        (violation,) = refused.value.violations
+        assert refused.value.message == f"{violation.field}: {violation.description}"
     return f"{refused.value.reason} {refused.value.message}"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tdb_server.domain.limits import Limits
-from tdb_server.errors import InvalidRequest, OverLimit
+from tdb_server.errors import FieldsOverLimit, InvalidRequest, OverLimit
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.service.error_status import error_status
 from tdb_server.service.request_parsing import parse_debug_request, parse_infer_request
@@ -95,8 +95,9 @@ def test_a_beginning_is_cut_as_the_whole_where_it_is_all(tokenizer, n_tokens):
 def test_many_targets_are_refused_unread(tokenizer, field):
     entries = [1] * 2000 if field.endswith("ids") else [" the"] * 2000
     failure = refused(debug(**{field: entries}), tokenizer)
-    assert isinstance(failure, OverLimit)
+    assert isinstance(failure, FieldsOverLimit)
     assert failure.reason == "TOO_MANY_TARGET_TOKENS"
+    assert [one.field for one in failure.violations] == [f"sub_requests[0].{field}"]
     assert f"sub_requests[0].{field}: 2000 are over the limit of 1024" in failure.message
 
 

@@ -10,7 +10,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from tdb_server.domain.limits import Limits
 from tdb_server.domain.reason import Reason
-from tdb_server.errors import FieldViolation, InvalidRequest, OverLimit
+from tdb_server.errors import FieldsOverLimit, FieldViolation, InvalidRequest, OverLimit
 
 _VARINT, _FIXED64, _BYTES, _GROUP, _END_GROUP, _FIXED32 = range(6)
 _MAX_DEPTH = 100
@@ -157,7 +157,7 @@ class _Survey:
             return number
         if reason is Reason.OUT_OF_RANGE:
             raise InvalidRequest([FieldViolation(path, f"more than {limit} entries make no sense", reason)])
-        raise OverLimit(f"{path}: more than the limit of {limit}", reason)
+        raise FieldsOverLimit([FieldViolation(path, f"more than the limit of {limit}", reason)])
 
     def _count_field(self) -> None:
         self._n_fields += 1

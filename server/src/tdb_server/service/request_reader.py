@@ -17,7 +17,7 @@ from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.reason import LIMIT_REASONS, PRECONDITION_REASONS, Reason
 from tdb_server.domain.requests import BackwardRule
-from tdb_server.errors import FailedPrecondition, FieldViolation, InvalidRequest, OverLimit, in_words
+from tdb_server.errors import FailedPrecondition, FieldsOverLimit, FieldViolation, InvalidRequest
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.service.beginning_of_text import bos_violations, with_bos
 from tdb_server.service.enum_names import BACKWARD_RULES, EnumNames
@@ -78,7 +78,7 @@ class RequestReader:
         Raises:
             InvalidRequest: some field can never be right.
             FailedPrecondition: all are right but for what is loaded.
-            OverLimit: all are right but for the server's limits.
+            FieldsOverLimit: all are right but for the server's limits.
         """
         if not self._violations:
             return
@@ -86,7 +86,7 @@ class RequestReader:
         if self._reasons <= PRECONDITION_REASONS:
             raise FailedPrecondition(self._violations, n_more)
         if self._reasons <= LIMIT_REASONS:
-            raise OverLimit(in_words(self._violations, n_more), self._violations[0].reason)
+            raise FieldsOverLimit(self._violations, n_more)
         raise InvalidRequest(self._violations, n_more)
 
 

@@ -126,6 +126,8 @@ def _as_raised_here(told: Fault) -> errors.TdbError:
             return errors.InvalidRequest(violations)
         case "FAILED_PRECONDITION" if violations:
             return errors.FailedPrecondition(violations)
+        case "RESOURCE_EXHAUSTED" if violations:
+            return errors.FieldsOverLimit(violations)
         case "RESOURCE_EXHAUSTED":
             return errors.OverLimit(told.message, told.reason, told.retry_after)
         case "UNAVAILABLE":

@@ -47,6 +47,7 @@ def send(
     response = connection.getresponse()
     found = response, response.read()
     connection.close()
+    assert response.getheader("X-Content-Type-Options") == "nosniff"
     return found
 
 
@@ -74,7 +75,8 @@ def test_the_page_and_its_files(page: Workbench) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["report/data.py", "workbench/../report/report.css", "workbench/", "x", "node/a/b"]
+    "path",
+    ["report/data.py", "workbench/../report/report.css", "workbench/", "x", "node", "node/", "node/a/b"],
 )
 def test_other_paths(page: Workbench, path: str) -> None:
     assert send(page, "GET", path)[0].status == 404

@@ -352,6 +352,7 @@ async def test_over_a_socket(server: HttpListener) -> None:
         response = await client.post("/batched_tdb", json=debug_body())
     assert response.status_code == 200
     assert "server" not in response.headers
+    assert response.headers["x-content-type-options"] == "nosniff"
 
 
 async def test_a_client_that_goes_away_cancels_its_call(server: HttpListener, backend: StandIn) -> None:

@@ -20,11 +20,13 @@ from tdb_server.errors import FieldViolation
 from tdb_server.gateway.app import create_gateway
 from tdb_server.gateway.http_calls import HttpCalls
 from tdb_server.gateway.workbench.pages import wants_page
+from tdb_server.security_settings import Security
 from tdb_server.service.access.access import Access
 from tdb_server.service.call_guard import CallGuard
 from tdb_server.service.caller import current_caller
 from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.http.host_check import AllowedHosts, HostCheck
+from tdb_server.service.http.listener import HttpListener
 from tdb_server.service.open_calls import OpenCalls
 from transformer_debugger.v1 import model_service_pb2 as model_pb2
 from transformer_debugger.v1.activation_pb2 import (
@@ -276,7 +278,8 @@ async def test_a_node_has_an_address(client: Client) -> None:
     page = await client.get("/node/L23.head.3")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert 'src="../workbench/workbench.js"' in page.text
-    assert (await client.get("/node/L23/head")).status_code == 404
+    for address in ("/node", "/node/", "/node/L23/head"):
+        assert (await client.get(address)).status_code == 404
 
 
 async def test_nothing_else_may_run_in_the_page(client: Client) -> None:
@@ -286,8 +289,26 @@ async def test_nothing_else_may_run_in_the_page(client: Client) -> None:
         assert "default-src 'none'; script-src 'self'; style-src 'self'" in policy
         assert "unsafe" not in policy
         assert "frame-ancestors 'self'" in policy
-        assert page.headers["x-content-type-options"] == "nosniff"
         assert not re.findall(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=", page.text)
+
+
+async def test_what_an_answer_is_nobody_guesses(backend: StandIn) -> None:
+    server = HttpListener(gateway(backend), "127.0.0.1", 0, Security())
+    await server.start()
+    try:
+        async with Client(base_url=f"http://127.0.0.1:{server.port}") as client:
+            answers = [
+                await client.get(address, headers={"accept": BROWSER})
+                for address in ("/", "/node/L1.mlp.0", "/workbench/workbench.js", "/report/report.css", "/x")
+            ]
+            answers.append(await client.get("/", headers={"host": "evil.example"}))
+            for body in ({"question": QUESTION}, {}):
+                response, _ = await asked(client, "debug", body)
+                answers.append(response)
+    finally:
+        await server.stop()
+    assert [one.status_code for one in answers] == [200, 200, 200, 200, 404, 421, 200, 400]
+    assert {one.headers["x-content-type-options"] for one in answers} == {"nosniff"}
 
 
 @pytest.mark.parametrize(
@@ -303,7 +324,6 @@ async def test_static_files(client: Client, address: str, content_type: str) -> 
     file = await client.get(address)
     assert (file.status_code, file.headers["content-type"]) == (200, content_type)
     assert file.headers["cache-control"] == "no-cache"
-    assert file.headers["x-content-type-options"] == "nosniff"
     again = await client.get(address, headers={"if-none-match": f'"other", W/{file.headers["etag"]}'})
     assert (again.status_code, again.content) == (304, b"")
     assert again.headers["etag"] == file.headers["etag"]

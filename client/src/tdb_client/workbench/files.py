@@ -43,7 +43,6 @@ class File:
             "Content-Type": self.content_type,
             "ETag": self.etag,
             "Cache-Control": "no-cache",
-            "X-Content-Type-Options": "nosniff",
             "Referrer-Policy": "no-referrer",
         }
 

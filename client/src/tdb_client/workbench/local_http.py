@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import select
 import socket
 from collections.abc import Callable, Generator, Mapping
@@ -28,6 +29,7 @@ IDLE_SECONDS = 120.0
 PREFIX = "v1/workbench/"
 POLICY = content_security_policy("* vscode-webview:")
 """Notebooks of any address may frame the page: nobody else knows its own."""
+_NODE = re.compile(r"node/[^/]+")
 _STATUSES = {
     "INVALID_ARGUMENT": HTTPStatus.BAD_REQUEST,
     "FAILED_PRECONDITION": HTTPStatus.BAD_REQUEST,
@@ -70,7 +72,7 @@ class Handler(BaseHTTPRequestHandler):
         path = self._path()
         if path is None:
             return
-        is_page = path == "" or (path.startswith("node/") and "/" not in path.removeprefix("node/"))
+        is_page = path == "" or _NODE.fullmatch(path) is not None
         found = page(path.count("/")) if is_page else static_files().get(path)
         if found is None:
             self._refuse(HTTPStatus.NOT_FOUND, "no such page")
@@ -180,6 +182,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _begin(self, status: HTTPStatus, headers: Mapping[str, str]) -> None:
         self.send_response(status)
+        self.send_header("X-Content-Type-Options", "nosniff")
         for name, value in headers.items():
             self.send_header(name, value)
         if self.close_connection or ("Content-Length" not in headers and status is HTTPStatus.OK):

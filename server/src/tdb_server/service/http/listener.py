@@ -55,6 +55,7 @@ class HttpListener:
             access_log=False,
             ssl_context_factory=None if tls is None else lambda *_: tls,
             server_header=False,
+            headers=[("X-Content-Type-Options", "nosniff")],  # of every answer: no text is taken for a script
             http=H11Protocol,  # also where another parser happens to be installed
             ws="none",
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from functools import cache
 from importlib.metadata import version
 
 API_VERSION = "v1"
@@ -58,6 +59,7 @@ def version_problem(api_version: str) -> str | None:
     )
 
 
+@cache
 def client_version() -> str:
     """The version of this package, such as `0.1.0`."""
     return version("transformer-debugger-client")

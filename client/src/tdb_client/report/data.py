@@ -5,7 +5,7 @@ Numbers are rounded to five digits and are None where they are not finite or not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -181,7 +181,7 @@ def ends(column: Sequence[TopTokens | None]) -> list[tuple[Pairs, Pairs] | None]
     lists = column[:]
     ranked = [end for one in lists if one is not None for end in (one.top, one.bottom)]
     scores = iter(rounded_rows([one.scores for one in ranked], DIGITS))
-    pairs = (_pairs([quoted(token) for token in one.tokens], next(scores)) for one in ranked)
+    pairs = (_pairs(map(quoted, one.tokens), next(scores)) for one in ranked)
     return [None if one is None else (next(pairs), next(pairs)) for one in lists]
 
 
@@ -190,5 +190,5 @@ def _attended_to(column: Sequence[AttendedToTokens | None]) -> list[Pairs | None
     return [None if one is None else _pairs(one.token_indices.tolist(), next(attributions)) for one in column]
 
 
-def _pairs(first: Sequence[object], second: Sequence[object]) -> Pairs:
-    return [list(pair) for pair in zip(first, second, strict=True)]
+def _pairs(first: Iterable[object], second: Iterable[object]) -> Pairs:
+    return list(map(list, zip(first, second, strict=True)))

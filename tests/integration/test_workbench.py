@@ -249,6 +249,59 @@ def test_nothing_serious_keeps_anybody_out(asked, address):
     asked.page.send("Emulation.setEmulatedMedia", features=[])
 
 
+LONG_SUMS = """(async () => {
+  const tokens = Array.from({ length: 70 }, (_, at) => ({ quoted: `'t${at}'` }));
+  const row = (...there) => tokens.map((_, at) => Object.fromEntries(there)[at] ?? 0);
+  const sums = { embedding: row([5, -0.5]), heads: [row([0, 500], [69, 2])], mlps: [row()] };
+  const scalars = ["direct_effect", "act_times_grad", "write_norm"];
+  const runs = [Object.fromEntries(scalars.map((name) => [name, sums]))];
+  const asks = window.fetch;
+  window.fetch = async () => new Response(JSON.stringify({ event: "layers", tokens, runs }) + "\\n");
+  const place = document.getElementById("answer");
+  const { draw } = await import("/workbench/heat.js");
+  await draw(place, { question: {}, data: { runs: [{}] }, signal: new AbortController().signal });
+  window.fetch = asks;
+})()"""
+
+
+def test_sums_show_the_tokens_that_have_any_and_the_first_does_not_set_the_scale(bench):
+    bench.page.evaluate(LONG_SUMS)
+    assert bench.texts("#answer thead th") == ["'t0' @ 0", "'t5' @ 5", "'t69' @ 69"]
+    assert "3 of 70 tokens" in bench.text("#answer")
+    assert bench.texts("#answer tbody tr:first-child td") == ["500", "·", "2.00"]
+    assert bench.texts("#answer td.beyond") == ["500"]
+    cell = "document.querySelector('#answer tbody tr:first-child td:nth-child({})').style.backgroundColor"
+    deepest = "rgb(86, 156, 224)"
+    assert [bench.page.evaluate(cell.format(at)) for at in (2, 4)] == [deepest, deepest]
+    assert "+2.000 raises" in bench.text("#answer .legend")
+    assert "up to 500.0" in bench.text("#answer .legend")
+    assert bench.serious_faults() == []
+
+
+def test_examples_are_coloured_by_what_is_behind_the_first_token(bench):
+    bench.page.evaluate("""import("/workbench/examples.js").then(({ examples }) => {
+      const tokens = [90, 1, 3].map((activation) => ({ text: " a", activation }));
+      const numbers = { n_texts: 1, fraction_active: 1, histogram: { edges: [], counts: [] } };
+      const line = { examples: [{ tokens, peak: 2 }], lowest: [], random: [], ...numbers };
+      document.getElementById("answer").replaceChildren(examples(line));
+    })""")
+    colours = (
+        "[...document.querySelectorAll('#answer .example span')].map((one) => one.style.backgroundColor)"
+    )
+    assert bench.page.evaluate(colours) == ["rgb(86, 156, 224)", "rgb(199, 222, 245)", "rgb(86, 156, 224)"]
+    assert bench.count("#answer .example .beyond") == 1
+    assert "up to 90.0" in bench.text("#answer .legend")
+
+
+def test_a_long_prompts_tokens_are_reached_with_keys(bench):
+    tokens = "document.getElementById('prompt-tokens')"
+    bench.write("#prompt-text", "the cat sat on the mat")
+    bench.wait(f"{tokens}.textContent.endsWith('tokens') && !{tokens}.hasAttribute('tabindex')")
+    bench.write("#prompt-text", "the cat " * 300)
+    bench.wait(f"{tokens}.getAttribute('tabindex') === '0'")
+    assert bench.serious_faults() == []
+
+
 @pytest.mark.parametrize("size", [LAPTOP, PHONE])
 def test_nothing_runs_over_the_edge(address, size):
     question = {**QUESTION, "changes": ["L1 head 1 @ 4"], "baseline": [BASELINE]}

@@ -198,7 +198,7 @@ def test_show_asks_the_notebook_or_the_browser(monkeypatch: pytest.MonkeyPatch) 
     file.unlink()
 
     displayed: list[str] = []
-    output = SimpleNamespace(HTML=str, display=displayed.append)
+    output = SimpleNamespace(display=lambda shown, raw: displayed.append(shown["text/html"] if raw else ""))
     monkeypatch.setitem(
         sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=1))
     )

@@ -178,16 +178,17 @@ def test_it_is_shown_in_the_notebook_or_the_browser(fake: Fake, monkeypatch: pyt
         assert file.stat().st_mode & 0o077 == 0
         assert f'content="0; url={page.address}"' in file.read_text()
         assert repr(page) == f"<Workbench at {page.address}>"
-        displayed: list[str] = []
+        displayed: list[dict[str, str]] = []
         shell = types.SimpleNamespace(kernel=object())
         ipython = types.SimpleNamespace(get_ipython=lambda: shell)
-        output = types.SimpleNamespace(HTML=str, display=displayed.append)
+        output = types.SimpleNamespace(display=lambda shown, raw: displayed.append(shown if raw else {}))
         monkeypatch.setitem(sys.modules, "IPython", ipython)
         monkeypatch.setitem(sys.modules, "IPython.display", output)
         page.show()
     assert len(opened) == 1
     assert not file.exists()
-    assert f'src="{page.address}"' in displayed[0]
+    assert f'src="{page.address}"' in displayed[0]["text/html"]
+    assert page.address in displayed[0]["text/plain"]
     assert repr(page) == "<Workbench at no address: closed>"
     page.close()  # once more
 

@@ -26,14 +26,19 @@ def frame(page: str) -> str:
 def show(page: str) -> None:
     """Shows the page below the notebook's cell, or else in the web browser, from a temporary file."""
     if is_notebook():
-        output = import_module("IPython.display")
-        output.display(output.HTML(frame(page)))
+        display(frame(page), "the report is shown where notebooks show HTML")
         return
     with tempfile.NamedTemporaryFile(
         "w", prefix="tdb-", suffix=".html", encoding="utf-8", delete=False
     ) as file:
         file.write(page)
     webbrowser.open(Path(file.name).as_uri())
+
+
+def display(element: str, text: str) -> None:
+    """Shows an element below the notebook's cell, or a text where a notebook shows no HTML."""
+    # Not as IPython's HTML, which warns of frames, and whose IFrame cannot say what a frame may do.
+    import_module("IPython.display").display({"text/html": element, "text/plain": text}, raw=True)
 
 
 def is_notebook() -> bool:

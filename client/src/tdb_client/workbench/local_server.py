@@ -11,7 +11,6 @@ import webbrowser
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Future
 from http.server import ThreadingHTTPServer
-from importlib import import_module
 from pathlib import Path
 from threading import Thread
 from typing import Any, Self, TypeVar
@@ -19,7 +18,7 @@ from typing import Any, Self, TypeVar
 from tdb_client.async_client import AsyncClient
 from tdb_client.connection import Connection
 from tdb_client.errors import CancelledCallError
-from tdb_client.report.notebook import HEIGHT, is_notebook
+from tdb_client.report.notebook import HEIGHT, display, is_notebook
 from tdb_client.workbench.local_http import Handler
 from tdb_client.workbench.route import Line, Lines
 from tdb_client.workbench.routes import ROUTES
@@ -80,8 +79,7 @@ class Workbench:
     def show(self) -> None:
         """Shows the page below the notebook's cell, or else in the web browser."""
         if is_notebook():
-            output = import_module("IPython.display")
-            output.display(output.HTML(self.frame()))
+            display(self.frame(), repr(self))
             return
         if self._redirect is None:
             self._redirect = _redirect_to(self.address)

@@ -1,7 +1,8 @@
 // Where texts activate a node: the strongest, the lowest and some at random, and how often it is how active.
 
-import { make } from "../report/elements.js";
-import { colour, largest, number } from "../report/numbers.js";
+import { legend, make } from "../report/elements.js";
+import { colour, number } from "../report/numbers.js";
+import { beyondNote, largestOfOthers, markBeyond } from "./scale.js";
 import { svg } from "./svg.js";
 
 const LISTS = [["examples", "Strongest"], ["lowest", "Lowest"], ["random", "At random"]];
@@ -11,11 +12,15 @@ const MARGIN = 26;
 
 /** The section of a node's page. */
 export function examples(line) {
-  const most = largest(LISTS.flatMap(([name]) => line[name]).flatMap(({ tokens }) => tokens.map(({ activation }) => activation)));
+  const values = LISTS.flatMap(([name]) => line[name]).map(({ tokens }) => tokens.map(({ activation }) => activation));
+  const most = largestOfOthers(values);
+  const key = make("div", { class: "legend" });
+  legend(key, most, ["negative", "positive"], values.flat().every((one) => one >= 0));
+  key.append(...beyondNote(values.flat(), most));
   return make("section", { "aria-labelledby": "examples-title" },
     make("h2", { id: "examples-title" }, "In texts"),
     make("p", { class: "hint" }, `In ${line.n_texts.toLocaleString("en")} texts it is above 0 at ${(100 * line.fraction_active).toPrecision(3)} % of tokens.`),
-    histogram(line.histogram),
+    histogram(line.histogram), key,
     LISTS.filter(([name]) => line[name].length).map(([name, title], index) => make("details", { open: index === 0, class: "examples" },
       make("summary", {}, title), make("ol", {}, line[name].map((one) => make("li", {}, example(one, most)))))));
 }
@@ -31,7 +36,7 @@ function example({ tokens, peak, attended_to: attendedTo }, most) {
     const kind = index === peak ? "peak" : index === attendedTo ? "attended" : null;
     const word = make("span", { class: kind, title: `${number(activation)}${index === peak ? about : ""}` }, shown(text));
     word.style.backgroundColor = colour(activation, most);
-    return word;
+    return markBeyond(word, activation, most);
   });
   return [make("b", { class: "figure" }, number(tokens[peak].activation)), make("p", { class: "example" }, words)];
 }

@@ -28,8 +28,16 @@ export function showTokens(field, place, draw, addBos) {
     try {
       const answer = await ask("tokens", { text: field.value, addBos }, call.signal);
       place.replaceChildren(...draw(answer));
+      letScroll(place);
     } catch (error) {
       if (!call.signal.aborted) place.replaceChildren(error.message);
     }
   }, PAUSE_MILLISECONDS);
+}
+
+/** What is longer than its place is reached with Tab, so that the arrow keys can move it. */
+function letScroll(place) {
+  const isLonger = getComputedStyle(place).overflowY === "auto" && place.scrollHeight > place.clientHeight;
+  if (isLonger) place.setAttribute("tabindex", "0");
+  else place.removeAttribute("tabindex");
 }

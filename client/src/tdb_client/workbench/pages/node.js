@@ -7,6 +7,7 @@ import { SCALARS } from "../report/state.js";
 import { fragment, fromFragment } from "./address.js";
 import { lines, pageAddress } from "./api.js";
 import { guarded } from "./pictures.js";
+import { beyondNote, largestOfOthers, markBeyond } from "./scale.js";
 
 const MOST_TEXTS = 32;
 const SHOWN_TOKENS = 12;
@@ -66,15 +67,16 @@ function drawNode(place, line, question) {
 
 /** Tokens on the colour of how active it is there; of a head, also whom it writes about most. */
 function activations({ tokens, values, attendedTo }, title) {
-  const most = largest(values);
+  const most = largestOfOthers([values]);
   const key = make("div", { class: "legend" });
   legend(key, most, ["negative", "positive"], values.every((one) => one >= 0));
+  key.append(...beyondNote(values, most));
   const word = ({ text, quoted }, index) => {
     const box = make("span", { class: "word" }, text);
     box.style.backgroundColor = colour(values[index], most);
     const about = attendedTo ? `, most for ${tokens[attendedTo[index]].quoted} @ ${attendedTo[index]}` : "";
     const said = `${quoted} @ ${index}: ${number(values[index])}${about}`;
-    return make("span", { class: "token", title: said }, box, make("small", {}, shortNumber(values[index])));
+    return make("span", { class: "token", title: said }, box, markBeyond(make("small", {}, shortNumber(values[index])), values[index], most));
   };
   const strongest = values.reduce((best, one, index) => (Math.abs(one) > Math.abs(values[best]) ? index : best), 0);
   const about = attendedTo ? ` It writes there most for ${tokens[attendedTo[strongest]].quoted} @ ${attendedTo[strongest]}.` : "";

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tdb_client.errors import ResponseError
 from tdb_client.inference import Loss
 from tdb_client.model_info import ModelInfo
+from tdb_client.objective_words import objective_words
 from tdb_client.results import (
     CallInfo,
     EdgeReader,
@@ -126,6 +127,11 @@ class Edges:
         columns = (one.edge_writers.tolist(), one.edge_readers.tolist(), one.edge_scores.tolist())
         for writer, reader, score in zip(*columns, strict=True):
             yield Edge(one.writers[writer], one.readers[reader], score)
+
+    @property
+    def objective(self) -> str:
+        """What is measured, in words: `logit ' Mary' - ' John'`."""
+        return objective_words(self.request.loss, self.loss_tokens)
 
     def to_frame(self) -> pd.DataFrame:
         """The listed edges as a pandas frame, a row each.

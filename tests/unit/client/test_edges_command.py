@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from tdb_client import EdgesSubRequest, Loss, LossTokens
 from tdb_client.cli import main
+from tdb_client.encoding import edges_request
 from tdb_client.objective_words import objective_words
 
 from tests.unit.client.fake_service import FakeService
@@ -22,6 +23,32 @@ def test_edges_are_printed_below_the_objective_in_words(fake: Fake, capsys: Outp
     assert lines[0] == "logit ' Mary' - ' John' = 1.500"
     assert lines[4:6] == ["L0 head 0 logits -2.5000", "embedding L0 key head 0 +0.5000"]
     assert lines[6] == "2 of 2 listed edges"
+
+
+@pytest.mark.parametrize(
+    ("options", "loss", "words"),
+    [
+        (
+            ["--target", " Mary", "--loss", "log_prob", "--at", "1"],
+            Loss("log_prob", " Mary", token=1),
+            "log-probability ' Mary' @ 1",
+        ),
+        (["--target-id", "5", "--loss", "probs"], Loss("probs", 5), "probability ' Mary' (token 5)"),
+        (["--loss", "kl_from_baseline"], Loss("kl_from_baseline"), "KL from the baseline"),
+    ],
+)
+def test_other_objectives(fake: Fake, capsys: Output, options: list[str], loss: Loss, words: str) -> None:
+    assert main([*EDGES, *options, "--server", fake[0]]) == 0
+    assert capsys.readouterr().out.startswith(f"{words} = 1.500\n")
+    asked = edges_request([EdgesSubRequest("p", loss, ("q",))]).sub_requests[0]
+    assert fake[1].requests[-1].sub_requests[0] == asked
+
+
+def test_an_objective_is_required(capsys: Output) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*EDGES, "--loss", "log_prob"])
+    assert ended.value.code == 2
+    assert "required: --target or --target-id" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from tdb_client.call_splitting import in_other_words
 from tdb_client.errors import CallError, IncompleteResponseError, NodeError
-from tdb_client.inference import InferenceSubRequest, Loss, Token
+from tdb_client.inference import InferenceSubRequest, Loss
 from tdb_client.interventions import Ablation
+from tdb_client.objective_words import objective_words
 from tdb_client.results import CallInfo, InferenceResult, LossTokens, PromptTokens
-from tdb_client.token_text import loss_words, quoted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,14 +38,16 @@ class AblationEffects:
     Attributes:
         call: the first of the calls that were made, and which model.
         prompt: the prompt's tokens.
-        loss_tokens: targets and distractors.
-        objective: the difference of logits without ablation.
+        loss: what is measured.
+        loss_tokens: its targets and distractors.
+        objective: its value without ablation.
         ablations: the nodes in the order asked for, tokens counted from the start, and what each was set to.
         ablated: the objective with each of them ablated [n].
     """
 
     call: CallInfo
     prompt: PromptTokens
+    loss: Loss
     loss_tokens: LossTokens | None
     objective: float
     ablations: tuple[Ablation, ...]
@@ -65,8 +67,7 @@ class AblationEffects:
     @property
     def objective_name(self) -> str:
         """What is measured, in words: `logit ' Mary' - ' John'`."""
-        loss = self.loss_tokens or LossTokens((), ())
-        return loss_words("logit_diff", [*map(quoted, loss.targets)], [*map(quoted, loss.distractors)])
+        return objective_words(self.loss, self.loss_tokens)
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -104,8 +105,7 @@ class AblationEffects:
 
 def whole_request(
     prompt: str,
-    target: tuple[Token, ...],
-    distractor: tuple[Token, ...],
+    loss: Loss,
     nodes: tuple[Ablation, ...],
     add_bos: bool | None,
     baseline: tuple[str, ...] = (),
@@ -118,7 +118,6 @@ def whole_request(
     for i, one in enumerate(nodes):
         if not isinstance(one, Ablation):
             raise NodeError(f"nodes[{i}]: {one!r} is no node to ablate, such as 'L9 head 6 @ -1'")
-    loss = Loss("logit_diff", target, distractor)
     return InferenceSubRequest(prompt, loss, ablate=nodes, add_bos=add_bos, baseline=baseline)
 
 
@@ -134,7 +133,7 @@ def effects(whole: InferenceSubRequest, answers: Sequence[InferenceResult]) -> A
         IncompleteResponseError: one has no objective.
     """
     losses = [one.loss for one in answers if one.loss is not None]
-    if len(losses) < len(answers):
+    if whole.loss is None or len(losses) < len(answers):
         raise IncompleteResponseError("an answer has no objective")
     plain = answers[0]
     ablations = tuple(one for one in whole.ablate if isinstance(one, Ablation))
@@ -142,6 +141,7 @@ def effects(whole: InferenceSubRequest, answers: Sequence[InferenceResult]) -> A
     return AblationEffects(
         call=plain.call,
         prompt=plain.prompt,
+        loss=whole.loss,
         loss_tokens=plain.loss_tokens,
         objective=losses[0],
         ablations=tuple(replace(one, node=one.node.resolve(n_tokens)) for one in ablations),

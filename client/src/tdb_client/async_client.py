@@ -27,7 +27,7 @@ from tdb_client.errors import CallError, IncompleteResponseError, call_errors
 from tdb_client.events import Event, collected_async, inference_results
 from tdb_client.health import HealthStatus
 from tdb_client.in_flight import allowed_in_flight, each_in_flight
-from tdb_client.inference import BackwardRule, InferenceSubRequest, Loss, as_texts
+from tdb_client.inference import BackwardRule, InferenceSubRequest, Loss, as_texts, chosen_loss
 from tdb_client.interventions import AblationWords, TraceWords
 from tdb_client.model_info import ModelInfo
 from tdb_client.nodes import NodeType
@@ -155,10 +155,11 @@ class AsyncClient(ClientCore):
     async def ablate_each(
         self,
         prompt: Chat,
-        target: TokenWords | Sequence[TokenWords],
+        target: TokenWords | Sequence[TokenWords] = (),
         distractor: TokenWords | Sequence[TokenWords] = (),
         nodes: AblationWords | Sequence[AblationWords] = (),
         *,
+        loss: Loss | None = None,
         baseline: str | Sequence[Chat] = (),
         add_bos: bool | None = None,
         chat: bool = False,
@@ -169,7 +170,8 @@ class AsyncClient(ClientCore):
         if chat or not isinstance(prompt, str):
             prompt, add_bos = await self.chat_prompt(prompt, timeout=timeout), add_bos or False
             baseline = [await self.chat_prompt(one, timeout=timeout) for one in chats(baseline)]
-        asked = self._ablation_requests(prompt, target, distractor, nodes, add_bos, baseline)
+        objective = chosen_loss(target, distractor, loss)
+        asked = self._ablation_requests(prompt, objective, nodes, add_bos, baseline)
         whole = await self._run(asked, timeout)
         requests = requests_for_each(whole)
 
@@ -279,10 +281,11 @@ class AsyncClient(ClientCore):
     async def edges(
         self,
         prompt: str,
-        target: TokenWords | Sequence[TokenWords],
+        target: TokenWords | Sequence[TokenWords] = (),
         distractor: TokenWords | Sequence[TokenWords] = (),
         *,
         baseline: str | Sequence[str],
+        loss: Loss | None = None,
         method: EdgeMethod = "eap",
         steps: int | None = None,
         k: int = 100,
@@ -298,6 +301,7 @@ class AsyncClient(ClientCore):
             target,
             distractor,
             baseline=baseline,
+            loss=loss,
             method=method,
             steps=steps,
             k=k,

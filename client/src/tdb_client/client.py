@@ -26,7 +26,7 @@ from tdb_client.errors import CallError, IncompleteResponseError, call_errors
 from tdb_client.events import Event, collected, inference_results
 from tdb_client.health import HealthStatus
 from tdb_client.in_flight import allowed_in_flight, in_flight
-from tdb_client.inference import BackwardRule, InferenceSubRequest, Loss, as_texts
+from tdb_client.inference import BackwardRule, InferenceSubRequest, Loss, as_texts, chosen_loss
 from tdb_client.interventions import AblationWords, TraceWords
 from tdb_client.model_info import ModelInfo
 from tdb_client.nodes import NodeType
@@ -259,10 +259,11 @@ class Client(ClientCore):
     def ablate_each(
         self,
         prompt: Chat,
-        target: TokenWords | Sequence[TokenWords],
+        target: TokenWords | Sequence[TokenWords] = (),
         distractor: TokenWords | Sequence[TokenWords] = (),
         nodes: AblationWords | Sequence[AblationWords] = (),
         *,
+        loss: Loss | None = None,
         baseline: str | Sequence[Chat] = (),
         add_bos: bool | None = None,
         chat: bool = False,
@@ -283,9 +284,10 @@ class Client(ClientCore):
 
         Args:
             prompt: as in `debug`.
-            target: as in `debug`; at least one.
+            target: as in `debug`; at least one, unless there is another loss.
             distractor: as in `debug`.
             nodes: as `ablate` of `debug` takes them, but each by itself: any number of them.
+            loss: another objective in place of `target` and `distractor`, as in `debug`.
             baseline: prompts whose values nodes are set to that say so: `"L9 head 6 @ -1 = baseline"`.
             add_bos: as in `debug`.
             chat: as in `debug`.
@@ -297,12 +299,14 @@ class Client(ClientCore):
 
         Raises:
             NodeError: as `debug`.
+            InvalidValueError: there are both tokens and another loss in their place.
             ChatTemplateError: as `chat_prompt`.
         """
         if chat or not isinstance(prompt, str):
             prompt, add_bos = self.chat_prompt(prompt, timeout=timeout), add_bos or False
             baseline = [self.chat_prompt(one, timeout=timeout) for one in chats(baseline)]
-        asked = self._ablation_requests(prompt, target, distractor, nodes, add_bos, baseline)
+        objective = chosen_loss(target, distractor, loss)
+        asked = self._ablation_requests(prompt, objective, nodes, add_bos, baseline)
         whole = self._run(asked, timeout)
         requests = requests_for_each(whole)
 
@@ -454,10 +458,11 @@ class Client(ClientCore):
     def edges(
         self,
         prompt: str,
-        target: TokenWords | Sequence[TokenWords],
+        target: TokenWords | Sequence[TokenWords] = (),
         distractor: TokenWords | Sequence[TokenWords] = (),
         *,
         baseline: str | Sequence[str],
+        loss: Loss | None = None,
         method: EdgeMethod = "eap",
         steps: int | None = None,
         k: int = 100,
@@ -483,6 +488,7 @@ class Client(ClientCore):
             target: a token, or tokens, whose logits after the prompt count for the objective; see `debug`.
             distractor: tokens whose logits count against it.
             baseline: a prompt, or prompts, to compare with, with as many tokens as the prompt.
+            loss: another objective in place of `target` and `distractor`, as in `debug`.
             method: `eap` takes gradients at the prompt; `eap_ig` the mean of those in several runs between
                 the baseline and the prompt.
             steps: how many runs; for `eap_ig` alone, None for 5.
@@ -492,12 +498,16 @@ class Client(ClientCore):
             timeout: seconds the call may take; None for the client's.
             request_id: an id for the server's logs.
             on_event: called with every event as it arrives, to show progress.
+
+        Raises:
+            InvalidValueError: there are both tokens and another loss in their place.
         """
         sub_request = EdgesSubRequest.of(
             prompt,
             target,
             distractor,
             baseline=baseline,
+            loss=loss,
             method=method,
             steps=steps,
             k=k,

@@ -36,7 +36,7 @@ from tdb_client.errors import (
 )
 from tdb_client.events import Event, Started, inference_results
 from tdb_client.health import HealthStatus, health_check, health_request, health_status
-from tdb_client.inference import InferenceSubRequest, as_texts
+from tdb_client.inference import InferenceSubRequest, Loss, as_texts
 from tdb_client.interventions import AblationWords, ablations
 from tdb_client.model_info import Limits, ModelInfo, model_info
 from tdb_client.names import enum_name, enum_value
@@ -47,7 +47,6 @@ from tdb_client.requests import (
     PromptKey,
     SubRequest,
     SubRequestT,
-    TokenWords,
     prompt_length,
     prompts_to_tokenize,
     resolve,
@@ -55,7 +54,6 @@ from tdb_client.requests import (
 from tdb_client.results import EstimatedCost, PromptTokens
 from tdb_client.streams import EventReader
 from tdb_client.token_counting import TokenCounting
-from tdb_client.token_words import as_tokens
 from tdb_client.value_check import check_text, check_values
 
 if TYPE_CHECKING:
@@ -165,21 +163,13 @@ class ClientCore:
     def _ablation_requests(
         self,
         prompt: str,
-        target: TokenWords | Sequence[TokenWords],
-        distractor: TokenWords | Sequence[TokenWords],
+        loss: Loss,
         nodes: AblationWords | Sequence[AblationWords],
         add_bos: bool | None,
         baseline: str | Sequence[Any],
     ) -> Flow[InferenceSubRequest]:
         """The nodes with their tokens counted from the start, all in one sub-request to be taken apart."""
-        whole = whole_request(
-            prompt,
-            as_tokens(target, "target"),
-            as_tokens(distractor, "distractor"),
-            ablations(nodes),
-            add_bos,
-            as_texts(baseline, "baseline"),
-        )
+        whole = whole_request(prompt, loss, ablations(nodes), add_bos, as_texts(baseline, "baseline"))
         try:
             (resolved,) = yield from self._resolved([whole])
         except NodeError as error:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from tdb_client.component_table import ComponentTable, component_table
-from tdb_client.inference import AblationSpec, Token, held_norm_scales
+from tdb_client.inference import AblationSpec, held_norm_scales
 from tdb_client.model_info import ModelInfo
 from tdb_client.node_table import LogitTable, NodeTable
+from tdb_client.objective_words import distractor_words, objective_words, target_words
 from tdb_client.requests import DebugSubRequest
 from tdb_client.results import (
     CallInfo,
@@ -20,7 +21,6 @@ from tdb_client.results import (
     PromptTokens,
     Timings,
 )
-from tdb_client.token_text import loss_words, quoted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,32 +94,19 @@ class DebugAnswer:
         """What is explained, in words: `logit ' Mary' - ' John'`, or the traced node."""
         trace, downstream = self.request.trace, self.request.downstream
         if trace is None:
-            return self._loss_words
+            return objective_words(self.request.objective, self.loss_tokens)
         read_by = "" if downstream is None else f", read by {downstream.words(self.prompt.tokens)}"
         return trace.words(self.prompt.tokens) + read_by
 
     @property
-    def _loss_words(self) -> str:
-        loss = self.request.objective
-        words = loss_words(loss.name, self.target_words, self.distractor_words)
-        if loss.direction is not None:
-            layer = "" if loss.direction.layer is None else f"L{loss.direction.layer} "
-            words = f"{layer}{loss.direction.place} along a direction"
-        weighted = "weighted " if loss.target_weights else ""
-        at = "" if loss.token in (None, -1) else f" @ {loss.token}"
-        return f"{weighted}{words}{at}"
-
-    @property
     def target_words(self) -> list[str]:
         """Each target in quotes; those asked for by number with that: `' Mary' (token 5335)`."""
-        loss = self.loss_tokens or _NO_LOSS_TOKENS
-        return _words(self.request.objective.target, loss.target_ids, loss.targets)
+        return target_words(self.request.objective, self.loss_tokens)
 
     @property
     def distractor_words(self) -> list[str]:
         """The same of the distractors."""
-        loss = self.loss_tokens or _NO_LOSS_TOKENS
-        return _words(self.request.objective.distractor, loss.distractor_ids, loss.distractors)
+        return distractor_words(self.request.objective, self.loss_tokens)
 
     def role(self, token_id: int, text: str) -> Literal["target", "distractor"] | None:
         """Whether a token of the vocabulary is a target or a distractor."""
@@ -169,18 +156,3 @@ class DebugAnswer:
             by: `node`, see NodeTable.to_frame; or `component`, see ComponentTable.to_frame.
         """
         return self.components.to_frame() if by == "component" else self.nodes.to_frame()
-
-
-_NO_LOSS_TOKENS = LossTokens((), ())
-
-
-def _words(tokens: Sequence[Token], answered_ids: Sequence[int], answered: Sequence[str]) -> list[str]:
-    texts = dict(zip(answered_ids, answered, strict=True))
-    return [
-        quoted(one)
-        if isinstance(one, str)
-        else f"{quoted(texts[one])} (token {one})"
-        if one in texts
-        else f"token {one}"
-        for one in tokens
-    ]

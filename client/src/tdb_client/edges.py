@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tdb_client.errors import ResponseError
-from tdb_client.inference import Loss
+from tdb_client.inference import Loss, chosen_loss
 from tdb_client.model_info import ModelInfo
+from tdb_client.objective_words import objective_words
 from tdb_client.results import (
     CallInfo,
     EdgeReader,
@@ -26,7 +27,6 @@ from tdb_client.results import (
     PromptTokens,
 )
 from tdb_client.token_text import loss_words, quoted
-from tdb_client.token_words import as_tokens
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,20 +65,26 @@ class EdgesSubRequest:
     def of(
         cls,
         prompt: str,
-        target: TokenWords | Sequence[TokenWords],
+        target: TokenWords | Sequence[TokenWords] = (),
         distractor: TokenWords | Sequence[TokenWords] = (),
         *,
         baseline: str | Sequence[str],
+        loss: Loss | None = None,
         method: EdgeMethod = "eap",
         steps: int | None = None,
         k: int = 100,
         matrix: bool = False,
         add_bos: bool | None = None,
     ) -> EdgesSubRequest:
-        """Makes a sub-request for a difference of logits; one token or prompt may stand for a list."""
-        loss = Loss("logit_diff", as_tokens(target, "target"), as_tokens(distractor, "distractor"))
+        """Makes a sub-request; one token or prompt may stand for a list.
+
+        Raises:
+            InvalidValueError: there are both tokens and another loss in their place.
+        """
         baselines = (baseline,) if isinstance(baseline, str) else tuple(baseline)
-        return cls(prompt, loss, baselines, method, steps, k, matrix, add_bos)
+        return cls(
+            prompt, chosen_loss(target, distractor, loss), baselines, method, steps, k, matrix, add_bos
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +132,11 @@ class Edges:
         columns = (one.edge_writers.tolist(), one.edge_readers.tolist(), one.edge_scores.tolist())
         for writer, reader, score in zip(*columns, strict=True):
             yield Edge(one.writers[writer], one.readers[reader], score)
+
+    @property
+    def objective(self) -> str:
+        """What is measured, in words: `logit ' Mary' - ' John'`."""
+        return objective_words(self.request.loss, self.loss_tokens)
 
     def to_frame(self) -> pd.DataFrame:
         """The listed edges as a pandas frame, a row each.

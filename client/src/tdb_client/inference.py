@@ -88,6 +88,18 @@ class Loss:
         object.__setattr__(self, "target_weights", tuple(map(float, self.target_weights)))
 
 
+def chosen_loss(target: object, distractor: object, loss: Loss | None) -> Loss:
+    """The loss that a caller gives, or else the difference of logits of target and distractor.
+
+    Raises:
+        InvalidValueError: both are given, or something is no token.
+    """
+    difference = Loss("logit_diff", as_tokens(target, "target"), as_tokens(distractor, "distractor"))
+    if loss is not None and (difference.target or difference.distractor):
+        raise InvalidValueError("loss", "takes the place of target and distractor; its tokens are its own")
+    return loss or difference
+
+
 @dataclass(frozen=True, slots=True)
 class ActivationIndex:
     """One activation, or a slice, of a place such as `mlp_post_act`: an index per axis, None for all."""

@@ -248,9 +248,9 @@ def _tokens(sub_request: SubRequest) -> Iterator[int]:
 
 def tokens_from_start(sub_request: AnySubRequest) -> Iterator[int]:
     """The tokens that a sub-request names by their number from the start of the prompt."""
-    if isinstance(sub_request, EdgesSubRequest):
-        return iter(())
-    named: list[int | None] = list(_tokens(sub_request))
+    named: list[int | None] = []
+    if not isinstance(sub_request, EdgesSubRequest):
+        named += _tokens(sub_request)
     if isinstance(sub_request, InferenceSubRequest):
         named += [
             one.index.indices[0]

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from tdb_client import Client
 from tdb_client.cli import main
+from transformer_debugger.v1 import loss_pb2
 
 from tests.unit.client.fake_service import SLOW, FakeService
 
@@ -68,6 +69,22 @@ def test_the_strongest_nodes_of_the_prompt(fake: Fake, capsys: Output) -> None:
     assert ablated(fake[1]) == [7, 2, 5]
 
 
+def test_other_objectives(fake: Fake, capsys: Output) -> None:
+    """They are those of the runs and, of the table that nodes are taken from, too."""
+    words = ["ablate", "--strongest", "2", "--prompt", "p", "--server", fake[0]]
+    assert main([*words, "--target", " Mary", "--loss", "log_prob", "--at", "2", "--baseline", "q"]) == 0
+    assert capsys.readouterr().out.startswith("log-probability ' Mary' @ 2 = 3.000 with nothing ablated\n")
+    debug, infer = fake[1].requests[-2:]
+    (listing,) = debug.sub_requests
+    run = infer.sub_requests[-1].inference_spec
+    assert run.loss_fn_config == listing.loss_fn_config
+    assert (run.loss_fn_config.name, run.loss_fn_config.token_index) == (loss_pb2.LOSS_FN_NAME_LOG_PROB, 2)
+    assert (list(listing.baseline_prompts), list(run.baseline_prompts)) == ([], ["q"])
+    assert main([*words, "--loss", "kl_from_baseline", "--baseline", "q", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["objective_name"] == "KL from the baseline"
+    assert list(fake[1].requests[-2].sub_requests[0].baseline_prompts) == ["q"]
+
+
 def test_forms_for_programs(fake: Fake, capsys: Output) -> None:
     pandas = pytest.importorskip("pandas")
     nodes = ["L1 head 2 @ -1", "L0 neuron 5 @ 2 = 2.5"]
@@ -96,6 +113,7 @@ def test_forms_for_programs(fake: Fake, capsys: Output) -> None:
     [
         (["--prompt", "p", "--target", "x"], "say which nodes: NODE..., --nodes-from FILE or --strongest K"),
         (["L0 neuron 5 @ 2", "--prompt", "p"], "required: --target"),
+        (["L0 neuron 5 @ 2", "--prompt", "p", "--loss", "probs"], "required: --target"),
         (["L0 nron 5 @ 2", *ABOUT], "'L0 nron 5 @ 2' is not a node"),
         ([*ABOUT, "--strongest", "0"], "0 is below 1"),
     ],

@@ -17,6 +17,7 @@ from tdb_client import (
     Client,
     InvalidRequestError,
     InvalidValueError,
+    Loss,
     NodeError,
     TokenCountWarning,
     head,
@@ -61,7 +62,9 @@ def test_each_node_is_ablated_by_itself(fake: Fake) -> None:
     spelled = ["L1 head 2 @ 3", "L1 head 3 @ 3 -> 0", "L0 neuron 5 @ 2 = 2.5", "L0 neuron 6 @ 0"]
     assert [str(one) for one in effects.ablations] == spelled
     assert effects.call.request_id == "mine"
-    assert repr(effects) == "<AblationEffects: logit ' Mary' - ' John', ' [bold]the' = 3.000, 4 nodes>"
+    assert (
+        repr(effects) == "<AblationEffects: logit ' Mary' - ' John', ' [bold]the' (token 9) = 3.000, 4 nodes>"
+    )
     assert effects.words[1] == "L1 head 3, ' to' → 'When'"
 
 
@@ -97,6 +100,8 @@ def test_errors_name_the_nodes(fake: Fake) -> None:
             client.ablate_each("p", " Mary", nodes="L0 nron")
         with pytest.raises(NodeError, match="embedding @ 1 cannot be ablated"):
             client.ablate_each("p", " Mary", nodes="embedding @ 1")
+        with pytest.raises(InvalidValueError, match=r"^loss: takes the place of target and distractor"):
+            client.ablate_each("p", " Mary", loss=Loss("kl_from_baseline"))
         with pytest.raises(InvalidValueError, match=r"target\[0\]: 5.5 is neither"):
             client.ablate_each("p", 5.5)  # type: ignore[arg-type]
         with pytest.raises(InvalidRequestError, match=r"^prompt: is a joke; target_tokens: is two tokens$"):

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tdb_client import CallInfo, Client, Edges, EdgesSubRequest, LossTokens, PromptTokens
+from tdb_client import (
+    AsyncClient,
+    CallInfo,
+    Client,
+    Edges,
+    EdgesSubRequest,
+    InvalidValueError,
+    Loss,
+    LossTokens,
+    PromptTokens,
+)
+from tdb_client.requests import tokens_from_start
 from tdb_client.results import EdgeReader, EdgesResult, EdgeWriter
 
 from tests.unit.client.fake_service import FakeService
@@ -57,6 +69,20 @@ def test_the_answer_is_read(fake: tuple[str, FakeService]) -> None:
     ]
     assert edges.loss == 1.5
     assert list(edges.to_frame()["reader"]) == ["logits", "head_key"]
+
+
+async def test_another_loss_takes_the_place_of_the_tokens(fake: tuple[str, FakeService]) -> None:
+    loss = Loss("log_prob", " Mary", token=1)
+    with Client(fake[0]) as client:
+        edges = client.edges("p", loss=loss, baseline="q")
+        with pytest.raises(InvalidValueError, match=r"^loss: takes the place of target and distractor"):
+            client.edges("p", distractor=" John", loss=loss, baseline="q")
+    async with AsyncClient(fake[0]) as other:
+        same = await other.edges("p", loss=loss, baseline="q")
+    for one in (edges, same):
+        assert (one.request.loss, one.objective) == (loss, "log-probability ' Mary' @ 1")
+        assert list(tokens_from_start(one.request)) == [1]
+    assert not list(tokens_from_start(replace(edges.request, loss=Loss("probs", " Mary", token=-1))))
 
 
 @pytest.mark.parametrize(("n_keys", "is_parallel"), [(2, False), (1, False), (2, True)])

@@ -51,6 +51,7 @@ PLACE = ["activations", "--prompt", "p", "--place", "x", "--out", "y.npz", "--ta
         (LENS, "sub_requests[0].processing_specs[0].lens.num_top_tokens", "--top"),
         (PLACE, "sub_requests[0].processing_specs[0].activations.activation_location_type", "--place"),
         (PLACE, "sub_requests[0].inference_spec.loss_fn_config.target_tokens[0]", "--target ' Mary'"),
+        ([*DEBUG, "--at", "9"], "sub_requests[0].loss_fn_config.token_index", "--at"),
         (DEBUG, "request_id", "request_id"),
         (DEBUG, "sub_requests[0].what_is_new", "sub_requests[0].what_is_new"),
     ],

@@ -9,7 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tdb_client import AsyncClient, Client, DebugSubRequest, EdgesSubRequest, InferenceSubRequest, TdbError
+from tdb_client import (
+    AsyncClient,
+    Client,
+    DebugSubRequest,
+    EdgesSubRequest,
+    InferenceSubRequest,
+    Loss,
+    TdbError,
+)
 from tdb_client.circuit_search import CircuitQuestion
 from tdb_client.token_lists import TokenLists
 
@@ -23,7 +31,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "debug": lambda client: client.debug("p", " Mary", ablate="L1 head 2 @ -1", request_id="mine"),
     "debug_many": lambda client: client.debug_many([ASKED, ASKED]),
     "ablate_each": lambda client: client.ablate_each(
-        "p", " Mary", " John", ["L1 head 2 @ -1", "L0 neuron 5 @ 2"]
+        "p", nodes=["L1 head 2 @ -1", "L0 neuron 5 @ 2"], loss=Loss("log_prob", " Mary", token=2)
     ),
     "with_attention": lambda client: client.with_attention(debug_results(ASKED), n_heads=3),
     "circuit": lambda client: client.circuit("p", " Mary", baseline="q"),

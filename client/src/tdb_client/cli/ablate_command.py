@@ -22,22 +22,22 @@ from tdb_client.cli.connecting import client
 from tdb_client.cli.console import console
 from tdb_client.cli.exit_codes import ExitCode
 from tdb_client.cli.numbers import difference, number, plain
+from tdb_client.cli.objectives import check_objective, objective
 from tdb_client.cli.progress import shown_waiting
-from tdb_client.client import Client
+from tdb_client.debug_result import DebugResult
 from tdb_client.encoding import ABLATABLE
 from tdb_client.errors import InvalidValueError, NodeError
 from tdb_client.interventions import Ablation
+from tdb_client.node_table import NodeScalar
 from tdb_client.nodes import Node
 
 
 def ablate(options: argparse.Namespace) -> ExitCode:
     """Ablates each node by itself, and says how the objective changes."""
-    if not (options.target or options.target_id):
-        options.parser.error("the following arguments are required: --target or --target-id")
+    check_objective(options)
     if not (options.nodes or options.nodes_from or options.strongest):
         options.parser.error("say which nodes: NODE..., --nodes-from FILE or --strongest K")
-    target = (*options.target, *options.target_id)
-    distractor = (*options.distractor, *options.distractor_id)
+    loss = objective(options)
     nodes = [one.read for one in options.nodes]
     if options.nodes_from is not None:
         nodes += _listed(options.nodes_from, options.sort)[: options.strongest]
@@ -45,9 +45,12 @@ def ablate(options: argparse.Namespace) -> ExitCode:
         prompt, baseline, add_bos = chats.prompts(one, options)
         if options.strongest is not None and options.nodes_from is None:
             with shown_waiting("looking for the strongest nodes"):
-                nodes += _strongest(one, options, prompt, add_bos)
+                compared = baseline if loss.name == "kl_from_baseline" else ()  # else nodes are set to 0
+                n_listed = max(options.strongest, 10)
+                answer = one.debug(prompt, loss=loss, k=n_listed, baseline=compared, add_bos=add_bos)
+            nodes += _strongest(answer, options.sort)[: options.strongest]
         with shown_waiting(f"ablating {len(nodes)} nodes, each by itself"):
-            effects = one.ablate_each(prompt, target, distractor, nodes, baseline=baseline, add_bos=add_bos)
+            effects = one.ablate_each(prompt, nodes=nodes, loss=loss, baseline=baseline, add_bos=add_bos)
     if options.json:
         print(json.dumps(json_output.ablations(effects), allow_nan=False))
     elif options.csv:
@@ -57,13 +60,10 @@ def ablate(options: argparse.Namespace) -> ExitCode:
     return ExitCode.DONE
 
 
-def _strongest(one: Client, options: argparse.Namespace, prompt: str, add_bos: bool | None) -> list[Ablation]:
-    """The strongest nodes of the prompt that can be ablated."""
-    target = (*options.target, *options.target_id)
-    distractor = (*options.distractor, *options.distractor_id)
-    answer = one.debug(prompt, target, distractor, k=max(options.strongest, 10), add_bos=add_bos)
-    nodes = [answer.nodes.nodes[row] for row in answer.nodes.strongest(options.sort)]
-    return [Ablation(node) for node in nodes if node.type in ABLATABLE][: options.strongest]
+def _strongest(answer: DebugResult, by: NodeScalar) -> list[Ablation]:
+    """The nodes of an answer that can be ablated, strongest first."""
+    nodes = [answer.nodes.nodes[row] for row in answer.nodes.strongest(by)]
+    return [Ablation(node) for node in nodes if node.type in ABLATABLE]
 
 
 def _listed(file: Path, by: str) -> list[Ablation]:

@@ -204,17 +204,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("what to run")
     _add_prompt(run)
     _add_bos(run, "default: as the model's own tokenizer does")
-    _add_tokens(run, "--target", 'token that counts for the objective, such as " Mary"')
-    _add_tokens(run, "--distractor", "token that counts against the objective")
-    run.add_argument(
-        "--loss",
-        choices=["logit_diff", "logit_minus_mean", "probs", "log_prob", "kl_from_baseline"],
-        default="logit_diff",
-        help="what is computed of the logits (default: logit_diff); kl_from_baseline has no targets",
-    )
-    run.add_argument(
-        "--at", type=int, metavar="TOKEN", help="the token whose logits count (default: the last, -1)"
-    )
+    _add_objective(run)
     run.add_argument(
         "--ablate",
         default=[],
@@ -257,6 +247,20 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     forms = instead.add_mutually_exclusive_group()
     forms.add_argument("--csv", action="store_true", help="print the node table as CSV, a row per node")
     forms.add_argument("--json", action="store_true", help="print everything as JSON for programs")
+
+
+def _add_objective(run: argparse._ArgumentGroup) -> None:
+    _add_tokens(run, "--target", 'token that counts for the objective, such as " Mary"')
+    _add_tokens(run, "--distractor", "token that counts against the objective")
+    run.add_argument(
+        "--loss",
+        choices=["logit_diff", "logit_minus_mean", "probs", "log_prob", "kl_from_baseline"],
+        default="logit_diff",
+        help="what is computed of the logits (default: logit_diff); kl_from_baseline has no targets",
+    )
+    run.add_argument(
+        "--at", type=int, metavar="TOKEN", help="the token whose logits count (default: the last, -1)"
+    )
 
 
 def _add_components(run: argparse._ArgumentGroup) -> None:
@@ -337,8 +341,7 @@ def _add_ablate(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("what to run")
     _add_prompt(run, shows_tokens=False)
     _add_bos(run, "default: as the model's own tokenizer does")
-    _add_tokens(run, "--target", 'token that counts for the objective, such as " Mary"')
-    _add_tokens(run, "--distractor", "token that counts against the objective")
+    _add_objective(run)
     _add_baseline(run)
     which = parser.add_argument_group("which nodes, beside those named")
     file = which.add_argument(
@@ -373,8 +376,7 @@ def _add_edges(parser: argparse.ArgumentParser) -> None:
         help="prompt to compare with, of as many tokens; of several, the mean",
     )
     _add_bos(run, "default: as the model's own tokenizer does")
-    _add_tokens(run, "--target", 'token that counts for the objective, such as " Mary"')
-    _add_tokens(run, "--distractor", "token that counts against the objective")
+    _add_objective(run)
     run.add_argument(
         "--method",
         choices=["eap", "eap_ig"],

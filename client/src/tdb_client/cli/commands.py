@@ -18,12 +18,12 @@ from tdb_client.cli import chats, csv_output, doctor_page, edge_tables, json_out
 from tdb_client.cli.connecting import client, connection
 from tdb_client.cli.console import console
 from tdb_client.cli.exit_codes import ExitCode
+from tdb_client.cli.objectives import check_objective, has_objective, objective
 from tdb_client.cli.progress import shown_progress, shown_waiting
 from tdb_client.client import Client
 from tdb_client.debug_result import DebugResult
 from tdb_client.diagnosis import diagnose
 from tdb_client.edges import EdgesSubRequest
-from tdb_client.inference import Loss
 from tdb_client.interventions import Trace
 from tdb_client.requests import DebugSubRequest
 from tdb_client.results import EstimatedCost
@@ -55,8 +55,7 @@ def tokenize(options: argparse.Namespace) -> ExitCode:
 
 def debug(options: argparse.Namespace) -> ExitCode:
     """Explains the loss, also with ablations side by side."""
-    if not _has_loss(options):
-        options.parser.error("the following arguments are required: --target or --target-id")
+    check_objective(options)
     _check_view(options)
     return _explain(options, _sub_request(options))
 
@@ -66,7 +65,7 @@ def trace(options: argparse.Namespace) -> ExitCode:
     _check_view(options)
     traced = _traced(options)
     needs_loss = traced.through == "V" and options.downstream is None
-    if needs_loss and not _has_loss(options):
+    if needs_loss and not has_objective(options):
         options.parser.error(
             "a trace through V needs --downstream, or --target for the loss to give the direction"
         )
@@ -76,15 +75,13 @@ def trace(options: argparse.Namespace) -> ExitCode:
 
 def edges(options: argparse.Namespace) -> ExitCode:
     """Scores the edges between components."""
-    if not (options.target or options.target_id):
-        options.parser.error("the following arguments are required: --target or --target-id")
+    check_objective(options)
     if options.steps is not None and options.method != "eap_ig":
         options.parser.error("--steps is for --method eap_ig")
     sub_request = EdgesSubRequest.of(
         options.prompt,
-        (*options.target, *options.target_id),
-        (*options.distractor, *options.distractor_id),
         baseline=options.baseline,
+        loss=objective(options),
         method=options.method,
         steps=options.steps,
         k=options.k,
@@ -242,21 +239,14 @@ def naming_file(file: Path) -> Iterator[None]:
         raise OSError(f"cannot write {file}: {error.strerror}") from None
 
 
-def _has_loss(options: argparse.Namespace) -> bool:
-    return bool(options.target or options.target_id or options.loss == "kl_from_baseline")
-
-
 def _sub_request(options: argparse.Namespace) -> DebugSubRequest:
-    target = (*options.target, *options.target_id)
-    distractor = (*options.distractor, *options.distractor_id)
-    loss = None
-    if options.loss != "logit_diff" or options.at is not None:
-        loss = Loss(options.loss, target, distractor, token=options.at)
+    loss = objective(options)
+    is_plain = loss.name == "logit_diff" and loss.token is None
     return DebugSubRequest(
         prompt=options.prompt or "",
-        target=() if loss else target,
-        distractor=() if loss else distractor,
-        loss=loss,
+        target=loss.target if is_plain else (),
+        distractor=loss.distractor if is_plain else (),
+        loss=None if is_plain else loss,
         k=options.k,
         ablate=tuple(one.read for one in options.ablate),
         mlp=options.mlp,

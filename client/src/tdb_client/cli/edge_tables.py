@@ -7,6 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from tdb_client.cli.numbers import number
 from tdb_client.edges import Edges
 
 
@@ -23,5 +24,5 @@ def edge_page(edges: Edges, n_rows: int) -> Group:
     shown = list(edges)[: n_rows or None]
     for one in shown:
         table.add_row(str(one.writer), str(one.reader), f"{one.score:+.4f}")
-    note = f"loss {edges.loss:.4f}; {len(shown)} of {len(edges)} listed edges"
-    return Group(Text(note), Text(), table)
+    line = Text.assemble(edges.objective, " = ", (number(edges.loss), "bold"))
+    return Group(line, Text(), table, Text(f"{len(shown)} of {len(edges)} listed edges", "dim"))

@@ -50,6 +50,7 @@ _OPTIONS = {
     "activation_location_type": "--place",
     "layer_indices": "--layers",
     "token_indices": "--at",
+    "token_index": "--at",
     "tokens": "--tokens",
     "vocab_tokens": "--tokens",
     "vocab_token_ids": "--tokens-id",

@@ -72,6 +72,7 @@ examples:
             --baseline "When Mary and John went to the store, Mary gave a drink to" \\
             --target " Mary" --distractor " John"
   tdb edges ... --method eap_ig --steps 10     gradients from ten runs between the baseline and the prompt
+  tdb edges ... --loss log_prob                of the target's log-probability
   tdb edges ... --mib importances.json         the scores of all edges for MIB's circuit track
   tdb edges ... -k 200 --graph graph.json      the 200 strongest for viewers of attribution graphs
   tdb edges ... --json | jq '.edges[:10]'
@@ -117,6 +118,7 @@ examples:
   tdb ablate ... --strongest 50 --sort act_times_grad
                                                      does act × grad estimate well what an ablation does?
   tdb ablate ... --nodes-from debug.json             all nodes of what `tdb debug --json` has printed
+  tdb ablate ... --strongest 20 --loss log_prob      how the target's log-probability changes
   tdb ablate "L5 neuron 123 @ 7 = 2.5" ... --csv > effects.csv
 
 {NODES}""",

@@ -110,6 +110,7 @@ def ablations(effects: AblationEffects) -> Json:
     return {
         "call": asdict(effects.call),
         **tokens(effects.prompt),
+        "objective_name": effects.objective_name,
         "objective": _number(effects.objective),
         "nodes": [
             {

@@ -17,7 +17,7 @@ from tdb_client import in_flight
 from tdb_client.ablation_effects import in_words_of_nodes, requests_for_each, whole_request
 from tdb_client.async_client import AsyncClient
 from tdb_client.errors import CallError, InvalidValueError, NodeError, ResponseError
-from tdb_client.inference import BackwardRule
+from tdb_client.inference import BackwardRule, chosen_loss
 from tdb_client.interventions import Ablation
 from tdb_client.model_info import ModelInfo
 from tdb_client.requests import (
@@ -124,10 +124,10 @@ async def check(
         n_tokens[line.number] = prompt_length(tokens, add_bos)
         for start in range(0, len(question.nodes), n_nodes):
             nodes = question.nodes[start : start + n_nodes]
-            words = line.words["target"], line.words.get("distractor", ())
+            loss = chosen_loss(line.words["target"], line.words.get("distractor", ()), None)
             baseline = line.words.get("baseline", ())
             with _of_line(line, nodes):
-                several = requests_for_each(whole_request(prompt, *words, nodes, add_bos, baseline))
+                several = requests_for_each(whole_request(prompt, loss, nodes, add_bos, baseline))
                 await _patiently(partial(client.estimate, several[:n_together]))
         on_done()
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import get_args
 
 from tdb_client.async_client import AsyncClient
+<<<<<<< HEAD
 from tdb_client.edges import EdgeMethod, Edges, EdgesSubRequest
 from tdb_client.report.rounding import finite, rounded
+=======
+from tdb_client.edges import EdgeMethod, EdgesSubRequest
+>>>>>>> s6-cli
 from tdb_client.results import EdgeReader, EdgeWriter
-from tdb_client.token_text import loss_words, quoted
 from tdb_client.workbench.body_reader import BodyReader
 from tdb_client.workbench.questions import question_of, refuse_changes
 from tdb_client.workbench.route import Line, Lines, Route
@@ -47,7 +50,7 @@ async def _edges(client: AsyncClient, asked: EdgesSubRequest) -> Lines:
             nodes.setdefault(_spelling(end), _node(end))
     yield {
         "event": "edges",
-        "objective": _objective(found),
+        "objective": found.objective,
         "value": finite(found.loss),
         "method": asked.method,
         "nodes": list(nodes.values()),
@@ -61,15 +64,6 @@ async def _edges(client: AsyncClient, asked: EdgesSubRequest) -> Lines:
             for edge, score in zip(edges, rounded(found.result.edge_scores), strict=True)
         ],
     }
-
-
-def _objective(found: Edges) -> str:
-    words = found.loss_tokens
-    return loss_words(
-        found.request.loss.name,
-        [quoted(one) for one in words.targets],
-        [quoted(one) for one in words.distractors],
-    )
 
 
 def _spelling(end: EdgeWriter | EdgeReader) -> str:

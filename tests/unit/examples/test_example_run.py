@@ -119,6 +119,19 @@ def test_a_killed_run_goes_on_to_the_same_folder(
     assert contents(tmp_path / "out") == contents(unbroken)
 
 
+def test_a_run_says_how_far_it_is_behind_each_batch(told: ExamplesSettings, tmp_path: Path) -> None:
+    seen: list[tuple[str, float]] = []
+    make_examples(replace(told, out=tmp_path), lambda stage, fraction: seen.append((stage, fraction)))
+    first = next(at for at, (stage, _) in enumerate(seen) if " texts, " in stage)
+    begun = [(stage, fraction) for stage, fraction in seen[:first] if " tokens, " in stage]
+    assert len(begun) >= 3  # four batches at least are read together, and the last is told with its texts
+    fractions = [fraction for stage, fraction in seen if " tokens, " in stage]
+    assert fractions == sorted(fractions)
+    assert 0 < begun[0][1] < begun[-1][1] < seen[first][1] < 1
+    counts = [int(stage.split(" texts, ")[-1].split()[0]) for stage, _ in seen if " tokens, " in stage]
+    assert counts == sorted(set(counts))
+
+
 def test_a_run_that_is_stopped_again_and_again(
     told: ExamplesSettings, unbroken: Path, tmp_path: Path
 ) -> None:

@@ -5,12 +5,8 @@ from __future__ import annotations
 from typing import get_args
 
 from tdb_client.async_client import AsyncClient
-<<<<<<< HEAD
-from tdb_client.edges import EdgeMethod, Edges, EdgesSubRequest
-from tdb_client.report.rounding import finite, rounded
-=======
 from tdb_client.edges import EdgeMethod, EdgesSubRequest
->>>>>>> s6-cli
+from tdb_client.report.rounding import finite, rounded
 from tdb_client.results import EdgeReader, EdgeWriter
 from tdb_client.workbench.body_reader import BodyReader
 from tdb_client.workbench.questions import question_of, refuse_changes

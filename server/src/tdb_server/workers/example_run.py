@@ -132,11 +132,18 @@ class _Run:
         for piece in position.random_pieces:
             sample.see(piece)
         saved = begun = time.monotonic()
-        n_before = position.n_tokens
+        n_before, has_saved = position.n_tokens, False
+
+        def tokens_so_far(n_tokens: int) -> str:
+            per_second = (n_tokens - n_before) / max(time.monotonic() - begun, 1e-9)
+            return f"{n_tokens} tokens, {per_second:.0f} tokens/s"
+
         for pieces, end in self._portions(told, position):
             first = position.n_pieces
             self._files.add(pieces)
-            self._run(pieces, first, told.batch)
+            for n_pieces, n_tokens in self._run(pieces, first, told.batch):
+                offset = position.offset + (end.end - position.offset) * n_pieces / len(pieces)
+                self._progress(tokens_so_far(position.n_tokens + n_tokens), offset / self._n_bytes)
             for number in range(first, first + len(pieces)):
                 sample.see(number)
             lengths = np.array([len(piece.token_ids) for piece in pieces], np.int64)
@@ -152,8 +159,10 @@ class _Run:
             if now - saved >= (self._settings.save_seconds or 0.0):
                 self._files.save(told, position, self._collector.kept())
                 saved = time.monotonic()
-            per_second = (position.n_tokens - n_before) / max(now - begun, 1e-9)
-            what = f"{position.n_texts} texts, {position.n_tokens} tokens, {per_second:.0f} tokens/s"
+                if not has_saved:
+                    _log.info("saved: cut off from now on, the same command goes on from its last save")
+                has_saved = True
+            what = f"{position.n_texts} texts, {tokens_so_far(position.n_tokens)}"
             self._progress(what, position.offset / self._n_bytes)
         return position
 
@@ -174,11 +183,20 @@ class _Run:
         if text is not None:
             yield pieces, text
 
-    def _run(self, pieces: list[Piece], first: int, n_rows: int) -> None:
+    def _run(self, pieces: list[Piece], first: int, n_rows: int) -> Iterator[tuple[int, int]]:
+        """Runs them batch by batch.
+
+        Yields:
+            Behind each batch but the last, how many pieces were run, and how many of their tokens count.
+        """
         order = sorted(range(len(pieces)), key=lambda at: len(pieces[at].token_ids))
+        n_tokens = 0
         for start in range(0, len(order), n_rows):
             batch = order[start : start + n_rows]
             self._collector.run([pieces[at].token_ids for at in batch], [first + at for at in batch])
+            n_tokens += sum(len(pieces[at].token_ids) - 1 for at in batch)
+            if start + n_rows < len(order):
+                yield start + n_rows, n_tokens
 
 
 def _configuration(settings: ExamplesSettings) -> Configuration:

@@ -43,7 +43,7 @@ class Intervention:
     row: int
     n_tokens: int
     ablation: AblationSpec
-    kept: tuple[Cell, ...] = ()
+    kept: frozenset[Cell] = frozenset()
 
     @property
     def hook_point(self) -> HookPoint:

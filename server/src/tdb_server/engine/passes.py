@@ -35,7 +35,7 @@ from tdb_server.engine.latents import autoencoder_of, splice
 from tdb_server.engine.objectives import Predictions, losses, traced_values
 from tdb_server.engine.plan import Plan
 from tdb_server.engine.references import References
-from tdb_server.engine.shared_beginnings import Beginnings, shared_beginnings
+from tdb_server.engine.shared_beginnings import Beginnings, layer_of, shared_beginnings
 from tdb_server.engine.streams import Stream
 from tdb_server.model.autoencoder import Autoencoder, MlpInputs
 from tdb_server.model.backward_rules import BackwardRules
@@ -149,22 +149,22 @@ class _Recorder:
         return x
 
     def _layer(self, site: HookSite) -> int:
-        """The layer whose rows are run at a hook point; the number of layers behind them."""
-        hook_point, layer_index = site
-        if layer_index is not None:
-            return layer_index
-        return 0 if hook_point is HookPoint.RESID_POST_EMB else self._model.decoder.config.n_layers
+        return layer_of(site, self._plan.n_layers)
 
     def _of_all_rows(self, x: Tensor, site: HookSite) -> Tensor:
         """What a hook point has of the rows that are run, for all rows of the batch."""
         return x if self._beginnings is None else x[self._beginnings.places[self._layer(site)]]
 
     def _placed(self, interventions: Sequence[Intervention], site: HookSite) -> Sequence[Intervention]:
-        """Interventions at the places of their rows among those that are run."""
+        """Interventions of the rows that are run, at their places among these."""
         if self._beginnings is None or not interventions:
             return interventions
-        places = self._beginnings.host_places[self._layer(site)]
-        return [replace(one, row=int(places[one.row])) for one in interventions if one.is_forward]
+        place_of = {int(row): at for at, row in enumerate(self._beginnings.running[self._layer(site)])}
+        return [
+            replace(one, row=place_of[one.row])
+            for one in interventions
+            if one.is_forward and one.row in place_of
+        ]
 
     def _starting(self, stream: Stream, x: Tensor) -> set[int]:
         """The rows whose trace starts from a stream, which is kept for them."""
@@ -261,8 +261,7 @@ def forward(
     decoder = model.decoder
     beginnings = None
     if not plan.needs_gradient:
-        runs = [row.inference for row in plan.rows]
-        beginnings = shared_beginnings(runs, decoder.config.n_layers, decoder.device)
+        beginnings = shared_beginnings(plan, decoder.device)
     token_ids = inputs.token_ids if beginnings is None else inputs.token_ids[beginnings.first]
     recorder = _Recorder(plan, model, references, inputs.rules, beginnings, check_cancelled)
     altered = {hook_point for hook_point, _ in plan.interventions}

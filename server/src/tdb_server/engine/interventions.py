@@ -66,6 +66,14 @@ class Intervention:
         return self.ablation.value_type is ValueType.BASELINE
 
     @property
+    def leaves_nothing(self) -> bool:
+        """Whether its row's tensor is set as a whole, whatever it was."""
+        ablation = self.ablation
+        is_whole = not self.kept and all(one is None for one in ablation.index.tensor_indices)
+        own_counts = ablation.value_type in (ValueType.SCALE, ValueType.ADD)
+        return self.is_forward and is_whole and not own_counts
+
+    @property
     def alone(self) -> Intervention:
         """The same in a batch of its row alone."""
         return replace(self, row=0)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,6 +49,21 @@ LossesOf = Callable[[Tensor, Tensor], Tensor]
 """From the logits at the losses' tokens, before and behind their cap [B, V], to all rows' losses [B]."""
 _READ_BY_HEADS = (HookPoint.ATTN_QK_PROBS, HookPoint.ATTN_V)
 """What heads read from a token is a product of."""
+
+
+_OUTSIDE_COMPONENTS = frozenset(
+    {
+        HookPoint.RESID_POST_EMB,
+        HookPoint.ATTN_V_OUT,
+        HookPoint.RESID_DELTA_ATTN,
+        HookPoint.RESID_POST_ATTN,
+        HookPoint.RESID_DELTA_MLP,
+        HookPoint.RESID_POST_MLP,
+        HookPoint.RESID_LN_F_SCALE,
+        HookPoint.LOGITS,
+    }
+)
+"""Hook points before and behind what heads read and what MLPs write."""
 
 
 class _Recorder:
@@ -166,6 +182,19 @@ class _Recorder:
             if one.is_forward and one.row in place_of
         ]
 
+    def rows_left(self, hook_point: HookPoint, layer_index: int) -> Tensor | None:
+        """At which places among the rows that are run something is left; None for all of them."""
+        site = hook_point, layer_index
+        set_here = self._placed(self._plan.interventions.get(site, ()), site)
+        replaced = {one.row for one in set_here if one.leaves_nothing}
+        if not replaced:
+            return None
+        n_run = len(self._plan.rows)
+        if self._beginnings is not None:
+            n_run = len(self._beginnings.running[layer_index])
+        left = np.array([place for place in range(n_run) if place not in replaced], np.int64)
+        return torch.from_numpy(left).to(self._model.decoder.device)
+
     def _starting(self, stream: Stream, x: Tensor) -> set[int]:
         """The rows whose trace starts from a stream, which is kept for them."""
         found = self._plan.trace_streams.get(stream)
@@ -273,6 +302,9 @@ def forward(
     if any(one.site is Site.MLP_TRANSCODER for one in model.autoencoders):
         wanted |= {HookPoint.MLP_LN_SCALE}
     hooks = Hooks(recorder, INNER_HOOK_POINTS & wanted, inputs.rules)
+    if wanted <= _OUTSIDE_COMPONENTS and not plan.needs_gradient and not plan.kept.sites:
+        # A component that is replaced as a whole need not be computed where nobody looks inside.
+        hooks = replace(hooks, rows_left=recorder.rows_left)
     with torch.set_grad_enabled(plan.needs_gradient):
         embedding = _embedded(decoder, plan, token_ids, references).requires_grad_(plan.needs_gradient)
         residual = decoder.forward(embedding, hooks)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tdb_server.domain.call import Call
+from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import NodeType
@@ -27,10 +28,13 @@ from tdb_server.domain.results import CircuitValues, ObjectiveValues
 from tdb_server.engine.engine import Engine
 from tdb_server.engine.plan import plan_batch
 from tdb_server.model.config import DecoderConfig
+from tdb_server.model.decoder import Attention, Mlp
+from tdb_server.model.hooks import Hooks
+from torch import Tensor
 
 from tests.property.plain_gradients import loss_objective
 from tests.property.plain_values import value_edits
-from tests.property.requests import examples, inference, losses
+from tests.property.requests import answers_of_calls, every_node, examples, inference, losses
 from tests.property.small_models import N_LATENTS, TOP_K, small_autoencoder, small_model
 from tests.property.test_baselines import Prompts, beside, compared_prompts
 from tests.property.test_values import FAMILIES
@@ -161,6 +165,39 @@ def test_circuits_of_one_prompt_share_what_they_are_compared_with(name: str, has
     for one, run in zip(together, runs, strict=True):
         (((alone,),),) = [values_of(engine, [[run]])]
         assert numbers_of(one) == pytest.approx(numbers_of(alone), abs=1e-10)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "gpt_neox"])
+def test_what_is_replaced_as_a_whole_is_not_computed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless somebody looks inside."""
+    model, n_rows = small_model(name), dict[tuple[type, int], int]()
+    for component in (Mlp, Attention):
+        spy_on(component, n_rows, monkeypatch)
+    head, mlp = CircuitNode(NodeType.WHOLE_HEAD, 1, None, 2), CircuitNode(NodeType.WHOLE_MLP, 0, 1, 0)
+    kinds = frozenset({NodeType.WHOLE_HEAD, NodeType.WHOLE_MLP})
+    runs = [
+        replace(inference((3, 4, 5), LOSS), circuit=Circuit(kinds, nodes)) for nodes in ((head,), (mlp,), ())
+    ]
+    values_of(model.engine(), [runs])
+    assert n_rows == {(Attention, 0): 0, (Mlp, 0): 1, (Attention, 1): 1, (Mlp, 1): 0}
+    wanted = {"neurons": every_node(DerivedScalar.MLP_POST_ACT)}
+    answers_of_calls(model.engine(), [[InferenceSubRequest(one, wanted) for one in runs]])
+    assert n_rows == {(Attention, 0): 2, (Mlp, 0): 2, (Attention, 1): 3, (Mlp, 1): 3}
+
+
+def spy_on(
+    component: type[Mlp | Attention], n_rows: dict[tuple[type, int], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Notes of how many rows each layer's component was computed last."""
+    method = "__call__" if component is Mlp else "read_by_heads"
+    plain = getattr(component, method)
+
+    def spying(self: Mlp | Attention, x: Tensor, hooks: Hooks) -> Tensor:
+        n_rows[component, self.layer_index] = len(x)
+        found: Tensor = plain(self, x, hooks)
+        return found
+
+    monkeypatch.setattr(component, method, spying)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox"])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tdb_server.domain.call import Call
@@ -13,6 +13,7 @@ from tdb_server.domain.debug import inference_sub_request
 from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
+from tdb_server.domain.node import NodeType
 from tdb_server.domain.requests import (
     AblationSpec,
     ActivationIndex,
@@ -20,18 +21,27 @@ from tdb_server.domain.requests import (
     InferenceSubRequest,
     LossConfig,
     LossName,
+    ValueType,
 )
+from tdb_server.engine.engine import Engine
 from tdb_server.engine.plan import Plan, plan_batch
-from tdb_server.engine.shared_beginnings import shared_beginnings
+from tdb_server.model.config import DecoderConfig
 
 from tests.property.debug_sub_requests import debug_sub_requests
 from tests.property.requests import answers_of_calls, every_node, examples
 from tests.property.same_answers import Nodes, assert_same_answers
 from tests.property.small_models import TOP_K, small_autoencoder, small_model
+from tests.property.test_circuits import circuits
 
 MODELS = ("gpt2-deep-untied", "gemma2", "gpt_neox")
 SITES = (Site.MLP_POST_ACT, Site.RESID_DELTA_ATTN)
 FORWARD = (DerivedScalar.MLP_POST_ACT, DerivedScalar.ATTN_QK_PROBS, DerivedScalar.RESID_POST_EMBEDDING)
+SET_AT = (
+    HookPoint.MLP_POST_ACT,
+    HookPoint.ATTN_V_OUT,
+    HookPoint.RESID_DELTA_MLP,
+    HookPoint.ONLINE_MLP_AUTOENCODER_LATENT,
+)
 LOSS = LossConfig(LossName.LOGIT_DIFF, (1,), (2,))
 
 
@@ -55,15 +65,18 @@ def test_they_are_those_of_a_run_with_a_backward_pass(name: str, data: st.DataOb
     ]
     other_length = replace(call[0], token_ids=(5, 8), loss=LOSS, trace=None, ablations=())
     alone = [[InferenceSubRequest(run, wanted) for run in one] for one in (call, [other_length])]
-    assert not plan_of(alone).needs_gradient
-    with_gradient = [
-        [replace(one, processing=one.processing | {"more": every_node(DerivedScalar.TOKEN_ATTRIBUTION)})]
-        for one in (alone[0] + alone[1])
-    ]
-    assert plan_of(with_gradient).needs_gradient
-    found = [one for own in answers_of_calls(engine, alone) for one in own]
-    for one, sub_request in zip(found, with_gradient, strict=True):
-        (own,) = answers_of_calls(engine, [sub_request])[0]
+    assert_as_with_a_backward_pass(engine, alone)
+
+
+def assert_as_with_a_backward_pass(engine: Engine, calls: list[list[InferenceSubRequest]]) -> None:
+    """Calls in one batch, against each of their rows alone, which shares nothing and computes everything."""
+    assert not plan_of(calls).needs_gradient
+    found = [one for own in answers_of_calls(engine, calls) for one in own]
+    for one, sub_request in zip(found, [one for call in calls for one in call], strict=True):
+        more = {"more": every_node(DerivedScalar.TOKEN_ATTRIBUTION)}
+        with_gradient = [replace(sub_request, processing=sub_request.processing | more)]
+        assert plan_of([with_gradient]).needs_gradient
+        (own,) = answers_of_calls(engine, [with_gradient])[0]
         del own.results["more"]
         assert_same_answers(one, own, 1e-12, Nodes.NOT_ZERO)
 
@@ -76,31 +89,45 @@ def plan_of(calls: list[list[InferenceSubRequest]]) -> Plan:
     return plan_batch(of_calls, autoencoders, decoder.absent_hook_points, n_layers=len(decoder.blocks))
 
 
-def test_rows_are_run_from_the_layer_on_in_which_they_are_altered() -> None:
-    runs = [set_at(HookPoint.MLP_POST_ACT, layer) for layer in (2, 0)]
-    runs += [InferenceSpec((1, 2), LOSS), set_at(HookPoint.LOGITS, None), InferenceSpec((7, 7), LOSS)]
-    found = shared_beginnings(runs, 3, torch.device("cpu"))
-    assert found is not None
-    assert [places.tolist() for places in found.places] == [
-        [1, 0, 1, 1, 2],
-        [1, 0, 1, 1, 2],
-        [0, 1, 2, 2, 3],
-        [0, 1, 2, 3, 4],
-    ]
-    assert found.first.tolist() == [1, 2, 4]
-    assert {layer: rows.tolist() for layer, rows in found.parting.items()} == {
-        1: [1, 0, 1, 2],
-        2: [0, 1, 2, 2, 3],
-    }
+@st.composite
+def runs_that_begin_alike(
+    draw: st.DrawFn, config: DecoderConfig, latents: Sequence[NodeType]
+) -> list[InferenceSpec]:
+    """Of two prompts, with some of few ablations, and with a circuit of which a node may be left out."""
+    baselines = draw(st.sampled_from([(), ((3, 7, 5, 1),), ((3, 7, 5, 1), (2, 4, 6, 8))]))
+    kinds = [ValueType.NUMBER, ValueType.SCALE, ValueType.ADD, *([ValueType.BASELINE] if baselines else [])]
+    layers, tokens = st.integers(0, config.n_layers - 1), st.integers(0, 3)
+    pool = []
+    for _ in range(3):
+        hook_point = draw(st.sampled_from(SET_AT))
+        cells = draw(st.sampled_from([(draw(tokens), 1, None), (None, None, None)]))
+        index = ActivationIndex(hook_point, draw(layers), cells[: len(hook_point.dimensions)])
+        pool.append(AblationSpec(index, 1.5, draw(st.sampled_from(kinds))))
+    if baselines:
+        query = draw(tokens)
+        index = ActivationIndex(HookPoint.ATTN_V_OUT, draw(layers), (query, 1, None))
+        key = draw(st.integers(0, query))
+        pool.append(AblationSpec(index, 0.0, ValueType.BASELINE, attended_to_token=key))
+    whole = draw(circuits(config, 4, latents))
+    left_out = st.sampled_from([None, *whole.nodes])
+    runs = []
+    for _ in range(draw(st.integers(2, 6))):
+        without = draw(left_out)
+        of_run = replace(whole, nodes=tuple(one for one in whole.nodes if one != without))
+        prompt = draw(st.sampled_from([(3, 9, 27, 41), (3, 9, 27, 12)]))
+        ablations = draw(st.sampled_from([(), tuple(pool[:1]), tuple(pool[1:]), tuple(pool)]))
+        own = draw(st.sampled_from([of_run, of_run, None]))
+        runs.append(InferenceSpec(prompt, LOSS, ablations=ablations, baselines=baselines, circuit=own))
+    return runs
 
 
-def test_rows_of_different_prompts_share_nothing() -> None:
-    runs = [InferenceSpec((1, 2), LOSS), InferenceSpec((2, 1), LOSS)]
-    assert shared_beginnings(runs, 3, torch.device("cpu")) is None
-    embedding = set_at(HookPoint.RESID_POST_EMB, None)
-    assert shared_beginnings([embedding, embedding], 3, torch.device("cpu")) is None
-
-
-def set_at(hook_point: HookPoint, layer_index: int | None) -> InferenceSpec:
-    index = ActivationIndex(hook_point, layer_index, (0, 0))
-    return InferenceSpec((1, 2), LOSS, None, (AblationSpec(index, 0.5),))
+@pytest.mark.parametrize("name", MODELS)
+@examples(10)
+@given(data=st.data())
+def test_so_are_those_of_rows_that_share_beginnings(name: str, data: st.DataObject) -> None:
+    model = small_model(name)
+    engine = model.engine(*(small_autoencoder(name, site) for site in SITES))
+    forward, latents = every_node(*FORWARD), every_node(DerivedScalar.ONLINE_MLP_AUTOENCODER_LATENT)
+    wanted = data.draw(st.sampled_from([{}, {"nodes": forward, "latents": latents}]))
+    drawn = data.draw(runs_that_begin_alike(model.config, [site.node_type for site in SITES]))
+    assert_as_with_a_backward_pass(engine, [[InferenceSubRequest(run, wanted) for run in drawn]])

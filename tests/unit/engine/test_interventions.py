@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import PassType
-from tdb_server.domain.requests import AblationSpec, ActivationIndex
+from tdb_server.domain.requests import AblationSpec, ActivationIndex, ValueType
 from tdb_server.engine.interventions import Intervention, set_gradients, set_values
 from torch import Tensor
 
@@ -124,3 +127,21 @@ def test_gradients_are_set_and_values_kept() -> None:
 def test_which_pass_is_altered(pass_type: PassType) -> None:
     index = ActivationIndex(HookPoint.MLP_POST_ACT, 0, (0, 0), pass_type)
     assert Intervention(0, 1, AblationSpec(index, 1.0)).is_forward == (pass_type is PassType.FORWARD)
+
+
+@pytest.mark.parametrize(
+    ("altered", "leaves_nothing"),
+    [
+        ({}, True),
+        ({"value_type": ValueType.BASELINE}, True),
+        ({"value_type": ValueType.SCALE}, False),
+        ({"value_type": ValueType.ADD}, False),
+        ({"index": ActivationIndex(HookPoint.RESID_DELTA_MLP, 0, (1, None))}, False),
+        ({"index": ActivationIndex(HookPoint.RESID_DELTA_MLP, 0, (None, None), PassType.BACKWARD)}, False),
+    ],
+)
+def test_what_is_set_as_a_whole_leaves_nothing(altered: dict[str, Any], leaves_nothing: bool) -> None:
+    whole = intervention(HookPoint.RESID_DELTA_MLP, (None, None))
+    found = replace(whole, ablation=replace(whole.ablation, **altered))
+    assert found.leaves_nothing is leaves_nothing
+    assert not replace(found, kept=frozenset({(0, None)})).leaves_nothing

@@ -44,4 +44,4 @@ def circuit_interventions(
         for layer in layers:
             index = ActivationIndex(hook_point, layer, everywhere)
             spec = AblationSpec(index, 0.0, value_type)
-            yield Intervention(row_index, row.n_tokens, spec, tuple(kept[node_type, layer]))
+            yield Intervention(row_index, row.n_tokens, spec, frozenset(kept[node_type, layer]))

@@ -43,7 +43,7 @@ class Intervention:
     row: int
     n_tokens: int
     ablation: AblationSpec
-    kept: tuple[Cell, ...] = ()
+    kept: frozenset[Cell] = frozenset()
 
     @property
     def hook_point(self) -> HookPoint:
@@ -64,6 +64,14 @@ class Intervention:
     def needs_baseline(self) -> bool:
         """Whether it sets cells to what they are in baseline prompts."""
         return self.ablation.value_type is ValueType.BASELINE
+
+    @property
+    def leaves_nothing(self) -> bool:
+        """Whether its row's tensor is set as a whole, whatever it was."""
+        ablation = self.ablation
+        is_whole = not self.kept and all(one is None for one in ablation.index.tensor_indices)
+        own_counts = ablation.value_type in (ValueType.SCALE, ValueType.ADD)
+        return self.is_forward and is_whole and not own_counts
 
     @property
     def alone(self) -> Intervention:

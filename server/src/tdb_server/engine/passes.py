@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,7 +36,7 @@ from tdb_server.engine.latents import autoencoder_of, splice
 from tdb_server.engine.objectives import Predictions, losses, traced_values
 from tdb_server.engine.plan import Plan
 from tdb_server.engine.references import References
-from tdb_server.engine.shared_beginnings import Beginnings, shared_beginnings
+from tdb_server.engine.shared_beginnings import Beginnings, layer_of, shared_beginnings
 from tdb_server.engine.streams import Stream
 from tdb_server.model.autoencoder import Autoencoder, MlpInputs
 from tdb_server.model.backward_rules import BackwardRules
@@ -48,6 +49,21 @@ LossesOf = Callable[[Tensor, Tensor], Tensor]
 """From the logits at the losses' tokens, before and behind their cap [B, V], to all rows' losses [B]."""
 _READ_BY_HEADS = (HookPoint.ATTN_QK_PROBS, HookPoint.ATTN_V)
 """What heads read from a token is a product of."""
+
+
+_OUTSIDE_COMPONENTS = frozenset(
+    {
+        HookPoint.RESID_POST_EMB,
+        HookPoint.ATTN_V_OUT,
+        HookPoint.RESID_DELTA_ATTN,
+        HookPoint.RESID_POST_ATTN,
+        HookPoint.RESID_DELTA_MLP,
+        HookPoint.RESID_POST_MLP,
+        HookPoint.RESID_LN_F_SCALE,
+        HookPoint.LOGITS,
+    }
+)
+"""Hook points before and behind what heads read and what MLPs write."""
 
 
 class _Recorder:
@@ -149,22 +165,35 @@ class _Recorder:
         return x
 
     def _layer(self, site: HookSite) -> int:
-        """The layer whose rows are run at a hook point; the number of layers behind them."""
-        hook_point, layer_index = site
-        if layer_index is not None:
-            return layer_index
-        return 0 if hook_point is HookPoint.RESID_POST_EMB else self._model.decoder.config.n_layers
+        return layer_of(site, self._plan.n_layers)
 
     def _of_all_rows(self, x: Tensor, site: HookSite) -> Tensor:
         """What a hook point has of the rows that are run, for all rows of the batch."""
         return x if self._beginnings is None else x[self._beginnings.places[self._layer(site)]]
 
     def _placed(self, interventions: Sequence[Intervention], site: HookSite) -> Sequence[Intervention]:
-        """Interventions at the places of their rows among those that are run."""
+        """Interventions of the rows that are run, at their places among these."""
         if self._beginnings is None or not interventions:
             return interventions
-        places = self._beginnings.host_places[self._layer(site)]
-        return [replace(one, row=int(places[one.row])) for one in interventions if one.is_forward]
+        place_of = {int(row): at for at, row in enumerate(self._beginnings.running[self._layer(site)])}
+        return [
+            replace(one, row=place_of[one.row])
+            for one in interventions
+            if one.is_forward and one.row in place_of
+        ]
+
+    def rows_left(self, hook_point: HookPoint, layer_index: int) -> Tensor | None:
+        """At which places among the rows that are run something is left; None for all of them."""
+        site = hook_point, layer_index
+        set_here = self._placed(self._plan.interventions.get(site, ()), site)
+        replaced = {one.row for one in set_here if one.leaves_nothing}
+        if not replaced:
+            return None
+        n_run = len(self._plan.rows)
+        if self._beginnings is not None:
+            n_run = len(self._beginnings.running[layer_index])
+        left = np.array([place for place in range(n_run) if place not in replaced], np.int64)
+        return torch.from_numpy(left).to(self._model.decoder.device)
 
     def _starting(self, stream: Stream, x: Tensor) -> set[int]:
         """The rows whose trace starts from a stream, which is kept for them."""
@@ -261,8 +290,7 @@ def forward(
     decoder = model.decoder
     beginnings = None
     if not plan.needs_gradient:
-        runs = [row.inference for row in plan.rows]
-        beginnings = shared_beginnings(runs, decoder.config.n_layers, decoder.device)
+        beginnings = shared_beginnings(plan, decoder.device)
     token_ids = inputs.token_ids if beginnings is None else inputs.token_ids[beginnings.first]
     recorder = _Recorder(plan, model, references, inputs.rules, beginnings, check_cancelled)
     altered = {hook_point for hook_point, _ in plan.interventions}
@@ -274,6 +302,9 @@ def forward(
     if any(one.site is Site.MLP_TRANSCODER for one in model.autoencoders):
         wanted |= {HookPoint.MLP_LN_SCALE}
     hooks = Hooks(recorder, INNER_HOOK_POINTS & wanted, inputs.rules)
+    if wanted <= _OUTSIDE_COMPONENTS and not plan.needs_gradient and not plan.kept.sites:
+        # A component that is replaced as a whole need not be computed where nobody looks inside.
+        hooks = replace(hooks, rows_left=recorder.rows_left)
     with torch.set_grad_enabled(plan.needs_gradient):
         embedding = _embedded(decoder, plan, token_ids, references).requires_grad_(plan.needs_gradient)
         residual = decoder.forward(embedding, hooks)

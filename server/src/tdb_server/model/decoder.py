@@ -156,24 +156,28 @@ class Attention:
 
     def __call__(self, x: Tensor, hooks: Hooks = NO_HOOKS) -> Tensor:
         """What it adds to the residual stream: [B, T, d] to [B, T, d]."""
-        layer_index, (n_rows, n_tokens) = self.layer_index, x.shape[:2]
+        v_out = hooks.of_computed(HookPoint.ATTN_V_OUT, self.layer_index, self.read_by_heads, x)
+        joined = v_out.transpose(1, 2).flatten(2)  # [B, T, H * e]
+        written = linear(joined, self.weights.attn_out_weight, self.weights.attn_out_bias, self._is_last)
+        return self.post_norm(written, hooks)
+
+    def read_by_heads(self, x: Tensor, hooks: Hooks) -> Tensor:
+        """What all heads read, before their output weights: [B, T, d] to [B, H, T, e]."""
+        layer_index, n_heads, (n_rows, n_tokens) = self.layer_index, self.config.n_heads, x.shape[:2]
         q, k, v = self.queries_keys_values(self.norm(x, hooks), hooks.rules)
         q = hooks(HookPoint.ATTN_Q, layer_index, q)
         k = hooks(HookPoint.ATTN_K, layer_index, k)
         v = hooks(HookPoint.ATTN_V, layer_index, v)
         q, k, v = into_attention(q, k, v, hooks.rules)
         products = self.cap(self.grouped(q) @ k.transpose(-1, -2))
-        logits = products.view(n_rows, -1, n_tokens, n_tokens)  # [B, H, T, T]
+        logits = products.view(n_rows, n_heads, n_tokens, n_tokens)
         with torch.no_grad():  # masked in place: softmax gives these probability 0, and no gradient
             self._positions.hide(logits)
-        logits = hooks(HookPoint.ATTN_QK_LOGITS, layer_index, products.view(n_rows, -1, n_tokens, n_tokens))
+        logits = products.view(n_rows, n_heads, n_tokens, n_tokens)
+        logits = hooks(HookPoint.ATTN_QK_LOGITS, layer_index, logits)
         probs = attention_pattern(wide(logits), hooks.rules).to(x.dtype)
         probs = hooks(HookPoint.ATTN_QK_PROBS, layer_index, probs)
-        v_out = (self.grouped(probs) @ v).view(n_rows, -1, n_tokens, v.shape[-1])
-        v_out = hooks(HookPoint.ATTN_V_OUT, layer_index, v_out)  # [B, H, T, e]
-        joined = v_out.transpose(1, 2).flatten(2)  # [B, T, H * e]
-        written = linear(joined, self.weights.attn_out_weight, self.weights.attn_out_bias, self._is_last)
-        return self.post_norm(written, hooks)
+        return (self.grouped(probs) @ v).view(n_rows, n_heads, n_tokens, v.shape[-1])
 
     def queries_keys_values(
         self, normed: Tensor, rules: BackwardRules | None = None
@@ -187,8 +191,8 @@ class Attention:
     def split(self, products: Tensor, rules: BackwardRules | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The same of products with the weights [B, T, (H + 2G) * e], before they are normed and turned."""
         config, weights, n_tokens = self.config, self.weights, products.shape[1]
-        qkv = products.view(*products.shape[:-1], -1, config.d_head)  # [B, T, H + 2G, e]
         n_queries, n_keys = config.n_heads, config.n_key_value_heads
+        qkv = products.view(*products.shape[:-1], n_queries + 2 * n_keys, config.d_head)
         turns = self._positions.turns(slice(n_tokens), qkv.dtype)
         if config.qk_norm is None:
             return split_heads(qkv, n_queries, n_keys, *turns)
@@ -260,7 +264,8 @@ class Attention:
 
     def grouped(self, x: Tensor) -> Tensor:
         """Query heads that share keys and values together: [B, H, T, n] to [B, G, H / G * T, n]."""
-        return x.reshape(x.shape[0], self.config.n_key_value_heads, -1, x.shape[-1])
+        config, (n_rows, _, n_tokens, width) = self.config, x.shape
+        return x.reshape(n_rows, config.n_key_value_heads, config.n_heads_per_group * n_tokens, width)
 
     def by_head(self, values: Tensor) -> Tensor:
         """Each query head's values: [..., G, T, e] to [..., H, T, e]."""
@@ -410,7 +415,7 @@ class Block:
         x = x + hooks(HookPoint.RESID_DELTA_ATTN, at, self.attention(x, hooks))
         if not self._is_parallel:
             before = x = hooks(HookPoint.RESID_POST_ATTN, at, x)
-        x = x + hooks(HookPoint.RESID_DELTA_MLP, at, self.mlp(before, hooks))
+        x = x + hooks.of_computed(HookPoint.RESID_DELTA_MLP, at, self.mlp, before)
         return hooks(HookPoint.RESID_POST_MLP, at, x)
 
 

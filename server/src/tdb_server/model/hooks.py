@@ -36,15 +36,30 @@ class Hooks:
         inner: the inner hook points at which it is called; a norm or a gated MLP with none of them is
             computed in one step.
         rules: how the rows of the batch go back; None where all do by the derivative.
+        rows_left: of a hook point that `of_computed` is asked for, the rows of which the hook leaves anything
+            [b]; None for all rows.
     """
 
     hook: Hook
     inner: frozenset[HookPoint] = INNER_HOOK_POINTS
     rules: BackwardRules | None = None
+    rows_left: Callable[[HookPoint, int], Tensor | None] = lambda hook_point, layer_index: None
 
     def __call__(self, hook_point: HookPoint, layer_index: int | None, x: Tensor) -> Tensor:
         """Calls the hook."""
         return self.hook(hook_point, layer_index, x)
+
+    def of_computed(
+        self, hook_point: HookPoint, layer_index: int, compute: Callable[[Tensor, Hooks], Tensor], x: Tensor
+    ) -> Tensor:
+        """Calls the hook with what is computed from `x` [B, ...]: 0 for rows of which it leaves nothing."""
+        rows = self.rows_left(hook_point, layer_index)
+        if rows is None:
+            return self(hook_point, layer_index, compute(x, self))
+        computed = compute(x[rows], NO_HOOKS)
+        found = computed.new_zeros(len(x), *computed.shape[1:])
+        found[rows] = computed
+        return self(hook_point, layer_index, found)
 
 
 NO_HOOKS = Hooks(lambda hook_point, layer_index, x: x, frozenset())

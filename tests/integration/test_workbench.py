@@ -492,3 +492,6 @@ def test_a_node_has_a_page(address, name, shown):
         assert one.serious_faults() == []
         assert one.page.complaints == []
         assert one.page.evaluate("document.documentElement.scrollWidth") == LAPTOP[0]
+        width = {"width": PHONE[0], "height": PHONE[1], "deviceScaleFactor": 1, "mobile": False}
+        one.page.send("Emulation.setDeviceMetricsOverride", **width)
+        assert one.page.evaluate("document.documentElement.scrollWidth") == PHONE[0]

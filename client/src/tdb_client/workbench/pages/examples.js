@@ -15,7 +15,8 @@ export function examples(line) {
   const values = LISTS.flatMap(([name]) => line[name]).map(({ tokens }) => tokens.map(({ activation }) => activation));
   const most = largestOfOthers(values);
   const key = make("div", { class: "legend" });
-  legend(key, most, ["negative", "positive"], values.flat().every((one) => one >= 0));
+  const isAboveZero = values.flat().every((one) => one >= 0);
+  legend(key, most, [isAboveZero ? "none" : "negative", "positive"], isAboveZero);
   key.append(...beyondNote(values.flat(), most));
   return make("section", { "aria-labelledby": "examples-title" },
     make("h2", { id: "examples-title" }, "In texts"),

@@ -69,7 +69,8 @@ function drawNode(place, line, question) {
 function activations({ tokens, values, attendedTo }, title) {
   const most = largestOfOthers([values]);
   const key = make("div", { class: "legend" });
-  legend(key, most, ["negative", "positive"], values.every((one) => one >= 0));
+  const isAboveZero = values.every((one) => one >= 0);
+  legend(key, most, [isAboveZero ? "none" : "negative", "positive"], isAboveZero);
   key.append(...beyondNote(values, most));
   const word = ({ text, quoted }, index) => {
     const box = make("span", { class: "word" }, text);

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
+from transformer_debugger.v1.activation_pb2 import ActivationLocationType
+
 from tdb_client.circuit import MAX_CALLS
 from tdb_client.circuit_nodes import WHOLE_NODE_TYPES, CircuitNode
 from tdb_client.cli import (
@@ -24,6 +26,7 @@ from tdb_client.cli.flags import typed
 from tdb_client.cli.help_text import EXAMPLES, FIRST_STEPS
 from tdb_client.compatibility import API_VERSION, client_version
 from tdb_client.interventions import Ablation, Trace
+from tdb_client.names import known_names, plain_name
 from tdb_client.nodes import NodeType
 
 Run = Callable[[argparse.Namespace], ExitCode]
@@ -429,7 +432,14 @@ def _add_activations(parser: argparse.ArgumentParser) -> None:
     _add_prompt(run, shows_tokens=False)
     _add_bos(run, "default: as the model's own tokenizer does")
     parser.set_defaults(baseline=[])
-    run.add_argument("--place", metavar="PLACE", required=True, help="such as mlp_post_act or attn_qk_probs")
+    run.add_argument(
+        "--place",
+        metavar="PLACE",
+        type=plain_name,
+        choices=known_names(ActivationLocationType),
+        required=True,
+        help="such as mlp_post_act or attn_qk_probs",
+    )
     _add_numbers(run, "--layers", "layers (default: all that have the place)")
     _add_numbers(
         run, "--at", "tokens of the prompt, -1 for the last; of pairs, those attended from (default: all)"

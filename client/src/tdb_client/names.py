@@ -28,10 +28,10 @@ def enum_value(enum: Enum[Value], name: str) -> Value:
     """The value called `name`, without the enum's prefix; capitals do not matter and `.` is read as `_`.
 
     Raises:
-        UnknownNameError: there is none. The message names the nearest, or all of a few.
+        UnknownNameError: there is none. The message names the nearest, or all.
     """
     try:
-        return enum.Value(_prefix(enum) + name.upper().replace(".", "_"))
+        return enum.Value(_prefix(enum) + plain_name(name).upper())
     except ValueError:
         raise UnknownNameError(_unknown(enum, name)) from None
 
@@ -48,6 +48,17 @@ def enum_name(enum: Enum[Value], value: Value) -> str:
         return str(int(value))
 
 
+def plain_name(name: str) -> str:
+    """A name as answers have it: in lower case, with `_` for `.`."""
+    return name.lower().replace(".", "_")
+
+
+def known_names(enum: Enum[Value]) -> list[str]:
+    """The names of all values but the one that says nothing."""
+    prefix = _prefix(enum)
+    return [key.removeprefix(prefix).lower() for key in list(enum.keys())[1:]]
+
+
 def _prefix(enum: Enum[Value]) -> str:
     return enum.keys()[0].removesuffix("UNSPECIFIED")
 
@@ -55,14 +66,8 @@ def _prefix(enum: Enum[Value]) -> str:
 def _unknown(enum: Enum[Value], name: str) -> str:
     from difflib import get_close_matches  # only a wrong name needs it
 
-    prefix = _prefix(enum)
-    names = [key.removeprefix(prefix).lower() for key in list(enum.keys())[1:]]
-    near = get_close_matches(name.lower(), names, n=1) if len(names) > 6 else names
-    hint = (
-        f"; it is one of {', '.join(names)}"
-        if near == names
-        else f"; did you mean {near[0]}?"
-        if near
-        else ""
-    )
-    return f"unknown {prefix.removesuffix('_').lower().replace('_', ' ')} {name!r}{hint}"
+    names = known_names(enum)
+    near = get_close_matches(plain_name(name), names, n=1) if len(names) > 6 else []
+    hint = f"did you mean {near[0]}?" if near else f"it is one of {', '.join(names)}"
+    kind = _prefix(enum).removesuffix("_").lower().replace("_", " ")
+    return f"unknown {kind} {name!r}; {hint}"

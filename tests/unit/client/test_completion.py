@@ -57,6 +57,7 @@ def test_every_command_and_option_is_there(shell: str, capsys: pytest.CaptureFix
         ("tdb de", ["debug"]),
         ("tdb --server x:1 tr", ["trace"]),
         ("tdb debug --pro", ["--prompt"]),
+        ("tdb activations --place mlp_p", ["mlp_pre_act", "mlp_post_act", "mlp_post_ln_scale"]),
         ("tdb debug --sort ", ["direct_effect", "act_times_grad", "write_norm", "activation"]),
         ("tdb trace --type Q", ["Q", "QK"]),
         ("tdb completion f", ["fish"]),

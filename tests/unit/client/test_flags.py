@@ -14,7 +14,7 @@ ABLATED = "sub_requests[1].node_ablations"
 TRACE = ["trace", "L1 head 2 @ 3->1", "--type", "V", "--downstream", "L7 neuron 3 @ 3", "--prompt", "p"]
 
 LENS = ["lens", "--prompt", "p", "--tokens", " Mary", "x y", "--layers", "0", "99", "--at", "-7"]
-PLACE = ["activations", "--prompt", "p", "--place", "x", "--out", "y.npz", "--target", " Mary"]
+PLACE = ["activations", "--prompt", "p", "--place", "mlp_post_act", "--out", "y.npz", "--target", " Mary"]
 
 
 @pytest.mark.parametrize(

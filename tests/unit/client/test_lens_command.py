@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tdb_client.cli import main
 from tdb_client.cli.exit_codes import ExitCode
+from tdb_client.names import known_names
 from transformer_debugger.v1 import activation_pb2, loss_pb2, node_pb2
 from transformer_debugger.v1.transformer_debugger_service_pb2 import InferenceSubRequest
 
@@ -120,6 +121,22 @@ def test_what_makes_no_sense(capsys: Output, options: list[str], said: str) -> N
     with pytest.raises(SystemExit):
         main([*PLACE, *options])
     assert said in capsys.readouterr().err
+
+
+def test_a_wrong_place_is_told_which_there_are(capsys: Output) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["activations", "--prompt", "p", "--place", "nonsense", "--out", "x.npz"])
+    assert ended.value.code == ExitCode.USAGE
+    said = capsys.readouterr().err
+    assert "argument --place: invalid choice: 'nonsense'" in said
+    assert all(f"'{place}'" in said for place in known_names(activation_pb2.ActivationLocationType))
+
+
+def test_a_place_may_be_spelled_in_capitals(fake: Fake, tmp_path: Path) -> None:
+    words = ["activations", "--prompt", "p", "--place", "MLP.post_act", "--out", str(tmp_path / "x.npz")]
+    assert main([*words, "--server", fake[0]]) == 0
+    spec = asked(fake).processing_specs[0].activations
+    assert spec.activation_location_type == activation_pb2.ACTIVATION_LOCATION_TYPE_MLP_POST_ACT
 
 
 def test_a_file_that_cannot_be_written_is_named(fake: Fake, capsys: Output, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from tdb_client import (
     neuron,
 )
 from tdb_client.encoding import debug_request, estimate_request, infer_request
-from tdb_client.names import enum_name, enum_value
+from tdb_client.names import enum_name, enum_value, known_names
 from tdb_client.requests import prompts_to_tokenize, resolve
 from transformer_debugger.v1 import transformer_debugger_service_pb2 as service_pb2
 from transformer_debugger.v1.derived_scalar_pb2 import DerivedScalarType, GroupId
@@ -185,6 +185,12 @@ def test_names_of_the_protos() -> None:
         UnknownNameError, match="unknown group id 'x'; it is one of write_norm, act_times_grad"
     ):
         enum_value(GroupId, "x")
+    with pytest.raises(UnknownNameError) as nothing_near:
+        enum_value(DerivedScalarType, "nonsense")
+    names = str(nothing_near.value).removeprefix("unknown derived scalar type 'nonsense'; it is one of ")
+    assert names.split(", ") == known_names(DerivedScalarType)
+    assert names.startswith("logits, ")
+    assert len(known_names(DerivedScalarType)) == len(DerivedScalarType.keys()) - 1
 
 
 def test_nodes_may_be_spelled_wherever_one_is_named() -> None:

@@ -65,6 +65,11 @@ def test_what_a_request_stands_for() -> None:
     ("change", "field", "reason"),
     [
         (lambda it: it.ClearField("baseline_prompts"), "baseline_prompts", "BASELINE_REQUIRED"),
+        (
+            lambda it: it.CopyFrom(EdgesSubRequest(prompt=PROMPT, loss_fn_config=KL)),
+            "baseline_prompts",
+            "BASELINE_REQUIRED",
+        ),
         (lambda it: it.baseline_prompts.append("A"), "baseline_prompts[1]", "UNEQUAL_PROMPT_LENGTHS"),
         (lambda it: it.ClearField("loss_fn_config"), "loss_fn_config", "OBJECTIVE_REQUIRED"),
         (

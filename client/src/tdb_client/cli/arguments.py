@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
+from transformer_debugger.v1.activation_pb2 import ActivationLocationType
+
 from tdb_client.circuit import MAX_CALLS
 from tdb_client.circuit_nodes import WHOLE_NODE_TYPES, CircuitNode
 from tdb_client.cli import (
@@ -24,9 +26,11 @@ from tdb_client.cli.flags import typed
 from tdb_client.cli.help_text import EXAMPLES, FIRST_STEPS
 from tdb_client.compatibility import API_VERSION, client_version
 from tdb_client.interventions import Ablation, Trace
+from tdb_client.names import known_names, plain_name
 from tdb_client.nodes import NodeType
 
 Run = Callable[[argparse.Namespace], ExitCode]
+Add = Callable[[argparse.ArgumentParser], None]
 SHELLS = ("bash", "zsh", "fish")
 """Those that completion is tested with."""
 LATENTS = [one for one in get_args(NodeType) if one.endswith("latent")]
@@ -50,114 +54,116 @@ def command_parser() -> argparse.ArgumentParser:
     add_connection(parser, is_default=True)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(name: str, usage: Sequence[str], run: Run, text: str) -> argparse.ArgumentParser:
+    def command(name: str, usage: str, run: Run, add: Add, text: str) -> None:
         sub = subparsers.add_parser(
             name,
-            usage=" ".join(["tdb", name, *usage, "[options]"]),
+            usage=" ".join(filter(None, ["tdb", name, usage, "[options]"])),
             help=text,
             description=text[0].upper() + text[1:] + ".",
             epilog=EXAMPLES[name],
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.set_defaults(run=run, parser=sub, root=parser)
-        return sub
+        add(sub)
+        if run is not commands.completion:  # which asks no server
+            add_connection(sub, is_default=False)
 
-    debug = command(
+    command(
         "debug",
-        ["--prompt TEXT", "--target TOKEN"],
+        "--prompt TEXT --target TOKEN",
         commands.debug,
+        _add_run,
         "explain why the model predicts the target",
     )
-    _add_run(debug)
-    trace = command("trace", ["NODE", "--prompt TEXT"], commands.trace, "explain why a node is active")
-    trace.add_argument("node", metavar="NODE", type=typed(Trace.parse), help="the node to explain")
-    trace.add_argument(
+    command("trace", "NODE --prompt TEXT", commands.trace, _add_trace, "explain why a node is active")
+    command(
+        "edges",
+        "--prompt TEXT --baseline TEXT --target TOKEN",
+        commands.edges,
+        _add_edges,
+        "score the edges between components",
+    )
+    command(
+        "ablate",
+        "NODE... --prompt TEXT --target TOKEN",
+        ablate_command.ablate,
+        _add_ablate,
+        "say how the objective changes with each of many nodes ablated by itself",
+    )
+    command(
+        "lens",
+        "--prompt TEXT --tokens TOKEN...",
+        lens_command.lens,
+        _add_lens,
+        "say what the model would predict behind each layer",
+    )
+    command(
+        "activations",
+        "--prompt TEXT --place PLACE --out FILE.npz",
+        activations_command.activations,
+        _add_activations,
+        "write a place of the model as it is, or the gradients there, into a file",
+    )
+    command(
+        "sweep",
+        "FILE.jsonl --out FOLDER",
+        sweep_command.sweep,
+        _add_sweep,
+        "ask one question about many prompts, and write a table of means",
+    )
+    command(
+        "circuit",
+        "--prompt TEXT --target TOKEN --baseline TEXT",
+        circuit_command.circuit,
+        _add_circuit,
+        "find the few heads and MLPs that do most of it",
+    )
+    command("workbench", "", workbench_command.workbench, _add_workbench, "open a page that asks by clicking")
+    command("tokenize", "TEXT", commands.tokenize, _add_tokenize, "split text into the model's tokens")
+    command("info", "", commands.info, _add_json, "describe the model and the server's limits")
+    command("doctor", "", commands.doctor, _add_json, "say whether the server can be used, and if not, why")
+    command("completion", "SHELL", commands.completion, _add_shell, "print a script that completes commands")
+    return parser
+
+
+def _add_trace(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("node", metavar="NODE", type=typed(Trace.parse), help="the node to explain")
+    parser.add_argument(
         "--type", choices=["Q", "K", "QK", "V"], help="for a head, what lets the gradient through"
     )
-    trace.add_argument(
+    parser.add_argument(
         "--downstream",
         metavar="NODE",
         type=typed(Trace.parse),
         help="for V, the node that reads what is written",
     )
-    _add_run(trace)
-    edges = command(
-        "edges",
-        ["--prompt TEXT", "--baseline TEXT", "--target TOKEN"],
-        commands.edges,
-        "score the edges between components",
-    )
-    _add_edges(edges)
-    ablate = command(
-        "ablate",
-        ["NODE...", "--prompt TEXT", "--target TOKEN"],
-        ablate_command.ablate,
-        "say how the objective changes with each of many nodes ablated by itself",
-    )
-    _add_ablate(ablate)
-    lens = command(
-        "lens",
-        ["--prompt TEXT", "--tokens TOKEN..."],
-        lens_command.lens,
-        "say what the model would predict behind each layer",
-    )
-    _add_lens(lens)
-    activations = command(
-        "activations",
-        ["--prompt TEXT", "--place PLACE", "--out FILE.npz"],
-        activations_command.activations,
-        "write a place of the model as it is, or the gradients there, into a file",
-    )
-    _add_activations(activations)
-    sweep = command(
-        "sweep",
-        ["FILE.jsonl", "--out FOLDER"],
-        sweep_command.sweep,
-        "ask one question about many prompts, and write a table of means",
-    )
-    _add_sweep(sweep)
-    circuit = command(
-        "circuit",
-        ["--prompt TEXT", "--target TOKEN", "--baseline TEXT"],
-        circuit_command.circuit,
-        "find the few heads and MLPs that do most of it",
-    )
-    _add_circuit(circuit)
-    workbench = command("workbench", (), workbench_command.workbench, "open a page that asks by clicking")
-    workbench.add_argument(
+    _add_run(parser)
+
+
+def _add_workbench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--port", type=_count, default=0, metavar="N", help="of this machine (default: any that is free)"
     )
-    workbench.add_argument(
+    parser.add_argument(
         "--browser",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="open it in the web browser (default: yes)",
     )
-    tokenize = command("tokenize", ["TEXT"], commands.tokenize, "split text into the model's tokens")
-    tokenize.add_argument("text", metavar="TEXT", help="the text")
-    _add_bos(tokenize, "default: no")
-    info = command("info", (), commands.info, "describe the model and the server's limits")
-    doctor = command("doctor", (), commands.doctor, "say whether the server can be used, and if not, why")
-    for sub in (info, tokenize, doctor):
-        sub.add_argument("--json", action="store_true", help="print JSON for programs")
-    for sub in (
-        debug,
-        trace,
-        ablate,
-        lens,
-        activations,
-        circuit,
-        sweep,
-        edges,
-        info,
-        tokenize,
-        doctor,
-        workbench,
-    ):
-        add_connection(sub, is_default=False)
-    shell = command("completion", ["SHELL"], commands.completion, "print a script that completes commands")
-    shell.add_argument("shell", metavar="SHELL", choices=SHELLS, help=", ".join(SHELLS))
-    return parser
+
+
+def _add_tokenize(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("text", metavar="TEXT", help="the text")
+    _add_bos(parser, "default: no")
+    _add_json(parser)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
+
+
+def _add_shell(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help=", ".join(SHELLS))
 
 
 def _add_bos(parser: argparse.ArgumentParser | argparse._ArgumentGroup, default: str) -> None:
@@ -429,7 +435,14 @@ def _add_activations(parser: argparse.ArgumentParser) -> None:
     _add_prompt(run, shows_tokens=False)
     _add_bos(run, "default: as the model's own tokenizer does")
     parser.set_defaults(baseline=[])
-    run.add_argument("--place", metavar="PLACE", required=True, help="such as mlp_post_act or attn_qk_probs")
+    run.add_argument(
+        "--place",
+        metavar="PLACE",
+        type=plain_name,
+        choices=known_names(ActivationLocationType),
+        required=True,
+        help="such as mlp_post_act or attn_qk_probs",
+    )
     _add_numbers(run, "--layers", "layers (default: all that have the place)")
     _add_numbers(
         run, "--at", "tokens of the prompt, -1 for the last; of pairs, those attended from (default: all)"

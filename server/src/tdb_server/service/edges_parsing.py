@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from transformer_debugger.v1.edges_pb2 import EdgesSubRequest
+from transformer_debugger.v1.loss_pb2 import LOSS_FN_NAME_KL_FROM_BASELINE
 from transformer_debugger.v1.transformer_debugger_service_pb2 import InferEdgesRequest
 
 from tdb_server.domain.debug import HOLD_FINAL_NORM_SCALE
@@ -54,7 +55,8 @@ def _parse_edges_sub_request(sub_request: MessageReader[EdgesSubRequest]) -> Inf
     n_violations = sub_request.request.n_violations
     prompt = sub_request.prompt()
     baselines = sub_request.baselines(prompt)
-    if not sub_request.value("baseline_prompts"):
+    is_divergence = sub_request.message.loss_fn_config.name == LOSS_FN_NAME_KL_FROM_BASELINE
+    if not sub_request.value("baseline_prompts") and not is_divergence:  # for which the loss refuses it
         description = "at least one is required: an edge is scored by what is written there instead"
         sub_request.refuse("baseline_prompts", description, Reason.BASELINE_REQUIRED)
     loss = parse_loss(sub_request, None if prompt is None else len(prompt.token_ids))

@@ -31,10 +31,11 @@ from tdb_server.domain.requests import (
     NodeAblation,
     Trace,
 )
+from tdb_server.engine.backward_pass import backward
 from tdb_server.engine.cache import Cache, Gradients, Model
+from tdb_server.engine.forward_pass import forward
 from tdb_server.engine.inputs import Inputs
 from tdb_server.engine.interventions import HEAD_HOOK_POINTS, PAIR_HOOK_POINTS
-from tdb_server.engine.passes import backward, forward
 from tdb_server.engine.plan import plan_batch
 from tdb_server.model.backward_rules import BackwardRules, activated
 from tdb_server.model.decoder import Decoder

@@ -10,7 +10,7 @@ from tdb_server.domain.call import Call
 from tdb_server.domain.debug import inference_sub_request
 from tdb_server.domain.requests import AttentionComponent, DebugSubRequest, MlpComponent
 from tdb_server.domain.results import Finished, NamedResult, ObjectiveValues
-from tdb_server.engine import passes
+from tdb_server.engine import backward_pass
 from tdb_server.engine.engine import Engine
 
 from tests.property.small_models import small_model
@@ -91,13 +91,13 @@ def test_a_call_goes_on_without_the_one_that_was_compared(engine: Engine) -> Non
 def test_the_backward_pass_stops(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits have left by then; no gradient arrives."""
     arrived: list[object] = []
-    original = passes._present
+    original = backward_pass._present
 
     def present(*args: object) -> object:
         arrived.append(args)
         return original(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(passes, "_present", present)
+    monkeypatch.setattr(backward_pass, "_present", present)
     is_cancelled = False
     events = engine.run([call("a")], lambda _: is_cancelled)
     _, first = next(events)

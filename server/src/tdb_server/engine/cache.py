@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
+from tdb_server.engine.inputs import Inputs
+from tdb_server.engine.interventions import HEAD_HOOK_POINTS, PAIR_HOOK_POINTS
 from tdb_server.engine.streams import Stream
 from tdb_server.model.autoencoder import Autoencoder
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.hooks import HookSite
+from tdb_server.model.precision import wide
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,11 @@ class Model:
 
     decoder: Decoder
     autoencoders: tuple[Autoencoder, ...]
+
+    @property
+    def last_residual(self) -> HookSite:
+        """The residual stream that the final norm reads."""
+        return HookPoint.RESID_POST_MLP, self.decoder.config.n_layers - 1
 
 
 @dataclass(frozen=True)
@@ -86,3 +95,34 @@ class Gradients:
     at_loss_logits: Tensor | None
     at_other_logits: dict[int, Tensor]
     directions: Tensor
+
+
+def widen_cache(cache: Cache) -> None:
+    """Makes float32 of what a forward pass in half precision left, each tensor in place of the narrow one."""
+    for layers in cache.values.values():
+        layers[:] = map(wide, layers)
+    for site in cache.read:
+        cache.read[site] = wide(cache.read[site])
+
+
+def widen(cache: Cache, gradients: Gradients) -> None:
+    """The same with what the backward pass left."""
+    widen_cache(cache)
+    of_sites: list[dict[Any, Tensor]] = [gradients.at, gradients.at_sites]
+    for own in of_sites:
+        for site in own:
+            own[site] = wide(own[site])
+
+
+def zero_padding(cache: Cache, inputs: Inputs) -> None:
+    """Sets what is kept to zero wherever there is only padding: after the backward pass, which needs it."""
+    if not inputs.has_padding:
+        return
+    for x in cache.read.values():
+        x[inputs.padded_rows, inputs.padded_tokens] = 0
+    for hook_point, layers in cache.values.items():
+        for x in layers:
+            if hook_point in HEAD_HOOK_POINTS | PAIR_HOOK_POINTS:
+                x[inputs.padded_rows, :, inputs.padded_tokens] = 0
+            else:
+                x[inputs.padded_rows, inputs.padded_tokens] = 0

@@ -16,9 +16,10 @@ from tdb_server.domain.call import Call
 from tdb_server.domain.model_info import KernelChoice, Site
 from tdb_server.domain.results import CallEvent, Finished
 from tdb_server.engine.answers import Answers
-from tdb_server.engine.cache import Model
+from tdb_server.engine.backward_pass import backward
+from tdb_server.engine.cache import Model, widen, zero_padding
+from tdb_server.engine.forward_pass import forward, run_references
 from tdb_server.engine.inputs import Inputs
-from tdb_server.engine.passes import backward, forward, run_references, widen, zero_padding
 from tdb_server.engine.plan import plan_batch
 from tdb_server.engine.preparation import preparation
 from tdb_server.engine.rank_tokens import TokenRanker

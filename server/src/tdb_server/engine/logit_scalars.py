@@ -15,7 +15,7 @@ from tdb_server.domain.node import PassType
 from tdb_server.domain.requests import ActivationIndex
 from tdb_server.engine.interventions import set_values
 from tdb_server.engine.objectives import latent_pre_activations
-from tdb_server.engine.passes import logit_interventions
+from tdb_server.engine.planned_interventions import logit_interventions
 from tdb_server.engine.product_of_rows import product_at_all_tokens
 from tdb_server.engine.products import Layers, Product
 from tdb_server.engine.rows import Rows

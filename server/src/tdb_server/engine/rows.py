@@ -22,9 +22,9 @@ from tdb_server.engine.interventions import (
     set_values,
 )
 from tdb_server.engine.latents import active_in_either, active_latents, autoencoder_of
-from tdb_server.engine.passes import latent_interventions
 from tdb_server.engine.plan import Plan
 from tdb_server.engine.plan_rows import Row
+from tdb_server.engine.planned_interventions import latent_interventions
 from tdb_server.engine.products import Layers, NodeCoordinates
 from tdb_server.engine.references import References, nonzero
 from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer

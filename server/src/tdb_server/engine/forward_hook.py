@@ -1,0 +1,216 @@
+"""The hook of a forward pass: sets what the plan sets, and keeps what it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tdb_server.domain.hook_point import HookPoint
+from tdb_server.domain.model_info import Site
+from tdb_server.engine.cache import Model
+from tdb_server.engine.interventions import (
+    PAIR_HOOK_POINTS,
+    Baseline,
+    Intervention,
+    set_gradients,
+    set_values,
+)
+from tdb_server.engine.latents import splice
+from tdb_server.engine.plan import Plan
+from tdb_server.engine.planned_interventions import latent_interventions
+from tdb_server.engine.references import References
+from tdb_server.engine.shared_beginnings import Beginnings, layer_of
+from tdb_server.engine.streams import Stream
+from tdb_server.model.autoencoder import Autoencoder, MlpInputs
+from tdb_server.model.backward_rules import BackwardRules
+from tdb_server.model.hooks import HookSite
+
+READ_BY_HEADS = (HookPoint.ATTN_QK_PROBS, HookPoint.ATTN_V)
+"""What heads read from a token is a product of."""
+
+
+class ForwardHook:
+    """The hook of a forward pass: sets what the plan sets, and keeps what it keeps."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        model: Model,
+        references: References | None,
+        rules: BackwardRules | None,
+        beginnings: Beginnings | None,
+        check_cancelled: Callable[[], None],
+    ) -> None:
+        self._plan, self._model, self._check_cancelled = plan, model, check_cancelled
+        self._references, self._beginnings = references, beginnings
+        self._read_by_heads: dict[HookPoint, Tensor] = {}
+        self.values: dict[HookPoint, list[Tensor]] = {}
+        self.graph_sites: dict[HookSite, Tensor] = {}
+        self.streams: dict[Stream, Tensor] = {}
+        self.read: dict[tuple[Site, int], Tensor] = {}
+        self._mlp_inputs = MlpInputs(model.decoder, rules)
+        self.site_outputs: dict[tuple[Site, int], Tensor] = {}
+        self._past_trace: set[int] = set()
+        """Rows whose objective is at this point or before. Their gradient is zero from here on, but the way
+        back runs over the whole batch: a gradient that is set here would flow into them. So none is."""
+
+    def __call__(self, hook_point: HookPoint, layer_index: int | None, x: Tensor) -> Tensor:
+        """See `Hooks`."""
+        if hook_point is HookPoint.RESID_POST_MLP:
+            check_cancelled = self._check_cancelled
+            check_cancelled()
+            if x.requires_grad:
+                # Not through `self`, which holds the graph: a cycle across autograd is never collected.
+                x.register_hook(lambda _: check_cancelled())  # type: ignore[no-untyped-call]
+        plan, site = self._plan, (hook_point, layer_index)
+        interventions = self._placed(plan.interventions.get(site, ()), site)
+        hidden_cells = None
+        if interventions and hook_point in PAIR_HOOK_POINTS:
+            assert layer_index is not None
+            (hidden_cells,) = self._model.decoder.hidden_cells(plan.n_tokens, (layer_index,))
+        forward_ones = [one for one in interventions if one.is_forward]
+        forward_ones, of_pairs = _split(forward_ones)
+        x = self._set_contributions(x, of_pairs)
+        x = set_values(x, forward_ones, hidden_cells, self._baseline(site))
+        if hook_point in READ_BY_HEADS:
+            self._read_by_heads[hook_point] = x
+        if hook_point in plan.kept.values:  # the forward pass comes by layers in order
+            self.values.setdefault(hook_point, []).append(self._of_all_rows(x, site).detach())
+        if hook_point in plan.kept.gradients or site == self._model.last_residual:
+            self.graph_sites[site] = x
+        own = self._starting(Stream(*site, is_behind_dictionary=False), x)
+        set_no_gradient = self._past_trace | own
+        later = plan.trace_streams.get(Stream(*site), set())
+        self._past_trace |= own | later
+        backward = [one for one in interventions if self._sets_gradient(one, self._past_trace)]
+        x = set_gradients(x, backward, hidden_cells)
+        for autoencoder in self._model.autoencoders:
+            if autoencoder.site.hook_point is hook_point and layer_index in autoencoder.layers:
+                x = self._splice(autoencoder, layer_index, x, set_no_gradient)
+        self._starting(Stream(*site), x)
+        if self._beginnings is not None and hook_point is HookPoint.RESID_POST_MLP:
+            source = self._beginnings.parting.get(layer_index or 0)
+            x = x if source is None else x[source]
+        self._mlp_inputs.see(hook_point, x)
+        return x
+
+    def _baselines_of(self, place: int, site: HookSite) -> tuple[int, ...]:
+        """The baselines of the row that stands at a place among those that are run."""
+        if self._beginnings is not None:
+            place = int(self._beginnings.running[self._layer(site)][place])
+        return self._plan.rows[place].baselines
+
+    def _baseline(self, site: HookSite) -> Baseline | None:
+        """What rows' cells are in their baseline prompts."""
+        references = self._references
+        if references is None:
+            return None
+        return lambda place: references.values(self._baselines_of(place, site), *site)
+
+    def _set_contributions(self, x: Tensor, interventions: Sequence[Intervention]) -> Tensor:
+        """Sets what heads read from one token [B, H, T, e] to what they read from it in baselines."""
+        if not interventions:
+            return x
+        assert self._references is not None
+        x = x.clone()
+        for one in dict.fromkeys(interventions):  # the same twice is set once
+            (query, head, _), key = one.ablation.index.tensor_indices, one.ablation.attended_to_token
+            layer_index = one.ablation.index.layer_index
+            assert query is not None
+            assert head is not None
+            assert key is not None
+            assert layer_index is not None
+            group = head // self._model.decoder.config.n_heads_per_group
+            probs, values = (self._read_by_heads[at] for at in READ_BY_HEADS)
+            own = probs[one.row, head, query, key] * values[one.row, group, key]
+            baselines = self._baselines_of(one.row, (HookPoint.ATTN_V_OUT, layer_index))
+            other = self._references.contribution(baselines, layer_index, query, key, head, group)
+            x[one.row, head, query] += other.to(x.dtype) - own
+        return x
+
+    def _layer(self, site: HookSite) -> int:
+        return layer_of(site, self._plan.n_layers)
+
+    def _of_all_rows(self, x: Tensor, site: HookSite) -> Tensor:
+        """What a hook point has of the rows that are run, for all rows of the batch."""
+        return x if self._beginnings is None else x[self._beginnings.places[self._layer(site)]]
+
+    def _placed(self, interventions: Sequence[Intervention], site: HookSite) -> Sequence[Intervention]:
+        """Interventions of the rows that are run, at their places among these."""
+        if self._beginnings is None or not interventions:
+            return interventions
+        place_of = {int(row): at for at, row in enumerate(self._beginnings.running[self._layer(site)])}
+        return [
+            replace(one, row=place_of[one.row])
+            for one in interventions
+            if one.is_forward and one.row in place_of
+        ]
+
+    def rows_left(self, hook_point: HookPoint, layer_index: int) -> Tensor | None:
+        """At which places among the rows that are run something is left; None for all of them."""
+        site = hook_point, layer_index
+        set_here = self._placed(self._plan.interventions.get(site, ()), site)
+        replaced = {one.row for one in set_here if one.leaves_nothing}
+        if not replaced:
+            return None
+        n_run = len(self._plan.rows)
+        if self._beginnings is not None:
+            n_run = len(self._beginnings.running[layer_index])
+        left = np.array([place for place in range(n_run) if place not in replaced], np.int64)
+        return torch.from_numpy(left).to(self._model.decoder.device)
+
+    def _starting(self, stream: Stream, x: Tensor) -> set[int]:
+        """The rows whose trace starts from a stream, which is kept for them."""
+        found = self._plan.trace_streams.get(stream)
+        if found is None:
+            return set()
+        self.streams[stream] = self._of_all_rows(x, (stream.hook_point, stream.layer_index))
+        return found
+
+    def _sets_gradient(self, one: Intervention, past_trace: set[int]) -> bool:
+        return not one.is_forward and one.row not in past_trace
+
+    def _latent_baseline(self, autoencoder: Autoencoder, layer_index: int) -> Baseline | None:
+        """What rows' latents are in their baseline prompts."""
+        references, site = self._references, (autoencoder.site.hook_point, layer_index)
+        if references is None:
+            return None
+        return lambda place: references.latents(self._baselines_of(place, site), autoencoder, layer_index)
+
+    def _splice(self, autoencoder: Autoencoder, layer_index: int, x: Tensor, past_trace: set[int]) -> Tensor:
+        plan, site = self._plan, autoencoder.site
+        of_latents = self._placed(
+            latent_interventions(plan, self._model, autoencoder, layer_index), (site.hook_point, layer_index)
+        )
+        interventions = [one for one in of_latents if one.is_forward or self._sets_gradient(one, past_trace)]
+        if not interventions and site not in plan.kept.sites:
+            return x
+        written = autoencoder.side_by_side(x)
+        inputs = written
+        if site is Site.MLP_TRANSCODER:
+            inputs = self._mlp_inputs.of_layer(layer_index)
+        if site in plan.kept.sites:
+            self.read[site, layer_index] = self._of_all_rows(inputs, (site.hook_point, layer_index)).detach()
+        if interventions:
+            baseline = self._latent_baseline(autoencoder, layer_index)
+            written = splice(autoencoder.layers[layer_index], inputs, written, interventions, baseline)
+            if (
+                site.is_stream and site.hook_point in plan.kept.values
+            ):  # what goes on is what is read of a stream
+                kept = self._of_all_rows(written, (site.hook_point, layer_index))
+                self.values[site.hook_point][-1] = kept.detach()
+        if site in plan.kept.site_gradients and written.requires_grad:
+            # Another tensor than the one that a trace of the stream's own latents starts from.
+            written = written.view_as(written)
+            self.site_outputs[site, layer_index] = written
+        return autoencoder.as_at_hook_point(written, x)
+
+
+def _split(interventions: Sequence[Intervention]) -> tuple[list[Intervention], list[Intervention]]:
+    """Those of whole cells, and those of what comes from one token alone."""
+    of_pairs = [one for one in interventions if one.ablation.attended_to_token is not None]
+    return [one for one in interventions if one.ablation.attended_to_token is None], of_pairs

@@ -61,7 +61,7 @@ def value_edits(
     of_latents = [
         (by_latents[place], layer, own) for (place, layer), own in changes.items() if place in by_latents
     ]
-    for dictionary, at, own in sorted(of_latents, key=lambda one: one[0].site is not Site.MLP_TRANSCODER):
+    for dictionary, at, own in sorted(of_latents, key=_when):
         assert at is not None
         _add_latents(
             edits, model, dictionary, at, own, baselines, {} if seen_latents is None else seen_latents
@@ -158,6 +158,13 @@ def _add_contributions(
     for spot in (probs, values):
         add(edits, spot, _keep(seen, spot))
     add(edits, v_out, edit)
+
+
+def _when(of_latents: tuple[Autoencoder, int | None, list[Change]]) -> tuple[int, int, bool]:
+    """As the forward pass comes to them: a transcoder may read a stream whose latents are set."""
+    site, layer = of_latents[0].site, of_latents[1]
+    assert layer is not None
+    return layer, list(HookPoint).index(site.hook_point), site is not Site.MLP_TRANSCODER
 
 
 def _add_latents(

@@ -127,6 +127,28 @@ def test_a_circuit_is_what_edits_make(
         assert found.faithfulness == pytest.approx((expected[0] - expected[2]) / difference, abs=0.05)
 
 
+@pytest.mark.parametrize(
+    ("name", "sites"),
+    [
+        ("gpt_neox", (Site.MLP_TRANSCODER, Site.RESID_POST_MLP)),
+        ("qwen3", (Site.MLP_TRANSCODER, Site.RESID_POST_ATTN)),
+    ],
+)
+def test_transcoders_read_streams_whose_latents_are_set(name: str, sites: tuple[Site, ...]) -> None:
+    model, prompt, baseline = small_model(name), (27, 38, 34), (30, 2, 46)
+    dictionaries = [small_autoencoder(name, site) for site in sites]
+    of_baseline, objective = model.plain.run(baseline), loss_objective(model.plain, LOSS)
+    found = []
+    for kinds in (sites, sites[:1], sites[1:]):
+        circuit = Circuit(frozenset(site.node_type for site in kinds), ())
+        run = beside(replace(inference(prompt, LOSS), circuit=circuit), (baseline,))
+        (((told,),),) = [values_of(model.engine(*dictionaries), [[run]])]
+        edits = value_edits(model.plain, (), [of_baseline], dictionaries, circuit)
+        found.append(objective(model.plain.run(prompt, edits)).item())
+        assert numbers_of(told)[0] == pytest.approx(found[-1], abs=2e-5)
+    assert len({round(one, 3) for one in found}) == len(found)
+
+
 def test_where_prompt_and_baseline_do_not_differ_no_share_is_kept() -> None:
     prompt = (3, 4, 5)
     circuit = Circuit(frozenset({NodeType.WHOLE_HEAD}), ())

@@ -68,6 +68,17 @@ def test_numbers_are_rounded_as_text_would_be(digits: int) -> None:
     assert found[-1] is None
 
 
+def test_numbers_of_all_sizes_are_rounded() -> None:
+    """As far as doubles go, where powers of ten are not exact and those below 1 end."""
+    random = np.random.default_rng(0)
+    numbers = random.standard_normal(2000) * 10.0 ** random.integers(-300, 300, 2000)
+    numbers = np.concatenate([numbers, [5e-324, 1e-310, 1e22, 1e23, -1e-23, 9.9999e307, -0.0]])
+    assert rounded(numbers, 4) == [float(f"{one:.4g}") for one in numbers]
+    assert str(rounded(numbers, 4)[-1]) == "-0.0"
+    largest = float(np.finfo(np.float64).max)
+    assert rounded(np.array([largest, -largest]), 4) == [largest, -largest]  # not infinite, as 1.798e308 is
+
+
 def test_rows_are_rounded_as_one_by_one() -> None:
     rows = [np.array(one, np.float32) for one in ([1.23456789, np.inf], [], [-1e-9], [7.0, 0.1, 12345678.0])]
     assert rounded_rows(rows, 3) == [rounded(one, 3) for one in rows]

@@ -16,6 +16,9 @@ Number = float | None
 DIGITS = 4
 """Of pictures; what is shown as text may need more."""
 
+EXACT_POWER = 22
+"""Of ten: the largest that a double holds exactly."""
+
 
 def rounded(numbers: FloatArray, digits: int = DIGITS) -> list[Number]:
     """Numbers [n] to so many digits that count; None for those that are not finite."""
@@ -23,12 +26,17 @@ def rounded(numbers: FloatArray, digits: int = DIGITS) -> list[Number]:
     finite = np.isfinite(values)
     sizes = np.where(finite & (values != 0), np.abs(values), 1.0)
     exponents = (digits - 1 - np.floor(np.log10(sizes))).astype(int)
-    # Powers of ten above 1 are exact, so that numbers end where they are meant to.
-    factors = 10.0 ** np.minimum(np.abs(exponents), 300)
+    # Powers of ten up to this are exact, so that numbers end where they are meant to.
+    is_exact = np.abs(exponents) <= EXACT_POWER
+    factors = 10.0 ** np.minimum(np.abs(exponents), EXACT_POWER)
     with np.errstate(all="ignore"):
         large = np.rint(values / factors) * factors
         small = np.rint(values * factors) / factors
     found: list[Number] = np.where(exponents < 0, large, small).tolist()
+    for place in np.flatnonzero(~is_exact):
+        # What rounds up to no number any more stays as it is.
+        near = float(f"{values[place]:.{digits}g}")
+        found[place] = near if math.isfinite(near) else float(values[place])
     for place in np.flatnonzero(~finite):
         found[place] = None
     return found

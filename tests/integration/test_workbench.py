@@ -184,6 +184,11 @@ def test_what_is_wrong_stands_at_its_field(asked):
     assert "over the limit" in asked.text("#k-fault")
     assert asked.text("#prompt-fault") == ""
     asked.write("#option-k", "")
+    asked.write("#option-lossToken", "99")
+    asked.run()
+    assert "there is no token 99" in asked.text("#lossToken-fault")
+    assert asked.text("#loss-fault") == ""
+    asked.write("#option-lossToken", "")
     asked.run()
     assert asked.texts("#trail li span") == ["' the' − ' of'"]  # what was refused leads nowhere
     asked.page.complaints.clear()  # that the server refused
@@ -489,9 +494,14 @@ def test_a_node_has_a_page(address, name, shown):
         one.page.evaluate("document.getElementById('texts').value = 'the cat\\nthe dog'")
         one.click("#run-texts")
         one.wait("document.querySelectorAll('#answer .prompt').length === 3")
+        assert "computing" not in one.text("#answer")
         assert one.serious_faults() == []
         assert one.page.complaints == []
         assert one.page.evaluate("document.documentElement.scrollWidth") == LAPTOP[0]
         width = {"width": PHONE[0], "height": PHONE[1], "deviceScaleFactor": 1, "mobile": False}
         one.page.send("Emulation.setDeviceMetricsOverride", **width)
         assert one.page.evaluate("document.documentElement.scrollWidth") == PHONE[0]
+        one.page.evaluate("document.getElementById('texts').value = 'the cat\\n'.repeat(33)")
+        one.click("#run-texts")
+        one.wait_for("#answer .trouble")
+        assert "has 33 entries; at most 32 are taken" in one.text("#answer .trouble")

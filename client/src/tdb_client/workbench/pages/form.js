@@ -85,7 +85,8 @@ export class Form {
     const others = [];
     for (const { field, description } of violations) {
       const [, name, index] = /^(\w+)(?:\[(\d+)\])?/.exec(field) ?? [];
-      const place = byId(`${name}-fault`);
+      const inner = field.replace(/\.(\w)/, (_, letter) => letter.toUpperCase()); // the form has `loss.token` as `lossToken`
+      const place = byId(`${inner}-fault`) ?? byId(`${name}-fault`);
       if (place === null) {
         others.push(`${field}: ${description}`);
         continue;

@@ -37,10 +37,12 @@ export async function drawNodePage() {
   const signal = new AbortController().signal;
   const found = make("div", { class: "sections" });
   const pasted = make("div", {});
-  place.replaceChildren(found, textForm(name, pasted, signal), pasted);
+  const waiting = make("p", { class: "hint", role: "status" }, "computing …");
+  place.replaceChildren(found, waiting, textForm(name, pasted, signal), pasted);
   await guarded(found, signal, async () => {
     for await (const line of lines("node", { node: name, ...(question ? { question } : {}) }, signal)) drawLine(found, line, question);
   });
+  waiting.remove();
 }
 
 function drawLine(place, line, question) {
@@ -114,7 +116,7 @@ function textForm(name, pasted, signal) {
     make("div", { class: "run" }, make("button", { type: "submit", class: "primary", id: "run-texts" }, "Run")));
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    const texts = field.value.split("\n").filter(Boolean).slice(0, MOST_TEXTS);
+    const texts = field.value.split("\n").filter(Boolean);
     if (!texts.length) return;
     pasted.replaceChildren();
     guarded(pasted, signal, async () => {

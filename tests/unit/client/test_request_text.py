@@ -86,12 +86,13 @@ def test_the_program_asks_the_same(request: DebugSubRequest) -> None:
 
 def test_the_program_is_short() -> None:
     request = DebugSubRequest.of("a prompt", " Mary", ablate="L1 head 2 @ -1")
-    assert request_text.program(request).splitlines()[-5:] == [
+    assert request_text.program(request).splitlines()[-6:] == [
         "    result = client.debug(",
         "        'a prompt',",
         "        ' Mary',",
         "        ablate='L1 head 2 @ -1',",
         "    )",
+        "print(result)",
     ]
 
 

@@ -75,6 +75,7 @@ def program(request: DebugSubRequest) -> str:
         f"from tdb_client import {names}\n\n"
         "with Client() as client:\n"
         f"    result = client.debug(\n        {arguments},\n    )\n"
+        "print(result)\n"
     )
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from tdb_server.domain.hook_point import HookPoint
@@ -149,19 +147,6 @@ class ForwardHook:
             for one in interventions
             if one.is_forward and one.row in place_of
         ]
-
-    def rows_left(self, hook_point: HookPoint, layer_index: int) -> Tensor | None:
-        """At which places among the rows that are run something is left; None for all of them."""
-        site = hook_point, layer_index
-        set_here = self._placed(self._plan.interventions.get(site, ()), site)
-        replaced = {one.row for one in set_here if one.leaves_nothing}
-        if not replaced:
-            return None
-        n_run = len(self._plan.rows)
-        if self._beginnings is not None:
-            n_run = len(self._beginnings.running[layer_index])
-        left = np.array([place for place in range(n_run) if place not in replaced], np.int64)
-        return torch.from_numpy(left).to(self._model.decoder.device)
 
     def _starting(self, stream: Stream, x: Tensor) -> set[int]:
         """The rows whose trace starts from a stream, which is kept for them."""

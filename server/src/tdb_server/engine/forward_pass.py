@@ -6,9 +6,10 @@ Otherwise the embedding output alone requires a gradient, so the graph holds act
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,9 +23,10 @@ from tdb_server.engine.objectives import Predictions
 from tdb_server.engine.plan import Plan
 from tdb_server.engine.planned_interventions import logits_of_losses
 from tdb_server.engine.references import References
-from tdb_server.engine.shared_beginnings import shared_beginnings
+from tdb_server.engine.shared_beginnings import Beginnings, layer_of, shared_beginnings
+from tdb_server.engine.transfers import upload
 from tdb_server.model.decoder import Decoder
-from tdb_server.model.hooks import INNER_HOOK_POINTS, Hooks
+from tdb_server.model.hooks import INNER_HOOK_POINTS, Hooks, HookSite
 from tdb_server.model.precision import wide
 
 _OUTSIDE_COMPONENTS = frozenset(
@@ -74,7 +76,7 @@ def forward(
     hooks = Hooks(recorder, INNER_HOOK_POINTS & wanted, inputs.rules)
     if wanted <= _OUTSIDE_COMPONENTS and not plan.needs_gradient and not plan.kept.sites:
         # A component that is replaced as a whole need not be computed where nobody looks inside.
-        hooks = replace(hooks, rows_left=recorder.rows_left)
+        hooks = replace(hooks, rows_left=_rows_left(plan, beginnings, decoder.device))
     with torch.set_grad_enabled(plan.needs_gradient):
         embedding = _embedded(decoder, plan, token_ids, references).requires_grad_(plan.needs_gradient)
         residual = decoder.forward(embedding, hooks)
@@ -91,6 +93,20 @@ def forward(
     graph = Graph(recorder.graph_sites, recorder.streams, outputs, normed, before, after[:, 0], capped[:, 0])
     residual, normed, capped = (wide(one.detach()) for one in (residual, normed, graph.capped))
     return Cache(recorder.values, residual, normed, capped, recorder.read), graph
+
+
+def _rows_left(plan: Plan, beginnings: Beginnings | None, device: torch.device) -> dict[HookSite, Tensor]:
+    """Where rows' tensors are set as a whole, the places of the others among the rows that are run."""
+    found = {}
+    for site, interventions in plan.interventions.items():
+        replaced = {one.row for one in interventions if one.leaves_nothing}
+        running: Sequence[int] = range(len(plan.rows))
+        if beginnings is not None:
+            running = beginnings.running[layer_of(site, plan.n_layers)].tolist()
+        left = np.array([place for place, row in enumerate(running) if row not in replaced], np.int64)
+        if len(left) < len(running):
+            found[site] = left
+    return dict(zip(found, upload(list(found.values()), device), strict=True))
 
 
 def _embedded(decoder: Decoder, plan: Plan, token_ids: Tensor, references: References | None) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -36,14 +36,14 @@ class Hooks:
         inner: the inner hook points at which it is called; a norm or a gated MLP with none of them is
             computed in one step.
         rules: how the rows of the batch go back; None where all do by the derivative.
-        rows_left: of a hook point that `of_computed` is asked for, the rows of which the hook leaves anything
-            [b]; None for all rows.
+        rows_left: of hook points that `of_computed` is asked for, the rows of which the hook leaves anything
+            [b], where these are not all rows.
     """
 
     hook: Hook
     inner: frozenset[HookPoint] = INNER_HOOK_POINTS
     rules: BackwardRules | None = None
-    rows_left: Callable[[HookPoint, int], Tensor | None] = lambda hook_point, layer_index: None
+    rows_left: Mapping[HookSite, Tensor] = field(default_factory=dict)
 
     def __call__(self, hook_point: HookPoint, layer_index: int | None, x: Tensor) -> Tensor:
         """Calls the hook."""
@@ -53,7 +53,7 @@ class Hooks:
         self, hook_point: HookPoint, layer_index: int, compute: Callable[[Tensor, Hooks], Tensor], x: Tensor
     ) -> Tensor:
         """Calls the hook with what is computed from `x` [B, ...]: 0 for rows of which it leaves nothing."""
-        rows = self.rows_left(hook_point, layer_index)
+        rows = self.rows_left.get((hook_point, layer_index))
         if rows is None:
             return self(hook_point, layer_index, compute(x, self))
         computed = compute(x[rows], NO_HOOKS)

@@ -26,6 +26,7 @@ from tdb_server.gateway.workbench.routes import workbench_endpoints
 from tdb_server.service.access.access import Access
 from tdb_server.service.call_guard import CallGuard
 from tdb_server.service.fair_threads import FairThreads
+from tdb_server.service.front_memory import keep_what_is_loaded
 from tdb_server.service.open_calls import OpenCalls
 from transformer_debugger.v1.model_service_pb2 import GetModelInfoRequest, GetModelInfoResponse
 from transformer_debugger.v1.model_service_pb2_grpc import ModelServiceServicer, ModelServiceStub
@@ -91,6 +92,7 @@ def main() -> None:
     options = parser.parse_args()
     facts, load = machine_facts("cpu", options.threads), OthersLoad()
     info, questions = recorded(MODELS["smollm2"](), options.tokens, options.threads)
+    keep_what_is_loaded()  # as the front does
     rows = asyncio.run(measured(Replayed(info), questions, options.turns))
     header = ["tokens", "changes", "messages, kB", "answer, kB", "median, ms", "shortest", "processor"]
     print(table(header, rows, n_left=0))
@@ -136,19 +138,21 @@ async def measured(services: Replayed, questions: Sequence[Recorded], n_turns: i
         services.recorded = one
         seconds, processor_seconds = [], []
         for _ in range(n_turns):
-            n_bytes = await answered_bytes(application, one.body)
+            content = await answered(application, one.body)
             seconds.append(time.perf_counter() - services.ended)
             processor_seconds.append(time.process_time() - services.ended_processor)
+            if json.loads(content.splitlines()[-1])["event"] != "answer":
+                raise RuntimeError(content[-1000:].decode())
         n_message_bytes = sum(len(content) for _, content in one.messages)
-        numbers = [n_message_bytes / 1e3, n_bytes / 1e3]
+        numbers = [n_message_bytes / 1e3, len(content) / 1e3]
         numbers += [MS * float(at) for at in (np.median(seconds), min(seconds), np.median(processor_seconds))]
         n_changes = len(one.body["question"]["changes"])
         rows.append([str(one.n_tokens), str(n_changes), *(f"{number:.0f}" for number in numbers)])
     return rows
 
 
-async def answered_bytes(application: Any, body: dict[str, Any]) -> int:
-    """Asks as a browser does, and says how long the whole answer is."""
+async def answered(application: Any, body: dict[str, Any]) -> bytes:
+    """Asks as a browser does, and takes the whole answer."""
     unread = [{"type": "http.request", "body": json.dumps(body).encode()}]
     sent: list[dict[str, Any]] = []
 
@@ -167,10 +171,7 @@ async def answered_bytes(application: Any, body: dict[str, Any]) -> int:
         "headers": [(b"content-type", b"application/json")],
     }
     await application(scope, receive, send)
-    content = b"".join(one.get("body", b"") for one in sent)
-    if json.loads(content.splitlines()[-1])["event"] != "answer":
-        raise RuntimeError(content[-1000:].decode())
-    return len(content)
+    return b"".join(one.get("body", b"") for one in sent)
 
 
 if __name__ == "__main__":

@@ -130,3 +130,19 @@ def test_a_debug_request_has_them_where_it_says_so_and_may_leave_token_lists_out
         DerivedScalar.MLP_WRITE_NORM,
         DerivedScalar.UNFLATTENED_ATTN_WRITE_NORM,
     ]
+
+
+def test_a_debug_request_may_leave_out_the_sums_of_its_ranking_and_nothing_else_changes() -> None:
+    engine = small_model("gpt2").engine()
+    whole, short = (inference_sub_request(replace(REQUEST, omits_top_k_sums=one)) for one in (False, True))
+    ((of_whole, beside),) = answers_of_calls(engine, [[whole, short]])
+    ((alone,),) = answers_of_calls(engine, [[short]])
+    for answer in (beside, alone):
+        for name in ("topKComponents", "componentSumsForTokenDisplay", "topOutputTokenLogits"):
+            assert answer.top_k(name).nodes == of_whole.top_k(name).nodes
+            for group, wanted in of_whole.top_k(name).groups.items():
+                found = answer.top_k(name).groups[group]
+                np.testing.assert_allclose(found.activations, wanted.activations)
+                assert list(found.sums) == ([] if name == "topKComponents" else list(wanted.sums))
+                for scalar, total in found.sums.items():
+                    np.testing.assert_allclose(total.array, wanted.sums[scalar].array, atol=1e-12)

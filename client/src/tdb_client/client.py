@@ -103,6 +103,7 @@ class Client(ClientCore):
         attention_pattern_gradients: bool = False,
         loss: Loss | None = None,
         token_lists: bool = True,
+        top_k_sums: bool = True,
         baseline: str | Sequence[Chat] = (),
         only_these: CircuitWords | Sequence[CircuitWords] | None = None,
         node_types: Sequence[NodeType] = WHOLE_NODE_TYPES,
@@ -162,6 +163,8 @@ class Client(ClientCore):
                 weighted targets, the divergence from the baseline's prediction, a vector in the residual
                 stream; at any token.
             token_lists: whether every node gets its lists of tokens, of which most of a large answer is made.
+            top_k_sums: whether `result.results["topKComponents"]` has sums, half of the answer about a long
+                prompt; `result.sums` has those of neurons and heads in any case.
             baseline: a prompt to compare with, or several, of as many tokens each. Act times grad and direct
                 effects are then of the difference to it: what about *this* prompt makes the difference? In a
                 chat, what the user says there.
@@ -201,6 +204,7 @@ class Client(ClientCore):
             attention_pattern_gradients=attention_pattern_gradients,
             loss=loss,
             token_lists=token_lists,
+            top_k_sums=top_k_sums,
             baseline=baseline,
             only_these=only_these,
             node_types=node_types,

@@ -154,6 +154,7 @@ def _debug_sub_request(request: DebugSubRequest) -> service_pb2.DebugSubRequest:
         attention_pattern_gradients=request.attention_pattern_gradients,
         loss_fn_config=_loss(request.loss),
         omit_token_lists=not request.token_lists,
+        omit_top_k_sums=not request.top_k_sums,
         component_totals=True,
         baseline_prompts=request.baseline,
         only_these=_circuit(request),
@@ -451,4 +452,5 @@ def _multiple_top_k(spec: MultipleTopKSpec) -> processing_pb2.MultipleTopKSpec:
         top_and_bottom_k=spec.k,
         pass_type=enum_value(node_pb2.PassType, spec.pass_type),
         dimensions_to_keep_for_sum=[enum_value(activation_pb2.Dimension, one) for one in spec.keep],
+        omit_sums=not spec.sums,
     )

@@ -171,6 +171,7 @@ class MultipleTopKSpec:
         token: only nodes of this token, -1 for the last; None for all tokens.
         pass_type: values or gradients.
         keep: dimensions that are not summed over; none given means both token dimensions.
+        sums: whether sums are wanted, or nodes alone.
     """
 
     groups: Mapping[str, Sequence[str]]
@@ -178,6 +179,7 @@ class MultipleTopKSpec:
     token: int | None = None
     pass_type: PassType = "forward"
     keep: Sequence[str] = ()
+    sums: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,8 @@ class DebugSubRequest:
         loss: another objective in place of the difference of logits of `target` and `distractor`, which must
             be empty then.
         token_lists: whether every node gets its lists of tokens. Most of a large answer is made of them.
+        top_k_sums: whether the named result `topKComponents` has sums: a number per pair of tokens and group,
+            half of the answer about a long prompt. Those of neurons and heads come in any case (`sums`).
         baseline: prompts to compare with, each of as many tokens. Act times grad and direct effects are then
             of the difference between the prompt's activations and the mean of theirs.
         only_these: nodes that alone are kept: all others of `node_types` are set to the baseline's, or to 0
@@ -102,6 +104,7 @@ class DebugSubRequest:
     attention_pattern_gradients: bool = False
     loss: Loss | None = None
     token_lists: bool = True
+    top_k_sums: bool = True
     baseline: tuple[str, ...] = ()
     only_these: tuple[CircuitNode, ...] | None = None
     node_types: tuple[NodeType, ...] = WHOLE_NODE_TYPES
@@ -137,6 +140,7 @@ class DebugSubRequest:
         attention_pattern_gradients: bool = False,
         loss: Loss | None = None,
         token_lists: bool = True,
+        top_k_sums: bool = True,
         baseline: str | Sequence[Any] = (),
         only_these: CircuitWords | Sequence[CircuitWords] | None = None,
         node_types: Sequence[NodeType] = WHOLE_NODE_TYPES,
@@ -167,6 +171,7 @@ class DebugSubRequest:
             attention_pattern_gradients=attention_pattern_gradients,
             loss=loss,
             token_lists=token_lists,
+            top_k_sums=top_k_sums,
             baseline=as_texts(baseline, "baseline"),
             only_these=circuit_nodes(only_these),
             node_types=tuple(node_types),

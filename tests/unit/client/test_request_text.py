@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from typing import Any, Self
 
 import pytest
@@ -57,7 +58,7 @@ def test_the_command_asks_the_same(request: DebugSubRequest) -> None:
             **{name: getattr(asked, name) for name in asked.__dataclass_fields__}
             | {"trace": _traced(options)}
         )
-    assert asked == request
+    assert asked == replace(request, top_k_sums=False)  # which nothing of what it prints needs
 
 
 class Listener:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tdb_server.errors import InvalidRequest, OverLimit
-from tdb_server.gateway.json_text import MAX_PARTS, PIECE_CHARACTERS, SHORT_BYTES, json_pieces, read_json
+from tdb_server.gateway.json_text import MAX_PARTS, PIECE_BYTES, SHORT_BYTES, json_pieces, read_json
 
 LONG = " " * SHORT_BYTES
 """In front of a text: it is read as long ones are."""
@@ -83,7 +83,7 @@ def test_pieces() -> None:
     pieces = list(json_pieces(body))
     assert len(pieces) > 3
     for piece in pieces[:-1]:
-        assert PIECE_CHARACTERS <= len(piece.decode()) < PIECE_CHARACTERS + 2000
+        assert PIECE_BYTES <= len(piece) < PIECE_BYTES + 3000
     wanted = {"list": rows, "empty": [], "later": {"a": [1]}, "none": {}, "many": [{"b": None}]}
     assert json.loads(b"".join(pieces)) == wanted
 
@@ -94,7 +94,7 @@ def test_nothing_is_made_before_its_turn() -> None:
     def rows() -> Any:
         for n in range(100):
             made.append(n)
-            yield "a" * PIECE_CHARACTERS
+            yield "a" * PIECE_BYTES
 
     pieces = json_pieces({"rows": rows()})
     next(pieces)

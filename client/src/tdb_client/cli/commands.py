@@ -257,6 +257,7 @@ def _sub_request(options: argparse.Namespace) -> DebugSubRequest:
         backward_rule=options.rule,
         attention_pattern_gradients=options.attention_pattern_gradients,
         token_lists=options.token_lists,
+        top_k_sums=False,  # no output shows them
         only_these=None if options.only_these is None else tuple(one.read for one in options.only_these),
         node_types=tuple(options.node_types),
     )

@@ -130,6 +130,7 @@ def question_of(outer: BodyReader) -> Question:
             baseline=reader.texts("baseline"),
             only_these=None if reader.value("onlyThese") is None else only_these,
             node_types=reader.choices("nodeTypes", get_args(NodeType)) or WHOLE_NODE_TYPES,
+            top_k_sums=False,  # the page shows those of neurons and heads
         )
     )
 

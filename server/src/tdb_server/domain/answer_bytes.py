@@ -181,6 +181,8 @@ def _n_sure_cells(
 
 def _tensor_bytes(spec: ProcessingSpec, info: ModelInfo, n_tokens: int) -> int:
     match spec:
+        case MultipleTopKSpec(omits_sums=True):
+            return 0  # nodes are counted apart
         case MultipleTopKSpec():
             kept = set(_TOKEN_AXES if spec.dimensions_to_keep is None else spec.dimensions_to_keep)
             return sum(FLOAT_BYTES * _kept_entries(scalar, kept, info, n_tokens) for scalar, _ in spec.chosen)

@@ -166,6 +166,7 @@ def _processing(request: DebugSubRequest) -> dict[str, ProcessingSpec]:
             groups,
             request.top_and_bottom_k,
             first_layer_index=hide_before,
+            omits_sums=request.omits_top_k_sums,
         ),
         "componentSumsForTokenDisplay": MultipleTopKSpec(
             _component_groups((MlpComponent.NEURON, AttentionComponent.ATTENTION_HEAD)),

@@ -235,6 +235,7 @@ class MultipleTopKSpec:
             present).
         first_layer_index: nodes of layers before it are left out, in all sub-requests of the call; None
             for no bound.
+        omits_sums: only nodes are wanted.
     """
 
     groups: tuple[tuple[GroupId, tuple[DerivedScalar, ...]], ...]
@@ -243,6 +244,7 @@ class MultipleTopKSpec:
     pass_type: PassType = PassType.FORWARD
     dimensions_to_keep: tuple[Dimension, ...] | None = None
     first_layer_index: int | None = None
+    omits_sums: bool = False
 
     @property
     def chosen(self) -> Iterator[tuple[DerivedScalar, int]]:
@@ -391,4 +393,5 @@ class DebugSubRequest:
     pattern_gradients: bool = False
     loss: LossConfig | None = None
     omits_token_lists: bool = False
+    omits_top_k_sums: bool = False
     wants_component_totals: bool = False

@@ -108,7 +108,7 @@ def _sums(
     """A row's sums, without padding."""
     n_tokens, group = plan.rows[row_index].n_tokens, plan.group_of[row_index]
     found = {}
-    for scalar in scalars:
+    for scalar in () if spec.omits_sums else scalars:
         summing = summing_of(spec, scalar)
         total = totals[group][summing][row_index - plan.groups[group].start]
         own = tuple(slice(n_tokens if one in TOKEN_DIMENSIONS else None) for one in summing.keep)

@@ -84,7 +84,7 @@ class Group:
             summing_of(spec, scalar)
             for spec in self.specs.values()
             for scalar in scalars_of(spec)
-            if ranks_only_logits(spec) == only_logits
+            if ranks_only_logits(spec) == only_logits and not spec.omits_sums
         )
         by_component = () if only_logits else (total_of(*one) for one in self.totals)
         return list(dict.fromkeys([*found, *by_component]))

@@ -17,7 +17,7 @@ from tdb_server.domain.budget import Budget
 from tdb_server.domain.reason import Reason
 from tdb_server.errors import Cancelled, DeadlineExceeded, FieldViolation, OverLimit, TdbError
 from tdb_server.gateway.http_errors import UnsupportedMediaType, error_body, error_response
-from tdb_server.gateway.json_text import PIECE_CHARACTERS, SHORT_BYTES, Body, json_pieces, read_json
+from tdb_server.gateway.json_text import PIECE_BYTES, SHORT_BYTES, Body, json_pieces, read_json
 from tdb_server.gateway.priority_header import PRIORITY_HEADER, told_priority
 from tdb_server.service.access.access import Connection
 from tdb_server.service.call_guard import CallGuard
@@ -213,7 +213,7 @@ async def _send(body: Body, record: CallRecord, send: Send) -> None:
     next_piece = partial(next, pieces, None)
     piece = await _in_thread(next_piece) or b""
     headers = [(b"content-type", JSON.encode())]
-    if is_whole := len(piece) < PIECE_CHARACTERS:
+    if is_whole := len(piece) < PIECE_BYTES:
         headers.append((b"content-length", str(len(piece)).encode()))
     record.http_status = 200
     await send({"type": "http.response.start", "status": 200, "headers": headers})

@@ -282,6 +282,8 @@ class MultipleTopKDerivedScalarsRequestSpec(Body):
     pass_type: PassType | None = None
     dimensions_to_keep_for_intermediate_sum: Annotated[Listed[Dimension], Field(min_length=1)] | None = None
     """Left out: the tokens."""
+    omit_sums: Boolean | None = None
+    """Leaves the sums out: only nodes are wanted."""
 
 
 class DerivedScalarsRequestSpec(Body):
@@ -498,6 +500,8 @@ class TdbRequestSpec(Body):
     """Adds sums over all tokens for every layer and head, as componentTotals."""
     omit_token_lists: Boolean | None = None
     """Leaves the lists of tokens of every node out."""
+    omit_top_k_sums: Boolean | None = None
+    """Leaves the sums of topKComponents out, which have a number per pair of tokens."""
     baseline_prompts: Listed[Text] | None = None
     """Prompts of as many tokens to compare with: act times grad and direct effects are of the difference."""
     only_these: Circuit | None = None

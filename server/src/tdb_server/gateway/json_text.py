@@ -1,6 +1,6 @@
 """JSON as text: read within bounds, and written in pieces, so that others get their turn meanwhile.
 
-Python's own reader and writer are fast, but let nothing else run until they are done.
+Python's own reader is fast, but lets nothing else run until it is done; neither does the writer of a value.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
+
+from pydantic_core import to_json
 
 from tdb_server.errors import OverLimit
 from tdb_server.gateway.json_faults import malformed
@@ -22,12 +24,11 @@ SHORT_BYTES = 8 * 1024
 """What is read faster than it is handed to a thread."""
 MAX_PARTS = 2**18
 """Strings, lists, objects and commas of a body: twice what the default limits have a use for."""
-PIECE_CHARACTERS = 256 * 1024
+PIECE_BYTES = 256 * 1024
 
 _PART = re.compile(r'[^"\[{,]*+(?:"(?:[^"\\]++|\\.)*+"?|[\[{,]|\Z)', re.DOTALL)
 """A part, and what stands before it. It matches wherever it is tried, so that time is linear."""
 _PLAIN = frozenset({str, int, float, bool, type(None)})
-_encoded = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class _GivingWay(json.JSONDecoder):
@@ -58,43 +59,43 @@ def read_json(content: bytes | bytearray) -> Any:
 
 
 def json_pieces(body: Body) -> Iterator[bytes]:
-    """A body as text, in pieces of at least `PIECE_CHARACTERS` but for the last."""
-    gathered: list[str] = []
-    n_characters = 0
+    """A body as text, in pieces of at least `PIECE_BYTES` but for the last."""
+    gathered: list[bytes] = []
+    n_bytes = 0
     for part in _parts(body):
         gathered.append(part)
-        n_characters += len(part)
-        if n_characters >= PIECE_CHARACTERS:
-            yield "".join(gathered).encode()
-            gathered, n_characters = [], 0
-    yield "".join(gathered).encode()
+        n_bytes += len(part)
+        if n_bytes >= PIECE_BYTES:
+            yield b"".join(gathered)
+            gathered, n_bytes = [], 0
+    yield b"".join(gathered)
 
 
-def _parts(value: Any) -> Iterator[str]:
+def _parts(value: Any) -> Iterator[bytes]:
     match value:
         case dict() if _PLAIN.issuperset(map(type, value.values())):
-            yield _encoded(value)
+            yield to_json(value)
         case dict():
-            before = "{"
+            before = b"{"
             for key, one in value.items():
-                yield f"{before}{_encoded(key)}:"
+                yield b"%b%b:" % (before, to_json(key))
                 yield from _parts(one)
-                before = ","
-            yield "}"
+                before = b","
+            yield b"}"
         case [dict(), *_]:
-            before = "["
+            before = b"["
             for one in value:
                 yield before
                 yield from _parts(one)
-                before = ","
-            yield "]"
+                before = b","
+            yield b"]"
         case Iterator():
-            before = "["
+            before = b"["
             for one in value:
-                yield before + _encoded(one)
-                before = ","
-            yield "]" if before == "," else "[]"
+                yield before + to_json(one)
+                before = b","
+            yield b"]" if before == b"," else b"[]"
         case _ if callable(value):
             yield from _parts(value())
         case _:
-            yield _encoded(value)
+            yield to_json(value)

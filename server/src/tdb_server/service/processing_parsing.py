@@ -121,7 +121,8 @@ def _multiple_top_k(
         k = spec.request.limits.default_top_and_bottom_k
     if token_index == -1:
         token_index = None if n_tokens is None else n_tokens - 1
-    return MultipleTopKSpec(groups, k, token_index, pass_type, tuple(kept) or None)
+    dimensions = tuple(kept) or None
+    return MultipleTopKSpec(groups, k, token_index, pass_type, dimensions, omits_sums=spec.message.omit_sums)
 
 
 def _groups(

@@ -205,6 +205,7 @@ def _parse_debug_sub_request(sub_request: MessageReader[DebugSubRequestMessage])
         pattern_gradients,
         loss,
         sub_request.message.omit_token_lists,
+        sub_request.message.omit_top_k_sums,
         sub_request.message.component_totals,
     )
 

@@ -93,6 +93,7 @@ class MultipleTopKSpec(_message.Message):
     TOP_AND_BOTTOM_K_FIELD_NUMBER: _builtins.int
     PASS_TYPE_FIELD_NUMBER: _builtins.int
     DIMENSIONS_TO_KEEP_FOR_SUM_FIELD_NUMBER: _builtins.int
+    OMIT_SUMS_FIELD_NUMBER: _builtins.int
     token_index: _builtins.int
     """Only nodes of this token, 0 to tokens - 1; -1 means the last. Absent: nodes of all tokens."""
     top_and_bottom_k: _builtins.int
@@ -103,6 +104,8 @@ class MultipleTopKSpec(_message.Message):
     """Forward (default), or backward: then the sums add the gradients of places that are read to their values. Nodes are
     those of the forward pass either way. previous_layer_resid_post_mlp alone turns into its gradient.
     """
+    omit_sums: _builtins.bool
+    """True: leave out the sums, and answer with nodes and their values alone. Default false."""
     @_builtins.property
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___DerivedScalarGroup]:
         """The groups to rank by. At least one."""
@@ -119,10 +122,11 @@ class MultipleTopKSpec(_message.Message):
         top_and_bottom_k: _builtins.int | None = ...,
         pass_type: _node_pb2.PassType.ValueType = ...,
         dimensions_to_keep_for_sum: _abc.Iterable[_activation_pb2.Dimension.ValueType] | None = ...,
+        omit_sums: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_token_index", b"_token_index", "_top_and_bottom_k", b"_top_and_bottom_k", "token_index", b"token_index", "top_and_bottom_k", b"top_and_bottom_k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_token_index", b"_token_index", "_top_and_bottom_k", b"_top_and_bottom_k", "dimensions_to_keep_for_sum", b"dimensions_to_keep_for_sum", "groups", b"groups", "pass_type", b"pass_type", "token_index", b"token_index", "top_and_bottom_k", b"top_and_bottom_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_token_index", b"_token_index", "_top_and_bottom_k", b"_top_and_bottom_k", "dimensions_to_keep_for_sum", b"dimensions_to_keep_for_sum", "groups", b"groups", "omit_sums", b"omit_sums", "pass_type", b"pass_type", "token_index", b"token_index", "top_and_bottom_k", b"top_and_bottom_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__token_index: _TypeAlias = _typing.Literal["token_index"]  # noqa: Y015
     _WhichOneofArgType__token_index: _TypeAlias = _typing.Literal["_token_index", b"_token_index"]  # noqa: Y015

@@ -141,6 +141,7 @@ class DebugSubRequest(_message.Message):
     BACKWARD_RULE_FIELD_NUMBER: _builtins.int
     ATTENTION_PATTERN_GRADIENTS_FIELD_NUMBER: _builtins.int
     OMIT_TOKEN_LISTS_FIELD_NUMBER: _builtins.int
+    OMIT_TOP_K_SUMS_FIELD_NUMBER: _builtins.int
     LOSS_FN_CONFIG_FIELD_NUMBER: _builtins.int
     COMPONENT_TOTALS_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
@@ -169,6 +170,10 @@ class DebugSubRequest(_message.Message):
     omit_token_lists: _builtins.bool
     """True: leave out the lists of tokens of every node (upvotedOutputTokens, inputTokensThatUpvoteMlp,
     inputTokensThatUpvoteAttnQ and K, tokenPairAttribution), which most of a large answer is made of. Default false.
+    """
+    omit_top_k_sums: _builtins.bool
+    """True: leave out the sums of topKComponents, of which the answer about a long prompt has a number per pair of tokens and group.
+    Those of neurons and heads stay in componentSumsForTokenDisplay. Default false.
     """
     component_totals: _builtins.bool
     """True: add the result componentTotals: write norms, act times grad and direct effects of the embedding and of every layer's MLP
@@ -252,12 +257,13 @@ class DebugSubRequest(_message.Message):
         backward_rule: _backward_rule_pb2.BackwardRule.ValueType = ...,
         attention_pattern_gradients: _builtins.bool = ...,
         omit_token_lists: _builtins.bool = ...,
+        omit_top_k_sums: _builtins.bool = ...,
         loss_fn_config: _loss_pb2.LossFnConfig | None = ...,
         component_totals: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "_top_and_bottom_k", b"_top_and_bottom_k", "add_bos", b"add_bos", "downstream_node_to_trace", b"downstream_node_to_trace", "loss_fn_config", b"loss_fn_config", "only_these", b"only_these", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "_top_and_bottom_k", b"_top_and_bottom_k", "add_bos", b"add_bos", "attention_pattern_gradients", b"attention_pattern_gradients", "backward_rule", b"backward_rule", "baseline_prompts", b"baseline_prompts", "component_totals", b"component_totals", "component_type_for_attention", b"component_type_for_attention", "component_type_for_mlp", b"component_type_for_mlp", "component_types_for_residual_stream", b"component_types_for_residual_stream", "distractor_token_ids", b"distractor_token_ids", "distractor_tokens", b"distractor_tokens", "downstream_node_to_trace", b"downstream_node_to_trace", "hide_early_layers_when_ablating", b"hide_early_layers_when_ablating", "loss_fn_config", b"loss_fn_config", "node_ablations", b"node_ablations", "omit_token_lists", b"omit_token_lists", "only_these", b"only_these", "prompt", b"prompt", "target_token_ids", b"target_token_ids", "target_tokens", b"target_tokens", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos", "_top_and_bottom_k", b"_top_and_bottom_k", "add_bos", b"add_bos", "attention_pattern_gradients", b"attention_pattern_gradients", "backward_rule", b"backward_rule", "baseline_prompts", b"baseline_prompts", "component_totals", b"component_totals", "component_type_for_attention", b"component_type_for_attention", "component_type_for_mlp", b"component_type_for_mlp", "component_types_for_residual_stream", b"component_types_for_residual_stream", "distractor_token_ids", b"distractor_token_ids", "distractor_tokens", b"distractor_tokens", "downstream_node_to_trace", b"downstream_node_to_trace", "hide_early_layers_when_ablating", b"hide_early_layers_when_ablating", "loss_fn_config", b"loss_fn_config", "node_ablations", b"node_ablations", "omit_token_lists", b"omit_token_lists", "omit_top_k_sums", b"omit_top_k_sums", "only_these", b"only_these", "prompt", b"prompt", "target_token_ids", b"target_token_ids", "target_tokens", b"target_tokens", "top_and_bottom_k", b"top_and_bottom_k", "upstream_node_to_trace", b"upstream_node_to_trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_bos: _TypeAlias = _typing.Literal["add_bos"]  # noqa: Y015
     _WhichOneofArgType__add_bos: _TypeAlias = _typing.Literal["_add_bos", b"_add_bos"]  # noqa: Y015

@@ -71,7 +71,7 @@ def question(tokenizer: Tokenizer, template: str, names: tuple[str, str]) -> Inf
 
 def foretold(engine: Engine, run: InferenceSpec, *, each_token: bool) -> dict[str, np.ndarray]:
     """Act x grad of all nodes of each kind, in order."""
-    config = engine.decoder.config
+    config = engine.model.decoder.config
     wanted = {
         name: MultipleTopKSpec(((GroupId.SINGLETON, (scalar,)),), EVERY_NODE)
         for name, (scalar, _) in SCALARS.items()

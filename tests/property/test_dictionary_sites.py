@@ -609,7 +609,7 @@ def test_a_latent_that_is_given_can_be_set_in_bfloat16() -> None:
         read.append(x)
         return type(layer).encode(wide_layer, x)
 
-    wide_layer = engine.autoencoders[0].layers[0]
+    wide_layer = engine.model.autoencoders[0].layers[0]
     assert wide_layer.encoder_weight.dtype == torch.float32
     in_layer = {node.tensor_indices for node in active if node.layer_index == 0}
     node = next(iter(sorted(in_layer)))

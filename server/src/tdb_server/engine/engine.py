@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from tdb_server.domain.call import Call
-from tdb_server.domain.model_info import KernelChoice, Site
+from tdb_server.domain.model_info import Site
 from tdb_server.domain.results import CallEvent, Finished
 from tdb_server.engine.answers import Answers
 from tdb_server.engine.backward_pass import backward
@@ -29,7 +29,7 @@ from tdb_server.errors import Cancelled
 from tdb_server.model.autoencoder import Autoencoder
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.precision import widened
-from tdb_server.model.precomputed import Precomputed, precompute
+from tdb_server.model.precomputed import precompute
 
 IsCancelled = Callable[[str], bool]
 
@@ -38,6 +38,11 @@ class Engine:
     """A decoder, its autoencoders and what was computed from their weights once.
 
     `run` is a pure function of the weights and the calls: a call's results do not depend on its company.
+
+    Attributes:
+        model: the decoder and its autoencoders.
+        precomputed: what follows from the weights alone.
+        kernels: what was tried on this machine, and which ways are used.
     """
 
     _NOTHING_LEFT = object()
@@ -63,36 +68,12 @@ class Engine:
         wide_decoder = decoder.widened()
         if wide_decoder is not decoder:
             spliced = [widened(one) for one in spliced]
-        self._model = Model(decoder, tuple(spliced))
+        self.model = Model(decoder, tuple(spliced))
         self._wide = Model(wide_decoder, tuple(spliced))
-        self._precomputed = precompute(wide_decoder)
+        self.precomputed = precompute(wide_decoder)
         self._ranker = TokenRanker(decoder, excluded_tokens, ranking=ranking)
-        self._preparation = preparation(wide_decoder, self._precomputed, self._ranker)
-
-    @property
-    def decoder(self) -> Decoder:
-        """The model."""
-        return self._model.decoder
-
-    @property
-    def model(self) -> Model:
-        """The model with its autoencoders."""
-        return self._model
-
-    @property
-    def precomputed(self) -> Precomputed:
-        """What follows from the weights alone."""
-        return self._precomputed
-
-    @property
-    def autoencoders(self) -> tuple[Autoencoder, ...]:
-        """Those that are loaded."""
-        return self._model.autoencoders
-
-    @property
-    def kernels(self) -> tuple[KernelChoice, ...]:
-        """What was tried, and which ways are used."""
-        return (self._ranker.kernel,)
+        self._preparation = preparation(wide_decoder, self.precomputed, self._ranker)
+        self.kernels = (self._ranker.kernel,)
 
     def prepare(self) -> bool:
         """Makes later calls faster, a little at a time; to be called while there is nothing else to do.
@@ -120,7 +101,8 @@ class Engine:
 
         if not calls:
             return
-        model, clock = self._model, StageClock(self.decoder.device)
+        model, decoder = self.model, self.model.decoder
+        clock = StageClock(decoder.device)
         cancelled: set[str] = set()
 
         def is_wanted(call_id: str) -> bool:
@@ -130,15 +112,15 @@ class Engine:
 
         try:
             plan = plan_batch(
-                calls, self.autoencoders, self.decoder.absent_hook_points, n_layers=len(self.decoder.blocks)
+                calls, model.autoencoders, decoder.absent_hook_points, n_layers=len(decoder.blocks)
             )
-            inputs = Inputs(plan, self.decoder.device)
+            inputs = Inputs(plan, decoder.device)
             answers = Answers(plan, self._ranker, clock, is_wanted, check_cancelled)
             references = run_references(model, plan, inputs, check_cancelled)
             cache, graph = forward(model, plan, inputs, references, check_cancelled)
             clock.end("forward")
-            batch, layers = slice(0, len(plan.rows)), range(len(self.decoder.blocks))
-            rows = Rows(self._wide, self._precomputed, plan, inputs, cache, None, references, batch, layers)
+            batch, layers = slice(0, len(plan.rows)), range(len(decoder.blocks))
+            rows = Rows(self._wide, self.precomputed, plan, inputs, cache, None, references, batch, layers)
             logits = answers.ranked_logits(rows)
             for call_id, event in answers.logits(logits):
                 if is_wanted(call_id):
@@ -152,7 +134,7 @@ class Engine:
             for call_id, event in answers.others(rows.after(gradients), gradients, logits):
                 if is_wanted(call_id):
                     if isinstance(event, Finished):
-                        event = Finished(clock.seconds(), peak_memory_bytes(self.decoder.device))
+                        event = Finished(clock.seconds(), peak_memory_bytes(decoder.device))
                     yield call_id, event
         except Cancelled:
             return

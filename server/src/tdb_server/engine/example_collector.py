@@ -59,7 +59,7 @@ class ExampleCollector:
     """
 
     def __init__(self, engine: Engine, kinds: Sequence[Kind], amounts: Amounts) -> None:
-        self._kinds, self._amounts, self._device = tuple(kinds), amounts, engine.decoder.device
+        self._kinds, self._amounts, self._device = tuple(kinds), amounts, engine.model.decoder.device
         self._measured = MeasuredNodes(engine.model, engine.precomputed, kinds)
         self._cells_by_bits = torch.from_numpy(cells_by_upper_bits()).to(self._device)
         self._kept = {(kind, layer): self._empty(kind) for kind in kinds for layer in kind.layers}

@@ -133,7 +133,7 @@ def dictionary_report(folders: Sequence[Path], model: str | None, progress: Prog
 
 def model_info(name: str, digest: str, dtype: str, engine: Engine) -> ModelInfo:
     """What the front and its callers are told of a model."""
-    config = engine.decoder.config
+    config = engine.model.decoder.config
     return ModelInfo(
         name=name,
         digest=digest,
@@ -147,8 +147,8 @@ def model_info(name: str, digest: str, dtype: str, engine: Engine) -> ModelInfo:
         vocabulary_size=config.vocabulary_size,
         context_length=config.context_length,
         dtype=dtype,
-        autoencoders=tuple(one.info for one in engine.autoencoders),
-        absent_hook_points=engine.decoder.absent_hook_points,
+        autoencoders=tuple(one.info for one in engine.model.autoencoders),
+        absent_hook_points=engine.model.decoder.absent_hook_points,
         attention_cap=config.attention_cap,
         logit_cap=config.logit_cap,
         windows=config.windows,

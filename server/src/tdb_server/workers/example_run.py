@@ -69,7 +69,7 @@ def make_examples(settings: ExamplesSettings, progress: Progress) -> Index:
         raise ConfigurationBroken(
             f"--context: {amounts.context} is more than {info.context_length}, the model's own"
         )
-    n_rows = batch_rows(kinds, amounts.context, engine.decoder.device.type)
+    n_rows = batch_rows(kinds, amounts.context, engine.model.decoder.device.type)
     needed = kept_bytes(kinds, amounts, N_BINS + 1) + batch_bytes(kinds, amounts.context, n_rows)
     _check_room(needed, ready.room_bytes, ready.device, kinds)
     told = Told(

@@ -194,6 +194,18 @@ def test_what_is_wrong_stands_at_its_field(asked):
     asked.page.complaints.clear()  # that the server refused
 
 
+def test_what_is_wrong_with_a_change_names_it(bench, address):
+    changes = ["L1 neuron 3 @ 1", "L1 neuron 3 @ 1 * 2", "L1 head 1 @ 1 = baseline"]
+    bench.page.open("about:blank")
+    bench.page.open(address + fragment({**QUESTION, "changes": changes}))
+    bench.wait_for("#changes-fault span")
+    assert bench.texts("#changes-fault span") == [
+        "L1 neuron 3 @ 1 * 2: sets what L1 neuron 3 @ 1 sets to 0, times 2",
+        "L1 head 1 @ 1 = baseline: sets it to the baseline's, which needs a baseline prompt",
+    ]
+    bench.page.complaints.clear()  # that the server refused
+
+
 def test_patching_asks_for_a_baseline_and_uses_it(asked):
     asked.act(asked.listed("head")[0], "patch")
     assert "baseline" in asked.text("#baseline-fault")

@@ -145,8 +145,8 @@ def _debug_sub_request(request: DebugSubRequest) -> service_pb2.DebugSubRequest:
         ],
         hide_early_layers_when_ablating=request.hide_early_layers,
         node_ablations=[_node_ablation(one) for one in request.ablate],
-        upstream_node_to_trace=_node_to_trace(request.trace),
-        downstream_node_to_trace=_node_to_trace(request.downstream),
+        upstream_node_to_trace=_node_to_trace(request.trace, "trace"),
+        downstream_node_to_trace=_node_to_trace(request.downstream, "downstream"),
         target_token_ids=_ids(request.target),
         distractor_token_ids=_ids(request.distractor),
         add_bos=request.add_bos,
@@ -224,29 +224,31 @@ def _value_type(ablation: Ablation | AblationSpec) -> ablation_pb2.AblationValue
     return enum_value(ablation_pb2.AblationValueType, known)
 
 
-def _traced(trace: Trace) -> tuple[node_pb2.NodeIndex, trace_pb2.AttentionTraceType.ValueType]:
+def _traced(trace: Trace, path: str) -> tuple[node_pb2.NodeIndex, trace_pb2.AttentionTraceType.ValueType]:
     if trace.node.type == "attention_head" and trace.node.attended_to is None:
         example = f"{trace.node.component} @ {trace.node.token} -> 0"
-        raise NodeError(f"to trace {trace.node}, say which token it attends to, as in {example!r}")
+        raise NodeError(f"{trace.node}: say which token it attends to, as in {example!r}", path)
     return node_index(trace.node), enum_value(trace_pb2.AttentionTraceType, trace.through or "unspecified")
 
 
-def _node_to_trace(trace: Trace | None) -> trace_pb2.NodeToTrace | None:
+def _node_to_trace(trace: Trace | None, path: str) -> trace_pb2.NodeToTrace | None:
     if trace is None:
         return None
-    index, trace_type = _traced(trace)
+    index, trace_type = _traced(trace, path)
     return trace_pb2.NodeToTrace(node_index=index, attention_trace_type=trace_type)
 
 
-def _trace_config(trace: Trace | None, downstream: Trace | None = None) -> trace_pb2.TraceConfig | None:
+def _trace_config(
+    trace: Trace | None, downstream: Trace | None = None, path: str = "trace"
+) -> trace_pb2.TraceConfig | None:
     if trace is None:
         return None
-    index, trace_type = _traced(trace)
+    index, trace_type = _traced(trace, path)
     return trace_pb2.TraceConfig(
         node_index=index,
         attention_trace_type=trace_type,
         pre_or_post_act=enum_value(trace_pb2.PreOrPostAct, "post" if trace.post_act else "pre"),
-        downstream_trace_config=_trace_config(downstream),
+        downstream_trace_config=_trace_config(downstream, path="downstream"),
     )
 
 

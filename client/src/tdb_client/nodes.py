@@ -121,7 +121,7 @@ class Node:
         if match["layer"] is None and phrase not in _WITHOUT_LAYER:
             raise NodeError(f"{text!r} does not say which layer, as in 'L5 ...'")
         if match["layer"] is not None and phrase in {"logit", "embedding"}:
-            raise NodeError(f"{text!r} has a layer, but a {phrase} belongs to none")
+            raise NodeError(f"{text!r} has a layer, but {phrase}s belong to none")
         if (match["index"] is None) != (_TYPES[phrase] in _WITHOUT_INDEX):
             raise NodeError(
                 f"{text!r} must {'not have' if match['index'] else 'have'} a number after {phrase!r}"

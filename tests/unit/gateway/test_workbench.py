@@ -582,6 +582,21 @@ async def test_an_error_in_the_middle_of_another_question(client: Client, backen
     assert "abc" in response.json()["message"]
 
 
+async def test_a_fault_names_no_field_of_the_api(client: Client, backend: StandIn) -> None:
+    of_run = "sub_requests[1].node_ablations"
+    told = f"sets what {of_run}[0] sets to 0"
+    backend.error = errors.InvalidRequest([FieldViolation(f"{of_run}[1].value", told, "DUPLICATE_ABLATION")])
+    response, _ = await debugged(client, changes=["L1 head 2 @ 1", "L1 head 2 @ 1 * 2"])
+    (violation,) = response.json()["violations"]
+    assert (violation["field"], violation["description"]) == ("changes[1]", "sets what changes[0] sets to 0")
+    backend.error = None
+    response, _ = await debugged(client, trace="L1 head 2 @ 1")
+    (violation,) = response.json()["violations"]
+    assert (violation["field"], violation["description"].partition(",")[0]) == (
+        "trace", "L1 head 2 @ 1: say which token it attends to",
+    )  # fmt: skip
+
+
 async def test_a_body_that_is_no_question(client: Client) -> None:
     for body in ([], 3, {"question": []}, {"question": None}, {}):
         response, _ = await asked(client, "debug", body)

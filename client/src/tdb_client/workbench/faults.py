@@ -55,6 +55,7 @@ _FIELDS = {
 _AROUND = frozenset({"sub_requests", "inference_spec", "loss_fn_config", "loss", "only_these"})
 """Fields around those: where more of the path follows, that says it better."""
 
+_PATH = re.compile(r"sub_requests\[\d+\][\w.\[\]]*")
 _PART = re.compile(r"(\w+)((?:\[\d+\])?)")
 
 
@@ -99,12 +100,18 @@ def fault(error: TdbError) -> Fault:
             violations = (FieldViolation(_field(error.path), error.description, "OUT_OF_RANGE"),)
         case CallError():
             # Without and with changes, the same is mostly wrong twice.
-            found = dict.fromkeys(replace(one, path=_field(one.path)) for one in error.field_violations)
+            found = dict.fromkeys(map(_of_question, error.field_violations))
             words = "; ".join(map(str, found)) or str(error)
             return Fault(error.status, error.reason or error.status, words, tuple(found), error.retry_after)
         case _:
             return Fault("INTERNAL", "INTERNAL", str(error))
     return Fault("INVALID_ARGUMENT", violations[0].reason, "; ".join(map(str, violations)), violations)
+
+
+def _of_question(told: FieldViolation) -> FieldViolation:
+    """The same by the names of the question, also where a description names a field."""
+    description = _PATH.sub(lambda path: _field(path[0]), told.description)
+    return replace(told, path=_field(told.path), description=description)
 
 
 def _field(path: str) -> str:

@@ -92,7 +92,7 @@ def baseline_violations(
     """Ablations, by path, to the value of baselines that there are not."""
     for path, one in ablations:
         if one.value_type is ValueType.BASELINE and not has_baselines:
-            description = "sets it to the baseline's, and the sub-request has no baseline_prompts"
+            description = "sets it to the baseline's, which needs a baseline prompt"
             yield FieldViolation(f"{path}.value_type", description, Reason.BASELINE_REQUIRED)
 
 

@@ -40,7 +40,7 @@ def circuit_node_violations(
 ) -> Iterator[FieldViolation]:
     """What keeps a node from being one of the circuit. Its types must be sound."""
     if node.node_type not in node_types:
-        description = f"{node.node_type.value} is none of the circuit's node_types"
+        description = f"is a {node.node_type.value}, none of the types of node that the circuit is made of"
         yield FieldViolation(f"{path}.node_type", description, Reason.FIELD_NOT_ALLOWED)
         return
     layer_path = f"{path}.layer_index"

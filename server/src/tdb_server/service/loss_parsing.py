@@ -31,7 +31,7 @@ def parse_loss(run: MessageReader[Any], n_tokens: int | None) -> LossConfig | No
     n_violations = loss.request.n_violations
     name = loss.member("name", LOSS_NAMES)
     if name is LossName.KL_FROM_BASELINE and not run.value("baseline_prompts"):
-        description = f"{name.value} is a divergence from what baselines predict; give at least one"
+        description = "this loss is a divergence from what baselines predict; give at least one"
         run.refuse("baseline_prompts", description, Reason.BASELINE_REQUIRED)
     targets, distractors = loss.targets_and_distractors()
     if name is not None:
@@ -56,15 +56,15 @@ def check_loss_of_value(loss: MessageReader[LossFnConfig]) -> None:
 
 def _check_tokens(loss: MessageReader[LossFnConfig], name: LossName, targets: tuple[int, ...] | None) -> None:
     if name not in (LossName.ZERO, *_WITHOUT_TARGETS) and targets == ():
-        loss.refuse("target_tokens", f"{name.value} needs at least one target token", Reason.FIELD_REQUIRED)
+        loss.refuse("target_tokens", "this loss needs at least one target token", Reason.FIELD_REQUIRED)
     if name in _WITHOUT_TARGETS:
         for field in ("target_tokens", "target_token_ids"):
             if loss.value(field):
-                loss.refuse(field, f"{name.value} has no targets", Reason.FIELD_NOT_ALLOWED)
+                loss.refuse(field, "this loss has no targets", Reason.FIELD_NOT_ALLOWED)
     if name is not LossName.LOGIT_DIFF:
         for field in ("distractor_tokens", "distractor_token_ids"):
             if loss.value(field):
-                loss.refuse(field, f"{name.value} has no distractors", Reason.FIELD_NOT_ALLOWED)
+                loss.refuse(field, "this loss has no distractors", Reason.FIELD_NOT_ALLOWED)
 
 
 def _token_index(loss: MessageReader[LossFnConfig], n_tokens: int | None) -> int | None:

@@ -197,8 +197,7 @@ class MessageReader(Generic[MessageT]):
                 continue
             n_tokens, n_needed = len(baseline.token_ids), len(prompt.token_ids)
             if n_tokens != n_needed:
-                tokens = shortened(str(self.request.tokenizer.token_strings(baseline.token_ids)))
-                description = f"has {n_tokens} tokens; the prompt has {n_needed}: {tokens}"
+                description = f"has {n_tokens} tokens; it must have {n_needed}, as the prompt has"
                 self.refuse(place, description, Reason.UNEQUAL_PROMPT_LENGTHS)
             found.append(baseline.token_ids)
         return tuple(found)

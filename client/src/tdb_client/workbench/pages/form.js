@@ -83,9 +83,13 @@ export class Form {
   /** Says what is wrong where it is wrong. Returns what belongs to no field of the form. */
   showFaults(violations) {
     const others = [];
-    for (const { field, description } of violations) {
+    const node = (name, index) => (name === "changes" || name === "onlyThese" ? this.rest[name]?.[index] : undefined);
+    for (const { field, description: said } of violations) {
       const [, name, index] = /^(\w+)(?:\[(\d+)\])?/.exec(field) ?? [];
       const inner = field.replace(/\.(\w)/, (_, letter) => letter.toUpperCase()); // the form has `loss.token` as `lossToken`
+      const told = said.replace(/\b(\w+)\[(\d+)\]/g, (path, ...parts) => node(...parts) ?? path);
+      const chip = node(name, index); // chips have no numbers
+      const description = !chip || told.includes(chip) ? told : `${chip}: ${told}`;
       const place = byId(`${inner}-fault`) ?? byId(`${name}-fault`);
       if (place === null) {
         others.push(`${field}: ${description}`);

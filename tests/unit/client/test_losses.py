@@ -85,10 +85,10 @@ def test_the_command_line() -> None:
     request = _sub_request(parse(words))
     assert request.loss == Loss("log_prob", " Mary", token=3)
     assert request_text.command(request) == "tdb debug --prompt p --target ' Mary' --loss log_prob --at 3"
-    assert "from tdb_client import Client, Loss\n" in request_text.program(request)
+    assert "from tdb_client import Client, Loss\n" in request_text.program([request])
     assert _sub_request(parse(words[:5])).loss is None
     along = Loss("direction", direction=ResidualDirection("resid_post_emb", None, (1.0,)))
-    program = request_text.program(DebugSubRequest.of("p", loss=along))
+    program = request_text.program([DebugSubRequest.of("p", loss=along)])
     names: dict[str, object] = {}
     exec(program.splitlines()[0], names)
     assert eval(program.split("loss=", 1)[1].rsplit(",\n", 1)[0], names) == along

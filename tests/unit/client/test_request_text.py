@@ -79,7 +79,7 @@ class Listener:
 @given(requests)
 def test_the_program_asks_the_same(request: DebugSubRequest) -> None:
     imported = "from tdb_client import Client\n"
-    program = request_text.program(request)
+    program = request_text.program([request])
     assert program.startswith(imported)
     exec(compile(program.removeprefix(imported), "program", "exec"), {"Client": Listener})
     assert Listener.asked == request
@@ -87,13 +87,43 @@ def test_the_program_asks_the_same(request: DebugSubRequest) -> None:
 
 def test_the_program_is_short() -> None:
     request = DebugSubRequest.of("a prompt", " Mary", ablate="L1 head 2 @ -1")
-    assert request_text.program(request).splitlines()[-6:] == [
+    assert request_text.program([request]).splitlines()[-6:] == [
         "    result = client.debug(",
         "        'a prompt',",
         "        ' Mary',",
         "        ablate='L1 head 2 @ -1',",
         "    )",
         "print(result)",
+    ]
+
+
+class Pair(Listener):
+    """Takes the client's place where two are compared."""
+
+    def debug_many(self, requests: list[DebugSubRequest]) -> tuple[DebugSubRequest, DebugSubRequest]:
+        first, second = requests
+        return first, second
+
+
+@given(requests, requests)
+def test_the_program_asks_for_both(first: DebugSubRequest, second: DebugSubRequest) -> None:
+    imported = "from tdb_client import Client, DebugSubRequest\n"
+    program = request_text.program([first, second])
+    assert program.startswith(imported)
+    found: dict[str, Any] = {"Client": Pair, "DebugSubRequest": DebugSubRequest, "print": lambda _: None}
+    exec(compile(program.removeprefix(imported), "program", "exec"), found)
+    assert (found["before"], found["after"]) == (first, second)
+
+
+def test_commands_show_both_runs() -> None:
+    plain = DebugSubRequest.of("p", " Mary")
+    ablated = replace(plain, ablate=(Ablation.parse("L1 head 2 @ -1"),), hide_early_layers=True)
+    kept = DebugSubRequest.of("p", " Mary", only_these=["L1 mlp"])
+    assert request_text.commands([plain]) == request_text.command(plain)
+    assert request_text.commands([plain, ablated]) == request_text.command(ablated)  # which runs both
+    assert request_text.commands([plain, kept]).splitlines() == [
+        "tdb debug --prompt p --target ' Mary'",
+        "tdb debug --prompt p --target ' Mary' --only-these 'L1 mlp'",
     ]
 
 
@@ -111,4 +141,4 @@ def test_downstream_nodes_are_part_of_the_command(downstream: str) -> None:
     request = DebugSubRequest.of("p", trace="L1 head 2 @ 3 -> 1 through V", downstream=downstream)
     options = parse(shlex.split(request_text.command(request))[1:])
     assert options.downstream.read == request.downstream
-    assert f"downstream={downstream!r}" in request_text.program(request)
+    assert f"downstream={downstream!r}" in request_text.program([request])

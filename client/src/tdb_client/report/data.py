@@ -58,8 +58,8 @@ def report_data(results: Sequence[DebugAnswer]) -> Json:
         "pair_tokens": pair_tokens,
         "runs": [_run(one, nodes, token_ids, pair_tokens) for one in results],
         "request": {
-            "command": request_text.command(asked[-1]),
-            "program": request_text.program(asked[-1]),
+            "command": request_text.commands(asked),
+            "program": request_text.program(asked),
             "message": request_text.message(asked, len(first.prompt)),
             "method": f"{request_text.SERVICE}/Debug",
         },

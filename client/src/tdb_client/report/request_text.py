@@ -1,11 +1,11 @@
-"""A debug request as text to copy: the command, a Python program, and the message as JSON."""
+"""Debug requests as text to copy: commands, a Python program, and the message as JSON."""
 
 from __future__ import annotations
 
 import json
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from google.protobuf.json_format import MessageToDict
 
@@ -27,6 +27,17 @@ _PLAIN_ARGUMENTS = (
     "token_lists",
 )
 _DEFAULTS = {one.name: one.default for one in fields(DebugSubRequest)}
+
+
+def commands(requests: Sequence[DebugSubRequest]) -> str:
+    """The calls of `tdb` that show the same runs, a line each. With ablations one call shows two.
+
+    Args:
+        requests: the sub-requests of a call: one, or two to compare.
+    """
+    first, last = requests[0], requests[-1]
+    compared = replace(last, ablate=(), hide_early_layers=first.hide_early_layers)
+    return command(last) if len(requests) == 1 or first == compared else "\n".join(map(command, requests))
 
 
 def command(request: DebugSubRequest) -> str:
@@ -65,18 +76,25 @@ def command(request: DebugSubRequest) -> str:
     return shlex.join([*words, *(switch for switch, is_set in switches.items() if is_set)])
 
 
-def program(request: DebugSubRequest) -> str:
-    """A Python program that asks the same."""
-    arguments = ",\n        ".join(_arguments(request))
-    names = "Client" if request.loss is None else "Client, Loss"
-    if request.objective.direction is not None:
-        names += ", ResidualDirection"
-    return (
-        f"from tdb_client import {names}\n\n"
-        "with Client() as client:\n"
-        f"    result = client.debug(\n        {arguments},\n    )\n"
-        "print(result)\n"
-    )
+def program(requests: Sequence[DebugSubRequest]) -> str:
+    """A Python program that asks the same.
+
+    Args:
+        requests: the sub-requests of a call: one, or two to compare.
+    """
+    names = {
+        "Client": True,
+        "DebugSubRequest": len(requests) > 1,
+        "Loss": any(one.loss is not None for one in requests),
+        "ResidualDirection": any(one.objective.direction is not None for one in requests),
+    }
+    if len(requests) == 1:
+        asking = f"    result = client.debug({_call(requests[0], 8)}    )\nprint(result)\n"
+    else:
+        listed = "".join(f"        DebugSubRequest.of({_call(one, 12)}        ),\n" for one in requests)
+        asking = f"    before, after = client.debug_many([\n{listed}    ])\nprint(before)\nprint(after)\n"
+    imported = ", ".join(name for name, is_used in names.items() if is_used)
+    return f"from tdb_client import {imported}\n\nwith Client() as client:\n{asking}"
 
 
 def message(requests: Sequence[DebugSubRequest], n_tokens: int) -> str:
@@ -96,6 +114,11 @@ def _option(name: str, *values: str) -> list[str]:
     if any(value.startswith("-") for value in values):
         return [f"{name}={value}" for value in values]
     return [name, *values] if values else []
+
+
+def _call(request: DebugSubRequest, n_spaces: int) -> str:
+    """The arguments of a call, a line each."""
+    return "\n" + "".join(f"{' ' * n_spaces}{one},\n" for one in _arguments(request))
 
 
 def _arguments(request: DebugSubRequest) -> Iterator[str]:

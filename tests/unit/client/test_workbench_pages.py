@@ -37,10 +37,11 @@ def test_imports_name_what_is_exported(module: Path) -> None:
             assert len(re.findall(rf"\b{name}\b", source)) > 1, f"{name} is imported and not used"
 
 
-def test_the_page_has_nothing_inline() -> None:
-    text = (PAGES / "workbench.html").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["workbench.html", "no_such_page.html"])
+def test_the_page_has_nothing_inline(page: str) -> None:
+    text = (PAGES / page).read_text(encoding="utf-8")
     assert not re.search(r"<style|style=|\son\w+=|<script(?![^>]*src=)", text)
-    assert not re.search(r"""(?:href|src)="(?!\$\{base\}|data:,)""", text)  # all relative to the page
+    assert not re.search(r"""(?:href|src)="(?!\$\{base\}|data:,|#)""", text)  # all relative to the page
 
 
 def test_every_picture_has_a_module() -> None:

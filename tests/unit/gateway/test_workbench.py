@@ -282,6 +282,28 @@ async def test_a_node_has_an_address(client: Client) -> None:
         assert (await client.get(address)).status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("address", "home"),
+    [
+        ("/nothing", "."),
+        ("/no/thing", "../."),
+        ("/no%2Fthing", "."),
+        ("/workbench/no.js", "../."),
+        ("/node/", "../."),
+    ],
+)
+async def test_an_address_of_nothing_leads_home(client: Client, address: str, home: str) -> None:
+    page = await client.get(address, headers={"accept": BROWSER})
+    assert (page.status_code, page.headers["content-type"]) == (404, "text/html; charset=utf-8")
+    assert f'<a href="{home}">' in page.text
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert not re.search(r"<script|<style|style=", page.text)
+    response = await client.get(address)
+    assert (response.status_code, response.json()) == (404, {"message": "Not Found"})
+    for one in (page, response):
+        assert "Accept" in one.headers["vary"]
+
+
 async def test_nothing_else_may_run_in_the_page(client: Client) -> None:
     for address in ("/", "/node/L1.mlp.0"):
         page = await client.get(address, headers={"accept": BROWSER})

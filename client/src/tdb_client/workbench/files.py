@@ -77,6 +77,19 @@ def page(depth: int = 0) -> File:
     Args:
         depth: how many folders its address has below the page at `/`: 1 for `/node/NAME`.
     """
-    text = files("tdb_client.workbench").joinpath("pages", "workbench.html").read_text(encoding="utf-8")
+    return _relative("workbench.html", depth)
+
+
+def no_such_page(depth: int) -> File:
+    """What stands at addresses of nothing, and leads to the page.
+
+    Args:
+        depth: as in `page`.
+    """
+    return _relative("no_such_page.html", depth)
+
+
+def _relative(name: str, depth: int) -> File:
+    text = files("tdb_client.workbench").joinpath("pages", name).read_text(encoding="utf-8")
     content = Template(text).substitute(base="../" * depth)
     return File(content.encode(), "text/html; charset=utf-8")

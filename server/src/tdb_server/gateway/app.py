@@ -34,7 +34,7 @@ from tdb_server.gateway.json_responses import batched_response, model_info_respo
 from tdb_server.gateway.json_text import Body
 from tdb_server.gateway.openapi import WITHOUT_BODY, openapi_document
 from tdb_server.gateway.records import RECORD_BYTES, RecordEndpoint, record_endpoints
-from tdb_server.gateway.workbench.pages import page_routes
+from tdb_server.gateway.workbench.pages import not_found, page_routes
 from tdb_server.gateway.workbench.routes import workbench_endpoints
 from tdb_server.service.caller import current_caller
 from tdb_server.service.debugger_service import DebuggerService
@@ -142,7 +142,7 @@ def _constant(body: Body) -> Callable[[Request], Awaitable[Response]]:
     return answer
 
 
-async def _no_such_page(_: Request, error: Exception) -> Response:
+async def _no_such_page(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     detail = error.detail if isinstance(error, HTTPException) else "internal error"
-    return JSONResponse({"message": detail}, status)
+    return not_found(request, detail) if status == 404 else JSONResponse({"message": detail}, status)

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from tdb_client.workbench.files import File, content_security_policy, page, static_files
+from tdb_client.workbench.files import File, content_security_policy, no_such_page, page, static_files
 
 Answer = Callable[[Request], Awaitable[Response]]
 VARY = {"Vary": "Accept"}
@@ -45,6 +45,15 @@ def page_routes(described: Answer) -> list[Route]:
         Route("/workbench/{name}", file),
         Route("/report/{name}", file),
     ]
+
+
+def not_found(request: Request, message: str) -> Response:
+    """What stands at an address of nothing: for browsers a page that leads home, for others a message."""
+    if not wants_page(request.headers.get("accept", "")):
+        return JSONResponse({"message": message}, 404, VARY)
+    path: bytes = request.scope["raw_path"]  # as it was sent: in it `%2F` begins no folder
+    found = no_such_page(path.count(b"/") - 1)
+    return Response(found.content, 404, found.headers | _page_headers())
 
 
 def wants_page(accept: str) -> bool:

@@ -79,9 +79,10 @@ export class AttentionView {
     );
     byId("attention").querySelector("td[tabindex]")?.setAttribute("tabindex", "0");
     const isShare = isWhole && !this.state.isChange;
+    const isAboveZero = isShare || (!this.state.isEffect && shown.every((one) => (one ?? 0) >= 0));
     const ends = isShare ? ["none", "attention"] : isWhole ? ["less", "more"]
-      : this.state.isEffect ? ["lowers", "raises"] : ["negative", "positive"];
-    legend(byId("attention-legend"), most, ends, isShare);
+      : this.state.isEffect ? ["lowers", "raises"] : [isAboveZero ? "none" : "negative", "positive"];
+    legend(byId("attention-legend"), most, ends, isAboveZero);
   }
 
   cell(from, to, value, most, isNumbered) {

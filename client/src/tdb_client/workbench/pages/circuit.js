@@ -14,6 +14,12 @@ const TOP = 1.2; // of the picture, unless something is higher
 const WANTED = 0.85;
 const MOST_CALLS = 64;
 
+/** What so many nodes keep; a share that rounds to 0 is 0. */
+function keeps(size, share) {
+  const shown = share !== null && Math.abs(share) < 0.0005 ? 0 : share;
+  return `${size} ${size === 1 ? "node keeps" : "nodes keep"} ${number(shown)}`;
+}
+
 export function draw(place, context) {
   const { question, signal } = context;
   const wanted = make("input", { type: "number", id: "circuit-wanted", min: "0", max: "1", step: "0.05", value: WANTED });
@@ -53,7 +59,7 @@ async function search(shown, said, context, faithfulness, atMost, signal, questi
       if (!best.has(size) || Math.abs(1 - value) < Math.abs(1 - best.get(size))) best.set(size, value);
     }
     if (line.event === "circuit") found = line;
-    said.textContent = found ? `${found.nMeasured} circuits measured` : `${line.calls} calls: ${line.size} nodes keep ${number(line.faithfulness)}`;
+    said.textContent = found ? `${found.nMeasured} circuits measured` : `${line.calls} calls: ${keeps(line.size, line.faithfulness)}`;
     shown.replaceChildren(curve([...best], faithfulness, found), ...(found ? [result(found, context, question)] : []));
   }
 }
@@ -77,12 +83,12 @@ function curve(steps, wanted, found) {
   const level = (value, kind) => [svg("line", { class: kind, x1: MARGIN, x2: WIDTH - MARGIN, y1: y(value), y2: y(value) }),
     svg("text", { x: 6, y: y(value) + 4 }, String(value))];
   const ticks = [1, 3, 10, 30, 100, 300, 1000].filter((size) => Math.log(size) <= largest);
-  const words = found ? `${found.nodes.length} nodes keep ${number(found.faithfulness)}` : "searching";
+  const words = found ? keeps(found.nodes.length, found.faithfulness) : "searching";
   return svg("svg", { class: "curve", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `faithfulness against size: ${words}` },
     level(0, "axis"), level(1, "axis"), level(wanted, "wanted"),
     ticks.map((size) => svg("text", { x: x(size), y: HEIGHT - 22, "text-anchor": "middle" }, String(size))),
     svg("text", { x: WIDTH / 2, y: HEIGHT - 6, "text-anchor": "middle" }, "nodes"),
     svg("polyline", { points: sorted.map((one) => `${x(one.size)},${y(one.value)}`).join(" ") }),
     sorted.map((one) => svg("circle", { cx: x(one.size), cy: y(one.value), r: one.size === found?.nodes.length ? 6 : 3,
-      class: one.size === found?.nodes.length ? "best" : "" }, svg("title", {}, `${one.size} nodes: ${number(one.value)}`))));
+      class: one.size === found?.nodes.length ? "best" : "" }, svg("title", {}, keeps(one.size, one.value)))));
 }

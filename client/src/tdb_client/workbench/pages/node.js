@@ -35,12 +35,18 @@ export async function drawNodePage() {
   const { question } = fromFragment(location.hash);
   const place = byId("answer");
   const signal = new AbortController().signal;
+  const heading = make("h2", { class: "node-name" }, name);
   const found = make("div", { class: "sections" });
   const pasted = make("div", {});
   const waiting = make("p", { class: "hint", role: "status" }, "computing …");
-  place.replaceChildren(found, waiting, textForm(name, pasted, signal), pasted);
+  place.replaceChildren(heading, found, waiting);
   await guarded(found, signal, async () => {
-    for await (const line of lines("node", { node: name, ...(question ? { question } : {}) }, signal)) drawLine(found, line, question);
+    for await (const line of lines("node", { node: name, ...(question ? { question } : {}) }, signal)) {
+      drawLine(found, line, question);
+      if (line.event !== "node") continue;
+      heading.textContent = line.spelling;
+      place.append(textForm(name, pasted, signal), pasted); // which there is nothing to do with where there is no such node
+    }
   });
   waiting.remove();
 }
@@ -57,7 +63,6 @@ function drawNode(place, line, question) {
   const lists = LISTS.filter(([name]) => line[name]).map(([name, high, low]) =>
     make("div", { class: "ends" }, tokenList(high, line[name][0], SHOWN_TOKENS), tokenList(low, line[name][1], SHOWN_TOKENS)));
   place.append(
-    make("h2", { class: "node-name" }, line.spelling),
     line.label ? make("p", { class: "label" }, line.label) : "",
     line.link ? make("p", {}, pageLink(line.link, line.link)) : "",
     question ? make("p", { class: "hint" }, make("a", { href: pageAddress(`.${fragment(question)}`) }, "back to the question")) : "",

@@ -32,7 +32,12 @@ export function showDone(seconds) {
   byId("progress").replaceChildren(make("span", { class: "quiet" }, seconds === null ? "" : `answered in ${seconds.toFixed(seconds < 10 ? 1 : 0)} s`));
 }
 
-/** Says what went wrong, or that it was cancelled. */
+/** Says that nothing is on its way any more, as somebody wanted. */
+export function showCancelled() {
+  byId("progress").replaceChildren(make("span", {}, "Cancelled. Run asks again."));
+}
+
+/** Says what went wrong. */
 export function showTrouble(message, more = []) {
   byId("progress").replaceChildren(make("div", { class: "trouble", role: "alert" },
     make("strong", {}, message), more.map((one) => make("p", {}, one))));

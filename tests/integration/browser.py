@@ -92,6 +92,7 @@ class Page:
             "Tab": 9,
             "ArrowDown": 40,
             "ArrowUp": 38,
+            "ArrowLeft": 37,
             "ArrowRight": 39,
             "End": 35,
             "Enter": 13,

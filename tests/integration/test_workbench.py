@@ -194,6 +194,20 @@ def test_what_is_wrong_stands_at_its_field(asked):
     asked.page.complaints.clear()  # that the server refused
 
 
+def test_odd_targets_are_noted_and_asked_all_the_same(asked):
+    asked.write("#distractor-0", " the")
+    assert asked.text("#targets-note") == "' the' is a target and a distractor: it counts against itself."
+    asked.run()
+    assert asked.values() == [0]
+    asked.click("#target .add")
+    asked.page.type(" the")
+    assert asked.text("#targets-note").endswith(" ' the' stands twice: it counts twice.")
+    assert asked.serious_faults() == []
+    asked.write("#distractor-0", " of")
+    asked.click("#target .remove", 1)
+    assert asked.text("#targets-note") == ""
+
+
 def test_what_is_wrong_with_a_change_names_it(bench, address):
     changes = ["L1 neuron 3 @ 1", "L1 neuron 3 @ 1 * 2", "L1 head 1 @ 1 = baseline"]
     bench.page.open("about:blank")
@@ -253,6 +267,42 @@ def test_the_grid_and_the_menu_work_with_keys_alone(asked):
     assert asked.count("#changes .chip") == 1
 
 
+def test_the_answer_is_a_few_keys_away(asked):
+    here = asked.page.evaluate("location.hash")
+    asked.page.evaluate("document.getElementById('home').focus()")
+    asked.page.press("Tab", shift=True)
+    assert asked.page.evaluate("document.activeElement.id") == "skip"
+    assert asked.page.evaluate("document.activeElement.getBoundingClientRect().height") > 20  # it is seen
+    assert asked.serious_faults() == []
+    asked.page.press("Enter")
+    assert asked.page.evaluate("document.activeElement.id") == "answer"
+    assert asked.page.evaluate("location.hash") == here
+    asked.page.evaluate("document.querySelector('#prompt [tabindex=\"0\"]').focus()")
+    asked.page.press("ArrowRight")
+    asked.page.press("ArrowRight")
+    asked.page.press("ArrowLeft")
+    token = "[...document.querySelectorAll('#prompt button')].indexOf(document.activeElement)"
+    assert asked.page.evaluate(token) == 1
+    assert asked.count("#prompt [tabindex='0']") == 1
+    asked.page.press("Tab")
+    assert asked.page.evaluate(token) == -1
+
+
+def test_sizes_have_no_negative_end(asked):
+    asked.click("#scalar-write_norm")
+    assert asked.text("#attention-legend").startswith("none 0+")
+    asked.click("#scalar-direct_effect")
+    assert asked.text("#attention-legend").startswith("lowers −")
+
+
+def test_an_address_of_nothing_leads_home(bench, address):
+    bench.page.open(f"{address}no/thing")
+    assert bench.text("h1") == "There is no such page"
+    assert bench.page.evaluate("document.querySelector('main a').href") == address
+    assert bench.serious_faults() == []
+    bench.page.complaints.clear()  # that there is none
+
+
 def test_nothing_serious_keeps_anybody_out(asked, address):
     asked.click("#nodes button.node")
     asked.click("#options summary")
@@ -293,6 +343,25 @@ def test_sums_show_the_tokens_that_have_any_and_the_first_does_not_set_the_scale
     assert "+2.000 raises" in bench.text("#answer .legend")
     assert "up to 500.0" in bench.text("#answer .legend")
     assert bench.serious_faults() == []
+
+
+CIRCUITS = """(async () => {
+  const step = { event: "step", calls: 2, size: 1, faithfulness: -1.3e-7, points: [[1, -1.3e-7], [2, 0.9]] };
+  const asks = window.fetch;
+  window.fetch = async () => new Response(JSON.stringify(step) + "\\n");
+  const place = document.getElementById("answer");
+  const { draw } = await import("/workbench/circuit.js");
+  draw(place, { question: {}, signal: new AbortController().signal });
+  document.getElementById("circuit-search").click();
+  while (!place.querySelector("circle")) await new Promise((done) => setTimeout(done, 5));
+  window.fetch = asks;
+})()"""
+
+
+def test_what_a_circuit_of_one_node_keeps(bench):
+    bench.page.evaluate(CIRCUITS)
+    assert bench.texts("#answer circle title") == ["1 node keeps 0", "2 nodes keep 0.900"]
+    assert bench.text("#answer [role=status]") == "2 calls: 1 node keeps 0"
 
 
 def test_examples_are_coloured_by_what_is_behind_the_first_token(bench):
@@ -445,6 +514,7 @@ def test_a_question_can_be_cancelled(address):
         one.click("#cancel")
         one.wait("document.getElementById('progress').textContent.startsWith('Cancelled.')")
         assert one.count("#answer *") == 0
+        assert one.count("#progress .trouble, #progress [role=alert]") == 0  # it is what somebody wanted
         assert one.page.evaluate("document.getElementById('cancel').hidden")
         one.run()
         assert one.count("#values strong") == 1
@@ -517,3 +587,12 @@ def test_a_node_has_a_page(address, name, shown):
         one.click("#run-texts")
         one.wait_for("#answer .trouble")
         assert "has 33 entries; at most 32 are taken" in one.text("#answer .trouble")
+
+
+def test_a_node_that_there_is_not_is_named(address):
+    with workbench(f"{address}node/L9.head.2") as one:
+        one.wait_for("#answer .trouble")
+        assert one.text("h2") == "L9.head.2"
+        assert "there is no layer 9" in one.text("#answer .trouble")
+        assert one.count("#texts") == 0
+        assert one.serious_faults() == []

@@ -1,4 +1,5 @@
-// The prompt, each token on the colour of what it adds to the objective. Tokens are buttons that filter the nodes.
+// The prompt, each token on the colour of what it adds to the objective. Tokens are buttons that filter the nodes;
+// Tab stops at one of them, and the arrow keys move on.
 
 import { byId, legend, make } from "./elements.js";
 import { colour, largest, number, shortNumber } from "./numbers.js";
@@ -16,11 +17,26 @@ export function drawPrompt(data, state, onToken) {
       type: "button",
       class: "token",
       title: `${quoted} @ ${token}: ${number(values[token], true)}`,
+      tabindex: token === (state.token ?? 0) ? "0" : "-1",
       "aria-pressed": String(state.token === token),
+      onfocus: ({ currentTarget }) => {
+        byId("prompt").querySelector("[tabindex='0']").tabIndex = -1;
+        currentTarget.tabIndex = 0;
+      },
       onclick: () => onToken(state.token === token ? null : token),
     }, word, ...(isShort ? [make("small", {}, shortNumber(values[token], true))] : []));
   }));
+  byId("prompt").onkeydown = move;
   legend(byId("prompt-legend"), most, ["lowers", "raises"]);
+}
+
+function move(event) {
+  const tokens = [...byId("prompt").children];
+  const at = tokens.indexOf(document.activeElement);
+  const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: tokens.length - 1 }[event.key];
+  if (at < 0 || !tokens[to]) return;
+  event.preventDefault();
+  tokens[to].focus();
 }
 
 /** Presses in the button of one token, or of none. */

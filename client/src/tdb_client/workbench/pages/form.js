@@ -15,8 +15,11 @@ export class Form {
   constructor(onAsk) {
     this.rest = {}; // of the question, what has no field: changes and what is kept
     this.nPromptTokens = null;
-    const target = (field, below) => showTokens(field, below, ({ tokens }) =>
-      [tokens.length === 1 ? `${tokens[0].quoted} · ${tokens[0].id}` : `${plain(tokens.length)}: ${tokens.map((one) => one.quoted).join(" ")}`], false);
+    const target = (field, below) => {
+      showTokens(field, below, ({ tokens }) =>
+        [tokens.length === 1 ? `${tokens[0].quoted} · ${tokens[0].id}` : `${plain(tokens.length)}: ${tokens.map((one) => one.quoted).join(" ")}`], false);
+      if (this.lists) byId("targets-note").textContent = oddities(this.lists.target.read(), this.lists.distractor.read()).join(" ");
+    };
     this.lists = {
       target: new TextList(byId("target"), { name: "target", title: "target", onInput: target }),
       distractor: new TextList(byId("distractor"), { name: "distractor", title: "distractor", onInput: target }),
@@ -103,6 +106,14 @@ export class Form {
     document.querySelector("[aria-invalid]")?.focus();
     return others;
   }
+}
+
+/** What is odd about targets and distractors that can be asked for all the same. */
+function oddities(target, distractor) {
+  const say = (texts, what) => [...new Set(texts)].map((one) => `'${one}' ${what}`);
+  const again = [target, distractor].flatMap((list) => list.filter((one, at) => list.indexOf(one) !== at));
+  return [...say(target.filter((one) => distractor.includes(one)), "is a target and a distractor: it counts against itself."),
+    ...say(again, "stands twice: it counts twice.")];
 }
 
 /** As high as its text. */

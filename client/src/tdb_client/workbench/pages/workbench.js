@@ -13,7 +13,7 @@ import { Form } from "./form.js";
 import { openMenu, startMenu } from "./menu.js";
 import { drawModel } from "./model.js";
 import { pictureSections } from "./pictures.js";
-import { showDone, showProgress, showRunning, showTrouble } from "./progress.js";
+import { showCancelled, showDone, showProgress, showRunning, showTrouble } from "./progress.js";
 import { keyOf, tidy, withTrace } from "./questions.js";
 import { Trail } from "./trail.js";
 
@@ -45,6 +45,11 @@ class Workbench {
     this.trail = new Trail((question) => this.ask(question));
     this.gathered = new Gathered((withThem) => this.ask(withThem(withTrace(this.asked, null))));
     byId("cancel").addEventListener("click", () => this.cancel());
+    byId("skip").addEventListener("click", (event) => {
+      event.preventDefault(); // the address holds the question
+      byId("answer").scrollIntoView();
+      byId("answer").focus({ preventScroll: true });
+    });
     byId("examples").addEventListener("change", ({ target }) => this.startFrom(target.value));
     const dark = matchMedia("(prefers-color-scheme: dark)");
     useDark(dark.matches);
@@ -153,7 +158,7 @@ class Workbench {
     } catch (error) {
       if (this.call !== call) return; // another question was asked meanwhile
       byId("answer").replaceChildren();
-      if (call.signal.aborted) showTrouble("Cancelled.", ["Run asks again."]);
+      if (call.signal.aborted) showCancelled();
       else this.showError(error);
     } finally {
       if (this.call === call) {

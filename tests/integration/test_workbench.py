@@ -579,6 +579,13 @@ def test_a_node_has_a_page(address, name, shown):
         assert "computing" not in one.text("#answer")
         assert one.serious_faults() == []
         assert one.page.complaints == []
+        colours = "[...document.querySelectorAll('#answer .word')].map((one) => one.style.backgroundColor)"
+        light = one.page.evaluate(colours)
+        one.page.send(
+            "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}]
+        )
+        one.wait(f"!{colours}.some((colour) => {light}.includes(colour))")
+        assert len(one.page.evaluate(colours)) == len(light)
         assert one.page.evaluate("document.documentElement.scrollWidth") == LAPTOP[0]
         width = {"width": PHONE[0], "height": PHONE[1], "deviceScaleFactor": 1, "mobile": False}
         one.page.send("Emulation.setDeviceMetricsOverride", **width)

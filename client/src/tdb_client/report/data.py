@@ -73,8 +73,9 @@ def circuit_words(result: DebugAnswer) -> str:
         return ""
     nodes = ", ".join(map(str, kept)) or "none"
     faithfulness = "not defined" if circuit.faithfulness is None else f"{circuit.faithfulness:.3f}"
+    types = " and ".join(one.replace("_", " ") for one in result.request.node_types)
     return (
-        f"of {' and '.join(result.request.node_types)} nodes only these are kept: {nodes}; faithfulness"
+        f"of {types} nodes only these are kept: {nodes}; faithfulness"
         f" {faithfulness} (prompt {circuit.of_prompt:.3f}, baseline {circuit.of_baseline:.3f})"
     )
 

@@ -36,6 +36,7 @@ export class Form {
       event.preventDefault();
       byId("question").requestSubmit();
     });
+    addEventListener("resize", () => document.querySelectorAll("#question textarea").forEach(fit));
     byId("question").addEventListener("submit", (event) => {
       event.preventDefault();
       onAsk(this.read());

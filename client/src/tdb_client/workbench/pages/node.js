@@ -38,17 +38,41 @@ export async function drawNodePage() {
   const heading = make("h2", { class: "node-name" }, name);
   const found = make("div", { class: "sections" });
   const pasted = make("div", {});
+  const drawn = new Redrawn();
   const waiting = make("p", { class: "hint", role: "status" }, "computing …");
   place.replaceChildren(heading, found, waiting);
   await guarded(found, signal, async () => {
     for await (const line of lines("node", { node: name, ...(question ? { question } : {}) }, signal)) {
-      drawLine(found, line, question);
+      drawn.draw(found, (place) => drawLine(place, line, question));
       if (line.event !== "node") continue;
       heading.textContent = line.spelling;
-      place.append(textForm(name, pasted, signal), pasted); // which there is nothing to do with where there is no such node
+      place.append(textForm(name, pasted, drawn, signal), pasted); // which there is nothing to do with where there is no such node
     }
   });
   waiting.remove();
+}
+
+/** Parts of the page, which are drawn again where dark and light change: their colours are the script's. */
+class Redrawn {
+  constructor() {
+    this.parts = new Map(); // by place, what has drawn into it
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.parts.forEach((draws, place) => {
+      const troubles = place.querySelectorAll(".trouble");
+      place.replaceChildren();
+      draws.forEach((draw) => draw(place));
+      place.append(...troubles);
+    }));
+  }
+
+  draw(place, draw) {
+    this.parts.set(place, [...(this.parts.get(place) ?? []), draw]);
+    draw(place);
+  }
+
+  clear(place) {
+    this.parts.delete(place);
+    place.replaceChildren();
+  }
 }
 
 function drawLine(place, line, question) {
@@ -99,7 +123,8 @@ function uses({ tokens, nodes, scalars, lists }) {
   if (!nodes.length) return section("uses", "Its uses here", make("p", { class: "hint" }, "None of them is among the question's strongest nodes."));
   const columns = Object.entries(SCALARS);
   const most = columns.map(([name]) => largest(scalars[name]));
-  const at = ({ token, attended_to: to }) => `${tokens[token].quoted}${to === null ? "" : ` → ${tokens[to].quoted}`}`;
+  const named = (token) => `${tokens[token].quoted} @ ${token}`;
+  const at = ({ token, attended_to: to }) => `${named(token)}${to === null ? "" : ` → ${named(to)}`}`;
   return section("uses", "Its uses here", make("div", { class: "scroll", tabindex: "0", role: "region", "aria-labelledby": "uses-title" },
     make("table", { class: "nodes" },
       make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "at"),
@@ -114,7 +139,7 @@ function uses({ tokens, nodes, scalars, lists }) {
 }
 
 /** Texts to paste, one a line. */
-function textForm(name, pasted, signal) {
+function textForm(name, pasted, drawn, signal) {
   const field = make("textarea", { id: "texts", rows: "3", spellcheck: "false", "aria-describedby": "texts-hint" });
   const form = make("form", { class: "pasted" }, make("h2", {}, make("label", { for: "texts" }, "On your own texts")),
     make("p", { class: "hint", id: "texts-hint" }, `One a line, up to ${MOST_TEXTS}.`), field,
@@ -123,10 +148,10 @@ function textForm(name, pasted, signal) {
     event.preventDefault();
     const texts = field.value.split("\n").filter(Boolean);
     if (!texts.length) return;
-    pasted.replaceChildren();
+    drawn.clear(pasted);
     guarded(pasted, signal, async () => {
       for await (const line of lines("node", { node: name, texts }, signal)) {
-        if (line.event === "activations") pasted.append(activations(line, ""));
+        if (line.event === "activations") drawn.draw(pasted, (place) => place.append(activations(line, "")));
       }
     });
   });

@@ -79,6 +79,6 @@ def test_the_command_line_asks_for_it_and_shows_it(fake: Fake, capsys: pytest.Ca
 
 def test_a_page_has_it_to_copy() -> None:
     plain, relp = (DebugSubRequest.of("p", " Mary", backward_rule=one) for one in ("gradient", "relp"))
-    assert "rule" not in command(plain) + program(plain)
+    assert "rule" not in command(plain) + program([plain])
     assert command(relp).endswith(" --rule relp")
-    assert "backward_rule='relp'" in program(relp)
+    assert "backward_rule='relp'" in program([relp])

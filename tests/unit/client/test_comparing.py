@@ -201,8 +201,8 @@ def test_requests_are_told_as_they_were_asked(fake: Fake, capsys: Output) -> Non
         "p", " Mary", baseline=["q", "r"], only_these="L1 mlp", node_types=["whole_mlp"]
     )
     assert "--baseline q r --only-these 'L1 mlp' --node-types whole_mlp" in command(asked)
-    assert "baseline=['q', 'r']" in program(asked)
-    assert "only_these=['L1 mlp']" in program(asked)
+    assert "baseline=['q', 'r']" in program([asked])
+    assert "only_these=['L1 mlp']" in program([asked])
     words = ["--baseline", "q", "--only-these", "--node-types", "whole_mlp", "--json"]
     assert main(["debug", *ASK, *words, "--server", fake[0]]) == 0
     (told,) = json.loads(capsys.readouterr().out)["sub_requests"]

@@ -103,7 +103,7 @@ def test_spellings_of_the_documents(text: str, node: Node) -> None:
         ("L5 neuron @ 3", "must have a number after 'neuron'"),
         ("L5 layer 4 @ 3", "must not have a number"),
         ("L5 neuron 1 @ 3 -> 2", "only attention"),
-        ("L5 logit 1 @ 3", "belongs to none"),
+        ("L5 logit 1 @ 3", "logits belong to none"),
         ("L5 qk channel 1 @ 3", "belongs to a head"),
         ("L5 neuron ５ @ 3", "is not a node"),
     ],

@@ -462,6 +462,9 @@ def test_a_token_is_asked_for_once_and_kept_for_the_session(guarded):
         page.type("wrong")
         page.press("Enter")
         one.wait("document.getElementById('dialog').textContent.includes('not accepted')")
+        page.type(f"\u201c{TOKENS['alice']}\u201d")  # which no header can hold
+        page.press("Enter")
+        one.wait("document.getElementById('dialog').open && !document.getElementById('dialog-field').value")
         page.type(TOKENS["alice"])
         page.press("Enter")
         one.wait("document.getElementById('model').textContent !== ''")
@@ -471,6 +474,17 @@ def test_a_token_is_asked_for_once_and_kept_for_the_session(guarded):
         page.open("about:blank")
         page.open(address)
         one.wait("document.getElementById('model').textContent !== ''")
+        page.evaluate("sessionStorage.setItem('tdb-token', 'taken-away')")
+        page.evaluate(
+            "import('/workbench/api.js').then(({ ask }) => "
+            "Promise.all([1, 2, 3].map(() => ask('model', {}))).then((all) => { window.told = all.length; }))"
+            "; undefined"
+        )
+        one.wait("document.getElementById('dialog').open")
+        page.type(TOKENS["alice"])
+        page.press("Enter")
+        one.wait("window.told === 3")  # one answer is enough for all that were refused
+        assert not page.evaluate("document.getElementById('dialog').open")
 
 
 def test_a_thousand_tokens_stay_usable(address):

@@ -23,17 +23,34 @@ export function onTokenWanted(ask) {
   askForToken = ask;
 }
 
+let asking = null; // all who are refused at once wait for the same answer
+
+/** Learns a token in place of one that was refused, and throws where nobody gives any. */
+async function learnToken(refused) {
+  if (sessionStorage.getItem(TOKEN) !== refused) return; // somebody has given another meanwhile
+  asking ??= askUntilSendable(refused !== null).finally(() => { asking = null; });
+  const given = await asking;
+  if (given === null) throw new AskError("This server wants an API token.", { status: 401 });
+  sessionStorage.setItem(TOKEN, given);
+}
+
+/** What a header cannot hold, such as curly quotes around it, is no token: it is not even sent. */
+async function askUntilSendable(wasRefused) {
+  for (let wasWrong = wasRefused; ; wasWrong = true) {
+    const given = (await askForToken(wasWrong))?.trim() ?? null;
+    if (given === null || /^[!-~]+$/.test(given)) return given;
+  }
+}
+
 async function post(name, body, signal) {
-  for (let wasWrong = false; ; wasWrong = true) {
+  for (;;) {
     const token = sessionStorage.getItem(TOKEN);
     const headers = { "Content-Type": "application/json", Accept: "application/x-ndjson" };
     if (token) headers.Authorization = `Bearer ${token}`;
     const address = new URL(`v1/workbench/${name}`, root);
     const answer = await fetch(address, { method: "POST", headers, body: JSON.stringify(body), signal });
     if (answer.status !== 401) return answer;
-    const given = await askForToken(wasWrong || token !== null);
-    if (given === null) throw new AskError("This server wants an API token.", { status: 401 });
-    sessionStorage.setItem(TOKEN, given);
+    await learnToken(token);
   }
 }
 

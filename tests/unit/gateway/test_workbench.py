@@ -744,6 +744,23 @@ async def test_a_traced_node_has_a_lens_without_targets(client: Client, backend:
     assert last_request(backend).sub_requests[1].inference_spec.HasField("trace_config")
 
 
+@pytest.mark.parametrize(
+    ("trace", "has_loss"),
+    [
+        ("L0 neuron 5 @ 3", False),
+        ("L1 head 0 @ 3 -> 1 through Q", False),
+        ("L1 head 0 @ 3 -> 1 through V", True),  # the loss gives it its direction
+    ],
+)
+async def test_sums_by_layer_are_of_what_is_traced_and_not_of_the_loss(
+    client: Client, backend: StandIn, trace: str, has_loss: bool
+) -> None:
+    await asked(client, "layers", {"question": QUESTION | {"trace": trace}})
+    (run,) = (one.inference_spec for one in last_request(backend).sub_requests)
+    assert run.HasField("trace_config")
+    assert run.HasField("loss_fn_config") == has_loss
+
+
 async def test_layers(client: Client, backend: StandIn) -> None:
     question = QUESTION | {"changes": ["L1 head 2 @ -1"], "rule": "relp"}
     _, (line,) = await asked(client, "layers", {"question": question})
@@ -779,9 +796,9 @@ CHANGED = {"changes": ["L1 head 2 @ -1"], "onlyThese": [], "trace": "L0 neuron 5
 async def test_what_would_be_passed_over_is_refused(
     client: Client, backend: StandIn, route: str, also: set[str]
 ) -> None:
-    response, _ = await asked(client, route, {"question": QUESTION | CHANGED})
+    response, _ = await asked(client, route, {"question": QUESTION | CHANGED | {"rule": "relp"}})
     fields = {one["field"] for one in response.json()["violations"]}
-    assert fields == {"changes", "onlyThese", "trace"} | also
+    assert fields == {"changes", "onlyThese", "trace", "rule"} | also
     assert backend.requests == []
 
 

@@ -141,6 +141,7 @@ def refuse_changes(reader: BodyReader, asked: DebugSubRequest, why: str) -> None
         "changes": bool(asked.ablate),
         "onlyThese": asked.only_these is not None,
         "trace": asked.trace is not None,
+        "rule": asked.backward_rule != "gradient",
     }
     for name in (name for name, is_given in has.items() if is_given):
         reader.fault(name, f"must be left out: {why}", "FIELD_NOT_ALLOWED")
@@ -148,11 +149,14 @@ def refuse_changes(reader: BodyReader, asked: DebugSubRequest, why: str) -> None
 
 def _as_inference(asked: DebugSubRequest, results: Mapping[str, ProcessingSpec]) -> InferenceSubRequest:
     has_loss = asked.loss is not None or bool(asked.target)
+    # As in debug requests: what is traced takes the loss's place, which may only give a value its direction.
+    trace = asked.trace
+    is_towards_loss = trace is None or (trace.through == "V" and asked.downstream is None)
     return InferenceSubRequest(
         asked.prompt,
-        loss=asked.objective if has_loss else None,
-        trace=None if has_loss else asked.trace,
-        downstream=None if has_loss else asked.downstream,
+        loss=asked.objective if has_loss and is_towards_loss else None,
+        trace=trace,
+        downstream=asked.downstream,
         ablate=asked.ablate,
         results=results,
         add_bos=asked.add_bos,

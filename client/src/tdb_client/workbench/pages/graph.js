@@ -46,7 +46,7 @@ function drawGraph(place, { edges }, context) {
   strength.addEventListener("input", fill);
   place.replaceChildren(
     make("p", { class: "hint" }, "An edge says how much the objective would fall if its reader alone saw of its writer " +
-      "what that writes in the baseline, to first order. Blue raises, orange lowers."),
+      "what that writes in the baseline, to first order, whatever backward rule is chosen above. Blue raises, orange lowers."),
     make("p", { class: "tools" }, make("label", {}, "strongest ", strength), said, view.buttons()),
     make("div", { class: "graph" }, picture, list));
   fill();

@@ -45,9 +45,9 @@ export function withTrace(question, trace, downstream = null) {
   return tidy({ ...question, trace, downstream });
 }
 
-/** The same about the model as it is: what edges and circuits are asked with. */
+/** The same about the model as it is, with plain gradients: what edges and circuits are asked with. */
 export function ofWholeModel(question) {
-  return tidy({ ...question, changes: [], onlyThese: null, nodeTypes: null });
+  return tidy({ ...question, changes: [], onlyThese: null, nodeTypes: null, rule: null });
 }
 
 /** The model as it is, and the objective that was asked about first. */

@@ -90,6 +90,7 @@ class StandIn(TransformerDebuggerServiceServicer, ModelServiceServicer):
         self.requests: list[Message] = []
         self.cancelled = asyncio.Event()
         self.adds_bos = False
+        self.most_listed = 50
 
     async def StreamDebug(self, request: DebugRequest, context: Any) -> AsyncIterator[Message]:  # noqa: N802
         async for message in self._answered(request, debug_stream(request)):
@@ -124,7 +125,7 @@ class StandIn(TransformerDebuggerServiceServicer, ModelServiceServicer):
             server_version="9.8",
         )
         info.limits.max_node_ablations, info.limits.max_circuit_nodes = 8, 64
-        info.limits.max_sub_requests, info.limits.max_top_and_bottom_k = 8, 50
+        info.limits.max_sub_requests, info.limits.max_top_and_bottom_k = 8, self.most_listed
         dictionary = info.autoencoders.add(
             site=model_pb2.AUTOENCODER_SITE_MLP_POST_ACT, n_latents=80, layer_indices=[0, 1]
         )
@@ -734,6 +735,18 @@ async def test_the_lens(client: Client, backend: StandIn) -> None:
     assert rows[1]["at"][0]["top"] == [["' Mary'", 9.5], ["'\\n'", -0.25]]
     assert rows[2]["at"][1]["logits"] == [10.0, 11.0]
     assert set(line["runs"][0]) == {"resid_post_attn", "resid_post_mlp"}
+
+
+async def test_no_more_tokens_are_asked_for_than_the_server_lists(client: Client, backend: StandIn) -> None:
+    backend.most_listed = 3
+    await asked(client, "lens", {"question": QUESTION})
+    (run,) = last_request(backend).sub_requests
+    assert {one.lens.num_top_tokens for one in run.processing_specs} == {3}
+    await asked(client, "node", {"node": "L1.neuron.5"})
+    specs = [
+        one.derived_scalars for run in last_request(backend).sub_requests for one in run.processing_specs
+    ]
+    assert [one.num_top_tokens for one in specs] == [3, 3]
 
 
 async def test_a_traced_node_has_a_lens_without_targets(client: Client, backend: StandIn) -> None:

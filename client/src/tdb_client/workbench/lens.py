@@ -34,7 +34,8 @@ def _read(body: object) -> _Asked:
 async def _lens(client: AsyncClient, asked: _Asked) -> Lines:
     objective = asked.question.asked.objective
     tokens = tuple(dict.fromkeys((*objective.target, *objective.distractor)))
-    wanted = {place: LensSpec(tokens, N_TOP_TOKENS, at=asked.at, place=place) for place in PLACES}
+    n_top_tokens = min(N_TOP_TOKENS, (await client.model_info()).limits.max_top_and_bottom_k)
+    wanted = {place: LensSpec(tokens, n_top_tokens, at=asked.at, place=place) for place in PLACES}
     answers = await client.infer(asked.question.inference(wanted))
     first = named_result(answers[0], PLACES[0], LensResult)
     yield {

@@ -106,7 +106,7 @@ async def _node(client: AsyncClient, asked: _Asked) -> Lines:
         "index": node.index,
         "label": model.label(node),
         "link": model.link(node),
-        **await _vocabulary(client, node),
+        **await _vocabulary(client, node, min(N_TOKENS, model.limits.max_top_and_bottom_k)),
     }
     wanted = _activity(node)
     if asked.question is not None:
@@ -137,7 +137,7 @@ def _check_exists(node: Node, model: ModelInfo) -> None:
         raise QuestionError([FieldViolation("node", what, "TENSOR_INDEX_OUT_OF_RANGE")])
 
 
-async def _vocabulary(client: AsyncClient, node: Node) -> Line:
+async def _vocabulary(client: AsyncClient, node: Node, n_tokens: int) -> Line:
     """Tokens that a unit of it raises and lowers, and whose embeddings raise and lower it.
 
     A head's depend on the prompt, and are told with the nodes of a question.
@@ -147,12 +147,12 @@ async def _vocabulary(client: AsyncClient, node: Node) -> Line:
         return told
     place = _SCALARS[node.type]
     cell = ActivationIndex(place, node.layer, (0, node.index))
-    written = DerivedScalarsSpec(place, node.layer, node.index, n_top_tokens=N_TOKENS)
+    written = DerivedScalarsSpec(place, node.layer, node.index, n_top_tokens=n_tokens)
     asked = [
         InferenceSubRequest(SHORT_PROMPT, ablate=(AblationSpec(cell, 1.0),), results={"writes": written})
     ]
     if node.type in _READING:
-        read = DerivedScalarsSpec("vocab_token_write_to_input_direction", n_top_tokens=N_TOKENS)
+        read = DerivedScalarsSpec("vocab_token_write_to_input_direction", n_top_tokens=n_tokens)
         gradient = AblationSpec(replace(cell, pass_type="backward"), 1.0)
         asked.append(
             InferenceSubRequest(SHORT_PROMPT, Loss("zero"), ablate=(gradient,), results={"reads": read})

@@ -16,8 +16,9 @@ const MLP_AT = 0.88; // of the width, so that a layer's MLP always stands in the
 const NEAR = 40; // pixels across, below which an edge is bent aside so as not to run through what is between
 
 export async function draw(place, context) {
-  const { question, signal } = context;
-  drawGraph(place, await ask("edges", { question: ofWholeModel(question), topK: TOP_K }, signal), context);
+  const { question, model, signal } = context;
+  const topK = Math.min(TOP_K, model.limits.k);
+  drawGraph(place, await ask("edges", { question: ofWholeModel(question), topK }, signal), context);
 }
 
 function drawGraph(place, { edges }, context) {

@@ -11,6 +11,8 @@ from tdb_client.value_check import LARGEST, check_text
 Value = TypeVar("Value")
 MOST_FAULTS = 100
 """More are not told of: an answer stays short, whatever was sent."""
+MOST_CHARACTERS = 200
+"""Of what spells a node, and of a field's name that is told back."""
 
 
 class QuestionError(TdbError):
@@ -45,7 +47,10 @@ class BodyReader:
             self.fault("", "must be an object")
         for name in self._body:
             if name not in known:
-                self.fault(name, f"is not known; known are {', '.join(known)}", "FIELD_NOT_ALLOWED")
+                shown = name[:MOST_CHARACTERS].encode(
+                    errors="backslashreplace"
+                )  # half a surrogate pair is no text
+                self.fault(shown.decode(), f"is not known; known are {', '.join(known)}", "FIELD_NOT_ALLOWED")
 
     def fault(self, name: str, description: str, reason: str = "MALFORMED_REQUEST") -> None:
         """Notes a fault of a field."""
@@ -162,6 +167,11 @@ class BodyReader:
         return value
 
     def _parsed(self, name: str, text: str, parse: Callable[[str], Value]) -> Value | None:
+        if len(text) > MOST_CHARACTERS:
+            self.fault(
+                name, f"has {len(text)} characters; at most {MOST_CHARACTERS} are read", "OUT_OF_RANGE"
+            )
+            return None
         try:
             return parse(text)
         except NodeError as error:

@@ -437,6 +437,19 @@ def test_of_an_address_only_what_makes_sense_is_shown(bench, address):
     assert bench.count("#nodes tbody tr") == 20
 
 
+LEFT = """(async () => {
+  const { ask } = await import("/workbench/api.js");
+  const asked = ask("circuit", { question: {} }).catch(({ message }) => message);
+  window.dispatchEvent(new PageTransitionEvent("pagehide", { persisted: true }));
+  return [await asked, (await ask("model", {})).model.nLayers > 0];
+})()"""
+
+
+def test_a_page_that_is_left_stops_what_it_has_asked_for(bench):
+    """Browsers keep such a page, and go on with what it waits for."""
+    assert bench.page.evaluate(LEFT) == ["Stopped, as the page was left.", True]
+
+
 def test_the_first_paint_needs_little(address):
     with workbench(address) as one:
         one.wait("document.querySelectorAll('#prompt-tokens .box').length > 0")

@@ -11,6 +11,13 @@ class AskError extends Error {
   }
 }
 
+// A page that is left may be kept by the browser, with all that it waits for, in case somebody comes back.
+let here = new AbortController();
+addEventListener("pagehide", () => {
+  here.abort(new AskError("Stopped, as the page was left."));
+  here = new AbortController();
+});
+
 /** The address of a page of this server, whatever path it stands behind. */
 export function pageAddress(path) {
   return new URL(path, root).href;
@@ -59,9 +66,10 @@ async function refusal(answer) {
   return new AskError(body.message ?? `The server answered ${answer.status}.`, { violations: body.violations, status: answer.status });
 }
 
-/** Yields each object of an answer as it comes. Throws `AskError`; aborting the signal cancels the call. */
+/** Yields each object of an answer as it comes. Throws `AskError`; aborting the signal, or leaving the page, cancels the call. */
 export async function* lines(name, body, signal) {
-  const answer = await post(name, body, signal).catch((error) => {
+  const left = here.signal;
+  const answer = await post(name, body, AbortSignal.any(signal ? [signal, left] : [left])).catch((error) => {
     throw error instanceof TypeError ? new AskError("The server cannot be reached.") : error;
   });
   if (!answer.ok) throw await refusal(answer);
@@ -85,6 +93,7 @@ export async function* lines(name, body, signal) {
       }
     }
   } catch (error) {
+    left.throwIfAborted();
     if (error instanceof TypeError) throw new AskError("The connection to the server broke.");
     throw error;
   } finally {

@@ -577,6 +577,11 @@ def test_every_picture_is_drawn_and_keeps_nobody_out(address):
         one.click("#circuit-search")
         one.wait_for("#circuit-keep")
         assert one.serious_faults() == []
+        dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+        one.page.send("Emulation.setEmulatedMedia", features=dark)
+        one.wait("getComputedStyle(document.body).backgroundColor === 'rgb(24, 27, 32)'")
+        assert one.count("#circuit-keep") == 1  # what took minutes to find stays
+        assert one.serious_faults() == []
         assert "open" in one.page.evaluate("decodeURIComponent(location.hash)")
         kept = one.count("#circuit-picture .node-list li")
         one.click("#circuit-keep")

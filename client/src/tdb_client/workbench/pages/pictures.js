@@ -1,6 +1,6 @@
 // Further pictures of an answer. Each has a module of its own, which is loaded when it is opened.
 
-import { make } from "../report/elements.js";
+import { byId, make } from "../report/elements.js";
 
 const PICTURES = [
   { name: "heat", title: "Layer by token", hint: "What all heads and MLPs write, by layer and token." },
@@ -16,21 +16,20 @@ const PICTURES = [
  * @param context what a picture is drawn with: `question`, `data`, `model`, `page`, `signal`
  * @param opened names of those that are open
  * @param onOpened told of them when it changes
+ * @param kept a place of the same answer that stays as it is, with what goes on in it
  */
-export function pictureSections(context, opened, onOpened) {
-  const open = new Set(opened);
+export function pictureSections(context, opened, onOpened, kept = null) {
   return PICTURES.map(({ name, title, hint }) => {
+    if (kept?.id === `${name}-picture`) return kept;
     const place = make("div", { class: "picture-place" });
     const section = make("details", { class: "picture", id: `${name}-picture` },
       make("summary", {}, make("h2", {}, title), make("span", { class: "hint" }, hint)), place);
     section.addEventListener("toggle", () => {
-      if (open.has(name) !== section.open) {
-        open[section.open ? "add" : "delete"](name);
-        onOpened([...open]);
-      }
+      if (!section.isConnected) return; // another answer has been drawn meanwhile
+      onOpened(PICTURES.map((one) => one.name).filter((one) => byId(`${one}-picture`).open));
       if (section.open && !place.hasChildNodes()) draw(name, place, context);
     });
-    section.open = open.has(name);
+    section.open = opened.includes(name);
     return section;
   });
 }

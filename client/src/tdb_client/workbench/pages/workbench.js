@@ -56,7 +56,7 @@ class Workbench {
     dark.addEventListener("change", () => {
       useDark(dark.matches);
       const data = this.asked && this.answers.get(keyOf(this.asked));
-      if (data) this.draw(data);
+      if (data) this.draw(data, byId("circuit-picture")); // has no colours of its own, and may be searching
     });
   }
 
@@ -196,10 +196,12 @@ class Workbench {
     showTrouble(isAllInFields ? "This cannot be asked: see the fields above." : error.message, others.filter((one) => !error.message.includes(one)));
   }
 
-  /** Draws an answer, with what can be done next at every node. */
-  draw(data) {
-    this.pictures?.abort();
-    this.pictures = new AbortController();
+  /** Draws an answer, with what can be done next at every node; of the same answer as before a picture may stay as it is. */
+  draw(data, kept = null) {
+    if (kept === null) {
+      this.pictures?.abort();
+      this.pictures = new AbortController();
+    }
     const question = this.asked;
     const page = {
       ask: (one) => this.ask(one),
@@ -215,7 +217,7 @@ class Workbench {
     this.drawn = drawAnswer(byId("answer"), data, {
       view: this.view,
       onView: (view) => this.see(view),
-      more: pictureSections(context, this.view.open ?? [], (open) => this.see({ open })),
+      more: pictureSections(context, this.view.open ?? [], (open) => this.see({ open }), kept),
       nodeActions: (node) => actionButtons(actions(node)),
       openNode: page.openNode,
       openPair: (pair, cell) => openMenu(...this.pairMenu(pair, data, actions), cell),

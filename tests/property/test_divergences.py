@@ -32,7 +32,7 @@ from tdb_server.domain.requests import (
     ValueType,
 )
 from tdb_server.domain.results import ActivationsResult
-from tdb_server.engine.objectives import Predictions, loss_terms, losses
+from tdb_server.engine.objectives import LossTerms, Predictions, loss_terms, losses
 from tdb_server.engine.plan import plan_batch
 from torch import Tensor
 
@@ -257,7 +257,8 @@ def test_extreme_logits_in_half_precision(dtype: torch.dtype) -> None:
     baseline = torch.tensor([[-6e4, 20.0, 21, 0]]).to(dtype)
     row = own.clone().requires_grad_()
     terms = loss_terms([KL])
-    uploaded, sets = [torch.from_numpy(one) for one in terms], torch.zeros(2, 1, dtype=torch.int64)
+    uploaded = LossTerms(*(torch.from_numpy(one) for one in terms))
+    sets = torch.zeros(2, 1, dtype=torch.int64)
     (found,) = losses(terms, uploaded, row, row, Predictions.of(baseline, [1]), sets)
     assert found.dtype == torch.float32
     told = log_probabilities(baseline.double())

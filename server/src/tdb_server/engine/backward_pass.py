@@ -56,7 +56,8 @@ def backward(
     predictions = None if references is None else references.predictions
 
     def losses_of(logits: Tensor, capped: Tensor) -> Tensor:
-        return losses(inputs.loss_terms, inputs.losses, logits, capped, predictions, inputs.divergences)
+        terms = inputs.host_loss_terms, inputs.loss_terms
+        return losses(*terms, logits, capped, predictions, inputs.divergences)
 
     batch = _Batch(model, plan, inputs, cache, graph, losses_of)
     with torch.enable_grad():

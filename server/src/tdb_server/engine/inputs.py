@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tdb_server.domain.requests import Trace
-from tdb_server.engine.objectives import loss_terms
+from tdb_server.engine.objectives import LossTerms, loss_terms
 from tdb_server.engine.plan import Plan
 from tdb_server.engine.plan_rows import Row
 from tdb_server.engine.streams import Stream
@@ -68,7 +68,8 @@ class Inputs:
         padded_tokens: where it is.
         depths: writes to the residual stream at this depth or before are seen by a row's objective [B].
         loss_rows: those whose objective is a loss.
-        losses: the arrays of `loss_terms`.
+        loss_terms: of the rows' losses, and
+        host_loss_terms: the same on the host.
         circuit_pairs: rows and references of `Plan.circuit_pairs`.
         predictions: references, and their tokens, whose predictions losses diverge from: those of each of
             `Plan.predictions`, one after another.
@@ -85,7 +86,7 @@ class Inputs:
         token_ids, is_token = _padded([row.inference.token_ids for row in rows], 0, plan.n_tokens)
         self.host_direction_tokens, is_direction = _padded([row.direction_tokens for row in rows], 0)
         self.host_logit_tokens, _ = _padded([row.logit_tokens for row in rows], -1)
-        self.loss_terms = loss_terms([row.inference.loss for row in rows])
+        self.host_loss_terms = loss_terms([row.inference.loss for row in rows])
         depths = [row.direction_depth for row in rows]
         has_loss = [row.trace is None and row.inference.loss is not None for row in rows]
         by_step = rows_by_step(
@@ -123,7 +124,7 @@ class Inputs:
             "loss_rows": np.flatnonzero(has_loss),
             **{name: np.array(own, np.int64).reshape(-1, 2).T for name, own in pairs.items()},
         }
-        lists = [self.loss_terms, of_steps, *traces, *directions]
+        lists = [self.host_loss_terms, of_steps, *traces, *directions]
         uploaded = iter(upload([*named.values(), *(array for own in lists for array in own)], device))
         found = {name: next(uploaded) for name in named}
         self.token_ids, self.n_tokens = found["token_ids"], found["n_tokens"]
@@ -134,7 +135,7 @@ class Inputs:
         self.circuit_pairs, self.predictions = found["circuit_pairs"], found["predictions"]
         self.divergences = found["divergences"]
         self.circuit_divergences = found["circuit_divergences"]
-        self.losses = [next(uploaded) for _ in self.loss_terms]
+        self.loss_terms = LossTerms(*(next(uploaded) for _ in self.host_loss_terms))
         self.rules = None
         if of_steps:
             self.rules = BackwardRules(*(next(uploaded) != 0 if any(own) else None for own in by_step))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from tdb_server.domain.node import NodeType
 from tdb_server.domain.requests import AttentionTraceType, LossConfig, LossName, Trace
 from tdb_server.engine.latents import autoencoder_of
-from tdb_server.engine.transfers import Array
+from tdb_server.engine.transfers import A, Array
 from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.precision import wide
@@ -26,14 +27,26 @@ _WITHOUT_TERMS = (LossName.ZERO, LossName.KL_FROM_BASELINE, LossName.DIRECTION)
 """Losses that are no weighted sum."""
 
 
-def loss_terms(configs: Sequence[LossConfig | None]) -> list[Array]:
-    """The losses of m rows as weighted sums; where a row has none, the weights are zeros.
+class LossTerms(NamedTuple, Generic[A]):
+    """The losses of m rows as weighted sums.
 
-    Returns:
-        The vocabulary tokens that each row looks at, padded [m, n]; what their logits [m, n], what their
-        probabilities [m, n], what the mean of all logits [m], and what the logarithms of their probabilities
-        [m, n] are multiplied with.
+    Attributes:
+        tokens: the vocabulary tokens that each row looks at, padded [m, n].
+        of_logits: what their logits are multiplied with [m, n].
+        of_probabilities: what their probabilities are multiplied with [m, n].
+        of_mean: what the mean of all logits is multiplied with [m].
+        of_logarithms: what the logarithms of their probabilities are multiplied with [m, n].
     """
+
+    tokens: A
+    of_logits: A
+    of_probabilities: A
+    of_mean: A
+    of_logarithms: A
+
+
+def loss_terms(configs: Sequence[LossConfig | None]) -> LossTerms[Array]:
+    """The terms of m rows' losses; where a row has none, the weights are zeros."""
     width = max([1, *(len(one.target_tokens) + len(one.distractor_tokens) for one in configs if one)])
     tokens = np.zeros((len(configs), width), np.int64)
     of_logits, of_probabilities = np.zeros(tokens.shape), np.zeros(tokens.shape)
@@ -55,7 +68,7 @@ def loss_terms(configs: Sequence[LossConfig | None]) -> list[Array]:
             of_mean[row] = -1
         elif distractors:
             of_logits[row, len(targets) : len(targets) + len(distractors)] = -1 / len(distractors)
-    return [tokens, of_logits, of_probabilities, of_mean, of_logarithms]
+    return LossTerms(tokens, of_logits, of_probabilities, of_mean, of_logarithms)
 
 
 @dataclass(frozen=True)
@@ -83,8 +96,8 @@ class Predictions:
 
 
 def losses(
-    terms: Sequence[Array],
-    uploaded: Sequence[Tensor],
+    host: LossTerms[Array],
+    terms: LossTerms[Tensor],
     logits: Tensor,
     capped: Tensor,
     predictions: Predictions | None = None,
@@ -95,22 +108,22 @@ def losses(
     Differences are of logits before their cap, so that direct effects add up; probabilities are the model's.
 
     Args:
-        terms: as `loss_terms` gives them.
-        uploaded: the terms on the device.
+        host: as `loss_terms` gives them.
+        terms: the same on the device.
         logits: before their cap [m, V].
         capped: behind it; the same where there is none.
         predictions: of baselines; None where no row's loss is a divergence from them.
         divergences: these rows, and the sets of baselines of each [2, k].
     """
-    tokens, of_logits, of_probabilities, of_mean, of_logarithms = uploaded
+    tokens, of_logits, of_probabilities, of_mean, of_logarithms = terms
     logits = wide(logits)
     found = (logits.gather(1, tokens) * of_logits.to(logits.dtype)).sum(dim=1)
-    if terms[3].any():
+    if host.of_mean.any():
         found = found + logits.mean(dim=1) * of_mean.to(logits.dtype)
-    if terms[2].any():
+    if host.of_probabilities.any():
         probabilities = torch.softmax(wide(capped), dim=-1).gather(1, tokens)
         found = found + (probabilities * of_probabilities.to(probabilities.dtype)).sum(dim=1).to(found.dtype)
-    if terms[4].any():
+    if host.of_logarithms.any():
         logarithms = torch.log_softmax(wide(capped), dim=-1).gather(1, tokens)
         found = found + (logarithms * of_logarithms.to(logarithms.dtype)).sum(dim=1).to(found.dtype)
     if predictions is not None and divergences is not None:

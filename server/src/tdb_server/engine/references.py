@@ -18,7 +18,7 @@ from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.results import CircuitValues
 from tdb_server.engine.cache import Cache
 from tdb_server.engine.inputs import Inputs
-from tdb_server.engine.objectives import Predictions, losses
+from tdb_server.engine.objectives import LossTerms, Predictions, losses
 from tdb_server.engine.plan import Plan
 from tdb_server.engine.transfers import Array
 from tdb_server.model.autoencoder import Autoencoder
@@ -94,9 +94,10 @@ def circuit_losses(plan: Plan, inputs: Inputs, references: References | None) ->
         return inputs.circuit_pairs[0].new_zeros(0, dtype=torch.float32)
     (rows, others), predictions = inputs.circuit_pairs, references.predictions
     host_rows = [row for row, _ in plan.circuit_pairs]
-    terms, uploaded = [one[host_rows] for one in inputs.loss_terms], [one[rows] for one in inputs.losses]
+    host = LossTerms(*(one[host_rows] for one in inputs.host_loss_terms))
+    terms = LossTerms(*(one[rows] for one in inputs.loss_terms))
     compared = references.logits, references.capped, predictions, inputs.circuit_divergences
-    found = losses(terms, uploaded, *compared)
+    found = losses(host, terms, *compared)
     tokens = inputs.loss_tokens[rows]
     for own, along in zip(plan.losses_along_directions.values(), inputs.directions, strict=True):
         if not set(own) & set(host_rows):

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tdb_server.engine.block_maxima import top_k_per_row
-from tdb_server.engine.transfers import Array
+from tdb_server.engine.transfers import A
 from tdb_server.model.precision import wide_linear
-
-A = TypeVar("A", Tensor, Array)
 
 
 class RankedTokens(NamedTuple, Generic[A]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 Array = npt.NDArray[Any]
+A = TypeVar("A", Tensor, Array)
+"""On the device, or on the host."""
 
 
 def upload(arrays: Sequence[Array], device: torch.device) -> list[Tensor]:

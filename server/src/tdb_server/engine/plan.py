@@ -88,8 +88,8 @@ class Plan:
         return [
             (row_index, reference)
             for row_index, row in enumerate(self.rows)
-            if row.circuit_between is not None
-            for reference in (row.circuit_between[0], *row.circuit_between[1])
+            if (compared := row.circuit_references) is not None
+            for reference in (compared.prompt, *compared.baselines)
         ]
 
     @cached_property
@@ -189,7 +189,7 @@ def plan_batch(
     kept, references = Keeping(), PlannedReferences(autoencoders, is_parallel)
     for call_index, call in enumerate(calls):
         for row in _rows_of(call_index, call, autoencoders, is_parallel):
-            row = references.compared(row)
+            row = references.with_references(row)
             by_specs.setdefault(_group_key(row), []).append(row)
             if row.trace is not None and row.trace.attention_trace_type is AttentionTraceType.V:
                 kept.add(HookPoint.ATTN_QK_PROBS)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from tdb_server.domain.hook_point import ABLATABLE_HOOK_POINTS, HookPoint
 from tdb_server.domain.requests import Circuit, InferenceSpec, InferenceSubRequest, ValueType
 from tdb_server.engine.keeping import Keeping, kept_at, kept_for
-from tdb_server.engine.plan_rows import Row
+from tdb_server.engine.plan_rows import CircuitReferences, Row
 from tdb_server.model.autoencoder import Autoencoder
 
 
@@ -32,20 +32,20 @@ class PlannedReferences:
             for (ids, circuit), at in self._places.items()
         )
 
-    def compared(self, row: Row) -> Row:
-        """A row, with what it is compared with."""
+    def with_references(self, row: Row) -> Row:
+        """A row, with what it is compared with, which is noted here."""
         inference, circuit = row.inference, row.inference.circuit
         baselines = tuple(self._place(one) for one in inference.baselines)
-        circuit_between = None
+        circuit_references = None
         if circuit is not None:
-            nothing = Circuit(circuit.node_types, ())
-            stand_in = baselines or (self._place(inference.token_ids, nothing),)
-            circuit_between = self._place(inference.token_ids), stand_in
+            empty_circuit = Circuit(circuit.node_types, ())
+            compared = baselines or (self._place(inference.token_ids, empty_circuit),)
+            circuit_references = CircuitReferences(self._place(inference.token_ids), compared)
             if row.stream is not None:
                 self.kept.add(row.stream.hook_point)
         if baselines:
             self._keep_for(row)
-        return replace(row, baselines=baselines, circuit_between=circuit_between)
+        return replace(row, baselines=baselines, circuit_references=circuit_references)
 
     def _place(self, token_ids: tuple[int, ...], circuit: Circuit | None = None) -> int:
         return self._places.setdefault((token_ids, circuit), len(self._places))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.node import NodeType, PassType
@@ -19,6 +20,18 @@ from tdb_server.domain.requests import (
 from tdb_server.engine.streams import Stream, trace_stream
 
 
+class CircuitReferences(NamedTuple):
+    """The references whose losses that of a row with a circuit is compared with, as places among them.
+
+    Attributes:
+        prompt: its prompt, run whole.
+        baselines: its baselines; where it has none, the prompt with all nodes of the circuit's types set to 0.
+    """
+
+    prompt: int
+    baselines: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of a batch.
@@ -32,8 +45,7 @@ class Row:
         logit_tokens: the tokens whose logits are wanted, in order, the loss's always among them.
         is_parallel: whether MLPs read the stream before their layer.
         baselines: of `Plan.references`, those whose mean it is compared with.
-        circuit_between: where only a circuit is kept, of the same the prompt itself and what stands for its
-            baseline.
+        circuit_references: of a row with a circuit, what its loss is compared with.
         embedding_share: its embedding is so much of the way from that of its baselines to its own. Rows where
             that is not all of it are there for the gradients that another row of the sub-request needs.
     """
@@ -46,7 +58,7 @@ class Row:
     logit_tokens: tuple[int, ...]
     is_parallel: bool
     baselines: tuple[int, ...] = ()
-    circuit_between: tuple[int, tuple[int, ...]] | None = None
+    circuit_references: CircuitReferences | None = None
     embedding_share: float = 1.0
 
     @property

@@ -130,7 +130,7 @@ def test_which_pass_is_altered(pass_type: PassType) -> None:
 
 
 @pytest.mark.parametrize(
-    ("altered", "leaves_nothing"),
+    ("altered", "is_replaced"),
     [
         ({}, True),
         ({"value_type": ValueType.BASELINE}, True),
@@ -140,8 +140,8 @@ def test_which_pass_is_altered(pass_type: PassType) -> None:
         ({"index": ActivationIndex(HookPoint.RESID_DELTA_MLP, 0, (None, None), PassType.BACKWARD)}, False),
     ],
 )
-def test_what_is_set_as_a_whole_leaves_nothing(altered: dict[str, Any], leaves_nothing: bool) -> None:
+def test_whether_a_whole_tensor_is_replaced(altered: dict[str, Any], is_replaced: bool) -> None:
     whole = intervention(HookPoint.RESID_DELTA_MLP, (None, None))
     found = replace(whole, ablation=replace(whole.ablation, **altered))
-    assert found.leaves_nothing is leaves_nothing
-    assert not replace(found, kept=frozenset({(0, None)})).leaves_nothing
+    assert found.replaces_whole_tensor is is_replaced
+    assert not replace(found, kept=frozenset({(0, None)})).replaces_whole_tensor

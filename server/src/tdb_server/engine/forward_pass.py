@@ -76,7 +76,7 @@ def forward(
     hooks = Hooks(recorder, INNER_HOOK_POINTS & wanted, inputs.rules)
     if wanted <= _OUTSIDE_COMPONENTS and not plan.needs_gradient and not plan.kept.sites:
         # A component that is replaced as a whole need not be computed where nobody looks inside.
-        hooks = replace(hooks, rows_left=_rows_left(plan, beginnings, decoder.device))
+        hooks = replace(hooks, computed_rows=_rows_to_compute(plan, beginnings, decoder.device))
     with torch.set_grad_enabled(plan.needs_gradient):
         embedding = _embedded(decoder, plan, token_ids, references).requires_grad_(plan.needs_gradient)
         residual = decoder.forward(embedding, hooks)
@@ -95,17 +95,19 @@ def forward(
     return Cache(recorder.values, residual, normed, capped, recorder.read), graph
 
 
-def _rows_left(plan: Plan, beginnings: Beginnings | None, device: torch.device) -> dict[HookSite, Tensor]:
-    """Where rows' tensors are set as a whole, the places of the others among the rows that are run."""
+def _rows_to_compute(
+    plan: Plan, beginnings: Beginnings | None, device: torch.device
+) -> dict[HookSite, Tensor]:
+    """Where rows' tensors are replaced as a whole, the places of the others among the rows that are run."""
     found = {}
     for site, interventions in plan.interventions.items():
-        replaced = {one.row for one in interventions if one.leaves_nothing}
+        replaced = {one.row for one in interventions if one.replaces_whole_tensor}
         running: Sequence[int] = range(len(plan.rows))
         if beginnings is not None:
             running = beginnings.running[layer_of(site, plan.n_layers)].tolist()
-        left = np.array([place for place, row in enumerate(running) if row not in replaced], np.int64)
-        if len(left) < len(running):
-            found[site] = left
+        others = np.array([place for place, row in enumerate(running) if row not in replaced], np.int64)
+        if len(others) < len(running):
+            found[site] = others
     return dict(zip(found, upload(list(found.values()), device), strict=True))
 
 

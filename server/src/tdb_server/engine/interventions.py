@@ -66,7 +66,7 @@ class Intervention:
         return self.ablation.value_type is ValueType.BASELINE
 
     @property
-    def leaves_nothing(self) -> bool:
+    def replaces_whole_tensor(self) -> bool:
         """Whether its row's tensor is set as a whole, whatever it was."""
         ablation = self.ablation
         is_whole = not self.kept and all(one is None for one in ablation.index.tensor_indices)

@@ -25,7 +25,7 @@ class CircuitReferences(NamedTuple):
 
     Attributes:
         prompt: its prompt, run whole.
-        baselines: its baselines; where it has none, the prompt with all nodes of the circuit's types set to 0.
+        baselines: its baselines; without any, the prompt with all nodes of the circuit's types set to 0.
     """
 
     prompt: int

@@ -156,7 +156,7 @@ class Attention:
 
     def __call__(self, x: Tensor, hooks: Hooks = NO_HOOKS) -> Tensor:
         """What it adds to the residual stream: [B, T, d] to [B, T, d]."""
-        v_out = hooks.of_computed(HookPoint.ATTN_V_OUT, self.layer_index, self.read_by_heads, x)
+        v_out = hooks.compute_and_call(HookPoint.ATTN_V_OUT, self.layer_index, self.read_by_heads, x)
         joined = v_out.transpose(1, 2).flatten(2)  # [B, T, H * e]
         written = linear(joined, self.weights.attn_out_weight, self.weights.attn_out_bias, self._is_last)
         return self.post_norm(written, hooks)
@@ -415,7 +415,7 @@ class Block:
         x = x + hooks(HookPoint.RESID_DELTA_ATTN, at, self.attention(x, hooks))
         if not self._is_parallel:
             before = x = hooks(HookPoint.RESID_POST_ATTN, at, x)
-        x = x + hooks.of_computed(HookPoint.RESID_DELTA_MLP, at, self.mlp, before)
+        x = x + hooks.compute_and_call(HookPoint.RESID_DELTA_MLP, at, self.mlp, before)
         return hooks(HookPoint.RESID_POST_MLP, at, x)
 
 

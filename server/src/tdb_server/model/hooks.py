@@ -36,24 +36,25 @@ class Hooks:
         inner: the inner hook points at which it is called; a norm or a gated MLP with none of them is
             computed in one step.
         rules: how the rows of the batch go back; None where all do by the derivative.
-        rows_left: of hook points that `of_computed` is asked for, the rows of which the hook leaves anything
-            [b], where these are not all rows.
+        computed_rows: by site, the rows whose tensor must be computed [b], as the hook does not replace all
+            of it; sites where that is every row are absent. Only for passes without a gradient in which
+            nothing inside the component is hooked: it is computed without hooks.
     """
 
     hook: Hook
     inner: frozenset[HookPoint] = INNER_HOOK_POINTS
     rules: BackwardRules | None = None
-    rows_left: Mapping[HookSite, Tensor] = field(default_factory=dict)
+    computed_rows: Mapping[HookSite, Tensor] = field(default_factory=dict)
 
     def __call__(self, hook_point: HookPoint, layer_index: int | None, x: Tensor) -> Tensor:
         """Calls the hook."""
         return self.hook(hook_point, layer_index, x)
 
-    def of_computed(
+    def compute_and_call(
         self, hook_point: HookPoint, layer_index: int, compute: Callable[[Tensor, Hooks], Tensor], x: Tensor
     ) -> Tensor:
-        """Calls the hook with what is computed from `x` [B, ...]: 0 for rows of which it leaves nothing."""
-        rows = self.rows_left.get((hook_point, layer_index))
+        """Calls the hook with what is computed from `x` [B, ...]: 0 for rows that it replaces as a whole."""
+        rows = self.computed_rows.get((hook_point, layer_index))
         if rows is None:
             return self(hook_point, layer_index, compute(x, self))
         computed = compute(x[rows], NO_HOOKS)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tdb_server.domain.requests import N_SCORED_TOKENS
 from tdb_server.engine.preparation import preparation
-from tdb_server.engine.rank_tokens import Scoring, TokenRanker
+from tdb_server.engine.rank_tokens import DirectionsToRank, TokenRanker
 from tdb_server.engine.ranking_trial import MANY_TOKENS, RANKINGS
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.precomputed import precompute
@@ -27,7 +27,7 @@ def decoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return load_decoder(path, "cpu", torch.float32)
 
 
-def neuron_scorings(decoder: Decoder) -> list[Scoring]:
+def neurons_to_rank(decoder: Decoder) -> list[DirectionsToRank]:
     """Writes, and where there is no gate reads, of some neurons in an order of their own."""
     which = torch.tensor([5, 0, 3])
     mlp, scales = decoder.blocks[1].mlp, torch.tensor([1.0, -2.0, 0.5])
@@ -35,19 +35,19 @@ def neuron_scorings(decoder: Decoder) -> list[Scoring]:
     if not decoder.config.gated:
         vectors.append(mlp.norm.centered(mlp.read_weights(which) * mlp.norm.gain))
     return [
-        Scoring(one, np.arange(3), scales, N_SCORED_TOKENS, is_output=index == 0)
+        DirectionsToRank(one, np.arange(3), scales, N_SCORED_TOKENS, is_output=index == 0)
         for index, one in enumerate(vectors)
     ]
 
 
 def test_prepared_lists_are_the_lists(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    fresh = list(TokenRanker(decoder).score(neuron_scorings(decoder)))
+    fresh = list(TokenRanker(decoder).token_lists(neurons_to_rank(decoder)))
     ranker = TokenRanker(decoder)
     n_steps = sum(1 for _ in preparation(decoder, precompute(decoder), ranker))
     assert n_steps > 0
     for ranking in RANKINGS.values():
         monkeypatch.setattr(ranking, "rank", None)  # none is ranked
-    for prepared, expected in zip(ranker.score(neuron_scorings(decoder)), fresh, strict=True):
+    for prepared, expected in zip(ranker.token_lists(neurons_to_rank(decoder)), fresh, strict=True):
         np.testing.assert_array_equal(prepared.top_ids, expected.top_ids)
         np.testing.assert_array_equal(prepared.bottom_scalars, expected.bottom_scalars)
 

@@ -18,7 +18,7 @@ from tdb_server.domain.results import (
     TopTokens,
 )
 from tdb_server.engine.products import NodeCoordinates, Product
-from tdb_server.engine.rank_tokens import Scoring, TokenRanker, scaled
+from tdb_server.engine.rank_tokens import DirectionsToRank, TokenRanker, scaled
 from tdb_server.engine.rows import Rows
 from tdb_server.engine.scalars import product_of
 from tdb_server.engine.token_pairs import writes_to_latent
@@ -76,7 +76,7 @@ def _top_tokens(
         return None
     if declared.measure is Measure.VOCABULARY_READ:
         scores = product.factors[0].tensors[0][row, :1]  # [1, V]
-        return scaled(ranker.ranked(scores, n_tokens), np.ones_like(first))
+        return scaled(ranker.rank_scores(scores, n_tokens), np.ones_like(first))
     if spec.layer_index is None:
         return None
     which = torch.tensor([spec.activation_index], device=decoder.device)
@@ -91,7 +91,8 @@ def _top_tokens(
         return None
     scales, scale = torch.from_numpy(first).to(write.device), rows.write_scale(written_with, spec.layer_index)
     scales = scales if scale is None else scales / scale[row, 0]
-    return next(ranker.score([Scoring(write, np.zeros(1, int), scales, n_tokens, is_output=True)]))
+    to_rank = DirectionsToRank(write, np.zeros(1, int), scales, n_tokens, is_output=True)
+    return next(ranker.token_lists([to_rank]))
 
 
 def derived_attention_scalars(

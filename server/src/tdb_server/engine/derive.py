@@ -11,7 +11,7 @@ from torch import Tensor
 from tdb_server.domain.derived_scalar import DerivedScalar
 from tdb_server.domain.node import Dimension, PassType
 from tdb_server.engine.plan import Plan
-from tdb_server.engine.plan_groups import Group, Ranking, Summing, rankings_of
+from tdb_server.engine.plan_groups import Group, NodeRanking, Summing, rankings_of
 from tdb_server.engine.products import Product
 from tdb_server.engine.rows import Rows
 from tdb_server.engine.scalars import product_of
@@ -26,7 +26,7 @@ class Derived:
     """What a group's derived scalars gave: the best nodes of each row on the host, sums on the device."""
 
     products: dict[tuple[DerivedScalar, PassType], Product]
-    best: dict[Ranking, list[BestNodes]]
+    best: dict[NodeRanking, list[BestNodes]]
     sums: dict[Summing, Tensor]
 
 
@@ -48,7 +48,7 @@ def derive(
         wanted = {(one.scalar, one.pass_type): None for one in rankings}
         wanted |= {(one.scalar, pass_type): None for one in sums for pass_type in one.pass_types}
         products: dict[tuple[DerivedScalar, PassType], Product] = {}
-        tops: dict[Ranking, TopNodes] = {}
+        tops: dict[NodeRanking, TopNodes] = {}
         totals: dict[Summing, Tensor] = {}
         for scalar, pass_type in wanted:
             product = products[scalar, pass_type] = product_of(rows, scalar, pass_type)
@@ -98,7 +98,7 @@ def _go_through(
         totals[one] = product.known_sum  # type: ignore[assignment]
 
 
-def _top_nodes(plan: Plan, group: Group, product: Product, ranking: Ranking) -> TopNodes:
+def _top_nodes(plan: Plan, group: Group, product: Product, ranking: NodeRanking) -> TopNodes:
     """What ranks a product's numbers, at one token where the ranking is of one."""
     rows = plan.rows[group.rows]
     ks = [

@@ -12,7 +12,7 @@ from tdb_server.engine.keeping import scalars_of
 
 
 @dataclass(frozen=True)
-class Ranking:
+class NodeRanking:
     """Which nodes of a derived scalar are wanted.
 
     Attributes:
@@ -66,7 +66,7 @@ class Group:
         """The rows."""
         return slice(self.start, self.stop)
 
-    def rankings(self, *, only_logits: bool) -> list[Ranking]:
+    def rankings(self, *, only_logits: bool) -> list[NodeRanking]:
         """All rankings that some spec wants, of specs that do (not) rank logits alone."""
         found = (
             ranking
@@ -97,7 +97,9 @@ def total_of(scalar: DerivedScalar, by_token: bool) -> Summing:
     return Summing(scalar, (PassType.FORWARD,), keep, by_layer=True)
 
 
-def rankings_of(name: str, spec: MultipleTopKSpec, group: GroupId, scalar: DerivedScalar) -> list[Ranking]:
+def rankings_of(
+    name: str, spec: MultipleTopKSpec, group: GroupId, scalar: DerivedScalar
+) -> list[NodeRanking]:
     """The best nodes, and the worst where the group has them.
 
     A hook point read backward still ranks its activations; that is what the reference answers.
@@ -105,7 +107,7 @@ def rankings_of(name: str, spec: MultipleTopKSpec, group: GroupId, scalar: Deriv
     pass_type = ranked_pass(spec, scalar)
     token_of = None if spec.token_index is None else name
     return [
-        Ranking(scalar, pass_type, largest, token_of, spec.first_layer_index)
+        NodeRanking(scalar, pass_type, largest, token_of, spec.first_layer_index)
         for largest in ((True, False) if group.has_bottom else (True,))
     ]
 

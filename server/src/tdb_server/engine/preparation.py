@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from tdb_server.domain.requests import N_SCORED_TOKENS
-from tdb_server.engine.rank_tokens import Scoring, TokenRanker
+from tdb_server.engine.rank_tokens import DirectionsToRank, TokenRanker
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.node_maps import InLayers, fixed_neuron_reads, neuron_writes
 from tdb_server.model.precomputed import Precomputed
@@ -43,6 +43,6 @@ def preparation(decoder: Decoder, precomputed: Precomputed, ranker: TokenRanker)
                 kinds.append((fixed_neuron_reads(decoder, precomputed, where, neurons), False))
             for vectors, is_output in kinds:
                 which, ones = np.arange(len(neurons)), vectors.new_ones(len(neurons))
-                ranker.prepare(Scoring(vectors, which, ones, N_SCORED_TOKENS, is_output))
+                ranker.prepare(DirectionsToRank(vectors, which, ones, N_SCORED_TOKENS, is_output))
                 yield
     gc.freeze()

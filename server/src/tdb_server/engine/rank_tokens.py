@@ -31,11 +31,11 @@ Key = tuple[bool, int, bytes]
 
 
 RankedRow = tuple[RankedTokens[Array], int]
-"""One ranking: those it was made with, and which of them it is."""
+"""Rankings that were made together, and this one's row among them."""
 
 
 @dataclass(frozen=True)
-class Scoring:
+class DirectionsToRank:
     """Some directions to be ranked along.
 
     Attributes:
@@ -92,32 +92,32 @@ class TokenRanker:
         self.remembers = decoder.device.type == "cpu"
         self.is_slow = self.remembers and len(vocabulary) >= MANY_TOKENS
 
-    def score(self, scorings: Sequence[Scoring]) -> Iterator[TopTokens]:
-        """The token lists of every node of each scoring, one scoring after the other."""
-        return self._score_remembering(scorings) if self.remembers else self._score_at_once(scorings)
+    def token_lists(self, to_rank: Sequence[DirectionsToRank]) -> Iterator[TopTokens]:
+        """The token lists of the nodes of all these, those of one after those of the other."""
+        return self._rank_remembering(to_rank) if self.remembers else self._rank_at_once(to_rank)
 
-    def prepare(self, scoring: Scoring) -> None:
+    def prepare(self, wanted: DirectionsToRank) -> None:
         """Ranks along a few directions that later calls may ask for."""
-        along = self._along(scoring)
-        for part in self._rank_others(self._remembered, [_keys(scoring, along)], [along]):
+        along = self._along(wanted)
+        for part in self._rank_missing(self._remembered, [_keys(wanted, along)], [along]):
             self._remember(part)
 
-    def ranked(self, scores: Tensor, n_tokens: int) -> RankedTokens[Array]:
+    def rank_scores(self, scores: Tensor, n_tokens: int) -> RankedTokens[Array]:
         """Both ends of rows of scores [m, V]."""
         return RankedTokens(*download(rank_scores(scores, n_tokens, self._excluded)))
 
-    def _along(self, scoring: Scoring) -> Tensor:
-        along = self._decoder.along_logits if scoring.is_output else self._decoder.entering
-        return along(scoring.vectors)
+    def _along(self, wanted: DirectionsToRank) -> Tensor:
+        along = self._decoder.along_logits if wanted.is_output else self._decoder.entering
+        return along(wanted.vectors)
 
     def _ranking(self, *, is_output: bool) -> Ranking:
         return self._rank_outputs if is_output else self._rank_inputs
 
-    def _score_at_once(self, scorings: Sequence[Scoring]) -> Iterator[TopTokens]:
+    def _rank_at_once(self, to_rank: Sequence[DirectionsToRank]) -> Iterator[TopTokens]:
         """Ranks along all directions in as few products as there is room for; one copy to the host."""
-        along = [self._along(one) for one in scorings]
+        along = [self._along(one) for one in to_rank]
         together: dict[tuple[Ranking, int], list[int]] = {}
-        for index, one in enumerate(scorings):
+        for index, one in enumerate(to_rank):
             together.setdefault((self._ranking(is_output=one.is_output), one.n_tokens), []).append(index)
         parts = [
             [
@@ -126,43 +126,43 @@ class TokenRanker:
             ]
             for (ranking, n_tokens), own in together.items()
         ]
-        means = [one @ self._mean for one, scoring in zip(along, scorings, strict=True) if scoring.is_output]
+        means = [one @ self._mean for one, wanted in zip(along, to_rank, strict=True) if wanted.is_output]
         tensors = [tensor for of_ranking in parts for part in of_ranking for tensor in part]
-        arrays = iter(download([*tensors, *means, *(one.scales for one in scorings)]))
+        arrays = iter(download([*tensors, *means, *(one.scales for one in to_rank)]))
         ranked: dict[int, RankedTokens[Array]] = {}
         for own, of_ranking in zip(together.values(), parts, strict=True):
             found = [[next(arrays) for _ in part] for part in of_ranking]
             stops = np.cumsum([len(along[index]) for index in own])[:-1]
             split = [np.split(np.concatenate(one), stops) for one in zip(*found, strict=True)]
             ranked |= {index: RankedTokens(*one) for index, *one in zip(own, *split, strict=True)}
-        host_means = [next(arrays) if one.is_output else None for one in scorings]
-        for index, one in enumerate(scorings):
+        host_means = [next(arrays) if one.is_output else None for one in to_rank]
+        for index, one in enumerate(to_rank):
             yield _lists(ranked[index], one, host_means[index], next(arrays))
 
-    def _score_remembering(self, scorings: Sequence[Scoring]) -> Iterator[TopTokens]:
+    def _rank_remembering(self, to_rank: Sequence[DirectionsToRank]) -> Iterator[TopTokens]:
         """What is not remembered is ranked together, a part at a time.
 
         The first lists are ready, and on their way to the caller, while the last directions still wait.
         """
-        directions = [self._along(one) for one in scorings]
-        keys = [_keys(one, along) for one, along in zip(scorings, directions, strict=True)]
+        directions = [self._along(one) for one in to_rank]
+        keys = [_keys(one, along) for one, along in zip(to_rank, directions, strict=True)]
         found = {key: self._remembered[key] for own in keys for key in own if key in self._remembered}
         self._remember(found)
-        parts = self._rank_others(found, keys, directions)
-        for scoring, along, own in zip(scorings, directions, keys, strict=True):
+        parts = self._rank_missing(found, keys, directions)
+        for wanted, along, own in zip(to_rank, directions, keys, strict=True):
             while not found.keys() >= set(own):
                 part = next(parts)
                 self._remember(part)
                 found |= part
-            scales, mean = download([scoring.scales, along @ self._mean])
+            scales, mean = download([wanted.scales, along @ self._mean])
             if own:
                 rows = [found[key] for key in own]
-                ranked = RankedTokens(*(np.stack([one[end][row] for one, row in rows]) for end in range(4)))
-                yield _lists(ranked, scoring, mean if scoring.is_output else None, scales)
+                joined = (np.stack([ranked[end][row] for ranked, row in rows]) for end in range(4))
+                yield _lists(RankedTokens(*joined), wanted, mean if wanted.is_output else None, scales)
             else:
                 yield no_tokens()
 
-    def _rank_others(
+    def _rank_missing(
         self, found: Mapping[Key, RankedRow], keys: Sequence[Sequence[Key]], directions: Sequence[Tensor]
     ) -> Iterator[dict[Key, RankedRow]]:
         """The rankings under every key that is not found, in parts, in the order of the keys."""
@@ -171,9 +171,9 @@ class TokenRanker:
             for key, direction in zip(own, along, strict=True):
                 if key not in found:
                     missing.setdefault((self._ranking(is_output=key[0]), key[1]), {})[key] = direction
-        for (ranking, n_tokens), wanted in missing.items():
-            waiting = iter(wanted)
-            for part in torch.split(torch.stack(list(wanted.values())), ranking.max_directions):
+        for (ranking, n_tokens), missing_directions in missing.items():
+            waiting = iter(missing_directions)
+            for part in torch.split(torch.stack(list(missing_directions.values())), ranking.max_directions):
                 ranked = RankedTokens(*download(ranking.rank(part, n_tokens)))
                 yield {next(waiting): (ranked, row) for row in range(len(part))}
 
@@ -185,15 +185,17 @@ class TokenRanker:
             self._remembered.popitem(last=False)
 
 
-def _keys(scoring: Scoring, directions: Tensor) -> list[Key]:
+def _keys(wanted: DirectionsToRank, directions: Tensor) -> list[Key]:
     (rows,) = download([directions])
-    return [(scoring.is_output, scoring.n_tokens, sha256(row.tobytes()).digest()) for row in rows]
+    return [(wanted.is_output, wanted.n_tokens, sha256(row.tobytes()).digest()) for row in rows]
 
 
-def _lists(ranked: RankedTokens[Array], scoring: Scoring, mean: Array | None, scales: Array) -> TopTokens:
+def _lists(
+    ranked: RankedTokens[Array], wanted: DirectionsToRank, mean: Array | None, scales: Array
+) -> TopTokens:
     """Each node's token lists, from the rankings of the distinct directions, less their means."""
-    high, high_ids, low, low_ids = (one[scoring.which] for one in ranked)
-    less = 0 if mean is None else mean[scoring.which][:, None]
+    high, high_ids, low, low_ids = (one[wanted.which] for one in ranked)
+    less = 0 if mean is None else mean[wanted.which][:, None]
     return scaled(RankedTokens(high - less, high_ids, low - less, low_ids), scales)
 
 

@@ -31,6 +31,7 @@ from tdb_server.engine.vocabulary_search import VocabularySearch
 from tdb_server.errors import ModelError
 
 Ranking = ExactRanking | VocabularySearch
+"""A way to rank a vocabulary."""
 EXACT, INT8 = "exact", "int8"
 RANKINGS: dict[str, Callable[[Tensor, Tensor | None], Ranking]] = {
     EXACT: ExactRanking,

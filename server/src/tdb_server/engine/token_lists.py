@@ -28,7 +28,7 @@ from tdb_server.engine.node_directions import (
 )
 from tdb_server.engine.node_tables import NodeTable
 from tdb_server.engine.plan import Plan
-from tdb_server.engine.rank_tokens import Scoring, TokenRanker, no_tokens
+from tdb_server.engine.rank_tokens import DirectionsToRank, TokenRanker, no_tokens
 from tdb_server.engine.rows import Rows
 from tdb_server.engine.transfers import Array
 
@@ -135,14 +135,14 @@ def _ranked(
     directions: dict[TokenScoringType, list[Directions]], ranker: TokenRanker, n_tokens: int
 ) -> Iterator[tuple[TokenScoringType, Array, TopTokens]]:
     """Of each kind, where its nodes are among those that were asked for, and their lists."""
-    scorings = [
-        Scoring(
+    to_rank = [
+        DirectionsToRank(
             part.vectors, part.which, part.scales, n_tokens, scoring is TokenScoringType.UPVOTED_OUTPUT_TOKENS
         )
         for scoring, parts in directions.items()
         for part in parts
     ]
-    ranked = ranker.score(scorings)
+    ranked = ranker.token_lists(to_rank)
     for scoring, parts in directions.items():
         places = np.concatenate([np.zeros(0, np.int64), *(part.places for part in parts)])
         yield scoring, places, _joined([next(ranked) for _ in parts])

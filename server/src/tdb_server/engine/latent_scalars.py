@@ -56,8 +56,8 @@ def _latent_gradients(rows: Rows, autoencoder: Autoencoder, ids: Layers) -> Laye
     def compute() -> Layers:
         found = []
         for own_ids, (layer_index, layer) in zip(ids.tensors, rows.layers_of(autoencoder), strict=True):
-            site = rows.read_by(autoencoder, layer_index)
-            at_site = layer.times_write_scale(rows.site_gradient(autoencoder, layer_index), site)
+            read = rows.read_by(autoencoder, layer_index)
+            at_site = layer.times_write_scale(rows.site_gradient(autoencoder, layer_index), read)
             gradient = dot_directions(layer, own_ids, at_site)
             for one in rows.interventions(autoencoder, layer_index):
                 if not one.is_forward and one.is_of_latents:
@@ -94,8 +94,8 @@ def _latent_effects(rows: Rows, autoencoder: Autoencoder, ids: Layers) -> Layers
         direction = rows.seen_by_writes(autoencoder.site.hook_point, layer_index, depth)
         direction = autoencoder.as_seen(decoder, layer_index, direction)  # [B, n, s]
         if layer.norms_inputs:
-            site = rows.read_by(autoencoder, layer_index)
-            direction = layer.times_write_scale(direction, rows.picked(site, 1))
+            read = rows.read_by(autoencoder, layer_index)
+            direction = layer.times_write_scale(direction, rows.picked(read, 1))
         found.append(dot_directions(layer, own_ids, direction))
     return Layers(found)
 

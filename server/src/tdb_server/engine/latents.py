@@ -54,19 +54,19 @@ def splice(
         own = [one.alone for one in interventions if one.row == row]
         tokens = slice(own[0].n_tokens)
         # In float32: latents that are active here are those that are reported.
-        read, site = wide(inputs[row : row + 1, tokens]), wide(written[row : row + 1, tokens])
+        read, written_row = wide(inputs[row : row + 1, tokens]), wide(written[row : row + 1, tokens])
         latents = layer.encode(read)
-        change = torch.zeros_like(site)
+        change = torch.zeros_like(written_row)
         errors = [one for one in own if not one.is_of_latents]
         if errors:
-            error = site - layer.reconstruct(latents, read)
+            error = written_row - layer.reconstruct(latents, read)
             change = change + _set(error, errors) - error
         if len(errors) < len(own):
             of_row = None if baseline is None else partial(_first, baseline, row)
             altered = _set(latents, [one for one in own if one.is_of_latents], of_row)
             change = change + layer.times_write_scale((altered - latents) @ layer.directions, read)
         # Not into what was written, whose values the way back still needs.
-        spliced[row : row + 1, tokens] = (site + change).to(spliced.dtype)
+        spliced[row : row + 1, tokens] = (written_row + change).to(spliced.dtype)
     return spliced
 
 
@@ -82,11 +82,11 @@ def _set(x: Tensor, interventions: Sequence[Intervention], baseline: Baseline | 
 
 def active_latents(
     layer: AutoencoderLayer,
-    site: Tensor,
+    read: Tensor,
     interventions: Sequence[Intervention],
     baseline: Baseline | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The active latents for site values [B, T, s], those that are set at their new value.
+    """The active latents of what is read [B, T, s], those that are set at their new value.
 
     Args:
         baseline: from a row to its latents in baseline prompts [T, n].
@@ -96,9 +96,9 @@ def active_latents(
     """
     altered = [one for one in interventions if one.is_forward and one.is_of_latents]
     if layer.keeps_few and not altered:
-        values, ids = layer.largest(layer.pre_activations(site))
+        values, ids = layer.largest(layer.pre_activations(read))
         return ids, torch.relu(values)
-    return _side_by_side(set_values(layer.encode(site), altered, baseline=baseline))
+    return _side_by_side(set_values(layer.encode(read), altered, baseline=baseline))
 
 
 def active_in_either(latents: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

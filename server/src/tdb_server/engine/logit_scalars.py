@@ -136,6 +136,6 @@ def _embedding_reads(rows: Rows, index: ActivationIndex) -> Tensor:
             found.append(decoder.blocks[layer_index].mlp.objectives(embedding, which))
         else:
             autoencoder = rows.autoencoder(index.hook_point)
-            site = autoencoder.recomputed_inputs(decoder, layer_index, embedding)
-            found.append(latent_pre_activations(autoencoder.layers[layer_index], site, which))
+            read = autoencoder.recomputed_inputs(decoder, layer_index, embedding)
+            found.append(latent_pre_activations(autoencoder.layers[layer_index], read, which))
     return torch.cat(found)

@@ -165,20 +165,20 @@ def traced_values(
     layer = autoencoder.layers[layer_index]
     if autoencoder.site.is_attention:
         inputs = autoencoder.recomputed_inputs(decoder, layer_index, residual[rows])
-        site = inputs[_each(rows), token]
+        read = inputs[_each(rows), token]
     else:
-        site = autoencoder.recomputed_inputs(decoder, layer_index, residual[rows, token])
+        read = autoencoder.recomputed_inputs(decoder, layer_index, residual[rows, token])
     if trace.post_act:
-        return layer.activate(layer.pre_activations(site, holds_scale=True))[_each(rows), component]
-    return latent_pre_activations(layer, site, component)
+        return layer.activate(layer.pre_activations(read, holds_scale=True))[_each(rows), component]
+    return latent_pre_activations(layer, read, component)
 
 
-def latent_pre_activations(layer: AutoencoderLayer, site: Tensor, latents: Tensor) -> Tensor:
-    """Pre-activations of m latents, each of its own site values: [m, s] and [m] to [m].
+def latent_pre_activations(layer: AutoencoderLayer, read: Tensor, latents: Tensor) -> Tensor:
+    """Pre-activations of m latents, each of what is read at its own token: [m, s] and [m] to [m].
 
     The scale of normed inputs is held constant, like that of the model's own norms.
     """
-    weights, inputs = layer.encoder_weight[latents], layer.normed(site, holds_scale=True) - layer.pre_bias
+    weights, inputs = layer.encoder_weight[latents], layer.normed(read, holds_scale=True) - layer.pre_bias
     return (inputs * weights).sum(dim=-1) + layer.latent_bias[latents]
 
 

@@ -47,9 +47,9 @@ def latent_gradients(
     It is zero for inactive latents. The scale of normed inputs is held constant.
     """
     layer = autoencoder.layers[layer_index]
-    site = batch.read_by(autoencoder, layer_index)[row, tokens]
-    is_active = layer.encode(site).gather(1, latents[:, None]) != 0  # [m, 1]
-    reads = layer.read_directions(latents, site) * is_active
+    read = batch.read_by(autoencoder, layer_index)[row, tokens]
+    is_active = layer.encode(read).gather(1, latents[:, None]) != 0  # [m, 1]
+    reads = layer.read_directions(latents, read) * is_active
     if autoencoder.site is Site.ATTN_V_OUT:
         return reads
     scale = batch.write_scale(HookPoint.ATTN_QK_PROBS, layer_index)

@@ -52,7 +52,7 @@ class ForwardHook:
         self.read: dict[tuple[Site, int], Tensor] = {}
         self._mlp_inputs = MlpInputs(model.decoder, rules)
         self.site_outputs: dict[tuple[Site, int], Tensor] = {}
-        self._past_trace: set[int] = set()
+        self._past_objective: set[int] = set()
         """Rows whose objective is at this point or before. Their gradient is zero from here on, but the way
         back runs over the whole batch: a gradient that is set here would flow into them. So none is."""
 
@@ -80,16 +80,15 @@ class ForwardHook:
             self.values.setdefault(hook_point, []).append(self._of_all_rows(x, site).detach())
         if hook_point in plan.kept.gradients or site == self._model.last_residual:
             self.graph_sites[site] = x
-        own = self._starting(Stream(*site, is_behind_dictionary=False), x)
-        set_no_gradient = self._past_trace | own
-        later = plan.trace_streams.get(Stream(*site), set())
-        self._past_trace |= own | later
-        backward = [one for one in interventions if self._sets_gradient(one, self._past_trace)]
+        starts_before_dictionary = self._keep_stream(Stream(*site, is_behind_dictionary=False), x)
+        past_dictionary = self._past_objective | starts_before_dictionary  # seeing nothing that is set in it
+        self._past_objective = past_dictionary | plan.objective_streams.get(Stream(*site), set())
+        backward = [one for one in interventions if _sets_gradient(one, self._past_objective)]
         x = set_gradients(x, backward, hidden_cells)
         for autoencoder in self._model.autoencoders:
             if autoencoder.site.hook_point is hook_point and layer_index in autoencoder.layers:
-                x = self._splice(autoencoder, layer_index, x, set_no_gradient)
-        self._starting(Stream(*site), x)
+                x = self._splice(autoencoder, layer_index, x, past_dictionary)
+        self._keep_stream(Stream(*site), x)
         if self._beginnings is not None and hook_point is HookPoint.RESID_POST_MLP:
             source = self._beginnings.parting.get(layer_index or 0)
             x = x if source is None else x[source]
@@ -148,16 +147,13 @@ class ForwardHook:
             if one.is_forward and one.row in place_of
         ]
 
-    def _starting(self, stream: Stream, x: Tensor) -> set[int]:
-        """The rows whose trace starts from a stream, which is kept for them."""
-        found = self._plan.trace_streams.get(stream)
+    def _keep_stream(self, stream: Stream, x: Tensor) -> set[int]:
+        """The rows whose objective starts from a stream, which is kept for them."""
+        found = self._plan.objective_streams.get(stream)
         if found is None:
             return set()
         self.streams[stream] = self._of_all_rows(x, (stream.hook_point, stream.layer_index))
         return found
-
-    def _sets_gradient(self, one: Intervention, past_trace: set[int]) -> bool:
-        return not one.is_forward and one.row not in past_trace
 
     def _latent_baseline(self, autoencoder: Autoencoder, layer_index: int) -> Baseline | None:
         """What rows' latents are in their baseline prompts."""
@@ -166,33 +162,37 @@ class ForwardHook:
             return None
         return lambda place: references.latents(self._baselines_of(place, site), autoencoder, layer_index)
 
-    def _splice(self, autoencoder: Autoencoder, layer_index: int, x: Tensor, past_trace: set[int]) -> Tensor:
-        plan, site = self._plan, autoencoder.site
-        of_latents = self._placed(
-            latent_interventions(plan, self._model, autoencoder, layer_index), (site.hook_point, layer_index)
-        )
-        interventions = [one for one in of_latents if one.is_forward or self._sets_gradient(one, past_trace)]
-        if not interventions and site not in plan.kept.sites:
+    def _splice(
+        self, autoencoder: Autoencoder, layer_index: int, x: Tensor, past_dictionary: set[int]
+    ) -> Tensor:
+        plan, dictionary_site = self._plan, autoencoder.site
+        site = dictionary_site.hook_point, layer_index
+        of_latents = self._placed(latent_interventions(plan, self._model, autoencoder, layer_index), site)
+        interventions = [one for one in of_latents if one.is_forward or _sets_gradient(one, past_dictionary)]
+        if not interventions and dictionary_site not in plan.kept.sites:
             return x
         written = autoencoder.side_by_side(x)
         inputs = written
-        if site is Site.MLP_TRANSCODER:
+        if dictionary_site is Site.MLP_TRANSCODER:
             inputs = self._mlp_inputs.of_layer(layer_index)
-        if site in plan.kept.sites:
-            self.read[site, layer_index] = self._of_all_rows(inputs, (site.hook_point, layer_index)).detach()
+        if dictionary_site in plan.kept.sites:
+            self.read[dictionary_site, layer_index] = self._of_all_rows(inputs, site).detach()
         if interventions:
             baseline = self._latent_baseline(autoencoder, layer_index)
             written = splice(autoencoder.layers[layer_index], inputs, written, interventions, baseline)
-            if (
-                site.is_stream and site.hook_point in plan.kept.values
-            ):  # what goes on is what is read of a stream
-                kept = self._of_all_rows(written, (site.hook_point, layer_index))
-                self.values[site.hook_point][-1] = kept.detach()
-        if site in plan.kept.site_gradients and written.requires_grad:
+            if dictionary_site.is_stream and dictionary_site.hook_point in plan.kept.values:
+                # What goes on is what is read of a stream.
+                self.values[dictionary_site.hook_point][-1] = self._of_all_rows(written, site).detach()
+        if dictionary_site in plan.kept.site_gradients and written.requires_grad:
             # Another tensor than the one that a trace of the stream's own latents starts from.
             written = written.view_as(written)
-            self.site_outputs[site, layer_index] = written
+            self.site_outputs[dictionary_site, layer_index] = written
         return autoencoder.as_at_hook_point(written, x)
+
+
+def _sets_gradient(one: Intervention, past_objective: set[int]) -> bool:
+    """Whether a row's gradient is set: not where its objective is past."""
+    return not one.is_forward and one.row not in past_objective
 
 
 def _split(interventions: Sequence[Intervention]) -> tuple[list[Intervention], list[Intervention]]:

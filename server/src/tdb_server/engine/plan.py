@@ -129,7 +129,7 @@ class Plan:
         return found
 
     @cached_property
-    def trace_streams(self) -> dict[Stream, set[int]]:
+    def objective_streams(self) -> dict[Stream, set[int]]:
         """The residual streams that objectives start from, each with the rows whose objective it is."""
         found = {stream: set(rows) for stream, rows in self.losses_along_directions.items()}
         for trace, rows in self.traces.items():

@@ -44,7 +44,7 @@ def latent_depth(site: Site, layer_index: int) -> int:
 
 @dataclass(frozen=True)
 class Stream:
-    """The residual stream that a trace starts from.
+    """The residual stream that an objective starts from.
 
     Attributes:
         hook_point: which.

@@ -83,9 +83,9 @@ class Answers:
     is_wanted: Callable[[str], bool]
     check_cancelled: Callable[[], None]
 
-    def ranked_logits(self, everything: Rows) -> Ranked:
+    def ranked_logits(self, all_rows: Rows) -> Ranked:
         """The rankings that need the forward pass's logits alone. Of all rows, before the backward pass."""
-        found = self._top_k(everything, self._groups(everything), [], [{} for _ in self.plan.calls])
+        found = self._top_k(all_rows, self._groups(all_rows), [], [{} for _ in self.plan.calls])
         self.clock.end("derive")
         return found
 
@@ -95,12 +95,12 @@ class Answers:
             for one in self._named(_THERE_ALREADY, call_index, [], found, []):
                 yield call.call_id, one
 
-    def others(self, everything: Rows, gradients: Gradients, logits: Ranked) -> Iterator[Event]:
+    def others(self, all_rows: Rows, gradients: Gradients, logits: Ranked) -> Iterator[Event]:
         """Everything else: objectives, top nodes, single components, and what depends on the nodes."""
-        groups = self._groups(everything)
-        of_circuits = circuit_losses(self.plan, everything.inputs, everything.references)
+        groups = self._groups(all_rows)
+        of_circuits = circuit_losses(self.plan, all_rows.inputs, all_rows.references)
         more = [gradients.losses, of_circuits, *gradients.traced]
-        found = self._top_k(everything, groups, more, logits.tables)
+        found = self._top_k(all_rows, groups, more, logits.tables)
         losses, compared, *of_traces = found.more
         traced = {
             row: float(value)
@@ -115,7 +115,7 @@ class Answers:
             self.clock.start()
             if not any(call_index in one.to_score.calls for one in lists):
                 lists = [
-                    token_lists(everything, self.ranker, to_score, uploaded)
+                    token_lists(all_rows, self.ranker, to_score, uploaded)
                     for to_score, uploaded in found.to_score
                     if call_index in to_score.calls
                 ]
@@ -131,14 +131,14 @@ class Answers:
             self.clock.end("score")
             yield call.call_id, Finished()
 
-    def _groups(self, everything: Rows) -> list[Rows]:
+    def _groups(self, all_rows: Rows) -> list[Rows]:
         if len(self.plan.groups) == 1:  # what is made of all rows is made once
-            return [everything]
-        return [everything.part(group.rows) for group in self.plan.groups]
+            return [all_rows]
+        return [all_rows.part(group.rows) for group in self.plan.groups]
 
     def _top_k(
         self,
-        everything: Rows,
+        all_rows: Rows,
         groups: Sequence[Rows],
         more: Sequence[Tensor],
         known: Sequence[dict[str, NodeTable]],
@@ -146,11 +146,11 @@ class Answers:
         """Every multiple top-k of every row: one copy to the device and one to the host.
 
         Args:
-            everything: all rows; before the backward pass, logits alone are ranked.
+            all_rows: before the backward pass, logits alone are ranked.
             more: what else is brought to the host.
             known: tables of each call that there are already.
         """
-        plan, only_logits = self.plan, everything.backward is None
+        plan, only_logits = self.plan, all_rows.backward is None
         pairs = list(zip(plan.groups, groups, strict=True))
         derived = derive(plan, pairs, only_logits=only_logits, check_cancelled=self.check_cancelled)
         calls = range(len(plan.calls))
@@ -161,10 +161,10 @@ class Answers:
         to_score = [
             one
             for own in ([] if only_logits else together)
-            for one in nodes_of_calls(plan, everything.model, own, all_tables)
+            for one in nodes_of_calls(plan, all_rows.model, own, all_tables)
         ]
         on_device = [*looked_up.arrays, *(array for one in to_score for array in one.arrays)]
-        uploaded = iter(upload(on_device, everything.model.decoder.device))
+        uploaded = iter(upload(on_device, all_rows.model.decoder.device))
         values = looked_up.values([next(uploaded) for _ in looked_up.arrays])
         sums = [total for one in derived for total in one.sums.values()]
         on_host = download([*values, *sums, *more])
@@ -175,7 +175,7 @@ class Answers:
             **top_k_results(plan, looked_up, tables, numbers, totals, only_logits=only_logits)
         }
         if not only_logits:
-            n_layers = len(everything.model.decoder.blocks)
+            n_layers = len(all_rows.model.decoder.blocks)
             results |= component_totals(plan, derived, totals, n_layers)
         scored = [(one, [next(uploaded) for _ in one.arrays]) for one in to_score]
         return Ranked(results, all_tables, scored, list(of_sums))
@@ -219,8 +219,8 @@ class Answers:
             case DerivedAttentionScalarsSpec() as spec:
                 return derived_attention_scalars(rows, own_row, spec)
             case EdgesSpec() as spec:
-                everything = rows.part(slice(0, len(self.plan.rows)))
-                return edges(everything, row, spec, self.check_cancelled)
+                all_rows = rows.part(slice(0, len(self.plan.rows)))
+                return edges(all_rows, row, spec, self.check_cancelled)
             case LensSpec() as spec:
                 return lens(rows, own_row, spec)
             case ActivationsSpec() as spec:

@@ -115,7 +115,7 @@ def _directions(
     for stream, depth in streams.items():
         gradient = at_end if stream is None else at_streams.get(stream)
         if gradient is not None:
-            own = wide(gradient[inputs.rows[:, None], tokens])
+            own = wide(gradient[inputs.row_indices[:, None], tokens])
         else:
             own = cache.final_residual.new_zeros(*tokens.shape, cache.final_residual.shape[-1])
         is_own = inputs.depths == (ALL_WRITES if depth is None else depth)
@@ -145,7 +145,7 @@ def _traced(batch: _Batch, traced: TracedRows) -> Tensor:
 def _loss_directions(batch: _Batch, traced: TracedRows) -> Tensor:
     """Where the loss reads, at the queries of traced values [m, d]: zero where it does not see them."""
     decoder, cache = batch.model.decoder, batch.cache
-    at_loss = batch.inputs.rows, batch.inputs.loss_tokens  # the loss sees one token alone
+    at_loss = batch.inputs.row_indices, batch.inputs.loss_tokens  # the loss sees one token alone
     seen, hooks = cache.final_residual[at_loss].requires_grad_(), NO_HOOKS
     if HookPoint.RESID_LN_F_SCALE in cache.values:  # as it is in the run, where it may be set
         scale = cache.values[HookPoint.RESID_LN_F_SCALE][0][at_loss]

@@ -43,19 +43,19 @@ _QUERIES_KEYS_VALUES = (HookPoint.ATTN_Q, HookPoint.ATTN_K, HookPoint.ATTN_V)
 
 
 def edges(
-    everything: Rows, row_index: int, spec: EdgesSpec, check_cancelled: Callable[[], None]
+    all_rows: Rows, row_index: int, spec: EdgesSpec, check_cancelled: Callable[[], None]
 ) -> EdgesResult:
     """The edges of a row.
 
     Args:
-        everything: all rows of the batch, after both passes.
+        all_rows: after both passes.
         row_index: which.
         spec: what is wanted of it.
         check_cancelled: asked between blocks and layers.
     """
-    config = everything.model.decoder.config
-    shape = EdgeShape(config.n_layers, config.n_heads, config.n_key_value_heads, everything.plan.is_parallel)
-    scores = _scores(_Readers(everything, row_index), shape, check_cancelled)
+    config = all_rows.model.decoder.config
+    shape = EdgeShape(config.n_layers, config.n_heads, config.n_key_value_heads, all_rows.plan.is_parallel)
+    scores = _scores(_Readers(all_rows, row_index), shape, check_cancelled)
     (found,) = download([scores])
     writers, readers = _largest(found, spec.top_k)
     return EdgesResult(
@@ -110,10 +110,10 @@ def _largest(scores: Array, k: int) -> tuple[Array, Array]:
 class _Readers:
     """One row's writes, and the gradients at what is read in its runs."""
 
-    def __init__(self, everything: Rows, row_index: int) -> None:
-        self._everything, self._runs = everything, everything.plan.steps_of(row_index)
-        self._own = everything.part(slice(row_index, row_index + 1))
-        self._n_tokens = everything.plan.rows[row_index].n_tokens
+    def __init__(self, all_rows: Rows, row_index: int) -> None:
+        self._all_rows, self._runs = all_rows, all_rows.plan.steps_of(row_index)
+        self._own = all_rows.part(slice(row_index, row_index + 1))
+        self._n_tokens = all_rows.plan.rows[row_index].n_tokens
 
     def written(self, tokens: slice) -> Tensor:
         """What all writers write at some tokens, less what they write in the baselines [writers, t, d]."""
@@ -134,7 +134,7 @@ class _Readers:
 
     def at_mlp(self, layer_index: int) -> Tensor:
         """At the input of a layer's MLP [T, d]."""
-        mlp = self._everything.model.decoder.blocks[layer_index].mlp
+        mlp = self._all_rows.model.decoder.blocks[layer_index].mlp
         return self._mean(
             mlp_input_gradients(mlp, self._before_mlp(run, layer_index), self._gradient(run, layer_index))
             for run in self._runs
@@ -142,7 +142,7 @@ class _Readers:
 
     def at_products(self, layer_index: int) -> list[Tensor]:
         """At the products of a layer's queries, keys and values, of each run [T, S, e]."""
-        attention = self._everything.model.decoder.blocks[layer_index].attention
+        attention = self._all_rows.model.decoder.blocks[layer_index].attention
         return [
             at_products(
                 attention,
@@ -154,7 +154,7 @@ class _Readers:
 
     def at_heads(self, layer_index: int, products: Sequence[Tensor], tokens: slice) -> Tensor:
         """At the inputs of a layer's queries, keys and values, at some tokens [S, t, d]."""
-        attention = self._everything.model.decoder.blocks[layer_index].attention
+        attention = self._all_rows.model.decoder.blocks[layer_index].attention
         pairs = zip(self._runs, products, strict=True)
         return self._mean(
             head_input_gradients(attention, self._before_layer(run, layer_index)[tokens], one[tokens])
@@ -163,7 +163,7 @@ class _Readers:
 
     @property
     def _n_layers(self) -> int:
-        return len(self._everything.model.decoder.blocks)
+        return len(self._all_rows.model.decoder.blocks)
 
     def _mean(self, of_runs: Iterable[Tensor]) -> Tensor:
         return reduce(torch.add, of_runs) / len(self._runs)
@@ -172,7 +172,7 @@ class _Readers:
         self, run: int, hook_point: HookPoint, layer_index: int | None, pass_type: PassType = PassType.FORWARD
     ) -> Tensor:
         """One run's values or gradients at its own tokens, [..., T, n]."""
-        return self._everything.at_layer(hook_point, layer_index, pass_type)[run][..., : self._n_tokens, :]
+        return self._all_rows.at_layer(hook_point, layer_index, pass_type)[run][..., : self._n_tokens, :]
 
     def _gradient(self, run: int, layer_index: int) -> Tensor:
         """Behind a layer, which is also that at what its MLP adds [T, d]."""
@@ -184,6 +184,6 @@ class _Readers:
         return self._at(run, HookPoint.RESID_POST_MLP, layer_index - 1)
 
     def _before_mlp(self, run: int, layer_index: int) -> Tensor:
-        if self._everything.plan.is_parallel:
+        if self._all_rows.plan.is_parallel:
             return self._before_layer(run, layer_index)
         return self._at(run, HookPoint.RESID_POST_ATTN, layer_index)

@@ -81,7 +81,7 @@ def forward(
         embedding = _embedded(decoder, plan, token_ids, references).requires_grad_(plan.needs_gradient)
         residual = decoder.forward(embedding, hooks)
         normed = decoder.read_by_logits(residual, hooks)
-        logits = decoder.unembed(normed[inputs.rows, inputs.loss_tokens])[:, None]  # [B, 1, V]
+        logits = decoder.unembed(normed[inputs.row_indices, inputs.loss_tokens])[:, None]  # [B, 1, V]
         at_token = logits_of_losses(plan)
         set_logits = [one for one in at_token if one.is_forward]
         before = set_values(logits, set_logits)

@@ -60,7 +60,7 @@ class Inputs:
         token_ids: padded on the right [B, T].
         n_tokens: of each row [B].
         loss_tokens: the token whose logits each row's loss is of [B], mostly the last.
-        rows: 0 to B - 1.
+        row_indices: 0 to B - 1.
         direction_tokens: where directions of interest can be other than zero [B, n], padded with the first.
         is_direction: which of these are not padding [B, n], 1 or 0.
         logit_tokens: the tokens whose logits are wanted [B, m], padded with the last of them.
@@ -115,7 +115,7 @@ class Inputs:
             "token_ids": token_ids,
             "n_tokens": n_tokens,
             "loss_tokens": np.array([row.loss_token for row in rows]),
-            "rows": np.arange(len(rows)),
+            "row_indices": np.arange(len(rows)),
             "direction_tokens": self.host_direction_tokens,
             "is_direction": is_direction.astype(np.float64),
             "logit_tokens": self.host_logit_tokens,
@@ -128,7 +128,7 @@ class Inputs:
         uploaded = iter(upload([*named.values(), *(array for own in lists for array in own)], device))
         found = {name: next(uploaded) for name in named}
         self.token_ids, self.n_tokens = found["token_ids"], found["n_tokens"]
-        self.loss_tokens, self.rows = found["loss_tokens"], found["rows"]
+        self.loss_tokens, self.row_indices = found["loss_tokens"], found["row_indices"]
         self.direction_tokens, self.is_direction = found["direction_tokens"], found["is_direction"]
         self.logit_tokens, self.depths = found["logit_tokens"], found["depths"]
         self.loss_rows, (self.padded_rows, self.padded_tokens) = found["loss_rows"], found["padding"]

@@ -35,7 +35,7 @@ def logit_scalars(rows: Rows, declared: Declaration, pass_type: PassType) -> Pro
     if pass_type is PassType.BACKWARD:
         return product_at_all_tokens(rows, declared, [Layers([_logit_gradients(rows)])], axes)
     logits, sums = logits_at_tokens(rows), _logit_sums(rows)
-    tokens, host_tokens = rows.inputs.logit_tokens[rows.rows], rows.inputs.host_logit_tokens[rows.rows]
+    tokens, host_tokens = rows.inputs.logit_tokens[rows.span], rows.inputs.host_logit_tokens[rows.span]
     if logits.shape[1] == 1:  # one copy now, in place of three for what is ranked and looked up
         logits, sums = (torch.from_numpy(one) for one in download([logits, sums]))
         tokens = torch.from_numpy(host_tokens)
@@ -48,12 +48,12 @@ def logit_scalars(rows: Rows, declared: Declaration, pass_type: PassType) -> Pro
 
 def logits_at_tokens(rows: Rows) -> Tensor:
     """Logits at the tokens whose logits are wanted [B, m, V]; zero in padding."""
-    of_losses, tokens = rows.cache.loss_logits[rows.rows], rows.inputs.logit_tokens[rows.rows]
+    of_losses, tokens = rows.cache.loss_logits[rows.span], rows.inputs.logit_tokens[rows.span]
     if tokens.shape[1] == 1:
         return of_losses[:, None]
-    normed = rows.cache.final_normed[rows.rows]
+    normed = rows.cache.final_normed[rows.span]
     decoder = rows.model.decoder
-    found = decoder.cap(decoder.unembed(normed[rows.inputs.rows[: rows.n_rows, None], tokens]))
+    found = decoder.cap(decoder.unembed(normed[rows.inputs.row_indices[: rows.n_rows, None], tokens]))
     for row, planned in enumerate(rows.planned):
         place = planned.logit_tokens.index(planned.loss_token)
         found[row, place] = of_losses[row]  # the very numbers that losses are made of
@@ -69,7 +69,7 @@ def logits_at_tokens(rows: Rows) -> Tensor:
 
 def _logit_sums(rows: Rows) -> Tensor:
     """Logits summed over the vocabulary, at every token [B, T]; added up where they are set or capped."""
-    normed, decoder = rows.cache.final_normed[rows.rows], rows.model.decoder
+    normed, decoder = rows.cache.final_normed[rows.span], rows.model.decoder
     if decoder.caps_logits:
         parts = torch.split(normed.flatten(end_dim=1), _N_CAPPED)
         sums = [decoder.cap(decoder.unembed(part)).sum(dim=-1) for part in parts]
@@ -90,7 +90,7 @@ def _logit_gradients(rows: Rows) -> Tensor:
     like = rows.cache.loss_logits
     found = like.new_zeros(rows.n_rows, rows.plan.n_tokens, like.shape[1])
     for row, planned in enumerate(rows.planned):
-        index = rows.rows.start + row
+        index = rows.span.start + row
         if index in others:
             found[row, : planned.n_tokens] = others[index]
         if of_losses is not None:

@@ -169,85 +169,81 @@ class DeviceNodes:
         self.where_distinct = NodeCoordinates(rows[self.distinct], layers[self.distinct], spans)
 
 
-def node_directions(batch: Rows, nodes: DeviceNodes, scoring: TokenScoringType) -> Directions:
-    """The write directions of some nodes, or the read directions of neurons and latents.
-
-    Args:
-        batch: of all rows of the batch.
-    """
+def node_directions(all_rows: Rows, nodes: DeviceNodes, scoring: TokenScoringType) -> Directions:
+    """The write directions of some nodes, or the read directions of neurons and latents."""
     is_write = scoring is TokenScoringType.UPVOTED_OUTPUT_TOKENS
-    return _writes(batch, nodes) if is_write else _reads(batch, nodes)
+    return _writes(all_rows, nodes) if is_write else _reads(all_rows, nodes)
 
 
-def _writes(batch: Rows, nodes: DeviceNodes) -> Directions:
-    decoder, distinct, host = batch.model.decoder, nodes.distinct, nodes.host
+def _writes(all_rows: Rows, nodes: DeviceNodes) -> Directions:
+    decoder, distinct, host = all_rows.model.decoder, nodes.distinct, nodes.host
     rows, where = nodes.where.rows, InLayers(nodes.where_distinct.layers, nodes.where_distinct.spans)
     match host.node_type:
         case NodeType.LAYER:
-            (embedding,) = batch.values(HookPoint.RESID_POST_EMB).tensors
+            (embedding,) = all_rows.values(HookPoint.RESID_POST_EMB).tensors
             vectors = embedding[nodes.where_distinct.rows, nodes.indices[0][distinct]]
             scales = torch.ones_like(rows, dtype=vectors.dtype)
         case NodeType.MLP_NEURON:
             tokens, neurons = nodes.indices
             vectors = neuron_writes(decoder, where, neurons[distinct])
-            scales = batch.values(HookPoint.MLP_POST_ACT).at(nodes.where, tokens, neurons)
-            scales = batch.divided(scales, HookPoint.MLP_POST_ACT, nodes.where, tokens)
+            scales = all_rows.values(HookPoint.MLP_POST_ACT).at(nodes.where, tokens, neurons)
+            scales = all_rows.divided(scales, HookPoint.MLP_POST_ACT, nodes.where, tokens)
         case NodeType.WHOLE_MLP:
             token = nodes.indices[0][distinct]
-            vectors = batch.values(HookPoint.RESID_DELTA_MLP).at(nodes.where_distinct, token)
+            vectors = all_rows.values(HookPoint.RESID_DELTA_MLP).at(nodes.where_distinct, token)
             scales = torch.ones_like(rows, dtype=vectors.dtype)
         case NodeType.WHOLE_HEAD | NodeType.ATTENTION_HEAD if len(nodes.indices) == 2:  # sums of values
             token, head = (one[distinct] for one in nodes.indices)
-            read = batch.values(HookPoint.ATTN_V_OUT).at(nodes.where_distinct, head, token)
+            read = all_rows.values(HookPoint.ATTN_V_OUT).at(nodes.where_distinct, head, token)
             vectors = head_writes(decoder, where, head, read)
             scales = torch.ones_like(rows, dtype=read.dtype)
-            scales = batch.divided(scales, HookPoint.ATTN_V_OUT, nodes.where, nodes.indices[0])
+            scales = all_rows.divided(scales, HookPoint.ATTN_V_OUT, nodes.where, nodes.indices[0])
         case NodeType.ATTENTION_HEAD:  # of token pairs: values, times attention
             query, key, head = nodes.indices
             heads = head[distinct]
             groups = heads // decoder.config.n_heads_per_group
-            read = batch.values(HookPoint.ATTN_V).at(nodes.where_distinct, groups, key[distinct])
+            read = all_rows.values(HookPoint.ATTN_V).at(nodes.where_distinct, groups, key[distinct])
             vectors = head_writes(decoder, where, heads, read)
-            scales = batch.values(HookPoint.ATTN_QK_PROBS).at(nodes.where, head, query, key)
-            scales = batch.divided(scales, HookPoint.ATTN_QK_PROBS, nodes.where, query)
+            scales = all_rows.values(HookPoint.ATTN_QK_PROBS).at(nodes.where, head, query, key)
+            scales = all_rows.divided(scales, HookPoint.ATTN_QK_PROBS, nodes.where, query)
         case latent:
-            autoencoder = batch.autoencoder(latent)
+            autoencoder = all_rows.autoencoder(latent)
             vectors = latent_writes(decoder, autoencoder, where, nodes.indices[1][distinct])
-            scales = _latent_values(batch, nodes)
-            scales = batch.divided(scales, autoencoder.site.hook_point, nodes.where, nodes.indices[0])
+            scales = _latent_values(all_rows, nodes)
+            scales = all_rows.divided(scales, autoencoder.site.hook_point, nodes.where, nodes.indices[0])
     return Directions(host.places, vectors, host.which, scales)
 
 
-def _latent_values(batch: Rows, nodes: DeviceNodes) -> Tensor:
+def _latent_values(all_rows: Rows, nodes: DeviceNodes) -> Tensor:
     """Activations of latents, times what their unit writes are multiplied with [m]."""
-    autoencoder = batch.autoencoder(nodes.host.node_type)
+    autoencoder = all_rows.autoencoder(nodes.host.node_type)
     (tokens, latents), rows, layers = nodes.indices, nodes.where.rows, sorted(autoencoder.layers)
     where = nodes.where
     if layers != list(range(len(layers))):
         places = np.searchsorted(layers, nodes.host.layers)
         where = NodeCoordinates(rows, torch.from_numpy(places).to(rows.device), spans_of(places))
-    ids, values = batch.latents_of_prompts(autoencoder)
+    ids, values = all_rows.latents_of_prompts(autoencoder)
     found = (values.at(where, tokens) * (ids.at(where, tokens) == latents[:, None])).sum(dim=1)
     if not any(layer.norms_inputs for layer in autoencoder.layers.values()):
         return found
     return torch.cat(
         [
             autoencoder.layers[layer].times_write_scale(
-                found[span, None], batch.read_by(autoencoder, layer)[rows[span], tokens[span]]
+                found[span, None], all_rows.read_by(autoencoder, layer)[rows[span], tokens[span]]
             )[:, 0]
             for layer, span in nodes.where.spans
         ]
     )
 
 
-def _reads(batch: Rows, nodes: DeviceNodes) -> Directions:
+def _reads(all_rows: Rows, nodes: DeviceNodes) -> Directions:
     """Of neurons that read alike at all tokens, only the scale depends on the token, through the norm."""
-    decoder, precomputed, host = batch.model.decoder, batch.precomputed, nodes.host
+    decoder, precomputed, host = all_rows.model.decoder, all_rows.precomputed, nodes.host
     tokens, own = nodes.indices
-    residual = batch.before_mlps().at(nodes.where, tokens)  # [m, d]
+    residual = all_rows.before_mlps().at(nodes.where, tokens)  # [m, d]
     where, which = InLayers(nodes.where.layers, nodes.where.spans), np.arange(len(host.places))
     if host.node_type.is_latent:
-        autoencoder = batch.autoencoder(host.node_type)
+        autoencoder = all_rows.autoencoder(host.node_type)
         vectors, scales = latent_reads(decoder, precomputed, autoencoder, where, own, residual)
     elif decoder.neurons_read_alike:
         where, which = InLayers(nodes.where_distinct.layers, nodes.where_distinct.spans), host.which
@@ -296,7 +292,7 @@ def heads_to_read(
 
 
 def head_read_directions(
-    batch: Rows, nodes: HeadReads, uploaded: Sequence[Tensor]
+    all_rows: Rows, nodes: HeadReads, uploaded: Sequence[Tensor]
 ) -> tuple[Directions, Directions]:
     """Gradients of attention logits through the query at token q, and through the key at token k.
 
@@ -304,13 +300,13 @@ def head_read_directions(
     """
     rows, layers, tokens, own, query, key, head, group, is_query, *ways = uploaded
     where = NodeCoordinates(rows, layers, spans_of(nodes.layers))
-    keys = batch.values(HookPoint.ATTN_K).at(where, group, key)
-    queries = batch.values(HookPoint.ATTN_Q).at(where, head, query)
-    residual = batch.before_layers().at(where, tokens)
+    keys = all_rows.values(HookPoint.ATTN_K).at(where, group, key)
+    queries = all_rows.values(HookPoint.ATTN_Q).at(where, head, query)
+    residual = all_rows.before_layers().at(where, tokens)
     others = torch.where(is_query[:, None] != 0, keys, queries)
     vectors, scales = head_reads(
-        batch.model.decoder,
-        batch.precomputed,
+        all_rows.model.decoder,
+        all_rows.precomputed,
         InLayers(layers, where.spans),
         HeadNodes(tokens, own, others, residual),
     )

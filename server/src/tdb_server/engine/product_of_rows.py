@@ -39,7 +39,7 @@ def product_at_directions(
 ) -> Product:
     """The same where the token axis is that of the directions of interest; elsewhere it is zero."""
     product = product_at_all_tokens(rows, declared, factors, axes)
-    is_padding = rows.inputs.is_direction[rows.rows] == 0 if rows.inputs.is_ragged else None
+    is_padding = rows.inputs.is_direction[rows.span] == 0 if rows.inputs.is_ragged else None
     absent = [
         _along(rows.absent_tokens, axes, Dimension.ATTENDED_TO_SEQUENCE_TOKENS),
         _along(is_padding, axes, Dimension.SEQUENCE_TOKENS),
@@ -47,7 +47,7 @@ def product_at_directions(
     ]
     return replace(
         product,
-        tokens=rows.inputs.host_direction_tokens[rows.rows],
+        tokens=rows.inputs.host_direction_tokens[rows.span],
         device_tokens=rows.direction_tokens,
         absent=_any_of(absent),
     )
@@ -71,7 +71,7 @@ def _unseen_layers(rows: Rows, declared: Declaration, product: Product) -> Tenso
     depth = write_depth(hook_point)
     if is_of_autoencoder(hook_point):
         depth = partial(latent_depth, rows.autoencoder(hook_point).site)
-    seen = rows.inputs.depths[rows.rows, None]
+    seen = rows.inputs.depths[rows.span, None]
     # All depths are made on the device and some picked: to copy a list there, the host would wait for a GPU.
     all_depths = torch.arange(mlp_depth(rows.model.decoder.config.n_layers), device=seen.device)
     depths = torch.stack([all_depths[depth(layer)] for layer in product.layers if layer is not None])

@@ -48,7 +48,7 @@ class Rows:
         cache: of the batch's forward pass.
         backward: of its backward pass; None before that.
         references: the prompts that rows are compared with; None where there are none.
-        rows: which of the batch's rows they are.
+        span: which of the batch's rows they are.
         layers: those that are looked at.
     """
 
@@ -59,13 +59,13 @@ class Rows:
     cache: Cache
     backward: Gradients | None
     references: References | None
-    rows: slice
+    span: slice
     layers: Sequence[int]
     _made: dict[object, Any] = field(default_factory=dict)
 
-    def part(self, rows: slice) -> Rows:
+    def part(self, span: slice) -> Rows:
         """Some rows of the batch."""
-        return replace(self, rows=rows, _made={})
+        return replace(self, span=span, _made={})
 
     def after(self, backward: Gradients) -> Rows:
         """The same after the backward pass."""
@@ -85,7 +85,7 @@ class Rows:
     @property
     def planned(self) -> Sequence[Row]:
         """What is planned for them."""
-        return self.plan.rows[self.rows]
+        return self.plan.rows[self.span]
 
     @property
     def n_rows(self) -> int:
@@ -111,7 +111,7 @@ class Rows:
             gradient = self.backward.at.get((hook_point, layer_index))
             like, kind = x, ("zeros", x.shape, x.dtype)
             x = self.once(kind, lambda: torch.zeros_like(like)) if gradient is None else gradient
-        return x[self.rows]
+        return x[self.span]
 
     def values(self, hook_point: HookPoint, pass_type: PassType = PassType.FORWARD) -> Layers:
         """The same in every layer."""
@@ -238,18 +238,18 @@ class Rows:
     def directions(self) -> Tensor:
         """The directions of interest at their tokens [B, n, d]."""
         assert self.backward is not None
-        return self.backward.directions[self.rows]
+        return self.backward.directions[self.span]
 
     @cached_property
     def direction_tokens(self) -> Tensor:
         """These tokens [B, n]."""
-        return self.inputs.direction_tokens[self.rows]
+        return self.inputs.direction_tokens[self.span]
 
     def seen_directions(self, depth: int) -> Tensor:
         """The directions for what is written at a depth: zero for rows whose objective does not see it."""
         if self.sees_all_writes:
             return self.directions
-        is_seen = self.inputs.depths[self.rows] >= depth
+        is_seen = self.inputs.depths[self.span] >= depth
         return self.directions * is_seen[:, None, None]
 
     def seen_by_writes(self, hook_point: HookPoint, layer_index: int, depth: int) -> Tensor:
@@ -272,8 +272,8 @@ class Rows:
 
     def picked(self, x: Tensor, token_axis: int) -> Tensor:
         """Values [B, ...] at the tokens of the directions of interest."""
-        rows = self.inputs.rows[: self.n_rows, None]
-        return x.movedim(token_axis, 1)[rows, self.direction_tokens].movedim(1, token_axis)
+        indices = self.inputs.row_indices[: self.n_rows, None]
+        return x.movedim(token_axis, 1)[indices, self.direction_tokens].movedim(1, token_axis)
 
     @cached_property
     def absent_tokens(self) -> Tensor | None:
@@ -281,7 +281,7 @@ class Rows:
         if not self.inputs.has_padding:
             return None
         tokens = torch.arange(self.plan.n_tokens, device=self.inputs.n_tokens.device)
-        return tokens >= self.inputs.n_tokens[self.rows, None]
+        return tokens >= self.inputs.n_tokens[self.span, None]
 
     def autoencoder(self, named: HookPoint | NodeType) -> Autoencoder:
         """The autoencoder that a hook point or a node type means."""
@@ -289,7 +289,7 @@ class Rows:
 
     def own(self, interventions: Iterable[Intervention]) -> list[Intervention]:
         """Those in these rows, of which the first is row 0."""
-        rows = range(self.rows.start, self.rows.stop)
+        rows = range(self.span.start, self.span.stop)
         return [replace(one, row=one.row - rows.start) for one in interventions if one.row in rows]
 
     def interventions(self, autoencoder: Autoencoder, layer_index: int) -> list[Intervention]:
@@ -377,7 +377,7 @@ class Rows:
 
     def read_by(self, autoencoder: Autoencoder, layer_index: int) -> Tensor:
         """What a dictionary reads, before anything is set of its latents [B, T, s]."""
-        return self.cache.read[autoencoder.site, layer_index][self.rows]
+        return self.cache.read[autoencoder.site, layer_index][self.span]
 
     def site_gradient(self, autoencoder: Autoencoder, layer_index: int) -> Tensor:
         """Gradient at the site's output, behind the splice [B, T, s]."""
@@ -385,7 +385,7 @@ class Rows:
         found = self.backward.at_sites.get((autoencoder.site, layer_index))
         if found is None:
             return torch.zeros_like(self.read_by(autoencoder, layer_index))
-        return found[self.rows]
+        return found[self.span]
 
 
 def of_each(compute: Callable[..., Tensor], *factors: Layers) -> Layers:

@@ -114,19 +114,19 @@ class TokenLists:
 
 
 def token_lists(
-    everything: Rows, ranker: TokenRanker, to_score: ToScore, uploaded: Sequence[Tensor]
+    all_rows: Rows, ranker: TokenRanker, to_score: ToScore, uploaded: Sequence[Tensor]
 ) -> TokenLists:
-    """Begins to score. `everything` are all rows of the batch, `uploaded` the arrays on the device."""
+    """Begins to score. `uploaded` are the arrays on the device."""
     waiting = iter(uploaded)
     directions: dict[TokenScoringType, list[Directions]] = {}
     for scoring, nodes in to_score.nodes.items():
         directions[scoring] = [
-            node_directions(everything, DeviceNodes(own, [next(waiting) for _ in own.arrays]), scoring)
+            node_directions(all_rows, DeviceNodes(own, [next(waiting) for _ in own.arrays]), scoring)
             for own in nodes
         ]
     directions |= {_Q: [], _K: []}
     if to_score.heads is not None:
-        queries, keys = head_read_directions(everything, to_score.heads, list(waiting))
+        queries, keys = head_read_directions(all_rows, to_score.heads, list(waiting))
         directions |= {_Q: [queries], _K: [keys]}
     return TokenLists(to_score, _ranked(directions, ranker, to_score.n_tokens))
 

@@ -17,7 +17,7 @@ from tdb_server.engine.transfers import Array, download
 from tdb_server.model.autoencoder import Autoencoder
 
 
-def writes_towards(batch: Rows, layer_index: int, row: int, queries: Tensor, onto: Tensor) -> Tensor:
+def writes_towards(rows: Rows, layer_index: int, row: int, queries: Tensor, onto: Tensor) -> Tensor:
     """`sum over heads of attn(q, k, h) v(k, h) · onto(h)`, for m queries, each with its vectors.
 
     Args:
@@ -28,13 +28,13 @@ def writes_towards(batch: Rows, layer_index: int, row: int, queries: Tensor, ont
     Returns:
         Attributions to every attended-to token [m, T].
     """
-    probs = batch.values(HookPoint.ATTN_QK_PROBS).tensors[layer_index][row][:, queries]  # [H, m, T]
-    values = batch.values(HookPoint.ATTN_V).tensors[layer_index][row]
+    probs = rows.values(HookPoint.ATTN_QK_PROBS).tensors[layer_index][row][:, queries]  # [H, m, T]
+    values = rows.values(HookPoint.ATTN_V).tensors[layer_index][row]
     return (probs * project_values(values, onto)).sum(dim=0)
 
 
 def latent_gradients(
-    batch: Rows,
+    rows: Rows,
     autoencoder: Autoencoder,
     layer_index: int,
     row: int,
@@ -47,38 +47,38 @@ def latent_gradients(
     It is zero for inactive latents. The scale of normed inputs is held constant.
     """
     layer = autoencoder.layers[layer_index]
-    read = batch.read_by(autoencoder, layer_index)[row, tokens]
+    read = rows.read_by(autoencoder, layer_index)[row, tokens]
     is_active = layer.encode(read).gather(1, latents[:, None]) != 0  # [m, 1]
     reads = layer.read_directions(latents, read) * is_active
     if autoencoder.site is Site.ATTN_V_OUT:
         return reads
-    scale = batch.write_scale(HookPoint.ATTN_QK_PROBS, layer_index)
+    scale = rows.write_scale(HookPoint.ATTN_QK_PROBS, layer_index)
     if scale is not None:
         reads = reads / scale[row, tokens]
-    return batch.model.decoder.blocks[layer_index].attention.write_transposed(reads)
+    return rows.model.decoder.blocks[layer_index].attention.write_transposed(reads)
 
 
 def token_pair_attribution(
-    batch: Rows, row: int, table: NodeTable, n_tokens_attended_to: int
+    rows: Rows, row: int, table: NodeTable, n_tokens_attended_to: int
 ) -> TokenPairAttributionResult:
     """For every active attention latent: the tokens whose values fed it most."""
-    n_tokens = batch.planned[row].n_tokens
+    n_tokens = rows.planned[row].n_tokens
     n_listed = min(n_tokens_attended_to, n_tokens)
-    device = batch.model.decoder.device
+    device = rows.model.decoder.device
     found: list[tuple[Tensor, Tensor]] = []
     placed: list[Array] = []
     for (node_type, _), (places, layers, indices) in table.by_type.items():
-        if not node_type.is_latent or not batch.autoencoder(node_type).site.is_attention:
+        if not node_type.is_latent or not rows.autoencoder(node_type).site.is_attention:
             continue
-        autoencoder = batch.autoencoder(node_type)
+        autoencoder = rows.autoencoder(node_type)
         for layer_index in np.unique(layers).tolist():
             own = layers == layer_index
             tokens, latents = torch.from_numpy(indices[own].T.copy()).to(device)
-            gradients = latent_gradients(batch, autoencoder, layer_index, row, tokens, latents)
-            towards = writes_towards(batch, layer_index, row, tokens, gradients)[:, :n_tokens]
+            gradients = latent_gradients(rows, autoencoder, layer_index, row, tokens, latents)
+            towards = writes_towards(rows, layer_index, row, tokens, gradients)[:, :n_tokens]
             found.append(((gradients != 0).any(dim=1), towards))
             placed.append(places[own])
-    rows = np.full(len(table.nodes), -1, np.int32)
+    list_of_node = np.full(len(table.nodes), -1, np.int32)
     values, keys = np.zeros((0, n_listed), np.float32), np.zeros((0, n_listed), np.int32)
     if found:
         is_active, all_values = download([torch.cat(one) for one in zip(*found, strict=True)])
@@ -86,21 +86,21 @@ def token_pair_attribution(
         # On the host, so that every device lists the same of tokens that give equally much, such as nothing.
         largest = torch.from_numpy(all_values[order]).topk(n_listed, dim=1)
         values, keys = largest.values.numpy().astype(np.float32), largest.indices.numpy().astype(np.int32)
-        rows[np.concatenate(placed)[order]] = np.arange(len(order))
-    return TokenPairAttributionResult(table.nodes, rows, keys, values)
+        list_of_node[np.concatenate(placed)[order]] = np.arange(len(order))
+    return TokenPairAttributionResult(table.nodes, list_of_node, keys, values)
 
 
-def writes_to_latent(batch: Rows, row: int, layer_index: int, wanted: ActivationIndex) -> Tensor:
+def writes_to_latent(rows: Rows, row: int, layer_index: int, wanted: ActivationIndex) -> Tensor:
     """Attention's writes to one latent at every token pair [q, k]; zero but for the asked-for queries."""
-    autoencoder = batch.autoencoder(wanted.hook_point)
+    autoencoder = rows.autoencoder(wanted.hook_point)
     token, latent = wanted.tensor_indices
     assert latent is not None
-    n_tokens = batch.planned[row].n_tokens
-    queries = torch.arange(n_tokens, device=batch.model.decoder.device)
+    n_tokens = rows.planned[row].n_tokens
+    queries = torch.arange(n_tokens, device=rows.model.decoder.device)
     if token is not None:
         queries = queries[token : token + 1]
     which = torch.full_like(queries, latent)
-    gradients = latent_gradients(batch, autoencoder, layer_index, row, queries, which)
+    gradients = latent_gradients(rows, autoencoder, layer_index, row, queries, which)
     writes = torch.zeros(n_tokens, n_tokens, dtype=gradients.dtype, device=gradients.device)
-    writes[queries] = writes_towards(batch, layer_index, row, queries, gradients)[:, :n_tokens]
+    writes[queries] = writes_towards(rows, layer_index, row, queries, gradients)[:, :n_tokens]
     return writes

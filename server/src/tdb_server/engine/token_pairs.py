@@ -28,8 +28,8 @@ def writes_towards(rows: Rows, layer_index: int, row: int, queries: Tensor, onto
     Returns:
         Attributions to every attended-to token [m, T].
     """
-    probs = rows.values(HookPoint.ATTN_QK_PROBS).tensors[layer_index][row][:, queries]  # [H, m, T]
-    values = rows.values(HookPoint.ATTN_V).tensors[layer_index][row]
+    probs = rows.at_layer(HookPoint.ATTN_QK_PROBS, layer_index)[row][:, queries]  # [H, m, T]
+    values = rows.at_layer(HookPoint.ATTN_V, layer_index)[row]
     return (probs * project_values(values, onto)).sum(dim=0)
 
 

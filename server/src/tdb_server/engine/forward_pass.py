@@ -57,14 +57,14 @@ def forward(
         references: what was kept of the prompts that rows are compared with.
 
     Raises:
-        Cancelled: as `check_cancelled`, which is asked between layers of the forward and of the backward pass.
+        Cancelled: as `check_cancelled`, which is asked between layers of both passes.
     """
     decoder = model.decoder
     beginnings = None
     if not plan.needs_gradient:
         beginnings = shared_beginnings(plan, decoder.device)
     token_ids = inputs.token_ids if beginnings is None else inputs.token_ids[beginnings.first]
-    forward_hook = ForwardHook(plan, model, references, inputs.rules, beginnings, check_cancelled)
+    hook = ForwardHook(plan, model, references, inputs.rules, beginnings, check_cancelled)
     altered = {hook_point for hook_point, _ in plan.interventions}
     wanted = plan.kept.values | plan.kept.gradients | altered
     if any(
@@ -73,7 +73,7 @@ def forward(
         wanted |= {*READ_BY_HEADS}
     if any(one.site is Site.MLP_TRANSCODER for one in model.autoencoders):
         wanted |= {HookPoint.MLP_LN_SCALE}
-    hooks = Hooks(forward_hook, INNER_HOOK_POINTS & wanted, inputs.rules)
+    hooks = Hooks(hook, INNER_HOOK_POINTS & wanted, inputs.rules)
     if wanted <= _OUTSIDE_COMPONENTS and not plan.needs_gradient and not plan.kept.sites:
         # A component that is replaced as a whole need not be computed where nobody looks inside.
         hooks = replace(hooks, computed_rows=_rows_to_compute(plan, beginnings, decoder.device))
@@ -89,10 +89,10 @@ def forward(
         of_losses = [one for one in at_token if not one.is_forward and plan.rows[one.row].stream is None]
         after = set_gradients(before, of_losses)
         capped = set_values(decoder.cap(after), set_logits) if decoder.caps_logits else after
-    outputs = forward_hook.site_outputs
-    graph = Graph(forward_hook.graph_sites, forward_hook.streams, outputs, normed, before, after[:, 0], capped[:, 0])
+    outputs = hook.site_outputs
+    graph = Graph(hook.graph_sites, hook.streams, outputs, normed, before, after[:, 0], capped[:, 0])
     residual, normed, capped = (wide(one.detach()) for one in (residual, normed, graph.capped))
-    return Cache(forward_hook.values, residual, normed, capped, forward_hook.read), graph
+    return Cache(hook.values, residual, normed, capped, hook.read), graph
 
 
 def _rows_to_compute(

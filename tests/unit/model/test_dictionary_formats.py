@@ -23,7 +23,7 @@ from tdb_server.command import run
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.errors import AutoencoderBroken
-from tdb_server.model.autoencoder import Autoencoder, MlpInputs
+from tdb_server.model.autoencoder import Autoencoder
 from tdb_server.model.autoencoder_loading import (
     find_layers,
     fit_dictionaries,
@@ -32,6 +32,7 @@ from tdb_server.model.autoencoder_loading import (
 )
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.hooks import NORM_SCALES, Hooks
+from tdb_server.model.mlp_inputs import MlpInputs
 from tdb_server.model.weights import load_decoder
 from torch import Tensor
 

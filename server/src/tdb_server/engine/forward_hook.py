@@ -23,9 +23,10 @@ from tdb_server.engine.planned_interventions import latent_interventions
 from tdb_server.engine.references import References
 from tdb_server.engine.shared_beginnings import Beginnings, layer_of
 from tdb_server.engine.streams import Stream
-from tdb_server.model.autoencoder import Autoencoder, MlpInputs
+from tdb_server.model.autoencoder import Autoencoder
 from tdb_server.model.backward_rules import BackwardRules
 from tdb_server.model.hooks import HookSite
+from tdb_server.model.mlp_inputs import MlpInputs
 
 READ_BY_HEADS = (HookPoint.ATTN_QK_PROBS, HookPoint.ATTN_V)
 """What heads read from a token is a product of."""
@@ -172,9 +173,7 @@ class ForwardHook:
         if not interventions and dictionary_site not in plan.kept.sites:
             return x
         written = autoencoder.side_by_side(x)
-        inputs = written
-        if dictionary_site is Site.MLP_TRANSCODER:
-            inputs = self._mlp_inputs.of_layer(layer_index)
+        inputs = autoencoder.read_in_pass(layer_index, written, self._mlp_inputs)
         if dictionary_site in plan.kept.sites:
             self.read[dictionary_site, layer_index] = self._of_all_rows(inputs, site).detach()
         if interventions:

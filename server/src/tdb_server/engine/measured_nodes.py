@@ -12,8 +12,9 @@ from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import NodeType
 from tdb_server.engine.cache import Model
 from tdb_server.examples.kinds import Kind
-from tdb_server.model.autoencoder import Autoencoder, MlpInputs
+from tdb_server.model.autoencoder import Autoencoder
 from tdb_server.model.hooks import Hooks
+from tdb_server.model.mlp_inputs import MlpInputs
 from tdb_server.model.precision import wide
 from tdb_server.model.precomputed import Precomputed
 
@@ -81,6 +82,5 @@ class MeasuredNodes:
 
 def _encoded(autoencoder: Autoencoder, layer: int, x: Tensor, mlp_inputs: MlpInputs) -> Tensor:
     """Latents [B, T, n] of what stands at a dictionary's hook point."""
-    is_transcoder = autoencoder.site is Site.MLP_TRANSCODER
-    read = mlp_inputs.of_layer(layer) if is_transcoder else autoencoder.side_by_side(x)
+    read = autoencoder.read_in_pass(layer, autoencoder.side_by_side(x), mlp_inputs)
     return autoencoder.layers[layer].encode(wide(read)).float()

@@ -32,9 +32,9 @@ from torch import Tensor
 
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import AutoencoderInfo, LatentNotes, Site
-from tdb_server.model.backward_rules import BackwardRules, with_constant_scale
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.hooks import NORM_SCALES, Hooks
+from tdb_server.model.mlp_inputs import MlpInputs
 
 _TRIED_TOKENS = 64
 INPUT_NORM_EPSILON = 1e-5
@@ -143,34 +143,6 @@ class AutoencoderLayer:
         return replace(self, **tensors)  # type: ignore[arg-type]
 
 
-class MlpInputs:
-    """What MLPs read in a forward pass, before the gain of their norms, put together at its hook points."""
-
-    def __init__(self, decoder: Decoder, rules: BackwardRules | None = None) -> None:
-        """For one pass, whose rows go back by these rules."""
-        self._rules = rules
-        is_parallel = HookPoint.RESID_POST_ATTN in decoder.absent_hook_points
-        before = (HookPoint.RESID_POST_EMB, HookPoint.RESID_POST_MLP)
-        self._streams = before if is_parallel else (HookPoint.RESID_POST_ATTN,)
-        self._blocks = decoder.blocks
-        self._stream: Tensor | None = None
-        self._scale: Tensor | None = None
-
-    def see(self, hook_point: HookPoint, x: Tensor) -> None:
-        """Takes what goes on from a hook point."""
-        if hook_point in self._streams:
-            self._stream = x
-        elif hook_point is HookPoint.MLP_LN_SCALE:
-            self._scale = with_constant_scale(x, self._rules)
-
-    def of_layer(self, layer_index: int) -> Tensor:
-        """[B, T, d], once the MLP of the layer has read it."""
-        assert self._stream is not None
-        centered = self._blocks[layer_index].mlp.norm.centered(self._stream)
-        # Some families norm only what is added.
-        return centered if self._scale is None else centered / self._scale
-
-
 @dataclass
 class Autoencoder:
     """The dictionaries of one site, by layer."""
@@ -206,6 +178,10 @@ class Autoencoder:
     def side_by_side(self, x: Tensor) -> Tensor:
         """What a hook point has, as the dictionary sees it [B, T, s]: heads [B, H, T, e] side by side."""
         return x.transpose(1, 2).flatten(2) if self.site is Site.ATTN_V_OUT else x
+
+    def read_in_pass(self, layer_index: int, site: Tensor, mlp_inputs: MlpInputs) -> Tensor:
+        """What it reads [B, T, s], given what its site has, side by side: a transcoder, what its MLP read."""
+        return mlp_inputs.of_layer(layer_index) if self.site is Site.MLP_TRANSCODER else site
 
     def as_at_hook_point(self, x: Tensor, like: Tensor) -> Tensor:
         """The way back: [B, T, s] to what the hook point has."""
@@ -276,8 +252,7 @@ class Autoencoder:
         def hook(hook_point: HookPoint, layer_index: int | None, x: Tensor) -> Tensor:
             mlp_inputs.see(hook_point, x)
             if layer_index in self.layers and hook_point is self.site.hook_point:
-                is_transcoder = self.site is Site.MLP_TRANSCODER
-                read = mlp_inputs.of_layer(layer_index) if is_transcoder else self.side_by_side(x)
+                read = self.read_in_pass(layer_index, self.side_by_side(x), mlp_inputs)
                 found.append((self.layers[layer_index].encode(read) > 0).sum(dim=-1).amax())
             return x
 

@@ -107,7 +107,7 @@ class Product:
         order: the same axes in the order of a node's indices.
         n_rows: rows of the group.
         tokens: where given, the tokens that the token axis covers [B, n], on the host; elsewhere it is zero.
-        device_tokens: the same on the device.
+        device_tokens: the same on the device, to add up sums; not in what `at_tokens` gives.
         n_tokens: of the longest row.
         lengths: tokens of each row.
         ids: for latents, which ones stand along the last axis [B, L, T, K].
@@ -192,7 +192,7 @@ class Product:
         return reduce(torch.mul, [self.cut(one, part) for one in self.factors])
 
     def at_tokens(self, tokens: Array) -> Product:
-        """The same of one token of each row alone [B], to be ranked; nothing is there that is not covered."""
+        """The same of one token of each row alone [B], for ranking only; where it is not covered, nothing."""
         assert self.token_axis is not None
         if self.tokens is not None and np.array_equal(self.tokens, tokens[:, None]):
             return self
@@ -221,6 +221,8 @@ class Product:
             factors=tuple(pick_layers(one) for one in self.factors),
             lengths=(1,) * self.n_rows,
             tokens=tokens[:, None],
+            device_tokens=None,
+            known_sum=None,
             ids=None if self.ids is None else pick_layers(self.ids),
             not_nodes=None if self.not_nodes is None else pick(self.not_nodes, axis),
             absent=absent,
@@ -230,6 +232,7 @@ class Product:
         self, keep: tuple[Dimension, ...], part: Part, numbers: Tensor, total: Tensor | None
     ) -> Tensor:
         """Adds a part's sum to the total, or begins one."""
+        assert (self.tokens is None) == (self.device_tokens is None)
         if self.ids is not None and Dimension.AUTOENCODER_LATENTS in keep:
             return self._add_latents(keep, part, numbers, total)
         reduced = [1, *(axis + 2 for axis, one in enumerate(self.axes) if one not in keep)]
@@ -256,6 +259,7 @@ class Product:
         self, keep: tuple[Dimension, ...], part: Part, numbers: Tensor, total: Tensor | None
     ) -> Tensor:
         """Adds a part's sum by layer, and by token and head if `keep` says so, to the total [B, L, ...]."""
+        assert (self.tokens is None) == (self.device_tokens is None)
         reduced = [2 + axis for axis, one in enumerate(self.axes) if one not in keep]
         summed = numbers.sum(dim=reduced) if reduced else numbers  # without dimensions torch sums over all
         found = self._in_order(keep, summed, 2)

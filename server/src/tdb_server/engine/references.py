@@ -26,7 +26,7 @@ from tdb_server.model.autoencoder import Autoencoder
 
 @dataclass(frozen=True)
 class References:
-    """What is kept of the prompts that rows are compared with.
+    """What is kept of the prompts that rows are compared with. Indices are rows of its cache.
 
     Attributes:
         cache: of their forward pass, widened, zero in padding.
@@ -40,28 +40,35 @@ class References:
     capped: Tensor
     predictions: Predictions | None
 
-    def values(self, references: Sequence[int], hook_point: HookPoint, layer_index: int | None) -> Tensor:
+    def values(self, indices: Sequence[int], hook_point: HookPoint, layer_index: int | None) -> Tensor:
         """The mean of a hook point's values over some of them [...]."""
-        return self._mean(self.cache.values[hook_point][layer_index or 0], references)
+        return self._mean(self.cache.values[hook_point][layer_index or 0], indices)
+
+    def writes(
+        self, indices: Sequence[int], hook_point: HookPoint, scale_point: HookPoint, layer_index: int
+    ) -> Tensor:
+        """The mean over some of them of a hook point's values, each over the scale of its writes [...]."""
+        x, scale = self.cache.values[hook_point][layer_index], self.cache.values[scale_point][layer_index]
+        return torch.stack([x[one] / nonzero(scale[one]) for one in indices]).mean(dim=0)
 
     def contribution(
-        self, references: Sequence[int], layer_index: int, query: int, key: int, head: int, group: int
+        self, indices: Sequence[int], layer_index: int, query: int, key: int, head: int, group: int
     ) -> Tensor:
         """What a head reads from a token, attention times value: the mean over some of them [e]."""
         probs, values = (
             self.cache.values[one][layer_index] for one in (HookPoint.ATTN_QK_PROBS, HookPoint.ATTN_V)
         )
-        found = [probs[one, head, query, key] * values[one, group, key] for one in references]
+        found = [probs[one, head, query, key] * values[one, group, key] for one in indices]
         return torch.stack(found).mean(dim=0)
 
-    def latents(self, references: Sequence[int], autoencoder: Autoencoder, layer_index: int) -> Tensor:
+    def latents(self, indices: Sequence[int], autoencoder: Autoencoder, layer_index: int) -> Tensor:
         """The mean of a dictionary's latents over some of them [T, n]."""
         read = self.cache.read[autoencoder.site, layer_index]
         layer = autoencoder.layers[layer_index]
-        return torch.stack([layer.encode(read[one : one + 1])[0] for one in references]).mean(dim=0)
+        return torch.stack([layer.encode(read[one : one + 1])[0] for one in indices]).mean(dim=0)
 
     def latent_writes(
-        self, references: Sequence[int], autoencoder: Autoencoder, layer_index: int, scale: HookPoint | None
+        self, indices: Sequence[int], autoencoder: Autoencoder, layer_index: int, scale: HookPoint | None
     ) -> Tensor:
         """The mean of latents times what each writes per unit there [T, n].
 
@@ -69,7 +76,7 @@ class References:
             scale: the scale that writes are divided by, where there is one.
         """
         layer, found = autoencoder.layers[layer_index], []
-        for one in references:
+        for one in indices:
             read = self.cache.read[autoencoder.site, layer_index][one : one + 1]
             written = layer.times_write_scale(layer.encode(read), read)[0]
             found.append(
@@ -78,10 +85,10 @@ class References:
         return torch.stack(found).mean(dim=0)
 
     @staticmethod
-    def _mean(x: Tensor, references: Sequence[int]) -> Tensor:
-        if len(references) == 1:
-            return x[references[0]]
-        return torch.stack([x[one] for one in references]).mean(dim=0)
+    def _mean(x: Tensor, indices: Sequence[int]) -> Tensor:
+        if len(indices) == 1:
+            return x[indices[0]]
+        return torch.stack([x[one] for one in indices]).mean(dim=0)
 
 
 def circuit_losses(plan: Plan, inputs: Inputs, references: References | None) -> Tensor:

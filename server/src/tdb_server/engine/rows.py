@@ -148,24 +148,14 @@ class Rows:
         scales = self.write_scales(hook_point) if self.has_baselines else None
         if scales is None:
             return self.contrasts(hook_point)
-        scale_point = self.model.decoder.write_scales[hook_point]
-
-        references = self.references
+        references, scale_point = self.references, self.model.decoder.write_scales[hook_point]
         assert references is not None
+        writes = partial(references.writes, hook_point=hook_point, scale_point=scale_point)
 
         def compute() -> Layers:
             others = []
-            for layer_index, scale in zip(self.layers, scales.tensors, strict=True):
-
-                def over_scales(baselines: tuple[int, ...], layer_index: int = layer_index) -> Tensor:
-                    each = [
-                        references.values((one,), hook_point, layer_index)
-                        / nonzero(references.values((one,), scale_point, layer_index))
-                        for one in baselines
-                    ]
-                    return torch.stack(each).mean(dim=0)
-
-                other = self._by_baselines(over_scales)
+            for layer, scale in zip(self.layers, scales.tensors, strict=True):
+                other = self._by_baselines(partial(writes, layer_index=layer))
                 # Heads stand between rows and tokens.
                 others.append(other * (scale.unsqueeze(1) if other.dim() > scale.dim() else scale))
             return of_each(torch.sub, self.values(hook_point), Layers(others))

@@ -1,4 +1,4 @@
-"""The second door for speed: vocabulary tokens ranked along directions, and what was ranked is remembered.
+"""Vocabulary tokens ranked along directions; what was ranked is remembered.
 
 Ranking reads the whole vocabulary matrix, which for a short prompt costs more than the model itself. On a
 CPU, each distinct direction is ranked once, and its best tokens are remembered under the direction's own

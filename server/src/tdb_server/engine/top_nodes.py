@@ -1,7 +1,8 @@
-"""The first door for speed: the k largest, or smallest, numbers of a product, for each row.
+"""The k largest, or smallest, numbers of a product, for each row.
 
-`topk` of every part lists a few more than k; the best of all lists are the best of all. On a CPU `topk` looks
-at the bests of blocks first (`block_maxima`).
+Here and in `rank_tokens` lines buy speed: the plain version is one `torch.topk` of all numbers. `topk` of
+every part lists a few more than k; the best of all lists are the best of all. On a CPU `topk` looks at the
+bests of blocks first (`block_maxima`).
 
 Numbers that are exactly zero explain nothing and are never chosen, nor what is not a number; but zeros take
 places: what is below the k-th best is not listed, though that is zero. Every latent that is not active is
@@ -64,7 +65,8 @@ class TopNodes:
         if not n_entries:
             return
         k = min(max(self._ks) + 1 + n_layers * self.product.n_ties, n_entries)  # one more shows ties
-        # Of equals that no layer has, as all embeddings' "activations", it goes by how `topk` ranks all.
+        # What has no layers, as embeddings, whose "activations" are all 1, keeps among equals the order that
+        # `topk` of all entries has (decision 0005): while they are few all are listed, and `_best` asks it.
         is_listed = self.product.layers == (None,) and n_entries <= SMALL
         values, places = top_k_per_row(entries, n_entries if is_listed else k, self._largest)
         self._parts.append((part, n_entries))

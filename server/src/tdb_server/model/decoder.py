@@ -172,7 +172,7 @@ class Attention:
         products = self.cap(self.grouped(q) @ k.transpose(-1, -2))
         with torch.no_grad():  # masked in place: softmax gives these probability 0, and no gradient
             self._positions.hide(products.view(n_rows, n_heads, n_tokens, n_tokens))
-        # Another view: of the one that was masked, autograd would make a slower `as_strided`.
+        # A new view: of one that was there before, autograd would make a slower `as_strided`.
         logits = products.view(n_rows, n_heads, n_tokens, n_tokens)
         logits = hooks(HookPoint.ATTN_QK_LOGITS, layer_index, logits)
         probs = attention_pattern(wide(logits), hooks.rules).to(x.dtype)

@@ -293,7 +293,7 @@ def test_where_directions_are_other_than_zero(
     autoencoders = MLP_AUTOENCODER if trace is not None and trace.node is WHICHEVER_LATENT else AUTOENCODERS
     row = row_of(trace, autoencoders=autoencoders)
     assert list(row.direction_tokens) == tokens
-    assert row.direction_depth == depth
+    assert (None if row.stream is None else row.stream.depth) == depth
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])

@@ -75,9 +75,10 @@ def backward(
             is_all = len(inputs.loss_rows) == len(plan.rows)
             terms.append((of_rows if is_all else of_rows[inputs.loss_rows]).sum())
         others: dict[int, Tensor] = {}
-        for index, row in enumerate(plan.rows):
-            if row.stream is None and row.inference.loss is not None:
-                terms += _at_other_logits(model.decoder, plan, graph, index, others)
+        for index in range(len(plan.rows)):
+            if (set_there := _other_logits(model.decoder, plan, graph, index)) is not None:
+                others[index], term = set_there
+                terms.append(term)
     wants_logits = HookPoint.LOGITS in plan.kept.gradients
     asked = [*graph.sites.values(), *graph.streams.values(), *graph.site_outputs.values()]
     asked += [graph.logits_before] if wants_logits else []
@@ -110,15 +111,14 @@ def _directions(
         at_streams: gradients where objectives before the logits start.
     """
     tokens = inputs.direction_tokens
-    streams = {row.stream: row.direction_depth for row in plan.rows}
     found: Tensor | None = None
-    for stream, depth in streams.items():
+    for stream in dict.fromkeys(row.stream for row in plan.rows):
         gradient = at_end if stream is None else at_streams.get(stream)
         if gradient is not None:
             own = wide(gradient[inputs.row_indices[:, None], tokens])
         else:
             own = cache.final_residual.new_zeros(*tokens.shape, cache.final_residual.shape[-1])
-        is_own = inputs.depths == (ALL_WRITES if depth is None else depth)
+        is_own = inputs.depths == (ALL_WRITES if stream is None else stream.depth)
         found = own if found is None else torch.where(is_own[:, None, None], own, found)
     assert found is not None
     return found * inputs.is_direction[:, :, None].to(found.dtype) if inputs.is_ragged else found
@@ -170,18 +170,22 @@ def _downstream_directions(batch: _Batch, traced: TracedRows) -> Tensor:
     return direction[rows, traced.node[0]]
 
 
-def _at_other_logits(
-    decoder: Decoder, plan: Plan, graph: Graph, index: int, others: dict[int, Tensor]
-) -> list[Tensor]:
-    """What gives logits of other tokens than the loss's, which no loss sees, the gradients that are set."""
+def _other_logits(decoder: Decoder, plan: Plan, graph: Graph, index: int) -> tuple[Tensor, Tensor] | None:
+    """Gradients that a row sets at logits of other tokens than its loss's, which the loss does not see.
+
+    Returns:
+        Them [T, V], zero at the loss's token, and a term whose gradient carries them back; None where none is
+        set.
+    """
     row = plan.rows[index]
+    if row.stream is not None or row.inference.loss is None:
+        return None
     own = [one.alone for one in logit_interventions(plan) if one.row == index]
     if not any(not one.is_forward and one.ablation.value != 0 for one in own):
-        return []
-    nothing = wide(graph.logits[:0]).new_zeros(1, row.n_tokens, graph.logits.shape[1])
-    gradient = set_values(nothing, [one for one in own if not one.is_forward])
+        return None
+    zeros = wide(graph.logits[:0]).new_zeros(1, row.n_tokens, graph.logits.shape[1])
+    gradient = set_values(zeros, [one for one in own if not one.is_forward])
     gradient[0, row.loss_token] = 0
-    stopped = [replace(one, ablation=replace(one.ablation, value=0.0)) for one in own if one.is_forward]
-    flowing = decoder.unembed_transposed(set_values(gradient, stopped)[0])  # [T, d]
-    others[index] = gradient[0]
-    return [(wide(graph.final_normed[index, : row.n_tokens]) * flowing).sum()]
+    blocked = [replace(one, ablation=replace(one.ablation, value=0.0)) for one in own if one.is_forward]
+    at_final_normed = decoder.unembed_transposed(set_values(gradient, blocked)[0])  # [T, d]
+    return gradient[0], (wide(graph.final_normed[index, : row.n_tokens]) * at_final_normed).sum()

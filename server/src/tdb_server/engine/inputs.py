@@ -87,7 +87,7 @@ class Inputs:
         self.host_direction_tokens, is_direction = _padded([row.direction_tokens for row in rows], 0)
         self.host_logit_tokens, _ = _padded([row.logit_tokens for row in rows], -1)
         self.host_loss_terms = loss_terms([row.inference.loss for row in rows])
-        depths = [row.direction_depth for row in rows]
+        depths = [ALL_WRITES if row.stream is None else row.stream.depth for row in rows]
         has_loss = [row.trace is None and row.inference.loss is not None for row in rows]
         by_step = rows_by_step(
             [(row.inference.backward_rule, row.inference.pattern_gradients) for row in rows]
@@ -120,7 +120,7 @@ class Inputs:
             "is_direction": is_direction.astype(np.float64),
             "logit_tokens": self.host_logit_tokens,
             "padding": np.array(np.nonzero(~is_token)),
-            "depths": np.array([ALL_WRITES if depth is None else depth for depth in depths]),
+            "depths": np.array(depths),
             "loss_rows": np.flatnonzero(has_loss),
             **{name: np.array(own, np.int64).reshape(-1, 2).T for name, own in pairs.items()},
         }

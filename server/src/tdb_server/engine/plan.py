@@ -30,7 +30,7 @@ from tdb_server.engine.latents import autoencoder_of
 from tdb_server.engine.plan_groups import Group
 from tdb_server.engine.plan_references import PlannedReferences
 from tdb_server.engine.plan_rows import Row
-from tdb_server.engine.streams import Stream, trace_stream
+from tdb_server.engine.streams import Stream, objective_stream, trace_stream
 from tdb_server.model.autoencoder import Autoencoder
 from tdb_server.model.hooks import HookSite
 
@@ -247,7 +247,8 @@ def _rows_of(
         tokens = (
             range(n_tokens) if logit_tokens is None else sorted({*logit_tokens, one.inference.loss_token})
         )
-        row = Row(call_index, index, one.inference, processing, trace, tuple(tokens), is_parallel)
+        stream = objective_stream(one.inference, trace, is_parallel=is_parallel)
+        row = Row(call_index, index, one.inference, processing, trace, tuple(tokens), stream)
         rows.append(row)
         shares = (step / one.n_rows for step in range(1, one.n_rows))
         last = (one.inference.loss_token,)

@@ -28,7 +28,7 @@ class PlannedReferences:
     def rows(self) -> tuple[Row, ...]:
         """Them, as rows of a batch of their own."""
         return tuple(
-            Row(0, at, InferenceSpec(ids, circuit=circuit), {}, None, (len(ids) - 1,), self._is_parallel)
+            Row(0, at, InferenceSpec(ids, circuit=circuit), {}, None, (len(ids) - 1,), None)
             for (ids, circuit), at in self._places.items()
         )
 

@@ -17,7 +17,7 @@ from tdb_server.domain.requests import (
     ProcessingSpec,
     Trace,
 )
-from tdb_server.engine.streams import Stream, trace_stream
+from tdb_server.engine.streams import Stream
 
 
 class CircuitReferences(NamedTuple):
@@ -43,7 +43,7 @@ class Row:
         processing: what is wanted of it, by name.
         trace: its trace, with "whichever autoencoder is loaded" spelled out.
         logit_tokens: the tokens whose logits are wanted, in order, the loss's always among them.
-        is_parallel: whether MLPs read the stream before their layer.
+        stream: the residual stream that the objective is of; None for a loss of logits.
         baselines: of `Plan.references`, those whose mean it is compared with.
         circuit_references: of a row with a circuit, what its loss is compared with.
         embedding_share: its embedding is so much of the way from that of its baselines to its own. Rows where
@@ -56,7 +56,7 @@ class Row:
     processing: dict[str, ProcessingSpec]
     trace: Trace | None
     logit_tokens: tuple[int, ...]
-    is_parallel: bool
+    stream: Stream | None
     baselines: tuple[int, ...] = ()
     circuit_references: CircuitReferences | None = None
     embedding_share: float = 1.0
@@ -77,16 +77,6 @@ class Row:
         loss = self.inference.loss
         is_divergence = loss is not None and loss.name is LossName.KL_FROM_BASELINE
         return (self.baselines, self.loss_token) if is_divergence else None
-
-    @property
-    def stream(self) -> Stream | None:
-        """The residual stream that the objective is of; None for a loss of logits."""
-        if self.trace is not None:
-            return trace_stream(self.trace, is_parallel=self.is_parallel)
-        loss = self.inference.loss
-        if loss is None or loss.direction is None:
-            return None
-        return Stream(loss.direction.hook_point, loss.direction.layer_index)
 
     @property
     def direction_tokens(self) -> Sequence[int]:
@@ -113,11 +103,6 @@ class Row:
                 return (others[0],)
             case _:
                 return sorted({token, *keys})
-
-    @property
-    def direction_depth(self) -> int | None:
-        """Writes at this depth or before are seen by the objective directly; None: all are."""
-        return None if self.stream is None else self.stream.depth
 
     @property
     def top_k_specs(self) -> dict[str, MultipleTopKSpec]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import NodeType
-from tdb_server.domain.requests import Trace
+from tdb_server.domain.requests import InferenceSpec, Trace
 
 # The order of writes to the residual stream: 0 for the embedding, then four of every layer: attention's, that
 # of a dictionary of the stream after attention, the MLP's, that of a dictionary of the stream after it.
@@ -88,3 +88,11 @@ def trace_stream(trace: Trace, *, is_parallel: bool) -> Stream:
     if layer_index:
         return Stream(HookPoint.RESID_POST_MLP, layer_index - 1)
     return Stream(HookPoint.RESID_POST_EMB, None)
+
+
+def objective_stream(inference: InferenceSpec, trace: Trace | None, *, is_parallel: bool) -> Stream | None:
+    """The residual stream that a trace, or a loss along a direction, is of; None for a loss of logits."""
+    if trace is not None:
+        return trace_stream(trace, is_parallel=is_parallel)
+    direction = inference.loss and inference.loss.direction
+    return Stream(direction.hook_point, direction.layer_index) if direction else None

@@ -211,7 +211,7 @@ def spy_on(
     component: type[Mlp | Attention], n_rows: dict[tuple[type, int], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Notes of how many rows each layer's component was computed last."""
-    method = "__call__" if component is Mlp else "read_by_heads"
+    method = "__call__" if component is Mlp else "weighted_values"
     plain = getattr(component, method)
 
     def spying(self: Mlp | Attention, x: Tensor, hooks: Hooks) -> Tensor:

@@ -28,8 +28,8 @@ from tdb_server.model.backward_rules import BackwardRules
 from tdb_server.model.hooks import HookSite
 from tdb_server.model.mlp_inputs import MlpInputs
 
-READ_BY_HEADS = (HookPoint.ATTN_QK_PROBS, HookPoint.ATTN_V)
-"""What heads read from a token is a product of."""
+CONTRIBUTION_FACTORS = (HookPoint.ATTN_QK_PROBS, HookPoint.ATTN_V)
+"""What a head reads from one token is the product of these, attention and value."""
 
 
 class ForwardHook:
@@ -46,7 +46,7 @@ class ForwardHook:
     ) -> None:
         self._plan, self._model, self._check_cancelled = plan, model, check_cancelled
         self._references, self._beginnings = references, beginnings
-        self._read_by_heads: dict[HookPoint, Tensor] = {}
+        self._contribution_factors: dict[HookPoint, Tensor] = {}
         self.values: dict[HookPoint, list[Tensor]] = {}
         self.graph_sites: dict[HookSite, Tensor] = {}
         self.streams: dict[Stream, Tensor] = {}
@@ -75,8 +75,8 @@ class ForwardHook:
         forward_ones, of_pairs = _split(forward_ones)
         x = self._set_contributions(x, of_pairs)
         x = set_values(x, forward_ones, hidden_cells, self._baseline(site))
-        if hook_point in READ_BY_HEADS:
-            self._read_by_heads[hook_point] = x
+        if hook_point in CONTRIBUTION_FACTORS:
+            self._contribution_factors[hook_point] = x
         if hook_point in plan.kept.values:  # the forward pass comes by layers in order
             self.values.setdefault(hook_point, []).append(self._of_all_rows(x, site).detach())
         if hook_point in plan.kept.gradients or site == self._model.last_residual:
@@ -123,7 +123,7 @@ class ForwardHook:
             assert key is not None
             assert layer_index is not None
             group = head // self._model.decoder.config.n_heads_per_group
-            probs, values = (self._read_by_heads[at] for at in READ_BY_HEADS)
+            probs, values = (self._contribution_factors[at] for at in CONTRIBUTION_FACTORS)
             own = probs[one.row, head, query, key] * values[one.row, group, key]
             baselines = self._baselines_of(one.row, (HookPoint.ATTN_V_OUT, layer_index))
             other = self._references.contribution(baselines, layer_index, query, key, head, group)

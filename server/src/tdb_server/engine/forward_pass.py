@@ -16,7 +16,7 @@ from torch import Tensor
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.engine.cache import Cache, Graph, Model, widen_cache, zero_padding
-from tdb_server.engine.forward_hook import READ_BY_HEADS, ForwardHook
+from tdb_server.engine.forward_hook import CONTRIBUTION_FACTORS, ForwardHook
 from tdb_server.engine.inputs import Inputs
 from tdb_server.engine.interventions import set_gradients, set_values
 from tdb_server.engine.objectives import Predictions
@@ -70,7 +70,7 @@ def forward(
     if any(
         one.ablation.attended_to_token is not None for some in plan.interventions.values() for one in some
     ):
-        wanted |= {*READ_BY_HEADS}
+        wanted |= {*CONTRIBUTION_FACTORS}
     if any(one.site is Site.MLP_TRANSCODER for one in model.autoencoders):
         wanted |= {HookPoint.MLP_LN_SCALE}
     hooks = Hooks(hook, INNER_HOOK_POINTS & wanted, inputs.rules)

@@ -38,7 +38,7 @@ _WRITES = {
 _BEFORE_LAYERS = [HookPoint.RESID_POST_EMB, HookPoint.RESID_POST_MLP]
 _READ_BY_EDGES = [HookPoint.ATTN_Q, HookPoint.ATTN_K, HookPoint.ATTN_V, HookPoint.RESID_POST_MLP]
 _WRITTEN_TO_EDGES = [HookPoint.RESID_POST_EMB, HookPoint.ATTN_V_OUT, HookPoint.RESID_DELTA_MLP]
-_HEADS_READ = [*_BEFORE_LAYERS, HookPoint.ATTN_Q, HookPoint.ATTN_K]
+_HEAD_READ_DIRECTIONS = [*_BEFORE_LAYERS, HookPoint.ATTN_Q, HookPoint.ATTN_K]
 
 
 @dataclass
@@ -142,7 +142,7 @@ def _kept_for_scoring(
         case TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_MLP:
             return _BEFORE_LAYERS if is_parallel else [HookPoint.RESID_POST_ATTN]
         case _:
-            return _HEADS_READ if NodeType.ATTENTION_HEAD in node_types else []
+            return _HEAD_READ_DIRECTIONS if NodeType.ATTENTION_HEAD in node_types else []
 
 
 def _node_types(sub_request: InferenceSubRequest, name: str) -> set[NodeType]:

@@ -156,13 +156,13 @@ class Attention:
 
     def __call__(self, x: Tensor, hooks: Hooks = NO_HOOKS) -> Tensor:
         """What it adds to the residual stream: [B, T, d] to [B, T, d]."""
-        v_out = hooks.compute_and_call(HookPoint.ATTN_V_OUT, self.layer_index, self.read_by_heads, x)
+        v_out = hooks.compute_and_call(HookPoint.ATTN_V_OUT, self.layer_index, self.weighted_values, x)
         joined = v_out.transpose(1, 2).flatten(2)  # [B, T, H * e]
         written = linear(joined, self.weights.attn_out_weight, self.weights.attn_out_bias, self._is_last)
         return self.post_norm(written, hooks)
 
-    def read_by_heads(self, x: Tensor, hooks: Hooks) -> Tensor:
-        """What all heads read, before their output weights: [B, T, d] to [B, H, T, e]."""
+    def weighted_values(self, x: Tensor, hooks: Hooks) -> Tensor:
+        """Each head's sum of values, weighted by attention: [B, T, d] to [B, H, T, e]."""
         layer_index, n_heads, (n_rows, n_tokens) = self.layer_index, self.config.n_heads, x.shape[:2]
         q, k, v = self.queries_keys_values(self.norm(x, hooks), hooks.rules)
         q = hooks(HookPoint.ATTN_Q, layer_index, q)

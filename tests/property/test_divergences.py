@@ -237,7 +237,7 @@ def test_rows_share_what_their_baselines_predict() -> None:
     of_circuit = replace(run, circuit=Circuit(frozenset(), ()))
     call = Call("", (InferenceSubRequest(run), InferenceSubRequest(of_circuit)))
     plan = plan_batch([call], (), n_layers=2)
-    assert list(plan.predictions) == [((0, 1), 3)]
+    assert list(plan.divergence_targets) == [((0, 1), 3)]
     assert plan.divergences == [(0, 0), (1, 0)]
     assert plan.circuit_divergences == [(0, 0), (1, 0), (2, 0)]
 

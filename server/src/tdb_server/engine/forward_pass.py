@@ -140,8 +140,8 @@ def run_references(
     rows, others = inputs.circuit_pairs
     logits = model.decoder.unembed(graph.final_normed[others, inputs.loss_tokens[rows]])
     predictions = None
-    if plan.predictions:
-        baselines, tokens = inputs.predictions
+    if plan.divergence_targets:
+        baselines, tokens = inputs.divergence_targets
         predicted = model.decoder.cap(model.decoder.unembed(graph.final_normed[baselines, tokens]))
-        predictions = Predictions.of(predicted, [len(own) for own, _ in plan.predictions])
+        predictions = Predictions.of(predicted, [len(own) for own, _ in plan.divergence_targets])
     return References(cache, wide(logits), wide(model.decoder.cap(logits)), predictions)

@@ -71,9 +71,9 @@ class Inputs:
         loss_terms: of the rows' losses, and
         host_loss_terms: the same on the host.
         circuit_pairs: rows and references of `Plan.circuit_pairs`.
-        predictions: references, and their tokens, whose predictions losses diverge from: those of each of
-            `Plan.predictions`, one after another.
-        divergences: rows and predictions of `Plan.divergences`.
+        divergence_targets: references, and their tokens, whose predictions losses diverge from: those of each
+            of `Plan.divergence_targets`, one after another.
+        divergences: rows and targets of `Plan.divergences`.
         circuit_divergences: those of `Plan.circuit_divergences`.
         traces: the others that have an objective.
         rules: how rows go back; None where all do by the derivative.
@@ -107,7 +107,9 @@ class Inputs:
         ]
         pairs = {
             "circuit_pairs": plan.circuit_pairs,
-            "predictions": [(one, token) for baselines, token in plan.predictions for one in baselines],
+            "divergence_targets": [
+                (one, token) for baselines, token in plan.divergence_targets for one in baselines
+            ],
             "divergences": plan.divergences,
             "circuit_divergences": plan.circuit_divergences,
         }
@@ -132,9 +134,8 @@ class Inputs:
         self.direction_tokens, self.is_direction = found["direction_tokens"], found["is_direction"]
         self.logit_tokens, self.depths = found["logit_tokens"], found["depths"]
         self.loss_rows, (self.padded_rows, self.padded_tokens) = found["loss_rows"], found["padding"]
-        self.circuit_pairs, self.predictions = found["circuit_pairs"], found["predictions"]
-        self.divergences = found["divergences"]
-        self.circuit_divergences = found["circuit_divergences"]
+        self.circuit_pairs, self.divergence_targets = found["circuit_pairs"], found["divergence_targets"]
+        self.divergences, self.circuit_divergences = found["divergences"], found["circuit_divergences"]
         self.loss_terms = LossTerms(*(next(uploaded) for _ in self.host_loss_terms))
         self.rules = None
         if of_steps:

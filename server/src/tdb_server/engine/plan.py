@@ -93,22 +93,22 @@ class Plan:
         ]
 
     @cached_property
-    def predictions(self) -> dict[tuple[tuple[int, ...], int], int]:
-        """Baselines and the token at which what they predict is compared, each with its place among them."""
-        found = dict.fromkeys(one.divergence for one in self.rows if one.divergence is not None)
-        return {one: place for place, one in enumerate(found)}
+    def divergence_targets(self) -> dict[tuple[tuple[int, ...], int], int]:
+        """What losses diverge from: sets of baselines, each with a token, numbered in the order of rows."""
+        targets = dict.fromkeys(one.divergence for one in self.rows if one.divergence is not None)
+        return {target: number for number, target in enumerate(targets)}
 
     @cached_property
     def divergences(self) -> list[tuple[int, int]]:
-        """The rows whose loss is a divergence, each with that of `predictions` which it is from."""
-        found = [(at, row.divergence) for at, row in enumerate(self.rows)]
-        return [(at, self.predictions[one]) for at, one in found if one is not None]
+        """The rows whose loss is a divergence, each with the number of its target."""
+        targets = [(index, row.divergence) for index, row in enumerate(self.rows)]
+        return [(index, self.divergence_targets[one]) for index, one in targets if one is not None]
 
     @cached_property
     def circuit_divergences(self) -> list[tuple[int, int]]:
-        """The same of `circuit_pairs`."""
+        """The same of `circuit_pairs`, by their indices there."""
         by_row = dict(self.divergences)
-        return [(at, by_row[row]) for at, (row, _) in enumerate(self.circuit_pairs) if row in by_row]
+        return [(index, by_row[row]) for index, (row, _) in enumerate(self.circuit_pairs) if row in by_row]
 
     @cached_property
     def traces(self) -> dict[Trace, list[int]]:

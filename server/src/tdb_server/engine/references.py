@@ -32,7 +32,7 @@ class References:
         cache: of their forward pass, widened, zero in padding.
         logits: of `Plan.circuit_pairs`, at the tokens of the rows' losses, before their cap [n, V].
         capped: the same behind it.
-        predictions: of the sets of baselines in `Plan.predictions`; None where there are none.
+        predictions: of the sets of baselines in `Plan.divergence_targets`; None where there are none.
     """
 
     cache: Cache

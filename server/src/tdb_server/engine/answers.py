@@ -46,9 +46,9 @@ from tdb_server.engine.token_pairs import token_pair_attribution
 from tdb_server.engine.transfers import Array, download, upload
 
 Event = tuple[str, CallEvent]
-_THERE_ALREADY = (MultipleTopKSpec, ComponentTotalsSpec)
-_OF_COMPONENTS = (DerivedScalarsSpec, DerivedAttentionScalarsSpec, LensSpec, ActivationsSpec, EdgesSpec)
-_OF_NODES = (ScoredTokensSpec, TokenPairAttributionSpec)
+_FROM_RANKING = (MultipleTopKSpec, ComponentTotalsSpec)
+_WITHOUT_NODES = (DerivedScalarsSpec, DerivedAttentionScalarsSpec, LensSpec, ActivationsSpec, EdgesSpec)
+_OF_LISTED_NODES = (ScoredTokensSpec, TokenPairAttributionSpec)
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ class Ranked:
         results: by row and name, also the sums by component.
         tables: each call's nodes, by name.
         to_score: what tokens are scored against, with its arrays on the device.
-        more: what else was brought to the host.
+        extra_arrays: what else was brought to the host.
     """
 
     results: dict[tuple[int, str], MultipleTopKResult | ComponentTotalsResult]
     tables: list[dict[str, NodeTable]]
     to_score: list[tuple[ToScore, list[Tensor]]]
-    more: list[Array]
+    extra_arrays: list[Array]
 
 
 @dataclass(frozen=True)
@@ -83,25 +83,27 @@ class Answers:
     is_wanted: Callable[[str], bool]
     check_cancelled: Callable[[], None]
 
-    def ranked_logits(self, all_rows: Rows) -> Ranked:
+    def rank_logits(self, all_rows: Rows) -> Ranked:
         """The rankings that need the forward pass's logits alone. Of all rows, before the backward pass."""
-        found = self._top_k(all_rows, self._groups(all_rows), [], [{} for _ in self.plan.calls])
+        ranked = self._top_k(all_rows, self._groups(all_rows), [], [{} for _ in self.plan.calls])
         self.clock.end("derive")
-        return found
+        return ranked
 
-    def logits(self, found: Ranked) -> Iterator[Event]:
+    def logit_results(self, ranked: Ranked) -> Iterator[Event]:
         """What needs the forward pass's logits alone."""
         for call_index, call in enumerate(self.plan.calls):
-            for one in self._named(_THERE_ALREADY, call_index, [], found, []):
-                yield call.call_id, one
+            for event in self._named(_FROM_RANKING, call_index, [], ranked, []):
+                yield call.call_id, event
 
-    def others(self, all_rows: Rows, gradients: Gradients, logits: Ranked) -> Iterator[Event]:
+    def results_after_backward(
+        self, all_rows: Rows, gradients: Gradients, ranked_logits: Ranked
+    ) -> Iterator[Event]:
         """Everything else: objectives, top nodes, single components, and what depends on the nodes."""
         groups = self._groups(all_rows)
         of_circuits = circuit_losses(self.plan, all_rows.inputs, all_rows.references)
-        more = [gradients.losses, of_circuits, *gradients.traced]
-        found = self._top_k(all_rows, groups, more, logits.tables)
-        losses, compared, *of_traces = found.more
+        objectives = [gradients.losses, of_circuits, *gradients.traced]
+        ranked = self._top_k(all_rows, groups, objectives, ranked_logits.tables)
+        losses, reference_losses, *of_traces = ranked.extra_arrays
         traced = {
             row: float(value)
             for rows, values in zip(self.plan.traces.values(), of_traces, strict=True)
@@ -116,18 +118,18 @@ class Answers:
             if not any(call_index in one.to_score.calls for one in lists):
                 lists = [
                     token_lists(all_rows, self.ranker, to_score, uploaded)
-                    for to_score, uploaded in found.to_score
+                    for to_score, uploaded in ranked.to_score
                     if call_index in to_score.calls
                 ]
             for row in self.plan.rows_of[call_index]:
                 planned = self.plan.rows[row]
                 loss = None if planned.inference.loss is None else float(losses[row])
-                circuit = circuit_values(self.plan, row, losses, compared)
+                circuit = circuit_values(self.plan, row, losses, reference_losses)
                 values = ObjectiveValues(planned.sub_request_index, loss, traced.get(row), circuit)
                 yield call.call_id, values
-            for kinds in (_THERE_ALREADY, _OF_COMPONENTS, _OF_NODES):
-                for one in self._named(kinds, call_index, groups, found, lists):
-                    yield call.call_id, one
+            for kinds in (_FROM_RANKING, _WITHOUT_NODES, _OF_LISTED_NODES):
+                for event in self._named(kinds, call_index, groups, ranked, lists):
+                    yield call.call_id, event
             self.clock.end("score")
             yield call.call_id, Finished()
 
@@ -140,14 +142,14 @@ class Answers:
         self,
         all_rows: Rows,
         groups: Sequence[Rows],
-        more: Sequence[Tensor],
+        extra_tensors: Sequence[Tensor],
         known: Sequence[dict[str, NodeTable]],
     ) -> Ranked:
         """Every multiple top-k of every row: one copy to the device and one to the host.
 
         Args:
             all_rows: before the backward pass, logits alone are ranked.
-            more: what else is brought to the host.
+            extra_tensors: what else is brought to the host.
             known: tables of each call that there are already.
         """
         plan, only_logits = self.plan, all_rows.backward is None
@@ -167,7 +169,7 @@ class Answers:
         uploaded = iter(upload(on_device, all_rows.model.decoder.device))
         values = looked_up.values([next(uploaded) for _ in looked_up.arrays])
         sums = [total for one in derived for total in one.sums.values()]
-        on_host = download([*values, *sums, *more])
+        on_host = download([*values, *sums, *extra_tensors])
         of_sums = iter(on_host[len(values) :])
         totals = [{key: next(of_sums) for key in one.sums} for one in derived]
         numbers = on_host[: len(values)]
@@ -185,7 +187,7 @@ class Answers:
         kinds: tuple[type, ...],
         call_index: int,
         groups: Sequence[Rows],
-        found: Ranked,
+        ranked: Ranked,
         lists: Sequence[TokenLists],
     ) -> Iterator[NamedResult]:
         """A call's results of some kinds, sub-request by sub-request, in the order of their names."""
@@ -195,10 +197,10 @@ class Answers:
                 if not isinstance(spec, kinds):
                     continue
                 result: ProcessingResult | None
-                if isinstance(spec, _THERE_ALREADY):  # of logits alone or of all others, as they are ready
-                    result = found.results.get((row, name))
+                if isinstance(spec, _FROM_RANKING):  # of logits alone or of all others, as they are ready
+                    result = ranked.results.get((row, name))
                 else:
-                    result = self._result(row, name, groups, found.tables[call_index], lists)
+                    result = self._result(row, name, groups, ranked.tables[call_index], lists)
                 if result is not None:
                     yield NamedResult(planned.sub_request_index, name, result)
 

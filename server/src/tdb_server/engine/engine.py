@@ -121,8 +121,8 @@ class Engine:
             clock.end("forward")
             batch, layers = slice(0, len(plan.rows)), range(len(decoder.blocks))
             rows = Rows(self._wide, self.precomputed, plan, inputs, cache, None, references, batch, layers)
-            logits = answers.ranked_logits(rows)
-            for call_id, event in answers.logits(logits):
+            ranked = answers.rank_logits(rows)
+            for call_id, event in answers.logit_results(ranked):
                 if is_wanted(call_id):
                     yield call_id, event
             clock.start()
@@ -131,7 +131,7 @@ class Engine:
             widen(cache, gradients)
             zero_padding(cache, inputs)
             clock.end("backward")
-            for call_id, event in answers.others(rows.after(gradients), gradients, logits):
+            for call_id, event in answers.results_after_backward(rows.after(gradients), gradients, ranked):
                 if is_wanted(call_id):
                     if isinstance(event, Finished):
                         event = Finished(clock.seconds(), peak_memory_bytes(decoder.device))

@@ -16,7 +16,7 @@ from tdb_server.model.autoencoder import Autoencoder
 from tdb_server.model.hooks import Hooks
 from tdb_server.model.mlp_inputs import MlpInputs
 from tdb_server.model.precision import wide
-from tdb_server.model.precomputed import Precomputed
+from tdb_server.model.precomputed import Precomputed, value_write_norms
 
 Take = Callable[[Kind, int, Tensor], None]
 """Takes a kind, a layer, and activations [B, cells, n] in float32."""
@@ -72,7 +72,7 @@ class MeasuredNodes:
         """What heads move from token to token [B, pairs, H]: of each token, from those up to itself."""
         attention = self._model.decoder.blocks[layer].attention
         values = attention.by_head(wide(seen[HookPoint.ATTN_V]))  # [B, H, T, e]
-        norms = ((values @ self._grams[layer]) * values).sum(dim=-1).clamp(min=0).sqrt()
+        norms = value_write_norms(values, self._grams[layer])
         moved = wide(seen[HookPoint.ATTN_QK_PROBS]) * norms[:, :, None]  # [B, H, T, T]
         if self._scale_point is not None:
             moved = moved / wide(seen[self._scale_point])[:, None]

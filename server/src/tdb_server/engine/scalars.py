@@ -32,6 +32,7 @@ from tdb_server.engine.references import nonzero
 from tdb_server.engine.rows import Rows, axes_of, of_each
 from tdb_server.engine.streams import attention_depth, mlp_depth, write_depth
 from tdb_server.model.decoder import Block
+from tdb_server.model.precomputed import value_write_norms
 
 
 def product_of(rows: Rows, scalar: DerivedScalar, pass_type: PassType = PassType.FORWARD) -> Product:
@@ -108,7 +109,11 @@ def _write_norms(rows: Rows, hook_point: HookPoint) -> Layers:
     by_head = rows.model.decoder.blocks[0].attention.by_head
     grams = Layers.of(rows.precomputed.head_write_grams[None, layers])  # [1, L, H, e, e]
     values = rows.values(HookPoint.ATTN_V)
-    return rows.once("value norms", lambda: of_each(lambda v, gram: _norms(by_head(v), gram), values, grams))
+
+    def norms(v: Tensor, gram: Tensor) -> Tensor:
+        return value_write_norms(by_head(v), gram)[..., None, :]  # [..., H, 1, T]
+
+    return rows.once("value norms", lambda: of_each(norms, values, grams))
 
 
 def _projected_neurons(rows: Rows) -> Layers:
@@ -335,11 +340,6 @@ def project_values(values: Tensor, onto: Tensor) -> Tensor:
     by_group = by_head.reshape(*rows, n_groups, -1, d_head)  # [..., G, H / G * n, e]
     found: Tensor = by_group @ values.transpose(-1, -2)
     return found.view(*rows, -1, n, n_tokens)
-
-
-def _norms(values: Tensor, grams: Tensor) -> Tensor:
-    """Norms of what values [..., T, e] write, given their heads' grams [..., e, e]: [..., 1, T]."""
-    return ((values @ grams) * values).sum(dim=-1).clamp(min=0).sqrt()[..., None, :]
 
 
 def _summed_over_keys(factors: Sequence[Layers]) -> Layers:

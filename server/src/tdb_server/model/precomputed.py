@@ -49,3 +49,8 @@ def precompute(decoder: Decoder) -> Precomputed:
         torch.stack(biases) if biases else None,
         wide_sum(decoder.unembedding),
     )
+
+
+def value_write_norms(values: Tensor, grams: Tensor) -> Tensor:
+    """Norms of what values [..., T, e] write, given their heads' grams [..., e, e]: [..., T]."""
+    return ((values @ grams) * values).sum(dim=-1).clamp(min=0).sqrt()

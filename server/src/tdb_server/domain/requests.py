@@ -247,6 +247,11 @@ class MultipleTopKSpec:
     omits_sums: bool = False
 
     @property
+    def derived_scalars(self) -> tuple[DerivedScalar, ...]:
+        """All that are ranked, group by group."""
+        return tuple(scalar for _, scalars in self.groups for scalar in scalars)
+
+    @property
     def chosen(self) -> Iterator[tuple[DerivedScalar, int]]:
         """Each derived scalar, with the most nodes that it chooses."""
         for group, scalars in self.groups:

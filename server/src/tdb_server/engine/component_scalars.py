@@ -32,7 +32,7 @@ def derived_scalars(
     declared = spec.derived_scalar.declared
     if spec.layer_index is not None:
         rows = rows.of_layer(spec.layer_index)
-    product = product_of(rows, spec.derived_scalar, spec.pass_type)
+    product = product_of(rows, declared, spec.pass_type)
     n_tokens = rows.planned[row].n_tokens
     cells = np.stack([np.arange(n_tokens), np.full(n_tokens, spec.activation_index)], axis=1)
     activations = numbers_at(product, row, spec.layer_index, cells)
@@ -108,7 +108,7 @@ def derived_attention_scalars(
     else:
         query, key = np.divmod(np.arange(n_tokens**2), n_tokens)
         cells = np.stack([query, key, np.full(n_tokens**2, spec.activation_index)], axis=1)
-        product = product_of(rows.of_layer(spec.layer_index), spec.derived_scalar)
+        product = product_of(rows.of_layer(spec.layer_index), spec.derived_scalar.declared)
         pairs = numbers_at(product, row, spec.layer_index, cells).reshape(n_tokens, n_tokens)
     visible = np.tril(pairs)
     best = np.where(np.triu(np.ones_like(pairs, dtype=bool), 1), -np.inf, pairs)

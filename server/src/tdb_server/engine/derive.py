@@ -51,7 +51,7 @@ def derive(
         tops: dict[NodeRanking, TopNodes] = {}
         totals: dict[Summing, Tensor] = {}
         for scalar, pass_type in wanted:
-            product = products[scalar, pass_type] = product_of(rows, scalar, pass_type)
+            product = products[scalar, pass_type] = product_of(rows, scalar.declared, pass_type)
             of_it = [one for one in rankings if (one.scalar, one.pass_type) == (scalar, pass_type)]
             own_tops = {one: _top_nodes(plan, group, product, one) for one in of_it}
             own_sums = [one for one in sums if one.scalar is scalar and pass_type in one.pass_types]

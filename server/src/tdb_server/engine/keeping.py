@@ -108,11 +108,6 @@ def kept_for(
                     yield HookPoint.RESID_POST_ATTN, False
 
 
-def scalars_of(spec: MultipleTopKSpec) -> list[DerivedScalar]:
-    """All derived scalars that a spec ranks, group by group."""
-    return [scalar for _, scalars in spec.groups for scalar in scalars]
-
-
 def _kept_for_scalar(
     scalar: DerivedScalar, pass_type: PassType, autoencoders: Sequence[Autoencoder]
 ) -> Iterator[tuple[Kept, bool]]:
@@ -149,4 +144,4 @@ def _node_types(sub_request: InferenceSubRequest, name: str) -> set[NodeType]:
     spec = sub_request.processing[name]
     if not isinstance(spec, MultipleTopKSpec):
         raise TypeError(f"{name} is not a multiple top-k")
-    return {scalar.declared.node_type for scalar in scalars_of(spec)}
+    return {scalar.declared.node_type for scalar in spec.derived_scalars}

@@ -25,7 +25,7 @@ from tdb_server.domain.requests import (
 )
 from tdb_server.engine.circuits import circuit_interventions
 from tdb_server.engine.interventions import Intervention
-from tdb_server.engine.keeping import Keeping, kept_for, scalars_of
+from tdb_server.engine.keeping import Keeping, kept_for
 from tdb_server.engine.latents import autoencoder_of
 from tdb_server.engine.plan_groups import Group
 from tdb_server.engine.plan_references import PlannedReferences
@@ -265,7 +265,7 @@ def _logit_tokens(call: Call) -> set[int] | None:
                 return None
             if isinstance(spec, ActivationsSpec) and spec.hook_point is HookPoint.LOGITS:
                 return None
-            if isinstance(spec, MultipleTopKSpec) and DerivedScalar.LOGITS in scalars_of(spec):
+            if isinstance(spec, MultipleTopKSpec) and DerivedScalar.LOGITS in spec.derived_scalars:
                 tokens.add(spec.token_index)
     return None if None in tokens else {one for one in tokens if one is not None}
 

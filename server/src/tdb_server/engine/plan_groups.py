@@ -8,7 +8,6 @@ from tdb_server.domain.axes import TOKEN_DIMENSIONS
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
 from tdb_server.domain.node import Dimension, PassType
 from tdb_server.domain.requests import MultipleTopKSpec
-from tdb_server.engine.keeping import scalars_of
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class Group:
         found = (
             summing_of(spec, scalar)
             for spec in self.specs.values()
-            for scalar in scalars_of(spec)
+            for scalar in spec.derived_scalars
             if ranks_only_logits(spec) == only_logits and not spec.omits_sums
         )
         by_component = () if only_logits else (total_of(*one) for one in self.totals)
@@ -129,4 +128,4 @@ def summing_of(spec: MultipleTopKSpec, scalar: DerivedScalar) -> Summing:
 
 def ranks_only_logits(spec: MultipleTopKSpec) -> bool:
     """Whether it can be answered before the backward pass."""
-    return spec.pass_type is PassType.FORWARD and set(scalars_of(spec)) <= {DerivedScalar.LOGITS}
+    return spec.pass_type is PassType.FORWARD and set(spec.derived_scalars) <= {DerivedScalar.LOGITS}

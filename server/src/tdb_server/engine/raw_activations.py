@@ -13,7 +13,7 @@ from tdb_server.domain.requests import ActivationsSpec
 from tdb_server.domain.results import ActivationsResult, LabelledArray
 from tdb_server.engine.products import Product
 from tdb_server.engine.rows import Rows
-from tdb_server.engine.scalars import product_declared
+from tdb_server.engine.scalars import product_of
 from tdb_server.engine.transfers import download
 
 
@@ -27,7 +27,7 @@ def activations(rows: Rows, row: int, spec: ActivationsSpec) -> ActivationsResul
     found = []
     for layer in spec.layers:
         own = rows if layer is None else rows.of_layer(layer)
-        found.append(_of_row(product_declared(own, declared, spec.pass_type), row, n_tokens))
+        found.append(_of_row(product_of(own, declared, spec.pass_type), row, n_tokens))
     tokens = list(spec.token_indices)
     arrays = download([one[tokens] for one in found])
     layers = zip(spec.layers, (LabelledArray(one, dimensions) for one in arrays), strict=True)

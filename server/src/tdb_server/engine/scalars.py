@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from tdb_server.domain.axes import is_of_autoencoder
-from tdb_server.domain.derived_scalar import Declaration, DerivedScalar, Measure
+from tdb_server.domain.derived_scalar import Declaration, Measure
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import Dimension, NodeType, PassType
 from tdb_server.engine.interventions import PAIR_HOOK_POINTS
@@ -35,13 +35,8 @@ from tdb_server.model.decoder import Block
 from tdb_server.model.precomputed import value_write_norms
 
 
-def product_of(rows: Rows, scalar: DerivedScalar, pass_type: PassType = PassType.FORWARD) -> Product:
+def product_of(rows: Rows, declared: Declaration, pass_type: PassType = PassType.FORWARD) -> Product:
     """A derived scalar of all layers that have it; with the backward pass, the gradients instead."""
-    return product_declared(rows, scalar.declared, pass_type)
-
-
-def product_declared(rows: Rows, declared: Declaration, pass_type: PassType) -> Product:
-    """The same by declaration."""
     hook_point = declared.hook_point
     if declared.measure is Measure.VOCABULARY_READ:
         return product_at_all_tokens(rows, declared, [Layers([vocabulary_reads(rows)])], declared.dimensions)

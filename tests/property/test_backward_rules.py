@@ -32,11 +32,12 @@ from tdb_server.domain.requests import (
     Trace,
 )
 from tdb_server.engine.backward_pass import backward
-from tdb_server.engine.cache import Cache, Gradients, Model
+from tdb_server.engine.cache import Cache, Gradients
 from tdb_server.engine.forward_pass import forward
 from tdb_server.engine.inputs import Inputs
 from tdb_server.engine.interventions import HEAD_HOOK_POINTS, PAIR_HOOK_POINTS
 from tdb_server.engine.plan import plan_batch
+from tdb_server.engine.spliced_model import SplicedModel
 from tdb_server.model.backward_rules import BackwardRules, activated
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.hooks import NORM_SCALES
@@ -98,7 +99,7 @@ def passes(
     call = Call("", tuple(InferenceSubRequest(one, spec) for one in runs))
     plan, model = (
         plan_batch([call], (), decoder.absent_hook_points, n_layers=len(decoder.blocks)),
-        Model(decoder, ()),
+        SplicedModel(decoder, ()),
     )
     inputs = Inputs(plan, decoder.device)
     cache, graph = forward(model, plan, inputs, None, lambda: None)

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.requests import AttentionTraceType
-from tdb_server.engine.cache import Cache, Gradients, Graph, Model
+from tdb_server.engine.cache import Cache, Gradients, Graph
 from tdb_server.engine.inputs import ALL_WRITES, Inputs, TracedRows
 from tdb_server.engine.interventions import set_values
 from tdb_server.engine.objectives import losses, traced_values
 from tdb_server.engine.plan import Plan
 from tdb_server.engine.planned_interventions import logit_interventions, logits_of_losses
 from tdb_server.engine.references import References
+from tdb_server.engine.spliced_model import SplicedModel
 from tdb_server.engine.streams import Stream
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.hooks import NO_HOOKS, Hooks
@@ -36,7 +37,7 @@ LossesOf = Callable[[Tensor, Tensor], Tensor]
 class _Batch:
     """A batch on its way back."""
 
-    model: Model
+    model: SplicedModel
     plan: Plan
     inputs: Inputs
     cache: Cache
@@ -45,7 +46,7 @@ class _Batch:
 
 
 def backward(
-    model: Model, plan: Plan, inputs: Inputs, cache: Cache, graph: Graph, references: References | None
+    model: SplicedModel, plan: Plan, inputs: Inputs, cache: Cache, graph: Graph, references: References | None
 ) -> Gradients:
     """Runs the backward pass from every row's objective, where a gradient is needed.
 

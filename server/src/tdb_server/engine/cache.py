@@ -1,4 +1,4 @@
-"""What is run, and what is kept of its passes."""
+"""What the two passes leave: cache, graph and gradients."""
 
 from __future__ import annotations
 
@@ -12,23 +12,8 @@ from tdb_server.domain.model_info import Site
 from tdb_server.engine.inputs import Inputs
 from tdb_server.engine.interventions import HEAD_HOOK_POINTS, PAIR_HOOK_POINTS
 from tdb_server.engine.streams import Stream
-from tdb_server.model.autoencoder import Autoencoder
-from tdb_server.model.decoder import Decoder
 from tdb_server.model.hooks import HookSite
 from tdb_server.model.precision import wide
-
-
-@dataclass(frozen=True)
-class Model:
-    """What is run: a decoder and the autoencoders that are spliced in."""
-
-    decoder: Decoder
-    autoencoders: tuple[Autoencoder, ...]
-
-    @property
-    def last_residual(self) -> HookSite:
-        """The residual stream that the final norm reads."""
-        return HookPoint.RESID_POST_MLP, self.decoder.config.n_layers - 1
 
 
 @dataclass(frozen=True)
@@ -60,8 +45,8 @@ class Graph:
         site_outputs: dictionaries' sites behind the splice, whose gradients are wanted.
         final_normed: what the unembedding reads [B, T, d].
         logits_before: the logits at the losses' tokens [B, 1, V] before gradients are set there.
-        logits: the same behind it, of which differences are computed [B, V].
-        capped: the model's own, of which probabilities are computed; the same where they have no cap.
+        logits: those behind the point where gradients are set; differences of logits are of these [B, V].
+        capped: the model's own, of which probabilities are computed; the same where they have no cap [B, V].
     """
 
     sites: dict[HookSite, Tensor]

@@ -17,13 +17,14 @@ from tdb_server.domain.model_info import Site
 from tdb_server.domain.results import CallEvent, Finished
 from tdb_server.engine.answers import Answers
 from tdb_server.engine.backward_pass import backward
-from tdb_server.engine.cache import Model, widen, zero_padding
+from tdb_server.engine.cache import widen, zero_padding
 from tdb_server.engine.forward_pass import forward, run_references
 from tdb_server.engine.inputs import Inputs
 from tdb_server.engine.plan import plan_batch
 from tdb_server.engine.preparation import preparation
 from tdb_server.engine.rank_tokens import TokenRanker
 from tdb_server.engine.rows import Rows
+from tdb_server.engine.spliced_model import SplicedModel
 from tdb_server.engine.stage_clock import StageClock
 from tdb_server.errors import Cancelled
 from tdb_server.model.autoencoder import Autoencoder
@@ -68,8 +69,8 @@ class Engine:
         wide_decoder = decoder.widened()
         if wide_decoder is not decoder:
             spliced = [widened(one) for one in spliced]
-        self.model = Model(decoder, tuple(spliced))
-        self._wide = Model(wide_decoder, tuple(spliced))
+        self.model = SplicedModel(decoder, tuple(spliced))
+        self._wide = SplicedModel(wide_decoder, tuple(spliced))
         self.precomputed = precompute(wide_decoder)
         self._ranker = TokenRanker(decoder, excluded_tokens, ranking=ranking)
         self._preparation = preparation(wide_decoder, self.precomputed, self._ranker)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
-from tdb_server.engine.cache import Model
 from tdb_server.engine.interventions import (
     PAIR_HOOK_POINTS,
     Baseline,
@@ -22,6 +21,7 @@ from tdb_server.engine.plan import Plan
 from tdb_server.engine.planned_interventions import latent_interventions
 from tdb_server.engine.references import References
 from tdb_server.engine.shared_beginnings import Beginnings, layer_of
+from tdb_server.engine.spliced_model import SplicedModel
 from tdb_server.engine.streams import Stream
 from tdb_server.model.autoencoder import Autoencoder
 from tdb_server.model.backward_rules import BackwardRules
@@ -38,7 +38,7 @@ class ForwardHook:
     def __init__(
         self,
         plan: Plan,
-        model: Model,
+        model: SplicedModel,
         references: References | None,
         rules: BackwardRules | None,
         beginnings: Beginnings | None,

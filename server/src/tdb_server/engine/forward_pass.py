@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
-from tdb_server.engine.cache import Cache, Graph, Model, widen_cache, zero_padding
+from tdb_server.engine.cache import Cache, Graph, widen_cache, zero_padding
 from tdb_server.engine.forward_hook import CONTRIBUTION_FACTORS, ForwardHook
 from tdb_server.engine.inputs import Inputs
 from tdb_server.engine.interventions import set_gradients, set_values
@@ -24,6 +24,7 @@ from tdb_server.engine.plan import Plan
 from tdb_server.engine.planned_interventions import logits_of_losses
 from tdb_server.engine.references import References
 from tdb_server.engine.shared_beginnings import Beginnings, layer_of, shared_beginnings
+from tdb_server.engine.spliced_model import SplicedModel
 from tdb_server.engine.transfers import upload
 from tdb_server.model.decoder import Decoder
 from tdb_server.model.hooks import INNER_HOOK_POINTS, Hooks, HookSite
@@ -45,7 +46,7 @@ _OUTSIDE_COMPONENTS = frozenset(
 
 
 def forward(
-    model: Model,
+    model: SplicedModel,
     plan: Plan,
     inputs: Inputs,
     references: References | None,
@@ -124,7 +125,7 @@ def _embedded(decoder: Decoder, plan: Plan, token_ids: Tensor, references: Refer
 
 
 def run_references(
-    model: Model, plan: Plan, inputs: Inputs, check_cancelled: Callable[[], None]
+    model: SplicedModel, plan: Plan, inputs: Inputs, check_cancelled: Callable[[], None]
 ) -> References | None:
     """Runs the prompts that the rows of a plan are compared with forward, if there are any.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import NodeType
-from tdb_server.engine.cache import Model
+from tdb_server.engine.spliced_model import SplicedModel
 from tdb_server.examples.kinds import Kind
 from tdb_server.model.autoencoder import Autoencoder
 from tdb_server.model.hooks import Hooks
@@ -30,7 +30,7 @@ class MeasuredNodes:
     `unflattened_attn_write_norm` is.
     """
 
-    def __init__(self, model: Model, precomputed: Precomputed, kinds: Sequence[Kind]) -> None:
+    def __init__(self, model: SplicedModel, precomputed: Precomputed, kinds: Sequence[Kind]) -> None:
         self._model, self._grams = model, precomputed.head_write_grams
         by_type = {kind.node_type: kind for kind in kinds}
         self._neurons, self._heads = by_type.get(NodeType.MLP_NEURON), by_type.get(NodeType.ATTENTION_HEAD)

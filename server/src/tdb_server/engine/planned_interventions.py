@@ -6,15 +6,15 @@ from dataclasses import replace
 
 from tdb_server.domain.axes import is_of_autoencoder
 from tdb_server.domain.hook_point import HookPoint
-from tdb_server.engine.cache import Model
 from tdb_server.engine.interventions import Intervention
 from tdb_server.engine.latents import autoencoder_of
 from tdb_server.engine.plan import Plan
+from tdb_server.engine.spliced_model import SplicedModel
 from tdb_server.model.autoencoder import Autoencoder
 
 
 def latent_interventions(
-    plan: Plan, model: Model, autoencoder: Autoencoder, layer_index: int
+    plan: Plan, model: SplicedModel, autoencoder: Autoencoder, layer_index: int
 ) -> list[Intervention]:
     """What is set of an autoencoder's latents and errors in a layer, in the order of rows."""
     found = [

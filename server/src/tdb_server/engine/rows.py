@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.node import Dimension, NodeType, PassType
-from tdb_server.engine.cache import Cache, Gradients, Model
+from tdb_server.engine.cache import Cache, Gradients
 from tdb_server.engine.inputs import Inputs
 from tdb_server.engine.interventions import (
     HEAD_HOOK_POINTS,
@@ -27,6 +27,7 @@ from tdb_server.engine.plan_rows import Row
 from tdb_server.engine.planned_interventions import latent_interventions
 from tdb_server.engine.products import Layers, NodeCoordinates
 from tdb_server.engine.references import References, nonzero
+from tdb_server.engine.spliced_model import SplicedModel
 from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
 from tdb_server.model.decoder import Block
 from tdb_server.model.precomputed import Precomputed
@@ -52,7 +53,7 @@ class Rows:
         layers: those that are looked at.
     """
 
-    model: Model
+    model: SplicedModel
     precomputed: Precomputed
     plan: Plan
     inputs: Inputs

@@ -15,7 +15,6 @@ from torch import Tensor
 from tdb_server.domain.node import NodeType
 from tdb_server.domain.requests import ScoredTokensSpec, TokenScoringType
 from tdb_server.domain.results import ScoredTokensResult, TopTokens
-from tdb_server.engine.cache import Model
 from tdb_server.engine.node_directions import (
     DeviceNodes,
     Directions,
@@ -30,6 +29,7 @@ from tdb_server.engine.node_tables import NodeTable
 from tdb_server.engine.plan import Plan
 from tdb_server.engine.rank_tokens import DirectionsToRank, TokenRanker, no_tokens
 from tdb_server.engine.rows import Rows
+from tdb_server.engine.spliced_model import SplicedModel
 from tdb_server.engine.transfers import Array
 
 _Q = TokenScoringType.INPUT_TOKENS_THAT_UPVOTE_ATTN_Q
@@ -62,7 +62,7 @@ class ToScore:
 
 
 def nodes_of_calls(
-    plan: Plan, model: Model, calls: Sequence[int], tables: Sequence[dict[str, NodeTable]]
+    plan: Plan, model: SplicedModel, calls: Sequence[int], tables: Sequence[dict[str, NodeTable]]
 ) -> list[ToScore]:
     """The nodes that tokens are scored against, for each length of lists. Tables are by call and name."""
     asked = [

@@ -33,7 +33,15 @@ CONTRIBUTION_FACTORS = (HookPoint.ATTN_QK_PROBS, HookPoint.ATTN_V)
 
 
 class ForwardHook:
-    """The hook of a forward pass: sets what the plan sets, and keeps what it keeps."""
+    """The hook of a forward pass.
+
+    Attributes:
+        values: by hook point that is kept, of each layer in order [B, ...].
+        read: by dictionary's site and layer, what it reads [B, T, s].
+        graph_sites: tensors of the graph whose gradients are wanted,
+        site_outputs: those of dictionaries' sites behind the splice, and
+        streams: those that objectives start from.
+    """
 
     def __init__(
         self,

@@ -61,21 +61,25 @@ class Inputs:
         n_tokens: of each row [B].
         loss_tokens: the token whose logits each row's loss is of [B], mostly the last.
         row_indices: 0 to B - 1.
-        direction_tokens: where directions of interest can be other than zero [B, n], padded with the first.
+        direction_tokens: where directions of interest can be other than zero [B, n], padded with the first;
+        host_direction_tokens: the same on the host.
         is_direction: which of these are not padding [B, n], 1 or 0.
-        logit_tokens: the tokens whose logits are wanted [B, m], padded with the last of them.
+        is_ragged: whether any of these is padding.
+        logit_tokens: the tokens whose logits are wanted [B, m], padded with the last of them;
+        host_logit_tokens: the same on the host.
+        has_padding: whether any token is padding.
         padded_rows: the row of each token that is padding, and
         padded_tokens: where it is.
         depths: writes to the residual stream at this depth or before are seen by a row's objective [B].
         loss_rows: those whose objective is a loss.
-        loss_terms: of the rows' losses, and
+        loss_terms: of the rows' losses;
         host_loss_terms: the same on the host.
         circuit_pairs: rows and references of `Plan.circuit_pairs`.
         divergence_targets: references, and their tokens, whose predictions losses diverge from: those of each
             of `Plan.divergence_targets`, one after another.
         divergences: rows and targets of `Plan.divergences`.
         circuit_divergences: those of `Plan.circuit_divergences`.
-        traces: the others that have an objective.
+        traces: rows whose objective is a trace, by trace.
         rules: how rows go back; None where all do by the derivative.
         directions: losses along directions.
     """

@@ -38,7 +38,7 @@ class Layers:
     def of(cls, together: Tensor) -> Layers:
         """Of one tensor [B, L, ...]."""
         found = cls(together.unbind(1))
-        found.__dict__["together"] = together
+        found.together = together
         return found
 
     @cached_property

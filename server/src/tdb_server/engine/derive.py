@@ -42,30 +42,30 @@ def derive(
     Raises:
         Cancelled: as `check_cancelled`, which is asked between parts.
     """
-    waiting = []
+    derived = []
     for group, rows in groups:
         rankings, sums = group.rankings(only_logits=only_logits), group.sums(only_logits=only_logits)
-        wanted = {(one.scalar, one.pass_type): None for one in rankings}
-        wanted |= {(one.scalar, pass_type): None for one in sums for pass_type in one.pass_types}
+        scalar_passes = {(one.scalar, one.pass_type): None for one in rankings}
+        scalar_passes |= {(one.scalar, pass_type): None for one in sums for pass_type in one.pass_types}
         products: dict[tuple[DerivedScalar, PassType], Product] = {}
         tops: dict[NodeRanking, TopNodes] = {}
         totals: dict[Summing, Tensor] = {}
-        for scalar, pass_type in wanted:
+        for scalar, pass_type in scalar_passes:
             product = products[scalar, pass_type] = product_of(rows, scalar.declared, pass_type)
-            of_it = [one for one in rankings if (one.scalar, one.pass_type) == (scalar, pass_type)]
-            own_tops = {one: _top_nodes(plan, group, product, one) for one in of_it}
-            own_sums = [one for one in sums if one.scalar is scalar and pass_type in one.pass_types]
-            _go_through(product, list(own_tops.values()), own_sums, totals, check_cancelled)
-            tops |= own_tops
-        waiting.append((products, tops, totals))
-    arrays = iter(download([one for _, tops, _ in waiting for top in tops.values() for one in top.tensors]))
+            its_rankings = [one for one in rankings if (one.scalar, one.pass_type) == (scalar, pass_type)]
+            its_tops = {one: _top_nodes(plan, group, product, one) for one in its_rankings}
+            its_sums = [one for one in sums if one.scalar is scalar and pass_type in one.pass_types]
+            _go_through(product, list(its_tops.values()), its_sums, totals, check_cancelled)
+            tops |= its_tops
+        derived.append((products, tops, totals))
+    arrays = iter(download([one for _, tops, _ in derived for top in tops.values() for one in top.tensors]))
     return [
         Derived(
             products,
             {one: top.best([next(arrays) for _ in top.tensors]) for one, top in tops.items()},
             totals,
         )
-        for products, tops, totals in waiting
+        for products, tops, totals in derived
     ]
 
 

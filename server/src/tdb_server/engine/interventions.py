@@ -85,26 +85,26 @@ class Intervention:
             hidden_cells: [T, T], True where attention may not look; of pairs, only others are set.
             baseline: what the row's cells [...] are in its baseline prompts, where it needs that.
         """
-        own, ablation = batch[self.row], self.ablation
+        values, ablation = batch[self.row], self.ablation
         if self.hook_point in PAIR_HOOK_POINTS:
             assert hidden_cells is not None
-            self._set_pairs(own, hidden_cells, baseline)
+            self._set_pairs(values, hidden_cells, baseline)
             return
         cells = self._cells(ablation.index.tensor_indices)
         if ablation.value_type is ValueType.NUMBER and not self.kept:
-            own[cells] = ablation.value
+            values[cells] = ablation.value
             return
-        altered = self._altered(own, cells, baseline)
-        own[cells] = torch.where(self._are_kept(own), own[cells], altered) if self.kept else altered
+        altered = self._altered(values, cells, baseline)
+        values[cells] = torch.where(self._are_kept(values), values[cells], altered) if self.kept else altered
 
-    def _set_pairs(self, own: Tensor, hidden_cells: Tensor, baseline: Tensor | None) -> None:
+    def _set_pairs(self, values: Tensor, hidden_cells: Tensor, baseline: Tensor | None) -> None:
         query, key, head = self.ablation.index.tensor_indices
         tokens, keys = _along(query, self.n_tokens), _along(key, self.n_tokens)
         pairs, hidden = (_along(head, None), tokens, keys), hidden_cells[tokens, keys]
         if self.ablation.value_type is ValueType.NUMBER:
-            own[pairs].masked_fill_(~hidden, self.ablation.value)
+            values[pairs].masked_fill_(~hidden, self.ablation.value)
         else:
-            own[pairs] = torch.where(hidden, own[pairs], self._altered(own, pairs, baseline))
+            values[pairs] = torch.where(hidden, values[pairs], self._altered(values, pairs, baseline))
 
     def _cells(self, indices: Sequence[int | None]) -> tuple[slice, ...]:
         """Cells of a row as they are laid out in a pass; the last axis may be left out."""
@@ -113,34 +113,34 @@ class Intervention:
             return _along(indices[1], None), tokens, _along(indices[2], None)
         return tokens, _along(indices[1], None)
 
-    def _are_kept(self, own: Tensor) -> Tensor:
+    def _are_kept(self, values: Tensor) -> Tensor:
         """Which cells of a row [H, T, e] or [T, n] stay, up to its length: [H, t, 1] or [t, n].
 
         Thousands may be named, so that they are set all at once.
         """
         is_of_heads = self.hook_point in HEAD_HOOK_POINTS
-        are_kept = np.zeros((self.n_tokens, own.shape[0 if is_of_heads else 1]), dtype=bool)
+        are_kept = np.zeros((self.n_tokens, values.shape[0 if is_of_heads else 1]), dtype=bool)
         for token, component in self.kept:
             are_kept[_along(token, None), _along(component, None)] = True
-        found = torch.from_numpy(are_kept).to(own.device)
+        found = torch.from_numpy(are_kept).to(values.device)
         return found.T[..., None] if is_of_heads else found
 
-    def _altered(self, own: Tensor, cells: tuple[slice, ...], baseline: Tensor | None) -> Tensor:
+    def _altered(self, values: Tensor, cells: tuple[slice, ...], baseline: Tensor | None) -> Tensor:
         """What the cells are set to."""
         ablation = self.ablation
         match ablation.value_type:
             case ValueType.BASELINE:
                 assert baseline is not None
-                return baseline[cells].to(own.dtype)
+                return baseline[cells].to(values.dtype)
             case ValueType.SCALE:
-                return own[cells] * ablation.value
+                return values[cells] * ablation.value
             case ValueType.ADD if ablation.direction is not None:
-                direction = torch.tensor(ablation.direction, dtype=own.dtype, device=own.device)
-                return own[cells] + direction * ablation.value
+                direction = torch.tensor(ablation.direction, dtype=values.dtype, device=values.device)
+                return values[cells] + direction * ablation.value
             case ValueType.ADD:
-                return own[cells] + ablation.value
+                return values[cells] + ablation.value
             case _:
-                return torch.full_like(own[cells], ablation.value)
+                return torch.full_like(values[cells], ablation.value)
 
 
 def _along(index: int | None, length: int | None) -> slice:

@@ -58,7 +58,7 @@ def logits_at_tokens(rows: Rows) -> Tensor:
         place = planned.logit_tokens.index(planned.loss_token)
         found[row, place] = of_losses[row]  # the very numbers that losses are made of
         found[row, len(planned.logit_tokens) :] = 0
-    for one in rows.own(logit_interventions(rows.plan)):
+    for one in rows.in_these_rows(logit_interventions(rows.plan)):
         if one.is_forward:
             token, entry = one.ablation.index.tensor_indices
             own = enumerate(rows.planned[one.row].logit_tokens)
@@ -76,7 +76,7 @@ def _logit_sums(rows: Rows) -> Tensor:
         found = torch.cat(sums).view(normed.shape[:2])
     else:
         found = normed @ rows.precomputed.unembedding_sum
-    altered = [one for one in rows.own(logit_interventions(rows.plan)) if one.is_forward]
+    altered = [one for one in rows.in_these_rows(logit_interventions(rows.plan)) if one.is_forward]
     for row in {one.row for one in altered}:
         logits = decoder.cap(decoder.unembed(normed[row : row + 1]))  # [1, T, V]
         found[row] = set_values(logits, [one.alone for one in altered if one.row == row]).sum(dim=-1)[0]

@@ -73,14 +73,14 @@ class Plan:
     @cached_property
     def interventions(self) -> dict[HookSite, list[Intervention]]:
         """What is set where, in the order of rows; of a circuit first."""
-        found: dict[HookSite, list[Intervention]] = {}
+        by_site: dict[HookSite, list[Intervention]] = {}
         for row_index, row in enumerate(self.rows):
             of_circuit = circuit_interventions(row, row_index, self.n_layers, self.autoencoders)
-            own = (Intervention(row_index, row.n_tokens, one) for one in row.inference.ablations)
-            for one in (*of_circuit, *own):
-                site = (one.hook_point, one.ablation.index.layer_index)
-                found.setdefault(site, []).append(one)
-        return found
+            ablations = (Intervention(row_index, row.n_tokens, one) for one in row.inference.ablations)
+            for intervention in (*of_circuit, *ablations):
+                site = (intervention.hook_point, intervention.ablation.index.layer_index)
+                by_site.setdefault(site, []).append(intervention)
+        return by_site
 
     @cached_property
     def circuit_pairs(self) -> list[tuple[int, int]]:

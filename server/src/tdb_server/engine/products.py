@@ -236,23 +236,23 @@ class Product:
         if self.ids is not None and Dimension.AUTOENCODER_LATENTS in keep:
             return self._add_latents(keep, part, numbers, total)
         reduced = [1, *(axis + 2 for axis, one in enumerate(self.axes) if one not in keep)]
-        found = self._in_order(keep, numbers.sum(dim=reduced), 1)
+        part_sum = self._in_order(keep, numbers.sum(dim=reduced), 1)
         axis = 1 + keep.index(_TOKENS) if _TOKENS in keep else None
         is_of_all = axis is None or (self.device_tokens is None and part.tokens == _ALL)
         if is_of_all and part.rows == slice(0, self.n_rows):
-            return found if total is None else total.add_(found)
+            return part_sum if total is None else total.add_(part_sum)
         if total is None:
-            shape = [self.n_rows, *found.shape[1:]]
+            shape = [self.n_rows, *part_sum.shape[1:]]
             if axis is not None:
                 shape[axis] = self.n_tokens
-            total = found.new_zeros(shape)
-        own = total[part.rows]
+            total = part_sum.new_zeros(shape)
+        total_of_rows = total[part.rows]
         if axis is None or self.device_tokens is None:
-            own[() if axis is None else (_ALL,) * axis + (part.tokens,)].add_(found)
+            total_of_rows[() if axis is None else (_ALL,) * axis + (part.tokens,)].add_(part_sum)
         else:
             tokens = self.device_tokens[part.rows, part.tokens]
-            index = tokens.view(len(tokens), *[1] * (axis - 1), -1, *[1] * (found.dim() - 1 - axis))
-            own.scatter_add_(axis, index.expand_as(found), found)
+            index = tokens.view(len(tokens), *[1] * (axis - 1), -1, *[1] * (part_sum.dim() - 1 - axis))
+            total_of_rows.scatter_add_(axis, index.expand_as(part_sum), part_sum)
         return total
 
     def add_total(
@@ -262,21 +262,21 @@ class Product:
         assert (self.tokens is None) == (self.device_tokens is None)
         reduced = [2 + axis for axis, one in enumerate(self.axes) if one not in keep]
         summed = numbers.sum(dim=reduced) if reduced else numbers  # without dimensions torch sums over all
-        found = self._in_order(keep, summed, 2)
+        part_sum = self._in_order(keep, summed, 2)
         has_tokens = _TOKENS in keep  # they are the first axis of all that has them
         if total is None:
-            left = [self.n_tokens, *found.shape[3:]] if has_tokens else found.shape[2:]
-            total = found.new_zeros(self.n_rows, len(self.layers), *left)
+            left = [self.n_tokens, *part_sum.shape[3:]] if has_tokens else part_sum.shape[2:]
+            total = part_sum.new_zeros(self.n_rows, len(self.layers), *left)
         layers = _ALL if part.layer is None else slice(part.layer, part.layer + 1)
-        own = total[part.rows, layers]
+        total_of_rows = total[part.rows, layers]
         if not has_tokens:
-            own += found
+            total_of_rows += part_sum
         elif self.device_tokens is None:
-            own[:, :, part.tokens] += found
+            total_of_rows[:, :, part.tokens] += part_sum
         else:
             tokens = self.device_tokens[part.rows, part.tokens]
-            index = tokens.view(len(tokens), 1, -1, *[1] * (found.dim() - 3))
-            own.scatter_add_(2, index.expand_as(found), found)
+            index = tokens.view(len(tokens), 1, -1, *[1] * (part_sum.dim() - 3))
+            total_of_rows.scatter_add_(2, index.expand_as(part_sum), part_sum)
         return total
 
     def _in_order(self, keep: tuple[Dimension, ...], found: Tensor, n_before: int) -> Tensor:

@@ -278,14 +278,14 @@ class Rows:
         """The autoencoder that a hook point or a node type means."""
         return autoencoder_of(named, self.model.autoencoders)
 
-    def own(self, interventions: Iterable[Intervention]) -> list[Intervention]:
-        """Those in these rows, of which the first is row 0."""
+    def in_these_rows(self, interventions: Iterable[Intervention]) -> list[Intervention]:
+        """Those of interventions that are in these rows, of which the first is row 0."""
         rows = range(self.span.start, self.span.stop)
         return [replace(one, row=one.row - rows.start) for one in interventions if one.row in rows]
 
     def interventions(self, autoencoder: Autoencoder, layer_index: int) -> list[Intervention]:
         """What is set of an autoencoder's latents and errors."""
-        return self.own(latent_interventions(self.plan, self.model, autoencoder, layer_index))
+        return self.in_these_rows(latent_interventions(self.plan, self.model, autoencoder, layer_index))
 
     def latents(self, autoencoder: Autoencoder) -> tuple[Layers, Layers]:
         """The active latents of its layers, after interventions: which, and their activations [B, T, K].

@@ -206,7 +206,7 @@ def _baseline_effects(
 def _pairs_set_to_baselines(rows: Rows, layer_index: int, effects: Tensor) -> dict[int, Tensor]:
     """By row, the pairs [H, n, T] whose contributions are set to the baselines'. Effects are [B, H, n, T]."""
     found: dict[int, Tensor] = {}
-    for one in rows.own(rows.plan.interventions.get((HookPoint.ATTN_V_OUT, layer_index), ())):
+    for one in rows.in_these_rows(rows.plan.interventions.get((HookPoint.ATTN_V_OUT, layer_index), ())):
         query, head, channel = one.ablation.index.tensor_indices
         if not one.needs_baseline or channel is not None:
             continue

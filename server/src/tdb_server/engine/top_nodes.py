@@ -90,21 +90,21 @@ class TopNodes:
     def best(self, arrays: Sequence[Array]) -> list[BestNodes]:
         """The k best of each row, given `tensors` on the host."""
         waiting = iter(arrays)
-        n_zeros, found = self._n_zeros(), [self._no_entries()]
+        n_zeros, entries = self._n_zeros(), [self._no_entries()]
         lists = [[next(waiting) for _ in range(2 if self.product.ids is None else 3)] for _ in self._parts]
         for (part, _), (values, places, *ids) in zip(self._parts, lists, strict=True):
             rows = np.arange(part.rows.start, part.rows.stop).repeat(values.shape[1])
-            found.append(self._entries(part, rows, *(one.ravel() for one in (values, places, *ids))))
-        least = self._least(found, n_zeros)
+            entries.append(self._entries(part, rows, *(one.ravel() for one in (values, places, *ids))))
+        least = self._least(entries, n_zeros)
         for index, ((part, n_entries), (values, *_)) in enumerate(zip(self._parts, lists, strict=True), 1):
             if values.shape[1] < n_entries and self._may_lack_some(values, least[part.rows]):
-                found[index] = self._looked_through(part, least[part.rows])
-        rows, better, nodes = (np.concatenate(one) for one in zip(*found, strict=True))
-        is_good = better > -math.inf
+                entries[index] = self._looked_through(part, least[part.rows])
+        rows, signed, nodes = (np.concatenate(one) for one in zip(*entries, strict=True))
+        is_good = signed > -math.inf
         if self.product.layers != (None,):
-            is_good &= better >= least[rows]
+            is_good &= signed >= least[rows]
         return [
-            self._best(better[own], nodes[own], k, n_zeros[row])
+            self._best(signed[own], nodes[own], k, n_zeros[row])
             for row, k in enumerate(self._ks)
             for own in [is_good & (rows == row)]
         ]
@@ -126,15 +126,15 @@ class TopNodes:
             nodes[:, -1] = ids
         return rows, values if self._largest else -values, nodes
 
-    def _least(self, found: Sequence[Entries], n_zeros: Sequence[int]) -> Array:
+    def _least(self, entries: Sequence[Entries], n_zeros: Sequence[int]) -> Array:
         """The k-th best number of each row, zeros beside the entries included; -inf where there are fewer."""
-        rows, better = (np.concatenate([one[axis] for one in found]) for axis in (0, 1))
-        least = np.full(len(self._ks), -math.inf, better.dtype)
+        rows, signed = (np.concatenate([one[axis] for one in entries]) for axis in (0, 1))
+        least = np.full(len(self._ks), -math.inf, signed.dtype)
         for row, k in enumerate(self._ks):
-            own = better[(rows == row) & ~np.isnan(better)]
-            own = np.concatenate([own, np.zeros(min(n_zeros[row], k), own.dtype)])
-            if len(own) >= k:
-                least[row] = np.partition(own, -k)[-k]
+            of_row = signed[(rows == row) & ~np.isnan(signed)]
+            of_row = np.concatenate([of_row, np.zeros(min(n_zeros[row], k), of_row.dtype)])
+            if len(of_row) >= k:
+                least[row] = np.partition(of_row, -k)[-k]
         return least
 
     def _may_lack_some(self, values: Array, least: Array) -> bool:
@@ -148,11 +148,11 @@ class TopNodes:
         entries = self._ranked(part, self.product.numbers(part))
         limit = torch.from_numpy(least).to(entries)[:, None]
         rows, places = (entries >= limit if self._largest else entries <= -limit).nonzero().unbind(1)
-        wanted = [rows, entries[rows, places], places]
+        to_download = [rows, entries[rows, places], places]
         if self.product.ids is not None:
             ids = self._seen(part, self.product.cut(self.product.ids, part))
-            wanted.append(ids[rows, places])
-        found_rows, *others = download(wanted)
+            to_download.append(ids[rows, places])
+        found_rows, *others = download(to_download)
         return self._entries(part, found_rows + part.rows.start, *others)
 
     def _n_zeros(self) -> list[int]:
@@ -168,16 +168,16 @@ class TopNodes:
             for length, n_tokens in zip(product.lengths, n_covered, strict=True)
         ]
 
-    def _best(self, better: Array, nodes: Array, k: int, n_zeros: int) -> BestNodes:
+    def _best(self, signed: Array, nodes: Array, k: int, n_zeros: int) -> BestNodes:
         """The k best of some entries of one row, in order; never a zero."""
         if n_zeros:
-            better = np.concatenate([better, np.zeros(min(n_zeros, k), better.dtype)])
+            signed = np.concatenate([signed, np.zeros(min(n_zeros, k), signed.dtype)])
             nodes = np.concatenate([nodes, np.zeros((min(n_zeros, k), nodes.shape[1]), nodes.dtype)])
         order = np.lexsort(nodes.T[::-1])
-        better, nodes = better[order], nodes[order]
+        signed, nodes = signed[order], nodes[order]
         if self.product.layers == (None,):
-            order = torch.from_numpy(better).topk(min(k, len(better))).indices.numpy()
+            order = torch.from_numpy(signed).topk(min(k, len(signed))).indices.numpy()
         else:
-            order = np.argsort(-better, kind="stable")[:k]
-        is_node = better[order] != 0
+            order = np.argsort(-signed, kind="stable")[:k]
+        is_node = signed[order] != 0
         return BestNodes(nodes[order][is_node], np.flatnonzero(is_node))

@@ -31,7 +31,7 @@ from tdb_server.domain.requests import (
     Trace,
 )
 from tdb_server.engine.plan import Plan, plan_batch
-from tdb_server.engine.plan_groups import Ranking, Summing
+from tdb_server.engine.plan_groups import NodeRanking, Summing
 from tdb_server.engine.plan_rows import Row
 from tdb_server.model.autoencoder import Autoencoder, AutoencoderLayer
 
@@ -219,7 +219,9 @@ def test_nothing_is_ranked_or_summed_twice() -> None:
     (group,) = plan.groups
     forward = PassType.FORWARD
     assert group.rankings(only_logits=False) == [
-        Ranking(scalar, forward, largest, None, None) for scalar in (ACT, EFFECT) for largest in (True, False)
+        NodeRanking(scalar, forward, largest, None, None)
+        for scalar in (ACT, EFFECT)
+        for largest in (True, False)
     ]
     kept = (Dimension.SEQUENCE_TOKENS,)
     assert group.sums(only_logits=False) == [Summing(one, (forward,), kept) for one in (ACT, EFFECT)]

@@ -96,18 +96,18 @@ class Inputs:
         by_step = rows_by_step(
             [(row.inference.backward_rule, row.inference.pattern_gradients) for row in rows]
         )
-        of_steps = [np.array(own, np.int64) for own in by_step if any(own)]
+        of_steps = [np.array(step, np.int64) for step in by_step if any(step)]
         traces = [
             [
-                np.array(own),
-                _indices([rows[one].trace for one in own]),
-                _indices([rows[one].trace.downstream for one in own]),  # type: ignore[union-attr]
+                np.array(trace_rows),
+                _indices([rows[one].trace for one in trace_rows]),
+                _indices([rows[one].trace.downstream for one in trace_rows]),  # type: ignore[union-attr]
             ]
-            for own in plan.traces.values()
+            for trace_rows in plan.traces.values()
         ]
         directions = [
-            [np.array(own), np.array([_vector(rows[one]) for one in own])]
-            for own in plan.losses_along_directions.values()
+            [np.array(loss_rows), np.array([_vector(rows[one]) for one in loss_rows])]
+            for loss_rows in plan.losses_along_directions.values()
         ]
         pairs = {
             "circuit_pairs": plan.circuit_pairs,
@@ -128,22 +128,22 @@ class Inputs:
             "padding": np.array(np.nonzero(~is_token)),
             "depths": np.array(depths),
             "loss_rows": np.flatnonzero(has_loss),
-            **{name: np.array(own, np.int64).reshape(-1, 2).T for name, own in pairs.items()},
+            **{name: np.array(some, np.int64).reshape(-1, 2).T for name, some in pairs.items()},
         }
         lists = [self.host_loss_terms, of_steps, *traces, *directions]
-        uploaded = iter(upload([*named.values(), *(array for own in lists for array in own)], device))
-        found = {name: next(uploaded) for name in named}
-        self.token_ids, self.n_tokens = found["token_ids"], found["n_tokens"]
-        self.loss_tokens, self.row_indices = found["loss_tokens"], found["row_indices"]
-        self.direction_tokens, self.is_direction = found["direction_tokens"], found["is_direction"]
-        self.logit_tokens, self.depths = found["logit_tokens"], found["depths"]
-        self.loss_rows, (self.padded_rows, self.padded_tokens) = found["loss_rows"], found["padding"]
-        self.circuit_pairs, self.divergence_targets = found["circuit_pairs"], found["divergence_targets"]
-        self.divergences, self.circuit_divergences = found["divergences"], found["circuit_divergences"]
+        uploaded = iter(upload([*named.values(), *(array for arrays in lists for array in arrays)], device))
+        by_name = {name: next(uploaded) for name in named}
+        self.token_ids, self.n_tokens = by_name["token_ids"], by_name["n_tokens"]
+        self.loss_tokens, self.row_indices = by_name["loss_tokens"], by_name["row_indices"]
+        self.direction_tokens, self.is_direction = by_name["direction_tokens"], by_name["is_direction"]
+        self.logit_tokens, self.depths = by_name["logit_tokens"], by_name["depths"]
+        self.loss_rows, (self.padded_rows, self.padded_tokens) = by_name["loss_rows"], by_name["padding"]
+        self.circuit_pairs, self.divergence_targets = by_name["circuit_pairs"], by_name["divergence_targets"]
+        self.divergences, self.circuit_divergences = by_name["divergences"], by_name["circuit_divergences"]
         self.loss_terms = LossTerms(*(next(uploaded) for _ in self.host_loss_terms))
         self.rules = None
         if of_steps:
-            self.rules = BackwardRules(*(next(uploaded) != 0 if any(own) else None for own in by_step))
+            self.rules = BackwardRules(*(next(uploaded) != 0 if any(step) else None for step in by_step))
         self.traces = [
             TracedRows(trace, next(uploaded), next(uploaded), next(uploaded)) for trace in plan.traces
         ]
@@ -158,8 +158,8 @@ class Inputs:
 def _padded(rows: Sequence[Sequence[int]], pad: int, least: int = 0) -> tuple[Array, Array]:
     """Rows of equal length, padded with their first or last entry; and which entries are not padding."""
     width = max(least, *(len(row) for row in rows))
-    found = [[*row, *[row[pad]] * (width - len(row))] for row in rows]
-    return np.array(found, np.int64), np.array([[at < len(row) for at in range(width)] for row in rows])
+    padded = [[*row, *[row[pad]] * (width - len(row))] for row in rows]
+    return np.array(padded, np.int64), np.array([[at < len(row) for at in range(width)] for row in rows])
 
 
 def _indices(traces: Sequence[Trace | None]) -> Array:

@@ -19,6 +19,9 @@ from tdb_server.engine.plan_groups import Group, ranked_pass, ranks_only_logits
 from tdb_server.engine.products import NodeCoordinates, Product, spans_of
 from tdb_server.engine.transfers import Array
 
+_Use = tuple[int, str, int]
+"""A row, the name of a spec that wants a derived scalar, and the place of the spec's group that has it."""
+
 
 @dataclass(frozen=True)
 class _Nodes:
@@ -30,7 +33,7 @@ class _Nodes:
         spans: as in `NodeCoordinates`.
         order: what sorted the nodes, that is where each comes from among those that were asked for [m].
         pairs: of each row and name, which of those that were asked for are its own.
-        wanted: the derived scalars, each with the rows, names and places of groups that want it.
+        scalars: the derived scalars, each with what wants it.
     """
 
     node_type: tuple[NodeType, int]
@@ -38,12 +41,12 @@ class _Nodes:
     spans: list[tuple[int, slice]]
     order: Array
     pairs: dict[tuple[int, str], slice]
-    wanted: list[tuple[Product, list[tuple[int, str, int]]]]
+    scalars: list[tuple[Product, list[_Use]]]
 
     @property
     def is_on_host(self) -> bool:
         """Whether the numbers are."""
-        return self.wanted[0][0].device.type == "cpu"
+        return self.scalars[0][0].device.type == "cpu"
 
     def values(self, arrays: Sequence[Tensor]) -> list[Tensor]:
         """The numbers of each scalar [m]. What several of them have as a factor is gathered once."""
@@ -52,7 +55,7 @@ class _Nodes:
         placed: dict[int, tuple[list[Tensor], Tensor | None]] = {}
         gathered: dict[int, Tensor] = {}
         found = []
-        for product, _ in self.wanted:
+        for product, _ in self.scalars:
             if id(product.ids) not in placed:
                 by_axis = dict(zip(product.order, others, strict=True))
                 placed[id(product.ids)] = product.placed(nodes, by_axis)
@@ -96,19 +99,19 @@ def look_ups(
     """
     found: dict[tuple[object, ...], _Nodes] = {}
     for group_index, group in enumerate(plan.groups):
-        by_scalar: dict[tuple[DerivedScalar, PassType], list[tuple[int, str, int]]] = {}
+        by_scalar: dict[tuple[DerivedScalar, PassType], list[_Use]] = {}
         for name, spec in group.specs.items():
             if ranks_only_logits(spec) == only_logits:
                 for place, (_, scalars) in enumerate(spec.groups):
                     for scalar in scalars:
-                        own = by_scalar.setdefault((scalar, ranked_pass(spec, scalar)), [])
-                        own += [(row, name, place) for row in range(group.start, group.stop)]
-        for (scalar, pass_type), asked in by_scalar.items():
+                        uses = by_scalar.setdefault((scalar, ranked_pass(spec, scalar)), [])
+                        uses += [(row, name, place) for row in range(group.start, group.stop)]
+        for (scalar, pass_type), uses in by_scalar.items():
             product = derived[group_index].products[scalar, pass_type]
             node_type = scalar.declared.node_type, len(product.order)
             of_pairs = {
                 (row, name): table.by_type[node_type]
-                for row, name, _ in asked
+                for row, name, _ in uses
                 for table in [tables[plan.rows[row].call_index][name]]
                 if node_type in table.by_type
             }
@@ -117,7 +120,7 @@ def look_ups(
             key = (group_index, node_type, product.layers, id(product.tokens), product.order, *of_pairs)
             if key not in found:
                 found[key] = _nodes_in(product, node_type, group, of_pairs)
-            found[key].wanted.append((product, [one for one in asked if one[:2] in of_pairs]))
+            found[key].scalars.append((product, [one for one in uses if one[:2] in of_pairs]))
     return LookUps([one for one in found.values() if len(one.order)])
 
 

@@ -92,24 +92,24 @@ class NodesOfType:
 
 
 def nodes_to_score(
-    asked: Sequence[tuple[int, NodeTable]], scoring: TokenScoringType, mlp_latents: frozenset[NodeType]
+    tables: Sequence[tuple[int, NodeTable]], scoring: TokenScoringType, mlp_latents: frozenset[NodeType]
 ) -> list[NodesOfType]:
     """The nodes of some rows that have a direction of a kind.
 
     Args:
-        asked: rows of the batch, each with its nodes.
+        tables: rows of the batch, each with its nodes.
         mlp_latents: the node types that are latents of the MLP's autoencoder.
     """
     types = {
         key
-        for _, table in asked
+        for _, table in tables
         for key in table.by_type
         if _has_direction(scoring, *key, is_mlp_latent=key[0] in mlp_latents)
     }
     found = []
     for node_type, n_axes in sorted(types, key=str):
         parts, start = [], 0
-        for row, table in asked:
+        for row, table in tables:
             if (node_type, n_axes) in table.by_type:
                 places, layers, indices = table.by_type[node_type, n_axes]
                 parts.append(np.column_stack([places + start, np.full(len(places), row), layers, indices]))
@@ -239,18 +239,18 @@ def _latent_values(all_rows: Rows, nodes: DeviceNodes) -> Tensor:
 def _reads(all_rows: Rows, nodes: DeviceNodes) -> Directions:
     """Of neurons that read alike at all tokens, only the scale depends on the token, through the norm."""
     decoder, precomputed, host = all_rows.model.decoder, all_rows.precomputed, nodes.host
-    tokens, own = nodes.indices
+    tokens, components = nodes.indices
     residual = all_rows.before_mlps().at(nodes.where, tokens)  # [m, d]
     where, which = InLayers(nodes.where.layers, nodes.where.spans), np.arange(len(host.places))
     if host.node_type.is_latent:
         autoencoder = all_rows.autoencoder(host.node_type)
-        vectors, scales = latent_reads(decoder, precomputed, autoencoder, where, own, residual)
+        vectors, scales = latent_reads(decoder, precomputed, autoencoder, where, components, residual)
     elif decoder.neurons_read_alike:
         where, which = InLayers(nodes.where_distinct.layers, nodes.where_distinct.spans), host.which
-        vectors = fixed_neuron_reads(decoder, precomputed, where, own[nodes.distinct])
+        vectors = fixed_neuron_reads(decoder, precomputed, where, components[nodes.distinct])
         scales = neuron_read_scales(decoder, residual)
     else:
-        vectors, scales = neuron_reads(decoder, precomputed, where, own, residual)
+        vectors, scales = neuron_reads(decoder, precomputed, where, components, residual)
     return Directions(host.places, vectors, which, 1 / scales)
 
 
@@ -285,9 +285,9 @@ def heads_to_read(
     order = np.argsort(nodes[:, _LAYER], kind="stable")
     is_query, (places, rows, layers, query, key, head) = is_query[order], nodes[order].T
     group = head // n_per_group
-    tokens, own = np.where(is_query, query, key), np.where(is_query, head, n_heads + group)
+    tokens, reading_heads = np.where(is_query, query, key), np.where(is_query, head, n_heads + group)
     ways = np.flatnonzero(is_query), np.flatnonzero(~is_query)
-    arrays = [rows, layers, tokens, own, query, key, head, group, is_query.astype(np.int64), *ways]
+    arrays = [rows, layers, tokens, reading_heads, query, key, head, group, is_query.astype(np.int64), *ways]
     return HeadReads(places, is_query, layers, arrays)
 
 
@@ -298,7 +298,7 @@ def head_read_directions(
 
     Without rotation they depend on the other token and the head alone, up to the norm's scale.
     """
-    rows, layers, tokens, own, query, key, head, group, is_query, *ways = uploaded
+    rows, layers, tokens, reading_heads, query, key, head, group, is_query, *ways = uploaded
     where = NodeCoordinates(rows, layers, spans_of(nodes.layers))
     keys = all_rows.values(HookPoint.ATTN_K).at(where, group, key)
     queries = all_rows.values(HookPoint.ATTN_Q).at(where, head, query)
@@ -308,7 +308,7 @@ def head_read_directions(
         all_rows.model.decoder,
         all_rows.precomputed,
         InLayers(layers, where.spans),
-        HeadNodes(tokens, own, others, residual),
+        HeadNodes(tokens, reading_heads, others, residual),
     )
     of_queries, of_keys = (
         Directions(nodes.places[is_own], vectors[which], np.arange(int(is_own.sum())), 1 / scales[which])

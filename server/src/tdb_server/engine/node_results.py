@@ -47,10 +47,10 @@ def top_k_results(
     }
     waiting = iter(values)
     for nodes in looked_up.nodes:
-        for _, asked in nodes.wanted:
-            everywhere = np.zeros(max(own.stop for own in nodes.pairs.values()), dtype)
+        for _, uses in nodes.scalars:
+            everywhere = np.zeros(max(span.stop for span in nodes.pairs.values()), dtype)
             everywhere[nodes.order] = next(waiting)
-            for row, name, group in asked:
+            for row, name, group in uses:
                 places, _, _ = tables_of[row, name].by_type[nodes.node_type]
                 numbers[row, name][group, places] = everywhere[nodes.pairs[row, name]]
     return {

@@ -65,7 +65,7 @@ def nodes_of_calls(
     plan: Plan, model: SplicedModel, calls: Sequence[int], tables: Sequence[dict[str, NodeTable]]
 ) -> list[ToScore]:
     """The nodes that tokens are scored against, for each length of lists. Tables are by call and name."""
-    asked = [
+    specs = [
         (row, name, spec, tables[call_index][spec.depends_on])
         for call_index in calls
         for row in plan.rows_of[call_index]
@@ -76,17 +76,17 @@ def nodes_of_calls(
     mlp_latents = {one.node_type for one in sites if one.is_mlp}
     mlp_latents |= {NodeType.AUTOENCODER_LATENT for one in sites[:1] if one.is_mlp}
     found = []
-    for n_tokens in dict.fromkeys(spec.n_tokens for _, _, spec, _ in asked):
+    for n_tokens in dict.fromkeys(spec.n_tokens for _, _, spec, _ in specs):
         places: dict[tuple[int, str], tuple[int, NodeTable]] = {}
         nodes = {}
         for scoring in TokenScoringType:
-            own, start = [], 0
-            for row, name, spec, table in asked:
+            tables_of_rows, start = [], 0
+            for row, name, spec, table in specs:
                 if spec.scoring is scoring and spec.n_tokens == n_tokens:
-                    own.append((row, table))
+                    tables_of_rows.append((row, table))
                     places[row, name] = start, table
                     start += len(table.nodes)
-            nodes[scoring] = nodes_to_score(own, scoring, frozenset(mlp_latents))
+            nodes[scoring] = nodes_to_score(tables_of_rows, scoring, frozenset(mlp_latents))
         heads = heads_to_read(nodes.pop(_Q), nodes.pop(_K), config.n_heads, config.n_heads_per_group)
         found.append(ToScore(frozenset(calls), n_tokens, places, nodes, heads))
     return found

@@ -37,7 +37,7 @@ from tdb_server.model.dictionaries.files import (
     thresholds_of,
 )
 from tdb_server.model.dictionaries.own import CONFIG
-from tdb_server.model.dictionaries.places import needs_place, refuse_two_places, told_place
+from tdb_server.model.dictionaries.places import explicit_place, needs_place, refuse_two_places
 from tdb_server.model.dictionaries.stored import Place, StoredLayer, with_unit_directions
 from tdb_server.model.json_file import read_json_object
 
@@ -88,16 +88,17 @@ def load_dictionary_learning(folder: Path, digest: _Hash) -> list[StoredLayer]:
     trainer = config.get("trainer")
     if not isinstance(trainer, dict):
         raise AutoencoderBroken(f"{config_path}: no trainer, which would say what {AE} holds")
-    told, named = told_place(config_path, config, trainer.get("layer")), _named_place(config, trainer)
-    if told is not None and named is not None:
-        refuse_two_places(config_path, told, named)
-    place = told or named
+    explicit = explicit_place(config_path, config, trainer.get("layer"))
+    inferred = _inferred_place(config, trainer)
+    if explicit is not None and inferred is not None:
+        refuse_two_places(config_path, explicit, inferred)
+    place = explicit or inferred
     if place is None:
         name, io = trainer.get("submodule_name"), _io(config)
         raise needs_place(
             config_path, f"submodule_name {name!r} with io {io!r} does not say where it belongs"
         )
-    if told is None and trainer.get("layer") not in (None, place.layer_index):
+    if explicit is None and trainer.get("layer") not in (None, place.layer_index):
         raise AutoencoderBroken(
             f"{config_path}: submodule_name {trainer['submodule_name']!r} beside layer {trainer['layer']!r}"
         )
@@ -106,7 +107,7 @@ def load_dictionary_learning(folder: Path, digest: _Hash) -> list[StoredLayer]:
     return [StoredLayer(place, path, _weights(path, config_path, trainer, digest))]
 
 
-def _named_place(config: Mapping[str, object], trainer: Mapping[str, object]) -> Place | None:
+def _inferred_place(config: Mapping[str, object], trainer: Mapping[str, object]) -> Place | None:
     """Where the submodule's name says that it belongs; None where it is no name that the library gives."""
     name = trainer.get("submodule_name")
     match = _SUBMODULE.fullmatch(name) if isinstance(name, str) else None

@@ -29,7 +29,7 @@ from tdb_server.model.dictionaries.files import (
     thresholds_of,
 )
 from tdb_server.model.dictionaries.own import CONFIG, FOR_PEOPLE
-from tdb_server.model.dictionaries.places import INPUT_GAIN, LAYER, SITE, needs_place, told_place
+from tdb_server.model.dictionaries.places import INPUT_GAIN, LAYER, SITE, explicit_place, needs_place
 from tdb_server.model.dictionaries.stored import Place, StoredLayer
 from tdb_server.model.json_file import read_json_object
 from tdb_server.model.regular_file import is_there, refuse_unreadable
@@ -64,9 +64,9 @@ def _place(folder: Path) -> Place:
     if is_there(folder / CONFIG):
         config = read_json_object(folder / CONFIG)
         refuse_unknown(folder / CONFIG, config, (SITE, LAYER, INPUT_GAIN, *FOR_PEOPLE))
-        told = told_place(folder / CONFIG, config)
-        if told is not None:
-            return told
+        explicit = explicit_place(folder / CONFIG, config)
+        if explicit is not None:
+            return explicit
     kinds, layers = set(_REPOSITORY.findall(str(folder))), set(_LAYER.findall(str(folder)))
     if len(kinds) != 1 or len(layers) != 1:
         names_say = "say two things" if kinds and layers else "do not say it either"

@@ -21,10 +21,10 @@ from tdb_server.model.dictionaries.places import (
     INPUT_GAIN,
     LAYER,
     SITE,
+    explicit_place,
     needs_place,
     place_of_module,
     refuse_two_places,
-    told_place,
 )
 from tdb_server.model.dictionaries.stored import StoredLayer
 from tdb_server.model.json_file import read_json_object
@@ -53,12 +53,12 @@ def load_gemma_scope_2(folder: Path, digest: _Hash) -> list[StoredLayer]:
     if config.get("type") not in (None, "sae", "transcoder"):
         raise AutoencoderBroken(f"{path}: type {config['type']!r} is neither sae nor transcoder")
     read, written = config.get("hf_hook_point_in"), config.get("hf_hook_point_out")
-    told, named = told_place(path, config), None
+    explicit, inferred = explicit_place(path, config), None
     if isinstance(read, str):
-        named = place_of_module(path, read, written if isinstance(written, str) else None)
-    if told is not None and named is not None:
-        refuse_two_places(path, told, named)
-    place = told or named
+        inferred = place_of_module(path, read, written if isinstance(written, str) else None)
+    if explicit is not None and inferred is not None:
+        refuse_two_places(path, explicit, inferred)
+    place = explicit or inferred
     if place is None:
         raise needs_place(
             path, f"hf_hook_point_in {read!r}, hf_hook_point_out {written!r} is no place we know"

@@ -70,14 +70,14 @@ def _labels(folder: Path, layers: Sequence[StoredLayer]) -> dict[int, dict[int, 
     path = folder / LABELS
     if not is_there(path):
         return {}
-    told = read_json_object(path)
-    if not any(isinstance(one, dict) for one in told.values()):
+    labels_by_layer = read_json_object(path)
+    if not any(isinstance(one, dict) for one in labels_by_layer.values()):
         if len(layers) != 1:
             raise AutoencoderBroken(f'{path}: of which layer? Of several: {{"LAYER": {{"LATENT": "label"}}}}')
-        told = {str(layers[0].place.layer_index): told}
+        labels_by_layer = {str(layers[0].place.layer_index): labels_by_layer}
     by_layer = {str(one.place.layer_index): one for one in layers}
     found: dict[int, dict[int, str]] = {}
-    for layer, labels in told.items():
+    for layer, labels in labels_by_layer.items():
         if layer not in by_layer or not isinstance(labels, dict):
             raise AutoencoderBroken(f"{path}: {layer!r} is no layer of this folder with labels of its own")
         n_latents = len(by_layer[layer].weights.latent_bias)

@@ -36,7 +36,7 @@ from tdb_server.model.dictionaries.files import (
     refuse_unknown,
     thresholds_of,
 )
-from tdb_server.model.dictionaries.places import INPUT_GAIN, LAYER, SITE, needs_place, told_place
+from tdb_server.model.dictionaries.places import INPUT_GAIN, LAYER, SITE, explicit_place, needs_place
 from tdb_server.model.dictionaries.stored import StoredLayer, scaled
 from tdb_server.model.json_file import read_json_object
 
@@ -77,7 +77,7 @@ def _load_layer(path: Path, config: Mapping[str, object], digest: _Hash) -> Stor
     if not path.stem.isdecimal():
         raise AutoencoderBroken(f"{path}: the name must be the layer's number, like 0{path.suffix}")
     config_path = path.parent / CONFIG
-    place = told_place(
+    place = explicit_place(
         config_path, {name: one for name, one in config.items() if name != LAYER}, int(path.stem)
     )
     assert place is not None

@@ -120,7 +120,7 @@ def place_of_module(path: Path, module: str, module_out: str | None = None) -> P
     return Place(_MODULES[name], layer_index, is_before_post_norm=is_before)
 
 
-def told_place(path: Path, config: Mapping[str, object], layer: object = None) -> Place | None:
+def explicit_place(path: Path, config: Mapping[str, object], layer: object = None) -> Place | None:
     """The place that settings name in our own words; None where they do not.
 
     Args:
@@ -166,14 +166,14 @@ def needs_place(path: Path, reason: str, *, needs_layer: bool = True) -> Autoenc
     )
 
 
-def refuse_two_places(path: Path, told: Place, named: Place) -> None:
+def refuse_two_places(path: Path, explicit: Place, inferred: Place) -> None:
     """Refuses settings in our own words that contradict what the file says in its library's.
 
     Raises:
         AutoencoderBroken: naming both.
     """
-    if (told.site, told.layer_index) != (named.site, named.layer_index):
+    if (explicit.site, explicit.layer_index) != (inferred.site, inferred.layer_index):
         raise AutoencoderBroken(
-            f"{path}: {SITE} {told.site.value} of layer {told.layer_index}, but the file's own names say "
-            f"{named.site.value} of layer {named.layer_index}"
+            f"{path}: {SITE} {explicit.site.value} of layer {explicit.layer_index}, "
+            f"but the file's own names say {inferred.site.value} of layer {inferred.layer_index}"
         )

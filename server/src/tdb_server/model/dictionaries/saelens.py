@@ -39,7 +39,7 @@ from tdb_server.model.dictionaries.files import (
     refuse_shapes,
     thresholds_of,
 )
-from tdb_server.model.dictionaries.places import place_of_hook, refuse_two_places, told_place
+from tdb_server.model.dictionaries.places import explicit_place, place_of_hook, refuse_two_places
 from tdb_server.model.dictionaries.stored import Place, StoredLayer, scaled, with_unit_directions
 from tdb_server.model.json_file import read_json_object
 
@@ -153,15 +153,15 @@ def _settings(path: Path) -> dict[str, object]:
 
 
 def _place(config: Settings, path: Path) -> Place:
-    told = told_place(path, config)
-    if told is None:
+    explicit = explicit_place(path, config)
+    if explicit is None:
         return _place_of_hooks(config, path)
     try:
-        named = _place_of_hooks(config, path)
+        inferred = _place_of_hooks(config, path)
     except AutoencoderBroken:
-        return told  # which is there for hooks that have no name here
-    refuse_two_places(path, told, named)
-    return told
+        return explicit  # which is there for hooks that have no name here
+    refuse_two_places(path, explicit, inferred)
+    return explicit
 
 
 def _place_of_hooks(config: Settings, path: Path) -> Place:
@@ -191,9 +191,9 @@ def _model_settings(config: Settings) -> Mapping[str, object]:
 def _is_centred(path: Path, place: Place, config: Settings) -> bool:
     if place.site not in _CENTRED_SITES:
         return False
-    told = _model_settings(config).get("center_writing_weights")
-    if told is not None or isinstance(config.get("model_from_pretrained_kwargs"), dict):
-        return bool(told)
+    is_centred = _model_settings(config).get("center_writing_weights")
+    if is_centred is not None or isinstance(config.get("model_from_pretrained_kwargs"), dict):
+        return bool(is_centred)
     if _CENTRED_IN_THE_CATALOGUE.search(str(path)):
         return True
     if config.get("sae_lens_version") or config.get("sae_lens_training_version"):

@@ -31,9 +31,9 @@ from tdb_server.model.dictionaries.places import (
     INPUT_GAIN,
     LAYER,
     SITE,
+    explicit_place,
     needs_place,
     place_of_module,
-    told_place,
 )
 from tdb_server.model.dictionaries.saelens import SAELENS_CONFIG
 from tdb_server.model.dictionaries.stored import StoredLayer
@@ -65,7 +65,7 @@ def load_sparsify(folder: Path, digest: _Hash) -> list[StoredLayer]:
     if config.get("activation", "topk") != "topk":
         raise AutoencoderBroken(f"{path}: activation {config['activation']!r} is not topk")
     top_k, transcodes = positive_count(path, "k", config.get("k")), flag(path, config, "transcode", False)
-    place = told_place(path, config)
+    place = explicit_place(path, config)
     if place is None:
         read = f"{folder.name}.input" if transcodes else folder.name
         place = place_of_module(path, read, folder.name)

@@ -132,10 +132,10 @@ class ForwardHook:
             assert layer_index is not None
             group = head // self._model.decoder.config.n_heads_per_group
             probs, values = (self._contribution_factors[at] for at in CONTRIBUTION_FACTORS)
-            own = probs[one.row, head, query, key] * values[one.row, group, key]
+            contribution = probs[one.row, head, query, key] * values[one.row, group, key]
             baselines = self._baselines_of(one.row, (HookPoint.ATTN_V_OUT, layer_index))
-            other = self._references.contribution(baselines, layer_index, query, key, head, group)
-            x[one.row, head, query] += other.to(x.dtype) - own
+            of_baselines = self._references.contribution(baselines, layer_index, query, key, head, group)
+            x[one.row, head, query] += of_baselines.to(x.dtype) - contribution
         return x
 
     def _layer(self, site: HookSite) -> int:

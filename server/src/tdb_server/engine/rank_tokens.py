@@ -122,19 +122,19 @@ class TokenRanker:
         parts = [
             [
                 ranking.rank(part, n_tokens)
-                for part in torch.split(torch.cat([along[index] for index in own]), ranking.max_directions)
+                for part in torch.split(torch.cat([along[at] for at in indices]), ranking.max_directions)
             ]
-            for (ranking, n_tokens), own in together.items()
+            for (ranking, n_tokens), indices in together.items()
         ]
         means = [one @ self._mean for one, wanted in zip(along, to_rank, strict=True) if wanted.is_output]
         tensors = [tensor for of_ranking in parts for part in of_ranking for tensor in part]
         arrays = iter(download([*tensors, *means, *(one.scales for one in to_rank)]))
         ranked: dict[int, RankedTokens[Array]] = {}
-        for own, of_ranking in zip(together.values(), parts, strict=True):
+        for indices, of_ranking in zip(together.values(), parts, strict=True):
             found = [[next(arrays) for _ in part] for part in of_ranking]
-            stops = np.cumsum([len(along[index]) for index in own])[:-1]
+            stops = np.cumsum([len(along[index]) for index in indices])[:-1]
             split = [np.split(np.concatenate(one), stops) for one in zip(*found, strict=True)]
-            ranked |= {index: RankedTokens(*one) for index, *one in zip(own, *split, strict=True)}
+            ranked |= {index: RankedTokens(*one) for index, *one in zip(indices, *split, strict=True)}
         host_means = [next(arrays) if one.is_output else None for one in to_rank]
         for index, one in enumerate(to_rank):
             yield _lists(ranked[index], one, host_means[index], next(arrays))
@@ -146,30 +146,30 @@ class TokenRanker:
         """
         directions = [self._along(one) for one in to_rank]
         keys = [_keys(one, along) for one, along in zip(to_rank, directions, strict=True)]
-        found = {key: self._remembered[key] for own in keys for key in own if key in self._remembered}
-        self._remember(found)
-        parts = self._rank_missing(found, keys, directions)
-        for wanted, along, own in zip(to_rank, directions, keys, strict=True):
-            while not found.keys() >= set(own):
+        rankings = {key: self._remembered[key] for some in keys for key in some if key in self._remembered}
+        self._remember(rankings)
+        parts = self._rank_missing(rankings, keys, directions)
+        for wanted, along, its_keys in zip(to_rank, directions, keys, strict=True):
+            while not rankings.keys() >= set(its_keys):
                 part = next(parts)
                 self._remember(part)
-                found |= part
+                rankings |= part
             scales, mean = download([wanted.scales, along @ self._mean])
-            if own:
-                rows = [found[key] for key in own]
+            if its_keys:
+                rows = [rankings[key] for key in its_keys]
                 joined = (np.stack([ranked[end][row] for ranked, row in rows]) for end in range(4))
                 yield _lists(RankedTokens(*joined), wanted, mean if wanted.is_output else None, scales)
             else:
                 yield no_tokens()
 
     def _rank_missing(
-        self, found: Mapping[Key, RankedRow], keys: Sequence[Sequence[Key]], directions: Sequence[Tensor]
+        self, known: Mapping[Key, RankedRow], keys: Sequence[Sequence[Key]], directions: Sequence[Tensor]
     ) -> Iterator[dict[Key, RankedRow]]:
-        """The rankings under every key that is not found, in parts, in the order of the keys."""
+        """The rankings under every key that is not known, in parts, in the order of the keys."""
         missing: dict[tuple[Ranking, int], dict[Key, Tensor]] = {}
         for own, along in zip(keys, directions, strict=True):
             for key, direction in zip(own, along, strict=True):
-                if key not in found:
+                if key not in known:
                     missing.setdefault((self._ranking(is_output=key[0]), key[1]), {})[key] = direction
         for (ranking, n_tokens), missing_directions in missing.items():
             waiting = iter(missing_directions)
@@ -177,8 +177,8 @@ class TokenRanker:
                 ranked = RankedTokens(*download(ranking.rank(part, n_tokens)))
                 yield {next(waiting): (ranked, row) for row in range(len(part))}
 
-    def _remember(self, found: Mapping[Key, RankedRow]) -> None:
-        for key, row in found.items():
+    def _remember(self, rankings: Mapping[Key, RankedRow]) -> None:
+        for key, row in rankings.items():
             self._remembered[key] = row
             self._remembered.move_to_end(key)
         while len(self._remembered) > self.max_remembered:

@@ -77,7 +77,7 @@ def forward(
     hooks = Hooks(hook, INNER_HOOK_POINTS & wanted, inputs.rules)
     if wanted <= _OUTSIDE_COMPONENTS and not plan.needs_gradient and not plan.kept.sites:
         # A component that is replaced as a whole need not be computed where nobody looks inside.
-        hooks = replace(hooks, computed_rows=_rows_to_compute(plan, beginnings, decoder.device))
+        hooks = replace(hooks, computed_rows=_computed_rows(plan, beginnings, decoder.device))
     with torch.set_grad_enabled(plan.needs_gradient):
         embedding = _embedded(decoder, plan, token_ids, references).requires_grad_(plan.needs_gradient)
         residual = decoder.forward(embedding, hooks)
@@ -96,9 +96,7 @@ def forward(
     return Cache(hook.values, residual, normed, capped, hook.read), graph
 
 
-def _rows_to_compute(
-    plan: Plan, beginnings: Beginnings | None, device: torch.device
-) -> dict[HookSite, Tensor]:
+def _computed_rows(plan: Plan, beginnings: Beginnings | None, device: torch.device) -> dict[HookSite, Tensor]:
     """Where rows' tensors are replaced as a whole, the places of the others among the rows that are run."""
     found = {}
     for site, interventions in plan.interventions.items():

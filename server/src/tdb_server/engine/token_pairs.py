@@ -11,8 +11,8 @@ from tdb_server.domain.model_info import Site
 from tdb_server.domain.requests import ActivationIndex
 from tdb_server.domain.results import TokenPairAttributionResult
 from tdb_server.engine.node_tables import NodeTable
+from tdb_server.engine.pair_effects import project_values
 from tdb_server.engine.rows import Rows
-from tdb_server.engine.scalars import project_values
 from tdb_server.engine.transfers import Array, download
 from tdb_server.model.autoencoder import Autoencoder
 

@@ -15,6 +15,7 @@ from tdb_server.engine.interventions import Intervention, set_values
 from tdb_server.engine.latents import dot_directions
 from tdb_server.engine.product_of_rows import product_at_all_tokens, product_at_directions
 from tdb_server.engine.products import Layers, Product
+from tdb_server.engine.row_latents import row_latents
 from tdb_server.engine.rows import Rows, of_each
 from tdb_server.engine.streams import latent_depth
 from tdb_server.model.autoencoder import Autoencoder
@@ -23,7 +24,7 @@ from tdb_server.model.autoencoder import Autoencoder
 def latent_scalars(rows: Rows, declared: Declaration, hook_point: HookPoint, pass_type: PassType) -> Product:
     """Of latents that are active; every other latent's number is zero."""
     autoencoder, axes = rows.autoencoder(hook_point), declared.dimensions
-    ids, values = rows.latents(autoencoder)
+    ids, values, contrasts, write_contrasts = row_latents(rows, autoencoder)
     key = autoencoder.site
     product = product_at_all_tokens
     match declared.measure:
@@ -32,17 +33,14 @@ def latent_scalars(rows: Rows, declared: Declaration, hook_point: HookPoint, pas
         case Measure.ACTIVATION:
             is_active = of_each(lambda x: x != 0, values)
             if rows.has_baselines:  # in either run
-                is_active = of_each(
-                    lambda x, y: (x != 0) | (y != 0), values, rows.latent_contrasts(autoencoder)
-                )
+                is_active = of_each(lambda x, y: (x != 0) | (y != 0), values, contrasts)
             factors = [_latent_gradients(rows, autoencoder, ids), is_active]
         case Measure.ACT_TIMES_GRAD:
-            factors = [rows.latent_contrasts(autoencoder), _latent_gradients(rows, autoencoder, ids)]
+            factors = [contrasts, _latent_gradients(rows, autoencoder, ids)]
         case Measure.WRITE_NORM:
             factors = [values, _latent_write_norms(rows, autoencoder, ids)]
         case _:
-            contrasts = rows.latent_write_contrasts(autoencoder)
-            values = rows.at_direction_tokens((key, "values"), contrasts, axes)
+            values = rows.at_direction_tokens((key, "values"), write_contrasts, axes)
             ids = rows.at_direction_tokens((key, "ids"), ids, axes)
             factors = [values, _latent_effects(rows, autoencoder, ids)]
             product = product_at_directions

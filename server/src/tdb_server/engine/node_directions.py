@@ -20,6 +20,7 @@ from tdb_server.domain.node import WRITERS, NodeType
 from tdb_server.domain.requests import TokenScoringType
 from tdb_server.engine.node_tables import NodeTable
 from tdb_server.engine.products import NodeCoordinates, spans_of
+from tdb_server.engine.row_latents import latents_of_prompts
 from tdb_server.engine.rows import Rows
 from tdb_server.engine.transfers import Array
 from tdb_server.model.node_maps import (
@@ -222,7 +223,7 @@ def _latent_values(all_rows: Rows, nodes: DeviceNodes) -> Tensor:
     if layers != list(range(len(layers))):
         places = np.searchsorted(layers, nodes.host.layers)
         where = NodeCoordinates(rows, torch.from_numpy(places).to(rows.device), spans_of(places))
-    ids, values = all_rows.latents_of_prompts(autoencoder)
+    ids, values, *_ = latents_of_prompts(all_rows, autoencoder)
     found = (values.at(where, tokens) * (ids.at(where, tokens) == latents[:, None])).sum(dim=1)
     if not any(layer.norms_inputs for layer in autoencoder.layers.values()):
         return found

@@ -17,11 +17,9 @@ from tdb_server.engine.inputs import Inputs
 from tdb_server.engine.interventions import (
     HEAD_HOOK_POINTS,
     PAIR_HOOK_POINTS,
-    Baseline,
     Intervention,
-    set_values,
 )
-from tdb_server.engine.latents import active_in_either, active_latents, autoencoder_of
+from tdb_server.engine.latents import autoencoder_of
 from tdb_server.engine.plan import Plan
 from tdb_server.engine.plan_rows import Row
 from tdb_server.engine.planned_interventions import latent_interventions
@@ -33,8 +31,6 @@ from tdb_server.model.decoder import Block
 from tdb_server.model.precomputed import Precomputed
 
 Made = TypeVar("Made")
-FindLatents = Callable[[Autoencoder, int, AutoencoderLayer], tuple[Tensor, ...]]
-"""From a dictionary and one of its layers to latents and numbers of each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,14 +152,14 @@ class Rows:
         def compute() -> Layers:
             others = []
             for layer, scale in zip(self.layers, scales.tensors, strict=True):
-                other = self._by_baselines(partial(writes, layer_index=layer))
+                other = self.by_baselines(partial(writes, layer_index=layer))
                 # Heads stand between rows and tokens.
                 others.append(other * (scale.unsqueeze(1) if other.dim() > scale.dim() else scale))
             return of_each(torch.sub, self.values(hook_point), Layers(others))
 
         return self.once(("write contrasts", hook_point), compute)
 
-    def _by_baselines(self, compute: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
+    def by_baselines(self, compute: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
         """Something of each row's baselines [B, ...]; what rows share is computed once."""
         found = {one: compute(one) for one in {row.baselines for row in self.planned}}
         if len(found) == 1:
@@ -177,14 +173,7 @@ class Rows:
         assert references is not None
         layers = self.layers if hook_point.is_per_layer else (None,)
         of_layers = (partial(references.values, hook_point=hook_point, layer_index=one) for one in layers)
-        return Layers([self._by_baselines(values) for values in of_layers])
-
-    def baseline_latents(self, autoencoder: Autoencoder, layer_index: int) -> Baseline | None:
-        """From one of these rows to its latents in baseline prompts."""
-        references = self.references
-        if references is None:
-            return None
-        return lambda row: references.latents(self.planned[row].baselines, autoencoder, layer_index)
+        return Layers([self.by_baselines(values) for values in of_layers])
 
     def before_layers(self, pass_type: PassType = PassType.FORWARD) -> Layers:
         """The residual stream before each layer, or gradients there."""
@@ -287,85 +276,6 @@ class Rows:
         """What is set of an autoencoder's latents and errors."""
         return self.in_these_rows(latent_interventions(self.plan, self.model, autoencoder, layer_index))
 
-    def latents(self, autoencoder: Autoencoder) -> tuple[Layers, Layers]:
-        """The active latents of its layers, after interventions: which, and their activations [B, T, K].
-
-        With baselines, also those that are active there alone.
-        """
-        ids, values, *_ = self._all_latents(autoencoder)
-        return ids, values
-
-    def latent_contrasts(self, autoencoder: Autoencoder) -> Layers:
-        """Of the same latents, the activations less those of the baselines [B, T, K]."""
-        return self._all_latents(autoencoder)[2]
-
-    def latent_write_contrasts(self, autoencoder: Autoencoder) -> Layers:
-        """The same as writes are told apart, in units of what a latent writes in these rows [B, T, K]."""
-        return self._all_latents(autoencoder)[3]
-
-    def latents_of_prompts(self, autoencoder: Autoencoder) -> tuple[Layers, Layers]:
-        """`latents`, but not those that are active in baselines alone. Rows with and without may be mixed."""
-        if not any(row.baselines for row in self.planned):
-            return self.latents(autoencoder)
-        ids, values, *_ = self.once(
-            (autoencoder.site, "latents of prompts"),
-            lambda: self._look_up_latents(autoencoder, self._latents_alone),
-        )
-        return ids, values
-
-    def _all_latents(self, autoencoder: Autoencoder) -> list[Layers]:
-        find = self._latents_beside_baselines if self.has_baselines else self._latents_alone
-        return self.once((autoencoder.site, "latents"), lambda: self._look_up_latents(autoencoder, find))
-
-    def _look_up_latents(self, autoencoder: Autoencoder, find: FindLatents) -> list[Layers]:
-        found = [find(autoencoder, layer_index, layer) for layer_index, layer in self.layers_of(autoencoder)]
-        ids, *numbers = (Layers(same_width(one)) for one in zip(*found, strict=True))
-        absent = self.absent_tokens
-        if absent is not None:
-            numbers = [
-                of_each(
-                    lambda x: x.masked_fill(absent.view(len(absent), *[1] * (x.dim() - 3), -1, 1), 0), one
-                )
-                for one in numbers
-            ]
-        return [ids, numbers[0], numbers[0], numbers[0]] if len(numbers) == 1 else [ids, *numbers]
-
-    def _latents_alone(
-        self, autoencoder: Autoencoder, layer_index: int, layer: AutoencoderLayer
-    ) -> tuple[Tensor, ...]:
-        read, interventions = (
-            self.read_by(autoencoder, layer_index),
-            self.interventions(autoencoder, layer_index),
-        )
-        return active_latents(layer, read, interventions, self.baseline_latents(autoencoder, layer_index))
-
-    def _latents_beside_baselines(
-        self, autoencoder: Autoencoder, layer_index: int, layer: AutoencoderLayer
-    ) -> tuple[Tensor, ...]:
-        """Which, their activations, those less the baselines', and the same as writes are told apart."""
-        references, read = self.references, self.read_by(autoencoder, layer_index)
-        assert references is not None
-        altered = [
-            one
-            for one in self.interventions(autoencoder, layer_index)
-            if one.is_forward and one.is_of_latents
-        ]
-        baseline = self.baseline_latents(autoencoder, layer_index)
-        latents = set_values(layer.encode(read), altered, baseline=baseline)
-        others = self._by_baselines(lambda one: references.latents(one, autoencoder, layer_index))
-        ids, is_there = active_in_either(latents, others)
-        values, others = latents.gather(-1, ids) * is_there, others.gather(-1, ids) * is_there
-        scale = self.write_scale(autoencoder.site.hook_point, layer_index)
-        if scale is None and not layer.norms_inputs:
-            return ids, values, values - others, values - others
-        point = self.model.decoder.write_scales.get(autoencoder.site.hook_point)
-        written = self._by_baselines(
-            lambda one: references.latent_writes(one, autoencoder, layer_index, point)
-        )
-        unit = layer.times_write_scale(torch.ones_like(read[..., :1]), read)
-        unit = nonzero(unit if scale is None else unit / scale)
-        return ids, values, values - others, values - written.gather(-1, ids) * is_there / unit
-
     def read_by(self, autoencoder: Autoencoder, layer_index: int) -> Tensor:
         """What a dictionary reads, before anything is set of its latents [B, T, s]."""
         return self.cache.read[autoencoder.site, layer_index][self.span]
@@ -396,17 +306,3 @@ def axes_of(hook_point: HookPoint) -> tuple[Dimension, ...]:
         token, head, channel = dimensions
         return head, token, channel
     return dimensions
-
-
-def same_width(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Tensors [B, T, K] of the same K: the last entry is repeated for ids, zeros are added for numbers."""
-    width = max(one.shape[-1] for one in tensors)
-    found = []
-    for one in tensors:
-        missing = width - one.shape[-1]
-        if missing and one.is_floating_point():
-            one = torch.nn.functional.pad(one, (0, missing))
-        elif missing:
-            one = torch.cat((one, one[..., -1:].expand(*one.shape[:-1], missing)), dim=-1)
-        found.append(one)
-    return found

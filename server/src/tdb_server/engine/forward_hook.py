@@ -79,10 +79,10 @@ class ForwardHook:
         if interventions and hook_point in PAIR_HOOK_POINTS:
             assert layer_index is not None
             (hidden_cells,) = self._model.decoder.hidden_cells(plan.n_tokens, (layer_index,))
-        forward_ones = [one for one in interventions if one.is_forward]
-        forward_ones, of_pairs = _split(forward_ones)
-        x = self._set_contributions(x, of_pairs)
-        x = set_values(x, forward_ones, hidden_cells, self._baseline(site))
+        forward = [one for one in interventions if one.is_forward]
+        x = self._set_contributions(x, [one for one in forward if one.is_of_contribution])
+        whole_cells = [one for one in forward if not one.is_of_contribution]
+        x = set_values(x, whole_cells, hidden_cells, self._baseline(site))
         if hook_point in CONTRIBUTION_FACTORS:
             self._contribution_factors[hook_point] = x
         if hook_point in plan.kept.values:  # the forward pass comes by layers in order
@@ -90,7 +90,7 @@ class ForwardHook:
         if hook_point in plan.kept.gradients or site == self._model.last_residual:
             self.graph_sites[site] = x
         starts_before_dictionary = self._keep_stream(Stream(*site, is_behind_dictionary=False), x)
-        past_dictionary = self._past_objective | starts_before_dictionary  # seeing nothing that is set in it
+        past_dictionary = self._past_objective | starts_before_dictionary  # these see nothing set inside it
         self._past_objective = past_dictionary | plan.objective_streams.get(Stream(*site), set())
         backward = [one for one in interventions if _sets_gradient(one, self._past_objective)]
         x = set_gradients(x, backward, hidden_cells)
@@ -200,9 +200,3 @@ class ForwardHook:
 def _sets_gradient(one: Intervention, past_objective: set[int]) -> bool:
     """Whether a row's gradient is set: not where its objective is past."""
     return not one.is_forward and one.row not in past_objective
-
-
-def _split(interventions: Sequence[Intervention]) -> tuple[list[Intervention], list[Intervention]]:
-    """Those of whole cells, and those of what comes from one token alone."""
-    of_pairs = [one for one in interventions if one.ablation.attended_to_token is not None]
-    return [one for one in interventions if one.ablation.attended_to_token is None], of_pairs

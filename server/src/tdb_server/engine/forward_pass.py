@@ -68,9 +68,7 @@ def forward(
     hook = ForwardHook(plan, model, references, inputs.rules, beginnings, check_cancelled)
     altered = {hook_point for hook_point, _ in plan.interventions}
     wanted = plan.kept.values | plan.kept.gradients | altered
-    if any(
-        one.ablation.attended_to_token is not None for some in plan.interventions.values() for one in some
-    ):
+    if any(one.is_of_contribution for some in plan.interventions.values() for one in some):
         wanted |= {*CONTRIBUTION_FACTORS}
     if any(one.site is Site.MLP_TRANSCODER for one in model.autoencoders):
         wanted |= {HookPoint.MLP_LN_SCALE}

@@ -61,6 +61,11 @@ class Intervention:
         return self.hook_point.node_type.is_latent
 
     @property
+    def is_of_contribution(self) -> bool:
+        """Whether only what comes from one attended-to token is set."""
+        return self.ablation.attended_to_token is not None
+
+    @property
     def needs_baseline(self) -> bool:
         """Whether it sets cells to what they are in baseline prompts."""
         return self.ablation.value_type is ValueType.BASELINE

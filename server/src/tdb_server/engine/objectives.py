@@ -30,12 +30,9 @@ _WITHOUT_TERMS = (LossName.ZERO, LossName.KL_FROM_BASELINE, LossName.DIRECTION)
 class LossTerms(NamedTuple, Generic[A]):
     """The losses of m rows as weighted sums.
 
-    Attributes:
-        tokens: the vocabulary tokens that each row looks at, padded [m, n].
-        of_logits: what their logits are multiplied with [m, n].
-        of_probabilities: what their probabilities are multiplied with [m, n].
-        of_mean: what the mean of all logits is multiplied with [m].
-        of_logarithms: what the logarithms of their probabilities are multiplied with [m, n].
+    The vocabulary tokens that each row looks at, padded [m, n]; what their logits [m, n], what their
+    probabilities [m, n], what the mean of all logits [m], and what the logarithms of their probabilities
+    [m, n] are multiplied with.
     """
 
     tokens: A

@@ -116,18 +116,18 @@ def circuit_losses(plan: Plan, inputs: Inputs, references: References | None) ->
     return found
 
 
-def circuit_values(plan: Plan, row: int, losses: Array, reference_losses: Array) -> CircuitValues | None:
+def circuit_values(plan: Plan, row: int, row_losses: Array, reference_losses: Array) -> CircuitValues | None:
     """How much of its objective a row keeps; None where it is no circuit.
 
     Args:
-        losses: the rows' own losses.
+        row_losses: the rows' own.
         reference_losses: as `circuit_losses` gives them.
     """
     pair_indices = [index for index, (of_row, _) in enumerate(plan.circuit_pairs) if of_row == row]
     if not pair_indices:
         return None
     of_prompt, *of_baselines = reference_losses[pair_indices].tolist()
-    return CircuitValues(float(losses[row]), of_prompt, math.fsum(of_baselines) / len(of_baselines))
+    return CircuitValues(float(row_losses[row]), of_prompt, math.fsum(of_baselines) / len(of_baselines))
 
 
 def nonzero(scale: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import NodeType
 from tdb_server.engine.spliced_model import SplicedModel
 from tdb_server.examples.kinds import Kind
-from tdb_server.model.autoencoder import Autoencoder
 from tdb_server.model.hooks import Hooks
 from tdb_server.model.mlp_inputs import MlpInputs
 from tdb_server.model.precision import wide
@@ -62,7 +61,8 @@ class MeasuredNodes:
                     take(self._heads, layer, self._pairs(of_heads, layer))
                 for kind, one in self._latents:
                     if one.site.hook_point is hook_point and layer in one.layers:
-                        take(kind, layer, _encoded(one, layer, x, mlp_inputs))
+                        read = one.read_in_pass(layer, one.side_by_side(x), mlp_inputs)
+                        take(kind, layer, one.layers[layer].encode(wide(read)).float())  # [B, T, n]
             mlp_inputs.see(hook_point, x)
             return x
 
@@ -78,9 +78,3 @@ class MeasuredNodes:
             moved = moved / wide(seen[self._scale_point])[:, None]
         query, key = torch.tril_indices(*moved.shape[-2:], device=moved.device)
         return moved[:, :, query, key].transpose(1, 2).float()
-
-
-def _encoded(autoencoder: Autoencoder, layer: int, x: Tensor, mlp_inputs: MlpInputs) -> Tensor:
-    """Latents [B, T, n] of what stands at a dictionary's hook point."""
-    read = autoencoder.read_in_pass(layer, autoencoder.side_by_side(x), mlp_inputs)
-    return autoencoder.layers[layer].encode(wide(read)).float()

@@ -199,10 +199,7 @@ class Rows:
         [B, T, 1]; None where it is not divided.
         """
         scale = self.model.decoder.write_scales.get(hook_point)
-        if scale is None:
-            return None
-        found = self.at_layer(scale, layer_index)
-        return nonzero(found)
+        return None if scale is None else nonzero(self.at_layer(scale, layer_index))
 
     def write_scales(self, hook_point: HookPoint) -> Layers | None:
         """The same in every layer."""

@@ -243,9 +243,7 @@ class Autoencoder:
         """Fills in `n_active`, over tokens from the whole vocabulary."""
         config = decoder.config
         n_tokens = min(_TRIED_TOKENS, config.context_length, config.vocabulary_size)
-        token_ids = torch.linspace(0, config.vocabulary_size - 1, n_tokens, device=decoder.device).long()[
-            None
-        ]
+        token_ids = torch.linspace(0, config.vocabulary_size - 1, n_tokens, device=decoder.device).long()
         mlp_inputs = MlpInputs(decoder)
         found = []
 
@@ -256,5 +254,5 @@ class Autoencoder:
                 found.append((self.layers[layer_index].encode(read) > 0).sum(dim=-1).amax())
             return x
 
-        decoder.forward(decoder.embed(token_ids), Hooks(hook, NORM_SCALES))
+        decoder.forward(decoder.embed(token_ids[None]), Hooks(hook, NORM_SCALES))
         self.n_active = int(torch.stack(found).amax())

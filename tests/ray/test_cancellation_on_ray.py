@@ -12,18 +12,18 @@ from tests.chaos.metrics_page import reading
 from tests.chaos.requests import LONG_PROMPT, debug_request, heavy_request
 from tests.chaos.vitals import cpu_seconds, cpu_share, wait_until
 from tests.chaos.wire_answers import answer_of_response, difference
+from tests.ray.lasting_request import lasting_request
 
 IDLE_SHARE = 0.3
 """Of one processor; a replica that computes takes nearly all of it, Ray's own threads a few per cent."""
 STOP_SECONDS = 2.0
 QUEUED_SECONDS = 10.0
-LONG_SECONDS = 2.0
 
 
 def test_a_cancelled_call_stops_its_replica(start_on_ray, replicas):
     server = start_on_ray()
     (replica,) = replicas()
-    request, whole_seconds = _long_request(server, replica)
+    request, whole_seconds = lasting_request(server, replica)
 
     for hang_up in (_cancel, _run_out_of_time):
         before = cpu_seconds(replica)
@@ -81,7 +81,7 @@ def test_others_of_the_batch_go_on_without_it(start_on_ray, replicas):
         reader.join()
         return seconds
 
-    long_request, long_seconds = _long_request(server, replica)
+    long_request, long_seconds = lasting_request(server, replica)
     whole_seconds = seconds_until_answered(is_cancelled=False)
     assert whole_seconds > 0.5 * long_seconds, "the long call does not come first in the batch"
     assert seconds_until_answered(is_cancelled=True) < 0.7 * whole_seconds
@@ -90,18 +90,6 @@ def test_others_of_the_batch_go_on_without_it(start_on_ray, replicas):
 def _wait_for_queue(server, n_calls: int) -> None:
     """Until so many calls wait: requests are read side by side, and a short one may overtake a long one."""
     wait_until(lambda: reading(server, "tdb_queue_length") == n_calls, QUEUED_SECONDS)
-
-
-def _long_request(server, replica: int) -> tuple[DebugRequest, float]:
-    """A request that takes this machine some seconds, and how many of a processor's."""
-    n_sub_requests = 4
-    while True:
-        request = debug_request(LONG_PROMPT, n_sub_requests=n_sub_requests, k=1000)
-        before = cpu_seconds(replica)
-        list(server.debugger.StreamDebug(request))
-        if (seconds := cpu_seconds(replica) - before) > LONG_SECONDS:
-            return request, seconds
-        n_sub_requests *= 2
 
 
 def _cancel(server, request: DebugRequest, _: float) -> None:

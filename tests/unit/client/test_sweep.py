@@ -86,6 +86,12 @@ def test_a_table_and_the_objectives(sweep: Any, fake: Fake, tmp_path: Path, caps
     assert validated == sorted(validated, reverse=True), "all lines are checked before any is run"
 
 
+def test_one_prompt_has_means_without_standard_errors(sweep: Any, tmp_path: Path, capsys: Output) -> None:
+    assert sweep(write(tmp_path / "in.jsonl", "a"), "-k", "3") == 0
+    (row,) = (one for one in capsys.readouterr().out.splitlines() if "L1 head 2" in one)
+    assert "±" not in row and "nan" not in row and "4.000" in row
+
+
 def test_whoever_says_how_urgent_it_is_is_heard(sweep: Any, fake: Fake, tmp_path: Path) -> None:
     assert sweep(write(tmp_path / "in.jsonl", "a"), "--priority", "interactive") == 0
     calls = [one for one in fake[1].requests if hasattr(one, "sub_requests")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -123,14 +124,17 @@ def _page(columns: Columns, n_rows: int, n_lines: int) -> Group:
         table.add_column(title, justify="right", no_wrap=True)
     n_shown = min(n_rows or len(columns[name]), len(columns[name]))
     for row in range(n_shown):
-        cells = [
-            f"{_number(columns[one][row])} ± {_number(columns[one + '_standard_error'][row])}"
-            for one in means
-        ]
+        cells = [_with_error(columns[one][row], columns[f"{one}_standard_error"][row]) for one in means]
         table.add_row(Text(str(columns[name][row])), Text(str(columns["lines"][row])), *map(Text, cells))
     more = "" if n_shown == len(columns[name]) else "; --rows 0 shows all"
     caption = f"{n_shown} of {len(columns[name])} rows, means over {n_lines} lines ± standard errors{more}"
     return Group(table, Text(caption, "dim"))
+
+
+def _with_error(mean: object, standard_error: object) -> str:
+    """A mean with its standard error, which one line alone does not have."""
+    is_known = isinstance(standard_error, float) and math.isfinite(standard_error)
+    return f"{_number(mean)} ± {_number(standard_error)}" if is_known else _number(mean)
 
 
 def _number(value: object) -> str:

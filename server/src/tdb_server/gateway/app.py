@@ -50,7 +50,7 @@ RESPONSE_FACTOR = 8
 """Times `max_response_bytes`, as HTTP clients have no streaming call to turn to, nor a limit of their own."""
 
 MAX_BLOCK_NUMBERS = 2**21
-"""Of places as they are and matrices of edges in an answer: each is some twenty characters of text."""
+"""In an answer, of hook points' values and matrices of edges: each is some twenty characters of text."""
 
 
 def http_server(parts: Parts) -> HttpListener:

@@ -81,7 +81,7 @@ def _one_cell(value: Any) -> Any:
 
 
 CellIndex = Annotated[Literal["All"] | Integer, BeforeValidator(_one_cell)]
-"""A place on an axis, or all of it."""
+"""An index along an axis, or all of it."""
 
 
 class Body(BaseModel):
@@ -127,7 +127,7 @@ class MirroredNodeIndex(Body):
 
 
 class MirroredActivationIndex(Body):
-    """Cells of a place."""
+    """Cells of a hook point."""
 
     activation_location_type: HookPoint | None = needed()
     tensor_indices: Listed[CellIndex] | None = None
@@ -217,7 +217,7 @@ class MirroredTraceConfig(Body):
 
 
 class ResidualDirection(Body):
-    """A vector at one place of the residual stream."""
+    """A vector at one hook point of the residual stream."""
 
     place: HookPoint | None = needed()
     layer_index: Integer | None = None
@@ -356,12 +356,12 @@ class LensRequestSpec(Body):
 
 
 class ActivationsRequestSpec(Body):
-    """Asks for the values of a place as they are, or for the gradients there."""
+    """Asks for the values of a hook point, or for the gradients there."""
 
     spec_type: Literal["activations_request_spec"] | None = None
     activation_location_type: HookPoint | None = needed()
     layer_indices: Listed[Integer] | None = None
-    """Left out: all that have the place."""
+    """Left out: all that have the hook point."""
     token_indices: Listed[Integer] | None = None
     """Tokens, -1 for the last; of pairs of tokens, those attended from. Left out: all."""
     pass_type: PassType | None = None

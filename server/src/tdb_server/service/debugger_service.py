@@ -38,7 +38,7 @@ class DebuggerService(TransformerDebuggerServiceServicer):
     Attributes:
         calls: who answers.
         max_response_bytes: of an answer that is not streamed.
-        max_block_bytes: of numbers in it that stand together, as a matrix of edges or a place as it is.
+        max_block_bytes: of its results that are one block of numbers each, such as a matrix of edges.
     """
 
     calls: CallEvents

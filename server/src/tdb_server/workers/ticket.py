@@ -49,8 +49,9 @@ class Unary:
 
     Attributes:
         streaming_call: the method to use when the answer is too large.
-        max_response_bytes: what is too large.
-        max_block_bytes: the same of numbers that stand together, as a matrix of edges or a place as it is.
+        max_response_bytes: an answer with more is too large.
+        max_block_bytes: an answer is also too large when those of its results that are one block of numbers,
+            such as a matrix of edges, have more.
     """
 
     streaming_call: str

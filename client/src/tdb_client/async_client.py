@@ -148,7 +148,7 @@ class AsyncClient(ClientCore):
             def stream(seconds: float | None) -> AsyncGenerator[Event]:
                 return self.stream_debug(asked, timeout=seconds, request_id=request_id)
 
-            events = await collected_async(stream, seconds, share.told(on_event))
+            events = await collected_async(stream, seconds, share.renumbering(on_event))
             return await self._run(self._debug_results(asked, events), CHECK_SECONDS)
 
         shares = await self._run(self._debug_shares(sub_requests), timeout)

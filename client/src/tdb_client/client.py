@@ -254,7 +254,7 @@ class Client(ClientCore):
             def stream(seconds: float | None) -> Generator[Event]:
                 return self.stream_debug(asked, timeout=seconds, request_id=request_id)
 
-            events = collected(stream, seconds, share.told(on_event))
+            events = collected(stream, seconds, share.renumbering(on_event))
             return self._run(self._debug_results(asked, events), CHECK_SECONDS)
 
         shares = self._run(self._debug_shares(sub_requests), timeout)

@@ -73,10 +73,10 @@ def put_named_result(
         case ComponentTotalsResult() as result:
             message.component_totals.SetInParent()
             for scalar, total in result.totals.items():
-                told = message.component_totals.totals.add(
+                total_message = message.component_totals.totals.add(
                     derived_scalar_type=DERIVED_SCALARS.numbers[scalar]
                 )
-                put_tensor(told.total, total.array, total.dimensions)
+                put_tensor(total_message.total, total.array, total.dimensions)
         case DerivedAttentionScalarsResult() as result:
             tokens = tokenizer.token_strings(token_ids)
             _put_derived_attention_scalars(message.derived_attention_scalars, result, tokens)

@@ -41,7 +41,7 @@ from tdb_server.service.debugger_service import DebuggerService
 from tdb_server.service.http.host_check import AllowedHosts, HostCheck
 from tdb_server.service.http.listener import HttpListener
 from tdb_server.service.http.probes import Probes
-from tdb_server.service.parts import Parts
+from tdb_server.service.shared_services import SharedServices
 
 if TYPE_CHECKING:
     from tdb_server.examples.reading import ExampleFolder
@@ -53,16 +53,16 @@ MAX_BLOCK_NUMBERS = 2**21
 """In an answer, of hook points' values and matrices of edges: each is some twenty characters of text."""
 
 
-def http_server(parts: Parts) -> HttpListener:
+def http_server(shared: SharedServices) -> HttpListener:
     """The gateway as a server on the settings' HTTP port, in front of the service of the same process."""
-    settings, security = parts.settings, parts.settings.security
+    settings, security = shared.settings, shared.settings.security
     max_bytes = RESPONSE_FACTOR * settings.limits.max_response_bytes
-    debugger = DebuggerService(parts.calls, max_bytes, min(max_bytes, FLOAT_BYTES * MAX_BLOCK_NUMBERS))
+    debugger = DebuggerService(shared.calls, max_bytes, min(max_bytes, FLOAT_BYTES * MAX_BLOCK_NUMBERS))
     hosts = AllowedHosts(settings.host, security.allowed_hosts)
-    calls = HttpCalls(parts.guard, parts.threads, parts.memory, security.max_body_seconds)
-    gateway = create_gateway(debugger, parts.model, calls, hosts, parts.version, parts.examples)
-    application = Probes(gateway, parts.is_ready)
-    tls = None if parts.tls is None else parts.tls.context()
+    calls = HttpCalls(shared.guard, shared.threads, shared.memory, security.max_body_seconds)
+    gateway = create_gateway(debugger, shared.model, calls, hosts, shared.version, shared.examples)
+    application = Probes(gateway, shared.is_ready)
+    tls = None if shared.tls is None else shared.tls.context()
     return HttpListener(application, settings.host, settings.http_port or 0, security, tls)
 
 

@@ -189,8 +189,8 @@ def _token_indices(
     """The tokens that are named, counted from the start; None where there are too many, or no prompt."""
     if n_tokens is None or not spec.only("token_indices", n_tokens, "tokens"):
         return None
-    told = spec.message.token_indices or default
-    return tuple(n_tokens - 1 if one == -1 else one for one in told)
+    indices = spec.message.token_indices or default
+    return tuple(n_tokens - 1 if one == -1 else one for one in indices)
 
 
 def _component_totals(spec: MessageReader[ComponentTotalsMessage]) -> ComponentTotalsSpec | None:

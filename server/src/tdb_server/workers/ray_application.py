@@ -130,7 +130,7 @@ def _is_there(settings: RayPoolSettings) -> bool:
 
 
 def _knock(address: str) -> None:
-    """Ray itself tries for minutes where nobody listens.
+    """Fails at once where nobody listens; Ray itself would try for minutes.
 
     Raises:
         OSError: nobody does.

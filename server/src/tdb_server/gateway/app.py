@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from tdb_server.examples.reading import ExampleFolder
 
 RESPONSE_FACTOR = 8
-"""Times `max_response_bytes`, as HTTP clients have no streaming call to turn to, nor a limit of their own."""
+"""Answers may have so many `max_response_bytes`: HTTP clients have no streaming call, and no limit."""
 
 MAX_BLOCK_NUMBERS = 2**21
 """In an answer, of hook points' values and matrices of edges: each is some twenty characters of text."""
@@ -82,7 +82,7 @@ def create_gateway(
         calls: what is around every request.
         hosts: names that the server answers to, and whose pages may call.
         server_version: version of this software.
-        examples: where texts activate nodes; None where nobody looked.
+        examples: texts that activate nodes; None where there are none.
     """
 
     def computed(read: Callable[[Any], Any], answer: Any, body_of: Callable[[Any], Body]) -> Endpoint:
@@ -98,11 +98,11 @@ def create_gateway(
         return Answer(model_info_response(response.model_info))
 
     def about_records(name: str, record: RecordEndpoint) -> Endpoint:
-        async def answer(asked: Any) -> Answer:
+        async def answer(question: Any) -> Answer:
             if examples is None:
-                return Answer(record.answer(asked))
+                return Answer(record.answer(question))
             caller = current_caller().name
-            body = await calls.threads.run(caller, RECORD_BYTES, lambda: record.answer(asked))
+            body = await calls.threads.run(caller, RECORD_BYTES, lambda: record.answer(question))
             return Answer(body, RECORD_BYTES)
 
         return Endpoint(record.read, answer, name not in WITHOUT_BODY)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tdb_server.examples.reading import Example, ExampleFolder, NodeRecord
 
 RECORD_BYTES = 8 * 2**20
-"""What is taken into account for one record: what is read of files, and the answer that is made of it."""
+"""Memory that one record counts for: what is read of files, and the answer that is made of it."""
 _ATTENTION_WRITES = "attn_write_norm"
 _LATENTS = {one.value: one for one in LATENT_NODE_TYPES}
 _OF_TOKENS = {
@@ -182,7 +182,7 @@ _SUMMARIES: dict[str, Callable[[_Scalars], _Scalars]] = {
     "totalScalarOut": lambda pairs: pairs.sum(axis=0),
     "maxScalarOut": lambda pairs: pairs.max(axis=0),
 }
-"""What is told of every token beside its pairs, of all [T, T]: what it reads, and what others read of it."""
+"""What a token has beside its pairs, made of all pairs [T, T]: what it reads, and what others read of it."""
 
 
 def _summaries(example: Example) -> dict[str, _Scalars]:

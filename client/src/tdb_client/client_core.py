@@ -123,7 +123,7 @@ class ClientCore:
         return opened
 
     def _with(self, timeout: float | None) -> dict[str, Any]:
-        """What goes with a call that may take so long."""
+        """The arguments of a call beside its request: its timeout and metadata."""
         return {"timeout": self._connection.seconds(timeout), "metadata": self._connection.metadata()}
 
     def _debug_call(self, sub_requests: Sequence[DebugSubRequest], request_id: str) -> Flow[Call]:
@@ -345,7 +345,7 @@ class ClientCore:
             yield event
 
     def _ask_for_version(self, get_model_info: Callable[..., Any]) -> Any:
-        """Asks beside a running call, the first time alone."""
+        """Asks beside a running call, only the first time; None after that."""
         if not self._versions.take_turn():
             return None
         metadata = self._connection.metadata()

@@ -1,4 +1,4 @@
-"""`tdb activations`: a place of the model as it is, or the gradients there, in a file."""
+"""`tdb activations`: the values at a place of the model, or the gradients there, in a file."""
 
 from __future__ import annotations
 

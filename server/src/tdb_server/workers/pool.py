@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 FIRST_DELAY_SECONDS = 0.1
 LONGEST_DELAY_SECONDS = 30.0
 MAX_CRASHES_WHILE_LOADING = 3
-"""How many workers a signal may end before any is ready. Memory may have been short for a moment only."""
+"""After so many that a signal ended none is started any more. Memory may be short for a moment only."""
 
 
 class Worker(Protocol):

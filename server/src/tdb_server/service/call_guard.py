@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -60,10 +59,8 @@ class CallGuard:
                 raise
             except TdbError as error:
                 return await self._refused(record, error, refuse)
-            except Exception:
-                error_id = uuid.uuid4().hex[:12]
-                _log.exception("internal error %s in %s", error_id, record.method)
-                return await self._refused(record, Internal(error_id), refuse)
+            except Exception as error:
+                return await self._refused(record, Internal.logged(_log, record.method, error), refuse)
 
     @contextlib.asynccontextmanager
     async def in_time(self) -> AsyncIterator[None]:

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import math
 import time
-import uuid
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -374,9 +373,7 @@ class Scheduler:
         self._queue.put_back(ticket)
 
     def _fault(self, ticket: Ticket, what: str, error: Exception | None = None) -> Internal:
-        error_id = uuid.uuid4().hex[:12]
-        _log.error("internal error %s: %s; call %s", error_id, what, ticket.call.call_id, exc_info=error)
-        return Internal(error_id)
+        return Internal.logged(_log, f"{what}; call {ticket.call.call_id}", error)
 
     def _dispatch(self) -> None:
         """Gives waiting calls to free workers. What goes wrong with them is not its caller's fault."""

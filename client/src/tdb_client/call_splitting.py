@@ -13,7 +13,7 @@ from tdb_client.events import Event, ResultReady, Values
 from tdb_client.model_info import Limits
 
 _TOO_LARGE = frozenset({"COST_TOO_HIGH", "NO_ROOM_FOR_ANSWER", "OUT_OF_MEMORY", "REQUEST_TOO_LARGE"})
-"""Why a server refuses a call of which it may take a half."""
+"""Why a server refuses a call whose halves it may take."""
 
 _AROUND_EACH = 8
 """Bytes of a request around a sub-request, at most."""
@@ -143,7 +143,7 @@ def renumbered(error: CallError, numbers: Sequence[int]) -> CallError:
 
 
 def in_other_words(error: CallError, rename: Callable[[str], str]) -> CallError:
-    """The same error after what it says has been renamed; what is then said twice is said once."""
+    """The same error with its texts renamed; violations that are equal then are given once."""
     error.message = rename(error.message)
     violations = [
         replace(one, path=rename(one.path), description=rename(one.description))

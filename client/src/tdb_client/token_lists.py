@@ -1,7 +1,7 @@
 """Lists of vocabulary tokens, read from an answer when somebody looks at them.
 
-A debug call answers with some thousand lists, of which most callers look at a few. To make arrays of them
-all takes longer than to read everything else.
+A debug call answers with some thousand lists, and most callers look at few of them. To make arrays of all
+takes longer than to read everything else.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def _print_csv(answer: InferenceResult, found: LensResult) -> None:
 
 
 def _logits(found: LensResult, row: int, i: int) -> Iterator[tuple[int | str, str, int, float]]:
-    """Of a row at the i-th token: rank, token, its vocabulary index and logit."""
+    """The logits of a row at the i-th token: rank, token, its vocabulary index and logit."""
     if found.logits is not None:
         for token, token_id, logit in zip(found.tokens, found.token_ids, found.logits[row, i], strict=True):
             yield "", token, token_id, float(logit)

@@ -19,7 +19,7 @@ TITLES: dict[NodeScalar, str] = {
 }
 EFFECTS = ("act_times_grad", "direct_effect")
 DIFFERENCE = "Δ "
-"""In front of headings of what is measured of the difference from a baseline."""
+"""Stands in front of headings where numbers are of the difference from a baseline."""
 WIDE = 120
 N_TOKENS = 5
 LABEL_WIDTH = 28

@@ -34,7 +34,7 @@ _OF_TOKENS = {
     **_LATENTS,
     **{f"online_{name}": node_type for name, node_type in _LATENTS.items()},
 }
-"""By the derived scalar that a record is of, as the viewer calls it, the type of nodes with activations."""
+"""By the viewer's name of a record's derived scalar, the type of nodes with an activation for each token."""
 _OF_PAIRS = dict.fromkeys(
     (_ATTENTION_WRITES, DerivedScalar.UNFLATTENED_ATTN_WRITE_NORM.value), NodeType.ATTENTION_HEAD
 )
@@ -213,7 +213,7 @@ def _pair_rows(tokens: Sequence[str], columns: Mapping[str, _Scalars], most: Map
 
 
 def _normalized(numbers: _Scalars, most: float) -> list[float]:
-    """From 0, of what is not positive, to 1."""
+    """Numbers over the largest, from 0 to 1; what is negative becomes 0."""
     return np.clip(numbers / most, 0, 1).tolist() if most > 0 else [0.0] * len(numbers)
 
 

@@ -226,7 +226,7 @@ class App:
 
     def reload(self) -> None:
         """Reads tokens and certificates again, if they have changed, without waiting for the next look."""
-        _log.info("told to read tokens and certificates again")
+        _log.info("tokens and certificates are read again, as asked for by a signal")
         self._files.look_now()
 
     def _page_address(self, port: int) -> str:

@@ -41,9 +41,9 @@ from tdb_server.workers.scheduler import Scheduler
 from tdb_server.workers.ticket import Event, TakenUp, Terms, Unary
 
 FEW_SUB_REQUESTS = 4
-"""Of a short request, whose cost is estimated in a few milliseconds."""
+"""With no more sub-requests, the cost of a short request is estimated in a few milliseconds."""
 _VALUES = None
-"""In place of a result's name: the objective values of a sub-request."""
+"""Stands for the objective values of a sub-request where a result has its name."""
 Request = TypeVar("Request", DebugRequest, InferRequest, InferEdgesRequest)
 _Prepared = tuple[tuple[InferenceSubRequest, ...], Cost, CacheKey | None]
 Parse = Callable[[Request, ModelInfo, Limits, Tokenizer], Sequence[InferenceSubRequest]]

@@ -34,7 +34,7 @@ OPEN_METHODS = "grpc.health.v1.Health/"
 """Methods that need no token: balancers and probes, which ask for health, have none."""
 UNKNOWN_METHOD = "other"
 MAX_OTHER_REQUEST_BYTES = 4 * 1024
-"""Of a request to a service that is not ours, such as health: none of them has a use for more, and a watch
+"""The most for a request to a service that is not ours, such as health. None has a use for more, and a watch
 keeps its own for as long as it lasts."""
 CALLERS_CLOCK_SECONDS = 0.05
 """A cancellation so shortly before the deadline counts as the deadline's: callers go by their own clocks."""

@@ -12,7 +12,7 @@ from tdb_server.settings import Settings
 
 GRACE_BEYOND_CALLS_SECONDS = 10.0
 MAX_HEAD_BYTES = 16 * 1024
-"""Of the headers of a request, or a call's metadata."""
+"""The most that the headers of a request, or a call's metadata, may have."""
 
 
 def server_tls(settings: Settings) -> ServerTls | None:

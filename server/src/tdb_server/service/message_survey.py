@@ -16,18 +16,18 @@ _VARINT, _FIXED64, _BYTES, _GROUP, _END_GROUP, _FIXED32 = range(6)
 _MAX_DEPTH = 100
 """Protobuf goes no deeper."""
 _FEW = 64
-"""Objects in a list that has no limit of its own. None is as long in a request that makes sense."""
+"""The most objects in a list that has no limit of its own. No sensible request has a longer one."""
 _FEW_NUMBERS = 1024
-"""The same for numbers."""
+"""The most numbers in such a list."""
 _MOST_CELLS = 1024 * 1024
-"""Numbers of a direction: more than any model has neurons or tokens, or any dictionary latents."""
+"""The most numbers of a direction: more than any model has neurons or tokens, or any dictionary latents."""
 MAX_TOKEN_IDS = 64 * 1024
-"""Of `Detokenize`, whose error says how many there are."""
+"""The most tokens of `Detokenize`, which itself refuses more and says how many there are."""
 _MOST_CHANNELS = 64 * 1024
-"""Numbers of a vector in the residual stream: more channels than any model has."""
+"""The most numbers of a vector in the residual stream: more channels than any model has."""
 _FIXED_BYTES = {FieldDescriptor.TYPE_FLOAT: 4, FieldDescriptor.TYPE_DOUBLE: 8}
 _LEAST_FIELD_BYTES = 4
-"""Of the fields of a long request that makes sense, on average."""
+"""A field of a sensible long request has at least so many bytes, on average."""
 _NOT_THE_LAST = bytes(range(0x80, 0x100))
 """Bytes of a number after which it goes on."""
 

@@ -45,7 +45,7 @@ from tdb_server.service.enum_names import (
 from tdb_server.service.request_reader import MessageReader
 
 MAX_NAME_CHARACTERS = 256
-"""Of a spec: its name stands in every message of a stream that has something of its result."""
+"""The most for a spec's name, which every message of a stream repeats that has something of its result."""
 
 
 def parse_processing(

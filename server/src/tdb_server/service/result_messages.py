@@ -86,7 +86,7 @@ def put_named_result(
 
 @lru_cache(maxsize=32)
 def _node_messages(nodes: Nodes) -> Sequence[NodeIndexMessage]:
-    """To be copied, not changed: most results of a call are about the same nodes."""
+    """Messages to be copied, not changed: they are remembered, as most results are about the same nodes."""
     return [
         NodeIndexMessage(
             node_type=NODE_TYPES.numbers[node.node_type],

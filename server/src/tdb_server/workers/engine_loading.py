@@ -119,7 +119,7 @@ def dictionary_report(folders: Sequence[Path], model: str | None, progress: Prog
 
     Args:
         folders: or names on the hub.
-        model: as for `resolve_model`, of which the configuration alone is read; None where none is meant.
+        model: as for `resolve_model`; only its configuration is read. None where none is meant.
         progress: told how far a download is.
 
     Raises:

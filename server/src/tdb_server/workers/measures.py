@@ -50,4 +50,4 @@ OnBatch = Callable[[BatchMeasure], None]
 
 
 def measure_nothing(_: BatchMeasure) -> None:
-    """For when nobody measures."""
+    """Ignores a batch."""

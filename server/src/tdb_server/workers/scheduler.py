@@ -41,7 +41,7 @@ BUFFER_CHUNKS = 2
 RETRY_SECONDS = 1.0
 MAX_DEATHS = 3
 HANG_SECONDS = 30.0
-"""How long a worker may go on with a batch of which nobody waits for anything any more."""
+"""How long a worker may go on with a batch that nobody waits for any more."""
 
 
 class Scheduler:
@@ -52,7 +52,7 @@ class Scheduler:
         rule: which calls share a batch.
         max_calls_per_caller: that run and wait at the same time.
         cache: results of earlier calls.
-        on_batch: told about each batch that a worker is done with.
+        on_batch: called with each batch that a worker is done with.
 
     Attributes:
         memory: for what waits for readers, or to be read.
@@ -383,7 +383,7 @@ class Scheduler:
             self._break_off_waiting(error)
 
     def _break_off_waiting(self, error: Exception) -> None:
-        """Those that cannot be chosen from, some of which may be out of the queue already."""
+        """Fails all calls that wait, also those that were taken out of the queue before something failed."""
         running = {ticket for one in self._ready.values() for ticket in one.tickets.values()}
         self._break_off_all(self._open_tickets - running, error)
 

@@ -85,7 +85,7 @@ class Terms:
     """How a caller wants a call to be run.
 
     Attributes:
-        caller: who asks.
+        caller: whose call it is.
         unary: for an answer that is one message: none of it leaves before the last is there, so that until
             then the call can be run again without anybody noticing. None where results leave as they come.
         cache_key: what equal calls of one owner share; None when the results are not to be kept.
@@ -166,7 +166,7 @@ class Ticket:
             self.buffer.put(TakenUp(self.queue_seconds), n_bytes=0)
 
     def add(self, event: CallEvent, n_bytes: int) -> asyncio.Future[None] | None:
-        """A worker has something.
+        """Takes an event from a worker.
 
         Returns:
             As from `EventBuffer.put`. The ticket breaks off by itself where an event does not get to disk.

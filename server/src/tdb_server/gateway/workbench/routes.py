@@ -42,7 +42,7 @@ class _Context:
 
     Attributes:
         services: servicers of this process by the names of their services.
-        calls: their memory, of which answers take a part while they are put together, and their threads.
+        calls: the memory that answers take their bytes from while they are put together, and threads.
         examples: texts that activate nodes; None where there are none.
     """
 

@@ -19,9 +19,9 @@ from tdb_server.security_settings import Security
 from tdb_server.service.listening import MAX_HEAD_BYTES
 
 LAST_BYTES_SECONDS = 1
-"""For what is left when the server stops: its calls have had their time."""
+"""How long what is left may take when the server stops: its calls have had their time."""
 KEEP_ALIVE_SECONDS = 75.0
-"""Longer than proxies usually keep a connection, so that they are the ones to end it."""
+"""Connections are kept longer than proxies usually keep them, so that proxies are the ones to end them."""
 
 
 class HttpListener:

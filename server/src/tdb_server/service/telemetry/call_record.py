@@ -24,7 +24,7 @@ class CallRecord:
             `POST /batched`.
         is_http: whether the call came over HTTP.
         traceparent: the caller's trace, as W3C Trace Context writes it; empty when there is none.
-        peer: the client's address as gRPC writes it.
+        peer: the client's address: as gRPC writes it, or over HTTP the host alone.
         caller: who calls; empty before that is known.
         request_id: as in the call's answer; empty where methods have none.
         n_sub_requests: sub-requests.

@@ -17,7 +17,7 @@ STOPPING = "STOPPING=1"
 ALIVE = "WATCHDOG=1"
 MICROSECONDS = 1e6
 LONGEST_WAIT_SECONDS = 0.1
-"""For room in the queue of systemd's socket, which holds few messages."""
+"""How long to wait for room in the queue of systemd's socket, which holds few messages."""
 
 
 class Systemd:

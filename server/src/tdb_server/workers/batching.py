@@ -2,8 +2,8 @@
 
 Rows of a batch are padded to the longest prompt, so what counts is the number of rows times that length. All
 calls of a batch go through the model together, and the worker takes up nothing else before it is done. So a
-batch may take only so long, and not much longer than the least work that one connection has in it would take
-alone. A call that fits with no other runs alone.
+batch may take only so long, and only so many times as long as the least work that one connection has in it
+would take alone. A call that fits with no other runs alone.
 """
 
 from __future__ import annotations

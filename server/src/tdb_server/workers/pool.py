@@ -33,7 +33,8 @@ _log = logging.getLogger(__name__)
 FIRST_DELAY_SECONDS = 0.1
 LONGEST_DELAY_SECONDS = 30.0
 MAX_CRASHES_WHILE_LOADING = 3
-"""After so many that a signal ended none is started any more. Memory may be short for a moment only."""
+"""Where none was ever ready, none is started after so many that a signal ended: memory may be short for a
+moment only."""
 
 
 class Worker(Protocol):

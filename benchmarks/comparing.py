@@ -43,10 +43,10 @@ class Spent:
 def debug_call(caller: Caller, words: Words, n_tokens: int, rule: str | None) -> Spent:
     """One call, plain where there is no rule, else with a baseline."""
     prompt, other = words.prompt(n_tokens), words.prompt(n_tokens)
-    asked = DebugSubRequest.of(prompt.text, prompt.target, prompt.distractor, k=K)
+    sub_request = DebugSubRequest.of(prompt.text, prompt.target, prompt.distractor, k=K)
     if rule is not None:
-        asked = replace(asked, backward_rule=rule, baseline=(other.text,))
-    call = caller.debug([asked])
+        sub_request = replace(sub_request, backward_rule=rule, baseline=(other.text,))
+    call = caller.debug([sub_request])
     spent = call.timings
     engine = spent.forward_seconds + spent.backward_seconds + spent.derive_seconds + spent.score_seconds
     return Spent(engine, call.seconds)
@@ -75,7 +75,7 @@ class Patches:
     nodes: tuple[str, ...]
 
 
-def patches(words: Words, info: ModelInfo) -> Patches:
+def make_patches(words: Words, info: ModelInfo) -> Patches:
     """A hundred heads spread over all layers, of a prompt that nobody has seen before."""
     prompt, other = words.prompt(N_PATCHED_TOKENS), words.prompt(N_PATCHED_TOKENS)
     n_heads = info.n_layers * info.n_heads
@@ -84,24 +84,31 @@ def patches(words: Words, info: ModelInfo) -> Patches:
     return Patches(prompt.text, Loss("logit_diff", (prompt.target,), (prompt.distractor,)), other.text, nodes)
 
 
-def in_one_call(client: Client, asked: Patches) -> None:
+def in_one_call(client: Client, patches: Patches) -> None:
     """All by `ablate_each`."""
     client.ablate_each(
-        asked.text, asked.loss.target, asked.loss.distractor, asked.nodes, baseline=asked.baseline
+        patches.text, patches.loss.target, patches.loss.distractor, patches.nodes, baseline=patches.baseline
     )
 
 
-def objectives_alone(client: Client, asked: Patches) -> None:
+def objectives_alone(client: Client, patches: Patches) -> None:
     """A call for each, that gives the objective and nothing else."""
-    for node in asked.nodes:
-        client.infer([InferenceSubRequest.of(asked.text, asked.loss, ablate=node, baseline=asked.baseline)])
+    for node in patches.nodes:
+        client.infer(
+            [InferenceSubRequest.of(patches.text, patches.loss, ablate=node, baseline=patches.baseline)]
+        )
 
 
-def whole_calls(client: Client, asked: Patches) -> None:
+def whole_calls(client: Client, patches: Patches) -> None:
     """A `Debug` call for each."""
-    for node in asked.nodes:
+    for node in patches.nodes:
         client.debug(
-            asked.text, asked.loss.target, asked.loss.distractor, k=K, ablate=node, baseline=asked.baseline
+            patches.text,
+            patches.loss.target,
+            patches.loss.distractor,
+            k=K,
+            ablate=node,
+            baseline=patches.baseline,
         )
 
 
@@ -116,14 +123,14 @@ def patch_turns(client: Client, words: Words, info: ModelInfo, n_turns: int) -> 
     """Seconds of a hundred patches in every way; a few of each warm up."""
     spent: dict[str, list[float]] = {name: [] for name in WAYS}
     for way in WAYS.values():
-        asked = patches(words, info)
-        way(client, replace(asked, nodes=asked.nodes[:4]))
+        patches = make_patches(words, info)
+        way(client, replace(patches, nodes=patches.nodes[:4]))
     for turn in range(n_turns):
-        asked = patches(words, info)
+        patches = make_patches(words, info)
         for name in _rotated(list(WAYS), turn):
             time.sleep(PAUSE_SECONDS)
             start = time.perf_counter()
-            WAYS[name](client, asked)
+            WAYS[name](client, patches)
             spent[name].append(time.perf_counter() - start)
     return spent
 
@@ -138,7 +145,7 @@ def _ratio(ones: Sequence[float], others: Sequence[float]) -> float:
 
 
 def main() -> None:
-    """Prints both tables and, where asked, writes every turn as JSON."""
+    """Prints both tables and, where wanted, writes every turn as JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -150,13 +157,13 @@ def main() -> None:
     options = parser.parse_args()
     model = MODELS[options.model]()
     words = Words(model.tokenizer_folder)
-    told: dict[str, object] = {}
+    figures: dict[str, object] = {}
     load = os.getloadavg()[0]
     with running_server(model.folder, device="cpu", n_threads=N_THREADS) as server:
         with Caller(server.address) as caller:
             for n_tokens in options.tokens:
                 spent = rule_turns(caller, words, n_tokens, options.turns)
-                told[f"{n_tokens} tokens"] = {
+                figures[f"{n_tokens} tokens"] = {
                     name: [(one.engine, one.whole) for one in ones] for name, ones in spent.items()
                 }
                 plain = spent["plain"]
@@ -174,14 +181,14 @@ def main() -> None:
         if options.patch_turns:
             with Client(server.address) as client:
                 seconds = patch_turns(client, words, client.model_info(), options.patch_turns)
-            told["patches"] = seconds
+            figures["patches"] = seconds
             print(f"{N_PATCHES} patches of one prompt of {N_PATCHED_TOKENS} tokens")
             for name, ones in seconds.items():
                 ratio = _ratio(ones, seconds["one call"])
                 print(f"  {name:12} {median(ones):7.2f} s, {ratio:.1f} times one call", flush=True)
     print(f"load before {load:.1f}, after {os.getloadavg()[0]:.1f}")
     if options.json:
-        options.json.write_text(json.dumps(told, indent=1))
+        options.json.write_text(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

@@ -36,8 +36,8 @@ def operations(call: Callable[[], object]) -> str:
         counts = {one.key: one.count for one in averages}
         n_launched = sum(count for name, count in counts.items() if "LaunchKernel" in name)
         busy = sum(one.self_device_time_total for one in averages if one.device_type.name == "CUDA")
-        told = ", ".join(f"{name} {counts.get(name, 0)}" for name in RUNTIME_CALLS[1:])
-        parts.append(f"GPU busy {busy / 1e3:.2f} ms; kernels launched {n_launched}, {told}")
+        calls = ", ".join(f"{name} {counts.get(name, 0)}" for name in RUNTIME_CALLS[1:])
+        parts.append(f"GPU busy {busy / 1e3:.2f} ms; kernels launched {n_launched}, {calls}")
     return "\n".join(parts)
 
 

@@ -148,8 +148,8 @@ def main() -> None:
             measured = effects(engine, run, specs)
             for rule in BackwardRule:
                 under_rule = replace(run, backward_rule=rule)
-                told = foretold(engine, under_rule, each_token=options.each_token)[kind]
-                correlations[kind][rule.value].append(float(np.corrcoef(told, measured)[0, 1]))
+                estimated = foretold(engine, under_rule, each_token=options.each_token)[kind]
+                correlations[kind][rule.value].append(float(np.corrcoef(estimated, measured)[0, 1]))
     n_prompts = min(options.prompts, len(TEMPLATES) * len(NAMES))
     seconds = time.monotonic() - begun
     print(f"Pearson's correlation of act x grad with patching, {n_prompts} prompts, {seconds:.0f} s")

@@ -19,7 +19,7 @@ from tdb_server.domain.hook_point import NODE_HOOK_POINTS, HookPoint
 from tdb_server.domain.model_info import ModelInfo
 from tdb_server.domain.node import Dimension, NodeType
 from tdb_server.domain.spec_relations import kind_of
-from tdb_server.service.enum_names import DERIVED_SCALARS, NODE_TYPES, PLACES
+from tdb_server.service.enum_names import DERIVED_SCALARS, HOOK_POINTS, NODE_TYPES
 from transformer_debugger.v1 import (
     ablation_pb2,
     activation_pb2,
@@ -169,7 +169,7 @@ class LikelyRequests:
             positions = [min(position, size - 1) for position, size in zip(positions, sizes, strict=True)]
         axes = [activation_pb2.TensorIndex(index=position) for position in positions]
         index = activation_pb2.ActivationIndex(
-            activation_location_type=PLACES.numbers[place],
+            activation_location_type=HOOK_POINTS.numbers[place],
             tensor_indices=axes,
             pass_type=self._chance.randrange(3) if has_objective else 1,
         )
@@ -248,7 +248,7 @@ class LikelyRequests:
 
     def _fill_activations(self, named: processing_pb2.NamedProcessingSpec, _: str) -> None:
         spec = named.activations
-        spec.activation_location_type = PLACES.numbers[self._chance.choice(self._places)]
+        spec.activation_location_type = HOOK_POINTS.numbers[self._chance.choice(self._places)]
         spec.token_indices.extend(self._chance.choice(([], [-1], [1, 0])))
         spec.pass_type = self._chance.choice((0, 0, node_pb2.PASS_TYPE_BACKWARD))
 

@@ -17,7 +17,7 @@ HANDING_OVER = {
 }
 AWAITED = "whoever made it waits for it, and gets its exception"
 CANNOT = "does nothing that can fail"
-COMPANY = "unit/workers/test_faults_on_the_loop.py::test_a_fault_when_the_wait_for_company_ends"
+WAIT = "unit/workers/test_faults_on_the_loop.py::test_a_fault_when_the_wait_for_more_calls_ends"
 GONE = "unit/workers/test_faults_on_the_loop.py::test_a_fault_when_a_worker_is_gone"
 HANGS = "unit/workers/test_faults_on_the_loop.py::test_a_worker_that_hangs_is_given_up_although"
 HEALTH = "unit/service/test_health.py::test_health_that_cannot_be_set_is_set_again"
@@ -62,7 +62,7 @@ KNOWN = {
     ("workers/ray_worker.py", "self._read(message, self._response)"): REPLICAS,
     ("workers/ray_worker.py", "self._tell_replicas(self._batch.batch_id, call_id)"): REPLICAS,
     ("workers/ray_worker.py", "self._telling.discard"): CANNOT,
-    ("workers/scheduler.py", "guarded(self._wake, self._not_woken)"): COMPANY,
+    ("workers/scheduler.py", "guarded(self._wake, self._not_woken)"): WAIT,
     ("workers/scheduler.py", "self._end_watch"): HANGS,
     ("workers/spool.py", "self._unwritten.discard"): CANNOT,
     ("workers/ticket.py", "self._after_storing"): SPOOL,

@@ -1,4 +1,4 @@
-"""What each of many nodes matters: the objective alone, with one node ablated at a time."""
+"""How much each of many nodes matters: the objective alone, with one node ablated at a time."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tdb_client.call_splitting import in_other_words
 from tdb_client.errors import CallError, IncompleteResponseError, NodeError
 from tdb_client.inference import InferenceSubRequest, Loss
 from tdb_client.interventions import Ablation
+from tdb_client.node_table import imported_pandas
 from tdb_client.objective_words import objective_words
 from tdb_client.results import CallInfo, InferenceResult, LossTokens, PromptTokens
 
@@ -32,7 +33,7 @@ class AblationEffects:
     Example:
         effects = client.ablate_each(prompt, " Mary", " John", ["L23 head 3 @ -1", "L20 head 0 @ -1"])
         effects.objective                 # 6.12
-        effects.change                    # what goes with each node: array([-2.93, -1.22])
+        effects.change                    # with each of them ablated: array([-2.93, -1.22])
         effects.to_frame().nsmallest(5, "change")
 
     Attributes:
@@ -80,12 +81,7 @@ class AblationEffects:
         Raises:
             ImportError: pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise ImportError(
-                "to_frame needs pandas: pip install 'transformer-debugger-client[pandas]'"
-            ) from error
+        pd = imported_pandas()
         nodes = [one.node for one in self.ablations]
         return pd.DataFrame(
             {
@@ -150,7 +146,7 @@ def effects(whole: InferenceSubRequest, answers: Sequence[InferenceResult]) -> A
 
 
 def in_words_of_nodes(error: CallError) -> CallError:
-    """The error with what `ablate_each` was told: `nodes[3]`, not a field of the fifth sub-request."""
+    """The error in terms of `ablate_each`: `nodes[3]` in place of a field of the fifth sub-request."""
 
     def rename(match: re.Match[str]) -> str:
         number, name, index = int(match[1]), match[2], match[3] or ""

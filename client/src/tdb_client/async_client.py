@@ -12,7 +12,7 @@ from typing import Any, Self
 import grpc
 
 from tdb_client.ablation_effects import AblationEffects, effects, in_words_of_nodes, requests_for_each
-from tdb_client.attention import N_HEADS, attention_requests, of_one_call, with_answers
+from tdb_client.attention import N_HEADS, attention_requests, numbers_by_call, with_answers
 from tdb_client.call_splitting import Calls, Share
 from tdb_client.chat import Chat, chats
 from tdb_client.circuit import MAX_CALLS, Circuit
@@ -143,13 +143,13 @@ class AsyncClient(ClientCore):
         seconds = self._connection.seconds(timeout)
 
         async def answers(share: Share, request_id: str) -> list[DebugResult]:
-            asked = [sub_requests[number] for number in share.numbers]
+            shared = [sub_requests[number] for number in share.numbers]
 
             def stream(seconds: float | None) -> AsyncGenerator[Event]:
-                return self.stream_debug(asked, timeout=seconds, request_id=request_id)
+                return self.stream_debug(shared, timeout=seconds, request_id=request_id)
 
-            events = await collected_async(stream, seconds, share.told(on_event))
-            return await self._run(self._debug_results(asked, events), CHECK_SECONDS)
+            events = await collected_async(stream, seconds, share.renumbering(on_event))
+            return await self._run(self._debug_results(shared, events), CHECK_SECONDS)
 
         shares = await self._run(self._debug_shares(sub_requests), timeout)
         return await self._in_order(Calls(shares, request_id), answers)
@@ -173,13 +173,13 @@ class AsyncClient(ClientCore):
             prompt, add_bos = await self.chat_prompt(prompt, timeout=timeout), add_bos or False
             baseline = [await self.chat_prompt(one, timeout=timeout) for one in chats(baseline)]
         objective = chosen_loss(target, distractor, loss)
-        asked = self._ablation_requests(prompt, objective, nodes, add_bos, baseline)
-        whole = await self._run(asked, timeout)
+        flow = self._ablation_requests(prompt, objective, nodes, add_bos, baseline)
+        whole = await self._run(flow, timeout)
         requests = requests_for_each(whole)
 
         async def answers(share: Share, request_id: str) -> list[InferenceResult]:
-            asked = [requests[number] for number in share.numbers]
-            return await self.infer(asked, timeout=timeout, request_id=request_id)
+            shared = [requests[number] for number in share.numbers]
+            return await self.infer(shared, timeout=timeout, request_id=request_id)
 
         shares = await self._run(self._infer_shares(requests), timeout)
         parts: dict[Calls, list[InferenceResult]] = {one: [] for one in Calls.apart(shares, request_id)}
@@ -198,10 +198,10 @@ class AsyncClient(ClientCore):
     ) -> list[DebugResult]:
         """Adds the whole attention of the heads that matter most; see Client.with_attention."""
         whole = list(results)
-        for numbers in of_one_call(results):
-            asked = [results[number] for number in numbers]
-            if requests := attention_requests(asked, n_heads):
-                answers = with_answers(asked, await self.infer(requests, timeout=timeout))
+        for numbers in numbers_by_call(results):
+            of_call = [results[number] for number in numbers]
+            if requests := attention_requests(of_call, n_heads):
+                answers = with_answers(of_call, await self.infer(requests, timeout=timeout))
                 for number, one in zip(numbers, answers, strict=True):
                     whole[number] = one
         return whole
@@ -435,17 +435,17 @@ class AsyncClient(ClientCore):
     ) -> AsyncGenerator[Event]:
         """Makes the call that a flow leads to."""
         wanted = await self._run(flow, timeout)
-        reader, asked = EventReader(len(sub_requests)), None
+        reader, version_reply = EventReader(len(sub_requests)), None
         with call_errors(self._connection.server):
             call = wanted.method(wanted.request, **self._with(timeout))
             try:
                 async for message in call:
-                    asked = asked or self._ask_for_version(self._models.GetModelInfo)
+                    version_reply = version_reply or self._ask_for_version(self._models.GetModelInfo)
                     for event in self._read(reader, message, sub_requests):
                         yield event
             finally:
                 call.cancel()
         reader.end()
-        if asked is not None:
+        if version_reply is not None:
             with suppress(grpc.RpcError):  # the call itself went well
-                self._versions.compare(self._described_by(await asked).api_version)
+                self._versions.compare(self._described_by(await version_reply).api_version)

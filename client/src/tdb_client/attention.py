@@ -9,7 +9,6 @@ import numpy as np
 
 from tdb_client.debug_result import DebugResult
 from tdb_client.encoding import ablated_cells
-from tdb_client.errors import IncompleteResponseError
 from tdb_client.inference import (
     DerivedAttentionScalarsSpec,
     InferenceSubRequest,
@@ -17,17 +16,17 @@ from tdb_client.inference import (
 )
 from tdb_client.interventions import Ablation
 from tdb_client.requests import resolve
-from tdb_client.results import DerivedAttentionScalarsResult, FloatArray, InferenceResult
+from tdb_client.results import DerivedAttentionScalarsResult, InferenceResult, named_result
 
 N_HEADS = 16
-"""Heads whose attention is asked for unless told otherwise."""
+"""Heads whose attention is asked for by default."""
 
 MAX_CELLS = 2_000_000
 """Token pairs, of all heads and runs together, that are asked for at most: some 16 MB of answer."""
 
 
-def of_one_call(results: Sequence[DebugResult]) -> list[list[int]]:
-    """The numbers of the results that came of the same call, call by call."""
+def numbers_by_call(results: Sequence[DebugResult]) -> list[list[int]]:
+    """The numbers of the results that came of the same call, for each call."""
     calls: dict[object, list[int]] = {}
     for number, one in enumerate(results):
         calls.setdefault((one.call, len(one.prompt)), []).append(number)
@@ -54,7 +53,7 @@ def attention_requests(results: Sequence[DebugResult], n_heads: int) -> list[Inf
         f"L{layer} head {index}": DerivedAttentionScalarsSpec("attn_qk_probs", layer, index)
         for layer, index in heads
     }
-    asked = [
+    resolved = [
         resolve(one.request, {(one.request.prompt, one.request.add_bos): len(one.prompt)}) for one in results
     ]
     return [
@@ -68,14 +67,20 @@ def attention_requests(results: Sequence[DebugResult], n_heads: int) -> list[Inf
             only_these=one.only_these,
             node_types=one.node_types,
         )
-        for one in asked
+        for one in resolved
     ]
 
 
 def with_answers(results: Sequence[DebugResult], answers: Sequence[InferenceResult]) -> list[DebugResult]:
     """The results with the attention that was answered."""
     return [
-        replace(one, attention={name: _pattern(answer, name) for name in answer.results})
+        replace(
+            one,
+            attention={
+                name: named_result(answer, name, DerivedAttentionScalarsResult).scalars
+                for name in answer.results
+            },
+        )
         for one, answer in zip(results, answers, strict=True)
     ]
 
@@ -95,10 +100,3 @@ def _strongest_heads(results: Sequence[DebugResult]) -> list[tuple[int, int]]:
 def _is_patched_pair(ablation: Ablation) -> bool:
     is_head = ablation.node.type == "attention_head"
     return is_head and ablation.value_type == "baseline" and ablation.node.attended_to is not None
-
-
-def _pattern(answer: InferenceResult, name: str) -> FloatArray:
-    found = answer.results[name]
-    if not isinstance(found, DerivedAttentionScalarsResult):
-        raise IncompleteResponseError(f"the answer has no attention of {name}")
-    return found.scalars

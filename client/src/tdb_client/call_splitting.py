@@ -13,7 +13,7 @@ from tdb_client.events import Event, ResultReady, Values
 from tdb_client.model_info import Limits
 
 _TOO_LARGE = frozenset({"COST_TOO_HIGH", "NO_ROOM_FOR_ANSWER", "OUT_OF_MEMORY", "REQUEST_TOO_LARGE"})
-"""Why a server refuses a call of which it may take a half."""
+"""Why a server refuses a call whose halves it may take."""
 
 _AROUND_EACH = 8
 """Bytes of a request around a sub-request, at most."""
@@ -39,18 +39,18 @@ class Share:
         """Which of all sub-requests they are, in the order of the call."""
         return tuple(sorted(number for family in self.families for number in family))
 
-    def told(self, on_event: Callable[[Event], object] | None) -> Callable[[Event], object] | None:
-        """Tells of this call's events with the numbers that its sub-requests have among all."""
+    def renumbering(self, on_event: Callable[[Event], object] | None) -> Callable[[Event], object] | None:
+        """`on_event`, called with the numbers that this call's sub-requests have among all."""
         if on_event is None:
             return None
         numbers = self.numbers
 
-        def tell(event: Event) -> object:
+        def renumber(event: Event) -> object:
             if isinstance(event, ResultReady | Values):
                 event = replace(event, sub_request_index=numbers[event.sub_request_index])
             return on_event(event)
 
-        return tell
+        return renumber
 
 
 class Calls:
@@ -69,18 +69,13 @@ class Calls:
     @classmethod
     def apart(cls, shares: Sequence[Share], request_id: str) -> list[Calls]:
         """For calls that are made at the same time: each by itself, with the request ids of all together."""
-        ids = [
-            request_id + f"-{number}" if number > 1 and request_id else request_id
-            for number in range(1, len(shares) + 1)
-        ]
-        return [cls([share], one) for share, one in zip(shares, ids, strict=True)]
+        return [cls([share], _numbered(request_id, number)) for number, share in enumerate(shares, 1)]
 
     def __iter__(self) -> Iterator[tuple[Share, str]]:
         """What goes in the next call, and the call's request id."""
         while self._waiting:
             self._n_calls += 1
-            is_first = self._n_calls == 1 or not self._request_id
-            yield self._waiting.popleft(), self._request_id + ("" if is_first else f"-{self._n_calls}")
+            yield self._waiting.popleft(), _numbered(self._request_id, self._n_calls)
 
     def failed(self, share: Share, error: CallError) -> None:
         """A call has failed: its halves are tried next where that may help.
@@ -93,6 +88,10 @@ class Calls:
             raise renumbered(error, share.numbers)
         middle = len(families) // 2
         self._waiting.extendleft([Share(families[middle:]), Share(families[:middle])])
+
+
+def _numbered(request_id: str, number: int) -> str:
+    return f"{request_id}-{number}" if request_id and number > 1 else request_id
 
 
 def shares(
@@ -144,7 +143,7 @@ def renumbered(error: CallError, numbers: Sequence[int]) -> CallError:
 
 
 def in_other_words(error: CallError, rename: Callable[[str], str]) -> CallError:
-    """The same error after what it says has been renamed; what is then said twice is said once."""
+    """The same error with its texts renamed; violations that are equal then are given once."""
     error.message = rename(error.message)
     violations = [
         replace(one, path=rename(one.path), description=rename(one.description))

@@ -16,7 +16,7 @@ from tdb_client.requests import DebugSubRequest
 from tdb_client.results import CircuitValues
 
 MAX_CALLS = 64
-"""Calls that measure circuits, unless told otherwise."""
+"""Calls that measure circuits, by default."""
 
 FORMAT = "transformer-debugger circuit 1"
 

@@ -15,10 +15,10 @@ from typing import Literal, TypeVar
 
 from tdb_client.circuit import MAX_CALLS, Circuit, CircuitStep, best_of_each_size
 from tdb_client.circuit_nodes import WHOLE_NODE_TYPES, CircuitNode
-from tdb_client.errors import IncompleteResponseError, InvalidValueError
+from tdb_client.errors import InvalidValueError
 from tdb_client.inference import ComponentTotalsSpec, InferenceSubRequest, Loss, Token
 from tdb_client.model_info import ModelInfo
-from tdb_client.results import ComponentTotalsResult, InferenceResult
+from tdb_client.results import ComponentTotalsResult, InferenceResult, named_result
 
 Found = TypeVar("Found")
 RankBy = Literal["act_times_grad", "direct_effect"]
@@ -28,20 +28,20 @@ _SCALARS: dict[RankBy, str] = {
     "act_times_grad": "act_times_grad",
     "direct_effect": "write_to_final_residual_grad",
 }
-"""How the derived scalars of each end."""
+"""The ending of derived scalars' names, by what is ranked by."""
 _TOTALS = "totals"
 _MOST_FAILURES = 5
 """After so many attempts that found nothing smaller, the search ends."""
 _N_ADDED = 48
-"""Of components that were tried before, so many that helped most are tried again."""
+"""How many of the components that were added before are added again: those that helped most."""
 _N_SWAPS = 64
-"""Swaps that are measured of those that promise most."""
+"""How many swaps are measured: those that promise most."""
 _FIRST_MLP = CircuitNode("whole_mlp", 0)
-"""Makes of embeddings what later layers read, whatever the prompt: hardly a circuit does without it."""
+"""Works as a second embedding of every token, so that almost every circuit needs it."""
 
 Nodes = Sequence[CircuitNode]
-Measuring = Generator[list[InferenceSubRequest], list[InferenceResult], Found]
-Asked = Generator[list[InferenceSubRequest], list[InferenceResult], Circuit]
+MeasureFlow = Generator[list[InferenceSubRequest], list[InferenceResult], Found]
+CircuitFlow = MeasureFlow[Circuit]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class CircuitQuestion:
             raise InvalidValueError("rank_by", f"{self.rank_by!r} is none of {', '.join(_SCALARS)}")
 
     def run(self, nodes: tuple[CircuitNode, ...] | None = None) -> InferenceSubRequest:
-        """The prompt's run, with these nodes alone where some are given."""
+        """The sub-request that runs the prompt, with these nodes alone where some are given."""
         loss = Loss("logit_diff", self.target, self.distractor)
         return InferenceSubRequest(
             self.prompt, loss, add_bos=self.add_bos, baseline=self.baseline, only_these=nodes
@@ -101,10 +101,10 @@ class CircuitsMeasured:
 
     @classmethod
     def by(
-        cls, n_calls: int, asked: Sequence[InferenceSubRequest], answers: Sequence[InferenceResult]
+        cls, n_calls: int, sub_requests: Sequence[InferenceSubRequest], answers: Sequence[InferenceResult]
     ) -> CircuitsMeasured:
         """What a call has measured."""
-        pairs = zip(asked, answers, strict=True)
+        pairs = zip(sub_requests, answers, strict=True)
         steps = [
             CircuitStep(one.only_these, answer.circuit)
             for one, answer in pairs
@@ -117,7 +117,7 @@ class _OutOfCallsError(Exception):
     """No more may be measured."""
 
 
-def find_circuit(question: CircuitQuestion, model: ModelInfo, n_per_call: int) -> Asked:
+def find_circuit(question: CircuitQuestion, model: ModelInfo, n_per_call: int) -> CircuitFlow:
     """Asks for calls, is sent their results, and returns the circuit.
 
     Args:
@@ -128,9 +128,8 @@ def find_circuit(question: CircuitQuestion, model: ModelInfo, n_per_call: int) -
     Raises:
         InvalidValueError: the baseline has the same objective as the prompt.
     """
-    estimated = _estimates(question, model)
-    answers = yield estimated
-    ranking = _ranking(question, model, estimated, answers)
+    answers = yield _estimates(question, model)
+    ranking = _ranking(question, model, answers)
     search = _Search(question, ranking, n_per_call)
     with suppress(_OutOfCallsError):
         yield from search.run()
@@ -170,7 +169,6 @@ def _exchanged(question: CircuitQuestion, baseline: str) -> InferenceSubRequest:
 def _ranking(
     question: CircuitQuestion,
     model: ModelInfo,
-    asked: Sequence[InferenceSubRequest],
     answers: Sequence[InferenceResult],
 ) -> list[tuple[CircuitNode, float]]:
     """All components by what they are estimated to do for the objective, the largest first.
@@ -179,12 +177,10 @@ def _ranking(
     saturated here: the mean of both comes nearer to what the way between them amounts to.
     """
     estimates = dict.fromkeys(_components(model), 0.0)
-    n_exchanged = len(asked) - 1
-    for place, answer in enumerate(answers):
-        share = 1.0 if not n_exchanged else 0.5 if place == 0 else -0.5 / n_exchanged
-        found = answer.results.get(_TOTALS)
-        if not isinstance(found, ComponentTotalsResult):
-            raise IncompleteResponseError("the answer has no totals of components")
+    n_exchanged = len(answers) - 1
+    for number, answer in enumerate(answers):
+        share = 1.0 if not n_exchanged else 0.5 if number == 0 else -0.5 / n_exchanged
+        found = named_result(answer, _TOTALS, ComponentTotalsResult)
         heads, mlps = (
             found.totals[f"{kind}_{_SCALARS[question.rank_by]}"].array for kind in WHOLE_NODE_TYPES
         )
@@ -215,7 +211,7 @@ class _Search:
         self._swapped: set[frozenset[CircuitNode]] = set()
         self.measured: dict[frozenset[CircuitNode], CircuitStep] = {}
 
-    def run(self) -> Measuring[None]:
+    def run(self) -> MeasureFlow[None]:
         """Finds a small circuit that is faithful enough, as far as the calls go."""
         first = [_FIRST_MLP, *(one for one in self._order if one != _FIRST_MLP)]
         sizes = _sizes(len(self._order))
@@ -223,7 +219,7 @@ class _Search:
         best = self._smallest((yield from self._measure(prefixes)))
         yield from self._improve((yield from self._pruned(best)))
 
-    def _improve(self, best: CircuitStep) -> Measuring[None]:
+    def _improve(self, best: CircuitStep) -> MeasureFlow[None]:
         """Swaps components of circuits one smaller than the best, until none becomes faithful enough.
 
         What was measured on the way is kept, so that the nearest of all such circuits is taken every time.
@@ -243,7 +239,7 @@ class _Search:
             n_failures = 0 if self._is_enough(found) and len(found) < len(best) else n_failures + 1
             best = found
 
-    def _swap(self, circuit: CircuitStep) -> Measuring[None]:
+    def _swap(self, circuit: CircuitStep) -> MeasureFlow[None]:
         """Measures it with one less and with one more, and the swaps that promise most by both."""
         self._swapped.add(frozenset(circuit.nodes))
         narrower = yield from self._without_each(circuit)
@@ -270,7 +266,7 @@ class _Search:
         """What is tried first has the least: what helped most when it was tried, then by its estimate."""
         return -self._gains.get(node, 0.0), -abs(self._estimates[node])
 
-    def _pruned(self, circuit: CircuitStep) -> Measuring[CircuitStep]:
+    def _pruned(self, circuit: CircuitStep) -> MeasureFlow[CircuitStep]:
         """Leaves out those whose loss costs least, up to a quarter together, until none can go."""
         while len(circuit) > 1:
             by_cost = yield from self._by_cost(circuit)
@@ -282,20 +278,20 @@ class _Search:
             circuit = smallest
         return circuit
 
-    def _by_cost(self, circuit: CircuitStep) -> Measuring[list[CircuitNode]]:
+    def _by_cost(self, circuit: CircuitStep) -> MeasureFlow[list[CircuitNode]]:
         """Its nodes, those first without which it is farthest from the whole objective."""
         without = yield from self._without_each(circuit)
         left = dict(zip(circuit.nodes, map(_distance, without), strict=True))
         return sorted(circuit.nodes, key=lambda one: -left[one])
 
-    def _without_each(self, circuit: CircuitStep) -> Measuring[list[CircuitStep]]:
+    def _without_each(self, circuit: CircuitStep) -> MeasureFlow[list[CircuitStep]]:
         """The circuit without each of its components, in their order."""
         found = yield from self._measure(
             [[one for one in circuit.nodes if one != node] for node in circuit.nodes]
         )
         return found
 
-    def _measure(self, circuits: Sequence[Nodes]) -> Measuring[list[CircuitStep]]:
+    def _measure(self, circuits: Sequence[Nodes]) -> MeasureFlow[list[CircuitStep]]:
         """Measures those that were not yet, so many in a call.
 
         Raises:

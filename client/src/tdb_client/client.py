@@ -11,7 +11,7 @@ from typing import Any, Self
 import grpc
 
 from tdb_client.ablation_effects import AblationEffects, effects, in_words_of_nodes, requests_for_each
-from tdb_client.attention import N_HEADS, attention_requests, of_one_call, with_answers
+from tdb_client.attention import N_HEADS, attention_requests, numbers_by_call, with_answers
 from tdb_client.call_splitting import Calls, Share
 from tdb_client.chat import Chat, chats
 from tdb_client.circuit import MAX_CALLS, Circuit
@@ -249,13 +249,13 @@ class Client(ClientCore):
         seconds = self._connection.seconds(timeout)
 
         def answers(share: Share, request_id: str) -> list[DebugResult]:
-            asked = [sub_requests[number] for number in share.numbers]
+            shared = [sub_requests[number] for number in share.numbers]
 
             def stream(seconds: float | None) -> Generator[Event]:
-                return self.stream_debug(asked, timeout=seconds, request_id=request_id)
+                return self.stream_debug(shared, timeout=seconds, request_id=request_id)
 
-            events = collected(stream, seconds, share.told(on_event))
-            return self._run(self._debug_results(asked, events), CHECK_SECONDS)
+            events = collected(stream, seconds, share.renumbering(on_event))
+            return self._run(self._debug_results(shared, events), CHECK_SECONDS)
 
         shares = self._run(self._debug_shares(sub_requests), timeout)
         return self._in_order(Calls(shares, request_id), answers)
@@ -310,13 +310,13 @@ class Client(ClientCore):
             prompt, add_bos = self.chat_prompt(prompt, timeout=timeout), add_bos or False
             baseline = [self.chat_prompt(one, timeout=timeout) for one in chats(baseline)]
         objective = chosen_loss(target, distractor, loss)
-        asked = self._ablation_requests(prompt, objective, nodes, add_bos, baseline)
-        whole = self._run(asked, timeout)
+        flow = self._ablation_requests(prompt, objective, nodes, add_bos, baseline)
+        whole = self._run(flow, timeout)
         requests = requests_for_each(whole)
 
         def answers(share: Share, request_id: str) -> list[InferenceResult]:
-            asked = [requests[number] for number in share.numbers]
-            return self.infer(asked, timeout=timeout, request_id=request_id)
+            shared = [requests[number] for number in share.numbers]
+            return self.infer(shared, timeout=timeout, request_id=request_id)
 
         shares = self._run(self._infer_shares(requests), timeout)
         try:
@@ -343,10 +343,10 @@ class Client(ClientCore):
             timeout: as in `debug`, for each call that there was.
         """
         whole = list(results)
-        for numbers in of_one_call(results):
-            asked = [results[number] for number in numbers]
-            if requests := attention_requests(asked, n_heads):
-                answers = with_answers(asked, self.infer(requests, timeout=timeout))
+        for numbers in numbers_by_call(results):
+            of_call = [results[number] for number in numbers]
+            if requests := attention_requests(of_call, n_heads):
+                answers = with_answers(of_call, self.infer(requests, timeout=timeout))
                 for number, one in zip(numbers, answers, strict=True):
                     whole[number] = one
         return whole
@@ -390,7 +390,7 @@ class Client(ClientCore):
             add_bos: as in `debug`.
             chat: as in `debug`.
             timeout: seconds that each call may take.
-            on_measured: told, after each call, how many calls there were.
+            on_measured: called after each call with the number of calls so far.
 
         Raises:
             InvalidValueError: the baseline has the same objective as the prompt.
@@ -652,16 +652,16 @@ class Client(ClientCore):
     ) -> Generator[Event]:
         """Makes the call that a flow leads to."""
         wanted = self._run(flow, timeout)
-        reader, asked = EventReader(len(sub_requests)), None
+        reader, version_reply = EventReader(len(sub_requests)), None
         with call_errors(self._connection.server):
             call = wanted.method(wanted.request, **self._with(timeout))
             try:
                 for message in call:
-                    asked = asked or self._ask_for_version(self._models.GetModelInfo.future)
+                    version_reply = version_reply or self._ask_for_version(self._models.GetModelInfo.future)
                     yield from self._read(reader, message, sub_requests)
             finally:
                 call.cancel()
         reader.end()
-        if asked is not None:
+        if version_reply is not None:
             with suppress(grpc.RpcError, grpc.FutureCancelledError):  # the call itself went well
-                self._versions.compare(self._described_by(asked.result()).api_version)
+                self._versions.compare(self._described_by(version_reply.result()).api_version)

@@ -123,7 +123,7 @@ class ClientCore:
         return opened
 
     def _with(self, timeout: float | None) -> dict[str, Any]:
-        """What goes with a call that may take so long."""
+        """The arguments of a call beside its request: its timeout and metadata."""
         return {"timeout": self._connection.seconds(timeout), "metadata": self._connection.metadata()}
 
     def _debug_call(self, sub_requests: Sequence[DebugSubRequest], request_id: str) -> Flow[Call]:
@@ -210,7 +210,7 @@ class ClientCore:
     def _circuit_size(self, question: CircuitQuestion) -> Flow[tuple[ModelInfo, int]]:
         """The model, and how many circuits the server measures in one call: as many as its memory allows."""
         model = yield from self._model_info()
-        yield from self._estimated([question.run()])  # what is wrong with it is told once, and not of each
+        yield from self._estimated([question.run()])  # what is wrong with it is said once, not for each
         n_per_call = model.limits.max_sub_requests
         while n_per_call > 1:
             try:
@@ -345,7 +345,7 @@ class ClientCore:
             yield event
 
     def _ask_for_version(self, get_model_info: Callable[..., Any]) -> Any:
-        """Asks beside a running call, the first time alone."""
+        """Asks beside a running call, only the first time; None after that."""
         if not self._versions.take_turn():
             return None
         metadata = self._connection.metadata()
@@ -358,9 +358,11 @@ def _check_backward_rules(started: Started, sub_requests: Sequence[SubRequest]) 
     Raises:
         ResponseError: it goes back by another rule.
     """
-    for index, (asked, told) in enumerate(zip(sub_requests, started.backward_rules, strict=True)):
-        if asked.backward_rule.lower() != told:
+    pairs = zip(sub_requests, started.backward_rules, strict=True)
+    for index, (sub_request, applied) in enumerate(pairs):
+        requested = sub_request.backward_rule
+        if requested.lower() != applied:
             raise ResponseError(
-                f"sub-request {index} asks for the backward rule {asked.backward_rule}, and the server takes"
-                f" {told}: it may be too old"
+                f"sub-request {index} asks for the backward rule {requested}, and the server takes"
+                f" {applied}: it may be too old"
             )

@@ -21,13 +21,13 @@ _ENDINGS: dict[ComponentScalar, tuple[str, str]] = {
     "act_times_grad": ("act_times_grad", "token_attribution"),
     "direct_effect": ("write_to_final_residual_grad", "proj_to_final_residual_grad"),
 }
-"""How derived scalars of components, and of the embedding, are called at their ends."""
+"""The endings of derived scalars' names: of components, and of the embedding."""
 _LATENTS = {
     "resid_post_attn_autoencoder": "post_attn latents",
     "resid_post_mlp_autoencoder": "post_mlp latents",
     "attention_autoencoder": "attention",
 }
-"""What is taken apart into latents, but MLPs, by a part of its derived scalars' names."""
+"""By a part of a derived scalar's name, what is taken apart into latents; MLPs are called MLPs then, too."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,17 +89,17 @@ def component_table(totals: Mapping[str, FloatArray]) -> ComponentTable:
     layers: dict[str, int] = {}
     for name, total in totals.items():
         scalar = next(one for one, endings in _ENDINGS.items() if name.endswith(endings))
-        for place in np.ndindex(total.shape):
-            component = _component(name, place)
-            layers[component] = place[0] if place else -1
-            columns[scalar][component] = float(total[place])
+        for index in np.ndindex(total.shape):
+            component = _component(name, index)
+            layers[component] = index[0] if index else -1
+            columns[scalar][component] = float(total[index])
     order = sorted(layers, key=lambda one: layers[one])
     arrays = {name: np.array([column[one] for one in order]) for name, column in columns.items()}
     return ComponentTable(tuple(order), np.array([layers[one] for one in order], np.int64), **arrays)
 
 
-def _component(name: str, place: tuple[int, ...]) -> str:
-    match place:
+def _component(name: str, index: tuple[int, ...]) -> str:
+    match index:
         case (layer, head):
             return f"L{layer} head {head}"
         case (layer,):

@@ -43,7 +43,7 @@ RECONNECT_MILLISECONDS = 500, 5_000
 """Pauses between attempts to reach a server that is down, the first and the longest."""
 
 RESOLVE_MILLISECONDS = 5_000
-"""How often a name may be looked up when servers are lost: those that take their places are found soon."""
+"""The least time between two look-ups of a name: servers that replace lost ones are found soon."""
 
 
 @dataclass(frozen=True, slots=True)

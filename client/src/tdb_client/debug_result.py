@@ -153,7 +153,7 @@ def _node_table(result: InferenceResult, has_token_lists: bool) -> NodeTable:
 
 
 def _totals(result: InferenceResult) -> dict[str, FloatArray]:
-    """By derived scalar; empty from servers that do not know what this asks for."""
+    """Totals by derived scalar; empty from servers that are older than the request for them."""
     found = result.results.get("componentTotals")
     if not isinstance(found, ComponentTotalsResult):
         return {}

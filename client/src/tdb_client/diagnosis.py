@@ -77,7 +77,7 @@ def diagnose(connection: Callable[[], Connection]) -> Iterator[Check]:
 
 
 def _reach(how: Connection) -> Iterator[Check]:
-    """From the name to the handshake; left to gRPC where the address is none of host and port."""
+    """Checks from the name to the handshake; left to gRPC where the address is not a host and a port."""
     host, colon, port = how.server.rpartition(":")
     if "/" in how.server or how.is_balanced or how.server.startswith("unix:"):
         yield Check("address", "ok", f"{how.server}, which gRPC resolves by itself")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tdb_client.errors import ResponseError
 from tdb_client.inference import Loss, chosen_loss
 from tdb_client.model_info import ModelInfo
+from tdb_client.node_table import imported_pandas
 from tdb_client.objective_words import objective_words
 from tdb_client.results import (
     CallInfo,
@@ -144,12 +145,7 @@ class Edges:
         Raises:
             ImportError: pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise ImportError(
-                "to_frame needs pandas: pip install 'transformer-debugger-client[pandas]'"
-            ) from error
+        pd = imported_pandas()
         edges = list(self)
         return pd.DataFrame(
             {
@@ -176,7 +172,7 @@ class Edges:
         if self.result.scores is None:
             raise ValueError("MIB wants the scores of all edges: ask with matrix=True")
         if self.d_model is None:
-            raise ValueError("MIB wants the width of the model, which the server has not told")
+            raise ValueError("MIB wants the width of the model, which the server did not give")
         Path(path).write_text(json.dumps(_mib(self.result, self.result.scores.tolist(), self.d_model)))
 
     def to_attribution_graph(self, path: str | Path, slug: str = "edges") -> None:

@@ -308,7 +308,7 @@ PLACES: dict[NodeType, str] = {
     "whole_head": "attn_v_out",
     "whole_mlp": "resid_delta_mlp",
 }
-"""Where the activations of nodes are that can be ablated."""
+"""The places of the activations of those nodes that can be ablated, by type of node."""
 
 ABLATABLE = frozenset(PLACES)
 """The kinds of nodes that can be ablated."""

@@ -226,7 +226,7 @@ _HUNG_UP = ("Socket closed", "Connection reset", "Broken pipe")
 
 @contextmanager
 def call_errors(server: str) -> Iterator[None]:
-    """Turns gRPC's exceptions, of sync and async calls alike, into ours. `server` is for the words."""
+    """Turns gRPC's exceptions, of sync and async calls alike, into ours, which name the server."""
     try:
         yield
     except grpc.RpcError as error:

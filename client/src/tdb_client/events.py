@@ -85,14 +85,14 @@ def collected(
     seconds: float | None,
     on_event: Callable[[Event], object] | None,
 ) -> list[Event]:
-    """All events of a stream; each is also told to `on_event` as it comes.
+    """All events of a stream; each is also given to `on_event` as it comes.
 
     A stream that breaks off is opened anew: then `on_event` sees another Started, and all events again.
 
     Args:
         open_stream: makes the call, which may take so many seconds.
         seconds: that it may take in all; None for no limit.
-        on_event: told about events.
+        on_event: called with each event.
 
     Raises:
         CallError: the call failed.

@@ -22,7 +22,7 @@ def allowed_in_flight(limits: Limits | None, most: int = N_IN_FLIGHT) -> int:
 
 
 def in_flight(jobs: Sequence[Callable[[], Answer]], n_in_flight: int) -> list[Answer]:
-    """Does things in threads, so many at the same time, and returns what each gives, in order.
+    """Runs jobs in threads, so many at the same time, and returns what each gives, in order.
 
     What one of them raises is raised at once: the others end when their calls do, or the client is closed.
     """

@@ -111,9 +111,9 @@ class ModelInfo:
     """The model that a server holds.
 
     Attributes:
-        name: as the server was told to load it.
+        name: under which the server loaded it.
         digest: SHA-256 of weights and autoencoders, in hexadecimal digits.
-        family: `gpt2`, `llama`, `mistral` or `qwen2`.
+        family: such as `gpt2`, `llama` or `gemma2`.
         n_layers: layers.
         d_model: channels of the residual stream.
         n_heads: attention heads per layer.

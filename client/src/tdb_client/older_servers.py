@@ -43,7 +43,7 @@ def check_knows_circuits(model: ModelInfo) -> None:
 
 
 def check_compared(event: Event, sub_requests: Sequence[SubRequest]) -> None:
-    """Refuses an answer that does not say of what was asked that it was done.
+    """Refuses an answer that does not confirm that all that was asked for was done.
 
     Raises:
         OlderServerError: it does not.

@@ -15,10 +15,10 @@ from tdb_client.errors import CallError
 MAX_REPEATS = 3
 FIRST_PAUSE_SECONDS = 0.2
 BROKEN_OFF = frozenset({"UNAVAILABLE", "INTERNAL", "UNKNOWN"})
-"""How the loss of a server looks, in an answer, to whom gRPC or a proxy tells of it."""
+"""The statuses with which gRPC, or a proxy, ends an answer when the server is lost."""
 
 LOST = "Stream removed"
-"""What gRPC says of a stream whose connection was lost. Without headers it would have repeated it."""
+"""What gRPC says of a stream whose connection was lost after headers had come: it repeats others itself."""
 
 
 class Repeats:

@@ -238,7 +238,7 @@ class LensResult:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ActivationsResult:
-    """A place as it is, by layer; None where it has no layers. The first axis is that of the tokens `at`."""
+    """A place's values, by layer (None where it has no layers). The first axis is that of the tokens `at`."""
 
     layers: Mapping[int | None, LabelledArray]
     at: tuple[int, ...]

@@ -1,7 +1,7 @@
 """Lists of vocabulary tokens, read from an answer when somebody looks at them.
 
-A debug call answers with some thousand lists, of which most callers look at a few. To make arrays of them
-all takes longer than to read everything else.
+A debug call answers with some thousand lists, and most callers look at few of them. To make arrays of all
+takes longer than to read everything else.
 """
 
 from __future__ import annotations
@@ -86,6 +86,6 @@ def _ranked_tokens(messages: Sequence[result_pb2.RankedTokens]) -> list[results.
     if not len(ids) == len(scores) == len(normalized) == starts[-1]:
         raise ResponseError("a list of tokens has fewer scores or ids than tokens, or more")
     return [
-        results.RankedTokens(ids[start:end], own, scores[start:end], normalized[start:end])
-        for own, (start, end) in zip(tokens, pairwise(starts), strict=True)
+        results.RankedTokens(ids[start:end], texts, scores[start:end], normalized[start:end])
+        for texts, (start, end) in zip(tokens, pairwise(starts), strict=True)
     ]

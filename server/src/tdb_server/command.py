@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 
@@ -17,8 +17,7 @@ from tdb_server.model.progress import no_progress
 from tdb_server.queued_stderr import queue_stderr
 from tdb_server.security_settings import NewToken
 from tdb_server.service.access.token import new_token, token_entry
-from tdb_server.service.app import OtherFace, serve
-from tdb_server.service.parts import Parts
+from tdb_server.service.app import MakeHttp, serve
 from tdb_server.settings import DictionaryReport, Settings, parse_settings
 from tdb_server.telemetry_settings import LOG_LEVELS
 from tdb_server.workers.engine_loading import dictionary_report
@@ -66,15 +65,15 @@ def _make_examples(settings: ExamplesSettings) -> None:
     sys.stdout.write(f"{settings.out}: examples from {counts}; serve them with --examples {settings.out}\n")
 
 
-def _need_pyarrow(told: str) -> None:
+def _need_pyarrow(option: str) -> None:
     try:
         import pyarrow as pa  # noqa: F401
     except ModuleNotFoundError as error:
         needed = "pip install 'transformer-debugger-server[examples]'"
-        raise ConfigurationBroken(f"{told} needs `{needed}`: {error}") from error
+        raise ConfigurationBroken(f"{option} needs `{needed}`: {error}") from error
 
 
-def _http_maker(settings: Settings) -> Callable[[Parts], OtherFace] | None:
+def _http_maker(settings: Settings) -> MakeHttp | None:
     """Makes the JSON gateway; it is imported only where it is wanted."""
     if settings.http_port is None:
         return None

@@ -27,6 +27,8 @@ between worker and front process, so all of them can be pickled.
 
 from __future__ import annotations
 
+import logging
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -201,3 +203,16 @@ class Internal(TdbError):
     def __init__(self, error_id: str) -> None:
         super().__init__(f"internal error {error_id}; the server's log says more")
         self.error_id = error_id
+
+    @classmethod
+    def logged(cls, log: logging.Logger, what: str, error: BaseException | None = None) -> Internal:
+        """A fault under a new id, which is written to the log.
+
+        Args:
+            log: of the module that has found it.
+            what: is wrong, or where.
+            error: whose stack trace is logged.
+        """
+        error_id = uuid.uuid4().hex[:12]
+        log.error("internal error %s: %s", error_id, what, exc_info=error)
+        return cls(error_id)

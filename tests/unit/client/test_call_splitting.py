@@ -16,7 +16,7 @@ from tdb_client import (
     Started,
     Values,
 )
-from tdb_client.attention import of_one_call
+from tdb_client.attention import numbers_by_call
 
 from tests.unit.client.fake_service import REFUSED, TOO_LONG, FakeService
 
@@ -58,7 +58,7 @@ def test_prompts_of_several_lengths_are_several_calls(client: Client, fake: Fake
     assert [one.loss for one in results] == [3.0, 3.0, 2.5, 3.0, 3.0, 3.0]
     ids = [one.call.request_id for one in results]
     assert ids == ["mine", "mine-2", "mine", "mine-3", "mine-2", "mine"]
-    assert of_one_call(results) == [[0, 2, 5], [1, 4], [3]]
+    assert numbers_by_call(results) == [[0, 2, 5], [1, 4], [3]]
 
 
 def test_one_prompt_needs_to_ask_for_nothing_else(client: Client, fake: Fake) -> None:

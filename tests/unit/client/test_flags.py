@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tdb_client.cli.arguments import parse
-from tdb_client.cli.flags import said
+from tdb_client.cli.flags import error_text
 from tdb_client.errors import FieldViolation, InvalidRequestError, InvalidValueError, NodeError
 
 DEBUG = ["debug", "--prompt", "p", "--target", " Mary", "x y", "--distractor", " John"]
@@ -60,7 +60,7 @@ def test_fields_are_named_as_they_were_typed(arguments: list[str], field: str, w
     error = InvalidRequestError(
         "INVALID_ARGUMENT", "no", field_violations=(FieldViolation(field, "is wrong"),)
     )
-    assert said(error, parse(arguments)) == f"{words}: is wrong"
+    assert error_text(error, parse(arguments)) == f"{words}: is wrong"
 
 
 def test_fields_in_descriptions_are_named_as_well_and_nothing_is_said_twice() -> None:
@@ -71,7 +71,7 @@ def test_fields_in_descriptions_are_named_as_well_and_nothing_is_said_twice() ->
         FieldViolation("sub_requests[1].node_ablations[1]", conflict),
     ]
     error = InvalidRequestError("INVALID_ARGUMENT", "no", field_violations=tuple(violations))
-    assert said(error, parse(DEBUG + ABLATE)) == (
+    assert error_text(error, parse(DEBUG + ABLATE)) == (
         "--prompt: is too long; "
         "--ablate 'L1 head 2 @ 3': sets what --ablate 'l1 HEAD 2@3 → 1 = 2' sets to 2 to 0"
     )
@@ -80,9 +80,9 @@ def test_fields_in_descriptions_are_named_as_well_and_nothing_is_said_twice() ->
 def test_errors_of_the_library_are_named_as_well() -> None:
     options = parse(TRACE)
     assert (
-        said(NodeError("L1 head 2 @ -9: no such token", "trace"), options)
+        error_text(NodeError("L1 head 2 @ -9: no such token", "trace"), options)
         == "'L1 head 2 @ 3->1': no such token"
     )
-    assert said(NodeError("alone"), options) == "alone"
-    assert said(InvalidValueError("token", "has a space"), options) == "--token-file: has a space"
-    assert said(InvalidValueError("sub_requests[0].k", "is large"), options) == "-k: is large"
+    assert error_text(NodeError("alone"), options) == "alone"
+    assert error_text(InvalidValueError("token", "has a space"), options) == "--token-file: has a space"
+    assert error_text(InvalidValueError("sub_requests[0].k", "is large"), options) == "-k: is large"

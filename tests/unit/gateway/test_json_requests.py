@@ -26,11 +26,11 @@ from tdb_server.service.enum_names import (
     DERIVED_SCALARS,
     DIMENSIONS,
     GROUP_IDS,
+    HOOK_POINTS,
     LOSS_NAMES,
     MLP_COMPONENTS,
     NODE_TYPES,
     PASS_TYPES,
-    PLACES,
 )
 from transformer_debugger.v1.ablation_pb2 import ABLATION_VALUE_TYPE_ADD, ABLATION_VALUE_TYPE_BASELINE
 from transformer_debugger.v1.activation_pb2 import ActivationIndex
@@ -105,7 +105,7 @@ def body_of(message: Any) -> Any:
             }
         case ActivationIndex():
             return {
-                "activationLocationType": PLACES.members[message.activation_location_type].value,
+                "activationLocationType": HOOK_POINTS.members[message.activation_location_type].value,
                 "layerIndex": message.layer_index if message.HasField("layer_index") else None,
                 "tensorIndices": ["All" if one.all else one.index for one in message.tensor_indices],
                 "passType": PASS_TYPES.members[message.pass_type].value,
@@ -221,7 +221,7 @@ def test_lenses_and_places_as_they_are() -> None:
     request = infer_request({"inferenceSubRequests": [{"processingRequestSpecByName": specs}]})
     lens, place = request.sub_requests[0].processing_specs
     assert lens.lens == LensSpec(
-        place=PLACES.numbers[HookPoint.RESID_POST_ATTN],
+        place=HOOK_POINTS.numbers[HookPoint.RESID_POST_ATTN],
         layer_indices=[0, 2],
         token_indices=[-1],
         vocab_tokens=[" Mary"],
@@ -229,7 +229,7 @@ def test_lenses_and_places_as_they_are() -> None:
         num_top_tokens=3,
     )
     assert place.activations == ActivationsSpec(
-        activation_location_type=PLACES.numbers[HookPoint.ATTN_QK_PROBS],
+        activation_location_type=HOOK_POINTS.numbers[HookPoint.ATTN_QK_PROBS],
         layer_indices=[1],
         token_indices=[0],
         pass_type=PASS_TYPES.numbers[PassType.BACKWARD],

@@ -7,7 +7,7 @@ from typing import Any
 from tdb_server.domain.derived_scalar import DerivedScalar, GroupId
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
-from tdb_server.service.enum_names import DERIVED_SCALARS, GROUP_IDS, PLACES
+from tdb_server.service.enum_names import DERIVED_SCALARS, GROUP_IDS, HOOK_POINTS
 from transformer_debugger.v1.activation_pb2 import ActivationIndex as ActivationIndexMessage
 from transformer_debugger.v1.activation_pb2 import TensorIndex
 from transformer_debugger.v1.processing_pb2 import NamedProcessingSpec
@@ -41,7 +41,7 @@ def at(
 ) -> ActivationIndexMessage:
     cells = [one if isinstance(one, TensorIndex) else TensorIndex(index=one) for one in indices]
     return ActivationIndexMessage(
-        activation_location_type=PLACES.numbers[place],
+        activation_location_type=HOOK_POINTS.numbers[place],
         layer_index=layer,
         tensor_indices=cells,
         pass_type=pass_type,  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.results import CircuitValues, ObjectiveValues
-from tdb_server.service.enum_names import PLACES
+from tdb_server.service.enum_names import HOOK_POINTS
 from tdb_server.workers.ticket import Event
 from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest
 
@@ -61,7 +61,7 @@ async def test_unary_and_streamed(of_baseline: float, faithfulness: float | None
         assert list(told.baselines[0].token_ids) == list(TOKENIZER.encode(OTHER_PROMPT))
         assert "".join(told.baselines[0].token_strings) == OTHER_PROMPT
         pair = told.ablation_specs[0]
-        assert pair.index.activation_location_type == PLACES.numbers[HookPoint.ATTN_V_OUT]
+        assert pair.index.activation_location_type == HOOK_POINTS.numbers[HookPoint.ATTN_V_OUT]
         assert (pair.value_type, pair.attended_to_token) == (BASELINE, 2)
         assert not told.ablation_specs[1].HasField("attended_to_token")
 

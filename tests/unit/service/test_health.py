@@ -30,7 +30,7 @@ class Health(health.aio.HealthServicer):
 
 
 async def test_health_that_cannot_be_set_is_set_again(monkeypatch, caplog):
-    monkeypatch.setattr(app_module, "AGAIN_SECONDS", 0.001)
+    monkeypatch.setattr(app_module, "HEALTH_RETRY_SECONDS", 0.001)
     app, servicer = App(parse_settings(["serve", "--model", str(TINY_MODEL)], version="0"), "0"), Health()
     monkeypatch.setattr(app, "_health", servicer)
     monkeypatch.setattr(app_module.ModelSlot, "is_filled", True)

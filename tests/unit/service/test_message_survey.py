@@ -4,8 +4,14 @@ import pytest
 from tdb_server.domain.limits import Limits
 from tdb_server.errors import FieldsOverLimit, InvalidRequest, OverLimit
 from tdb_server.service.message_survey import MAX_TOKEN_IDS, check_lists
+from transformer_debugger.v1.ablation_pb2 import AblationSpec
 from transformer_debugger.v1.model_service_pb2 import DetokenizeRequest
-from transformer_debugger.v1.transformer_debugger_service_pb2 import DebugRequest, InferRequest
+from transformer_debugger.v1.transformer_debugger_service_pb2 import (
+    DebugRequest,
+    InferenceSpec,
+    InferenceSubRequest,
+    InferRequest,
+)
 
 from tests.chaos.hostile_messages import field, nested
 from tests.chaos.sound_requests import debug_requests
@@ -56,6 +62,18 @@ def test_numbers_are_counted_packed_or_not():
     token_ids = DetokenizeRequest(token_ids=range(MAX_TOKEN_IDS))
     check_lists(token_ids.SerializeToString(), token_ids.DESCRIPTOR, LIMITS)
     assert refusal(field(1, b"\x01" * 4_000_000), DetokenizeRequest).startswith("OUT_OF_RANGE token_ids: ")
+
+
+def test_a_direction_may_be_as_long_as_a_vocabulary():
+    def request(n_numbers: int) -> InferRequest:
+        ablation = AblationSpec(direction=[1.0] * n_numbers)
+        spec = InferenceSpec(ablation_specs=[ablation])
+        return InferRequest(sub_requests=[InferenceSubRequest(inference_spec=spec)])
+
+    one = request(262_144)
+    check_lists(one.SerializeToString(), one.DESCRIPTOR, LIMITS)
+    too_long = request(2**20 + 1).SerializeToString()
+    assert "ablation_specs[0].direction: more than" in refusal(too_long, InferRequest)
 
 
 def test_fields_are_counted_whatever_they_are():

@@ -24,7 +24,7 @@ from tdb_server.domain.results import (
     TokenPairAttributionResult,
     TopTokens,
 )
-from tdb_server.service.enum_names import DERIVED_SCALARS, NODE_TYPES, PLACES
+from tdb_server.service.enum_names import DERIVED_SCALARS, HOOK_POINTS, NODE_TYPES
 from tdb_server.service.model_messages import model_info_message
 from tdb_server.service.result_messages import put_named_result
 from tdb_server.service.tensor_messages import put_tensor, tensor_array
@@ -161,10 +161,9 @@ def test_the_model() -> None:
     for absent in ("attention_autoencoder", "resid_post_attn", "resid_post_mlp", "mlp_transcoder"):
         assert len([one for one in names if one.startswith(f"online_{absent}")]) == 5
     assert len(names) == 21
-    assert PLACES.numbers[HookPoint.ONLINE_AUTOENCODER_LATENT] in message.ablatable_location_types
-    assert (
-        PLACES.numbers[HookPoint.ONLINE_ATTENTION_AUTOENCODER_ERROR] not in message.ablatable_location_types
-    )
+    assert HOOK_POINTS.numbers[HookPoint.ONLINE_AUTOENCODER_LATENT] in message.ablatable_location_types
+    error = HOOK_POINTS.numbers[HookPoint.ONLINE_ATTENTION_AUTOENCODER_ERROR]
+    assert error not in message.ablatable_location_types
 
 
 def test_the_k_of_an_autoencoder() -> None:

@@ -84,11 +84,11 @@ def test_what_fits_nowhere_runs_alone():
     assert len(waiting.take_batch(ANY, PACE)) == 1
 
 
-def test_calls_that_run_again_come_first_and_in_their_company():
+def test_calls_that_run_again_come_first_and_in_batches_as_small_as_theirs():
     waiting = queue()
     for _ in range(4):
         waiting.put(make_ticket())
-    again = [make_ticket(max_company=2), make_ticket(max_company=2), make_ticket(max_company=1)]
+    again = [make_ticket(max_batch_calls=2), make_ticket(max_batch_calls=2), make_ticket(max_batch_calls=1)]
     for ticket in again:
         waiting.put_back(ticket)
     assert waiting.take_batch(ANY, PACE) == again[:2]

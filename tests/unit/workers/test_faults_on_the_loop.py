@@ -187,7 +187,7 @@ async def test_what_cannot_be_counted_disturbs_nobody():
         assert is_whole(await ask(scheduler, make_call(), Terms(Caller("anyone"))))
 
 
-async def test_a_fault_when_the_wait_for_company_ends_fails_the_call_that_waited(make_worker, monkeypatch):
+async def test_a_fault_when_the_wait_for_more_calls_ends_fails_the_call_that_waited(make_worker, monkeypatch):
     """Alone, so that nothing else would have it looked after."""
     rule = BatchRule(max_tokens=16, max_activation_bytes=10**9, max_wait_seconds=0.01, max_seconds=2.0)
     scheduler = Scheduler(Limits(), rule, 100, ResultCache(0))

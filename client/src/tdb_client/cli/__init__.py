@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 
 from tdb_client.cli.arguments import parse
 from tdb_client.cli.exit_codes import ExitCode
-from tdb_client.cli.flags import said
+from tdb_client.cli.flags import error_text
 from tdb_client.errors import TdbError, in_one_line
 
 
@@ -41,7 +41,7 @@ def _outcome(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return ExitCode.NOBODY_READS
     except TdbError as error:
-        _say(said(error, options))
+        _say(error_text(error, options))
         return ExitCode.FAILED
     except OSError as error:
         _say(str(error))

@@ -1,4 +1,4 @@
-"""`tdb ablate`: what each of many nodes matters, asked of the model and not estimated."""
+"""`tdb ablate`: how much each of many nodes matters, measured and not estimated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tdb_client.cli import chats, json_output
 from tdb_client.cli.connecting import client
 from tdb_client.cli.console import console
 from tdb_client.cli.exit_codes import ExitCode
-from tdb_client.cli.numbers import difference, number, plain
+from tdb_client.cli.numbers import difference, number, plain, tokens_of
 from tdb_client.cli.objectives import check_objective, objective
 from tdb_client.cli.progress import shown_waiting
 from tdb_client.debug_result import DebugResult
@@ -101,10 +101,8 @@ def _page(effects: AblationEffects, n_rows: int) -> Group:
     for row in rows:
         ablation = effects.ablations[row]
         name = effects.words[row] + (f" = {number(ablation.value)}" if ablation.value else "")
-        node = ablation.node
-        place = str(node.token) if node.attended_to is None else f"{node.token} → {node.attended_to}"
         cells = plain(float(effects.ablated[row])), difference(float(effects.change[row]))
-        table.add_row(Text(name), Text(place), *cells)
+        table.add_row(Text(name), tokens_of(ablation.node), *cells)
     more = "" if len(rows) == len(effects) else "; --rows 0 shows all"
     caption = Text(f"{len(rows)} of {len(effects)} nodes, each ablated by itself{more}", "dim")
     value = (number(effects.objective), "bold")

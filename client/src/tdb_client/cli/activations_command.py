@@ -1,4 +1,4 @@
-"""`tdb activations`: a place of the model as it is, or the gradients there, in a file."""
+"""`tdb activations`: the values at a place of the model, or the gradients there, in a file."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _write(file: Path, answer: InferenceResult, found: ActivationsResult) -> Non
 
 
 def _page(found: ActivationsResult) -> Group:
-    """Of each layer the shape of its array, and the size of what is in it."""
+    """A row for each layer: the shape of its array, and its smallest, mean and largest number."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for title in ("layer", "shape", "smallest", "mean", "largest"):
         table.add_column(title, justify="right")

@@ -102,7 +102,7 @@ def command_parser() -> argparse.ArgumentParser:
         "--prompt TEXT --place PLACE --out FILE.npz",
         activations_command.activations,
         _add_activations,
-        "write a place of the model as it is, or the gradients there, into a file",
+        "write the values at a place of the model, or the gradients there, into a file",
     )
     command(
         "sweep",
@@ -527,7 +527,7 @@ def _add_circuit(parser: argparse.ArgumentParser) -> None:
         type=_count,
         default=MAX_CALLS,
         metavar="N",
-        help=f"calls that may measure circuits, up to 128 each (default: {MAX_CALLS})",
+        help=f"calls that may measure circuits, as many as the server takes each (default: {MAX_CALLS})",
     )
     instead = parser.add_argument_group("what to write")
     page = instead.add_argument(

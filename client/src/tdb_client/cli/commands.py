@@ -189,7 +189,7 @@ def show_tokens(one: Client, prompt: str, add_bos: bool | None) -> None:
 
 
 def _warn_of_missing_spaces(result: DebugResult) -> None:
-    """A token with a space in front is another one, in the middle of a text mostly the one that is meant."""
+    """Warns of a token that is likelier with a space in front, which mostly is meant inside a text."""
     logits = dict(zip(result.logits.tokens, result.logits.logits, strict=True))
     request = result.request.objective
     for option, tokens in (("--target", request.target), ("--distractor", request.distractor)):

@@ -47,6 +47,6 @@ def component_table(results: Sequence[DebugResult], by: ComponentScalar, n_rows:
             numbers = [(one, first.scalar(one)[row]) for one in _SCALARS]
             cells = [effect(number) if one in EFFECTS else plain(number) for one, number in numbers]
         table.add_row(first.components[row], *cells)
-    told = f"; {DIFFERENCE.strip()}: of the difference from the baseline" if results[0].baselines else ""
-    table.caption = f"{len(rows)} of {len(first)} components, by {by} over all tokens{told}"
+    note = f"; {DIFFERENCE.strip()}: of the difference from the baseline" if results[0].baselines else ""
+    table.caption = f"{len(rows)} of {len(first)} components, by {by} over all tokens{note}"
     return table

@@ -62,7 +62,7 @@ _OPTIONS = {
     "chat": "--chat-file",
     "system": "--system",
 }
-"""By field of the protos, or attribute of the library's requests, what one types for it."""
+"""What is typed for a field of the protos, or an attribute of the library's requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def typed(read: Callable[[str], Read]) -> Callable[[str], Typed[Read]]:
     return read_argument
 
 
-def said(error: TdbError, options: argparse.Namespace) -> str:
+def error_text(error: TdbError, options: argparse.Namespace) -> str:
     """What an error says to somebody who typed the options."""
     match error:
         case CallError():

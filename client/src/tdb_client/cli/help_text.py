@@ -171,7 +171,7 @@ examples:
 
 It ranks all heads and MLPs by what their activations do in the prompt and not in the baseline, sets others to
 the baseline's to see how much of the objective a few of them keep, and grows, swaps and prunes these.
-Without --baseline others are set to 0, of which models make little.
+Without --baseline others are set to 0, which models have never seen.
 """,
     "doctor": """\
 It looks the name up, connects, shakes hands (TLS), asks for health, shows its token, compares versions and

@@ -76,12 +76,12 @@ def _print_csv(answer: InferenceResult, found: LensResult) -> None:
     for row, layer in enumerate(("embedding", *found.layers)):
         for i, at in enumerate(found.at):
             for rank, token, token_id, logit in _logits(found, row, i):
-                told = json.dumps(answer.prompt.tokens[at]), rank, json.dumps(token), token_id
-                writer.writerow([layer, at, *told, f"{logit:.9g}"])
+                prompt_token, vocab_token = json.dumps(answer.prompt.tokens[at]), json.dumps(token)
+                writer.writerow([layer, at, prompt_token, rank, vocab_token, token_id, f"{logit:.9g}"])
 
 
 def _logits(found: LensResult, row: int, i: int) -> Iterator[tuple[int | str, str, int, float]]:
-    """Of a row at the i-th token: rank, token, its vocabulary index and logit."""
+    """The logits of a row at the i-th token: rank, token, its vocabulary index and logit."""
     if found.logits is not None:
         for token, token_id, logit in zip(found.tokens, found.token_ids, found.logits[row, i], strict=True):
             yield "", token, token_id, float(logit)

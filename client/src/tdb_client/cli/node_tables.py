@@ -7,10 +7,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from tdb_client.cli.numbers import best_tokens, difference, effect, number, plain
+from tdb_client.cli.numbers import best_tokens, difference, effect, number, plain, tokens_of
 from tdb_client.debug_result import DebugResult
 from tdb_client.node_table import NodeScalar, NodeTable
-from tdb_client.nodes import Node
 
 TITLES: dict[NodeScalar, str] = {
     "write_norm": "write\nnorm",
@@ -20,7 +19,7 @@ TITLES: dict[NodeScalar, str] = {
 }
 EFFECTS = ("act_times_grad", "direct_effect")
 DIFFERENCE = "Δ "
-"""In front of headings of what is measured of the difference from a baseline."""
+"""Stands in front of headings where numbers are of the difference from a baseline."""
 WIDE = 120
 N_TOKENS = 5
 LABEL_WIDTH = 28
@@ -100,11 +99,7 @@ def _name(nodes: NodeTable, row: int) -> tuple[Text, Text]:
     if label:
         label.truncate(LABEL_WIDTH, overflow="ellipsis")
         name = Text("\n").join([name, label])
-    return name, Text(_place(nodes.nodes[row]))
-
-
-def _place(node: Node) -> str:
-    return str(node.token) if node.attended_to is None else f"{node.token} → {node.attended_to}"
+    return name, tokens_of(nodes.nodes[row])
 
 
 def _read_tokens(nodes: NodeTable, row: int) -> Text:

@@ -6,11 +6,12 @@ import math
 
 from rich.text import Text
 
+from tdb_client.nodes import Node
 from tdb_client.results import TopTokens
 from tdb_client.token_text import quoted
 
 RAISES, LOWERS = "dodger_blue1", "dark_orange"
-"""Colours of what raises and what lowers the objective; told apart by most colour-blind eyes too."""
+"""Colours of what raises and what lowers the objective. Most colour-blind eyes can tell them apart, too."""
 
 
 def number(value: float, *, sign: bool = False) -> str:
@@ -41,6 +42,11 @@ def difference(value: float) -> Text:
     """How much a number changed, sign always shown."""
     style = RAISES if value > 0 else LOWERS if value < 0 else ""
     return Text(number(value, sign=True), style)
+
+
+def tokens_of(node: Node) -> Text:
+    """A node's token by its number, or both of a pair: `13 → 2`."""
+    return Text(str(node.token) if node.attended_to is None else f"{node.token} → {node.attended_to}")
 
 
 def best_tokens(scored: TopTokens | None, n_tokens: int) -> Text:

@@ -112,7 +112,7 @@ def _heading(result: DebugResult) -> Text:
 
 
 def _latents_to_ask_for(result: DebugResult) -> list[RenderableType]:
-    """For those who have left the components as they are: what would list latents of loaded dictionaries."""
+    """The options that list latents of loaded dictionaries, where components were left at their defaults."""
     model, request = result.model, result.request
     loaded = () if model is None else model.autoencoders
     is_default = (request.mlp, request.attention) == ("neuron", "attention_head")

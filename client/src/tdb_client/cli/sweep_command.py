@@ -28,8 +28,8 @@ from tdb_client.sweep.lines import SweepInput, SweepLine, read_input
 from tdb_client.sweep.means import By, Columns, table_of_ablations, table_of_nodes
 from tdb_client.sweep.running import Question
 
-WRITTEN_ALONE = frozenset({"write_norm", "activation"})
-"""What is in the files, and not shown in the terminal."""
+NOT_SHOWN = frozenset({"write_norm", "activation"})
+"""Columns that are in the files, and not shown in the terminal."""
 
 
 def sweep(options: argparse.Namespace) -> ExitCode:
@@ -119,7 +119,7 @@ def _page(columns: Columns, n_rows: int, n_lines: int) -> Group:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     name, *_ = columns
     table.add_column(name, no_wrap=True)
-    means = [one for one in columns if f"{one}_standard_error" in columns and one not in WRITTEN_ALONE]
+    means = [one for one in columns if f"{one}_standard_error" in columns and one not in NOT_SHOWN]
     for title in ("lines", *(one.replace("_", " ").replace("times", "×") for one in means)):
         table.add_column(title, justify="right", no_wrap=True)
     n_shown = min(n_rows or len(columns[name]), len(columns[name]))

@@ -13,7 +13,7 @@ from tdb_client.cli.exit_codes import ExitCode
 def workbench(options: argparse.Namespace) -> ExitCode:
     """Hands the page out until it is interrupted."""
     with client(options) as one, one.workbench(port=options.port, show=False) as page:
-        one.model_info()  # whether there is a server is better told here than in the page
+        one.model_info()  # a server that is not there is better reported here than in the page
         print(f"the workbench of {options.server} is at {page.address}")
         print("Ctrl-C ends it", flush=True)
         if options.browser:

@@ -56,6 +56,6 @@ def finite(number: float | None) -> Number:
     return number if number is not None and math.isfinite(number) else None
 
 
-def causal_rows(pairs: FloatArray) -> Iterator[list[Number]]:
+def rounded_causal_rows(pairs: FloatArray) -> Iterator[list[Number]]:
     """Of numbers per pair of tokens [T, T] a row for each attending token, up to itself."""
     return (rounded(row[: place + 1]) for place, row in enumerate(pairs))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tdb_client.async_client import AsyncClient
 from tdb_client.errors import IncompleteResponseError
 from tdb_client.inference import DerivedAttentionScalarsSpec
-from tdb_client.report.rounding import causal_rows
+from tdb_client.report.rounding import rounded_causal_rows
 from tdb_client.results import DerivedAttentionScalarsResult, FloatArray, InferenceResult
 from tdb_client.workbench.body_reader import BodyReader
 from tdb_client.workbench.model_and_tokens import token_list
@@ -40,7 +40,7 @@ async def _attention(client: AsyncClient, asked: _Asked) -> Lines:
         "layer": asked.layer,
         "head": asked.head,
         "tokens": token_list(answers[0].prompt),
-        "runs": [{name: causal_rows(pairs(one, name)) for name in wanted} for one in answers],
+        "runs": [{name: rounded_causal_rows(pairs(one, name)) for name in wanted} for one in answers],
     }
 
 

@@ -1,7 +1,7 @@
 """Results that are one block of numbers, held against how much of them one answer may have.
 
-These are the matrix of all edges, and places as they are: with them a few words ask for more than anybody can
-take, so that the field is named, and how much there may be.
+These are the matrix of all edges and the values of a hook point: a request of a few words can ask for more of
+them than any caller can take, so that it is refused by the name of its field, with how much there may be.
 """
 
 from __future__ import annotations

@@ -16,12 +16,9 @@ from tdb_server.model.precision import wide
 
 def lens(rows: Rows, row: int, spec: LensSpec) -> LensResult:
     """Logits of one row's residual streams through the final norm: of chosen tokens, and the likeliest."""
-    places = [
-        (HookPoint.RESID_POST_EMB, None),
-        *((spec.hook_point, layer) for layer in spec.layers),
-    ]
+    sites = [(HookPoint.RESID_POST_EMB, None), *((spec.hook_point, layer) for layer in spec.layers)]
     tokens = list(spec.token_indices)
-    streams = torch.cat([rows.at_layer(hook_point, layer)[row, tokens] for hook_point, layer in places])
+    streams = torch.cat([rows.at_layer(hook_point, layer)[row, tokens] for hook_point, layer in sites])
     decoder, chosen = rows.model.decoder, list(spec.vocabulary_tokens)
     of_chosen: list[Tensor] = []
     top: list[Tensor] = []
@@ -32,8 +29,8 @@ def lens(rows: Rows, row: int, spec: LensSpec) -> LensResult:
         values, ids = logits.topk(min(spec.n_top_tokens, logits.shape[1]), dim=1)
         top.append(values)
         top_ids.append(ids)
-    found, found_top, found_ids = download([torch.cat(one) for one in (of_chosen, top, top_ids)])
-    shape = (len(places), len(tokens), len(chosen))
+    chosen_logits, top_logits, token_ids = download([torch.cat(one) for one in (of_chosen, top, top_ids)])
+    chosen_logits = chosen_logits.reshape(len(sites), len(tokens), len(chosen))
     return LensResult(
-        spec.layers, spec.token_indices, spec.vocabulary_tokens, found.reshape(shape), found_ids, found_top
+        spec.layers, spec.token_indices, spec.vocabulary_tokens, chosen_logits, token_ids, top_logits
     )

@@ -1,4 +1,4 @@
-"""The values of a place as they are, or the gradients there, in the order in which clients index them."""
+"""A hook point's values, or the gradients there, with axes in the order in which clients index them."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from tdb_server.engine.transfers import download
 
 
 def activations(rows: Rows, row: int, spec: ActivationsSpec) -> ActivationsResult:
-    """A place of one row, layer by layer."""
+    """One row's values of a hook point, layer by layer."""
     hook_point, n_tokens = spec.hook_point, rows.planned[row].n_tokens
     dimensions = hook_point.dimensions
     declared = Declaration(
         dimensions, hook_point.node_type, Measure.ACTIVATION, hook_point, hook_point.is_per_layer
     )
-    found = []
+    values = []
     for layer in spec.layers:
-        own = rows if layer is None else rows.of_layer(layer)
-        found.append(_of_row(product_of(own, declared, spec.pass_type), row, n_tokens))
+        rows_there = rows if layer is None else rows.of_layer(layer)
+        product = product_of(rows_there, declared, spec.pass_type)
+        values.append(_of_row(product, row, n_tokens))
     tokens = list(spec.token_indices)
-    arrays = download([one[tokens] for one in found])
+    arrays = download([one[tokens] for one in values])
     layers = zip(spec.layers, (LabelledArray(one, dimensions) for one in arrays), strict=True)
     return ActivationsResult(tuple(layers), spec.token_indices)
 

@@ -63,13 +63,13 @@ class VocabularySearch:
             return self._rank_apart(directions, k, is_found)
         scores = sampled_products(directions, self._vocabulary, rows, ids)
         first = counts.cumsum(0) - counts
-        spots = torch.arange(len(rows)) - first[rows]  # each candidate's place in its row
+        columns = torch.arange(len(rows)) - first[rows]  # of each candidate, among those of its row
         row_ids = ids.new_zeros(len(directions), int(counts.amax()))
-        row_ids[rows, spots] = ids
+        row_ids[rows, columns] = ids
 
         def best(largest: bool) -> tuple[Tensor, Tensor]:
             row_scores = scores.new_full(row_ids.shape, -torch.inf if largest else torch.inf)
-            row_scores[rows, spots] = scores
+            row_scores[rows, columns] = scores
             found = row_scores.topk(k, dim=1, largest=largest)
             return found.values, row_ids.gather(1, found.indices)
 

@@ -27,13 +27,13 @@ _HEAD = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What the results of a run follow from. A run that goes on must be told the same.
+class RunBasis:
+    """What the results of a run follow from. A run that goes on must have the same.
 
     Attributes:
         texts: fingerprint of the file.
         nodes: types of the nodes.
-        batch: pieces that are run together. It is not told, but stays as it was at first.
+        batch: pieces that are run together. No option says it: it stays as it was at first.
     """
 
     digest: str
@@ -109,16 +109,16 @@ class ProgressFiles:
             self._lock.close()
 
     def begin(
-        self, told: Told, restore: Callable[[Iterator[npt.NDArray[Any]]], None]
-    ) -> tuple[Told, Position]:
+        self, basis: RunBasis, restore: Callable[[Iterator[npt.NDArray[Any]]], None]
+    ) -> tuple[RunBasis, Position]:
         """Where to go on; at the start where nothing is there.
 
         Args:
-            told: to this run.
+            basis: of this run.
             restore: takes what was kept, if anything was; raises `ValueError` where that does not fit.
 
         Raises:
-            ConfigurationBroken: what is there is of a run that was told something else, or damaged.
+            ConfigurationBroken: what is there is of a run with another basis, or damaged.
         """
         state = self._folder / _STATE_FILE
         position = Position()
@@ -126,14 +126,14 @@ class ProgressFiles:
             with state.open("rb") as file:
                 try:
                     before = json.loads(file.readline())
-                    was = Told(**{**before["told"], "nodes": tuple(before["told"]["nodes"])})
+                    was = RunBasis(**{**before["told"], "nodes": tuple(before["told"]["nodes"])})
                     position = Position(
                         **{**before["position"], "random_pieces": tuple(before["position"]["random_pieces"])}
                     )
                 except (ValueError, TypeError, KeyError) as error:
                     raise ConfigurationBroken(f"--out: {state}: is damaged: {error}") from error
-                told = replace(told, batch=was.batch)
-                _refuse_others(was, told, self._folder)
+                basis = replace(basis, batch=was.batch)
+                _refuse_others(was, basis, self._folder)
                 try:
                     restore(_arrays(file))
                 except (ValueError, EOFError) as error:
@@ -143,7 +143,7 @@ class ProgressFiles:
             if pieces.tell() < n_bytes:
                 raise ConfigurationBroken(f"--out: {self._path}: is shorter than {state} says")
             pieces.truncate(n_bytes)
-        return told, position
+        return basis, position
 
     def add(self, pieces: Sequence[Piece]) -> None:
         """Keeps the tokens of more pieces."""
@@ -154,13 +154,13 @@ class ProgressFiles:
         with self._path.open("ab") as file:
             file.write(records.tobytes())
 
-    def save(self, told: Told, position: Position, arrays: Iterable[npt.NDArray[Any]]) -> None:
+    def save(self, basis: RunBasis, position: Position, arrays: Iterable[npt.NDArray[Any]]) -> None:
         """Keeps what was found so far. A run that is cut off meanwhile goes on from what was kept before."""
         new = self._folder / f"{_STATE_FILE}.new"
         with self._path.open("rb") as pieces:
             os.fsync(pieces.fileno())
         with new.open("wb") as file:
-            file.write(json.dumps({"told": asdict(told), "position": asdict(position)}).encode() + b"\n")
+            file.write(json.dumps({"told": asdict(basis), "position": asdict(position)}).encode() + b"\n")
             for array in arrays:
                 np.save(file, array, allow_pickle=False)
             file.flush()
@@ -186,9 +186,9 @@ class ProgressFiles:
         shutil.rmtree(self._folder)
 
 
-def _refuse_others(was: Told, told: Told, folder: Path) -> None:
+def _refuse_others(was: RunBasis, basis: RunBasis, folder: Path) -> None:
     for name, before in asdict(was).items():
-        now = getattr(told, name)
+        now = getattr(basis, name)
         if now != before:
             flag = _FLAGS.get(name, f"--{name}")
             raise ConfigurationBroken(

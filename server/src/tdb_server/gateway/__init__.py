@@ -1,1 +1,1 @@
-"""The JSON face of the server."""
+"""The JSON API and the workbench, over HTTP."""

@@ -41,28 +41,28 @@ from tdb_server.service.debugger_service import DebuggerService
 from tdb_server.service.http.host_check import AllowedHosts, HostCheck
 from tdb_server.service.http.listener import HttpListener
 from tdb_server.service.http.probes import Probes
-from tdb_server.service.parts import Parts
+from tdb_server.service.shared_services import SharedServices
 
 if TYPE_CHECKING:
     from tdb_server.examples.reading import ExampleFolder
 
 RESPONSE_FACTOR = 8
-"""Times `max_response_bytes`, as HTTP clients have no streaming call to turn to, nor a limit of their own."""
+"""Answers may have so many `max_response_bytes`: HTTP clients have no streaming call, and no limit."""
 
 MAX_BLOCK_NUMBERS = 2**21
-"""Of places as they are and matrices of edges in an answer: each is some twenty characters of text."""
+"""In an answer, of hook points' values and matrices of edges: each is some twenty characters of text."""
 
 
-def http_server(parts: Parts) -> HttpListener:
+def http_server(shared: SharedServices) -> HttpListener:
     """The gateway as a server on the settings' HTTP port, in front of the service of the same process."""
-    settings, security = parts.settings, parts.settings.security
+    settings, security = shared.settings, shared.settings.security
     max_bytes = RESPONSE_FACTOR * settings.limits.max_response_bytes
-    debugger = DebuggerService(parts.calls, max_bytes, min(max_bytes, FLOAT_BYTES * MAX_BLOCK_NUMBERS))
+    debugger = DebuggerService(shared.calls, max_bytes, min(max_bytes, FLOAT_BYTES * MAX_BLOCK_NUMBERS))
     hosts = AllowedHosts(settings.host, security.allowed_hosts)
-    calls = HttpCalls(parts.guard, parts.threads, parts.memory, security.max_body_seconds)
-    gateway = create_gateway(debugger, parts.model, calls, hosts, parts.version, parts.examples)
-    application = Probes(gateway, parts.is_ready)
-    tls = None if parts.tls is None else parts.tls.context()
+    calls = HttpCalls(shared.guard, shared.threads, shared.memory, security.max_body_seconds)
+    gateway = create_gateway(debugger, shared.model, calls, hosts, shared.version, shared.examples)
+    application = Probes(gateway, shared.is_ready)
+    tls = None if shared.tls is None else shared.tls.context()
     return HttpListener(application, settings.host, settings.http_port or 0, security, tls)
 
 
@@ -82,7 +82,7 @@ def create_gateway(
         calls: what is around every request.
         hosts: names that the server answers to, and whose pages may call.
         server_version: version of this software.
-        examples: where texts activate nodes; None where nobody looked.
+        examples: texts that activate nodes; None where there are none.
     """
 
     def computed(read: Callable[[Any], Any], answer: Any, body_of: Callable[[Any], Body]) -> Endpoint:
@@ -98,11 +98,11 @@ def create_gateway(
         return Answer(model_info_response(response.model_info))
 
     def about_records(name: str, record: RecordEndpoint) -> Endpoint:
-        async def answer(asked: Any) -> Answer:
+        async def answer(question: Any) -> Answer:
             if examples is None:
-                return Answer(record.answer(asked))
+                return Answer(record.answer(question))
             caller = current_caller().name
-            body = await calls.threads.run(caller, RECORD_BYTES, lambda: record.answer(asked))
+            body = await calls.threads.run(caller, RECORD_BYTES, lambda: record.answer(question))
             return Answer(body, RECORD_BYTES)
 
         return Endpoint(record.read, answer, name not in WITHOUT_BODY)

@@ -1,4 +1,4 @@
-"""Puts the guard around HTTP requests: how their bodies are read, answers sent, and errors told."""
+"""Puts the guard around HTTP requests: how bodies are read, and answers and errors sent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tdb_server.domain.reason import Reason
 from tdb_server.errors import Cancelled, DeadlineExceeded, FieldViolation, OverLimit, TdbError
 from tdb_server.gateway.http_errors import UnsupportedMediaType, error_body, error_response
 from tdb_server.gateway.json_text import PIECE_BYTES, SHORT_BYTES, Body, json_pieces, read_json
-from tdb_server.gateway.priority_header import PRIORITY_HEADER, told_priority
+from tdb_server.gateway.priority_header import PRIORITY_HEADER, header_priority
 from tdb_server.service.access.access import Connection
 from tdb_server.service.call_guard import CallGuard
 from tdb_server.service.caller import current_caller
@@ -29,7 +29,7 @@ from tdb_server.service.telemetry.call_record import CallRecord
 ResultT = TypeVar("ResultT")
 JSON, LINES = "application/json", "application/x-ndjson"
 MEMORY_FACTOR = 16
-"""Times a long body's bytes, what it takes while it is read."""
+"""A long body takes this many times its bytes while it is read."""
 _threads = ThreadPoolExecutor(2, "answers")
 
 
@@ -39,7 +39,7 @@ class Answer:
 
     Attributes:
         body: as JSON.
-        n_bytes: what it is made of has in memory until it is sent.
+        n_bytes: what the data that it is made of takes in memory until it is sent.
     """
 
     body: Body
@@ -65,7 +65,7 @@ class Endpoint:
         read: makes a request of a parsed body, perhaps beside the event loop; raises `TdbError`.
         answer: answers it; raises `TdbError`.
         has_body: whether requests have one.
-        has_priority: whether what is read has a priority, as messages have, which a header tells.
+        has_priority: whether what is read has a priority, as messages have; a header says which.
         names_fields: whether errors name the fields at fault, not for people alone; and one that comes in the
             middle of lines is the last of them.
     """
@@ -84,7 +84,7 @@ class HttpCalls:
     Attributes:
         guard: what is around every call.
         threads: where long bodies are read.
-        memory: of which bodies that come, and answers that go, take a part.
+        memory: the budget that bodies and answers take their bytes from.
         max_body_seconds: how long a body may take to come.
     """
 
@@ -110,7 +110,7 @@ class HttpCalls:
         if not endpoint.has_body:
             return endpoint.read(None)
         _check_headers(request, self.guard.limits.max_request_bytes)
-        priority = told_priority(request.headers.getlist(PRIORITY_HEADER))
+        priority = header_priority(request.headers.getlist(PRIORITY_HEADER))
         read = await self._body(request, record, endpoint)
         if endpoint.has_priority:
             read.priority = PRIORITIES.number(priority)
@@ -171,9 +171,9 @@ class GuardedEndpoint:
         async def answer() -> None:
             owner = guard.access.token_owner(request.headers.getlist("authorization"))
             with guard.access.admitted(record, owner, _connection(request)):
-                told = await self.calls.read(request, record, self.endpoint)
+                question = await self.calls.read(request, record, self.endpoint)
                 async with guard.in_time():
-                    await _unless_disconnected(request, self._answer(told, record, send))
+                    await _unless_disconnected(request, self._answer(question, record, send))
 
         async def refuse(error: TdbError) -> None:
             names_fields = self.endpoint.names_fields
@@ -182,16 +182,16 @@ class GuardedEndpoint:
                     line = {"event": "error", **error_body(error, names_fields=True)}
                     await _send_line(line, record, send)
                     await send({"type": "http.response.body", "body": b""})
-                return  # else that it is not whole is seen from its missing end
+                return  # without such a line, its missing end shows that the answer is not whole
             response = error_response(error, names_fields=names_fields)
             record.http_status, record.sent_bytes = response.status_code, len(response.body)
             await response(scope, receive, send)
 
         await guard.answered(record, answer, refuse)
 
-    async def _answer(self, told: Any, record: CallRecord, send: Send) -> None:
-        """Answers, and sends that piece by piece: no more of its text is there than one piece."""
-        answer = await self.endpoint.answer(told)
+    async def _answer(self, question: Any, record: CallRecord, send: Send) -> None:
+        """Answers, and sends the answer piece by piece: no more of its text is in memory than one piece."""
+        answer = await self.endpoint.answer(question)
         if isinstance(answer, Lines):
             await _send_lines(answer.bodies, record, send)
             return
@@ -226,7 +226,7 @@ async def _send(body: Body, record: CallRecord, send: Send) -> None:
 
 
 async def _send_lines(bodies: AsyncGenerator[Body], record: CallRecord, send: Send) -> None:
-    """Sends each object as soon as it is there; the status is told with the first."""
+    """Sends each object as soon as it is there; the status is sent with the first."""
     async with aclosing(bodies):
         async for body in bodies:
             if not record.http_status:
@@ -268,8 +268,8 @@ def _check_headers(request: Request, max_request_bytes: int) -> None:
         raise UnsupportedMediaType(
             [FieldViolation("content-encoding", description, Reason.MALFORMED_REQUEST)]
         )
-    told = request.headers.get("content-length", "")
-    _check_size(int(told) if told.isdecimal() else 0, max_request_bytes)
+    length = request.headers.get("content-length", "")
+    _check_size(int(length) if length.isdecimal() else 0, max_request_bytes)
 
 
 def _check_size(n_bytes: int, allowed: int) -> None:

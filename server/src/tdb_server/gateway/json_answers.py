@@ -200,7 +200,7 @@ class LensResponseData(Body):
 
 
 class LayerActivations(Body):
-    """A place of one layer."""
+    """A hook point's values in one layer."""
 
     layer_index: int | None
     dimensions: list[Dimension]
@@ -210,7 +210,7 @@ class LayerActivations(Body):
 
 
 class ActivationsResponseData(Body):
-    """A place as it is."""
+    """A hook point's values, by layer."""
 
     response_data_type: Literal["activations_response_data"]
     token_indices: list[int]

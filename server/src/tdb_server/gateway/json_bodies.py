@@ -1,7 +1,7 @@
 """The bodies of requests in the reference's HTTP API: they are read by these models and described by them.
 
 Only shapes and types are checked here; whether values make sense, and what is missing, is for the service to
-say, which tells everything at once. Keys that are not known are ignored, as the reference does, and a key
+say, which names all faults at once. Keys that are not known are ignored, as the reference does, and a key
 with null is as good as none. Class names are the reference's, as clients made from `/openapi.json` use them.
 """
 
@@ -65,7 +65,7 @@ Number = Annotated[float, Field(strict=True)]
 """NaN and the infinities, which Python's JSON has, are left for the service to refuse."""
 Boolean = Annotated[bool, Field(strict=True)]
 FIRST_FAULT: Any = Field(fail_fast=True)
-"""Of many entries the first fault alone is told: a body of megabytes may hold a million."""
+"""Of many entries only the first fault is named: a body of megabytes may hold a million."""
 ItemT = TypeVar("ItemT")
 Listed = Annotated[list[ItemT], FIRST_FAULT, Field(max_length=16_384)]
 """How many entries are allowed is for the service to say. More would only cost memory before it can."""
@@ -81,7 +81,7 @@ def _one_cell(value: Any) -> Any:
 
 
 CellIndex = Annotated[Literal["All"] | Integer, BeforeValidator(_one_cell)]
-"""A place on an axis, or all of it."""
+"""An index along an axis, or all of it."""
 
 
 class Body(BaseModel):
@@ -127,7 +127,7 @@ class MirroredNodeIndex(Body):
 
 
 class MirroredActivationIndex(Body):
-    """Cells of a place."""
+    """Cells of a hook point."""
 
     activation_location_type: HookPoint | None = needed()
     tensor_indices: Listed[CellIndex] | None = None
@@ -217,7 +217,7 @@ class MirroredTraceConfig(Body):
 
 
 class ResidualDirection(Body):
-    """A vector at one place of the residual stream."""
+    """A vector at one hook point of the residual stream."""
 
     place: HookPoint | None = needed()
     layer_index: Integer | None = None
@@ -340,7 +340,7 @@ class LensRequestSpec(Body):
     """Asks what the model would predict from the residual stream behind the embedding and each layer."""
 
     spec_type: Literal["lens_request_spec"] | None = needed()
-    """No other key tells that this is one."""
+    """Required: no other key shows that this is such a spec."""
     place: HookPoint | None = None
     """Which stream of a layer: resid.post_mlp, which is meant where it is left out, or resid.post_attn."""
     layer_indices: Listed[Integer] | None = None
@@ -356,12 +356,12 @@ class LensRequestSpec(Body):
 
 
 class ActivationsRequestSpec(Body):
-    """Asks for the values of a place as they are, or for the gradients there."""
+    """Asks for the values of a hook point, or for the gradients there."""
 
     spec_type: Literal["activations_request_spec"] | None = None
     activation_location_type: HookPoint | None = needed()
     layer_indices: Listed[Integer] | None = None
-    """Left out: all that have the place."""
+    """Left out: all that have the hook point."""
     token_indices: Listed[Integer] | None = None
     """Tokens, -1 for the last; of pairs of tokens, those attended from. Left out: all."""
     pass_type: PassType | None = None
@@ -378,7 +378,7 @@ _SPEC_MODELS: dict[str, type[Body]] = {
     "lens_request_spec": LensRequestSpec,
     "activations_request_spec": ActivationsRequestSpec,
 }
-_TELLING_KEYS: dict[str, type[Body]] = {
+_KEYS_OF_SPECS: dict[str, type[Body]] = {
     "dstListByGroupId": MultipleTopKDerivedScalarsRequestSpec,
     "tokenScoringType": ScoredTokensRequestSpec,
     "numTokensAttendedTo": TokenPairAttributionRequestSpec,
@@ -393,17 +393,17 @@ _SCALARS_OF_PAIRS = {
 
 
 def _specific(value: Any) -> Any:
-    """A processing spec read as what it says it is, or else as what its keys tell."""
+    """A processing spec, of the kind that it says or, where it says none, that its keys show."""
     if not isinstance(value, Mapping):
         return DerivedScalarsRequestSpec.model_validate(value)
-    said = value.get("specType")
-    if said is not None:
-        model = _SPEC_MODELS.get(said) if isinstance(said, str) else None
+    kind = value.get("specType")
+    if kind is not None:
+        model = _SPEC_MODELS.get(kind) if isinstance(kind, str) else None
         if model is None:
             known = ", ".join(_SPEC_MODELS)
-            raise fault(f"{shortened(said)} is not one of {known}", Reason.UNKNOWN_ENUM_VALUE, ["specType"])
+            raise fault(f"{shortened(kind)} is not one of {known}", Reason.UNKNOWN_ENUM_VALUE, ["specType"])
         return model.model_validate(value)
-    for key, model in _TELLING_KEYS.items():
+    for key, model in _KEYS_OF_SPECS.items():
         if value.get(key) is not None:
             return model.model_validate(value)
     scalar = value.get("dst")
@@ -438,7 +438,7 @@ class InferenceSubRequest(Body):
         ]
         | None
     ) = None
-    """What a spec asks for is told by its `specType`, or without one by its keys."""
+    """What a spec asks for is said by its `specType`, or without one by its keys."""
 
 
 class BatchedRequest(Body):

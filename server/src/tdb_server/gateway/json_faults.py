@@ -1,6 +1,6 @@
-"""Bodies that cannot be read, told with the place of every value at fault.
+"""Errors of bodies that cannot be read, with the path of every value at fault.
 
-A place is a path such as `subRequests[0].nodeAblations[1].value`; the body itself is called `body`.
+A path is such as `subRequests[0].nodeAblations[1].value`; the body itself is called `body`.
 """
 
 from __future__ import annotations

@@ -38,9 +38,9 @@ _FIELDS = {
     "processing_request_spec_by_name": "processing_specs",
     "top_and_bottom_k_for_node_table": "top_and_bottom_k",
 }
-"""Of keys that are called otherwise in messages."""
+"""The message's field for keys that are called otherwise there."""
 _NEEDLESS = {"detach_layer_norm_scale", "downstream_trace_config", "normalize_by_prompt_maximum", "spec_type"}
-"""What changes nothing, or must be null, where the message has no field for it."""
+"""Keys that change nothing, or must be null: they are left out where the message has no field for them."""
 _SPECS: dict[type[bodies.Body], str] = {
     bodies.MultipleTopKDerivedScalarsRequestSpec: "multiple_top_k",
     bodies.DerivedScalarsRequestSpec: "derived_scalars",
@@ -106,11 +106,12 @@ def _fields(body: bodies.Body, message: Descriptor) -> dict[str, Any]:
 
 @cache
 def _fields_of(body: type[bodies.Body], message: Descriptor) -> list[tuple[str, str, Any]]:
-    """Of each of a body's keys that say something: the message's field, its name and its descriptor."""
+    """A body's keys that the message has a field for, each with the field's name and descriptor."""
     names = {key: _FIELDS.get(key, key) for key in body.model_fields}
     fields = message.fields_by_name
-    told = ((key, name) for key, name in names.items() if name in fields or name not in _NEEDLESS)
-    return [(key, name, fields[name]) for key, name in told]
+    return [
+        (key, name, fields[name]) for key, name in names.items() if name in fields or name not in _NEEDLESS
+    ]
 
 
 def _value(value: Any, field: Any) -> Any:
@@ -149,9 +150,9 @@ def _value(value: Any, field: Any) -> Any:
 
 def _axes(index: bodies.MirroredActivationIndex) -> list[dict[str, Any]]:
     """The index on each axis. Axes that are left out at the end are "All", as in the reference."""
-    told, place = index.tensor_indices or [], index.activation_location_type
-    n_left_out = len(place.dimensions) - len(told) if place else 0
-    axes = [*told, *[bodies.ALL] * n_left_out]
+    given, hook_point = index.tensor_indices or [], index.activation_location_type
+    n_left_out = len(hook_point.dimensions) - len(given) if hook_point else 0
+    axes = [*given, *[bodies.ALL] * n_left_out]
     return [{"all": True} if one == bodies.ALL else {"index": one} for one in axes]
 
 

@@ -45,7 +45,7 @@ def batched_response(response: DebugResponse | InferResponse | InferEdgesRespons
         "inferenceSubResponses": [
             {
                 "inferenceResponse": {"inferenceAndTokenData": _inference(one, response.timings)},
-                "processingResponseDataByName": _later(one),
+                "processingResponseDataByName": _lazy_results(one),
             }
             for one in response.sub_responses
         ]
@@ -57,7 +57,7 @@ def single_response(response: InferResponse) -> Body:
     (sub_response,) = response.sub_responses
     return {
         "inferenceAndTokenData": _inference(sub_response, response.timings),
-        **_later(sub_response),
+        **_lazy_results(sub_response),
     }
 
 
@@ -90,31 +90,31 @@ def _inference(sub_response: result_pb2.SubResponse, timings: Timings) -> Body:
         ),
         "tokensAsInts": list(sub_response.token_ids),
         "tokensAsStrings": list(sub_response.token_strings),
-        **_compared(sub_response),
+        **_optional_parts(sub_response),
     }
 
 
-def _compared(sub_response: result_pb2.SubResponse) -> Body:
-    """What only those find in an answer who have asked for it."""
-    told: Body = {}
+def _optional_parts(sub_response: result_pb2.SubResponse) -> Body:
+    """What an answer has only where it was asked for."""
+    parts: Body = {}
     if sub_response.baselines:
-        told["baselines"] = [
+        parts["baselines"] = [
             {"tokensAsInts": list(one.token_ids), "tokensAsStrings": list(one.token_strings)}
             for one in sub_response.baselines
         ]
     if sub_response.HasField("circuit"):
         circuit = sub_response.circuit
-        told["circuit"] = {
+        parts["circuit"] = {
             "objective": circuit.objective,
             "objectiveOfPrompt": circuit.objective_of_prompt,
             "objectiveOfBaseline": circuit.objective_of_baseline,
             "faithfulness": circuit.faithfulness if circuit.HasField("faithfulness") else None,
         }
-    return told
+    return parts
 
 
-def _later(sub_response: result_pb2.SubResponse) -> Body:
-    """The results by name, each to be made when it is its turn to be written."""
+def _lazy_results(sub_response: result_pb2.SubResponse) -> Body:
+    """The results by name, each of which is made when its turn to be written comes."""
     return {
         result.name: partial(_BODIES[kind], getattr(result, kind))
         for result in sub_response.results
@@ -166,9 +166,9 @@ def _derived_scalars(result: result_pb2.DerivedScalarsResult) -> Body:
 
 
 def _derived_attention_scalars(result: result_pb2.DerivedAttentionScalarsResult) -> Body:
-    told = {field.name: value for field, value in result.ListFields() if field.name != "tokens"}
-    rows = {to_camel(name): tensor_array(told.pop(name)) for name in ("scalars", "normalized_scalars")}
-    columns = {to_camel(name): _numbers(tensor) for name, tensor in told.items()}  # maxima and totals
+    tensors = {field.name: value for field, value in result.ListFields() if field.name != "tokens"}
+    rows = {to_camel(name): tensor_array(tensors.pop(name)) for name in ("scalars", "normalized_scalars")}
+    columns = {to_camel(name): _numbers(tensor) for name, tensor in tensors.items()}  # maxima and totals
     return {
         "responseDataType": "derived_attention_scalars_response_data",
         "tokenAndAttentionScalarsList": (
@@ -256,11 +256,11 @@ def _edges(result: edges_pb2.EdgesResult) -> Body:
     return {
         "responseDataType": "edges_response_data",
         "writers": [
-            {"writerType": EDGE_WRITER_TYPES.members[one.writer_type].value, **_place_of_edges(one)}
+            {"writerType": EDGE_WRITER_TYPES.members[one.writer_type].value, **_layer_and_head(one)}
             for one in result.writers
         ],
         "readers": [
-            {"readerType": EDGE_READER_TYPES.members[one.reader_type].value, **_place_of_edges(one)}
+            {"readerType": EDGE_READER_TYPES.members[one.reader_type].value, **_layer_and_head(one)}
             for one in result.readers
         ],
         "writersBefore": list(result.writers_before),
@@ -272,7 +272,7 @@ def _edges(result: edges_pb2.EdgesResult) -> Body:
     }
 
 
-def _place_of_edges(end: edges_pb2.EdgeWriter | edges_pb2.EdgeReader) -> Body:
+def _layer_and_head(end: edges_pb2.EdgeWriter | edges_pb2.EdgeReader) -> Body:
     return {
         "layerIndex": end.layer_index if end.HasField("layer_index") else None,
         "headIndex": end.head_index if end.HasField("head_index") else None,

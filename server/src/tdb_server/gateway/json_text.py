@@ -21,7 +21,7 @@ Body = dict[str, Any] | list[Any]
 arguments is called when it is its turn to be."""
 
 SHORT_BYTES = 8 * 1024
-"""What is read faster than it is handed to a thread."""
+"""Shorter bodies are read faster than they are handed to a thread."""
 MAX_PARTS = 2**18
 """Strings, lists, objects and commas of a body: twice what the default limits have a use for."""
 PIECE_BYTES = 256 * 1024

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def node_examples(
     folder: ExampleFolder, node_type: NodeType, layer: int, index: int
 ) -> dict[str, Any] | None:
-    """Where texts activate a node; None where nobody looked. Reads files.
+    """Where texts activate a node; None where no examples of it were made. Reads files.
 
     A head's activation at a token is the most that it moves there from one token; its `attended_to` is which
     one that is at the peak. The first token of a text has no part in peaks, nor in histograms.

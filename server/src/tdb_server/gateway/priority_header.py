@@ -12,8 +12,8 @@ PRIORITY_HEADER = "tdb-priority"
 PRIORITY_NAMES = [one.value for one in Priority]
 
 
-def told_priority(values: Sequence[str]) -> Priority | None:
-    """What a request says; None when it says nothing.
+def header_priority(values: Sequence[str]) -> Priority | None:
+    """The priority that a request's header says; None without one.
 
     Args:
         values: every value of the header.

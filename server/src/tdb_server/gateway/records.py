@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tdb_server.examples.reading import Example, ExampleFolder, NodeRecord
 
 RECORD_BYTES = 8 * 2**20
-"""What is taken into account for one record: what is read of files, and the answer that is made of it."""
+"""Memory that one record counts for: what is read of files, and the answer that is made of it."""
 _ATTENTION_WRITES = "attn_write_norm"
 _LATENTS = {one.value: one for one in LATENT_NODE_TYPES}
 _OF_TOKENS = {
@@ -34,7 +34,7 @@ _OF_TOKENS = {
     **_LATENTS,
     **{f"online_{name}": node_type for name, node_type in _LATENTS.items()},
 }
-"""By the derived scalar that a record is of, as the viewer calls it, the type of nodes with activations."""
+"""By the viewer's name of a record's derived scalar, the type of nodes with an activation for each token."""
 _OF_PAIRS = dict.fromkeys(
     (_ATTENTION_WRITES, DerivedScalar.UNFLATTENED_ATTN_WRITE_NORM.value), NodeType.ATTENTION_HEAD
 )
@@ -182,7 +182,7 @@ _SUMMARIES: dict[str, Callable[[_Scalars], _Scalars]] = {
     "totalScalarOut": lambda pairs: pairs.sum(axis=0),
     "maxScalarOut": lambda pairs: pairs.max(axis=0),
 }
-"""What is told of every token beside its pairs, of all [T, T]: what it reads, and what others read of it."""
+"""What a token has beside its pairs, made of all pairs [T, T]: what it reads, and what others read of it."""
 
 
 def _summaries(example: Example) -> dict[str, _Scalars]:
@@ -213,7 +213,7 @@ def _pair_rows(tokens: Sequence[str], columns: Mapping[str, _Scalars], most: Map
 
 
 def _normalized(numbers: _Scalars, most: float) -> list[float]:
-    """From 0, of what is not positive, to 1."""
+    """Numbers over the largest, from 0 to 1; what is negative becomes 0."""
     return np.clip(numbers / most, 0, 1).tolist() if most > 0 else [0.0] * len(numbers)
 
 

@@ -174,7 +174,7 @@ def _sound(folder: Path, *, is_in_doubt: bool = False) -> Conversion | None:
     try:
         proof: Any = read_json_object(folder / PROOF_FILE, ModelBroken)
         weights: str | None = proof["weights"]
-        faults = [fault for name, told in proof["files"].items() if (fault := _fault(folder / name, told))]
+        faults = [fault for name, entry in proof["files"].items() if (fault := _fault(folder / name, entry))]
         if is_in_doubt and weights is not None and not faults and weights_digest(folder) != weights:
             faults = [f"{SINGLE_FILE} is not what was written"]
     except (ModelError, OSError, LookupError, TypeError, AttributeError) as error:
@@ -184,12 +184,12 @@ def _sound(folder: Path, *, is_in_doubt: bool = False) -> Conversion | None:
     return None if faults else Conversion(folder, weights)
 
 
-def _fault(path: Path, told: dict[str, Any]) -> str | None:
+def _fault(path: Path, entry: dict[str, Any]) -> str | None:
     """What is wrong with a file, by its entry in the proof."""
     n_bytes = path.stat().st_size
-    if n_bytes != told["bytes"]:
-        return f"{path.name} has {n_bytes} bytes, not {told['bytes']}"
-    is_other = path.name != SINGLE_FILE and _sha256(path) != told["sha256"]
+    if n_bytes != entry["bytes"]:
+        return f"{path.name} has {n_bytes} bytes, not {entry['bytes']}"
+    is_other = path.name != SINGLE_FILE and _sha256(path) != entry["sha256"]
     return f"{path.name} is not what was written" if is_other else None
 
 

@@ -1,1 +1,1 @@
-"""The gRPC face of the server."""
+"""The gRPC services, and what stands around every call."""

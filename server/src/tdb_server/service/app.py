@@ -29,9 +29,9 @@ from tdb_server.service.listening import listen, server_tls
 from tdb_server.service.loading_report import LoadingReport
 from tdb_server.service.model_service import ModelService
 from tdb_server.service.open_calls import OpenCalls
-from tdb_server.service.parts import Parts
 from tdb_server.service.ready_file import ready_file
 from tdb_server.service.served_model import ModelSlot, ServedModel, read_tokenizer
+from tdb_server.service.shared_services import SharedServices
 from tdb_server.service.signals import signals_handled
 from tdb_server.service.systemd import READY, STOPPING, Systemd
 from tdb_server.service.telemetry.reporting import Reporting
@@ -50,15 +50,16 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 LAST_BYTES_SECONDS = 1.0
-AGAIN_SECONDS = 1.0
+"""How long what is left may take when the gRPC server ends."""
+HEALTH_RETRY_SECONDS = 1.0
 GOODBYE_SECONDS = 0.02
-"""Until connections know that the server ends, before the last callers are told and may call again."""
+"""How long connections have to learn that the server ends, before the last calls are refused."""
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-class OtherFace(Protocol):
-    """A server beside gRPC, such as the JSON gateway."""
+class HttpServer(Protocol):
+    """A server beside the gRPC server, such as the JSON gateway."""
 
     port: int
 
@@ -69,9 +70,10 @@ class OtherFace(Protocol):
         """Takes no more requests and lets the open ones end."""
 
 
-async def serve(
-    settings: Settings, version: str, make_http: Callable[[Parts], OtherFace] | None = None
-) -> None:
+MakeHttp = Callable[[SharedServices], HttpServer]
+
+
+async def serve(settings: Settings, version: str, make_http: MakeHttp | None = None) -> None:
     """Serves until told to stop by a signal.
 
     Args:
@@ -105,9 +107,7 @@ class App:
         make_http: makes the server for HTTP, where one is wanted.
     """
 
-    def __init__(
-        self, settings: Settings, version: str, make_http: Callable[[Parts], OtherFace] | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, version: str, make_http: MakeHttp | None = None) -> None:
         self._settings = settings
         self._report = LoadingReport(to_log=settings.telemetry.log_format == "json")
         self._slot = ModelSlot()
@@ -134,7 +134,7 @@ class App:
         self._scheduler = scheduler(settings, self._reporting.on_batch)
         self._pool = pool(settings, self._scheduler, self._on_readiness, self._report.show)
         self._threads = FairThreads(self._scheduler.memory)
-        parts = Parts(
+        shared = SharedServices(
             CallEvents(self._slot, self._scheduler, self._threads),
             ModelService(self._slot, self._scheduler, self._threads, version),
             CallGuard(
@@ -152,8 +152,8 @@ class App:
             lambda: self.is_ready,
             self._examples,
         )
-        self._server = grpc_server(parts, self._reporting.report_load, self._health)
-        self._http = make_http(parts) if make_http else None
+        self._server = grpc_server(shared, self._reporting.report_load, self._health)
+        self._http = make_http(shared) if make_http else None
         self.port = 0
 
     @property
@@ -210,7 +210,7 @@ class App:
         self._systemd.tell(STOPPING)
         await self._health.enter_graceful_shutdown()
         await self._calls.drain(self._settings.grace_seconds)
-        await self._calls.silence()
+        await self._calls.until_silence()
         # What is left: the last bytes of answers, calls out of time or held, and watchers of health.
         server_stops = asyncio.ensure_future(self._server.stop(LAST_BYTES_SECONDS))
         await asyncio.sleep(GOODBYE_SECONDS)
@@ -226,7 +226,7 @@ class App:
 
     def reload(self) -> None:
         """Reads tokens and certificates again, if they have changed, without waiting for the next look."""
-        _log.info("told to read tokens and certificates again")
+        _log.info("tokens and certificates are read again, as asked for by a signal")
         self._files.look_now()
 
     def _page_address(self, port: int) -> str:
@@ -264,7 +264,7 @@ class App:
         if not change.cancelled() and (error := change.exception()) is not None:
             _log.error("health cannot be set, and is set again", exc_info=error)
             asyncio.get_running_loop().call_later(
-                AGAIN_SECONDS, lambda: self._on_readiness(self._pool.n_ready)
+                HEALTH_RETRY_SECONDS, lambda: self._on_readiness(self._pool.n_ready)
             )
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:

@@ -30,7 +30,7 @@ from tdb_server.domain.results import Finished, NamedResult, ObjectiveValues
 from tdb_server.errors import FieldViolation, InvalidRequest
 from tdb_server.model.tokenizer import Tokenizer
 from tdb_server.service.caller import current_caller
-from tdb_server.service.enum_names import BACKWARD_RULES, PASS_TYPES, PLACES, PRIORITIES, VALUE_TYPES
+from tdb_server.service.enum_names import BACKWARD_RULES, HOOK_POINTS, PASS_TYPES, PRIORITIES, VALUE_TYPES
 from tdb_server.service.fair_threads import FairThreads
 from tdb_server.service.long_requests import LONG_REQUEST_BYTES, MEMORY_FACTOR
 from tdb_server.service.served_model import ModelSlot, ServedModel
@@ -41,9 +41,9 @@ from tdb_server.workers.scheduler import Scheduler
 from tdb_server.workers.ticket import Event, TakenUp, Terms, Unary
 
 FEW_SUB_REQUESTS = 4
-"""Of a short request, whose cost is estimated in a few milliseconds."""
+"""With no more sub-requests, the cost of a short request is estimated in a few milliseconds."""
 _VALUES = None
-"""In place of a result's name: the objective values of a sub-request."""
+"""Stands for the objective values of a sub-request where a result has its name."""
 Request = TypeVar("Request", DebugRequest, InferRequest, InferEdgesRequest)
 _Prepared = tuple[tuple[InferenceSubRequest, ...], Cost, CacheKey | None]
 Parse = Callable[[Request, ModelInfo, Limits, Tokenizer], Sequence[InferenceSubRequest]]
@@ -243,7 +243,7 @@ def _ablation_message(ablation: AblationSpec) -> AblationSpecMessage:
     index = ablation.index
     return AblationSpecMessage(
         index=ActivationIndex(
-            activation_location_type=PLACES.numbers[index.hook_point],
+            activation_location_type=HOOK_POINTS.numbers[index.hook_point],
             layer_index=index.layer_index,
             tensor_indices=[
                 TensorIndex(all=True) if one is None else TensorIndex(index=one)

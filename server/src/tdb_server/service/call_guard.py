@@ -1,11 +1,10 @@
-"""What stands around every call, over whatever it comes: its record, its caller, limits and faults."""
+"""What is done around every call, over gRPC or HTTP: its record, its caller, limits and faults."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -23,13 +22,13 @@ AnswerT = TypeVar("AnswerT")
 
 @dataclass(frozen=True, slots=True)
 class CallGuard:
-    """Around the answering of calls. A transport adds how its requests are read and its errors are told.
+    """Around the answering of calls. A transport adds how requests are read and errors are sent.
 
     Attributes:
         limits: the limits in force; of them, the seconds of a call are kept here.
         open_calls: counts calls, and refuses them while the server stops.
         access: who may call.
-        listeners: told about each call.
+        listeners: hear of each call.
         keeps_prompts: whether records may have the prompts.
     """
 
@@ -50,7 +49,7 @@ class CallGuard:
         Args:
             record: of the call.
             answer: admits the caller (`Access.admitted`), reads the request, and answers it within `in_time`.
-            refuse: tells the client.
+            refuse: sends the error to the client.
         """
         with recorded(record, self.listeners):
             try:
@@ -60,10 +59,8 @@ class CallGuard:
                 raise
             except TdbError as error:
                 return await self._refused(record, error, refuse)
-            except Exception:
-                error_id = uuid.uuid4().hex[:12]
-                _log.exception("internal error %s in %s", error_id, record.method)
-                return await self._refused(record, Internal(error_id), refuse)
+            except Exception as error:
+                return await self._refused(record, Internal.logged(_log, record.method, error), refuse)
 
     @contextlib.asynccontextmanager
     async def in_time(self) -> AsyncIterator[None]:
@@ -73,7 +70,7 @@ class CallGuard:
             Unavailable: the server is stopping.
             DeadlineExceeded: it took too long.
         """
-        await self.open_calls.held()
+        await self.open_calls.until_let_go()
         timeout = asyncio.timeout(self.limits.max_call_seconds)
         try:
             with self.open_calls.one():

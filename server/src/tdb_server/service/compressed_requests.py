@@ -10,14 +10,14 @@ import zlib
 
 from tdb_server.errors import FieldViolation, InvalidRequest
 
-LEFT_TO_US = (
+NO_DECOMPRESSION = (
     ("grpc.per_message_decompression", 0),
     # Without compression, or with gzip: what is sent otherwise, gRPC refuses and says what it takes.
     ("grpc.compression_enabled_algorithms_bitset", 1 << 0 | 1 << 2),
 )
-"""Options of the gRPC core."""
+"""Options of the gRPC core that leave decompression to this module."""
 _BEGINNING = b"\x1f\x8b"
-"""Of what gzip makes (RFC 1952). A message cannot begin so: protobuf has no fields of kind 7."""
+"""First bytes of gzip's output (RFC 1952). No message begins with them: protobuf has no fields of kind 7."""
 _GZIP = 16 + zlib.MAX_WBITS
 
 

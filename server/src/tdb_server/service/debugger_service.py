@@ -33,12 +33,12 @@ Response = TypeVar("Response", DebugResponse, InferResponse, InferEdgesResponse)
 
 @dataclass(frozen=True, slots=True)
 class DebuggerService(TransformerDebuggerServiceServicer):
-    """Debug is Infer with the sub-requests spelled out, and so are edges: all take the same way.
+    """Requests for debugging and for edges become general sub-requests; from there on all go the same way.
 
     Attributes:
-        calls: who answers.
+        calls: answers requests as events of a stream.
         max_response_bytes: of an answer that is not streamed.
-        max_block_bytes: of numbers in it that stand together, as a matrix of edges or a place as it is.
+        max_block_bytes: of its results that are one block of numbers each, such as a matrix of edges.
     """
 
     calls: CallEvents
@@ -102,7 +102,7 @@ class DebuggerService(TransformerDebuggerServiceServicer):
 
 @dataclass(slots=True)
 class _CollectedAnswer:
-    """A response that is filled message by message, of which `finished` tells how many there are."""
+    """A response that is filled message by message. The last message, `finished`, says how many there are."""
 
     response: DebugResponse | InferResponse | InferEdgesResponse
     n_bytes: int = 0
@@ -132,7 +132,7 @@ class _CollectedAnswer:
             response.estimated_cost.CopyFrom(started.estimated_cost)
             return
         for tokens in started.sub_requests:  # their fields are called the same
-            response.sub_responses.add(**{told.name: value for told, value in tokens.ListFields()})
+            response.sub_responses.add(**{field.name: value for field, value in tokens.ListFields()})
 
     def _add_part(self, part: call_pb2.ResultPart) -> None:
         key = (part.sub_request_index, part.result.name)
@@ -144,5 +144,5 @@ class _CollectedAnswer:
             self._results[key] = results[-1]
 
     def _add_values(self, values: call_pb2.SubRequestValues) -> None:
-        of_row = {told.name: value for told, value in values.ListFields() if told.name != "sub_request_index"}
+        of_row = {one.name: value for one, value in values.ListFields() if one.name != "sub_request_index"}
         self.response.sub_responses[values.sub_request_index].MergeFrom(result_pb2.SubResponse(**of_row))

@@ -69,7 +69,7 @@ class EnumNames(Generic[MemberT, NumberT]):
 NODE_TYPES = EnumNames(node_pb2.NodeType.items(), NodeType)
 VALUE_TYPES = EnumNames(ablation_pb2.AblationValueType.items(), ValueType)
 PASS_TYPES = EnumNames(node_pb2.PassType.items(), PassType)
-PLACES = EnumNames(activation_pb2.ActivationLocationType.items(), HookPoint)
+HOOK_POINTS = EnumNames(activation_pb2.ActivationLocationType.items(), HookPoint)
 DIMENSIONS = EnumNames(activation_pb2.Dimension.items(), Dimension)
 DERIVED_SCALARS = EnumNames(derived_scalar_pb2.DerivedScalarType.items(), DerivedScalar)
 GROUP_IDS = EnumNames(derived_scalar_pb2.GroupId.items(), GroupId)

@@ -12,7 +12,7 @@ DOMAIN = "transformer-debugger"
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 MAX_MESSAGE_BYTES = 1024
 MAX_VIOLATION_BYTES = 3072
-"""Details travel as a trailer, and clients take 8 KiB of trailers unless told otherwise."""
+"""Details travel as a trailer, and clients take 8 KiB of trailers by default."""
 
 
 class NotImplementedHere(errors.TdbError, reason="NOT_IMPLEMENTED"):

@@ -15,10 +15,10 @@ N_THREADS = 2
 
 
 class FairThreads:
-    """A few threads. Who waits for one waits for no more than one piece of work of each other caller.
+    """A few threads. A caller waits for no more than one piece of work of each other caller.
 
     Args:
-        budget: of memory, of which what waits or is worked at takes a part.
+        budget: of memory, which work takes its bytes from until it is done.
         n_threads: pieces of work at the same time.
     """
 

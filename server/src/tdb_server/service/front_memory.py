@@ -1,4 +1,4 @@
-"""How the front's memory stays as it is, however long it serves."""
+"""Keeps the front's memory from growing, however long it serves."""
 
 from __future__ import annotations
 

@@ -31,13 +31,13 @@ if TYPE_CHECKING:  # generic for the type checker alone
     from tdb_server.service.handlers import Context, Handler
 
 OPEN_METHODS = "grpc.health.v1.Health/"
-"""Asked by balancers and probes, which have no tokens."""
+"""Methods that need no token: balancers and probes, which ask for health, have none."""
 UNKNOWN_METHOD = "other"
 MAX_OTHER_REQUEST_BYTES = 4 * 1024
-"""Of a request to a service that is not ours, such as health: none of them has a use for more, and a watch
+"""The most for a request to a service that is not ours, such as health. None has a use for more, and a watch
 keeps its own for as long as it lasts."""
 CALLERS_CLOCK_SECONDS = 0.05
-"""A caller gives up by its own clock, a little before the deadline is over by ours."""
+"""A cancellation so shortly before the deadline counts as the deadline's: callers go by their own clocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +69,17 @@ class GrpcCalls(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
         """See `grpc.aio.ServerInterceptor`."""
-        method, told = handler_call_details.method.lstrip("/"), handler_call_details.invocation_metadata or ()
+        method = handler_call_details.method.lstrip("/")
+        metadata = handler_call_details.invocation_metadata or ()
         record = CallRecord(
             method if self.is_known(method) else UNKNOWN_METHOD,
-            traceparent=next((str(value) for key, value in told if key == "traceparent"), ""),
+            traceparent=next((str(value) for key, value in metadata if key == "traceparent"), ""),
             keeps_prompts=self.guard.keeps_prompts,
         )
-        owner, forwarded_for = None, tuple(_values(told, "x-forwarded-for"))
+        owner, forwarded_for = None, tuple(_values(metadata, "x-forwarded-for"))
         try:
             if not method.startswith(OPEN_METHODS):
-                owner = self.guard.access.token_owner(_values(told, "authorization"))
+                owner = self.guard.access.token_owner(_values(metadata, "authorization"))
         except Unauthenticated as error:
             return self._refused_unread(record, error)
         handler = await continuation(handler_call_details)
@@ -218,9 +219,9 @@ def _values(metadata: Sequence[tuple[str, str | bytes]], key: str) -> list[str]:
 
 def _certificate_names(context: Context) -> list[str]:
     """The names in the client's certificate, which the handshake has checked; the best known first."""
-    said = context.auth_context()
+    properties = context.auth_context()
     keys = ("x509_common_name", "x509_subject_alternative_name", "x509_subject")
-    return [name.decode(errors="replace") for key in keys for name in said.get(key, ())]
+    return [name.decode(errors="replace") for key in keys for name in properties.get(key, ())]
 
 
 def _code_name(context: Context) -> str:

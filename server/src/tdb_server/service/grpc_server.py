@@ -17,8 +17,8 @@ from transformer_debugger.v1 import (
 from tdb_server.service.debugger_service import DebuggerService
 from tdb_server.service.grpc_calls import GrpcCalls
 from tdb_server.service.listening import server_options
-from tdb_server.service.parts import Parts
 from tdb_server.service.self_description import REFLECTION_METHODS, add_channelz, add_reflection
+from tdb_server.service.shared_services import SharedServices
 
 if TYPE_CHECKING:  # generic for the type checker alone
     from tdb_server.service.handlers import Context
@@ -43,18 +43,20 @@ KNOWN_METHODS = REFLECTION_METHODS | {
 
 
 def grpc_server(
-    parts: Parts, report_load: Callable[[Context], None] | None, health_servicer: health.aio.HealthServicer
+    shared: SharedServices,
+    report_load: Callable[[Context], None] | None,
+    health_servicer: health.aio.HealthServicer,
 ) -> grpc.aio.Server:
     """The server with all its services, which does not listen yet."""
-    settings = parts.settings
+    settings = shared.settings
     bound = settings.security.max_connections_per_address
     is_known = KNOWN_METHODS.__contains__
-    calls = GrpcCalls(parts.guard, parts.threads, REQUESTS, is_known, bound, report_load)
+    calls = GrpcCalls(shared.guard, shared.threads, REQUESTS, is_known, bound, report_load)
     max_bytes = settings.limits.max_response_bytes
-    debugger = DebuggerService(parts.calls, max_bytes, max_bytes)
+    debugger = DebuggerService(shared.calls, max_bytes, max_bytes)
     server = grpc.aio.server(interceptors=[calls], options=server_options(settings))
     transformer_debugger_service_pb2_grpc.add_TransformerDebuggerServiceServicer_to_server(debugger, server)
-    model_service_pb2_grpc.add_ModelServiceServicer_to_server(parts.model, server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(shared.model, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     if settings.reflection:
         add_reflection(server, (*OUR_SERVICES, health.SERVICE_NAME))

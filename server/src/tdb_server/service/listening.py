@@ -7,12 +7,12 @@ import socket
 import grpc.aio
 
 from tdb_server.service.access.tls import ServerTls
-from tdb_server.service.compressed_requests import LEFT_TO_US
+from tdb_server.service.compressed_requests import NO_DECOMPRESSION
 from tdb_server.settings import Settings
 
 GRACE_BEYOND_CALLS_SECONDS = 10.0
 MAX_HEAD_BYTES = 16 * 1024
-"""Of the headers of a request, or a call's metadata."""
+"""The most that the headers of a request, or a call's metadata, may have."""
 
 
 def server_tls(settings: Settings) -> ServerTls | None:
@@ -54,7 +54,7 @@ def server_options(settings: Settings) -> list[tuple[str, int]]:
     return [
         # Four times our own limit: what is a little too large gets a typed error, the rest is cut off unread.
         ("grpc.max_receive_message_length", 4 * settings.limits.max_request_bytes),
-        *LEFT_TO_US,
+        *NO_DECOMPRESSION,
         ("grpc.max_send_message_length", -1),  # answers are limited where they are made
         ("grpc.absolute_max_metadata_size", MAX_HEAD_BYTES),
         ("grpc.so_reuseport", 0),  # two servers on one port would each get half of the calls

@@ -17,9 +17,9 @@ from tdb_server.service.handlers import Convert
 from tdb_server.service.message_survey import check_lists
 
 LONG_REQUEST_BYTES = 2 * 1024
-"""What is shorter is read in a few milliseconds, however it was made up."""
+"""What is shorter is read in a few milliseconds, whatever it holds."""
 MEMORY_FACTOR = 3
-"""Times a long request's bytes, what it takes while it is read: as bytes, as a message, as what it means."""
+"""A long request takes this many times its bytes while it is read: as bytes, as a message, and parsed."""
 
 
 def is_long(raw: bytes) -> bool:

@@ -12,7 +12,7 @@ from tdb_server.domain.index_validation import range_violations
 from tdb_server.domain.loss_validation import direction_violations, weight_violations
 from tdb_server.domain.reason import Reason
 from tdb_server.domain.requests import LossConfig, LossName, ResidualDirection
-from tdb_server.service.enum_names import LOSS_NAMES, PLACES
+from tdb_server.service.enum_names import HOOK_POINTS, LOSS_NAMES
 from tdb_server.service.request_reader import MessageReader
 
 _WITHOUT_TARGETS = (LossName.KL_FROM_BASELINE, LossName.DIRECTION)
@@ -84,9 +84,9 @@ def _direction(loss: MessageReader[LossFnConfig], name: LossName | None) -> Resi
     if not loss.requires("direction"):
         return None
     message: MessageReader[ResidualDirectionMessage] = loss.inner("direction")
-    place = message.member("place", PLACES)
-    if place is None:
+    hook_point = message.member("place", HOOK_POINTS)
+    if hook_point is None:
         return None
-    found = ResidualDirection(place, message.optional("layer_index"), tuple(message.message.vector))
+    found = ResidualDirection(hook_point, message.optional("layer_index"), tuple(message.message.vector))
     loss.request.note(direction_violations(found, loss.request.info, message.path))
     return found

@@ -16,20 +16,18 @@ _VARINT, _FIXED64, _BYTES, _GROUP, _END_GROUP, _FIXED32 = range(6)
 _MAX_DEPTH = 100
 """Protobuf goes no deeper."""
 _FEW = 64
-"""Objects in a list that has no limit of its own. None is as long in a request that makes sense."""
-
-
+"""The most objects in a list that has no limit of its own. No sensible request has a longer one."""
 _FEW_NUMBERS = 1024
-"""The same for numbers."""
-_MOST_CHANNELS = 1024 * 1024
-"""Of a direction: more than any model has neurons, or any dictionary latents."""
+"""The most numbers in such a list."""
+_MOST_CELLS = 1024 * 1024
+"""The most numbers of a direction: more than any model has neurons or tokens, or any dictionary latents."""
 MAX_TOKEN_IDS = 64 * 1024
-"""Of `Detokenize`, which says more about it."""
+"""The most tokens of `Detokenize`, which itself refuses more and says how many there are."""
 _MOST_CHANNELS = 64 * 1024
-"""Of a residual stream: more than any model has."""
+"""The most numbers of a vector in the residual stream: more channels than any model has."""
 _FIXED_BYTES = {FieldDescriptor.TYPE_FLOAT: 4, FieldDescriptor.TYPE_DOUBLE: 8}
 _LEAST_FIELD_BYTES = 4
-"""Of the fields of a long request that makes sense, on average."""
+"""A field of a sensible long request has at least so many bytes, on average."""
 _NOT_THE_LAST = bytes(range(0x80, 0x100))
 """Bytes of a number after which it goes on."""
 
@@ -57,7 +55,7 @@ def _limits_of_lists(limits: Limits) -> dict[str, tuple[int, Reason]]:
         "ablation_specs": (limits.max_node_ablations, Reason.TOO_MANY_ABLATIONS),
         "baseline_prompts": (limits.max_sub_requests, Reason.TOO_MANY_BASELINES),
         "nodes": (limits.max_circuit_nodes, Reason.TOO_MANY_NODES),
-        "direction": (_MOST_CHANNELS, Reason.OUT_OF_RANGE),
+        "direction": (_MOST_CELLS, Reason.OUT_OF_RANGE),
         "token_ids": (2 * MAX_TOKEN_IDS, Reason.OUT_OF_RANGE),
         "target_token_ids": (limits.max_target_tokens, Reason.TOO_MANY_TARGET_TOKENS),
         "distractor_token_ids": (limits.max_target_tokens, Reason.TOO_MANY_TARGET_TOKENS),

@@ -14,7 +14,7 @@ from tdb_server.domain.limits import Limits
 from tdb_server.domain.model_info import AutoencoderInfo, KernelChoice, ModelInfo
 from tdb_server.domain.node import NodeType
 from tdb_server.model.tokenizer import Tokenizer
-from tdb_server.service.enum_names import DERIVED_SCALARS, KERNEL_OUTCOMES, PLACES, SITES
+from tdb_server.service.enum_names import DERIVED_SCALARS, HOOK_POINTS, KERNEL_OUTCOMES, SITES
 from tdb_server.service.tensor_messages import D_TYPES_BY_NAME
 
 API_VERSION = "v1"
@@ -55,7 +55,7 @@ def model_info_message(info: ModelInfo, limits: Limits, server_version: str) -> 
             **{**asdict(limits), "max_prompt_tokens": limits.prompt_tokens(info.context_length)}
         ),
         derived_scalar_types=[DERIVED_SCALARS.numbers[one] for one in offered_derived_scalars(info)],
-        ablatable_location_types=[PLACES.numbers[one] for one in ablatable_hook_points(info)],
+        ablatable_location_types=[HOOK_POINTS.numbers[one] for one in ablatable_hook_points(info)],
         api_version=API_VERSION,
         server_version=server_version,
         default_top_and_bottom_k=limits.default_top_and_bottom_k,

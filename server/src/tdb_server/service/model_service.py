@@ -108,13 +108,13 @@ def _detokenized(request: DetokenizeRequest, model: ServedModel) -> DetokenizeRe
     last, tokenizer = model.info.vocabulary_size - 1, model.tokenizer
     unknown = [index for index, one in enumerate(request.token_ids) if not 0 <= one <= last]
     if unknown:
-        told = [
+        violations = [
             FieldViolation(
                 f"token_ids[{index}]", f"must be 0 to {last}: {request.token_ids[index]}", "UNKNOWN_TOKEN_ID"
             )
             for index in unknown[:MAX_VIOLATIONS]
         ]
-        raise InvalidRequest(told, len(unknown) - len(told))
+        raise InvalidRequest(violations, len(unknown) - len(violations))
     token_ids = list(with_bos(request.token_ids, request.add_bos, tokenizer))
     return DetokenizeResponse(
         text=tokenizer.decode(token_ids), token_strings=tokenizer.token_strings(token_ids)

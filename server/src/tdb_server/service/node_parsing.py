@@ -26,7 +26,13 @@ from tdb_server.domain.requests import (
     Trace,
     ValueType,
 )
-from tdb_server.service.enum_names import ATTENTION_TRACE_TYPES, NODE_TYPES, PASS_TYPES, PLACES, VALUE_TYPES
+from tdb_server.service.enum_names import (
+    ATTENTION_TRACE_TYPES,
+    HOOK_POINTS,
+    NODE_TYPES,
+    PASS_TYPES,
+    VALUE_TYPES,
+)
 from tdb_server.service.request_reader import MessageReader
 
 _MOST_INDICES = 16
@@ -35,7 +41,7 @@ _MOST_INDICES = 16
 
 def parse_activation_index(index: MessageReader[ActivationIndexMessage]) -> ActivationIndex | None:
     """An activation index."""
-    hook_point = index.member("activation_location_type", PLACES)
+    hook_point = index.member("activation_location_type", HOOK_POINTS)
     pass_type = index.member("pass_type", PASS_TYPES, PassType.FORWARD)
     if not _are_few(index):
         return None

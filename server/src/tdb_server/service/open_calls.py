@@ -10,8 +10,10 @@ from collections.abc import Iterator
 
 from tdb_server.errors import Unavailable
 
-SILENCE_SECONDS, LONGEST_TALK_SECONDS = 0.25, 3.0
+SILENCE_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 3.0
+"""How long nobody must have called, and how long that is waited for."""
 LONGEST_HOLD_SECONDS = 1.0
+"""How long one call is held."""
 
 
 class OpenCalls:
@@ -53,24 +55,24 @@ class OpenCalls:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._none_open.wait(), grace_seconds)
 
-    async def silence(self) -> None:
+    async def until_silence(self) -> None:
         """Waits for a moment in which nobody calls, until callers have noticed that they should not.
 
         A call that comes while gRPC's server ends is CANCELLED, which callers do not repeat. So those that
-        come now are held until `let_go`: who waits for an answer does not call again meanwhile.
+        come now are held until `let_go`: a caller that waits for an answer does not call again meanwhile.
         """
         self._goes_on.clear()
-        latest = time.monotonic() + LONGEST_TALK_SECONDS
+        latest = time.monotonic() + LONGEST_WAIT_SECONDS
         while (seconds := min(latest, self._active_at + SILENCE_SECONDS) - time.monotonic()) > 0:  # noqa: ASYNC110
             await asyncio.sleep(seconds)  # what is awaited is that nothing happens
 
-    async def held(self) -> None:
-        """Before a call: comes back when it may be refused."""
+    async def until_let_go(self) -> None:
+        """Waits, before a call, for as long as calls are held."""
         if not self._goes_on.is_set():
             self._active_at = time.monotonic()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._goes_on.wait(), LONGEST_HOLD_SECONDS)
 
     def let_go(self) -> None:
-        """Calls that are held are refused."""
+        """Ends the holding of calls, which are refused then."""
         self._goes_on.set()

@@ -38,14 +38,14 @@ from tdb_server.service.enum_names import (
     DERIVED_SCALARS,
     DIMENSIONS,
     GROUP_IDS,
+    HOOK_POINTS,
     PASS_TYPES,
-    PLACES,
     TOKEN_SCORING_TYPES,
 )
 from tdb_server.service.request_reader import MessageReader
 
 MAX_NAME_CHARACTERS = 256
-"""Of a spec: its name stands in every message of a stream that has something of its result."""
+"""The most for a spec's name, which every message of a stream repeats that has something of its result."""
 
 
 def parse_processing(
@@ -150,33 +150,35 @@ def _groups(
 
 def _lens(spec: MessageReader[LensMessage], n_tokens: int | None) -> LensSpec | None:
     n_layers = spec.request.info.n_layers
-    place = spec.member("place", PLACES, HookPoint.RESID_POST_MLP)
+    hook_point = spec.member("place", HOOK_POINTS, HookPoint.RESID_POST_MLP)
     vocabulary_tokens = spec.single_tokens("vocab_token")
     n_top_tokens = spec.optional("num_top_tokens")
     if n_top_tokens is not None and n_top_tokens < 1:
         spec.refuse("num_top_tokens", f"must be 1 or more, not {n_top_tokens}", Reason.OUT_OF_RANGE)
         return None
-    if place is None or vocabulary_tokens is None or not spec.only("layer_indices", n_layers, "layers"):
+    if hook_point is None or vocabulary_tokens is None or not spec.only("layer_indices", n_layers, "layers"):
         return None
     tokens = _token_indices(spec, n_tokens, [-1])
     layers = tuple(spec.message.layer_indices) or tuple(range(n_layers))
-    return None if tokens is None else LensSpec(place, layers, tokens, vocabulary_tokens, n_top_tokens or 0)
+    if tokens is None:
+        return None
+    return LensSpec(hook_point, layers, tokens, vocabulary_tokens, n_top_tokens or 0)
 
 
 def _activations(spec: MessageReader[ActivationsMessage], n_tokens: int | None) -> ActivationsSpec | None:
     info = spec.request.info
-    place = spec.member("activation_location_type", PLACES)
+    hook_point = spec.member("activation_location_type", HOOK_POINTS)
     pass_type = spec.member("pass_type", PASS_TYPES, PassType.FORWARD)
-    if place is None or pass_type is None or not spec.only("layer_indices", info.n_layers, "layers"):
+    if hook_point is None or pass_type is None or not spec.only("layer_indices", info.n_layers, "layers"):
         return None
     layers: tuple[int | None, ...] = tuple(spec.message.layer_indices)
-    if not layers and not place.is_per_layer:
+    if not layers and not hook_point.is_per_layer:
         layers = (None,)
     elif not layers:
-        dictionaries = autoencoders_of_hook_point(place, info)
+        dictionaries = autoencoders_of_hook_point(hook_point, info)
         layers = dictionaries[0].layers if len(dictionaries) == 1 else tuple(range(info.n_layers))
     tokens = _token_indices(spec, n_tokens, range(n_tokens or 0))
-    return None if tokens is None else ActivationsSpec(place, layers, tokens, pass_type)
+    return None if tokens is None else ActivationsSpec(hook_point, layers, tokens, pass_type)
 
 
 def _token_indices(
@@ -187,8 +189,8 @@ def _token_indices(
     """The tokens that are named, counted from the start; None where there are too many, or no prompt."""
     if n_tokens is None or not spec.only("token_indices", n_tokens, "tokens"):
         return None
-    told = spec.message.token_indices or default
-    return tuple(n_tokens - 1 if one == -1 else one for one in told)
+    indices = spec.message.token_indices or default
+    return tuple(n_tokens - 1 if one == -1 else one for one in indices)
 
 
 def _component_totals(spec: MessageReader[ComponentTotalsMessage]) -> ComponentTotalsSpec | None:

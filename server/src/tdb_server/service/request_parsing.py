@@ -296,7 +296,7 @@ def _parse_node_ablations(
 
 
 def _of_pattern(ablation: NodeAblation) -> AblationSpec:
-    """Where an ablation is told from others: of heads' nodes at the pattern, whatever they are set to."""
+    """The cells by which an ablation conflicts with others: of a head, its pattern, whatever it is set to."""
     at_pattern = node_ablation_spec(replace(ablation, value_type=ValueType.NUMBER))
     return replace(at_pattern, value_type=ablation.value_type)
 

@@ -26,7 +26,7 @@ from tdb_server.service.token_words import shortened, tokens_in_words
 MAX_TARGET_CHARACTERS = 8192
 """A longer text is no token, and is not looked at."""
 MAX_VIOLATIONS = 64
-"""Mistakes that are told; of the others only how many there are."""
+"""Mistakes that are named; of the others only their number is given."""
 MemberT = TypeVar("MemberT", bound=Enum)
 NumberT = TypeVar("NumberT", bound=int)
 MessageT = TypeVar("MessageT", bound=Message)

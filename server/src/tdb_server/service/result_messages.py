@@ -73,10 +73,10 @@ def put_named_result(
         case ComponentTotalsResult() as result:
             message.component_totals.SetInParent()
             for scalar, total in result.totals.items():
-                told = message.component_totals.totals.add(
+                total_message = message.component_totals.totals.add(
                     derived_scalar_type=DERIVED_SCALARS.numbers[scalar]
                 )
-                put_tensor(told.total, total.array, total.dimensions)
+                put_tensor(total_message.total, total.array, total.dimensions)
         case DerivedAttentionScalarsResult() as result:
             tokens = tokenizer.token_strings(token_ids)
             _put_derived_attention_scalars(message.derived_attention_scalars, result, tokens)
@@ -86,7 +86,7 @@ def put_named_result(
 
 @lru_cache(maxsize=32)
 def _node_messages(nodes: Nodes) -> Sequence[NodeIndexMessage]:
-    """To be copied, not changed: most results of a call are about the same nodes."""
+    """Messages to be copied, not changed: they are remembered, as most results are about the same nodes."""
     return [
         NodeIndexMessage(
             node_type=NODE_TYPES.numbers[node.node_type],

@@ -44,8 +44,8 @@ from tdb_server.service.result_messages import put_named_result
 NODES_PER_PART = 256
 """With ten tokens at both ends of each node's ranking a part takes about 100 KB."""
 TOKENS_PER_PART = 16 * 1024
-"""Of all lists of a part, which take about 300 KB."""
-_WITHOUT_NODES = (
+"""The lists of a part have at most so many tokens together, which take about 300 KB."""
+_UNCUT = (
     ActivationsResult,
     ComponentTotalsResult,
     DerivedAttentionScalarsResult,
@@ -53,14 +53,14 @@ _WITHOUT_NODES = (
     EdgesResult,
     LensResult,
 )
-"""Or with a node for each token."""
+"""Results that are not cut by nodes: they have none, or one for each token."""
 StreamMessage = TypeVar("StreamMessage", StreamDebugResponse, StreamInferResponse, StreamInferEdgesResponse)
 
 
 def result_parts(result: NamedResult) -> Iterator[NamedResult]:
     """The result cut by nodes. Groups, with their tensors, are in the first part only."""
     whole = result.result
-    if isinstance(whole, _WITHOUT_NODES):
+    if isinstance(whole, _UNCUT):
         yield result
         return
     n_nodes = min(NODES_PER_PART, max(1, TOKENS_PER_PART // _tokens_per_node(whole)))
@@ -83,7 +83,7 @@ def result_parts(result: NamedResult) -> Iterator[NamedResult]:
 
 
 def _marked(parts: Iterator[NamedResult]) -> Iterator[tuple[NamedResult, bool]]:
-    """Parts, each with whether it is the last. One is cut ahead: all would hold up the event loop."""
+    """Parts, each with whether it is the last. One is made ahead; to make all would hold up the loop."""
     part = next(parts)
     for following in parts:
         yield part, False
@@ -159,26 +159,28 @@ class StreamWriter(Generic[StreamMessage]):
 
     def values(self, values: ObjectiveValues) -> StreamMessage:
         """Loss and traced value; fields stay absent where there is none."""
-        told = call_pb2.SubRequestValues(
+        values_message = call_pb2.SubRequestValues(
             sub_request_index=values.sub_request_index,
             loss=values.loss,
             activation_value_for_backward_pass=values.activation_value,
         )
         if (circuit := values.circuit) is not None:
-            told.circuit.objective = circuit.objective
-            told.circuit.objective_of_prompt = circuit.of_prompt
-            told.circuit.objective_of_baseline = circuit.of_baseline
+            values_message.circuit.objective = circuit.objective
+            values_message.circuit.objective_of_prompt = circuit.of_prompt
+            values_message.circuit.objective_of_baseline = circuit.of_baseline
             if (faithfulness := circuit.faithfulness) is not None:
-                told.circuit.faithfulness = faithfulness
-        return self.new_message(values=told)
+                values_message.circuit.faithfulness = faithfulness
+        return self.new_message(values=values_message)
 
     def finished(self, finished: Finished, serialize_seconds: float, n_messages: int) -> StreamMessage:
         """Where the time went, and how many messages the stream has with this one."""
         stages = asdict(replace(finished.seconds, serialize=serialize_seconds))
         timings = call_pb2.Timings(**{f"{stage}_seconds": seconds for stage, seconds in stages.items()})
         memory = finished.peak_memory_bytes
-        told = call_pb2.Finished(timings=timings, peak_memory_bytes=memory, message_count=n_messages)
-        return self.new_message(finished=told)
+        finished_message = call_pb2.Finished(
+            timings=timings, peak_memory_bytes=memory, message_count=n_messages
+        )
+        return self.new_message(finished=finished_message)
 
     def _take_out(self, tensors: Sequence[tensor_pb2.Tensor]) -> list[tuple[int, bytes]]:
         """Replaces the data of tensors that do not fit by headers; returns the data with their numbers."""

@@ -1,4 +1,4 @@
-"""Tells systemd how the server is: that it is ready, that it stops, and again and again that it lives.
+"""Notifies systemd: that the server is ready, that it stops, and at intervals that it is alive.
 
 The protocol is that of `sd_notify(3)`: a datagram to the socket named in `NOTIFY_SOCKET`. Elsewhere, without
 such a variable, nothing happens.
@@ -17,11 +17,11 @@ STOPPING = "STOPPING=1"
 ALIVE = "WATCHDOG=1"
 MICROSECONDS = 1e6
 LONGEST_WAIT_SECONDS = 0.1
-"""For room in the manager's queue, which holds a few words that it has not read yet."""
+"""How long to wait for room in the queue of systemd's socket, which holds few messages."""
 
 
 class Systemd:
-    """The manager that has started this process, or nobody.
+    """Messages to the systemd that started this process; none are sent where none did.
 
     Args:
         environment: where systemd's variables are looked up.
@@ -31,8 +31,9 @@ class Systemd:
         name = environment.get("NOTIFY_SOCKET", "")
         self._address = f"\0{name[1:]}" if name.startswith("@") else name
         is_for_us = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-        told = environment.get("WATCHDOG_USEC", "") if is_for_us and name else ""
-        self._seconds_between_signs = int(told) / MICROSECONDS / 2 if told.isdecimal() and int(told) else None
+        interval = environment.get("WATCHDOG_USEC", "") if is_for_us and name else ""
+        microseconds = int(interval) if interval.isdecimal() else 0
+        self._seconds_between_signs = microseconds / MICROSECONDS / 2 if microseconds else None
         self._signs: asyncio.Task[None] | None = None
         # Opened while there are descriptors: want of them later is no sign of death.
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if self._address else None
@@ -40,12 +41,12 @@ class Systemd:
             self._socket.settimeout(LONGEST_WAIT_SECONDS)
 
     def start(self) -> None:
-        """Gives signs of life from the event loop from here on, so that they end when that stands still."""
+        """Sends signs of life from the event loop from here on, so that they end when the loop hangs."""
         if self._seconds_between_signs is not None:
             self._signs = asyncio.create_task(self._give_signs(self._seconds_between_signs))
 
     def tell(self, *states: str) -> None:
-        """Tells states; what cannot be told is no reason to fail."""
+        """Sends states. That they cannot be sent is no reason to fail."""
         if self._socket is None:
             return
         with contextlib.suppress(OSError):

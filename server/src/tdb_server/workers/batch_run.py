@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import uuid
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -78,9 +77,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _fault(error: Exception) -> TdbError:
     if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _GPU_IS_LOST):
         raise DeviceLost from error
-    error_id = uuid.uuid4().hex[:12]
-    _log.error("internal error %s", error_id, exc_info=error)
-    return Internal(error_id)
+    return Internal.logged(_log, "a batch has failed", error)
 
 
 def _free_memory() -> None:

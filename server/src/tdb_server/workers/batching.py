@@ -1,9 +1,9 @@
 """Which calls share a batch.
 
 Rows of a batch are padded to the longest prompt, so what counts is the number of rows times that length. All
-calls of a batch go through the model together, and the worker takes nobody else up before it is done: so a
-batch is bounded in time, and one that somebody has little in is bounded by that little. A call that no other
-fits beside still runs, alone.
+calls of a batch go through the model together, and the worker takes up nothing else before it is done. So a
+batch may take only so long, and only so many times as long as the least work that one connection has in it
+would take alone. A call that fits with no other runs alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SHORT_SECONDS = 0.02
 
 @dataclass(slots=True)
 class BatchRule:
-    """How large a batch may be, and how long it may wait for company.
+    """How large a batch may be, and how long it may wait for more calls.
 
     Attributes:
         max_tokens: tokens of all rows, padding included.
@@ -41,7 +41,7 @@ class BatchRule:
     def fits(self, batch: Sequence[Ticket], candidate: Ticket, pace: Pace) -> bool:
         """Whether a call may join a batch that is not empty, on a worker of this pace."""
         together = [*batch, candidate]
-        if len(together) > min(ticket.max_company for ticket in together):
+        if len(together) > min(ticket.max_batch_calls for ticket in together):
             return False
         if len({ticket.terms.priority for ticket in together}) > 1:
             return False

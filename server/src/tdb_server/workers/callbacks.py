@@ -1,4 +1,4 @@
-"""What the event loop calls. An exception there goes to the loop, not to whoever waits for what is done."""
+"""Callbacks of the event loop. An exception in one goes to the loop, not to whoever waits for its work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RETRY_SECONDS = 1.0
 
 
 def guarded(action: Callable[[], None], on_fault: Callable[[Exception], None]) -> Callable[[], None]:
-    """A callback that does something, and has somebody hear of the exception that it ends with."""
+    """A callback that does `action`, and hands an exception of it to `on_fault`."""
 
     def callback() -> None:
         try:
@@ -23,9 +23,11 @@ def guarded(action: Callable[[], None], on_fault: Callable[[Exception], None]) -
 
 
 def keep_trying(action: Callable[[], None], what: str) -> None:
-    """Does what has to be done, on the event loop: where it fails midway, again every second.
+    """Does what has to be done, on the event loop: after a failure again, every second.
 
-    The log is told `what` has failed.
+    Args:
+        action: what to do. It may have failed midway before.
+        what: has failed, in the words of the log.
     """
     try:
         action()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from tdb_server.domain.cost import Cost
 
-MEMORY = 0.9
-"""What a batch counts for when another has followed it."""
-ANSWER_BYTE = 4.0
-"""What a byte of the answer takes, beside one of activations: it is looked for, scored and written."""
+DECAY = 0.9
+"""Weight that earlier batches keep when one more is measured."""
+WORK_PER_ANSWER_BYTE = 4.0
+"""Work of a byte of the answer, where one of activations is 1: it is looked for, scored and written."""
 UNKNOWN_SECONDS = 1.0
-"""What any call is taken for while nothing was measured."""
+"""How long any call is supposed to take while nothing was measured."""
 
 
 def device_work(cost: Cost, n_rows: int) -> float:
@@ -19,11 +19,11 @@ def device_work(cost: Cost, n_rows: int) -> float:
     variations of one prompt and choose the same, so about one row's nodes are left.
     """
     computed = max(cost.activation_bytes, cost.computed_bytes)
-    return 1.0 + computed + ANSWER_BYTE * cost.response_bytes / max(1, n_rows)
+    return 1.0 + computed + WORK_PER_ANSWER_BYTE * cost.response_bytes / max(1, n_rows)
 
 
 class Pace:
-    """Seconds of a worker for a unit of work, as measured; later batches count for more."""
+    """A worker's seconds for a unit of work, as measured; later batches count for more."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
@@ -35,9 +35,9 @@ class Pace:
         return self._work > 0
 
     def saw(self, work: float, seconds: float) -> None:
-        """A batch of so much work has taken so long."""
-        self._seconds = MEMORY * self._seconds + seconds
-        self._work = MEMORY * self._work + work
+        """Learns from a batch of so much work, which has taken so long."""
+        self._seconds = DECAY * self._seconds + seconds
+        self._work = DECAY * self._work + work
 
     def seconds(self, work: float) -> float:
         """What work is likely to take."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 AUTO = "auto"
-"""Of devices and types: what is there."""
+"""Leaves the choice of the device, or of the type of the weights, to what is there."""
 
 
 def load_engine(
@@ -46,7 +46,7 @@ def load_engine(
         TdbError: the model cannot be loaded, for whatever reason.
     """
     with load_failures(configuration.model_name):
-        # These take seconds: whoever called has by now said that it exists.
+        # Imported here, as this takes seconds: a worker process has sent heartbeats before.
         import torch
 
         from tdb_server.engine.engine import Engine
@@ -119,7 +119,7 @@ def dictionary_report(folders: Sequence[Path], model: str | None, progress: Prog
 
     Args:
         folders: or names on the hub.
-        model: as for `resolve_model`, of which the configuration alone is read; None where none is meant.
+        model: as for `resolve_model`; only its configuration is read. None where none is meant.
         progress: told how far a download is.
 
     Raises:
@@ -132,7 +132,7 @@ def dictionary_report(folders: Sequence[Path], model: str | None, progress: Prog
 
 
 def model_info(name: str, digest: str, dtype: str, engine: Engine) -> ModelInfo:
-    """What the front and its callers are told of a model."""
+    """What the front and its callers need to know of a model."""
     config = engine.model.decoder.config
     return ModelInfo(
         name=name,

@@ -18,7 +18,7 @@ Event = TypeVar("Event")
 
 
 class EventBuffer(Generic[Event]):
-    """A queue of events for one reader, which takes its part of what the server has for all.
+    """A queue of events for one reader, which takes its bytes from budgets that all share.
 
     Args:
         max_bytes: of events in memory. A single event may be larger.
@@ -131,7 +131,7 @@ class EventBuffer(Generic[Event]):
         self._memory.give_back(self._caller, n_bytes)
 
     def _use_disk(self, n_bytes: int) -> None:
-        """So much is on disk now, or reserved there."""
+        """Takes from the budget of disk what is more now, or gives back what is less."""
         more = max(n_bytes, self._reserved_bytes) - max(self._bytes_on_disk, self._reserved_bytes)
         if more > 0:
             self._disk.take(self._caller, more)

@@ -20,7 +20,7 @@ from tdb_server.errors import ConfigurationBroken, OverLimit
 from tdb_server.examples.files import INDEX_FILE, Index
 from tdb_server.examples.histogram import N_BINS
 from tdb_server.examples.kinds import Amounts, Kind, kept_bytes, kinds_of
-from tdb_server.examples.progress_files import Position, ProgressFiles, Told
+from tdb_server.examples.progress_files import Position, ProgressFiles, RunBasis
 from tdb_server.examples.random_sample import RandomSample
 from tdb_server.examples.texts import Piece, Text, fingerprint, pieces_of, read_texts
 from tdb_server.examples_settings import ExamplesSettings
@@ -72,7 +72,7 @@ def make_examples(settings: ExamplesSettings, progress: Progress) -> Index:
     n_rows = batch_rows(kinds, amounts.context, engine.model.decoder.device.type)
     needed = kept_bytes(kinds, amounts, N_BINS + 1) + batch_bytes(kinds, amounts.context, n_rows)
     _check_room(needed, ready.room_bytes, ready.device, kinds)
-    told = Told(
+    basis = RunBasis(
         info.digest,
         info.dtype,
         own_print,
@@ -87,7 +87,7 @@ def make_examples(settings: ExamplesSettings, progress: Progress) -> Index:
     )
     with ProgressFiles(out, amounts.context) as files:
         collector = ExampleCollector(engine, kinds, amounts)
-        position = _Run(settings, texts, files, collector, tokenizer, progress).go(told)
+        position = _Run(settings, texts, files, collector, tokenizer, progress).go(basis)
         if not position.n_pieces:
             raise ConfigurationBroken(f"--texts: {texts}: no text has two tokens")
         progress("writing", 0.0)
@@ -119,16 +119,16 @@ class _Run:
         self._collector, self._tokenizer, self._progress = collector, tokenizer, progress
         self._n_bytes = max(texts.stat().st_size, 1)
 
-    def go(self, told: Told) -> Position:
+    def go(self, basis: RunBasis) -> Position:
         """Runs what is left of the texts.
 
         Returns:
             The end.
         """
-        told, position = self._files.begin(told, self._collector.restore)
+        basis, position = self._files.begin(basis, self._collector.restore)
         if position.n_pieces:
             _log.info("going on after %d texts", position.n_texts)
-        sample = RandomSample(told.n_random, told.seed)
+        sample = RandomSample(basis.n_random, basis.seed)
         for piece in position.random_pieces:
             sample.see(piece)
         saved = begun = time.monotonic()
@@ -138,10 +138,10 @@ class _Run:
             per_second = (n_tokens - n_before) / max(time.monotonic() - begun, 1e-9)
             return f"{n_tokens} tokens, {per_second:.0f} tokens/s"
 
-        for pieces, end in self._portions(told, position):
+        for pieces, end in self._portions(basis, position):
             first = position.n_pieces
             self._files.add(pieces)
-            for n_pieces, n_tokens in self._run(pieces, first, told.batch):
+            for n_pieces, n_tokens in self._run(pieces, first, basis.batch):
                 offset = position.offset + (end.end - position.offset) * n_pieces / len(pieces)
                 self._progress(tokens_so_far(position.n_tokens + n_tokens), offset / self._n_bytes)
             for number in range(first, first + len(pieces)):
@@ -157,7 +157,7 @@ class _Run:
             )
             now = time.monotonic()
             if now - saved >= (self._settings.save_seconds or 0.0):
-                self._files.save(told, position, self._collector.kept())
+                self._files.save(basis, position, self._collector.kept())
                 saved = time.monotonic()
                 if not has_saved:
                     _log.info("saved: cut off from now on, the same command goes on from its last save")
@@ -166,18 +166,18 @@ class _Run:
             self._progress(what, position.offset / self._n_bytes)
         return position
 
-    def _portions(self, told: Told, position: Position) -> Iterator[tuple[list[Piece], Text]]:
+    def _portions(self, basis: RunBasis, position: Position) -> Iterator[tuple[list[Piece], Text]]:
         """The pieces of some texts together, and the last of these texts."""
         texts = read_texts(self._texts, position.offset, position.n_texts)
-        if told.max_texts is not None:
-            texts = itertools.islice(texts, max(told.max_texts - position.n_texts, 0))
+        if basis.max_texts is not None:
+            texts = itertools.islice(texts, max(basis.max_texts - position.n_texts, 0))
         leading = self._tokenizer.bos_token_id if self._tokenizer.adds_bos else None
         pieces: list[Piece] = []
         text: Text | None = None
         for text in texts:
             token_ids = self._tokenizer.encode(text.content)
-            pieces += pieces_of(text.number, token_ids, leading, told.context)
-            if len(pieces) >= _BATCHES_TOGETHER * told.batch:
+            pieces += pieces_of(text.number, token_ids, leading, basis.context)
+            if len(pieces) >= _BATCHES_TOGETHER * basis.batch:
                 yield pieces, text
                 pieces, text = [], None
         if text is not None:
@@ -218,8 +218,8 @@ def _kinds(settings: ExamplesSettings, info: ModelInfo) -> list[Kind]:
         return kinds
     there = {kind.node_type.value: kind for kind in kinds}
     if absent := [name for name in settings.nodes if name not in there]:
-        told = f"{absent[0]}: is not in the model, which has {', '.join(there)}"
-        raise ConfigurationBroken(f"--nodes: {told}")
+        names = ", ".join(there)
+        raise ConfigurationBroken(f"--nodes: {absent[0]}: is not in the model, which has {names}")
     return [kind for name, kind in there.items() if name in settings.nodes]
 
 

@@ -22,7 +22,7 @@ from tdb_server.workers.ticket import Ticket
 PRIORITY_WEIGHTS = {Priority.INTERACTIVE: 0.9, Priority.SWEEP: 0.1}
 """Shares of the devices' time while calls of both wait all the time."""
 Lane = tuple[str, str, str]
-"""Calls that are not told apart: of one priority, caller and connection."""
+"""Calls in one lane have one priority, caller and connection, and go in the order of their arrival."""
 
 
 class FairQueue:
@@ -32,7 +32,8 @@ class FairQueue:
         self._rule = rule
         self._again: deque[Ticket] = deque()
         self._lanes: dict[Lane, deque[Ticket]] = {}
-        # By the beginnings of lanes: shares of priorities, of callers of one, of connections of those.
+        # By the beginning of lanes: of priorities by (), of a priority's callers by (priority,), and of a
+        # caller's connections by (priority, caller).
         self._shares: dict[tuple[str, ...], FairShares] = {}
         self._estimates: dict[Ticket, float] = {}  # of calls that run
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 KEPT_FLOWS = 64
-"""Flows that have nothing to do are looked through for forgetting when there are more than this."""
+"""With more flows than this, those that have nothing to do are forgotten."""
 
 
 @dataclass(slots=True)
@@ -76,7 +76,7 @@ class FairShares:
         flow.pending += seconds / flow.weight
 
     def settle(self, name: str, estimate: float, seconds: float) -> None:
-        """A piece of work has ended that took so long; `serve` was told the estimate."""
+        """A piece of work has ended that took so long; the estimate is what `serve` was given."""
         flow = self._flows[name]
         active = self._active()
         flow.n_running -= 1

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 SHARE = 0.8
-"""Of what is free. The rest is for other programs, and for the front, its queue and its cache."""
+"""So much of what is free is for calls. The rest is for other programs, and the front's queue and cache."""
 _CGROUPS = Path("/sys/fs/cgroup")
 _VERSION_1 = ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")
 
@@ -16,7 +16,7 @@ def room_bytes(device: str, n_alike: int, *, is_dealt_out: bool) -> int:
 
     Args:
         device: as torch names it.
-        n_alike: workers that were told the same device, this one included.
+        n_alike: workers that are configured with the same device, this one included.
         is_dealt_out: whether they are dealt out over all GPUs of the machine.
     """
     if not device.startswith("cuda"):

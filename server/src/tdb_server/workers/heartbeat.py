@@ -1,7 +1,7 @@
-"""The worker's side of its liveness: what the main thread is at, told again and again by another thread.
+"""The worker's side of its liveness: a thread of its own sends what the main thread is at, again and again.
 
-That the thread tells anything shows only that the process runs. So the main thread leaves a mark whenever it
-has done a step, a layer or a result, and the marks are what is told.
+A heartbeat alone shows only that the process runs. So the main thread counts its steps, such as a layer or a
+result, and each heartbeat says how many there were.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BEAT_SECONDS = 1.0
 
 
 class HeartbeatSender:
-    """Tells the front how many steps the main thread has done, once a second and from a thread of its own."""
+    """Sends how many steps the main thread has done, once a second and from a thread of its own."""
 
     def __init__(self, send: Callable[[Heartbeat], None]) -> None:
         self._send = send

@@ -16,11 +16,15 @@ from pathlib import Path
 
 _log = logging.getLogger(__name__)
 WORTH_BYTES = 512 * 2**20
-"""What is given back at the least; the C library is told to keep half of it from one call to the next."""
+"""Less than this is not given back. The C library keeps half of it from one call to the next."""
 
 
 class IdleMemory:
-    """Made when the model is loaded, for a device as torch names it."""
+    """What this process holds more than when this was made, which is when the model is loaded.
+
+    Args:
+        device: as torch names it.
+    """
 
     def __init__(self, device: str) -> None:
         self._device = device

@@ -1,4 +1,4 @@
-"""When a worker counts as hung. The front looks once a second, at what it is told and at what it sees.
+"""When a worker counts as hung. The front looks once a second at its heartbeats and at its process.
 
 There are two bounds. `silence_seconds` is for a process that does nothing at all although it should: it sends
 no heartbeats, or is at a batch on a CPU, and the system says that it neither computes nor waits for a
@@ -25,10 +25,10 @@ LONGEST_LOOK_SECONDS = 2.0
 """What a look counts at the most, however late it comes."""
 
 IDLE_SHARE = 0.02
-"""Of a processor, which a process that does nothing uses less of."""
+"""A process that does nothing uses less of a processor."""
 
 STARVED_SHARE = 0.5
-"""Of a processor, which a process that could run gets more of unless others take it away."""
+"""A process that could run gets more of a processor, unless others take it away."""
 
 HELD_UP = 0.1
 """What a second counts in which a worker could not get on."""
@@ -41,7 +41,7 @@ class Look:
     Attributes:
         n_heard: messages that have come from it.
         beat: the last heartbeat; None before the first.
-        owes_batch: it was given a batch of which it has not said that it ended.
+        owes_batch: it was given a batch, and has not said that the batch ended.
         activity: what the system says; None where it says nothing.
     """
 

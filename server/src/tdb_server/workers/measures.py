@@ -1,4 +1,4 @@
-"""What the workers' side tells whoever measures it."""
+"""Measurements of the queue and the workers, for metrics and load reports."""
 
 from __future__ import annotations
 
@@ -50,4 +50,4 @@ OnBatch = Callable[[BatchMeasure], None]
 
 
 def measure_nothing(_: BatchMeasure) -> None:
-    """For when nobody measures."""
+    """Ignores a batch."""

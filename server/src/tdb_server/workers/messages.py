@@ -20,7 +20,7 @@ class Configuration:
 
     Attributes:
         model: a folder, a GGUF file or a hub name; None for the default model.
-        autoencoders: folders.
+        autoencoders: folders, or names on the hub.
         device: "auto", "cpu", "cuda:0"...
         worker_index: which of the devices "auto" finds.
         dtype: type of the weights; "auto" for the one in which most of them are stored.
@@ -30,7 +30,7 @@ class Configuration:
         log_level: of the least important lines to log, as `logging` numbers them.
         step_seconds: how long one step may take; a Ray replica that takes longer calls itself unhealthy.
         idle_memory_seconds: after so long without calls memory is given back; None for never.
-        n_alike: workers on this machine that were told the same device, this one included.
+        n_alike: workers on this machine that are configured with the same device, this one included.
     """
 
     model: str | None

@@ -33,7 +33,8 @@ _log = logging.getLogger(__name__)
 FIRST_DELAY_SECONDS = 0.1
 LONGEST_DELAY_SECONDS = 30.0
 MAX_CRASHES_WHILE_LOADING = 3
-"""Of workers that a signal ended before any was ready. Memory may have been short for a moment only."""
+"""Where none was ever ready, none is started after so many that a signal ended: memory may be short for a
+moment only."""
 
 
 class Worker(Protocol):
@@ -53,7 +54,7 @@ class Worker(Protocol):
 
 
 class PoolObserver(Protocol):
-    """Told, on the event loop, what becomes of the workers."""
+    """Hears, on the event loop, what becomes of the workers."""
 
     def worker_is_ready(self, worker: Worker) -> None:
         """A worker can take its first batch."""
@@ -64,7 +65,8 @@ class PoolObserver(Protocol):
         """Something of a batch has come, `n_bytes` long.
 
         Returns:
-            What to wait for, in some way, before much more is told: done when this takes no memory any more.
+            Done when this takes no memory any more; to be waited for before many more messages follow. None
+            where there is nothing to wait for.
         """
 
     def worker_is_gone(self, worker: Worker) -> None:
@@ -98,7 +100,7 @@ class Pool(ABC):
         self._first_ready.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     def set_ready(self, n_ready: int) -> None:
-        """Notes how many workers can compute, and tells whoever wants to know."""
+        """Notes how many workers can compute, and calls `on_readiness`."""
         self.n_ready = n_ready
         self._on_readiness(n_ready)
 

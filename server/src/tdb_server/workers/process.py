@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 MAX_ON_THE_WAY = 8
 """Messages of a worker that may wait for the loop, and for the disk, before no more are read."""
 LONGEST_PAUSE_SECONDS = 2.0
-"""Then one more is read all the same, so that what a worker says about itself is heard."""
+"""After so long one more is read all the same, so that what a worker says about itself is heard."""
 MEMORY_TUNABLES = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=268435456"
 )

@@ -24,7 +24,8 @@ from tdb_server.workers.ray_replica import Replica
 
 DEPLOYMENT = "Replica"
 OBJECT_STORE_BYTES = 200 * MIB
-"""Of a Ray that is started here. Results pass through it one by one; what does not fit goes to disk."""
+"""Size of the object store of a Ray that is started here. Results pass through it one by one; what does not
+fit goes to disk."""
 BATCHES_PER_REPLICA = 2
 """One that runs, and one that waits beside it, from another front or for a replica to come."""
 MAX_STARTS = 3
@@ -106,7 +107,7 @@ def describe(handle: Any, configuration: Configuration) -> Ready:
     """What the replicas hold.
 
     Raises:
-        ConfigurationBroken: the application was deployed by a front that was told another model.
+        ConfigurationBroken: the application was deployed by a front with another model.
     """
     loaded: Configuration
     ready: Ready
@@ -130,7 +131,7 @@ def _is_there(settings: RayPoolSettings) -> bool:
 
 
 def _knock(address: str) -> None:
-    """Ray itself tries for minutes where nobody listens.
+    """Fails at once where nobody listens; Ray itself would try for minutes.
 
     Raises:
         OSError: nobody does.

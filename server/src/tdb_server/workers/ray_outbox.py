@@ -42,7 +42,7 @@ class Outbox:
         self._has_some.set()
 
     async def batches(self) -> AsyncIterator[list[bytes]]:
-        """Lists of pieces, none of them empty; the first at once, the last as soon as the end is told."""
+        """Lists of pieces, none of them empty; the first at once, the last as soon as `end` is called."""
         while True:
             pieces = self._take()
             if pieces:

@@ -77,8 +77,8 @@ class RayPool(Pool):
             self._first_ready.set_exception(error)
             return
         except Exception as error:  # of Ray, or of what a replica sent: else everybody would wait for ever
-            said = ray_application.reason(str(error)) or type(error).__name__
-            self._first_ready.set_exception(Unavailable(f"Ray fails: {said}", "NO_WORKER_READY"))
+            reason = ray_application.reason(str(error)) or type(error).__name__
+            self._first_ready.set_exception(Unavailable(f"Ray fails: {reason}", "NO_WORKER_READY"))
             return
         self._first_ready.set_result(ready)
         while True:

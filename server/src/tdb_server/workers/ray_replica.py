@@ -89,7 +89,7 @@ class Replica:
         """Runs a batch; what nobody reads any more stops at the next layer or result.
 
         Args:
-            front: who asks; batches and calls are numbered by each front.
+            front: the name of the front that asks; each front numbers its batches and calls.
             model_digest: of the model that the calls were made for.
             batch: what to run.
 

@@ -71,7 +71,7 @@ class RayWorker:
                 self._wanted = {call.call_id for call in message.calls}
                 try:
                     self._response = self._stream.remote(self._front, self._model_digest, message)
-                except Exception as error:  # told soon, and not in the middle of handing out batches
+                except Exception as error:  # reported soon, and not in the middle of handing out batches
                     asyncio.get_running_loop().call_soon(self._lost, error)
                 else:
                     self._reading = asyncio.create_task(self._read(message, self._response))
@@ -106,8 +106,8 @@ class RayWorker:
     async def _tell_replicas(self, batch_id: int, call_id: str) -> None:
         """Takes one call out of a batch that goes on, wherever that is."""
         try:
-            told = self._handle.broadcast("cancel_call", self._front, batch_id, call_id)
-            await told.results_async(timeout_s=TELL_SECONDS, return_exceptions=True)
+            answers = self._handle.broadcast("cancel_call", self._front, batch_id, call_id)
+            await answers.results_async(timeout_s=TELL_SECONDS, return_exceptions=True)
         except TimeoutError:
             _log.warning("replicas do not answer; a cancelled call may run to its end")
         except Exception:
@@ -126,7 +126,7 @@ class RayWorker:
                         if stored is not None:
                             await asyncio.wait((stored,), timeout=LONGEST_PAUSE_SECONDS)
         except (TaskCancelledError, RequestCancelledError):
-            pass  # as told, by `_cancel` or `retire`
+            pass  # by `_cancel` or `retire`
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():

@@ -85,7 +85,7 @@ class ReadyWorker:
         return time.monotonic() - self._changed_at
 
     def waits_until(self, n_queued: int, max_wait_seconds: float) -> float:
-        """When to start the next batch, in monotonic seconds: at once unless company is expected."""
+        """When to start the next batch, in monotonic seconds: at once unless more calls are expected."""
         if n_queued >= self.n_expected:
             return 0.0
         return self._changed_at + max_wait_seconds

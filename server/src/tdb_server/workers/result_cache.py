@@ -46,7 +46,7 @@ class _Entry:
 
 
 class ResultCache:
-    """Of the owner with the most, the least recently used entry goes first.
+    """Results by owner and digest. The owner with the most bytes loses its least recently used entry first.
 
     Args:
         max_bytes: of everything together; 0 keeps nothing.
@@ -66,11 +66,11 @@ class ResultCache:
 
     def get(self, key: CacheKey | None) -> Sequence[CallEvent] | None:
         """The events of an earlier equal call."""
-        own = None if key is None else self._entries.get(key.owner)
-        if key is None or own is None or key.digest not in own:
+        entries = None if key is None else self._entries.get(key.owner)
+        if key is None or entries is None or key.digest not in entries:
             return None
-        own.move_to_end(key.digest)
-        return own[key.digest].events
+        entries.move_to_end(key.digest)
+        return entries[key.digest].events
 
     def recording(self, key: CacheKey | None) -> Recording | None:
         """Begins a new entry; None when nothing is to be kept."""

@@ -1,7 +1,7 @@
 """Who runs what, when: the queue between the callers and the workers.
 
 A call is admitted or refused at once. It waits until a worker is free, and runs in a batch with others that
-wait. When that goes wrong it is run again, in smaller company, for as long as nothing of it has left for its
+wait. When that goes wrong it is run again, in a smaller batch, for as long as nothing of it has left for its
 reader: results follow from the weights and the request alone, so nobody can tell.
 """
 
@@ -11,7 +11,6 @@ import asyncio
 import logging
 import math
 import time
-import uuid
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -35,14 +34,14 @@ from tdb_server.workers.messages import BatchEnded, CallProgress, CancelCall, Ou
 from tdb_server.workers.pool import Worker
 from tdb_server.workers.ready_worker import ReadyWorker
 from tdb_server.workers.result_cache import ResultCache
-from tdb_server.workers.ticket import NO_COMPANY, Event, TakenUp, Terms, Ticket
+from tdb_server.workers.ticket import ALONE, Event, TakenUp, Terms, Ticket
 
 _log = logging.getLogger(__name__)
 BUFFER_CHUNKS = 2
 RETRY_SECONDS = 1.0
 MAX_DEATHS = 3
 HANG_SECONDS = 30.0
-"""How long a worker may go on with a batch of which nobody waits for anything any more."""
+"""How long a worker may go on with a batch that nobody waits for any more."""
 
 
 class Scheduler:
@@ -53,7 +52,7 @@ class Scheduler:
         rule: which calls share a batch.
         max_calls_per_caller: that run and wait at the same time.
         cache: results of earlier calls.
-        on_batch: told about each batch that a worker is done with.
+        on_batch: called with each batch that a worker is done with.
 
     Attributes:
         memory: for what waits for readers, or to be read.
@@ -344,18 +343,18 @@ class Scheduler:
                 "COST_TOO_HIGH",
             )
 
-    def _after_failure(self, ticket: Ticket, failure: TdbError | OutOfMemory | None, n_company: int) -> None:
-        """Runs a call again: in half the company when memory was short, alone when it may be at fault."""
-        can_run_again = n_company > NO_COMPANY and not ticket.has_left
+    def _after_failure(self, ticket: Ticket, failure: TdbError | OutOfMemory | None, n_together: int) -> None:
+        """Runs a call again: in half the batch when memory was short, alone when it may be at fault."""
+        can_run_again = n_together > ALONE and not ticket.has_left
         if isinstance(failure, OutOfMemory):
             if can_run_again:
-                self._run_again(ticket, n_company // 2)
+                self._run_again(ticket, n_together // 2)
                 return
-            retry_seconds = RETRY_SECONDS if n_company > NO_COMPANY else None
+            retry_seconds = RETRY_SECONDS if n_together > ALONE else None
             message = "the worker's device has too little memory for this call"
             ticket.fail(OverLimit(message, "OUT_OF_MEMORY", retry_seconds))
         elif can_run_again:
-            self._run_again(ticket, NO_COMPANY)
+            self._run_again(ticket, ALONE)
         else:
             ticket.fail(failure or self._fault(ticket, "the worker left the call unfinished"))
 
@@ -367,16 +366,14 @@ class Scheduler:
             message = "the worker died while it ran the call, and part of the answer had left already"
             ticket.fail(Unavailable(message, "WORKER_DIED", RETRY_SECONDS))
         else:
-            self._run_again(ticket, NO_COMPANY)
+            self._run_again(ticket, ALONE)
 
-    def _run_again(self, ticket: Ticket, max_company: int) -> None:
-        ticket.start_again(max_company)
+    def _run_again(self, ticket: Ticket, max_batch_calls: int) -> None:
+        ticket.start_again(max_batch_calls)
         self._queue.put_back(ticket)
 
     def _fault(self, ticket: Ticket, what: str, error: Exception | None = None) -> Internal:
-        error_id = uuid.uuid4().hex[:12]
-        _log.error("internal error %s: %s; call %s", error_id, what, ticket.call.call_id, exc_info=error)
-        return Internal(error_id)
+        return Internal.logged(_log, f"{what}; call {ticket.call.call_id}", error)
 
     def _dispatch(self) -> None:
         """Gives waiting calls to free workers. What goes wrong with them is not its caller's fault."""
@@ -386,7 +383,7 @@ class Scheduler:
             self._break_off_waiting(error)
 
     def _break_off_waiting(self, error: Exception) -> None:
-        """Those that cannot be chosen from, some of which may be out of the queue already."""
+        """Fails all calls that wait, also those that were taken out of the queue before something failed."""
         running = {ticket for one in self._ready.values() for ticket in one.tickets.values()}
         self._break_off_all(self._open_tickets - running, error)
 

@@ -12,7 +12,6 @@ import errno
 import logging
 import pickle
 import tempfile
-import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Generic, TypeVar
@@ -122,6 +121,4 @@ def _failure(error: Exception) -> TdbError:
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         message = f"the server has no room for an answer that waits for its reader: {error.strerror}"
         return OverLimit(message, "NO_ROOM_FOR_ANSWER", RETRY_SECONDS)
-    error_id = uuid.uuid4().hex[:12]
-    _log.error("internal error %s: an answer cannot wait on disk", error_id, exc_info=error)
-    return Internal(error_id)
+    return Internal.logged(_log, "an answer cannot wait on disk", error)

@@ -22,9 +22,10 @@ from tdb_server.workers.event_buffer import EventBuffer
 from tdb_server.workers.result_cache import CacheKey, Recording
 
 EVENT_BYTES_FACTOR = 2
-"""Times the bytes of an answer on the wire, what a worker's results may take that become it."""
-NO_COMPANY = 1
-ANY_COMPANY = 1 << 30
+"""A worker's results may take this many times the bytes of the answer that is made of them."""
+ALONE = 1
+"""Calls in a batch, where it is one."""
+ANY_NUMBER = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,9 @@ class Unary:
 
     Attributes:
         streaming_call: the method to use when the answer is too large.
-        max_response_bytes: what is too large.
-        max_block_bytes: the same of numbers that stand together, as a matrix of edges or a place as it is.
+        max_response_bytes: an answer with more is too large.
+        max_block_bytes: an answer is also too large when those of its results that are one block of numbers,
+            such as a matrix of edges, have more.
     """
 
     streaming_call: str
@@ -83,7 +85,7 @@ class Terms:
     """How a caller wants a call to be run.
 
     Attributes:
-        caller: who asks.
+        caller: whose call it is.
         unary: for an answer that is one message: none of it leaves before the last is there, so that until
             then the call can be run again without anybody noticing. None where results leave as they come.
         cache_key: what equal calls of one owner share; None when the results are not to be kept.
@@ -106,7 +108,7 @@ class Ticket:
         terms: how to run it.
         buffer: what its reader has not taken yet.
         recording: what has come, for later calls; None when it is not to be kept.
-        max_company: calls that a batch it is part of may have, itself included.
+        max_batch_calls: how many calls a batch with it may have, itself included.
         n_deaths: workers that died on it.
         queue_seconds: how long it has waited in all.
         has_left: some result has left for the reader, so that the call cannot be run again.
@@ -120,7 +122,7 @@ class Ticket:
     terms: Terms
     buffer: EventBuffer[Event]
     recording: Recording | None = None
-    max_company: int = ANY_COMPANY
+    max_batch_calls: int = ANY_NUMBER
     n_deaths: int = 0
     queue_seconds: float = 0.0
     has_left: bool = False
@@ -164,7 +166,7 @@ class Ticket:
             self.buffer.put(TakenUp(self.queue_seconds), n_bytes=0)
 
     def add(self, event: CallEvent, n_bytes: int) -> asyncio.Future[None] | None:
-        """A worker has something.
+        """Takes an event from a worker.
 
         Returns:
             As from `EventBuffer.put`. The ticket breaks off by itself where an event does not get to disk.
@@ -207,13 +209,13 @@ class Ticket:
         self._over.set()
         self.buffer.break_off(failure)
 
-    def start_again(self, max_company: int) -> None:
-        """What a worker has made of it is dropped; it waits for another, in smaller company."""
+    def start_again(self, max_batch_calls: int) -> None:
+        """Drops what a worker has made of it. It waits for another run, in a smaller batch."""
         self.buffer.clear()
         self._n_bytes = 0
         if self.recording is not None:
             self.recording.start_again()
-        self.max_company = max_company
+        self.max_batch_calls = max_batch_calls
         self._queued_at = time.monotonic()
 
     def abandon(self) -> None:

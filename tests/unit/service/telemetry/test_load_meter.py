@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 from tdb_server.service.telemetry.call_record import CallRecord
-from tdb_server.service.telemetry.load_meter import MEMORY_SECONDS, LoadMeter
+from tdb_server.service.telemetry.load_meter import DECAY_SECONDS, LoadMeter
 from tdb_server.workers.measures import BatchMeasure, Readings
 
 METHOD = "transformer_debugger.v1.TransformerDebuggerService/Debug"
@@ -78,7 +78,7 @@ def test_what_was_long_ago_is_forgotten() -> None:
     load = meter(clock)
     load.batch_ended(BatchMeasure("cpu", 1, 1, 5.0))
     load.call_finished(finished())
-    clock.seconds += 20 * MEMORY_SECONDS
+    clock.seconds += 20 * DECAY_SECONDS
     assert load.load().utilization == pytest.approx(0.0, abs=1e-6)
     assert load.load().calls_per_second == pytest.approx(0.0, abs=1e-6)
 
@@ -103,7 +103,7 @@ def test_capacity_follows_from_workers_and_calls_not_from_how_much_there_is_to_d
     load = meter(clock, n_workers)
     run(load, clock, seconds=call_seconds / (1 - idle_share), worker_seconds=call_seconds, n_calls=200)
     assert capacity(load) == pytest.approx(n_workers / call_seconds, rel=0.01)
-    clock.seconds += 10 * MEMORY_SECONDS  # a pause says nothing about it
+    clock.seconds += 10 * DECAY_SECONDS  # a pause says nothing about it
     assert capacity(load) == pytest.approx(n_workers / call_seconds, rel=0.01)
 
 

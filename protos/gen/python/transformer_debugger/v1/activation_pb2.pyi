@@ -96,7 +96,7 @@ class _ActivationLocationTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper
     """mlp_post_ln.scale, shape [T, 1]: the scale the norm behind the MLP divides by, in models that have one."""
 
 class ActivationLocationType(_ActivationLocationType, metaclass=_ActivationLocationTypeEnumTypeWrapper):
-    """A place in the model whose value, or whose gradient, can be read or ablated.
+    """A place in the model (a hook point) whose value, or whose gradient, can be read or ablated.
     Letters in shapes: T tokens, q attended-from tokens, k attended-to tokens, H heads, G key/value heads, e channels of
     a head, d channels of the residual stream, F MLP neurons, N latents, V vocabulary. Unless said otherwise a place exists once per layer.
     """

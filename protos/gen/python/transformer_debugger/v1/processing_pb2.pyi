@@ -405,7 +405,7 @@ Global___LensSpec: _TypeAlias = LensSpec  # noqa: Y015
 
 @_typing.final
 class ActivationsSpec(_message.Message):
-    """Asks for the values of a place as they are, or for the gradients of the objective there."""
+    """Asks for the values of a place, or for the gradients of the objective there."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

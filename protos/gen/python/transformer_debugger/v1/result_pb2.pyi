@@ -618,7 +618,7 @@ Global___LensResult: _TypeAlias = LensResult  # noqa: Y015
 
 @_typing.final
 class LayerActivations(_message.Message):
-    """A place of one layer."""
+    """A place's values in one layer."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -648,7 +648,7 @@ Global___LayerActivations: _TypeAlias = LayerActivations  # noqa: Y015
 
 @_typing.final
 class ActivationsResult(_message.Message):
-    """A place as it is."""
+    """A place's values, by layer."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

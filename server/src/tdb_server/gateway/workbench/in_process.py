@@ -39,8 +39,8 @@ class InProcessChannel:
 
     Args:
         services: servicers by the names of their services; they answer in the caller's context.
-        memory: of which answers take a part, as a client gathers them.
-        caller: whose part.
+        memory: the budget that answers take their bytes from, as a client gathers them.
+        caller: whose bytes they are.
     """
 
     def __init__(self, services: Mapping[str, object], memory: Budget, caller: str) -> None:
@@ -80,7 +80,7 @@ class InProcessChannel:
         return call
 
     async def close(self) -> None:
-        """Ends all calls, and waits until whoever works for them has been told."""
+        """Ends all calls, and waits until they have ended."""
         try:
             for call in self._calls:
                 call.cancel()
@@ -107,7 +107,7 @@ class InProcessStream:
 
     Args:
         messages: as they come.
-        taken: told about each, which it may refuse.
+        taken: called with each message, which it may refuse.
     """
 
     def __init__(self, messages: AsyncIterator[Message], taken: Callable[[Message], Message]) -> None:

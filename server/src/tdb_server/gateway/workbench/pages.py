@@ -58,9 +58,9 @@ def not_found(request: Request, message: str) -> Response:
 
 def wants_page(accept: str) -> bool:
     """Whether a client would rather have a page than JSON, by its header: browsers name pages first."""
-    told = dict(_media_range(one) for one in accept.split(","))
-    of_page = told.get("text/html", 0.0)
-    return of_page > 0 and of_page >= told.get("application/json", 0.0)
+    qualities = dict(_media_range(one) for one in accept.split(","))
+    of_page = qualities.get("text/html", 0.0)
+    return of_page > 0 and of_page >= qualities.get("application/json", 0.0)
 
 
 def _media_range(text: str) -> tuple[str, float]:

@@ -37,13 +37,13 @@ class _Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class _Here:
+class _Context:
     """What routes are answered with.
 
     Attributes:
         services: servicers of this process by the names of their services.
-        calls: their memory, of which answers take a part while they are put together, and their threads.
-        examples: where texts activate nodes; None where nobody looked.
+        calls: the memory that answers take their bytes from while they are put together, and threads.
+        examples: texts that activate nodes; None where there are none.
     """
 
     services: Mapping[str, object]
@@ -59,12 +59,12 @@ def workbench_endpoints(
     Args:
         services: servicers of this process by the names of their services.
         calls: what is around every request.
-        examples: where texts activate nodes; None where nobody looked.
+        examples: texts that activate nodes; None where there are none.
     """
-    here = _Here(services, calls, examples)
+    context = _Context(services, calls, examples)
     return {
         f"{PREFIX}/{name}": Endpoint(
-            partial(_read, route), partial(_answer, here, route), has_priority=True, names_fields=True
+            partial(_read, route), partial(_answer, context, route), has_priority=True, names_fields=True
         )
         for name, route in ROUTES.items()
     }
@@ -74,15 +74,15 @@ def _read(route: Route, body: Any) -> _Asked:
     try:
         return _Asked(route.read(body))
     except tdb_client.TdbError as error:
-        raise _as_raised_here(fault(error)) from error
+        raise _server_error(fault(error)) from error
 
 
-async def _answer(here: _Here, route: Route, asked: _Asked) -> Lines:
-    return Lines(_lines(here, route, asked))
+async def _answer(context: _Context, route: Route, asked: _Asked) -> Lines:
+    return Lines(_lines(context, route, asked))
 
 
-async def _lines(here: _Here, route: Route, asked: _Asked) -> AsyncGenerator[Body]:
-    channel = InProcessChannel(here.services, here.calls.memory, current_caller().name)
+async def _lines(context: _Context, route: Route, asked: _Asked) -> AsyncGenerator[Body]:
+    channel = InProcessChannel(context.services, context.calls.memory, current_caller().name)
     priority = PRIORITIES.members.get(asked.priority)
     client = tdb_client.AsyncClient(
         "this process",
@@ -93,13 +93,13 @@ async def _lines(here: _Here, route: Route, asked: _Asked) -> AsyncGenerator[Bod
     try:
         async with client:
             async for line in route.lines(client, asked.question):
-                if here.examples is None:
+                if context.examples is None:
                     yield line
                     continue
-                async for one in _with_examples(here.examples, here.calls, line):
+                async for one in _with_examples(context.examples, context.calls, line):
                     yield one
     except tdb_client.TdbError as error:
-        raise _as_raised_here(fault(error)) from error
+        raise _server_error(fault(error)) from error
 
 
 async def _with_examples(examples: ExampleFolder, calls: HttpCalls, line: Body) -> AsyncGenerator[Body]:
@@ -118,10 +118,10 @@ async def _with_examples(examples: ExampleFolder, calls: HttpCalls, line: Body) 
             yield line
 
 
-def _as_raised_here(told: Fault) -> errors.TdbError:
-    """A client's error as one of this program, of which log, metrics and HTTP status are made."""
-    violations = [errors.FieldViolation(one.path, one.description, one.reason) for one in told.violations]
-    match told.status:
+def _server_error(fault: Fault) -> errors.TdbError:
+    """A client's error as one of the server's, of which log, metrics and HTTP status are made."""
+    violations = [errors.FieldViolation(one.path, one.description, one.reason) for one in fault.violations]
+    match fault.status:
         case "INVALID_ARGUMENT" if violations:
             return errors.InvalidRequest(violations)
         case "FAILED_PRECONDITION" if violations:
@@ -129,14 +129,14 @@ def _as_raised_here(told: Fault) -> errors.TdbError:
         case "RESOURCE_EXHAUSTED" if violations:
             return errors.FieldsOverLimit(violations)
         case "RESOURCE_EXHAUSTED":
-            return errors.OverLimit(told.message, told.reason, told.retry_after)
+            return errors.OverLimit(fault.message, fault.reason, fault.retry_after)
         case "UNAVAILABLE":
-            return errors.Unavailable(told.message, told.reason, told.retry_after)
+            return errors.Unavailable(fault.message, fault.reason, fault.retry_after)
         case "DEADLINE_EXCEEDED":
-            return errors.DeadlineExceeded(told.message, told.reason)
+            return errors.DeadlineExceeded(fault.message, fault.reason)
         case "CANCELLED":
-            return errors.Cancelled(told.message, told.reason)
+            return errors.Cancelled(fault.message, fault.reason)
         case "PERMISSION_DENIED":
-            return errors.PermissionDenied(told.message, told.reason)
+            return errors.PermissionDenied(fault.message, fault.reason)
         case _:
-            return errors.TdbError(told.message, told.reason)
+            return errors.TdbError(fault.message, fault.reason)

@@ -108,7 +108,7 @@ def load_dictionary_learning(folder: Path, digest: _Hash) -> list[StoredLayer]:
 
 
 def _inferred_place(config: Mapping[str, object], trainer: Mapping[str, object]) -> Place | None:
-    """Where the submodule's name says that it belongs; None where it is no name that the library gives."""
+    """Where it belongs by the submodule's name; None where that is no name that the library gives."""
     name = trainer.get("submodule_name")
     match = _SUBMODULE.fullmatch(name) if isinstance(name, str) else None
     if match is None or _io(config) not in (None, "out"):
@@ -118,7 +118,7 @@ def _inferred_place(config: Mapping[str, object], trainer: Mapping[str, object])
 
 
 def _io(config: Mapping[str, object]) -> object:
-    """Which end of the submodule was read, "out" or "in"; None where nothing is told."""
+    """Which end of the submodule was read, "out" or "in"; None where the settings do not say."""
     buffer = config.get("buffer")
     return buffer.get("io") if isinstance(buffer, dict) else None
 

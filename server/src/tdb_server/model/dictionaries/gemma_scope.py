@@ -3,8 +3,8 @@
     latents = JumpReLU(W_enc x + b_enc);  reconstruction = W_dec latents + b_dec
 
 The files say nothing else. Where they belong is in the name of their repository and of their folder,
-`gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82`, or told in a `config.json` beside them. Transcoders
-read before the norm's gain is applied, as both SAELens's list and circuit-tracer's have it.
+`gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82`, or in a `config.json` beside them. Transcoders read
+before the norm's gain is applied, as both SAELens's list and circuit-tracer's have it.
 """
 
 from __future__ import annotations

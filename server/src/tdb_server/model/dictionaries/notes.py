@@ -31,20 +31,21 @@ _NEURONPEDIA_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def add_notes(folder: Path, layers: Sequence[StoredLayer]) -> list[StoredLayer]:
-    """The layers with what is told of their latents.
+    """The layers with the notes on their latents.
 
     Raises:
         AutoencoderBroken: labels or a link are not what they should be.
     """
     labels = _labels(folder, layers)
     link = _link(folder)
-    found = []
+    noted = []
     for layer in layers:
         index = layer.place.layer_index
-        own = link.replace("{layer}", str(index)) if link else ""
-        notes = LatentNotes(index, own, labels.get(index, {})) if own or labels.get(index) else None
-        found.append(replace(layer, notes=notes))
-    return found
+        link_of_layer = link.replace("{layer}", str(index)) if link else ""
+        has_notes = link_of_layer or labels.get(index)
+        notes = LatentNotes(index, link_of_layer, labels.get(index, {})) if has_notes else None
+        noted.append(replace(layer, notes=notes))
+    return noted
 
 
 def _link(folder: Path) -> str | None:

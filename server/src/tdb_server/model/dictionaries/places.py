@@ -153,7 +153,7 @@ def needs_place(path: Path, reason: str, *, needs_layer: bool = True) -> Autoenc
     """The error of a file that does not say where it belongs.
 
     Args:
-        path: the file: of settings, where the place may be told in it, or of weights.
+        path: the file: of settings, where it may say the place, or of weights.
         reason: what is wrong.
         needs_layer: whether the settings must say the layer, too.
     """
@@ -167,13 +167,13 @@ def needs_place(path: Path, reason: str, *, needs_layer: bool = True) -> Autoenc
 
 
 def refuse_two_places(path: Path, explicit: Place, inferred: Place) -> None:
-    """Refuses settings in our own words that contradict what the file says in its library's.
+    """Refuses settings that name another place in our own words than follows from the file's own names.
 
     Raises:
         AutoencoderBroken: naming both.
     """
     if (explicit.site, explicit.layer_index) != (inferred.site, inferred.layer_index):
         raise AutoencoderBroken(
-            f"{path}: {SITE} {explicit.site.value} of layer {explicit.layer_index}, "
-            f"but the file's own names say {inferred.site.value} of layer {inferred.layer_index}"
+            f"{path}: {SITE} {explicit.site.value} of layer {explicit.layer_index}, but the file's own names "
+            f"say {inferred.site.value} of layer {inferred.layer_index}"
         )

@@ -159,7 +159,7 @@ def _place(config: Settings, path: Path) -> Place:
     try:
         inferred = _place_of_hooks(config, path)
     except AutoencoderBroken:
-        return explicit  # which is there for hooks that have no name here
+        return explicit  # which is there for hooks whose names are not known here
     refuse_two_places(path, explicit, inferred)
     return explicit
 
@@ -173,12 +173,12 @@ def _place_of_hooks(config: Settings, path: Path) -> Place:
     folds_gain = bool(_model_settings(config).get("fold_ln"))
     if layer_index is None and "{layer}" in str(hook):
         raise AutoencoderBroken(f"{path}: hook_name {hook!r} without a hook_layer")
-    named = [
+    read, written = (
         None if one is None else str(one).replace("{layer}", str(layer_index)) for one in (hook, hook_out)
-    ]
-    place = place_of_hook(path, named[0] or "", named[1], folds_gain=folds_gain)
-    own_layer = named[0] is not None and re.match(r"blocks\.(\d+)\.", named[0])
-    if own_layer and layer_index not in (None, int(own_layer[1])):
+    )
+    place = place_of_hook(path, read or "", written, folds_gain=folds_gain)
+    layer_in_name = re.match(r"blocks\.(\d+)\.", read or "")
+    if layer_in_name and layer_index not in (None, int(layer_in_name[1])):
         raise AutoencoderBroken(f"{path}: hook_name {hook!r} beside hook_layer {layer_index!r}")
     return place
 

@@ -41,7 +41,7 @@ class StoredLayer:
         weights: its weights, in float32.
         is_centred: whether inputs are less their mean over channels, as in a model run with centred writing
             weights.
-        notes: what people have said of its latents, and where; None where nothing is told.
+        notes: labels of its latents and a link to pages about them; None where there are none.
         content: digest of the tensors and settings of its folder, as they were read.
     """
 

@@ -34,7 +34,7 @@ class Connection:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Tells callers by their tokens, and keeps them within their limits.
+    """Knows callers by their tokens, and keeps them within their limits.
 
     Attributes:
         tokens: who may call; None to let everybody call.

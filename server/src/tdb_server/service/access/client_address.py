@@ -18,7 +18,7 @@ def host_of(peer: str) -> str:
         peer: such as `ipv4:127.0.0.1:4711`, `ipv6:%5B::1%5D:4711` or `unix:/run/socket`.
 
     Returns:
-        The address without its port; what is no address of IP as it is.
+        The address without its port; what is no IP address, unchanged.
     """
     kind, _, rest = unquote(peer).partition(":")
     return rest.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else peer
@@ -34,7 +34,7 @@ def client_address(host: str, forwarded_for: Sequence[str], trusted_proxies: Seq
         trusted_proxies: who is believed.
 
     Returns:
-        The address, of IPv6 its network; what is no address of IP as it is.
+        The address, or the network of an IPv6 address; what is no IP address, unchanged.
     """
     entries = [entry.strip() for value in forwarded_for for entry in value.split(",")]
     while entries and _is_in(host, trusted_proxies):
@@ -56,7 +56,7 @@ def _is_in(host: str, networks: Sequence[Network]) -> bool:
 
 
 def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """An address; one of IPv4 that is written as IPv6 is taken for what it is."""
+    """An IP address, an IPv4 address also where it is written as IPv6; None for anything else."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

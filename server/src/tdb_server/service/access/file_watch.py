@@ -10,7 +10,7 @@ from pathlib import Path
 _log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LOOKS = 1.0
 MAX_FILE_BYTES = 4 * 2**20
-"""Of a file with tokens or certificates."""
+"""The most that a file with tokens or certificates may have."""
 Stamp = tuple[tuple[int, int, int] | None, ...]
 
 

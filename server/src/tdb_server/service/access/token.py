@@ -33,8 +33,8 @@ def token_entry(
 ) -> str:
     """The entry of a token file that lets the token in. The token itself is not in it."""
     lines = ["[[token]]", f'name = "{name}"', f'sha256 = "{token_digest(token).hex()}"']
-    told = {key: getattr(limits, key) for key in LIMIT_KEYS}
-    lines += [f"{key} = {value}" for key, value in told.items() if value is not None]
+    given = {key: getattr(limits, key) for key in LIMIT_KEYS}
+    lines += [f"{key} = {value}" for key, value in given.items() if value is not None]
     if limits.max_priority is not Priority.INTERACTIVE:
         lines.append(f'max_priority = "{limits.max_priority.value}"')
     if weight != 1.0:

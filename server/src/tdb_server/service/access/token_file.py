@@ -12,8 +12,8 @@
 
 A file that cannot be read, or makes no sense, changes nothing: the tokens before it stay in force and the log
 says why. An empty file is taken for one that is just being written; `token = []` lets nobody in. So does a
-file that is gone, at two looks in a row: who takes it away means it, and who puts another in its place is not
-that slow.
+file that is gone at two looks in a row: it was removed on purpose, as to replace a file does not take that
+long.
 """
 
 from __future__ import annotations

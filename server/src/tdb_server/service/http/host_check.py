@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tdb_server.service.http.asgi import Application, Message, Receive, Send, answer
@@ -27,19 +27,19 @@ class AllowedHosts:
 
     Args:
         address: listened on.
-        told: more names; `*.example.com` for all below that one, `*` for every host (but not for pages).
+        more_names: `*.example.com` stands for all below that one, `*` for every host (but not for pages).
 
     Attributes:
         origins: regular expression of the origins of pages that may call.
     """
 
-    def __init__(self, address: str, told: Iterable[str] = ()) -> None:
-        names = [*LOOPBACK_NAMES, *(one for one in told if one != "*")]
+    def __init__(self, address: str, more_names: Sequence[str] = ()) -> None:
+        names = [*LOOPBACK_NAMES, *(one for one in more_names if one != "*")]
         if address not in WILDCARD_ADDRESSES:
             names.append(address)
         known = "|".join(_pattern(one) for one in names)
         self.origins = rf"https?://(?:{known})(?::\d+)?"
-        also = "|.*" if "*" in told else f"|{_ANY_ADDRESS}" if address in WILDCARD_ADDRESSES else ""
+        also = "|.*" if "*" in more_names else f"|{_ANY_ADDRESS}" if address in WILDCARD_ADDRESSES else ""
         self._host = re.compile(rf"(?:{known}{also})(?::\d+)?", re.IGNORECASE)
         self._origin = re.compile(self.origins, re.IGNORECASE)
 

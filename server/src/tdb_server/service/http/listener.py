@@ -19,9 +19,9 @@ from tdb_server.security_settings import Security
 from tdb_server.service.listening import MAX_HEAD_BYTES
 
 LAST_BYTES_SECONDS = 1
-"""For what is left when the server stops: its calls have had their time."""
+"""How long what is left may take when the server stops: its calls have had their time."""
 KEEP_ALIVE_SECONDS = 75.0
-"""Longer than proxies usually keep a connection, so that they are the ones to end it."""
+"""Connections are kept longer than proxies usually keep them, so that proxies are the ones to end them."""
 
 
 class HttpListener:
@@ -131,9 +131,9 @@ class _Server(uvicorn.Server):
 class _Connection(H11Protocol):
     """A connection that is ended when it is one too many, and when its client takes too long.
 
-    uvicorn itself ends those without a request (`timeout_keep_alive`). Here are ended those whose request
-    does not get to the end of its head, that ask for nothing at all, or that do not take what is sent. How
-    long a body may take is for the application.
+    uvicorn itself ends those that stay without a further request (`timeout_keep_alive`). Ended here are those
+    whose first request never comes, whose head is not finished, or whose client does not take what is sent.
+    How long a body may take is for the application.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class _Connection(H11Protocol):
         super().data_received(data)
 
     def handle_events(self) -> None:
-        """Has a head come, nothing is waited for."""
+        """Stops waiting for a head once it has come."""
         super().handle_events()
         if self._is_answering and self._head_timer is not None:
             self._head_timer.cancel()

@@ -1,9 +1,9 @@
 """`/livez` and `/readyz`, in front of any HTTP application: what Kubernetes, balancers and people ask.
 
 Both ask for no token and count as no calls, and are answered by the event loop, so that an answer shows that
-it turns. `/livez` is all that: whoever gets none in time may start the server anew. `/readyz` says whether
-calls would be taken, as gRPC's health does: 503 while the model is loading, while there is no worker, and
-when the server stops.
+it runs. `/livez` says no more: a server that does not answer it in time may be restarted. `/readyz` says
+whether calls would be taken, as gRPC's health does: 503 while the model is loading, while there is no worker,
+and when the server stops.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is known about a call: filled while it is answered, told to the log, metrics and traces at its end."""
+"""What is known about a call: filled while it is answered, then handed to log, metrics and traces."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CallRecord:
             `POST /batched`.
         is_http: whether the call came over HTTP.
         traceparent: the caller's trace, as W3C Trace Context writes it; empty when there is none.
-        peer: the client's address as gRPC writes it.
+        peer: the client's address: as gRPC writes it, or over HTTP the host alone.
         caller: who calls; empty before that is known.
         request_id: as in the call's answer; empty where methods have none.
         n_sub_requests: sub-requests.
@@ -34,7 +34,7 @@ class CallRecord:
         is_cached: whether the results were there already; None when nothing was run.
         received_bytes: of the request.
         sent_bytes: of all responses.
-        status: name of the gRPC status the call ended with; "OK" unless told otherwise.
+        status: name of the gRPC status the call ended with; "OK" unless it is set.
         reason: why it failed, as in `ErrorInfo.reason`.
         http_status: the status the client saw, for calls over HTTP.
         began_at: wall clock, seconds.
@@ -76,8 +76,8 @@ class CallRecord:
     def http_attributes(self) -> dict[str, str | int]:
         """What metrics and traces say of a call over HTTP, as OpenTelemetry's conventions name it."""
         method, _, route = self.method.partition(" ")
-        told = {"http.request.method": method, "http.route": route}
-        return {**told, "http.response.status_code": self.http_status}
+        request = {"http.request.method": method, "http.route": route}
+        return {**request, "http.response.status_code": self.http_status}
 
     def parsed(self, prompts: Sequence[Sequence[str]]) -> None:
         """The request is sound; its prompts are given as tokens."""
@@ -92,7 +92,7 @@ class CallRecord:
 
 
 class CallListener(Protocol):
-    """Told about calls, on the event loop: to be quick."""
+    """Hears of calls, on the event loop, and must be quick."""
 
     def call_started(self, record: CallRecord) -> None:
         """A call has come. Only the method is known."""
@@ -123,7 +123,7 @@ def recorded(record: CallRecord, listeners: Sequence[CallListener]) -> Iterator[
 
 
 def _tell(listeners: Sequence[Callable[[CallRecord], None]], record: CallRecord) -> None:
-    """Whatever goes wrong with what is told about a call, the call itself goes on."""
+    """Calls listeners. Whatever goes wrong there, the call itself goes on."""
     for tell in listeners:
         try:
             tell(record)

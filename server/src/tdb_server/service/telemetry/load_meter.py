@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tdb_server.service.telemetry.call_record import CallRecord
 from tdb_server.workers.measures import BatchMeasure, Readings
 
-MEMORY_SECONDS = 10.0
+DECAY_SECONDS = 10.0
 """What happened this long ago counts 1/e of what happens now."""
 
 OUR_METHODS = "transformer_debugger."
@@ -38,7 +38,7 @@ class Load:
 
 
 class LoadMeter:
-    """Keeps count. A `CallListener`, told about batches too; all on the event loop.
+    """Measures the load. A `CallListener` that hears of batches too; all on the event loop.
 
     Args:
         readings: the state of queue and workers.
@@ -75,14 +75,14 @@ class LoadMeter:
             self._n_open -= 1
             if not record.is_http or record.submitted_seconds is not None:  # over HTTP pages are read, too
                 ended = self._answered if record.status == "OK" else self._failed
-                ended.add(1 / MEMORY_SECONDS)
+                ended.add(1 / DECAY_SECONDS)
             before, self._front_read_at = self._front_read_at, self._front_clock()
-            self._front_worked.add((self._front_read_at - before) / MEMORY_SECONDS)
+            self._front_worked.add((self._front_read_at - before) / DECAY_SECONDS)
 
     def batch_ended(self, batch: BatchMeasure) -> None:
         """A worker was busy until now."""
-        self._busy.add(1 - math.exp(-batch.seconds / MEMORY_SECONDS))
-        self._worked.add(batch.seconds / MEMORY_SECONDS)
+        self._busy.add(1 - math.exp(-batch.seconds / DECAY_SECONDS))
+        self._worked.add(batch.seconds / DECAY_SECONDS)
 
     def load(self) -> Load:
         """What it is now."""
@@ -115,4 +115,4 @@ class _Decaying:
         self._value, self._changed_at = self.now() + amount, self._clock()
 
     def now(self) -> float:
-        return self._value * math.exp((self._changed_at - self._clock()) / MEMORY_SECONDS)
+        return self._value * math.exp((self._changed_at - self._clock()) / DECAY_SECONDS)

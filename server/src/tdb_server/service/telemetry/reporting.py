@@ -28,10 +28,10 @@ _INSTALL = "pip install 'transformer-debugger-server[telemetry]'"
 
 
 class Reporting:
-    """Whoever is told about calls and batches, as the settings want it.
+    """The listeners of calls and batches that the settings ask for.
 
     Attributes:
-        listeners: to be told about calls.
+        listeners: those that hear of calls.
         report_load: puts the server's load into a call's trailers; None where that is not wanted.
         ports: the port of the metrics as the ready file names it, once there is one.
 
@@ -64,7 +64,7 @@ class Reporting:
             self.report_load = partial(put_load_report, meter)
 
     def on_batch(self, batch: BatchMeasure) -> None:
-        """Tells whoever counts batches about one that a worker is done with."""
+        """Hands a batch that a worker is done with to whatever counts batches."""
         for tell in self._on_batch:
             tell(batch)
 

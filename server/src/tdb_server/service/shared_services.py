@@ -1,4 +1,4 @@
-"""What the service hands to each of its faces, gRPC and the JSON gateway."""
+"""What the gRPC server and the JSON gateway share."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """What a face of the service is made of, so that all of them check, limit and queue alike."""
+class SharedServices:
+    """The services, and what stands around their calls: both servers check, limit and queue alike."""
 
     calls: CallEvents
     model: ModelService

@@ -70,7 +70,7 @@ clients: $(INSTALLED)  ## build the examples in other languages and run them aga
 check: $(INSTALLED)  ## lint, types, layers, protos, generated code
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code

@@ -5,8 +5,10 @@ AGAINST ?=
 TORCH = $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)') torch==2.13.0
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-# Python compiles what it imports at the first time; most files of torch nobody ever imports.
-export PIP_NO_COMPILE = 1
+# Python compiles what it imports at the first time; most files of torch nobody ever imports. What it compiled it has to keep, whatever
+# it was told outside: each of the many servers and workers that tests start would compile all of it again. (pip takes "no" to mean that it shall not compile.)
+export PIP_NO_COMPILE = no
+export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test chaos gpu-test clients ray-test cluster-test deploy-test gemma-test check generate breaking bench launches pictures programs
@@ -68,7 +70,7 @@ clients: $(INSTALLED)  ## build the examples in other languages and run them aga
 check: $(INSTALLED)  ## lint, types, layers, protos, generated code
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code

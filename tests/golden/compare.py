@@ -79,8 +79,8 @@ def _top_k(want, got, n_tokens, k, path, out):  # noqa: C901 - the rules of one 
         return
     wi = {x: i for i, x in enumerate(wn)}
     common = [(wi[x], j, x) for j, x in enumerate(gn) if x in wi]
-    for g in wa:
-        s = _scale(wa[g])
+    scales = {g: _scale(wa[g]) for g in wa}
+    for g, s in scales.items():
         bad = [(x, ga[g][j], wa[g][i]) for i, j, x in common if not close(ga[g][j], wa[g][i], s)]
         if bad:
             out.append(f"{path}.{g}: {len(bad)} of {len(common)} nodes off, first {bad[0]}")
@@ -90,7 +90,7 @@ def _top_k(want, got, n_tokens, k, path, out):  # noqa: C901 - the rules of one 
         if key in gs or _not_a_node(key) or all(wa[g][i] == 0 for g in wa):
             continue
         for g in wa:
-            v, s = wa[g][i], _scale(wa[g])
+            v, s = wa[g][i], scales[g]
             if v == 0:
                 continue  # selected by a tie at zero
             same = [ga[g][j] for j, x in enumerate(gn) if x[0] == key[0] and not _not_a_node(x)]
@@ -107,7 +107,7 @@ def _top_k(want, got, n_tokens, k, path, out):  # noqa: C901 - the rules of one 
         x
         for j, x in enumerate(gn)
         if x not in wi
-        and not any(wn[i][0] == x[0] and close(ga[g][j], wa[g][i], _scale(wa[g])) for i in gone for g in wa)
+        and not any(wn[i][0] == x[0] and close(ga[g][j], wa[g][i], scales[g]) for i in gone for g in wa)
     ]
     if len(extra) > max(1, len(gn) // 50):
         out.append(f"{path}.nodeIndices: {len(extra)} of {len(gn)} nodes not in the golden, first {extra[0]}")

@@ -19,8 +19,8 @@ help:  ## say what can be made
 demo: $(INSTALLED)  ## explain why a real language model says " Mary"
 	$(BIN)/python examples/demo.py
 
-# Those that only compute run on all cores, with a thread each. Of the others, which start servers and processes, three run at a
-# time: much of that is waiting. Chaos measures time, and runs alone.
+# Those that only compute run on all cores, with a thread each. Of the others, which start servers and processes, four run at a
+# time: much of that is waiting. Chaos measures time: it runs for itself, two files at a time.
 COMPUTING = tests/golden/test_goldens_in_process.py tests/property $(addprefix tests/unit/,benchmarks client docs engine examples gateway model protos service)
 LEFT_OUT = --ignore=tests/clients --ignore=tests/gpu --ignore=tests/ray --ignore=tests/cluster --ignore=tests/deploy --ignore=tests/gemma
 test: check programs  ## check, then run all tests but clients, gpu, ray, cluster, deploy and gemma; PYTEST_ARGS say which
@@ -28,8 +28,8 @@ ifdef PYTEST_ARGS
 	$(BIN)/python -m pytest $(LEFT_OUT) $(PYTEST_ARGS)
 else
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(COMPUTING)
-	$(BIN)/python -m pytest -n 3 --dist loadfile $(LEFT_OUT) $(addprefix --ignore=,$(COMPUTING) tests/chaos)
-	$(BIN)/python -m pytest tests/chaos
+	$(BIN)/python -m pytest -n 4 --dist loadfile $(LEFT_OUT) $(addprefix --ignore=,$(COMPUTING) tests/chaos)
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/chaos
 endif
 
 chaos: $(INSTALLED)  ## kill workers, hang up, fill queues and send nonsense for minutes, with figures

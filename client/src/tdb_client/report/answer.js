@@ -38,7 +38,7 @@ function places(more) {
         section("logits", "Likeliest next tokens", make("p", { class: "hint", id: "logits-hint" }), make("table", { id: "logits", class: "bars" })),
         section("sums", "Where it comes from",
           hint("Here: ", chosen(), ", summed over all layers and components, not only the nodes listed. Heads count where they write; what they read is shown apart."),
-          make("div", { class: "scroll tall", id: "sums-scroll", tabindex: "0", role: "region", "aria-labelledby": "sums-title" },
+          make("div", { class: "scroll tall", id: "sums-scroll", tabindex: "0", role: "region", "aria-label": "sums by token" },
             make("table", { id: "sums", class: "heat" })))),
       section("nodes", "Nodes",
         hint("The strongest uses of a head, neuron, latent or embedding. Point at one, or move to it with Tab and the arrow keys, to see its tokens."),

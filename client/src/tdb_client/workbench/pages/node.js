@@ -125,7 +125,7 @@ function uses({ tokens, nodes, scalars, lists }) {
   const most = columns.map(([name]) => largest(scalars[name]));
   const named = (token) => `${tokens[token].quoted} @ ${token}`;
   const at = ({ token, attended_to: to }) => `${named(token)}${to === null ? "" : ` → ${named(to)}`}`;
-  return section("uses", "Its uses here", make("div", { class: "scroll", tabindex: "0", role: "region", "aria-labelledby": "uses-title" },
+  return section("uses", "Its uses here", make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "table of uses" },
     make("table", { class: "nodes" },
       make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "at"),
         columns.map(([, { title }]) => make("th", { scope: "col", class: "figure" }, title)))),

@@ -63,10 +63,10 @@ function places(more) {
   ];
 }
 
-/** Draws sums; those of a long prompt, whose table takes longest to lay out, once all else is seen. */
-function drawSumsInTime(data, state) {
-  const table = byId("sums");
-  const work = () => { if (table.isConnected) drawSums(data, state); };
+/** Draws a part of the page; where prompts are long, what takes longest to lay out, once all else is seen. */
+function drawInTime(data, id, draw) {
+  const place = byId(id);
+  const work = () => { if (place.isConnected) draw(); };
   if (data.tokens.length <= MANY_TOKENS) work();
   else requestAnimationFrame(() => setTimeout(work));
 }
@@ -120,9 +120,9 @@ export function drawAnswer(place, data, hooks = {}) {
     const name = `${state.isChange ? "change of " : ""}${title}${ofDifference}`;
     place.querySelectorAll(".chosen").forEach((one) => { one.textContent = name; });
     drawPrompt(data, state, chooseToken);
-    drawSumsInTime(data, state);
     nodes.draw();
-    attention.draw();
+    drawInTime(data, "attention", () => attention.draw());
+    drawInTime(data, "sums", () => drawSums(data, state));
   };
   const show = (change) => {
     Object.assign(state, change);

@@ -170,6 +170,11 @@ def _ablation(words: object) -> object:
     return Ablation(words) if isinstance(words, Node) else words
 
 
+def traces_towards_loss(trace: Trace, downstream: Trace | None) -> bool:
+    """Whether a trace needs the loss: only a value traced with no downstream node does, for its direction."""
+    return trace.through == "V" and downstream is None
+
+
 def as_trace(words: TraceWords | None) -> Trace | None:
     """A trace in plain words as a Trace.
 

@@ -24,7 +24,7 @@ from tdb_client.client import Client
 from tdb_client.debug_result import DebugResult
 from tdb_client.diagnosis import diagnose
 from tdb_client.edges import EdgesSubRequest
-from tdb_client.interventions import Trace
+from tdb_client.interventions import Trace, traces_towards_loss
 from tdb_client.requests import DebugSubRequest
 from tdb_client.results import EstimatedCost
 from tdb_client.token_text import quoted
@@ -64,12 +64,11 @@ def trace(options: argparse.Namespace) -> ExitCode:
     """Explains a node, also with ablations side by side."""
     _check_view(options)
     traced = _traced(options)
-    needs_loss = traced.through == "V" and options.downstream is None
-    if needs_loss and not has_objective(options):
+    downstream = options.downstream and options.downstream.read
+    if traces_towards_loss(traced, downstream) and not has_objective(options):
         options.parser.error(
             "a trace through V needs --downstream, or --target for the loss to give the direction"
         )
-    downstream = options.downstream and options.downstream.read
     return _explain(options, replace(_sub_request(options), trace=traced, downstream=downstream))
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tdb_client.async_client import AsyncClient
-from tdb_client.errors import IncompleteResponseError
 from tdb_client.inference import DerivedAttentionScalarsSpec
 from tdb_client.report.rounding import rounded_causal_rows
-from tdb_client.results import DerivedAttentionScalarsResult, FloatArray, InferenceResult
+from tdb_client.results import DerivedAttentionScalarsResult, named_result
 from tdb_client.workbench.body_reader import BodyReader
 from tdb_client.workbench.model_and_tokens import token_list
 from tdb_client.workbench.questions import Question, question_of
@@ -40,16 +39,14 @@ async def _attention(client: AsyncClient, asked: _Asked) -> Lines:
         "layer": asked.layer,
         "head": asked.head,
         "tokens": token_list(answers[0].prompt),
-        "runs": [{name: rounded_causal_rows(pairs(one, name)) for name in wanted} for one in answers],
+        "runs": [
+            {
+                name: rounded_causal_rows(named_result(one, name, DerivedAttentionScalarsResult).scalars)
+                for name in wanted
+            }
+            for one in answers
+        ],
     }
-
-
-def pairs(answer: InferenceResult, name: str) -> FloatArray:
-    """A head's numbers for every pair of tokens [T, T], of a named result."""
-    found = answer.results.get(name)
-    if not isinstance(found, DerivedAttentionScalarsResult):
-        raise IncompleteResponseError(f"the answer has no result {name!r}")
-    return found.scalars
 
 
 ATTENTION = Route(_read, _attention)

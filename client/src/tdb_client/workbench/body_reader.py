@@ -12,7 +12,7 @@ Value = TypeVar("Value")
 MOST_FAULTS = 100
 """More are not told of: an answer stays short, whatever was sent."""
 MOST_CHARACTERS = 200
-"""Of what spells a node, and of a field's name that is told back."""
+"""The most in the spelling of a node, and of a field's name that an error repeats."""
 
 
 class QuestionError(TdbError):
@@ -47,10 +47,9 @@ class BodyReader:
             self.fault("", "must be an object")
         for name in self._body:
             if name not in known:
-                shown = name[:MOST_CHARACTERS].encode(
-                    errors="backslashreplace"
-                )  # half a surrogate pair is no text
-                self.fault(shown.decode(), f"is not known; known are {', '.join(known)}", "FIELD_NOT_ALLOWED")
+                # Half a surrogate pair is no text that an answer could have in it.
+                shown = name[:MOST_CHARACTERS].encode(errors="backslashreplace").decode()
+                self.fault(shown, f"is not known; known are {', '.join(known)}", "FIELD_NOT_ALLOWED")
 
     def fault(self, name: str, description: str, reason: str = "MALFORMED_REQUEST") -> None:
         """Notes a fault of a field."""

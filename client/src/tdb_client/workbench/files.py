@@ -81,7 +81,7 @@ def page(depth: int = 0) -> File:
 
 
 def no_such_page(depth: int) -> File:
-    """What stands at addresses of nothing, and leads to the page.
+    """The page at an address that does not exist, which leads to the workbench.
 
     Args:
         depth: as in `page`.

@@ -30,8 +30,12 @@ from tdb_client.model_info import ModelInfo
 from tdb_client.nodes import Node, NodeType
 from tdb_client.report.data import ends, report_data
 from tdb_client.report.rounding import rounded
-from tdb_client.results import DerivedScalarsResult, InferenceResult, named_result
-from tdb_client.workbench.attention import pairs
+from tdb_client.results import (
+    DerivedAttentionScalarsResult,
+    DerivedScalarsResult,
+    InferenceResult,
+    named_result,
+)
 from tdb_client.workbench.body_reader import BodyReader, QuestionError
 from tdb_client.workbench.model_and_tokens import token_list
 from tdb_client.workbench.questions import Question, question_of
@@ -185,7 +189,8 @@ def _activations(answer: InferenceResult, node: Node) -> Line:
     values = named_result(answer, "activation", DerivedScalarsResult).activations
     attended_to = None
     if node.type == "attention_head":
-        attended_to = np.argmax(pairs(answer, "pairs"), axis=1).tolist()
+        pairs = named_result(answer, "pairs", DerivedAttentionScalarsResult).scalars
+        attended_to = np.argmax(pairs, axis=1).tolist()
     return {"tokens": token_list(answer.prompt), "values": rounded(values), "attendedTo": attended_to}
 
 

@@ -17,7 +17,7 @@ from tdb_client.inference import (
     ProcessingSpec,
     Token,
 )
-from tdb_client.interventions import Ablation, Trace
+from tdb_client.interventions import Ablation, Trace, traces_towards_loss
 from tdb_client.nodes import NodeType
 from tdb_client.requests import (
     AttentionComponent,
@@ -151,7 +151,7 @@ def _as_inference(asked: DebugSubRequest, results: Mapping[str, ProcessingSpec])
     has_loss = asked.loss is not None or bool(asked.target)
     # As in debug requests: what is traced takes the loss's place, which may only give a value its direction.
     trace = asked.trace
-    is_towards_loss = trace is None or (trace.through == "V" and asked.downstream is None)
+    is_towards_loss = trace is None or traces_towards_loss(trace, asked.downstream)
     return InferenceSubRequest(
         asked.prompt,
         loss=asked.objective if has_loss and is_towards_loss else None,

@@ -1,6 +1,6 @@
 """JSON as text: read within bounds, and written in pieces, so that others get their turn meanwhile.
 
-Python's own reader is fast, but lets nothing else run until it is done; neither does the writer of a value.
+Python's own reader of JSON, and pydantic's writer of a value, are fast, but let nothing else run meanwhile.
 """
 
 from __future__ import annotations

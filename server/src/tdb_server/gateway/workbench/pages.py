@@ -48,7 +48,7 @@ def page_routes(described: Answer) -> list[Route]:
 
 
 def not_found(request: Request, message: str) -> Response:
-    """What stands at an address of nothing: for browsers a page that leads home, for others a message."""
+    """What an address that does not exist answers: browsers a page that leads home, others a message."""
     if not wants_page(request.headers.get("accept", "")):
         return JSONResponse({"message": message}, 404, VARY)
     path: bytes = request.scope["raw_path"]  # as it was sent: in it `%2F` begins no folder

@@ -26,9 +26,14 @@ def debug_request(
     return DebugRequest(sub_requests=[one] * n_sub_requests)
 
 
-def heavy_request() -> DebugRequest:
+def heavy_request(n_sub_requests: int = 8) -> DebugRequest:
     """Seconds of work for a worker, and megabytes of answer."""
-    return debug_request(LONG_PROMPT, n_sub_requests=8, k=1000)
+    return debug_request(LONG_PROMPT, n_sub_requests, k=1000)
+
+
+def endless_request() -> DebugRequest:
+    """More work than any test waits for: it is cancelled, or its time is up."""
+    return heavy_request(n_sub_requests=64)
 
 
 VARIED_REQUESTS = (

@@ -9,7 +9,7 @@ import pytest
 
 from tests.chaos.metrics_page import reading
 from tests.chaos.refused import refused
-from tests.chaos.requests import LONG_PROMPT, debug_request, heavy_request
+from tests.chaos.requests import LONG_PROMPT, debug_request, endless_request
 from tests.chaos.vitals import seconds_until_idle, wait_until
 from tests.chaos.wire_answers import answer_of_response, difference
 
@@ -19,7 +19,7 @@ N_EXPIRED = 5
 
 def test_expired_in_the_queue_never_runs(watched_alone):
     n_before = reading(watched_alone, "tdb_batch_calls_sum")
-    running = watched_alone.debugger.StreamDebug(heavy_request())
+    running = watched_alone.debugger.StreamDebug(endless_request())
     assert next(running).HasField("started")
     waiting = [
         watched_alone.debugger.Debug.future(debug_request(), timeout=EXPIRED_SECONDS)
@@ -40,7 +40,7 @@ def test_expired_while_running_stops(watched, extent):
     n_before = reading(watched, "tdb_batch_calls_sum")
     for seconds in (0.2, 0.5):
         with pytest.raises(grpc.RpcError) as caught:
-            list(watched.debugger.StreamDebug(heavy_request(), timeout=seconds))
+            list(watched.debugger.StreamDebug(endless_request(), timeout=seconds))
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         seconds_until_idle(worker, extent.stop_seconds)
     assert reading(watched, "tdb_batch_calls_sum") == n_before + 2, "both have run"
@@ -50,7 +50,7 @@ def test_the_servers_own_time_limit_stops_a_call(start_watched, extent):
     server = start_watched("--max-call-seconds", "0.5")
     (worker,) = server.worker_pids()
     with pytest.raises(grpc.RpcError) as caught:
-        list(server.debugger.StreamDebug(heavy_request()))
+        list(server.debugger.StreamDebug(endless_request()))
     why = refused(caught.value)
     assert (why.code, why.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "CALL_TIME_LIMIT")
     seconds_until_idle(worker, extent.stop_seconds)

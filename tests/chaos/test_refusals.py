@@ -12,8 +12,8 @@ import pytest
 
 from tests.chaos.metrics_page import reading
 from tests.chaos.refused import refused
-from tests.chaos.requests import debug_request, heavy_request
-from tests.chaos.vitals import cpu_share, wait_until
+from tests.chaos.requests import debug_request, endless_request, heavy_request
+from tests.chaos.vitals import cpu_share, seconds_until_idle, wait_until
 from tests.chaos.watched_servers import QUEUE_LENGTH
 from tests.running_server import RunningServer
 
@@ -24,7 +24,7 @@ N_REFUSED = 100
 def full(watched_alone) -> Iterator[RunningServer]:
     """A server whose worker computes, whose front sends results, and whose queue has no place left."""
     server = watched_alone
-    streams = [server.debugger.StreamDebug(heavy_request())]
+    streams = [server.debugger.StreamDebug(endless_request())]
     assert next(streams[0]).HasField("started")
     reader = threading.Thread(target=_read_until_cancelled, args=(streams[0],))
     reader.start()
@@ -35,6 +35,8 @@ def full(watched_alone) -> Iterator[RunningServer]:
         one.cancel()
     reader.join()
     wait_until(lambda: reading(server, "tdb_queue_length") == 0, 10)
+    (worker,) = server.worker_pids()
+    seconds_until_idle(worker, 60)
 
 
 def test_refused_in_no_time(full, extent):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.chaos.loop_pauses import LoopPauses
@@ -12,8 +16,11 @@ AUTOENCODERS = tuple(
     f"--autoencoder={TINY_MODEL / 'autoencoders' / site}" for site in ("mlp_post_act", "resid_delta_attn")
 )
 QUEUE_LENGTH = 8
-ALONE = ("--max-batch-tokens", "1", "--max-queue-length", str(QUEUE_LENGTH))
-"""Every call in a batch of its own, and few that may wait."""
+ALONE = (
+    *("--max-batch-tokens", "1", "--max-queue-length", str(QUEUE_LENGTH)),
+    *("--worker-silence-seconds", "120"),
+)
+"""Every call in a batch of its own, few that may wait, and a worker that may be held for a while."""
 
 
 def start_watched_server(
@@ -23,3 +30,14 @@ def start_watched_server(
     server = start(folder, *FLAGS, *flags, model=model, environment=pauses.environment())
     pauses.forget(server.process.pid)
     return server
+
+
+@contextlib.contextmanager
+def held_worker(server: RunningServer) -> Iterator[None]:
+    """The server's one worker does not move meanwhile: calls queue up however fast it computes."""
+    (worker,) = server.worker_pids()
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(worker, signal.SIGCONT)

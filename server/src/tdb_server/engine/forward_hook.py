@@ -66,32 +66,15 @@ class ForwardHook:
         back runs over the whole batch: a gradient that is set here would flow into them. So none is."""
 
     def __call__(self, hook_point: HookPoint, layer_index: int | None, x: Tensor) -> Tensor:
-        """See `Hooks`."""
+        """See `Hooks`. What is set here is kept as set, and dictionaries read it."""
+        site = hook_point, layer_index
         if hook_point is HookPoint.RESID_POST_MLP:
-            check_cancelled = self._check_cancelled
-            check_cancelled()
-            if x.requires_grad:
-                # Not through `self`, which holds the graph: a cycle across autograd is never collected.
-                x.register_hook(lambda _: check_cancelled())  # type: ignore[no-untyped-call]
-        plan, site = self._plan, (hook_point, layer_index)
-        interventions = self._placed(plan.interventions.get(site, ()), site)
-        hidden_cells = None
-        if interventions and hook_point in PAIR_HOOK_POINTS:
-            assert layer_index is not None
-            (hidden_cells,) = self._model.decoder.hidden_cells(plan.n_tokens, (layer_index,))
-        forward = [one for one in interventions if one.is_forward]
-        x = self._set_contributions(x, [one for one in forward if one.is_of_contribution])
-        whole_cells = [one for one in forward if not one.is_of_contribution]
-        x = set_values(x, whole_cells, hidden_cells, self._baseline(site))
-        if hook_point in CONTRIBUTION_FACTORS:
-            self._contribution_factors[hook_point] = x
-        if hook_point in plan.kept.values:  # the forward pass comes by layers in order
-            self.values.setdefault(hook_point, []).append(self._of_all_rows(x, site).detach())
-        if hook_point in plan.kept.gradients or site == self._model.last_residual:
-            self.graph_sites[site] = x
-        starts_before_dictionary = self._keep_stream(Stream(*site, is_behind_dictionary=False), x)
-        past_dictionary = self._past_objective | starts_before_dictionary  # these see nothing set inside it
-        self._past_objective = past_dictionary | plan.objective_streams.get(Stream(*site), set())
+            self._stop_if_cancelled(x)
+        interventions = self._placed(self._plan.interventions.get(site, ()), site)
+        hidden_cells = self._hidden_cells(site) if interventions else None
+        x = self._set_values(x, [one for one in interventions if one.is_forward], hidden_cells, site)
+        self._keep(x, site)
+        past_dictionary = self._pass_objectives(x, site)
         backward = [one for one in interventions if _sets_gradient(one, self._past_objective)]
         x = set_gradients(x, backward, hidden_cells)
         for autoencoder in self._model.autoencoders:
@@ -103,6 +86,45 @@ class ForwardHook:
             x = x if source is None else x[source]
         self._mlp_inputs.see(hook_point, x)
         return x
+
+    def _stop_if_cancelled(self, x: Tensor) -> None:
+        """On the way forward, and at the same layer on the way back."""
+        check_cancelled = self._check_cancelled
+        check_cancelled()
+        if x.requires_grad:
+            # Not through `self`, which holds the graph: a cycle across autograd is never collected.
+            x.register_hook(lambda _: check_cancelled())  # type: ignore[no-untyped-call]
+
+    def _hidden_cells(self, site: HookSite) -> Tensor | None:
+        """The cells of token pairs that the attention's mask hides from a layer, where a site has pairs."""
+        hook_point, layer_index = site
+        if hook_point not in PAIR_HOOK_POINTS:
+            return None
+        assert layer_index is not None
+        return self._model.decoder.hidden_cells(self._plan.n_tokens, (layer_index,))[0]
+
+    def _set_values(
+        self, x: Tensor, forward: Sequence[Intervention], hidden_cells: Tensor | None, site: HookSite
+    ) -> Tensor:
+        x = self._set_contributions(x, [one for one in forward if one.is_of_contribution])
+        whole_cells = [one for one in forward if not one.is_of_contribution]
+        return set_values(x, whole_cells, hidden_cells, self._baseline(site))
+
+    def _keep(self, x: Tensor, site: HookSite) -> None:
+        hook_point, kept = site[0], self._plan.kept
+        if hook_point in CONTRIBUTION_FACTORS:
+            self._contribution_factors[hook_point] = x
+        if hook_point in kept.values:  # the forward pass comes by layers in order
+            self.values.setdefault(hook_point, []).append(self._of_all_rows(x, site).detach())
+        if hook_point in kept.gradients or site == self._model.last_residual:
+            self.graph_sites[site] = x
+
+    def _pass_objectives(self, x: Tensor, site: HookSite) -> set[int]:
+        """Notes the rows whose objective starts here; returns those that see nothing set in a dictionary."""
+        starts_before_dictionary = self._keep_stream(Stream(*site, is_behind_dictionary=False), x)
+        past_dictionary = self._past_objective | starts_before_dictionary
+        self._past_objective = past_dictionary | self._plan.objective_streams.get(Stream(*site), set())
+        return past_dictionary
 
     def _baselines_of(self, place: int, site: HookSite) -> tuple[int, ...]:
         """The baselines of the row that stands at a place among those that are run."""

@@ -31,6 +31,7 @@ from tdb_server.model.autoencoder_loading import (
     refuse_other_models,
 )
 from tdb_server.model.decoder import Decoder
+from tdb_server.model.dictionaries.gemma_scope import read_npz
 from tdb_server.model.hooks import NORM_SCALES, Hooks
 from tdb_server.model.mlp_inputs import MlpInputs
 from tdb_server.model.weights import load_decoder
@@ -193,6 +194,17 @@ def test_damaged_archives(tmp_path: Path, packing: int) -> None:
     (tmp_path / "params.npz").write_bytes(content)
     with pytest.raises(AutoencoderBroken, match=r"params\.npz: not a sound archive"):
         find_layers(tmp_path)
+
+
+def test_a_byte_of_an_array_that_has_changed_is_found(tmp_path: Path) -> None:
+    folder = tmp_path / "scope"
+    write_gemma_scope(folder, weights_of("jumprelu"))
+    path = folder / "params.npz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(AutoencoderBroken, match=r"params\.npz: not a sound archive"):
+        read_npz(path)
 
 
 def test_folders_of_gemma_scope_that_say_two_things(tmp_path: Path) -> None:

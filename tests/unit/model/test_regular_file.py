@@ -141,6 +141,35 @@ def test_a_packed_state_dict_is_not_unpacked(tmp_path: Path) -> None:
         read_state_dict(tmp_path / "1.pt")
 
 
+@pytest.fixture
+def state_dict(tmp_path: Path) -> Path:
+    path = tmp_path / "0.pt"
+    torch.save({"pre_bias": torch.arange(100_000.0), "latent_bias": torch.ones(3)}, path)
+    return path
+
+
+def test_a_byte_that_has_changed_is_found(state_dict: Path) -> None:
+    """Torch itself reads another number there."""
+    content = bytearray(state_dict.read_bytes())
+    content[len(content) // 2] ^= 1
+    state_dict.write_bytes(content)
+    assert not torch.equal(torch.load(state_dict)["pre_bias"], torch.arange(100_000.0))
+    with pytest.raises(AutoencoderBroken, match=r"0\.pt: damaged: Bad CRC-32 for file '0/data/0'"):
+        read_state_dict(state_dict)
+
+
+def test_files_without_checksums_are_read(state_dict: Path) -> None:
+    """As torch writes them when it is told to."""
+    expected = read_state_dict(state_dict)
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(expected, state_dict)
+    finally:
+        torch.serialization.set_crc32_options(before)
+    torch.testing.assert_close(read_state_dict(state_dict), expected, rtol=0, atol=0)
+
+
 def test_links_to_regular_files_are_followed(folder: Path, tmp_path: Path) -> None:
     """Hugging Face's cache consists of them."""
     linked = tmp_path / "linked"

@@ -25,12 +25,13 @@ RETRIES = {
                 "initialBackoff": "0.2s",
                 "maxBackoff": "2s",
                 "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
+                # CANCELLED is what gRPC answers in the moment in which a server closes its port.
+                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
             },
         }
     ]
 }
-"""Calls that found no worker ready are repeated by gRPC itself, unless a stream's first message has come."""
+"""Calls that found no worker, or no server, are repeated by gRPC itself, unless a first message has come."""
 
 BALANCING = {
     "loadBalancingConfig": [{"round_robin": {}}],

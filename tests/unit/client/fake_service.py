@@ -417,6 +417,7 @@ class FakeService(
     estimated_seconds: float | None = None
     max_circuit_nodes: int = 16
     n_unavailable: int = 0
+    n_closing: int = 0
     n_broken_off: int = 0
     streams_were_whole: list[bool] = field(default_factory=list)
     n_tokens: dict[str, int] = field(default_factory=dict)
@@ -460,6 +461,10 @@ class FakeService(
             context.abort_with_status(
                 refusal(code_pb2.UNAVAILABLE, "NO_WORKER_READY", message="still loading")
             )
+
+        if self.n_closing > 0:
+            self.n_closing -= 1
+            context.abort(grpc.StatusCode.CANCELLED, "CANCELLED")
 
     def StreamDebug(self, request: service_pb2.DebugRequest, context: grpc.ServicerContext) -> Iterator[Any]:
         self._take(request, context)

@@ -216,6 +216,16 @@ def test_calls_are_repeated_while_no_worker_is_ready(fake: Fake) -> None:
         assert len(service.requests) == 8  # a fault is not repeated
 
 
+def test_calls_are_repeated_that_come_while_a_server_closes_its_port(fake: Fake) -> None:
+    server, service = fake
+    with Client(server) as client:
+        service.n_closing = 1
+        assert client.debug("p", " Mary").loss == 3.0
+        service.n_closing = 1
+        assert list(client.stream_debug([DebugSubRequest("p", (" Mary",))]))
+    assert len(service.requests) == 4
+
+
 def test_the_token_goes_with_every_call(fake: Fake) -> None:
     server, service = fake
     with Client(server, token="secret") as client:

@@ -635,3 +635,31 @@ def test_a_node_that_there_is_not_is_named(address):
         assert "there is no layer 9" in one.text("#answer .trouble")
         assert one.count("#texts") == 0
         assert one.serious_faults() == []
+
+
+HANGS = """window.fetch = (_, { signal }) => new Promise((_, fail) =>
+  signal.addEventListener("abort", () => fail(signal.reason)))"""
+
+
+def test_what_is_cancelled_leaves_alone_what_is_known_already(asked):
+    (plain,) = asked.values()
+    asked.act(asked.listed("head")[0], "ablate")
+    asked.answered()
+    asked.page.evaluate(HANGS)
+    asked.write("#prompt-text", "the dog sat on the")
+    asked.click("#run")
+    asked.wait("!document.getElementById('cancel').hidden")
+    asked.click("#trail li button")
+    asked.page.evaluate("new Promise((done) => setTimeout(done, 50))")
+    assert asked.values() == [plain]
+    assert "Cancelled" not in asked.text("#progress")
+
+
+def test_an_answer_that_breaks_off_is_not_taken_for_the_one_before(asked):
+    asked.page.evaluate(
+        """window.fetch = async () => new Response('{"event": "started", "cached": false}\\n')"""
+    )
+    asked.write("#prompt-text", "the dog sat on the")
+    asked.run()
+    assert "no answer" in asked.text("#progress .trouble")
+    assert asked.count("#answer *") == 0

@@ -4,7 +4,7 @@ const TOKEN = "tdb-token";
 const root = new URL("..", import.meta.url); // also behind a path prefix, and from /node/NAME
 
 /** What a question cannot be answered for: a message, and the fields at fault. */
-class AskError extends Error {
+export class AskError extends Error {
   constructor(message, { violations = [], status = null } = {}) {
     super(message);
     Object.assign(this, { violations, status });

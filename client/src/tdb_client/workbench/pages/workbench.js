@@ -6,7 +6,7 @@ import { byId, make } from "../report/elements.js";
 import { useDark } from "../report/numbers.js";
 import { actionButtons, actionsOf, componentActions } from "./actions.js";
 import { fragment, fromFragment } from "./address.js";
-import { ask, lines, onTokenWanted } from "./api.js";
+import { AskError, ask, lines, onTokenWanted } from "./api.js";
 import { Gathered, drawChanges } from "./changes.js";
 import { askToken } from "./dialogs.js";
 import { Form } from "./form.js";
@@ -138,7 +138,7 @@ class Workbench {
 
   async open(question, view) {
     this.call?.abort();
-    Object.assign(this, { asked: question, view });
+    Object.assign(this, { asked: question, view, call: null });
     this.form.write(question);
     drawChanges(question, (one) => this.ask(one));
     this.trail.show(question);
@@ -170,13 +170,15 @@ class Workbench {
 
   async receive(question, signal) {
     const start = performance.now();
+    let data = null;
     for await (const line of lines("debug", { question }, signal)) {
       showProgress(line);
-      if (line.event !== "answer") continue;
-      this.remember(question, line.data);
-      showDone((performance.now() - start) / 1000);
-      this.draw(line.data);
+      if (line.event === "answer") data = line.data;
     }
+    if (data === null) throw new AskError("The server gave no answer.");
+    this.remember(question, data);
+    showDone((performance.now() - start) / 1000);
+    this.draw(data);
   }
 
   remember(question, data) {

@@ -663,3 +663,46 @@ def test_an_answer_that_breaks_off_is_not_taken_for_the_one_before(asked):
     asked.run()
     assert "no answer" in asked.text("#progress .trouble")
     assert asked.count("#answer *") == 0
+
+
+def test_a_gathered_node_that_is_taken_back_leaves_its_type_alone(asked):
+    for kind in ("head", "neuron"):
+        asked.act(asked.listed(kind)[0], "keep")
+    asked.click("#gathered .kept button", 1)
+    asked.click("#run-gathered")
+    asked.answered()
+    assert '"nodeTypes":["whole_head"]' in asked.page.evaluate("decodeURIComponent(location.hash)")
+
+
+ONE_KIND = """((asks) => {
+  window.fetch = async (...call) => {
+    const answer = await asks(...call);
+    if (!String(call[0]).endsWith("/debug")) return answer;
+    const text = (await answer.text()).replaceAll(/"type":"(attention_head|layer)"/g, '"type":"mlp_neuron"');
+    return new Response(text);
+  };
+})(window.fetch)"""
+
+
+def test_a_kind_that_is_hidden_can_be_shown_where_there_is_no_other(asked):
+    (neurons,) = [at for at, one in enumerate(asked.texts("#types label")) if "neurons" in one]
+    asked.click("#types input", neurons)
+    asked.page.evaluate(ONE_KIND)
+    asked.write("#prompt-text", "the dog sat on the")
+    asked.run()
+    assert asked.count("#nodes tbody tr") == 0
+    asked.click("#types input")
+    assert asked.count("#nodes tbody tr") == 20
+
+
+def test_a_head_is_not_guessed_from_an_empty_field(asked):
+    asked.open_picture("head")
+    assert asked.count("#head-picture table") == 1
+    asked.page.evaluate(
+        "(field => { field.value = ''; field.dispatchEvent(new Event('change')); })"
+        "(document.getElementById('head-layer'))"
+    )
+    asked.wait_for("#head-picture .trouble")
+    assert "layer: is required" in asked.text("#head-picture .trouble")
+    assert asked.count("#head-picture table") == 0
+    asked.page.complaints.clear()  # that the server refused

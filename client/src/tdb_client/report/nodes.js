@@ -33,7 +33,7 @@ export class NodeView {
     byId("more").addEventListener("click", () => choose(() => { this.isWhole = !this.isWhole; }));
     byId("nodes").addEventListener("keydown", (event) => this.move(event));
     const kinds = [...new Set(data.nodes.map(kindOf))];
-    for (const kind of kinds.length > 1 ? kinds : []) {
+    for (const kind of kinds.length > 1 || this.hidden.has(kinds[0]) ? kinds : []) {
       const count = data.nodes.filter((node) => kindOf(node) === kind).length;
       const box = make("input", { type: "checkbox", checked: !this.hidden.has(kind), onchange: () =>
         choose(() => this.hidden[box.checked ? "delete" : "add"](kind)) });

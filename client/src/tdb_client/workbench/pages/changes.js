@@ -40,26 +40,26 @@ export function drawChanges(question, onAsk) {
 export class Gathered {
   /** @param onAsk called with a function that makes of a question the one with only these */
   constructor(onAsk) {
-    Object.assign(this, { onAsk, nodes: [], types: new Set() });
+    Object.assign(this, { onAsk, types: new Map() }); // by node
   }
 
-  has(node) { return this.nodes.includes(node); }
+  has(node) { return this.types.has(node); }
 
   add(node, type) {
-    this.nodes = [...new Set([...this.nodes, node])];
-    this.types.add(type);
+    this.types.set(node, type);
     this.draw();
   }
 
   draw() {
+    const nodes = [...this.types.keys()];
     const ask = () => {
-      const { nodes, types } = this;
+      const types = new Set(this.types.values());
       this.clear();
       this.onAsk((question) => withOnly(question, nodes, [...types]));
     };
-    byId("gathered").replaceChildren(...(this.nodes.length ? [
-      make("ul", {}, keptChips(this.nodes, `gathered to be kept, ${this.nodes.length}:`, (one) => {
-        this.nodes = this.nodes.filter((other) => other !== one);
+    byId("gathered").replaceChildren(...(nodes.length ? [
+      make("ul", {}, keptChips(nodes, `gathered to be kept, ${nodes.length}:`, (one) => {
+        this.types.delete(one);
         this.draw();
       })),
       make("button", { type: "button", class: "primary", id: "run-gathered", onclick: ask }, "Run with only these"),
@@ -68,7 +68,7 @@ export class Gathered {
   }
 
   clear() {
-    Object.assign(this, { nodes: [], types: new Set() });
+    this.types.clear();
     this.draw();
   }
 }

@@ -27,7 +27,8 @@ export function draw(place, context) {
   const load = newestOnly(shown, signal, async (current) => {
     answer = null;
     shown.replaceChildren();
-    answer = await ask("attention", { question, layer: Number(layer.value), head: Number(head.value) }, current);
+    const written = ({ value }) => (value === "" ? null : Number(value));
+    answer = await ask("attention", { question, layer: written(layer), head: written(head) }, current);
     paint();
   });
   [layer, head].forEach((one) => one.addEventListener("change", load));

@@ -706,3 +706,34 @@ def test_a_head_is_not_guessed_from_an_empty_field(asked):
     assert "layer: is required" in asked.text("#head-picture .trouble")
     assert asked.count("#head-picture table") == 0
     asked.page.complaints.clear()  # that the server refused
+
+
+LOADING = """(() => {
+  const [asks, later] = [window.fetch, window.setTimeout];
+  window.isLoading = true;
+  window.setTimeout = (work, milliseconds) => later(work, Math.min(milliseconds, 20));
+  window.fetch = async (...call) => (window.isLoading && String(call[0]).endsWith("/model")
+    ? new Response('{"message": "The model is being loaded."}', { status: 503 }) : asks(...call));
+})()"""
+
+
+def test_what_is_typed_while_the_model_is_loaded_is_asked_once_it_is(bench, address):
+    page = bench.page
+    script = page.send("Page.addScriptToEvaluateOnNewDocument", source=LOADING)["identifier"]
+    page.open("about:blank")
+    page.open(address)
+    page.send("Page.removeScriptToEvaluateOnNewDocument", identifier=script)
+    bench.wait_for("#progress .trouble")
+    page.evaluate("window.told = document.querySelector('#progress .trouble')")
+    bench.write("#prompt-text", "the dog sat on the")
+    bench.write("#target-0", " the")
+    bench.click("#run")
+    bench.click("#run")
+    for _ in range(3):
+        page.evaluate("new Promise((done) => setTimeout(done, 20))")
+    assert page.evaluate("window.told.isConnected")  # a screen reader says it once
+    page.evaluate("window.isLoading = false")
+    bench.wait_for("#values strong")
+    assert "".join(bench.texts("#prompt .word")) == bench.value("#prompt-text") == "the dog sat on the"
+    assert bench.count("#examples option") == 2
+    assert bench.count("#trail li") == 1

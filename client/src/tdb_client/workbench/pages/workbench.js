@@ -41,7 +41,9 @@ class Workbench {
     this.view = {};
     this.call = null; // how to cancel what is on its way
     this.pictures = null; // how to cancel what pictures ask
-    this.form = new Form((question) => (this.model ? this.ask(question) : this.begin()));
+    this.model = null; // until the server has told of it
+    this.beginning = null; // the promise that it is known, while that is not so
+    this.form = new Form((question) => this.run(question));
     this.trail = new Trail((question) => this.ask(question));
     this.gathered = new Gathered((withThem) => this.ask(withThem(withTrace(this.asked, null))));
     byId("cancel").addEventListener("click", () => this.cancel());
@@ -60,14 +62,29 @@ class Workbench {
     });
   }
 
-  async start() {
+  start() {
     startMenu();
     onTokenWanted(askToken);
-    await this.begin();
+    this.begin();
   }
 
-  /** Learns what the server has, and shows what the address says. Run does it again where nobody gave a token. */
-  async begin() {
+  /** Asks what is typed, once it is known what the server has: Run learns it again where nobody gave a token. */
+  async run(question) {
+    if (this.model) {
+      this.ask(question);
+      return;
+    }
+    await this.begin();
+    if (this.model && question.prompt) this.ask(this.form.read());
+  }
+
+  /** Learns what the server has, and shows what the address says; once, however often it is wanted meanwhile. */
+  begin() {
+    this.beginning ??= this.learnAndShow().finally(() => { this.beginning = null; });
+    return this.beginning;
+  }
+
+  async learnAndShow() {
     const known = await this.describe();
     if (known === null) return;
     const { model, examples } = known;
@@ -86,13 +103,14 @@ class Workbench {
 
   /** What the server has; waits while it is still loading. */
   async describe() {
-    for (;;) {
+    for (let said = null; ;) {
       try {
         const known = await ask("model", {});
         byId("progress").replaceChildren();
         return known;
       } catch (error) {
-        showTrouble(error.message);
+        if (error.message !== said) showTrouble(error.message); // screen readers say it each time it is shown
+        said = error.message;
         if (error.status !== 503) return null;
         await new Promise((done) => setTimeout(done, 1000));
       }
@@ -111,7 +129,7 @@ class Workbench {
     const { question, isBroken, view } = fromFragment(location.hash);
     if (isBroken) showTrouble("This address holds no question that can be read: perhaps it was cut off.");
     if (question) this.open(tidy(question), view);
-    else this.propose(tidy({ ...this.examples[0], title: null }));
+    else if (!this.form.read().prompt) this.propose(tidy({ ...this.examples[0], title: null }));
   }
 
   /** Puts a question into the form without asking it. */

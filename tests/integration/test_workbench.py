@@ -737,3 +737,23 @@ def test_what_is_typed_while_the_model_is_loaded_is_asked_once_it_is(bench, addr
     assert "".join(bench.texts("#prompt .word")) == bench.value("#prompt-text") == "the dog sat on the"
     assert bench.count("#examples option") == 2
     assert bench.count("#trail li") == 1
+
+
+def test_enter_that_ends_a_composed_word_asks_nothing(bench):
+    """As where Japanese is typed."""
+    press = "document.getElementById('prompt-text').dispatchEvent(new KeyboardEvent('keydown', %s))"
+    keys = "{ key: 'Enter', isComposing: true, cancelable: true, bubbles: true }"
+    assert bench.page.evaluate(press % keys)
+    assert bench.page.evaluate("document.getElementById('cancel').hidden")
+
+
+def test_a_menu_with_nothing_to_choose_is_closed_with_escape(bench):
+    bench.page.evaluate("""import("/workbench/menu.js").then(({ openMenu }) => {
+      document.getElementById("run").focus();
+      openMenu("a pair", [{ title: "no head" }], document.getElementById("run"));
+    })""")
+    assert not bench.page.evaluate("document.getElementById('menu').hidden")
+    bench.page.press("ArrowDown")
+    bench.page.press("Escape")
+    assert bench.page.evaluate("document.getElementById('menu').hidden")
+    assert bench.page.evaluate("document.activeElement.id") == "run"

@@ -32,7 +32,7 @@ export class Form {
     const prompt = byId("prompt-text");
     prompt.addEventListener("input", () => this.promptChanged());
     prompt.addEventListener("keydown", (event) => { // a prompt's own line ends are typed with Shift
-      if (event.key !== "Enter" || event.shiftKey) return;
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
       event.preventDefault();
       byId("question").requestSubmit();
     });

@@ -39,7 +39,7 @@ export function openMenu(title, items, element) {
   const isBelow = box.bottom + menu.offsetHeight < innerHeight || box.top < menu.offsetHeight;
   menu.style.left = `${left + scrollX}px`;
   menu.style.top = `${(isBelow ? box.bottom + 2 : box.top - menu.offsetHeight - 2) + scrollY}px`;
-  menu.querySelector("button")?.focus({ preventScroll: true });
+  (menu.querySelector("button") ?? menu).focus({ preventScroll: true });
 }
 
 /** To be called once: keys and clicks. */
@@ -51,7 +51,7 @@ export function startMenu() {
     const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: -1 }[event.key];
     if (event.key === "Escape" || event.key === "Tab") close(true);
     else if (to === undefined) return;
-    else items.at(to % items.length).focus();
+    else items.at(to % items.length)?.focus();
     event.preventDefault();
   });
   document.addEventListener("pointerdown", (event) => {

@@ -757,3 +757,40 @@ def test_a_menu_with_nothing_to_choose_is_closed_with_escape(bench):
     bench.page.press("Escape")
     assert bench.page.evaluate("document.getElementById('menu').hidden")
     assert bench.page.evaluate("document.activeElement.id") == "run"
+
+
+def test_prompt_and_baseline_are_counted_alike(bench):
+    note = "document.querySelector('#baseline .live').textContent"
+    bench.write("#baseline-0", BASELINE)
+    bench.write("#prompt-text", "the cat")
+    bench.wait(f"{note}.endsWith('both must have as many')")
+    bench.write("#prompt-text", BASELINE)
+    bench.wait(f"/^\\d+ tokens$/.test({note})")
+    n_tokens = int(bench.text("#baseline .live").split()[0])
+    bench.page.evaluate(
+        "(field => { field.value = 'true'; field.dispatchEvent(new Event('input', { bubbles: true })); })"
+        "(document.getElementById('option-addBos'))"
+    )
+    bench.wait(f"document.getElementById('prompt-tokens').textContent.endsWith(' {n_tokens + 1} tokens')")
+    bench.wait(f"{note} === '{n_tokens + 1} tokens'")
+    bench.write("#prompt-text", "the cat")
+    bench.wait(f"{note}.endsWith('both must have as many')")
+    bench.write("#prompt-text", "")
+    bench.wait(f"{note} === '{n_tokens + 1} tokens'")
+
+
+def test_fields_of_a_list_have_names_of_their_own(bench):
+    bench.click("#target .add")
+    bench.click("#target .remove")
+    bench.click("#target .add")
+    names = "[...document.querySelectorAll('#target input')].map((one) => [one.id, one.ariaLabel])"
+    assert bench.page.evaluate(names) == [["target-0", "target"], ["target-1", "target 2"]]
+
+
+def test_what_is_no_number_stays_as_it_is_written(asked):
+    asked.click("#options summary")
+    asked.write("#option-targetIds", "3 0x1 the")
+    asked.run()
+    assert asked.texts("#targetIds-fault span") == ["must be a whole number"] * 2
+    assert asked.value("#option-targetIds") == "3 0x1 the"
+    asked.page.complaints.clear()  # that the server refused

@@ -26,7 +26,7 @@ export class Form {
       baseline: new TextList(byId("baseline"), { name: "baseline", title: "baseline", isLong: true, least: 0,
         onInput: (field, below) => {
           fit(field);
-          showTokens(field, below, ({ count }) => [this.compared(count)], this.rest.addBos ?? null);
+          showTokens(field, below, ({ count }) => [this.compared(count)], this.addBos());
         } }),
     };
     const prompt = byId("prompt-text");
@@ -47,15 +47,33 @@ export class Form {
   useModel(model) {
     this.options = drawOptions(model);
     this.options.write(this.rest);
+    byId("option-addBos").addEventListener("input", () => this.countAnew());
+  }
+
+  addBos() {
+    return (this.options?.read() ?? this.rest).addBos ?? null;
   }
 
   promptChanged() {
     const prompt = byId("prompt-text");
     fit(prompt);
+    if (!prompt.value) this.promptHas(null);
     showTokens(prompt, byId("prompt-tokens"), ({ tokens, count }) => {
-      this.nPromptTokens = count;
+      this.promptHas(count);
       return [...tokenBoxes(tokens), make("small", {}, ` ${plain(count)}`)];
-    }, this.options?.read().addBos ?? null);
+    }, this.addBos());
+  }
+
+  promptHas(count) {
+    if (count === this.nPromptTokens) return;
+    this.nPromptTokens = count;
+    this.lists.baseline.tell();
+  }
+
+  /** Counts the tokens of prompt and baselines as they are to be counted now. */
+  countAnew() {
+    this.promptChanged();
+    this.lists.baseline.tell();
   }
 
   compared(count) {
@@ -69,14 +87,16 @@ export class Form {
   }
 
   write(question) {
+    const addedBos = this.addBos();
     this.rest = { ...question };
     this.clearFaults();
     const prompt = byId("prompt-text");
     const isOther = prompt.value !== (question.prompt ?? "");
     prompt.value = question.prompt ?? "";
     this.options?.write(question);
-    if (isOther) this.promptChanged();
     for (const [name, list] of Object.entries(this.lists)) list.write(question[name] ?? []);
+    if (this.addBos() !== addedBos) this.countAnew();
+    else if (isOther) this.promptChanged();
   }
 
   clearFaults() {

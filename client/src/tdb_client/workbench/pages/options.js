@@ -11,7 +11,8 @@ const LOSSES = [["", "logit difference"], ["logit_minus_mean", "logit − mean"]
   ["kl_from_baseline", "divergence from the baseline"]];
 const BOS = [["", "as the model does"], ["true", "yes"], ["false", "no"]];
 
-const ids = (text) => text.split(/[\s,]+/).filter(Boolean).map(Number);
+/** Whole numbers; what is none stays as it is written, and is refused. */
+const ids = (text) => text.split(/[\s,]+/).filter(Boolean).map((one) => (/^-?\d+$/.test(one) ? Number(one) : one));
 const isSaid = (value) => value !== undefined && value !== null && value !== "";
 
 /**

@@ -24,6 +24,11 @@ export class TextList {
 
   read() { return this.fields().map((one) => one.value).filter(Boolean); }
 
+  /** Calls `onInput` for each text as it is. */
+  tell() {
+    for (const item of this.items.children) this.onInput(item.firstChild, item.lastChild);
+  }
+
   write(texts) {
     const values = texts.length >= this.least ? texts : [""].slice(0, this.least);
     if (this.fields().map((one) => one.value).join("\0") === values.join("\0") && this.fields().length === values.length) return;
@@ -32,22 +37,30 @@ export class TextList {
   }
 
   add(text) {
-    const id = `${this.name}-${this.items.children.length}`;
-    const attributes = { id, "aria-label": this.items.children.length ? `${this.title} ${this.items.children.length + 1}` : this.title,
-      spellcheck: "false", autocomplete: "off", "aria-describedby": `${this.name}-fault` };
+    const attributes = { spellcheck: "false", autocomplete: "off", "aria-describedby": `${this.name}-fault` };
     const field = make(this.isLong ? "textarea" : "input", this.isLong ? { ...attributes, rows: "1" } : { ...attributes, type: "text" });
     field.value = text;
     const below = make("small", { class: "live" });
     const item = make("div", { class: "item" }, field,
       make("button", { type: "button", class: "link remove", "aria-label": `remove this ${this.title}`, onclick: () => {
         item.remove();
+        this.number();
         if (this.items.children.length < this.least) this.add("");
         this.adding.focus();
         this.onInput(field, below);
       } }, "×"), below);
     field.addEventListener("input", () => this.onInput(field, below));
     this.items.append(item);
+    this.number();
     this.onInput(field, below);
     return field;
+  }
+
+  /** Names the fields by their place. */
+  number() {
+    this.fields().forEach((field, place) => {
+      field.id = `${this.name}-${place}`;
+      field.setAttribute("aria-label", place ? `${this.title} ${place + 1}` : this.title);
+    });
   }
 }

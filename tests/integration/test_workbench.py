@@ -794,3 +794,42 @@ def test_what_is_no_number_stays_as_it_is_written(asked):
     assert asked.texts("#targetIds-fault span") == ["must be a whole number"] * 2
     assert asked.value("#option-targetIds") == "3 0x1 the"
     asked.page.complaints.clear()  # that the server refused
+
+
+def test_a_change_taken_back_leaves_what_is_typed(asked):
+    asked.act(asked.listed("head")[0], "patch")
+    asked.page.type(BASELINE)
+    asked.click("#changes .chip button")
+    assert asked.count("#changes .chip") == 0
+    assert asked.value("#baseline-0") == BASELINE
+    asked.run()
+    assert asked.count("#values strong") == 1
+    assert "baseline" in asked.text("#notes")
+
+
+NOT_KNOWN = """(async () => {
+  const n = 42;
+  const rows = Array.from({ length: n }, (_, from) => Array.from({ length: from + 1 }, () => 1));
+  rows[9][4] = null;
+  const line = { event: "attention", layer: 0, head: 0, runs: [{ pattern: rows, writeNorm: rows }] };
+  const asks = window.fetch;
+  window.fetch = async () => new Response(JSON.stringify(line) + "\\n");
+  const { draw } = await import("/workbench/head.js");
+  const data = { nodes: [], runs: [{}], tokens: rows.map((_, at) => ({ quoted: `'t${at}'` })) };
+  const place = document.getElementById("answer");
+  const { signal } = new AbortController();
+  await draw(place, { question: {}, data, model: { nLayers: 1, nHeads: 1 }, page: {}, signal });
+  window.fetch = asks;
+  const canvas = place.querySelector("canvas");
+  const { data: pixels } = canvas.getContext("2d").getImageData(0, 0, n, n);
+  const opacity = (from, to) => pixels[4 * (n * from + to) + 3];
+  canvas.focus();
+  for (let at = 41; at > 9; at--) canvas.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowUp" }));
+  return [opacity(9, 3), opacity(9, 4), place.querySelector("[aria-live]").textContent];
+})()"""
+
+
+def test_what_is_not_known_has_no_colour_and_no_sum(bench):
+    known, unknown, said = bench.page.evaluate(NOT_KNOWN)
+    assert (known, unknown) == (255, 0)
+    assert said == "'t9' @ 9 → 't0' @ 0: 1.000 · in all – at 't9' · from 't0' 42.00"

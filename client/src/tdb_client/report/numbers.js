@@ -53,6 +53,7 @@ export function difference(before, after) {
   return before === null || before === undefined || after === null || after === undefined ? null : after - before;
 }
 
+/** The sum where all are known; else null. */
 export function sum(values) {
-  return values.reduce((total, one) => total + (one ?? 0), 0);
+  return values.reduce((total, one) => (total === null || one === null ? null : total + one), 0);
 }

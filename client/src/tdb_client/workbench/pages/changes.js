@@ -19,21 +19,24 @@ function keptChips(nodes, title, onRemove) {
 
 /**
  * @param question whose answer is shown, or on its way
- * @param onAsk called with the question that is left when a chip is taken back
+ * @param onTakeBack called with a function that makes of a question the one without what is taken back
  */
-export function drawChanges(question, onAsk) {
-  const { changes = [], onlyThese, trace, downstream } = question;
+export function drawChanges({ changes = [], onlyThese, trace, downstream }, onTakeBack) {
+  const takeBack = (without) => () => onTakeBack(without);
   const chips = [];
-  if (trace) chips.push(chip(`trace ${trace}`, "trace", `no trace of ${trace}`, () => onAsk(withTrace(question, null))));
+  if (trace) chips.push(chip(`trace ${trace}`, "trace", `no trace of ${trace}`, takeBack((question) => withTrace(question, null))));
   if (downstream) {
-    chips.push(chip(`downstream ${downstream}`, "trace", `not towards ${downstream}`, () => onAsk(withTrace(question, trace))));
+    chips.push(chip(`downstream ${downstream}`, "trace", `not towards ${downstream}`, takeBack((question) => withTrace(question, trace))));
   }
   for (const one of changes) {
-    chips.push(chip(/[=*+]/.test(one) ? one : `${one} = 0`, "change", `take back ${one}`, () => onAsk(withoutChange(question, one))));
+    chips.push(chip(/[=*+]/.test(one) ? one : `${one} = 0`, "change", `take back ${one}`,
+      takeBack((question) => withoutChange(question, one))));
   }
-  if (onlyThese) chips.push(...keptChips(onlyThese, `only ${onlyThese.length} kept:`, (one) => onAsk(withoutKept(question, one))));
+  if (onlyThese) {
+    chips.push(...keptChips(onlyThese, `only ${onlyThese.length} kept:`, (one) => onTakeBack((question) => withoutKept(question, one))));
+  }
   byId("changes").replaceChildren(...(chips.length ? [make("ul", {}, chips),
-    make("button", { type: "button", class: "link", id: "all-back", onclick: () => onAsk(withoutAll(question)) }, "all back")] : []));
+    make("button", { type: "button", class: "link", id: "all-back", onclick: takeBack(withoutAll) }, "all back")] : []));
 }
 
 /** Nodes that are to be kept alone, gathered over several answers; nothing is asked before one says so. */

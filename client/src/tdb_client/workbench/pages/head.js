@@ -1,7 +1,7 @@
 // All that one head attends to, with what it adds up to on both axes: per token that attends, and per token read.
 
 import { heatCell, legend, make } from "../report/elements.js";
-import { colour, difference, largest, number, shortNumber } from "../report/numbers.js";
+import { colour, difference, largest, number, shortNumber, sum } from "../report/numbers.js";
 import { CHANGE, RUN_NAMES } from "../report/state.js";
 import { ask } from "./api.js";
 import { newestOnly } from "./pictures.js";
@@ -47,8 +47,8 @@ function valuesOf(answer, kind, run) {
 function drawPattern(place, answer, kind, run, context) {
   const name = `L${answer.layer} head ${answer.head}`;
   const values = valuesOf(answer, kind, run); // of each token, a row up to itself
-  const rowSums = values.map((row) => row.reduce((sum, one) => sum + one, 0));
-  const columnSums = values.map((_, to) => values.reduce((sum, row) => sum + (row[to] ?? 0), 0));
+  const rowSums = values.map(sum);
+  const columnSums = values.map((_, to) => sum(values.slice(to).map((row) => row[to])));
   const isShort = values.length <= MOST_CELLS_IN_TABLE;
   const key = make("div", { class: "legend" });
   const most = largest(values.flat());
@@ -84,7 +84,7 @@ function painted(values, rowSums, columnSums, most, tokens, name) {
   const canvas = make("canvas", { width: n, height: n, tabindex: "0", role: "img", "aria-label": `${name}: use the arrow keys to read cells` });
   const context = canvas.getContext("2d");
   values.forEach((row, from) => row.forEach((value, to) => {
-    context.fillStyle = colour(value, most);
+    context.fillStyle = colour(value, most) || "transparent";
     context.fillRect(to, from, 1, 1);
   }));
   canvas.style.width = `${PAINTED_PIXELS}px`;

@@ -135,7 +135,12 @@ class Workbench {
   /** Puts a question into the form without asking it. */
   propose(question) {
     this.form.write(question);
-    drawChanges(question, (one) => this.ask(one));
+    this.drawProposed(question);
+  }
+
+  /** Changes that are not asked for yet: without one of them what is typed stays. */
+  drawProposed(question) {
+    drawChanges(question, (without) => this.propose(without(this.form.read())));
   }
 
   /** Asks another question: a step forward in the trail. */
@@ -158,7 +163,7 @@ class Workbench {
     this.call?.abort();
     Object.assign(this, { asked: question, view, call: null });
     this.form.write(question);
-    drawChanges(question, (one) => this.ask(one));
+    drawChanges(question, (without) => this.ask(without(question)));
     this.trail.show(question);
     const key = keyOf(question);
     const known = this.answers.get(key);
@@ -272,7 +277,7 @@ class Workbench {
     const { baseline } = this.form.lists;
     const field = baseline.fields()[0] ?? baseline.add("");
     this.form.rest.changes = [...(this.asked.changes ?? []), change];
-    drawChanges(this.form.rest, (one) => this.propose(one));
+    this.drawProposed(this.form.rest);
     this.form.showFaults([{ field: "baseline", description: "To patch from a baseline, say which: a prompt of as many tokens." }]);
     field.focus();
   }

@@ -573,6 +573,12 @@ def test_every_picture_is_drawn_and_keeps_nobody_out(address):
         before = one.page.evaluate("document.querySelector('.zoomed').getAttribute('viewBox')")
         one.click(".zoom button")
         assert one.page.evaluate("document.querySelector('.zoomed').getAttribute('viewBox')") != before
+        assert not one.page.evaluate(  # else the page scrolls
+            "document.querySelector('.graph-node')"
+            ".dispatchEvent(new KeyboardEvent('keydown', { key: ' ', bubbles: true, cancelable: true }))"
+        )
+        assert one.count("#menu:not([hidden]) button") > 0
+        one.page.press("Escape")
         one.page.evaluate("document.getElementById('circuit-most').value = 4")
         one.click("#circuit-search")
         one.wait_for("#circuit-keep")
@@ -833,3 +839,41 @@ def test_what_is_not_known_has_no_colour_and_no_sum(bench):
     known, unknown, said = bench.page.evaluate(NOT_KNOWN)
     assert (known, unknown) == (255, 0)
     assert said == "'t9' @ 9 → 't0' @ 0: 1.000 · in all – at 't9' · from 't0' 42.00"
+
+
+def test_a_graph_is_moved_with_the_main_button(bench):
+    moved = bench.page.evaluate("""import("/workbench/zoom.js").then(({ ZoomedView }) => {
+      const view = new ZoomedView();
+      document.getElementById("answer").replaceChildren(view.element);
+      view.show(document.createElementNS("http://www.w3.org/2000/svg", "g"), 100, 100);
+      const before = view.element.getAttribute("viewBox");
+      const at = (kind, clientX, more) => new PointerEvent(kind, { clientX, bubbles: true, ...more });
+      return [2, 0].map((button) => {
+        view.element.dispatchEvent(at("pointerdown", 10, { button }));
+        dispatchEvent(at("pointermove", 20, {}));
+        return view.element.getAttribute("viewBox") !== before;
+      });
+    })""")
+    assert moved == [False, True]
+
+
+def test_a_picture_is_asked_for_once_and_again_where_it_failed(asked):
+    asked.page.evaluate("""(() => {
+      const asks = window.fetch;
+      window.asked = 0;
+      window.fetch = (...call) => !String(call[0]).endsWith("/edges") ? asks(...call)
+        : new Promise((_, fail) => { window.asked += 1; window.fail = fail; });
+    })()""")
+    opened = "document.querySelector('#graph-picture').open"
+    for is_open in (True, False, True):
+        asked.click("#graph-picture summary")
+        asked.wait(f"{opened} === {str(is_open).lower()}")
+        asked.page.evaluate("new Promise((done) => setTimeout(done, 20))")
+    assert asked.page.evaluate("window.asked") == 1
+    asked.page.evaluate("window.fail(new TypeError())")
+    asked.wait_for("#graph-picture .trouble")
+    for _ in range(2):
+        asked.click("#graph-picture summary")
+        asked.page.evaluate("new Promise((done) => setTimeout(done, 20))")
+    assert asked.page.evaluate("window.asked") == 2
+    assert asked.count("#graph-picture .trouble") == 0

@@ -104,7 +104,7 @@ class Workbench:
         place = f"#{name}-picture .picture-place"
         self.click(f"#{name}-picture summary")
         self.wait(f"document.querySelector('{place}').childElementCount > 0")
-        self.wait(f"document.querySelector('{place}').querySelector('[aria-busy]') === null")
+        self.wait(f"document.querySelector('{place}:is([aria-busy], :has([aria-busy]))') === null")
 
     def serious_faults(self) -> list[str]:
         """What axe-core finds that keeps people out."""

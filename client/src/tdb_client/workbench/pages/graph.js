@@ -24,15 +24,15 @@ export async function draw(place, context) {
 function drawGraph(place, { edges }, context) {
   const strength = make("input", { type: "range", id: "graph-shown", min: "1", max: edges.length, value: Math.min(SHOWN, edges.length) });
   const said = make("output", { for: "graph-shown" });
-  const picture = make("div", { class: "graph-picture" });
   const list = make("ol", { class: "edge-list", "aria-label": "edges, the strongest first" });
   const sorted = [...edges].sort((a, b) => Math.abs(b.score) - Math.abs(a.score));
   const view = new ZoomedView();
+  const picture = make("div", { class: "graph-picture" }, view.element);
   const fill = () => {
     const shown = sorted.slice(0, Number(strength.value));
     said.textContent = `${shown.length} of ${edges.length} edges, from ${number(Math.abs(shown.at(-1).score))}`;
     const graph = graphOf(shown, context, (edge) => mark(edge));
-    picture.replaceChildren(view.around(graph.element, graph.width, graph.height));
+    view.show(graph.element, graph.width, graph.height);
     list.replaceChildren(...shown.map((edge) => make("li", {},
       make("button", { type: "button", onclick: () => mark(edge), onfocus: () => mark(edge) },
         make("span", {}, words(edge)), make("b", {}, number(edge.score, true))))));
@@ -87,10 +87,13 @@ function graphOf(edges, { page }, onEdge) {
   });
   const boxes = [...places].map(([name, [x, y]]) => {
     const short = name.replace(/^L\d+ (whole )?/, "");
-    const open = (event) => page.openComponent(name, event.currentTarget);
+    const open = (event) => {
+      event.preventDefault();
+      page.openComponent(name, event.currentTarget);
+    };
     const width = 10 + 8.6 * short.length;
     return svg("g", { class: "graph-node", tabindex: "0", role: "button", "aria-haspopup": "menu", "aria-label": name, onclick: open,
-      onkeydown: (event) => { if (event.key === "Enter") open(event); } },
+      onkeydown: (event) => { if (event.key === "Enter" || event.key === " ") open(event); } },
     svg("rect", { x: x - width / 2, y: y - 11, width, height: 22, rx: 5 }), svg("text", { x, y: y + 4, "text-anchor": "middle" }, short));
   });
   const labels = levels.map((layer, level) => svg("text", { class: "layer", x: 6, y: height - ROW_PIXELS * (level + 0.6) + 4 },

@@ -4,14 +4,13 @@ import { heatCell, legend, make } from "../report/elements.js";
 import { difference, number, shortNumber } from "../report/numbers.js";
 import { CHANGE, RUN_NAMES, SCALARS } from "../report/state.js";
 import { ask } from "./api.js";
-import { newestOnly } from "./pictures.js";
 import { beyondNote, largestOfOthers, markBeyond } from "./scale.js";
 
 const MOST_TOKENS = 60;
 const NUMBERS = ["act_times_grad", "direct_effect", "write_norm"]; // those that add up; the first says something of most tokens
 const PARTS = [["all", "heads and MLP"], ["heads", "heads"], ["mlps", "MLP"]];
 
-export function draw(place, { question, data, signal }) {
+export async function draw(place, { question, data, signal }) {
   const options = (all, chosen) => all.map(([value, title]) => make("option", { value, selected: value === chosen }, title));
   const pick = make("select", { id: "heat-number" }, options(NUMBERS.map((name) => [name, SCALARS[name].title])));
   const part = make("select", { id: "heat-part" }, options(PARTS));
@@ -31,10 +30,8 @@ export function draw(place, { question, data, signal }) {
   place.replaceChildren(
     make("p", { class: "tools" }, make("label", {}, "number ", pick), make("label", {}, "of ", part), runs.length > 1 ? make("label", {}, "show ", run) : []),
     make("p", { class: "hint" }, "Whole heads and whole MLPs, all of a layer together, by the token where they write: not only the nodes listed."), shown);
-  return newestOnly(shown, signal, async (current) => {
-    answer = await ask("layers", { question }, current);
-    paint();
-  })();
+  answer = await ask("layers", { question }, signal);
+  paint();
 }
 
 /** The rows from the last layer down to the embedding, each with a number for each token. */

@@ -27,14 +27,20 @@ export function pictureSections(context, opened, onOpened, kept = null) {
     section.addEventListener("toggle", () => {
       if (!section.isConnected) return; // another answer has been drawn meanwhile
       onOpened(PICTURES.map((one) => one.name).filter((one) => byId(`${one}-picture`).open));
-      if (section.open && !place.hasChildNodes()) draw(name, place, context);
+      if (section.open && isWanting(place)) draw(name, place, context);
     });
     section.open = opened.includes(name);
     return section;
   });
 }
 
+/** Whether nothing has been drawn, nor is on its way; or it could not be. */
+function isWanting(place) {
+  return !place.hasAttribute("aria-busy") && (!place.hasChildNodes() || place.querySelector(":scope > .trouble") !== null);
+}
+
 async function draw(name, place, context) {
+  place.replaceChildren();
   await guarded(place, context.signal, async () => {
     const { draw: drawPicture } = await import(`./${name}.js`);
     await drawPicture(place, context);

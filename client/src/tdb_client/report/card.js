@@ -7,6 +7,7 @@ import { SCALARS } from "./state.js";
 const CARD_TOKENS = 6;
 const LISTS = [ // what the data call it, the title of the largest and of the smallest scores
   ["writes", "raises", "lowers"],
+  ["reads", "excited by", "calmed by"],
   ["input", "excited by", "calmed by"],
   ["query", "excited through the query by", "calmed through the query by"],
   ["key", "excited through the key by", "calmed through the key by"],
@@ -19,8 +20,7 @@ export function drawCard(data, state, view, row, { nodeActions } = {}) {
   }
   const node = data.nodes[row];
   const found = view.tokens(row) ?? {};
-  const lists = LISTS.filter(([name]) => found[name]).map(([name, high, low]) =>
-    make("div", { class: "ends" }, tokenList(high, found[name][0]), tokenList(low, found[name][1])));
+  const lists = tokenLists(found);
   if (found.attended_to) {
     const pairs = found.attended_to.map(([token, value]) => [`${data.tokens[token]?.quoted ?? ""} @ ${token}`, value]);
     lists.push(make("div", { class: "ends" }, tokenList("excited by attending to", pairs)));
@@ -38,7 +38,13 @@ export function drawCard(data, state, view, row, { nodeActions } = {}) {
   );
 }
 
-export function tokenList(title, tokens, count = CARD_TOKENS) {
+/** Both ends of each ranking of tokens that a node has, side by side. */
+export function tokenLists(found, count = CARD_TOKENS) {
+  return LISTS.filter(([name]) => found[name]).map(([name, high, low]) =>
+    make("div", { class: "ends" }, tokenList(high, found[name][0], count), tokenList(low, found[name][1], count)));
+}
+
+function tokenList(title, tokens, count = CARD_TOKENS) {
   const most = largest(tokens.map(([, score]) => score));
   return make("section", {}, make("h4", {}, title), make("ol", {}, tokens.slice(0, count).map(([token, score]) => {
     const bar = make("i", { "aria-hidden": "true", class: score < 0 ? "below" : "" });

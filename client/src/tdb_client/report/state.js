@@ -27,7 +27,7 @@ export class State {
     Object.assign(this, {
       runs,
       shown: isThere ? shown : runs.length > 1 ? CHANGE : "0",
-      scalar: scalar in SCALARS ? scalar : "direct_effect",
+      scalar: Object.hasOwn(SCALARS, scalar) ? scalar : "direct_effect",
       token: Number.isInteger(token) && token >= 0 && token < runs[0].attribution.length ? token : null,
     });
   }
@@ -36,6 +36,9 @@ export class State {
 
   /** Whether numbers raise or lower the objective, so that their signs are always written. */
   get isEffect() { return this.isChange || SCALARS[this.scalar].isEffect; }
+
+  /** What is shown, in words. */
+  get title() { return `${this.isChange ? "change of " : ""}${SCALARS[this.scalar].title}`; }
 
   runsShown() { return this.isChange ? this.runs : [this.runs[Number(this.shown)]]; }
 

@@ -1,18 +1,16 @@
 // The page of one head, neuron or latent: what it writes and reads, and where it is active.
 
-import { tokenList } from "../report/card.js";
+import { tokenLists } from "../report/card.js";
 import { byId, heatCell, legend, make, pageLink } from "../report/elements.js";
 import { colour, largest, number, shortNumber } from "../report/numbers.js";
 import { SCALARS } from "../report/state.js";
 import { fragment, fromFragment } from "./address.js";
 import { lines, pageAddress } from "./api.js";
-import { guarded } from "./pictures.js";
+import { guarded, newestOnly } from "./pictures.js";
 import { beyondNote, largestOfOthers, markBeyond } from "./scale.js";
 
 const MOST_TEXTS = 32;
 const SHOWN_TOKENS = 12;
-const LISTS = [["writes", "raises", "lowers"], ["reads", "excited by", "calmed by"], ["input", "excited by", "calmed by"],
-  ["query", "excited through the query by", "calmed through the query by"], ["key", "excited through the key by", "calmed through the key by"]];
 
 function section(name, title, ...children) {
   return make("section", { "aria-labelledby": `${name}-title` }, make("h2", { id: `${name}-title` }, title), children);
@@ -84,8 +82,7 @@ function drawLine(place, line, question) {
 
 function drawNode(place, line, question) {
   document.title = `${line.spelling} · transformer debugger`;
-  const lists = LISTS.filter(([name]) => line[name]).map(([name, high, low]) =>
-    make("div", { class: "ends" }, tokenList(high, line[name][0], SHOWN_TOKENS), tokenList(low, line[name][1], SHOWN_TOKENS)));
+  const lists = tokenLists(line, SHOWN_TOKENS);
   place.append(
     line.label ? make("p", { class: "label" }, line.label) : "",
     line.link ? make("p", {}, pageLink(line.link, line.link)) : "",
@@ -134,8 +131,7 @@ function uses({ tokens, nodes, scalars, lists }) {
           ? heatCell(scalars[name][row], most[index], number(scalars[name][row], true), { class: "figure" })
           : make("td", { class: "figure" }, number(scalars[name][row])))))))),
   make("div", { class: "node-lists" }, nodes.slice(0, 3).map((node, row) => make("section", {}, make("h3", {}, make("code", {}, at(node))),
-    LISTS.filter(([name]) => lists[row]?.[name]).map(([name, high, low]) =>
-      make("div", { class: "ends" }, tokenList(high, lists[row][name][0]), tokenList(low, lists[row][name][1])))))));
+    tokenLists(lists[row] ?? {})))));
 }
 
 /** Texts to paste, one a line. */
@@ -144,16 +140,16 @@ function textForm(name, pasted, drawn, signal) {
   const form = make("form", { class: "pasted" }, make("h2", {}, make("label", { for: "texts" }, "On your own texts")),
     make("p", { class: "hint", id: "texts-hint" }, `One a line, up to ${MOST_TEXTS}.`), field,
     make("div", { class: "run" }, make("button", { type: "submit", class: "primary", id: "run-texts" }, "Run")));
+  const texts = () => field.value.split("\n").filter(Boolean);
+  const run = newestOnly(pasted, signal, async (current) => {
+    drawn.clear(pasted);
+    for await (const line of lines("node", { node: name, texts: texts() }, current)) {
+      if (line.event === "activations") drawn.draw(pasted, (place) => place.append(activations(line, "")));
+    }
+  });
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    const texts = field.value.split("\n").filter(Boolean);
-    if (!texts.length) return;
-    drawn.clear(pasted);
-    guarded(pasted, signal, async () => {
-      for await (const line of lines("node", { node: name, texts }, signal)) {
-        if (line.event === "activations") drawn.draw(pasted, (place) => place.append(activations(line, "")));
-      }
-    });
+    if (texts().length) run();
   });
   return form;
 }

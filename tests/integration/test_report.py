@@ -120,6 +120,7 @@ def test_a_token_shows_its_nodes_alone(page):
     assert texts(page, "#count")[0].endswith(f"{len(of_token)} fit")
     page.evaluate("document.querySelectorAll('#prompt button')[3].click()")
     assert texts(page, "#prompt .token[aria-pressed=true]") == []
+    assert page.evaluate("document.activeElement === document.querySelectorAll('#prompt button')[3]")
 
 
 def test_everything_can_be_done_with_the_keyboard(page):
@@ -146,6 +147,7 @@ def test_everything_can_be_done_with_the_keyboard(page):
 
 
 def test_the_grid_says_what_the_answer_lists(page):
+    assert texts(page, "#attention-hint")[0].startswith("Each cell is the change of direct effect of ")
     click(page, "#run-0")
     data = page.evaluate("JSON.parse(document.getElementById('data').textContent)")
     heads = {one["component"] for one in data["nodes"] if one["type"] == "attention_head"}

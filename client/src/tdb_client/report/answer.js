@@ -109,7 +109,7 @@ export function drawAnswer(place, data, hooks = {}) {
   const chooseToken = (token) => {
     state.token = token;
     markToken(token);
-    byId("prompt").children[token ?? 0].focus();
+    byId("prompt").children[token]?.focus();
     nodes.draw();
     seen();
   };
@@ -117,7 +117,7 @@ export function drawAnswer(place, data, hooks = {}) {
     const { title, meaning } = SCALARS[state.scalar];
     const ofDifference = data.baselines.length && SCALARS[state.scalar].isEffect ? " of the difference from the baseline" : "";
     byId("meaning").textContent = `${title}${ofDifference}: ${meaning}`;
-    const name = `${state.isChange ? "change of " : ""}${title}${ofDifference}`;
+    const name = `${state.title}${ofDifference}`;
     place.querySelectorAll(".chosen").forEach((one) => { one.textContent = name; });
     drawPrompt(data, state, chooseToken);
     nodes.draw();

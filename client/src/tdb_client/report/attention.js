@@ -125,8 +125,8 @@ export class AttentionView {
   }
 
   together() {
-    const { title, meaning } = SCALARS[this.state.scalar];
-    const hint = `Each cell is the ${title} of attention between two tokens (${meaning}), summed over every head of every layer.`;
+    const { meaning } = SCALARS[this.state.scalar];
+    const hint = `Each cell is the ${this.state.title} of attention between two tokens (${meaning}), summed over every head of every layer.`;
     return this.known(hint, (run) => run.pairs[this.state.scalar]);
   }
 
@@ -151,7 +151,7 @@ export class AttentionView {
   one(rows) {
     const { nodes, tokens: all, pair_tokens: short } = this.data;
     byId("attention-hint").textContent =
-      `Each cell is the ${SCALARS[this.state.scalar].title} of this head between two tokens. ` +
+      `Each cell is the ${this.state.title} of this head between two tokens. ` +
       "Grey cells are not among this answer's nodes: smaller, but not known here. Ask for more with -k.";
     const used = rows.flatMap((row) => [nodes[row].token, nodes[row].attended_to]);
     const tokens = short.length === all.length ? short : [...new Set(used)].sort((a, b) => a - b);

@@ -1,6 +1,7 @@
 // The node table: sorted by a click on a heading, filtered by words, kinds and a token of the prompt.
 
 import { byId, heatCell, make, pageLink } from "./elements.js";
+import { moveFocus } from "./focus.js";
 import { difference, largest, number } from "./numbers.js";
 import { SCALARS } from "./state.js";
 
@@ -181,18 +182,10 @@ export class NodeView {
     this.onChoice();
   }
 
-  /** Arrow keys, Home and End move between nodes, so that Tab passes the table in one step. */
+  /** Up and down lead from node to node, left and right between a node and what can be done with it. */
   move(event) {
     const inRow = { ArrowRight: ".do", ArrowLeft: ".node" }[event.key];
     if (inRow) document.activeElement.closest("tbody tr")?.querySelector(`button${inRow}`)?.focus();
-    const buttons = [...byId("nodes").querySelectorAll("button.node")];
-    const at = buttons.indexOf(document.activeElement);
-    const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: buttons.length - 1 }[event.key];
-    if (at < 0 || to === undefined) return;
-    event.preventDefault();
-    const target = buttons[Math.max(0, Math.min(buttons.length - 1, to))];
-    buttons[at].tabIndex = -1;
-    target.tabIndex = 0;
-    target.focus();
+    moveFocus(event, [...byId("nodes").querySelectorAll("button.node")], ["ArrowUp", "ArrowDown"]);
   }
 }

@@ -23,6 +23,7 @@ from tdb_client.token_text import printable
 SCRIPTS = (
     "numbers",
     "elements",
+    "focus",
     "state",
     "prompt",
     "logits",

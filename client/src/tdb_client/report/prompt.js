@@ -2,6 +2,7 @@
 // Tab stops at one of them, and the arrow keys move on.
 
 import { byId, legend, make } from "./elements.js";
+import { moveFocus } from "./focus.js";
 import { colour, largest, number, shortNumber } from "./numbers.js";
 
 const MAX_TOKENS_WITH_NUMBERS = 200;
@@ -26,17 +27,8 @@ export function drawPrompt(data, state, onToken) {
       onclick: () => onToken(state.token === token ? null : token),
     }, word, ...(isShort ? [make("small", {}, shortNumber(values[token], true))] : []));
   }));
-  byId("prompt").onkeydown = move;
+  byId("prompt").onkeydown = (event) => moveFocus(event, [...byId("prompt").children], ["ArrowLeft", "ArrowRight"]);
   legend(byId("prompt-legend"), most, ["lowers", "raises"]);
-}
-
-function move(event) {
-  const tokens = [...byId("prompt").children];
-  const at = tokens.indexOf(document.activeElement);
-  const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: tokens.length - 1 }[event.key];
-  if (at < 0 || !tokens[to]) return;
-  event.preventDefault();
-  tokens[to].focus();
 }
 
 /** Presses in the button of one token, or of none. */

@@ -1,6 +1,7 @@
 // A menu beside what it is about: arrow keys move, Escape and a click elsewhere close it.
 
 import { byId, make } from "../report/elements.js";
+import { moveFocus } from "../report/focus.js";
 
 let opener = null;
 
@@ -46,12 +47,9 @@ export function openMenu(title, items, element) {
 export function startMenu() {
   const menu = byId("menu");
   menu.addEventListener("keydown", (event) => {
-    const items = [...menu.querySelectorAll("button")];
-    const at = items.indexOf(document.activeElement);
-    const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: -1 }[event.key];
-    if (event.key === "Escape" || event.key === "Tab") close(true);
-    else if (to === undefined) return;
-    else items.at(to % items.length)?.focus();
+    moveFocus(event, [...menu.querySelectorAll("button")], ["ArrowUp", "ArrowDown"], true);
+    if (event.key !== "Escape" && event.key !== "Tab") return;
+    close(true);
     event.preventDefault();
   });
   document.addEventListener("pointerdown", (event) => {

@@ -123,6 +123,14 @@ def test_two_results_are_compared_node_by_node() -> None:
     assert len(json.loads(data["request"]["message"])["subRequests"]) == 2
 
 
+def test_changes_of_large_numbers_have_the_digits_that_are_shown() -> None:
+    before, after = before_and_after()
+    for one, logit in ((before, -102.4312), (after, -102.4178)):
+        one.logits.logits[:] = logit
+    first, second = report_data([before, after])["runs"]
+    assert f"{second['logits'][0] - first['logits'][0]:.3f}" == "0.013"
+
+
 def test_nodes_of_one_result_alone_are_unknown_in_the_other() -> None:
     before, after = before_and_after()
     nodes = after.nodes

@@ -1,6 +1,6 @@
 """What the page's script draws: one or two results as plain data, with every text ready to be shown.
 
-Numbers are rounded to five digits and are None where they are not finite or not known.
+Numbers are rounded to five digits, logits to seven, and are None where they are not finite or not known.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ Json = dict[str, object]
 Pairs = list[list[object]]
 
 DIGITS = 5
+LOGIT_DIGITS = 7
+"""Logits can be large, and differ little between two runs."""
 N_LOGITS = 10
 SCALARS: tuple[NodeScalar, ...] = ("direct_effect", "act_times_grad", "write_norm", "activation")
 
@@ -95,14 +97,15 @@ def _run(result: DebugAnswer, nodes: list[Node], token_ids: list[int], pair_toke
     table = result.nodes
     row_of = {node: row for row, node in enumerate(table.nodes)}
     rows = [row_of.get(node) for node in nodes]
-    logits = dict(zip(result.logits.token_ids.tolist(), rounded(result.logits.logits, DIGITS), strict=True))
+    logits = rounded(result.logits.logits, LOGIT_DIGITS)
+    logit_of = dict(zip(result.logits.token_ids.tolist(), logits, strict=True))
     value = result.objective_value
     return {
-        "value": None if value is None else rounded(np.array([value]), DIGITS)[0],
+        "value": None if value is None else rounded(np.array([value]), LOGIT_DIGITS)[0],
         "attribution": rounded(result.token_attribution, DIGITS),
         "scalars": {name: _at(rows, rounded(table.scalar(name), DIGITS)) for name in SCALARS},
         "tokens": _at(rows, _node_tokens(table)),
-        "logits": [logits.get(token_id) for token_id in token_ids],
+        "logits": [logit_of.get(token_id) for token_id in token_ids],
         "sums": {
             name: {part: rounded(values, DIGITS) for part, values in token_sums(result, name).items()}
             for name in SCALARS

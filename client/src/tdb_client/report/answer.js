@@ -99,13 +99,11 @@ function drawValues(data) {
 export function drawAnswer(place, data, hooks = {}) {
   place.replaceChildren(...places(hooks.more ?? []));
   const state = new State(data.runs, hooks.view);
-  const nodes = new NodeView(data, state, hooks, (row) => drawCard(data, state, nodes, row, hooks));
-  const attention = new AttentionView(data, state, hooks);
   const seen = () => hooks.onView?.({
     shown: state.shown, scalar: state.scalar, token: state.token, ...nodes.view(), ...attention.view(),
   });
-  nodes.onChoice = seen;
-  attention.onChoice = seen;
+  const nodes = new NodeView(data, state, hooks, { onNode: (row) => drawCard(data, state, nodes, row, hooks), onChoice: seen });
+  const attention = new AttentionView(data, state, hooks, seen);
   const chooseToken = (token) => {
     state.token = token;
     markToken(token);

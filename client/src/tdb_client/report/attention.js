@@ -8,9 +8,9 @@ const MAX_NUMBERED = 24;
 export const ALL_HEADS = "all heads together";
 
 export class AttentionView {
-  constructor(data, state, hooks) {
+  constructor(data, state, hooks, onChoice) {
     const { head = ALL_HEADS, showsAttention = true } = hooks.view ?? {};
-    Object.assign(this, { data, state, hooks, heads: new Map(), onChoice: () => {} });
+    Object.assign(this, { data, state, hooks, onChoice, heads: new Map() });
     data.nodes.forEach((node, row) => {
       if (node.type !== "attention_head") return;
       this.heads.set(node.component, [...(this.heads.get(node.component) ?? []), row]);

@@ -18,10 +18,10 @@ export const KINDS = {
 const kindOf = (node) => KINDS[node.type] ?? "others";
 
 export class NodeView {
-  constructor(data, state, hooks, onNode) {
+  constructor(data, state, hooks, { onNode, onChoice }) {
     const { order = "size", sortedBy = null, isWhole = false, hidden = [], filter = "", node = null } = hooks.view ?? {};
-    Object.assign(this, { data, state, hooks, onNode, order: ORDERS.includes(order) ? order : ORDERS[0], sortedBy, isWhole,
-      hidden: new Set(hidden), onChoice: () => {} });
+    Object.assign(this, { data, state, hooks, onNode, onChoice, order: ORDERS.includes(order) ? order : ORDERS[0], sortedBy, isWhole,
+      hidden: new Set(hidden) });
     this.held = this.rowOf(node); // whose card stays, wherever one points
     byId("filter").value = filter;
     this.texts = data.nodes.map((node, row) => [node.spelling, node.component, this.place(node),

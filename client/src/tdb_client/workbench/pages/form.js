@@ -15,6 +15,7 @@ export class Form {
   constructor(onAsk) {
     this.rest = {}; // of the question, what has no field: changes and what is kept
     this.nPromptTokens = null;
+    this.options = null; // until the model is known
     const target = (field, below) => {
       showTokens(field, below, ({ tokens }) =>
         [tokens.length === 1 ? `${tokens[0].quoted} · ${tokens[0].id}` : `${plain(tokens.length)}: ${tokens.map((one) => one.quoted).join(" ")}`], false);
@@ -43,7 +44,7 @@ export class Form {
     });
   }
 
-  /** Options depend on the model, which is known later. */
+  /** Options depend on the model. */
   useModel(model) {
     this.options = drawOptions(model);
     this.options.write(this.rest);

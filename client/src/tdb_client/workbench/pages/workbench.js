@@ -42,6 +42,7 @@ class Workbench {
     this.call = null; // how to cancel what is on its way
     this.pictures = null; // how to cancel what pictures ask
     this.model = null; // until the server has told of it
+    this.drawn = null; // of the answer, what can be chosen from outside
     this.beginning = null; // the promise that it is known, while that is not so
     this.form = new Form((question) => this.run(question));
     this.trail = new Trail((question) => this.ask(question));

@@ -346,7 +346,8 @@ def test_sums_show_the_tokens_that_have_any_and_the_first_does_not_set_the_scale
 
 
 CIRCUITS = """(async () => {
-  const step = { event: "step", calls: 2, size: 1, faithfulness: -1.3e-7, points: [[1, -1.3e-7], [2, 0.9]] };
+  const points = [[1, -1.3e-7], [2, 0.9], [3, null]];
+  const step = { event: "step", calls: 2, size: 1, faithfulness: -1.3e-7, points };
   const asks = window.fetch;
   window.fetch = async () => new Response(JSON.stringify(step) + "\\n");
   const place = document.getElementById("answer");
@@ -884,3 +885,12 @@ def test_a_picture_is_asked_for_once_and_again_where_it_failed(asked):
         asked.page.evaluate("new Promise((done) => setTimeout(done, 20))")
     assert asked.page.evaluate("window.asked") == 2
     assert asked.count("#graph-picture .trouble") == 0
+
+
+def test_of_what_has_no_nodes_none_are_looked_for(bench):
+    titles = "componentActions(%r, {}, { isKept: () => false }).map(({ title, run }) => [title, !!run])"
+    told = f"import('/workbench/actions.js').then(({{ componentActions }}) => {titles})"
+    for component in ("logits", "L9 key head 2"):
+        assert bench.page.evaluate(told % component) == [["no nodes of the table", False]]
+    assert bench.page.evaluate(told % "embedding") == [["its nodes in the table", True]]
+    assert bench.page.evaluate(told % "L5 mlp")[1][0] == "keep only"

@@ -71,14 +71,15 @@ export function actionsOf(node, question, page) {
   return [...actions, ...(kept ? keepAction(kept.spelling, kept.type, page) : []), ...pageAction(node, question)];
 }
 
-/** What can be done with a component, wherever in the prompt: `L9 whole head 6`, `L5 mlp`. */
+/** What can be done with a component, wherever in the prompt: `L9 whole head 6`, `L5 mlp`, `embedding`; nothing with `logits`. */
 export function componentActions(component, question, page) {
-  const listed = component.replace("whole ", "").replace("mlp", "neuron");
-  const actions = [{ name: "list", title: "its nodes in the table", note: listed, run: () => page.filter(listed) }];
   const [, layer, kind, index] = /^L(\d+) (whole head|mlp)(?: (\d+))?$/.exec(component) ?? [];
-  if (kind === undefined) return actions;
+  if (kind === undefined && component !== "embedding") return [{ title: "no nodes of the table" }];
+  const listed = component.replace("whole ", "").replace("mlp", "neuron");
+  const list = { name: "list", title: "its nodes in the table", note: listed, run: () => page.filter(listed) };
+  if (kind === undefined) return [list];
   const type = kind === "mlp" ? "whole_mlp" : "whole_head";
-  return [...actions,
+  return [list,
     ...keepAction(component, type, page), ...pageAction({ type, layer, index, component }, question)];
 }
 

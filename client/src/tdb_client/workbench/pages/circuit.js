@@ -21,7 +21,6 @@ function keeps(size, share) {
 }
 
 export function draw(place, context) {
-  const { question, signal } = context;
   const wanted = make("input", { type: "number", id: "circuit-wanted", min: "0", max: "1", step: "0.05", value: WANTED });
   const atMost = make("input", { type: "number", id: "circuit-most", min: "1", value: MOST_CALLS });
   const start = make("button", { type: "button", class: "primary", id: "circuit-search" }, "Search");
@@ -36,11 +35,12 @@ export function draw(place, context) {
     shown);
   start.addEventListener("click", () => {
     const call = new AbortController();
-    signal.addEventListener("abort", () => call.abort());
+    context.signal.addEventListener("abort", () => call.abort());
     stop.onclick = () => call.abort();
     start.hidden = true;
     stop.hidden = false;
-    guarded(shown, call.signal, () => search(shown, said, context, Number(wanted.value), Number(atMost.value), call.signal, question))
+    const asked = { question: ofWholeModel(context.question), atMost: Number(atMost.value), faithfulness: Number(wanted.value) };
+    guarded(shown, call.signal, () => search(asked, { shown, said }, context, call.signal))
       .finally(() => {
         start.hidden = false;
         stop.hidden = true;
@@ -50,21 +50,22 @@ export function draw(place, context) {
   });
 }
 
-async function search(shown, said, context, faithfulness, atMost, signal, question) {
+async function search(asked, { shown, said }, context, signal) {
   const best = new Map(); // by size, the faithfulness nearest to 1
   let found = null;
   shown.replaceChildren();
-  for await (const line of lines("circuit", { question: ofWholeModel(question), atMost, faithfulness }, signal)) {
+  for await (const line of lines("circuit", asked, signal)) {
     for (const [size, value] of line.points ?? line.path.map((one) => [one.size, one.faithfulness])) {
+      if (value === null) continue; // where prompt and baseline have the same objective
       if (!best.has(size) || Math.abs(1 - value) < Math.abs(1 - best.get(size))) best.set(size, value);
     }
     if (line.event === "circuit") found = line;
     said.textContent = found ? `${found.nMeasured} circuits measured` : `${line.calls} calls: ${keeps(line.size, line.faithfulness)}`;
-    shown.replaceChildren(curve([...best], faithfulness, found), ...(found ? [result(found, context, question)] : []));
+    shown.replaceChildren(curve([...best], asked.faithfulness, found), ...(found ? [result(found, context)] : []));
   }
 }
 
-function result(found, { page }, question) {
+function result(found, { page, question }) {
   const keep = () => page.ask(tidy({ ...question, changes: [], onlyThese: found.nodes, nodeTypes: null }));
   return make("div", {},
     make("p", {},

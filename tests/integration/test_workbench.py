@@ -894,3 +894,23 @@ def test_of_what_has_no_nodes_none_are_looked_for(bench):
         assert bench.page.evaluate(told % component) == [["no nodes of the table", False]]
     assert bench.page.evaluate(told % "embedding") == [["its nodes in the table", True]]
     assert bench.page.evaluate(told % "L5 mlp")[1][0] == "keep only"
+
+
+def test_choices_of_an_answer_that_is_about_to_go_are_not_those_of_the_next(asked):
+    asked.page.evaluate(HANGS)
+    asked.write("#prompt-text", "the dog sat on the")
+    asked.click("#run")
+    asked.click("#prompt button", 1)
+    asked.click("#scalar-act_times_grad")
+    here = asked.page.evaluate("decodeURIComponent(location.hash)")
+    assert here.endswith('"scalar":"act_times_grad"}')  # and no token
+
+
+def test_a_menu_goes_with_its_answer(asked):
+    asked.act(asked.listed("head")[0], "ablate")
+    asked.answered()
+    asked.click("#nodes .do")
+    assert asked.count("#menu:not([hidden])") == 1
+    asked.page.evaluate("history.back()")
+    asked.wait("document.querySelectorAll('#values strong').length === 1")
+    assert asked.count("#menu:not([hidden])") == 0

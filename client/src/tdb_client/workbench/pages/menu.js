@@ -5,7 +5,8 @@ import { moveFocus } from "../report/focus.js";
 
 let opener = null;
 
-function close(isFocusBack) {
+/** Closes the menu, where one is open. */
+export function closeMenu(isFocusBack = false) {
   byId("menu").hidden = true;
   opener?.setAttribute("aria-expanded", "false");
   if (isFocusBack) opener?.focus();
@@ -20,17 +21,17 @@ function close(isFocusBack) {
 export function openMenu(title, items, element) {
   const menu = byId("menu");
   if (opener === element) {
-    close(true);
+    closeMenu(true);
     return;
   }
-  close(false);
+  closeMenu();
   opener = element;
   element.setAttribute("aria-expanded", "true");
   menu.setAttribute("aria-label", title);
   menu.replaceChildren(
     make("p", { class: "menu-title", role: "presentation" }, title),
     ...items.map(({ title: text, run, note }) => run
-      ? make("button", { type: "button", role: "menuitem", tabindex: "-1", onclick: () => { close(true); run(); } },
+      ? make("button", { type: "button", role: "menuitem", tabindex: "-1", onclick: () => { closeMenu(true); run(); } },
         text, note ? make("small", {}, note) : [])
       : make("p", { class: "menu-title", role: "presentation" }, text)),
   );
@@ -49,10 +50,10 @@ export function startMenu() {
   menu.addEventListener("keydown", (event) => {
     moveFocus(event, [...menu.querySelectorAll("button")], ["ArrowUp", "ArrowDown"], true);
     if (event.key !== "Escape" && event.key !== "Tab") return;
-    close(true);
+    closeMenu(true);
     event.preventDefault();
   });
   document.addEventListener("pointerdown", (event) => {
-    if (!menu.hidden && !menu.contains(event.target) && !opener?.contains(event.target)) close(false);
+    if (!menu.hidden && !menu.contains(event.target) && !opener?.contains(event.target)) closeMenu();
   });
 }

@@ -10,7 +10,7 @@ import { AskError, ask, lines, onTokenWanted } from "./api.js";
 import { Gathered, drawChanges } from "./changes.js";
 import { askToken } from "./dialogs.js";
 import { Form } from "./form.js";
-import { openMenu, startMenu } from "./menu.js";
+import { closeMenu, openMenu, startMenu } from "./menu.js";
 import { drawModel } from "./model.js";
 import { pictureSections } from "./pictures.js";
 import { showCancelled, showDone, showProgress, showRunning, showTrouble } from "./progress.js";
@@ -26,6 +26,11 @@ const USUAL = { scalar: "direct_effect", order: "size", head: ALL_HEADS, showsAt
 function said(view) {
   return Object.fromEntries(Object.entries(view).filter(([name, value]) =>
     value !== null && value !== undefined && value !== USUAL[name] && !(Array.isArray(value) && !value.length)));
+}
+
+/** Of a view what makes sense for the next question too. */
+function carriedOn({ scalar, hidden, filter, open }) {
+  return Object.fromEntries(Object.entries({ scalar, hidden, filter, open }).filter(([, value]) => value !== undefined));
 }
 
 /** What was clicked is about to go: eyes and keys move to what is changed, how far the answer is, and what comes of it. */
@@ -147,17 +152,11 @@ class Workbench {
   /** Asks another question: a step forward in the trail. */
   ask(question) {
     const tidied = tidy(question);
-    const kept = this.asked === null ? {} : this.keptView();
+    const kept = this.asked === null ? {} : carriedOn(this.view);
     if (this.asked === null || keyOf(tidied) !== keyOf(this.asked)) history.pushState(null, "", fragment(tidied, said(kept)));
     const answered = this.open(tidied, kept);
     if (!["question", "trail"].some((id) => byId(id).contains(document.activeElement))) showWhereItComes();
     return answered;
-  }
-
-  /** Of what is shown, that which makes sense for the next question too. */
-  keptView() {
-    const { scalar, hidden, filter, open } = this.view;
-    return Object.fromEntries(Object.entries({ scalar, hidden, filter, open }).filter(([, value]) => value !== undefined));
   }
 
   async open(question, view) {
@@ -228,7 +227,9 @@ class Workbench {
       this.pictures?.abort();
       this.pictures = new AbortController();
     }
+    closeMenu();
     const question = this.asked;
+    const see = (view) => this.see(this.asked === question ? view : carriedOn(view)); // another may be on its way
     const page = {
       ask: (one) => this.ask(one),
       keep: (node, type) => this.gathered.add(node, type),
@@ -242,8 +243,8 @@ class Workbench {
     const context = { question, data, model: this.model, page, signal: this.pictures.signal };
     this.drawn = drawAnswer(byId("answer"), data, {
       view: this.view,
-      onView: (view) => this.see(view),
-      more: pictureSections(context, this.view.open ?? [], (open) => this.see({ open }), kept),
+      onView: see,
+      more: pictureSections(context, this.view.open ?? [], (open) => see({ open }), kept),
       nodeActions: (node) => actionButtons(actions(node)),
       openNode: page.openNode,
       openPair: (pair, cell) => openMenu(...this.pairMenu(pair, data, actions), cell),

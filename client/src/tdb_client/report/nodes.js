@@ -9,7 +9,7 @@ const FIRST_ROWS = 20;
 const SHOWN_TOKENS = 5;
 const ORDERS = ["size", "descending", "ascending"]; // what a click on the same heading goes through
 const ARROWS = { size: "|↓|", descending: "↓", ascending: "↑" };
-export const KINDS = {
+const KINDS = {
   attention_head: "heads", mlp_neuron: "neurons", mlp_autoencoder_latent: "MLP latents",
   attention_autoencoder_latent: "attention latents", autoencoder_latent: "latents", layer: "embeddings",
   resid_post_attn_autoencoder_latent: "post-attn latents", resid_post_mlp_autoencoder_latent: "post-mlp latents",

@@ -914,3 +914,16 @@ def test_a_menu_goes_with_its_answer(asked):
     asked.page.evaluate("history.back()")
     asked.wait("document.querySelectorAll('#values strong').length === 1")
     assert asked.count("#menu:not([hidden])") == 0
+
+
+def test_a_components_nodes_are_listed_and_no_others(asked):
+    head = asked.listed("head")[0].partition(" @")[0]
+    layer, _, index = head.partition(" head ")
+    asked.page.evaluate(f"""import('/workbench/actions.js').then(({{ componentActions }}) => {{
+      const filter = (words) => {{
+        document.getElementById("filter").value = words;
+        document.getElementById("filter").dispatchEvent(new Event("input"));
+      }};
+      componentActions("{layer} whole head {index}", {{}}, {{ isKept: () => true, filter }})[0].run();
+    }})""")
+    assert {one.partition(" @")[0] for one in asked.listed("head")} == {head}

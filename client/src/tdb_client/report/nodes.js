@@ -8,6 +8,7 @@ import { SCALARS } from "./state.js";
 const FIRST_ROWS = 20;
 const SHOWN_TOKENS = 5;
 const ORDERS = ["size", "descending", "ascending"]; // what a click on the same heading goes through
+const WORD = /"([^"]+)"|\S+/g; // of the filter; several are one in double quotes
 const ARROWS = { size: "|↓|", descending: "↓", ascending: "↑" };
 const KINDS = {
   attention_head: "heads", mlp_neuron: "neurons", mlp_autoencoder_latent: "MLP latents",
@@ -88,7 +89,7 @@ export class NodeView {
   }
 
   chosenRows(columns) {
-    const words = byId("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const words = [...byId("filter").value.toLowerCase().matchAll(WORD)].map(([word, phrase]) => phrase ?? word);
     const rows = this.data.nodes.map((_, row) => row).filter((row) => {
       const node = this.data.nodes[row];
       return !this.hidden.has(kindOf(node)) && words.every((word) => this.texts[row].includes(word)) &&

@@ -73,14 +73,13 @@ export function actionsOf(node, question, page) {
 
 /** What can be done with a component, wherever in the prompt: `L9 whole head 6`, `L5 mlp`, `embedding`; nothing with `logits`. */
 export function componentActions(component, question, page) {
+  const list = (note, words) => ({ name: "list", title: "its nodes in the table", note, run: () => page.filter(words) });
+  if (component === "embedding") return [list(component, component)];
   const [, layer, kind, index] = /^L(\d+) (whole head|mlp)(?: (\d+))?$/.exec(component) ?? [];
-  if (kind === undefined && component !== "embedding") return [{ title: "no nodes of the table" }];
-  const listed = component.replace("whole ", "").replace("mlp", "neuron");
-  const list = { name: "list", title: "its nodes in the table", note: listed, run: () => page.filter(listed) };
-  if (kind === undefined) return [list];
-  const type = kind === "mlp" ? "whole_mlp" : "whole_head";
-  return [list,
-    ...keepAction(component, type, page), ...pageAction({ type, layer, index, component }, question)];
+  if (kind === undefined) return [{ title: "no nodes of the table" }];
+  const [type, listed] = kind === "mlp" ? ["whole_mlp", list(`L${layer} neuron`, `"L${layer} " neuron`)]
+    : ["whole_head", list(`L${layer} head ${index}`, `"L${layer} " "head ${index} @"`)]; // and no head 16
+  return [listed, ...keepAction(component, type, page), ...pageAction({ type, layer, index, component }, question)];
 }
 
 /** The actions as buttons, for a node's card. */

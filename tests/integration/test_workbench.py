@@ -679,6 +679,22 @@ def test_an_answer_that_breaks_off_is_not_taken_for_the_one_before(asked):
     assert asked.count("#answer *") == 0
 
 
+def test_more_nodes_are_kept_than_are_already(asked):
+    head = asked.listed("head")[0]
+    asked.act(head, "keep")
+    assert asked.text("#run-gathered") == "Run with only these"
+    asked.click("#run-gathered")
+    asked.answered()
+    others = [one for one in asked.listed("head") if one.partition(" @")[0] != head.partition(" @")[0]]
+    asked.act(others[0], "keep")
+    asked.act(asked.listed("neuron")[0], "keep")
+    assert asked.text("#run-gathered") == "Run with these too"
+    asked.click("#run-gathered")
+    asked.answered()
+    assert asked.texts("#changes .chips-title") == ["only 3 kept:"]
+    assert '"nodeTypes":["whole_head","mlp_neuron"]' in asked.page.evaluate("decodeURIComponent(location.hash)")
+
+
 def test_a_gathered_node_that_is_taken_back_leaves_its_type_alone(asked):
     for kind in ("head", "neuron"):
         asked.act(asked.listed(kind)[0], "keep")

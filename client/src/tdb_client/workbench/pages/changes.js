@@ -39,11 +39,17 @@ export function drawChanges({ changes = [], onlyThese, trace, downstream }, onTa
     make("button", { type: "button", class: "link", id: "all-back", onclick: takeBack(withoutAll) }, "all back")] : []));
 }
 
-/** Nodes that are to be kept alone, gathered over several answers; nothing is asked before one says so. */
+/** Nodes that are to be kept, gathered over several answers; nothing is asked before one says so. */
 export class Gathered {
-  /** @param onAsk called with a function that makes of a question the one with only these */
+  /** @param onAsk called with a function that makes of a question the one with only these, and those it keeps already */
   constructor(onAsk) {
-    Object.assign(this, { onAsk, types: new Map() }); // by node
+    Object.assign(this, { onAsk, areMore: false, types: new Map() }); // by node
+  }
+
+  /** Shows them beside a question: more of them where it keeps some. */
+  show(question) {
+    this.areMore = Boolean(question.onlyThese);
+    this.draw();
   }
 
   has(node) { return this.types.has(node); }
@@ -56,16 +62,18 @@ export class Gathered {
   draw() {
     const nodes = [...this.types.keys()];
     const ask = () => {
-      const types = new Set(this.types.values());
+      const types = [...this.types.values()];
       this.clear();
-      this.onAsk((question) => withOnly(question, nodes, [...types]));
+      this.onAsk(({ onlyThese = [], nodeTypes = [], ...question }) =>
+        withOnly(question, [...new Set([...onlyThese, ...nodes])], [...new Set([...nodeTypes, ...types])]));
     };
     byId("gathered").replaceChildren(...(nodes.length ? [
-      make("ul", {}, keptChips(nodes, `gathered to be kept, ${nodes.length}:`, (one) => {
+      make("ul", {}, keptChips(nodes, `gathered to be kept${this.areMore ? " too" : ""}, ${nodes.length}:`, (one) => {
         this.types.delete(one);
         this.draw();
       })),
-      make("button", { type: "button", class: "primary", id: "run-gathered", onclick: ask }, "Run with only these"),
+      make("button", { type: "button", class: "primary", id: "run-gathered", onclick: ask },
+        this.areMore ? "Run with these too" : "Run with only these"),
       make("button", { type: "button", class: "link", onclick: () => this.clear() }, "forget them"),
     ] : []));
   }

@@ -164,6 +164,7 @@ class Workbench {
     Object.assign(this, { asked: question, view, call: null });
     this.form.write(question);
     drawChanges(question, (without) => this.ask(without(question)));
+    this.gathered.show(question);
     this.trail.show(question);
     const key = keyOf(question);
     const known = this.answers.get(key);

@@ -84,14 +84,20 @@ def _latent_write_norms(rows: Rows, autoencoder: Autoencoder, ids: Layers) -> La
 
 
 def _latent_effects(rows: Rows, autoencoder: Autoencoder, ids: Layers) -> Layers:
-    """The active latents' unit writes · directions of interest: of each layer [B, n, K]."""
+    """The active latents' unit writes · directions of interest: of each layer [B, n, K].
+
+    With baselines, what writes are multiplied with is in `RowLatents.write_contrasts`: it may be 0 in the prompt.
+    """
     found = []
     decoder = rows.model.decoder
     for own_ids, (layer_index, layer) in zip(ids.tensors, rows.layers_of(autoencoder), strict=True):
         depth = latent_depth(autoencoder.site, layer_index)
-        direction = rows.seen_by_writes(autoencoder.site.hook_point, layer_index, depth)
+        if rows.has_baselines:
+            direction = rows.seen_directions(depth)
+        else:
+            direction = rows.seen_by_writes(autoencoder.site.hook_point, layer_index, depth)
         direction = autoencoder.as_seen(decoder, layer_index, direction)  # [B, n, s]
-        if layer.norms_inputs:
+        if layer.norms_inputs and not rows.has_baselines:
             read = rows.read_by(autoencoder, layer_index)
             direction = layer.times_write_scale(direction, rows.picked(read, 1))
         found.append(dot_directions(layer, own_ids, direction))

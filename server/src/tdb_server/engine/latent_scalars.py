@@ -86,7 +86,7 @@ def _latent_write_norms(rows: Rows, autoencoder: Autoencoder, ids: Layers) -> La
 def _latent_effects(rows: Rows, autoencoder: Autoencoder, ids: Layers) -> Layers:
     """The active latents' unit writes · directions of interest: of each layer [B, n, K].
 
-    With baselines, what writes are multiplied with is in `RowLatents.write_contrasts`: it may be 0 in the prompt.
+    With baselines, `RowLatents.write_contrasts` has what writes are multiplied with: the prompt's may be 0.
     """
     found = []
     decoder = rows.model.decoder

@@ -23,7 +23,7 @@ from tdb_server.domain.requests import (
 )
 from tdb_server.domain.results import ActivationsResult
 
-from tests.property.plain_dictionaries import EMBEDDING
+from tests.property.plain_dictionaries import EMBEDDING, scalar
 from tests.property.requests import answers_of_calls, every_node, numbers_of_layer
 from tests.property.small_models import small_autoencoder, small_model
 
@@ -74,3 +74,30 @@ def test_where_the_objective_starts(start: str, value: float) -> None:
     )
     values = [next(iter(one.top_k("embeddings").groups.values())).activations for one in (beside_it, alone)]
     np.testing.assert_allclose(*values, atol=1e-12)
+
+
+@pytest.mark.parametrize("is_of_latents", [True, False])
+def test_behind_the_objective_no_gradient_is_set_in_dictionaries(is_of_latents: bool) -> None:
+    """It has none there, as at any other place; in the layer before it is what was set."""
+    site, model = Site.RESID_DELTA_MLP, small_model("gpt2")
+    place = site.latent_hook_point if is_of_latents else site.error_hook_point
+    specs = [
+        AblationSpec(ActivationIndex(place, layer, (None, None), PassType.BACKWARD), -0.75)
+        for layer in (0, 1)
+    ]
+    run = InferenceSpec(PROMPT, None, OF_NEURON, tuple(specs))
+    wanted = {
+        "gradients": ActivationsSpec(place, (0, 1), AT_ALL, PassType.BACKWARD),
+        "latents": ActivationsSpec(site.latent_hook_point, (0,), AT_ALL),
+        "effects": every_node(scalar(site, "ACT_TIMES_GRAD")),
+    }
+    engine = model.engine(small_autoencoder("gpt2", site))
+    ((found,),) = answers_of_calls(engine, [[InferenceSubRequest(run, wanted)]])
+    gradients, latents = found.results["gradients"], found.results["latents"]
+    assert isinstance(gradients, ActivationsResult)
+    assert isinstance(latents, ActivationsResult)
+    (_, before), (_, behind) = gradients.layers
+    is_active = latents.layers[0][1].array != 0
+    assert (before.array == (-0.75 * is_active if is_of_latents else -0.75)).all()
+    assert not behind.array.any()
+    assert {node.layer_index for node in found.top_k("effects").nodes} == {0}

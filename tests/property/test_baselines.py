@@ -14,6 +14,8 @@ from tdb_server.domain.hook_point import HookPoint
 from tdb_server.domain.model_info import Site
 from tdb_server.domain.node import Dimension, NodeType, PassType
 from tdb_server.domain.requests import (
+    AblationSpec,
+    ActivationIndex,
     DerivedScalarsSpec,
     InferenceSpec,
     LossConfig,
@@ -214,6 +216,24 @@ def test_latents(name: str, site: Site, kind: dict[str, int], prompts: Prompts, 
         for one, x in zip(scalars.values(), of_layer, strict=True):
             expected.setdefault(one, {})[layer] = x
     assert_numbers(found, expected)
+
+
+def test_what_latents_write_in_a_baseline_counts_where_the_prompt_has_nothing_to_norm() -> None:
+    """An MLP that is ablated has no deviation, which layer normed latents' writes are multiplied with."""
+    model, site = small_model("gpt2"), Site.RESID_DELTA_MLP
+    dictionary = small_autoencoder("gpt2", site, norms_inputs=True)
+    prompt, baseline, loss = (3, 41, 7), (3, 9, 22), LossConfig(LossName.LOGIT_DIFF, (1,), (2,))
+    effect = scalar(site, "WRITE_TO_FINAL_RESIDUAL_GRAD")
+    without_mlp = AblationSpec(ActivationIndex(site.hook_point, 0, (2, None)), 0.0)
+    run = beside(inference(prompt, loss, ablations=[without_mlp]), (baseline,))
+    found = answer(model.engine(dictionary), run, effects=every_node(effect)).top_k("effects")
+    edits = {(site.hook_point, 0): lambda x: x * torch.tensor([[1.0], [1.0], [0.0]])}
+    plain_run = run_with_gradients(model.plain, prompt, loss_objective(model.plain, loss), edits)
+    direction = plain_run.gradients[LAST_RESIDUAL, model.plain.n_layers - 1][0]
+    others = [model.plain.run(baseline)]
+    expected = latent_numbers(model.plain, dictionary, 0, plain_run, others, direction).direct_effects
+    assert float(expected[2].abs().max()) > 0.01
+    assert_same(expected, numbers_of_layer(found, 0, expected.shape))
 
 
 @examples(3)

@@ -62,7 +62,7 @@ class ForwardHook:
         self._mlp_inputs = MlpInputs(model.decoder, rules)
         self.site_outputs: dict[tuple[Site, int], Tensor] = {}
         self._past_objective: set[int] = set()
-        """Rows whose objective is at this point or before. Their gradient is zero from here on, but the way
+        """Rows whose objective starts from a point before this one. Their gradient is zero here, but the way
         back runs over the whole batch: a gradient that is set here would flow into them. So none is."""
 
     def __call__(self, hook_point: HookPoint, layer_index: int | None, x: Tensor) -> Tensor:
@@ -74,9 +74,10 @@ class ForwardHook:
         hidden_cells = self._hidden_cells(site) if interventions else None
         x = self._set_values(x, [one for one in interventions if one.is_forward], hidden_cells, site)
         self._keep(x, site)
-        past_dictionary = self._pass_objectives(x, site)
+        # Objectives that start here have the gradient that is set here, those before it have none.
         backward = [one for one in interventions if _sets_gradient(one, self._past_objective)]
         x = set_gradients(x, backward, hidden_cells)
+        past_dictionary = self._pass_objectives(x, site)
         for autoencoder in self._model.autoencoders:
             if autoencoder.site.hook_point is hook_point and layer_index in autoencoder.layers:
                 x = self._splice(autoencoder, layer_index, x, past_dictionary)

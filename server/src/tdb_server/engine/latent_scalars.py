@@ -57,8 +57,8 @@ def _latent_gradients(rows: Rows, autoencoder: Autoencoder, ids: Layers) -> Laye
             read = rows.read_by(autoencoder, layer_index)
             at_site = layer.times_write_scale(rows.site_gradient(autoencoder, layer_index), read)
             gradient = dot_directions(layer, own_ids, at_site)
-            for one in rows.interventions(autoencoder, layer_index):
-                if not one.is_forward and one.is_of_latents:
+            for one in _set_gradients(rows, autoencoder, layer_index):
+                if one.is_of_latents:
                     _set_latent_gradients(gradient, own_ids, one)
             found.append(gradient)
         return Layers(found)
@@ -84,14 +84,20 @@ def _latent_write_norms(rows: Rows, autoencoder: Autoencoder, ids: Layers) -> La
 
 
 def _latent_effects(rows: Rows, autoencoder: Autoencoder, ids: Layers) -> Layers:
-    """The active latents' unit writes · directions of interest: of each layer [B, n, K]."""
+    """The active latents' unit writes · directions of interest: of each layer [B, n, K].
+
+    With baselines, `RowLatents.write_contrasts` has what writes are multiplied with: the prompt's may be 0.
+    """
     found = []
     decoder = rows.model.decoder
     for own_ids, (layer_index, layer) in zip(ids.tensors, rows.layers_of(autoencoder), strict=True):
         depth = latent_depth(autoencoder.site, layer_index)
-        direction = rows.seen_by_writes(autoencoder.site.hook_point, layer_index, depth)
+        if rows.has_baselines:
+            direction = rows.seen_directions(depth)
+        else:
+            direction = rows.seen_by_writes(autoencoder.site.hook_point, layer_index, depth)
         direction = autoencoder.as_seen(decoder, layer_index, direction)  # [B, n, s]
-        if layer.norms_inputs:
+        if layer.norms_inputs and not rows.has_baselines:
             read = rows.read_by(autoencoder, layer_index)
             direction = layer.times_write_scale(direction, rows.picked(read, 1))
         found.append(dot_directions(layer, own_ids, direction))
@@ -111,13 +117,23 @@ def error_scalars(rows: Rows, declared: Declaration, hook_point: HookPoint, pass
             error = written - layer.reconstruct(layer.encode(read), read)
         else:
             error = rows.site_gradient(autoencoder, layer_index)
-        own = rows.interventions(autoencoder, layer_index)
-        own = [one for one in own if not one.is_of_latents and one.is_forward == is_forward]
-        error = set_values(error, own)
+        if is_forward:
+            own = [one for one in rows.interventions(autoencoder, layer_index) if one.is_forward]
+        else:
+            own = _set_gradients(rows, autoencoder, layer_index)
+        error = set_values(error, [one for one in own if not one.is_of_latents])
         if rows.absent_tokens is not None:
             error = error.masked_fill(rows.absent_tokens[..., None], 0)
         found.append(error)
     return product_at_all_tokens(rows, declared, [Layers(found)], declared.dimensions)
+
+
+def _set_gradients(rows: Rows, autoencoder: Autoencoder, layer_index: int) -> list[Intervention]:
+    """The gradients that are set at latents and errors, where a row's objective sees what they write."""
+    depth = latent_depth(autoencoder.site, layer_index)
+    found = [one for one in rows.interventions(autoencoder, layer_index) if not one.is_forward]
+    streams = [rows.planned[one.row].stream for one in found]
+    return [one for one, seen in zip(found, streams, strict=True) if seen is None or seen.depth >= depth]
 
 
 def _set_latent_gradients(gradient: Tensor, ids: Tensor, one: Intervention) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor
 from tdb_server.engine.interventions import Baseline, set_values
 from tdb_server.engine.latents import active_in_either, active_latents
 from tdb_server.engine.products import Layers
-from tdb_server.engine.references import nonzero
 from tdb_server.engine.rows import Rows, of_each
 from tdb_server.model.autoencoder import Autoencoder
 
@@ -26,7 +25,8 @@ class RowLatents(NamedTuple):
         ids: which; with baselines, also those that are active there alone.
         values: their activations.
         contrasts: these less those of the baselines; the same where there are none.
-        write_contrasts: the same as writes are told apart, in units of what a latent writes in these rows.
+        write_contrasts: these times what unit writes are multiplied with, in either run its own; without
+            baselines the activations alone.
     """
 
     ids: Layers
@@ -86,9 +86,9 @@ def _beside_baselines(rows: Rows, autoencoder: Autoencoder, layer_index: int) ->
         return ids, values, values - others, values - others
     point = rows.model.decoder.write_scales.get(hook_point)
     written = rows.by_baselines(lambda one: references.latent_writes(one, autoencoder, layer_index, point))
-    unit = layer.times_write_scale(torch.ones_like(read[..., :1]), read)
-    unit = nonzero(unit if scale is None else unit / scale)
-    return ids, values, values - others, values - written.gather(-1, ids) * is_there / unit
+    own = layer.times_write_scale(values, read)
+    own = own if scale is None else own / scale
+    return ids, values, values - others, own - written.gather(-1, ids) * is_there
 
 
 def _baseline_latents(rows: Rows, autoencoder: Autoencoder, layer_index: int) -> Baseline | None:

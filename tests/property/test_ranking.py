@@ -10,14 +10,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tdb_server.domain.node import Dimension
+from tdb_server.domain.derived_scalar import DerivedScalar
+from tdb_server.domain.node import Dimension, NodeIndex
+from tdb_server.domain.requests import InferenceSubRequest, MultipleTopKSpec
 from tdb_server.engine.block_maxima import top_k_per_row
 from tdb_server.engine.products import Layers, Product
 from tdb_server.engine.top_nodes import BestNodes, TopNodes
 from tdb_server.engine.transfers import download
 from torch import Tensor
 
-from tests.property.requests import examples
+from tests.property.requests import answers_of_calls, every_node, examples, inference, numbers_by_node
+from tests.property.small_models import small_model
 
 AXES = (Dimension.SEQUENCE_TOKENS, Dimension.MLP_ACTS)
 SIZES = st.sampled_from([1, 2, 7, 63, 64, 65, 640, 8191, 8193, 20_001])
@@ -107,3 +110,22 @@ def test_layers_without_numbers_are_left_out(largest: bool, k: int) -> None:
     assert (found.nodes[:, 0] == 1).all()
     (nothing,) = best_nodes(replace(product, factors=(Layers([layers.tensors[0]] * 2),)), [k], largest)
     assert nothing.nodes.shape == (0, 3)
+
+
+@pytest.mark.parametrize("name", ["ATTN_KEY", "ATTN_VALUE", "ATTN_QUERY", "ATTN_QK_PROBS", "MLP_POST_ACT"])
+@pytest.mark.parametrize("tokens", [(2, 1), (4, 0)])
+def test_nodes_of_one_token(name: str, tokens: tuple[int, int]) -> None:
+    """Also of keys and values, whose token is the one that is attended to; in rows of unlike lengths."""
+    spec = every_node(DerivedScalar[name])
+
+    def run(*specs: MultipleTopKSpec) -> list[dict[NodeIndex, float]]:
+        prompts = zip([(8, 30, 21, 55, 7), (9, 12)], specs, strict=True)
+        calls = [[InferenceSubRequest(inference(one), {"nodes": spec})] for one, spec in prompts]
+        answers = answers_of_calls(small_model("llama").engine(), calls)
+        return [numbers_by_node(found.top_k("nodes")) for (found,) in answers]
+
+    at_one = run(*(replace(spec, token_index=one) for one in tokens))
+    for found, of_all, token in zip(at_one, run(spec, spec), tokens, strict=True):
+        expected = {node: one for node, one in of_all.items() if node.tensor_indices[0] == token}
+        assert expected
+        assert found == expected

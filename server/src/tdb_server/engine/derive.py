@@ -110,7 +110,7 @@ def _top_nodes(plan: Plan, group: Group, product: Product, ranking: NodeRanking)
         )
         for row in rows
     ]
-    if ranking.token_of is not None and product.token_axis is not None:
+    if ranking.token_of is not None:
         tokens = [row.processing[ranking.token_of].token_index for row in rows]  # type: ignore[union-attr]
         product = product.at_tokens(np.array(tokens))
     first = ranking.first_layer_index or 0

@@ -23,7 +23,7 @@ from tdb_server.engine.transfers import Array
 MAX_TOGETHER = {"cpu": 2**20, "cuda": 2**25}
 """Numbers of one factor that are joined over layers, by type of device. In float32, 4 MiB and 128 MiB: a
 CPU's cache, and what a GPU goes through in less time than it takes to begin a dozen operations."""
-_TOKENS = Dimension.SEQUENCE_TOKENS
+_TOKENS, _ATTENDED = Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS
 _ALL = slice(None)
 
 
@@ -192,8 +192,12 @@ class Product:
         return reduce(torch.mul, [self.cut(one, part) for one in self.factors])
 
     def at_tokens(self, tokens: Array) -> Product:
-        """The same of one token of each row alone [B], for ranking only; where it is not covered, nothing."""
-        assert self.token_axis is not None
+        """The same of one token of each row alone [B], for ranking only; where it is not covered, nothing.
+
+        Keys and values are of the token that is attended to.
+        """
+        if self.token_axis is None:
+            return self._at_attended(tokens)
         if self.tokens is not None and np.array_equal(self.tokens, tokens[:, None]):
             return self
         is_it = tokens[:, None] == (np.arange(self.n_tokens) if self.tokens is None else self.tokens)
@@ -227,6 +231,13 @@ class Product:
             not_nodes=None if self.not_nodes is None else pick(self.not_nodes, axis),
             absent=absent,
         )
+
+    def _at_attended(self, tokens: Array) -> Product:
+        if _ATTENDED not in self.axes:
+            return self
+        is_other = torch.from_numpy(tokens[:, None] != np.arange(self.n_tokens)).to(self.device)
+        is_other = is_other.view(len(tokens), 1, *(-1 if one is _ATTENDED else 1 for one in self.axes))
+        return replace(self, absent=is_other if self.absent is None else self.absent | is_other)
 
     def add_sum(
         self, keep: tuple[Dimension, ...], part: Part, numbers: Tensor, total: Tensor | None

@@ -95,7 +95,9 @@ class MultipleTopKSpec(_message.Message):
     DIMENSIONS_TO_KEEP_FOR_SUM_FIELD_NUMBER: _builtins.int
     OMIT_SUMS_FIELD_NUMBER: _builtins.int
     token_index: _builtins.int
-    """Only nodes of this token, 0 to tokens - 1; -1 means the last. Absent: nodes of all tokens."""
+    """Only nodes of this token, 0 to tokens - 1; -1 means the last. Keys and values are of the token that is attended to.
+    Absent: nodes of all tokens.
+    """
     top_and_bottom_k: _builtins.int
     """How many nodes to take from each end, per group and derived scalar. 1 to Limits.max_top_and_bottom_k. Absent:
     ModelInfo.default_top_and_bottom_k.

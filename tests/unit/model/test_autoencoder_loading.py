@@ -510,6 +510,33 @@ def test_saelens_with_a_factor_and_latents_scaled_by_their_directions(
     torch.testing.assert_close(found_again, reconstruction, atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.parametrize("factor", [0.5, 3.0])
+def test_saelens_thresholds_of_scaled_latents_with_a_factor(
+    decoder: Decoder, tmp_path: Path, factor: float
+) -> None:
+    """The threshold was found for directions as they are stored, which the factor has not divided yet."""
+    weights = write_saelens(
+        tmp_path,
+        "blocks.1.hook_mlp_out",
+        architecture="batchtopk",
+        rescale_acts_by_decoder_norm=True,
+        normalize_activations="expected_average_only_in",
+        norm_scaling_factor=factor,
+    )
+    x = torch.randn(6, D_MODEL, generator=torch.Generator().manual_seed(1))
+    pre = (factor * x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]
+    in_training = pre * weights["W_dec"].norm(dim=1)
+    threshold = in_training.quantile(0.8)
+    save_file(weights | {"topk_threshold": threshold}, tmp_path / "sae_weights.safetensors")
+    (found,) = fit_dictionaries(read_dictionaries([tmp_path], decoder.config), decoder)
+    kept = in_training * (in_training > threshold)
+    torch.testing.assert_close(found.layers[1].encode(x), kept / factor, atol=1e-3, rtol=1e-4)
+    directions = weights["W_dec"] / weights["W_dec"].norm(dim=1, keepdim=True)
+    reconstruction = (kept @ directions + weights["b_dec"]) / factor
+    found_again = found.layers[1].reconstruct(kept / factor, x)
+    torch.testing.assert_close(found_again, reconstruction, atol=1e-3, rtol=1e-4)
+
+
 def test_writes_of_a_model_without_layer_norms_are_never_centred(tmp_path: Path) -> None:
     """TransformerLens leaves them alone, whatever it is asked for."""
     llama = load_decoder(FIXTURE.parent / "tiny-llama-c", "cpu", torch.float32)

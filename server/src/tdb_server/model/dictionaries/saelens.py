@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -281,6 +282,8 @@ def _weights(
             raise AutoencoderBroken(
                 f"{config_path}: rescale_acts_by_decoder_norm is supported with topk alone"
             )
+        if thresholds is not None:  # of latents scaled by the directions as they are stored
+            weights = replace(weights, thresholds=thresholds / factor)
         weights = with_unit_directions(weights)
     return weights
 

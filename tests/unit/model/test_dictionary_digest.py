@@ -256,10 +256,11 @@ def test_what_was_read_stays_as_it_was(name: str, tmp_path: Path, decoder: Decod
     assert all(torch.equal(one, other) for one, other in zip(tensors, before, strict=True))
 
 
-@pytest.mark.parametrize(("suffix", "n_readings"), [("pt", 1), ("safetensors", 0)])  # the latter are mapped
+@pytest.mark.parametrize(("suffix", "n_readings"), [("pt", 2), ("safetensors", 0)])
 def test_no_file_is_read_for_its_digest_alone(
     suffix: str, n_readings: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A `.pt` file is read for its checksums and for its tensors; `safetensors` files are mapped."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     weights = {name: one.repeat(200, *[1] * (one.dim() - 1)) for name, one in of_ours().items()}
     weights["pre_bias"], weights["decoder.weight"] = (

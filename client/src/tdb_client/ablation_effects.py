@@ -76,7 +76,9 @@ class AblationEffects:
         return tuple(one.node.words(self.prompt.tokens) for one in self.ablations)
 
     def to_frame(self) -> pd.DataFrame:
-        """A pandas frame with a row per node: what was set to which value, `objective` and `change`.
+        """A pandas frame with a row per node: what was done to it, `objective` and `change`.
+
+        `value_type` says whether it was set to `value`, multiplied by it, or otherwise, as in Ablation.
 
         Raises:
             ImportError: pandas is not installed.
@@ -93,6 +95,7 @@ class AblationEffects:
                 "token": [node.token for node in nodes],
                 "attended_to": pd.array([node.attended_to for node in nodes], dtype="Int64"),
                 "value": [one.value for one in self.ablations],
+                "value_type": [one.value_type for one in self.ablations],
                 "objective": self.ablated,
                 "change": self.change,
             }

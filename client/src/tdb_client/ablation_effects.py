@@ -15,6 +15,7 @@ from tdb_client.errors import CallError, IncompleteResponseError, NodeError
 from tdb_client.inference import InferenceSubRequest, Loss
 from tdb_client.interventions import Ablation
 from tdb_client.node_table import imported_pandas
+from tdb_client.number_text import number
 from tdb_client.objective_words import objective_words
 from tdb_client.results import CallInfo, InferenceResult, LossTokens, PromptTokens
 
@@ -58,7 +59,7 @@ class AblationEffects:
         return len(self.ablations)
 
     def __repr__(self) -> str:
-        return f"<AblationEffects: {self.objective_name} = {self.objective:.3f}, {len(self)} nodes>"
+        return f"<AblationEffects: {self.objective_name} = {number(self.objective)}, {len(self)} nodes>"
 
     @property
     def change(self) -> npt.NDArray[np.float64]:

@@ -21,7 +21,7 @@ from tdb_client.cli import chats, json_output
 from tdb_client.cli.connecting import client
 from tdb_client.cli.console import console
 from tdb_client.cli.exit_codes import ExitCode
-from tdb_client.cli.numbers import difference, number, plain, tokens_of
+from tdb_client.cli.numbers import difference, plain, tokens_of
 from tdb_client.cli.objectives import check_objective, objective
 from tdb_client.cli.progress import shown_waiting
 from tdb_client.debug_result import DebugResult
@@ -30,6 +30,7 @@ from tdb_client.errors import InvalidValueError, NodeError
 from tdb_client.interventions import Ablation
 from tdb_client.node_table import NodeScalar
 from tdb_client.nodes import Node
+from tdb_client.number_text import number
 
 
 def ablate(options: argparse.Namespace) -> ExitCode:

@@ -7,7 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tdb_client.circuit import Circuit
-from tdb_client.cli.numbers import RAISES, effect, number
+from tdb_client.cli.numbers import RAISES, effect
+from tdb_client.number_text import number
 from tdb_client.token_text import loss_words, quoted
 
 BAR_WIDTH = 40

@@ -14,6 +14,7 @@ from tdb_client.compatibility import client_version
 from tdb_client.debug_answer import DebugAnswer
 from tdb_client.node_table import NodeScalar, NodeTable
 from tdb_client.nodes import Node
+from tdb_client.number_text import number
 from tdb_client.report import request_text
 from tdb_client.report.rounding import rounded, rounded_rows
 from tdb_client.report.token_sums import causal_rows, pair_sums, shown_pair_tokens, token_sums
@@ -78,7 +79,7 @@ def circuit_words(result: DebugAnswer) -> str:
     types = " and ".join(one.replace("_", " ") for one in result.request.node_types)
     return (
         f"of {types} nodes only these are kept: {nodes}; faithfulness"
-        f" {faithfulness} (prompt {circuit.of_prompt:.3f}, baseline {circuit.of_baseline:.3f})"
+        f" {faithfulness} (prompt {number(circuit.of_prompt)}, baseline {number(circuit.of_baseline)})"
     )
 
 

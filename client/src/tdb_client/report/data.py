@@ -32,14 +32,20 @@ SCALARS: tuple[NodeScalar, ...] = ("direct_effect", "act_times_grad", "write_nor
 
 
 def report_data(results: Sequence[DebugAnswer]) -> Json:
-    """One result, or two for the same prompt to compare: before and after.
+    """One result, or two to compare: before and after.
 
     Raises:
-        ValueError: the two are about different prompts.
+        ValueError: the two have different prompts, baselines or objectives, so that differences mean nothing.
     """
     first, last = results[0], results[-1]
     if any(one.prompt.token_ids != first.prompt.token_ids for one in results):
         raise ValueError("only results for the same prompt can be compared")
+    if _objective(first) != _objective(last):
+        raise ValueError(
+            f"only results for one objective can be compared: {first.objective}; {last.objective}"
+        )
+    if first.baselines != last.baselines:
+        raise ValueError("only results with the same baselines can be compared")
     notes = {  # of every node
         node: (label, link)
         for one in results
@@ -67,6 +73,24 @@ def report_data(results: Sequence[DebugAnswer]) -> Json:
             "method": f"{request_text.SERVICE}/Debug",
         },
     }
+
+
+def _objective(result: DebugAnswer) -> object:
+    """What tells objectives apart, however they were spelled."""
+    request, n_tokens = result.request, len(result.prompt)
+    traces = [one and one.words(result.prompt.tokens) for one in (request.trace, request.downstream)]
+    loss, found = request.objective, result.loss_tokens
+    at = range(n_tokens)[-1 if loss.token is None else loss.token]
+    if found is None:  # the texts must do
+        return traces, replace(loss, token=at)
+    return traces, (
+        loss.name,
+        at,
+        loss.target_weights,
+        loss.direction,
+        found.target_ids,
+        found.distractor_ids,
+    )
 
 
 def circuit_words(result: DebugAnswer) -> str:

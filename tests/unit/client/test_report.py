@@ -155,6 +155,21 @@ def test_other_prompts_cannot_be_compared() -> None:
         before.to_html(before=changed)
 
 
+def test_what_was_ablated_before_is_said() -> None:
+    """Two ablations, or the ablated run first: the first value is not that of the run as it is."""
+    before, after = before_and_after()
+    other = replace(
+        before, request=replace(before.request, ablate=(Ablation(Node.parse("L0 mlp @ 1"), 2.0),))
+    )
+    for results in ([other, after], [after, other]):
+        data: Any = report_data(results)
+        spelled = [data["ablations_before"], data["ablations"]]
+        assert spelled == [
+            ["L0 mlp @ 1 = 2"] if one is other else ["L1 head 2 @ -1 (whole row)"] for one in results
+        ]
+    assert report_data([before, after])["ablations_before"] == []
+
+
 def test_other_objectives_and_baselines_cannot_be_compared() -> None:
     """The page has one title, and its differences would be of numbers that have nothing in common."""
     before, after = before_and_after()

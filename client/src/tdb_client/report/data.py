@@ -57,7 +57,8 @@ def report_data(results: Sequence[DebugAnswer]) -> Json:
     asked = [replace(one.request, add_bos=one.prompt.bos_added or one.request.add_bos) for one in results]
     return {
         "objective": last.objective,
-        "ablations": [f"{one} (whole row)" if one.is_row else str(one) for one in last.request.ablate],
+        "ablations": _ablations(last),
+        "ablations_before": _ablations(first),
         "facts": _facts(last),
         "baselines": ["".join(map(printable, one.tokens)) for one in last.baselines],
         "circuit": None if last.circuit is None else circuit_words(last),
@@ -73,6 +74,10 @@ def report_data(results: Sequence[DebugAnswer]) -> Json:
             "method": f"{request_text.SERVICE}/Debug",
         },
     }
+
+
+def _ablations(result: DebugAnswer) -> list[str]:
+    return [f"{one} (whole row)" if one.is_row else str(one) for one in result.request.ablate]
 
 
 def _objective(result: DebugAnswer) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from tdb_client import (
     DebugSubRequest,
     InferenceSubRequest,
     InvalidValueError,
+    Loss,
     NodeError,
     OlderServerError,
     head,
@@ -136,6 +138,8 @@ def test_answers_say_what_they_were_compared_with(fake: Fake) -> None:
     assert sent.only_these.nodes[0].token_index == len(TOKENS) - 1
     (heads,) = attention_requests([result], 1)
     assert (heads.baseline, heads.only_these) == (("q", "r"), (CircuitNode("whole_head", 1, 2, 3),))
+    other = replace(result, request=replace(result.request, target=(), loss=Loss("probs", " Mary")))
+    assert [one.loss for one in attention_requests([other], 1)] == [Loss("probs", " Mary")]
     assert heads.loss is not None
 
 

@@ -70,6 +70,23 @@ def test_the_page_draws_itself_and_asks_nothing_of_the_network(page, report):
     assert len(texts(page, "#sums tbody tr")) == len(texts(page, "#attention tbody tr"))
 
 
+def test_the_first_value_says_what_was_ablated(server, tmp_path):
+    with Client(f"127.0.0.1:{server.port}") as client:
+        plain, ablated = client.debug_many(
+            [DebugSubRequest.of(PROMPT, TARGET, DISTRACTOR, ablate=one) for one in ((), "L1 head 1 @ -1")]
+        )
+    objective, ablation = "logit ' the' - ' of'", "with L1 head 1 @ -1 (whole row) ablated"
+    for text, titles in [
+        (ablated.to_html(), [f"{objective} {ablation}"]),
+        (plain.to_html(before=ablated), [f"{objective} {ablation}", "with nothing ablated", "change"]),
+        (ablated.to_html(before=plain), [objective, ablation, "change"]),
+    ]:
+        file = tmp_path / "report.html"
+        file.write_text(text, encoding="utf-8")
+        with opened(file, *LAPTOP) as page:
+            assert texts(page, "#values span") == titles
+
+
 @pytest.mark.parametrize("size", [LAPTOP, NOTEBOOK, PHONE])
 def test_nothing_runs_over_the_edge(report, size):
     with opened(report, *size) as page:

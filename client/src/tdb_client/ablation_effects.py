@@ -15,6 +15,7 @@ from tdb_client.errors import CallError, IncompleteResponseError, NodeError
 from tdb_client.inference import InferenceSubRequest, Loss
 from tdb_client.interventions import Ablation
 from tdb_client.node_table import imported_pandas
+from tdb_client.number_text import number
 from tdb_client.objective_words import objective_words
 from tdb_client.results import CallInfo, InferenceResult, LossTokens, PromptTokens
 
@@ -58,7 +59,7 @@ class AblationEffects:
         return len(self.ablations)
 
     def __repr__(self) -> str:
-        return f"<AblationEffects: {self.objective_name} = {self.objective:.3f}, {len(self)} nodes>"
+        return f"<AblationEffects: {self.objective_name} = {number(self.objective)}, {len(self)} nodes>"
 
     @property
     def change(self) -> npt.NDArray[np.float64]:
@@ -76,7 +77,9 @@ class AblationEffects:
         return tuple(one.node.words(self.prompt.tokens) for one in self.ablations)
 
     def to_frame(self) -> pd.DataFrame:
-        """A pandas frame with a row per node: what was set to which value, `objective` and `change`.
+        """A pandas frame with a row per node: what was done to it, `objective` and `change`.
+
+        `value_type` says whether it was set to `value`, multiplied by it, or otherwise, as in Ablation.
 
         Raises:
             ImportError: pandas is not installed.
@@ -93,6 +96,7 @@ class AblationEffects:
                 "token": [node.token for node in nodes],
                 "attended_to": pd.array([node.attended_to for node in nodes], dtype="Int64"),
                 "value": [one.value for one in self.ablations],
+                "value_type": [one.value_type for one in self.ablations],
                 "objective": self.ablated,
                 "change": self.change,
             }

@@ -12,7 +12,6 @@ from tdb_client.encoding import ablated_cells
 from tdb_client.inference import (
     DerivedAttentionScalarsSpec,
     InferenceSubRequest,
-    Loss,
 )
 from tdb_client.interventions import Ablation
 from tdb_client.requests import resolve
@@ -59,7 +58,7 @@ def attention_requests(results: Sequence[DebugResult], n_heads: int) -> list[Inf
     return [
         InferenceSubRequest(
             one.prompt,
-            loss=None if one.only_these is None else Loss("logit_diff", one.target, one.distractor),
+            loss=None if one.only_these is None else one.objective,
             ablate=tuple(map(ablated_cells, one.ablate)),
             results=wanted,
             add_bos=one.add_bos,

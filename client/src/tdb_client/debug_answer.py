@@ -10,6 +10,7 @@ from tdb_client.component_table import ComponentTable, component_table
 from tdb_client.inference import AblationSpec, held_norm_scales
 from tdb_client.model_info import ModelInfo
 from tdb_client.node_table import LogitTable, NodeTable
+from tdb_client.number_text import number
 from tdb_client.objective_words import distractor_words, objective_words, target_words
 from tdb_client.requests import DebugSubRequest
 from tdb_client.results import (
@@ -81,7 +82,7 @@ class DebugAnswer:
     circuit: CircuitValues | None = None
 
     def __repr__(self) -> str:
-        value = "none" if self.objective_value is None else f"{self.objective_value:.3f}"
+        value = "none" if self.objective_value is None else number(self.objective_value)
         return f"<{type(self).__name__}: {self.objective} = {value}, {len(self.nodes)} nodes>"
 
     @property

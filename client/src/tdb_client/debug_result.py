@@ -57,7 +57,7 @@ class DebugResult(DebugAnswer):
             before: a result for the same prompt to compare with, such as that without the ablations.
 
         Raises:
-            ValueError: `before` is about another prompt.
+            ValueError: `before` has another prompt, objective or baseline.
         """
         from tdb_client.report.page import page
 
@@ -74,7 +74,7 @@ class DebugResult(DebugAnswer):
             before: a result for the same prompt to compare with.
 
         Raises:
-            ValueError: `before` is about another prompt.
+            ValueError: `before` has another prompt, objective or baseline.
         """
         from tdb_client.report.notebook import show
 

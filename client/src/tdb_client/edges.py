@@ -27,7 +27,6 @@ from tdb_client.results import (
     LossTokens,
     PromptTokens,
 )
-from tdb_client.token_text import loss_words, quoted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -305,10 +304,8 @@ def _attribution_graph(edges: Edges, slug: str) -> dict[str, Any]:
         return node(str(writer.layer), n_heads if writer.head is None else writer.head, kind, str(writer))
 
     words = edges.loss_tokens
-    objective = " + ".join(map(quoted, words.targets)) or loss_words(edges.request.loss.name, (), ())
-    if words.distractors:
-        objective += f" less {' + '.join(map(quoted, words.distractors))}"
-    logits = node(str(n_layers + 1), words.target_ids[0] if words.target_ids else 0, "logit", objective)
+    first = words.target_ids[0] if words.target_ids else 0
+    logits = node(str(n_layers + 1), first, "logit", edges.objective)
     for edge in edges:
         ends = writer_node(edge.writer), reader_node(edge.reader)
         weights[ends] = weights.get(ends, 0.0) + edge.score

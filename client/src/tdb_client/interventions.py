@@ -85,15 +85,20 @@ class Ablation:
         return cls(Node.parse(node), number, _VALUE_TYPES[sign])
 
     def __str__(self) -> str:
-        number = repr(self.value).removesuffix(".0")
+        return f"{self.node}{self.change}"
+
+    @property
+    def change(self) -> str:
+        """What is spelled behind the node, such as ` = 2.5` or ` * 0.5`; nothing where it is set to 0."""
+        number = repr(float(self.value)).removesuffix(".0")
         match self.value_type:
             case "baseline":
-                return f"{self.node} = baseline"
+                return " = baseline"
             case "scale":
-                return f"{self.node} * {number}"
+                return f" * {number}"
             case "add":
-                return f"{self.node} + {number}"
-        return f"{self.node} = {number}" if self.value else str(self.node)
+                return f" + {number}"
+        return f" = {number}" if self.value else ""
 
     @property
     def is_row(self) -> bool:

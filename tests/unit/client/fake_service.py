@@ -506,6 +506,7 @@ class FakeService(
                 tokens.targets.CopyFrom(token_list(loss.target_tokens, loss.target_token_ids))
                 tokens.distractors.CopyFrom(token_list(loss.distractor_tokens, loss.distractor_token_ids))
             tell_what_is_compared(tokens, spec)
+            tokens.ablation_specs.extend(spec.ablation_specs)
             tokens.backward_rule = spec.backward_rule
         yield service_pb2.StreamInferResponse(started=first)
         attention = result_pb2.DerivedAttentionScalarsResult(tokens=TOKENS)

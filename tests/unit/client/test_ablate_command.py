@@ -37,12 +37,30 @@ def test_nodes_are_named(fake: Fake, capsys: Output) -> None:
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert lines[0] == "logit ' Mary' - ' John' = 3.000 with nothing ablated"
     assert lines[4:7] == [  # the largest change first
-        "L0 neuron 5, ' gave' = 2.500 2 -0.078 -3.078",
+        "L0 neuron 5, ' gave' = 2.5 2 -0.078 -3.078",
         "L1 head 3, ' to' → 'When' 3 → 0 2.453 -0.547",
         "L1 head 2, ' to' 3 2.469 -0.531",
     ]
     assert main(["--server", fake[0], "ablate", *nodes, *ABOUT, "--rows", "1"]) == 0
     assert "1 of 3 nodes, each ablated by itself; --rows 0 shows all" in capsys.readouterr().out
+
+
+def test_what_is_done_with_a_node_is_said(fake: Fake, capsys: Output) -> None:
+    """A node that is multiplied, added to or patched is not shown as one that is set to that number."""
+    node = "L0 neuron 5 @ 2"
+    nodes = [node, *(f"{node} {change}" for change in ("= 2.5", "* 2.5", "+ 2.5", "= baseline"))]
+    command = ["--server", fake[0], "ablate", *nodes, *ABOUT, "--baseline", "q"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    for change in ("= 2.5", "* 2.5", "+ 2.5", "= baseline"):
+        assert out.count(f"L0 neuron 5, ' gave' {change} ") == 1
+    done = [("0", "number"), *(("2.5", way) for way in ("number", "scale", "add")), ("0", "baseline")]
+    assert main([*command, "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(row["value"], row["value_type"]) for row in rows] == done
+    assert main([*command, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)["nodes"]
+    assert [(f"{one['value']:g}", one["value_type"]) for one in printed] == done
 
 
 def test_nodes_of_a_debug_answer(fake: Fake, capsys: Output, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from tdb_client import (
     DebugSubRequest,
     InferenceSubRequest,
     InvalidValueError,
+    Loss,
     NodeError,
     OlderServerError,
     head,
@@ -136,6 +138,8 @@ def test_answers_say_what_they_were_compared_with(fake: Fake) -> None:
     assert sent.only_these.nodes[0].token_index == len(TOKENS) - 1
     (heads,) = attention_requests([result], 1)
     assert (heads.baseline, heads.only_these) == (("q", "r"), (CircuitNode("whole_head", 1, 2, 3),))
+    other = replace(result, request=replace(result.request, target=(), loss=Loss("probs", " Mary")))
+    assert [one.loss for one in attention_requests([other], 1)] == [Loss("probs", " Mary")]
     assert heads.loss is not None
 
 
@@ -245,13 +249,14 @@ def test_files_that_hold_no_circuit(tmp_path: Path) -> None:
 def test_the_command_prints_and_writes_a_circuit(fake: Fake, tmp_path: Path, capsys: Output) -> None:
     html, kept = tmp_path / "c.html", tmp_path / "c.json"
     files = ["--html", str(html), "--json", str(kept)]
-    evil = "When <script> gave to"
+    evil = "When <script>\x1b[31m gave to"
     assert main(["circuit", *ASK, "--baseline", evil, *files, "--server", fake[0]]) == 0
     out, err = capsys.readouterr()
     assert "faithfulness 0.875 with 3 of 14 heads and MLPs (21.4%)" in out
     assert out.index("L0 mlp") < out.index("L1 whole head 2") < out.index("L1 mlp")
+    assert "\x1b" not in out
     assert "3 <         0.875  ###################################....." in out
-    assert out.isascii()
+    assert out.replace("·", "").isascii()
     assert err.count("wrote") == 2
     assert Circuit.load(kept).baseline == (evil,)
     text = html.read_text(encoding="utf-8")

@@ -96,13 +96,14 @@ def test_in_the_terminal() -> None:
     lines = page(view, with_totals(result)).splitlines()
     rows = [one.split()[:3] for one in lines if one.startswith(("L", "embedding"))]
     assert rows == [["L1", "head", "0"], ["L0", "mlp", "1.000"]]
-    assert "2 of 7 components" in "".join(lines)
+    assert "2 of 7 components, by act times grad over all tokens" in " ".join(" ".join(lines).split())
     assert "older" in page(view, replace(result, totals={}))
     changed = replace(result, totals=PLAIN | {"mlp_act_times_grad": np.array([-2.0, 9.25])})
     text = page(view, with_totals(result), changed)
     assert next(one for one in text.splitlines() if one.startswith("L")).split() == [
         "L1", "mlp", "0.250", "9.250", "+9.000",
     ]  # fmt: skip
+    assert "by difference in act times grad over all tokens" in " ".join(text.split())
 
 
 def test_headings_say_what_is_of_a_difference_from_a_baseline() -> None:

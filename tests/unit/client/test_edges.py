@@ -117,6 +117,14 @@ def test_mib_needs_the_matrix(tmp_path: Path) -> None:
         found(2, matrix=False).to_mib_json(tmp_path / "mib.json")
 
 
+def test_a_graph_says_what_is_measured(tmp_path: Path) -> None:
+    """Not a sum of tokens, where it is the mean of their log-probabilities."""
+    request = EdgesSubRequest("a b", Loss("log_prob", (" c", " d")), ("a e",))
+    replace(found(2), request=request).to_attribution_graph(tmp_path / "graph.json")
+    nodes = json.loads((tmp_path / "graph.json").read_text())["nodes"]
+    assert [one["clerp"] for one in nodes if one["is_target_logit"]] == ["log-probability ' c', ' d'"]
+
+
 def test_a_graph_has_a_link_between_two_nodes_once(tmp_path: Path) -> None:
     edges = found(2, matrix=False)
     edges.to_attribution_graph(tmp_path / "graph.json", slug="mine")
@@ -126,7 +134,7 @@ def test_a_graph_has_a_link_between_two_nodes_once(tmp_path: Path) -> None:
     nodes = {one["node_id"]: one for one in told["nodes"]}
     assert len(nodes) == len(told["nodes"]) == 8
     assert {one["ctx_idx"] for one in nodes.values()} == {1}
-    assert [one["clerp"] for one in nodes.values() if one["is_target_logit"]] == ["' c' less ' d'"]
+    assert [one["clerp"] for one in nodes.values() if one["is_target_logit"]] == ["logit ' c' - ' d'"]
     links = {(one["source"], one["target"]): one["weight"] for one in told["links"]}
     assert len(links) == len(told["links"])
     assert {one for pair in links for one in pair} == set(nodes)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
-from tdb_client import EdgesSubRequest, Loss, LossTokens
+from tdb_client import Client, EdgesSubRequest, Loss, LossTokens
 from tdb_client.cli import main
+from tdb_client.cli.console import console
+from tdb_client.cli.edge_tables import edge_page
 from tdb_client.encoding import edges_request
 from tdb_client.objective_words import objective_words
+from tdb_client.report.data import circuit_words
+from tdb_client.results import CircuitValues
 
 from tests.unit.client.fake_service import FakeService
 
@@ -72,3 +79,20 @@ def test_words_need_no_answer() -> None:
     assert objective_words(EdgesSubRequest.of("p", [" Mary", 5], baseline="q").loss, None) == (
         "logit ' Mary', token 5"
     )
+
+
+def test_small_numbers_keep_their_digits(fake: Fake, capsys: Output) -> None:
+    """As those of a probability are."""
+    with Client(fake[0]) as client:
+        edges = client.edges("p", " Mary", baseline="q")
+        effects = client.ablate_each("p", " Mary", nodes="L0 neuron 5 @ 2")
+        answer = client.debug("p", " Mary", baseline="q", only_these=["L0 mlp"])
+    scores = replace(edges.result, edge_scores=np.array([-2e-6, 0.0]))
+    console().print(edge_page(replace(edges, result=scores), 0))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[4:6] == ["L0 head 0 logits -2.0e-06", "embedding L0 key head 0 0"]
+    assert " = 3.0e-06, " in repr(replace(effects, objective=3e-6))
+    values = CircuitValues(objective=2e-6, of_prompt=3e-6, of_baseline=1e-6, faithfulness=0.5)
+    small = replace(answer, loss=3e-6, circuit=values)
+    assert " = 3.0e-06, " in repr(small)
+    assert "faithfulness 0.500 (prompt 3.0e-06, baseline 1.0e-06)" in circuit_words(small)

@@ -5,13 +5,14 @@ import json
 import re
 import sys
 import webbrowser
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from tdb_client import Ablation, DebugResult, DebugSubRequest, Node
+from tdb_client import Ablation, DebugResult, DebugSubRequest, Loss, LossTokens, Node
 from tdb_client.report import page as page_module
 from tdb_client.report.data import report_data
 from tdb_client.report.notebook import frame
@@ -152,6 +153,41 @@ def test_other_prompts_cannot_be_compared() -> None:
     )
     with pytest.raises(ValueError, match="the same prompt"):
         before.to_html(before=changed)
+
+
+def test_what_was_ablated_before_is_said() -> None:
+    """Two ablations, or the ablated run first: the first value is not that of the run as it is."""
+    before, after = before_and_after()
+    other = replace(
+        before, request=replace(before.request, ablate=(Ablation(Node.parse("L0 mlp @ 1"), 2.0),))
+    )
+    for results in ([other, after], [after, other]):
+        data: Any = report_data(results)
+        spelled = [data["ablations_before"], data["ablations"]]
+        assert spelled == [
+            ["L0 mlp @ 1 = 2"] if one is other else ["L1 head 2 @ -1 (whole row)"] for one in results
+        ]
+    assert report_data([before, after])["ablations_before"] == []
+
+
+def test_other_objectives_and_baselines_cannot_be_compared() -> None:
+    """The page has one title, and its differences would be of numbers that have nothing in common."""
+    before, after = before_and_after()
+    spelled = replace(
+        before, request=DebugSubRequest("p", loss=Loss("logit_diff", " Mary", " John", token=-1))
+    )
+    assert report_data([spelled, after])["objective"] == after.objective
+    others = [
+        replace(before, loss_tokens=LossTokens((9,), (" the",))),
+        replace(before, request=DebugSubRequest("p", loss=Loss("log_prob", " Mary"))),
+        replace(before, request=DebugSubRequest("p", loss=Loss("logit_diff", " Mary", " John", token=0))),
+        replace(before, request=DebugSubRequest.of("p", " Mary", " John", trace="L0 neuron 5 @ 1")),
+    ]
+    for other in others:
+        with pytest.raises(ValueError, match="one objective"):
+            after.to_html(before=other)
+    with pytest.raises(ValueError, match="the same baselines"):
+        after.to_html(before=replace(before, baselines=(before.prompt,)))
 
 
 def test_the_page_is_whole_and_asks_nothing_of_the_network() -> None:

@@ -151,6 +151,19 @@ def test_malformed_lines_are_named_before_anything_is_asked(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "option", [["--baseline", "q"], ["--only-these", "L0 mlp"], ["--node-types", "whole_mlp"]]
+)
+def test_what_a_sweep_would_pass_over_is_refused(
+    sweep: Any, fake: Fake, tmp_path: Path, capsys: Output, option: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        sweep(write(tmp_path / "in.jsonl", "a"), *option)
+    assert ended.value.code == 2
+    assert f"unrecognized arguments: {' '.join(option)}" in capsys.readouterr().err
+    assert asked(fake[1]) == []
+
+
 def test_files_that_cannot_be_read(sweep: Any, tmp_path: Path, capsys: Output) -> None:
     assert sweep(tmp_path / "none.jsonl") == 1
     assert capsys.readouterr().err == f"tdb: cannot read {tmp_path}/none.jsonl: No such file or directory\n"

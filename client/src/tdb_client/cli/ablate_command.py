@@ -21,7 +21,7 @@ from tdb_client.cli import chats, json_output
 from tdb_client.cli.connecting import client
 from tdb_client.cli.console import console
 from tdb_client.cli.exit_codes import ExitCode
-from tdb_client.cli.numbers import difference, number, plain, tokens_of
+from tdb_client.cli.numbers import difference, plain, tokens_of
 from tdb_client.cli.objectives import check_objective, objective
 from tdb_client.cli.progress import shown_waiting
 from tdb_client.debug_result import DebugResult
@@ -30,6 +30,7 @@ from tdb_client.errors import InvalidValueError, NodeError
 from tdb_client.interventions import Ablation
 from tdb_client.node_table import NodeScalar
 from tdb_client.nodes import Node
+from tdb_client.number_text import number
 
 
 def ablate(options: argparse.Namespace) -> ExitCode:
@@ -100,7 +101,7 @@ def _page(effects: AblationEffects, n_rows: int) -> Group:
     rows = np.argsort(-np.abs(effects.change), kind="stable")[: n_rows or None]
     for row in rows:
         ablation = effects.ablations[row]
-        name = effects.words[row] + (f" = {number(ablation.value)}" if ablation.value else "")
+        name = effects.words[row] + ablation.change
         cells = plain(float(effects.ablated[row])), difference(float(effects.change[row]))
         table.add_row(Text(name), tokens_of(ablation.node), *cells)
     more = "" if len(rows) == len(effects) else "; --rows 0 shows all"
@@ -114,7 +115,10 @@ def _print_csv(effects: AblationEffects) -> None:
     """A row per node in the columns of AblationEffects.to_frame."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(
-        ["node", "words", "type", "layer", "index", "token", "attended_to", "value", "objective", "change"]
+        [
+            *("node", "words", "type", "layer", "index", "token", "attended_to"),
+            *("value", "value_type", "objective", "change"),
+        ]
     )
     words: Sequence[str] = effects.words
     for row, ablation in enumerate(effects.ablations):
@@ -129,6 +133,7 @@ def _print_csv(effects: AblationEffects) -> None:
                 node.token,
                 node.attended_to,
                 f"{ablation.value:.9g}",
+                ablation.value_type,
                 f"{effects.ablated[row]:.9g}",
                 f"{effects.change[row]:.9g}",
             ]

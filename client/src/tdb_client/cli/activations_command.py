@@ -17,9 +17,9 @@ from tdb_client.cli import chats, commands
 from tdb_client.cli.connecting import client
 from tdb_client.cli.console import console
 from tdb_client.cli.exit_codes import ExitCode
-from tdb_client.cli.numbers import number
 from tdb_client.cli.progress import shown_waiting
 from tdb_client.inference import HOLD_FINAL_NORM_SCALE, ActivationsSpec, InferenceSubRequest, Loss
+from tdb_client.number_text import number
 from tdb_client.results import ActivationsResult, InferenceResult
 
 

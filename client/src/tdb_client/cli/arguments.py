@@ -221,6 +221,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="node to set to 0, or '= 2.5', '= baseline', '* 0.5', '+ 2'; shown beside the run without",
     )
     _add_components(run)
+    _add_compared(run)
     run.add_argument(
         "--hide-early-layers", action="store_true", help="leave out nodes before the first ablated layer"
     )
@@ -297,6 +298,21 @@ def _add_components(run: argparse._ArgumentGroup) -> None:
         action="extend",
         help="latents of the residual stream to list as well; their direct effects repeat each other",
     )
+    run.add_argument(
+        "--rule",
+        choices=["gradient", "frozen_norms", "relp", "gim"],
+        default="gradient",
+        help="how gradients go back through what is not linear (default: gradient)",
+    )
+    run.add_argument(
+        "--attention-pattern-gradients",
+        action="store_true",
+        help="with --rule relp, let attention patterns pass gradients on",
+    )
+
+
+def _add_compared(run: argparse._ArgumentGroup) -> None:
+    """What a run is compared with, and what alone is kept of it."""
     _add_baseline(run)
     run.add_argument(
         "--only-these",
@@ -313,17 +329,6 @@ def _add_components(run: argparse._ArgumentGroup) -> None:
         default=list(WHOLE_NODE_TYPES),
         nargs="+",
         help="with --only-these, the types whose other nodes are set (default: whole_head whole_mlp)",
-    )
-    run.add_argument(
-        "--rule",
-        choices=["gradient", "frozen_norms", "relp", "gim"],
-        default="gradient",
-        help="how gradients go back through what is not linear (default: gradient)",
-    )
-    run.add_argument(
-        "--attention-pattern-gradients",
-        action="store_true",
-        help="with --rule relp, let attention patterns pass gradients on",
     )
 
 

@@ -7,8 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tdb_client.circuit import Circuit
-from tdb_client.cli.numbers import RAISES, effect, number
-from tdb_client.token_text import loss_words, quoted
+from tdb_client.cli.numbers import RAISES, effect
+from tdb_client.number_text import number
+from tdb_client.token_text import loss_words, printable, quoted
 
 BAR_WIDTH = 40
 FULL, EMPTY = "#", "."
@@ -24,9 +25,9 @@ def circuit_page(circuit: Circuit) -> Group:
     values = circuit.best.values
     lines: list[RenderableType] = [
         Text(f"{circuit.model_name}, {circuit.n_measured} circuits measured", "dim"),
-        Text.assemble(("prompt: ", "dim"), circuit.prompt),
+        Text.assemble(("prompt: ", "dim"), printable(circuit.prompt)),
         *(
-            Text.assemble(("baseline: ", "dim"), one)
+            Text.assemble(("baseline: ", "dim"), printable(one))
             for one in circuit.baseline or ("none: others are set to 0",)
         ),
         Text(""),

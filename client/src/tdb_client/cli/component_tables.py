@@ -48,5 +48,6 @@ def component_table(results: Sequence[DebugResult], by: ComponentScalar, n_rows:
             cells = [effect(number) if one in EFFECTS else plain(number) for one, number in numbers]
         table.add_row(first.components[row], *cells)
     note = f"; {DIFFERENCE.strip()}: of the difference from the baseline" if results[0].baselines else ""
-    table.caption = f"{len(rows)} of {len(first)} components, by {by} over all tokens{note}"
+    sorted_by = f"{'difference in ' if others else ''}{by.replace('_', ' ')}"
+    table.caption = f"{len(rows)} of {len(first)} components, by {sorted_by} over all tokens{note}"
     return table

@@ -7,8 +7,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from tdb_client.cli.numbers import number
 from tdb_client.edges import Edges
+from tdb_client.number_text import number
 
 
 def edge_page(edges: Edges, n_rows: int) -> Group:
@@ -23,6 +23,7 @@ def edge_page(edges: Edges, n_rows: int) -> Group:
     table.add_column("score", justify="right")
     shown = list(edges)[: n_rows or None]
     for one in shown:
-        table.add_row(str(one.writer), str(one.reader), f"{one.score:+.4f}")
+        score = f"{one.score:+.4f}" if abs(one.score) >= 1e-3 else number(one.score, sign=True)
+        table.add_row(str(one.writer), str(one.reader), score)
     line = Text.assemble(edges.objective, " = ", (number(edges.loss), "bold"))
     return Group(line, Text(), table, Text(f"{len(shown)} of {len(edges)} listed edges", "dim"))

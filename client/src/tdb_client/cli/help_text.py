@@ -145,9 +145,9 @@ examples:
                   --out gradients.npz
 """,
     "sweep": f"""\
-A line of the file is {{"prompt": TEXT, "target": TOKENS, "distractor": TOKENS, "id": NAME}}: tokens are texts
-or vocabulary indices, one or a list; distractor and id may be left out. All lines are checked before any is
-run. FOLDER gets
+A line is {{"prompt": TEXT, "target": TOKENS, "distractor": TOKENS, "baseline": TEXT, "id": NAME}}:
+tokens are texts or vocabulary indices, one or a list, and so are baselines; the last three may be left out.
+All lines are checked before any is run. FOLDER gets
   table.csv           means and standard errors over the lines of what each head, each MLP and the embedding
                       add; beside them neurons and latents: what a prompt's answer does not list of these
                       (see -k) counts as 0 in it, and `lines` says how many list it

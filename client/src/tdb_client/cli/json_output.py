@@ -117,6 +117,7 @@ def ablations(effects: AblationEffects) -> Json:
                 "node": str(one.node),
                 "words": effects.words[row],
                 "value": _number(one.value),
+                "value_type": one.value_type,
                 "objective": _number(effects.ablated[row]),
                 "change": _number(effects.change[row]),
             }

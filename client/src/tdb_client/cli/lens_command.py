@@ -17,9 +17,9 @@ from tdb_client.cli import chats, json_output
 from tdb_client.cli.connecting import client
 from tdb_client.cli.console import console
 from tdb_client.cli.exit_codes import ExitCode
-from tdb_client.cli.numbers import number
 from tdb_client.cli.progress import shown_waiting
 from tdb_client.inference import InferenceSubRequest, LensSpec
+from tdb_client.number_text import number
 from tdb_client.results import InferenceResult, LensResult, LensTokens
 from tdb_client.token_text import quoted
 

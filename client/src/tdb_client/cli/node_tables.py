@@ -7,9 +7,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from tdb_client.cli.numbers import best_tokens, difference, effect, number, plain, tokens_of
+from tdb_client.cli.numbers import best_tokens, difference, effect, plain, tokens_of
 from tdb_client.debug_result import DebugResult
 from tdb_client.node_table import NodeScalar, NodeTable
+from tdb_client.number_text import number
 
 TITLES: dict[NodeScalar, str] = {
     "write_norm": "write\nnorm",

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 from rich.text import Text
 
 from tdb_client.nodes import Node
+from tdb_client.number_text import number
 from tdb_client.results import TopTokens
 from tdb_client.token_text import quoted
 
 RAISES, LOWERS = "dodger_blue1", "dark_orange"
 """Colours of what raises and what lowers the objective. Most colour-blind eyes can tell them apart, too."""
-
-
-def number(value: float, *, sign: bool = False) -> str:
-    """A number in at most eight characters; `sign` writes the plus sign too."""
-    plus = "+" if sign else ""
-    size = abs(value)
-    if value == 0:  # minus zero too
-        return "0"
-    if not math.isfinite(value):
-        return f"{value:{plus}.0f}"
-    if size >= 1e5 or size < 1e-3:
-        return f"{value:{plus}.1e}"
-    return f"{value:{plus}.{3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0}f}"
 
 
 def plain(value: float) -> Text:

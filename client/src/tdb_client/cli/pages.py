@@ -15,10 +15,11 @@ from rich.text import Text
 from tdb_client.cli.component_tables import component_table
 from tdb_client.cli.model_page import debug_option
 from tdb_client.cli.node_tables import comparison_table, node_table
-from tdb_client.cli.numbers import LOWERS, RAISES, difference, number, plain
+from tdb_client.cli.numbers import LOWERS, RAISES, difference, plain
 from tdb_client.cli.prompt_line import coloured_prompt, strongest_tokens
 from tdb_client.debug_result import DebugResult
 from tdb_client.node_table import NodeScalar
+from tdb_client.number_text import number
 from tdb_client.report.data import circuit_words
 from tdb_client.token_text import printable, quoted
 

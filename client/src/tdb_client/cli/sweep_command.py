@@ -18,10 +18,10 @@ from tdb_client.async_client import AsyncClient
 from tdb_client.cli.connecting import async_client
 from tdb_client.cli.console import console
 from tdb_client.cli.exit_codes import ExitCode
-from tdb_client.cli.numbers import number
 from tdb_client.cli.progress import shown_count
 from tdb_client.errors import InvalidValueError
 from tdb_client.model_info import ModelInfo
+from tdb_client.number_text import number
 from tdb_client.sweep import running, tables
 from tdb_client.sweep.journal import Journal, open_journal
 from tdb_client.sweep.lines import SweepInput, SweepLine, read_input

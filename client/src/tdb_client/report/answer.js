@@ -74,12 +74,13 @@ function drawInTime(data, id, draw) {
 function drawValues(data) {
   const figure = (text, title) => make("div", {}, make("strong", {}, text), make("span", {}, title));
   const [first, second] = data.runs.map(({ value }) => value);
-  byId("values").replaceChildren(figure(number(first), data.objective));
+  const before = data.ablations_before.length ? ` with ${data.ablations_before.join(", ")} ablated` : "";
+  byId("values").replaceChildren(figure(number(first), data.objective + before));
   const notes = [...data.baselines.map((one) => `compared with the baseline “${one}”: act × grad and direct effects, and their sums, are of differences`),
     ...(data.circuit ? [data.circuit] : [])];
   byId("notes").replaceChildren(...notes.map((one) => make("p", {}, one)));
   if (data.runs.length > 1) {
-    const how = data.ablations.length ? `with ${data.ablations.join(", ")} ablated` : "after";
+    const how = data.ablations.length ? `with ${data.ablations.join(", ")} ablated` : before ? "with nothing ablated" : "after";
     byId("values").append(figure(number(second), how), figure(number(difference(first, second), true), "change"));
   }
   byId("facts").replaceChildren(...Object.entries(data.facts).flatMap(([name, text]) =>

@@ -6,6 +6,7 @@ import html
 import math
 
 from tdb_client.circuit import Circuit
+from tdb_client.number_text import number
 from tdb_client.token_text import loss_words, printable, quoted
 
 _STYLE = """
@@ -37,7 +38,8 @@ def circuit_page(circuit: Circuit) -> str:
     title = f"A circuit for {loss_words('logit_diff', *words)}"
     baselines = [printable(one) for one in circuit.baseline] or ["none: others are set to 0"]
     rows = "".join(
-        f"<tr><td><code>{node}</code><td>{estimates.get(node, 0.0):+.3f}" for node in circuit.nodes
+        f"<tr><td><code>{node}</code><td>{number(estimates.get(node, 0.0), sign=True)}"
+        for node in circuit.nodes
     )
     return f"""<!doctype html>
 <html lang="en">
@@ -52,7 +54,8 @@ def circuit_page(circuit: Circuit) -> str:
 {"".join(f"<br>baseline: <q>{html.escape(one)}</q>" for one in baselines)}
 <p><strong>Faithfulness {circuit.faithfulness:.3f}</strong>
 with {len(circuit)} of {circuit.n_components} heads and MLPs ({circuit.share:.1%}): they alone give
-{values.objective:.3f}, where the prompt has {values.of_prompt:.3f} and the baseline {values.of_baseline:.3f}.
+{number(values.objective)}, where the prompt has {number(values.of_prompt)} and the baseline
+{number(values.of_baseline)}.
 <h2>Faithfulness against size</h2>
 {_curve(circuit)}
 <h2>Nodes</h2>

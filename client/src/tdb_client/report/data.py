@@ -14,6 +14,7 @@ from tdb_client.compatibility import client_version
 from tdb_client.debug_answer import DebugAnswer
 from tdb_client.node_table import NodeScalar, NodeTable
 from tdb_client.nodes import Node
+from tdb_client.number_text import number
 from tdb_client.report import request_text
 from tdb_client.report.rounding import rounded, rounded_rows
 from tdb_client.report.token_sums import causal_rows, pair_sums, shown_pair_tokens, token_sums
@@ -31,14 +32,20 @@ SCALARS: tuple[NodeScalar, ...] = ("direct_effect", "act_times_grad", "write_nor
 
 
 def report_data(results: Sequence[DebugAnswer]) -> Json:
-    """One result, or two for the same prompt to compare: before and after.
+    """One result, or two to compare: before and after.
 
     Raises:
-        ValueError: the two are about different prompts.
+        ValueError: the two have different prompts, baselines or objectives, so that differences mean nothing.
     """
     first, last = results[0], results[-1]
     if any(one.prompt.token_ids != first.prompt.token_ids for one in results):
         raise ValueError("only results for the same prompt can be compared")
+    if _objective(first) != _objective(last):
+        raise ValueError(
+            f"only results for one objective can be compared: {first.objective}; {last.objective}"
+        )
+    if first.baselines != last.baselines:
+        raise ValueError("only results with the same baselines can be compared")
     notes = {  # of every node
         node: (label, link)
         for one in results
@@ -50,7 +57,8 @@ def report_data(results: Sequence[DebugAnswer]) -> Json:
     asked = [replace(one.request, add_bos=one.prompt.bos_added or one.request.add_bos) for one in results]
     return {
         "objective": last.objective,
-        "ablations": [f"{one} (whole row)" if one.is_row else str(one) for one in last.request.ablate],
+        "ablations": _ablations(last),
+        "ablations_before": _ablations(first),
         "facts": _facts(last),
         "baselines": ["".join(map(printable, one.tokens)) for one in last.baselines],
         "circuit": None if last.circuit is None else circuit_words(last),
@@ -68,6 +76,28 @@ def report_data(results: Sequence[DebugAnswer]) -> Json:
     }
 
 
+def _ablations(result: DebugAnswer) -> list[str]:
+    return [f"{one} (whole row)" if one.is_row else str(one) for one in result.request.ablate]
+
+
+def _objective(result: DebugAnswer) -> object:
+    """What tells objectives apart, however they were spelled."""
+    request, n_tokens = result.request, len(result.prompt)
+    traces = [one and one.words(result.prompt.tokens) for one in (request.trace, request.downstream)]
+    loss, found = request.objective, result.loss_tokens
+    at = range(n_tokens)[-1 if loss.token is None else loss.token]
+    if found is None:  # the texts must do
+        return traces, replace(loss, token=at)
+    return traces, (
+        loss.name,
+        at,
+        loss.target_weights,
+        loss.direction,
+        found.target_ids,
+        found.distractor_ids,
+    )
+
+
 def circuit_words(result: DebugAnswer) -> str:
     """What was kept of the model, and how much of the objective that keeps."""
     circuit, kept = result.circuit, result.request.only_these or ()
@@ -78,7 +108,7 @@ def circuit_words(result: DebugAnswer) -> str:
     types = " and ".join(one.replace("_", " ") for one in result.request.node_types)
     return (
         f"of {types} nodes only these are kept: {nodes}; faithfulness"
-        f" {faithfulness} (prompt {circuit.of_prompt:.3f}, baseline {circuit.of_baseline:.3f})"
+        f" {faithfulness} (prompt {number(circuit.of_prompt)}, baseline {number(circuit.of_baseline)})"
     )
 
 

@@ -42,7 +42,7 @@ def page(results: Sequence[DebugAnswer]) -> str:
     """One result as a page, or two for the same prompt: before and after.
 
     Raises:
-        ValueError: the two are about different prompts.
+        ValueError: the two have different prompts, baselines or objectives.
     """
     style = _file("report.css")
     script = '"use strict";\n(() => {\n' + "\n".join(map(_without_modules, SCRIPTS)) + "})();\n"

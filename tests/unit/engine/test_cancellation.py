@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy.typing as npt
 import pytest
 from tdb_server.domain.call import Call
 from tdb_server.domain.debug import inference_sub_request
+from tdb_server.domain.derived_scalar import DerivedScalar
+from tdb_server.domain.node import NodeIndex
 from tdb_server.domain.requests import AttentionComponent, DebugSubRequest, MlpComponent
 from tdb_server.domain.results import Finished, NamedResult, ObjectiveValues
-from tdb_server.engine import backward_pass
+from tdb_server.engine import backward_pass, node_tables
 from tdb_server.engine.engine import Engine
+from tdb_server.engine.top_nodes import BestNodes, TopNodes
 
 from tests.property.small_models import small_model
 
@@ -106,6 +111,39 @@ def test_the_backward_pass_stops(engine: Engine, monkeypatch: pytest.MonkeyPatch
     is_cancelled = True
     assert list(events) == []
     assert arrived == []
+
+
+def test_the_choice_of_nodes_stops_between_rankings(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a thousand nodes in dozens of rows each takes a while."""
+    is_cancelled, n_chosen, original = False, 0, TopNodes.best
+
+    def best(top: TopNodes, arrays: Sequence[npt.NDArray[Any]]) -> list[BestNodes]:
+        nonlocal is_cancelled, n_chosen
+        n_chosen, is_cancelled = n_chosen + 1, True
+        return original(top, arrays)
+
+    events = engine.run([call("a")], lambda _: is_cancelled)
+    next(events)
+    monkeypatch.setattr(TopNodes, "best", best)
+    assert list(events) == []
+    assert n_chosen == 1
+
+
+def test_the_choice_of_nodes_stops_between_rows(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_cancelled, rows, original = False, [], node_tables._nodes
+
+    def nodes(scalar: DerivedScalar, best: Sequence[BestNodes], row: int, k: int) -> Iterator[NodeIndex]:
+        nonlocal is_cancelled
+        is_cancelled = True
+        rows.append(row)
+        return original(scalar, best, row, k)
+
+    events = engine.run([call("a", n_sub_requests=3)], lambda _: is_cancelled)
+    for _ in range(3):
+        next(events)  # logits
+    monkeypatch.setattr(node_tables, "_nodes", nodes)
+    assert list(events) == []
+    assert set(rows) == {0}
 
 
 @pytest.mark.parametrize("n_events", range(1, 9))

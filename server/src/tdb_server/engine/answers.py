@@ -152,11 +152,14 @@ class Answers:
             extra_tensors: what else is brought to the host.
             known: tables of each call that there are already.
         """
-        plan, only_logits = self.plan, all_rows.backward is None
+        plan, only_logits, check_cancelled = self.plan, all_rows.backward is None, self.check_cancelled
         pairs = list(zip(plan.groups, groups, strict=True))
-        derived = derive(plan, pairs, only_logits=only_logits, check_cancelled=self.check_cancelled)
+        derived = derive(plan, pairs, only_logits=only_logits, check_cancelled=check_cancelled)
         calls = range(len(plan.calls))
-        tables = [union_of_nodes(plan, derived, one, only_logits=only_logits) for one in calls]
+        tables = [
+            union_of_nodes(plan, derived, one, only_logits=only_logits, check_cancelled=check_cancelled)
+            for one in calls
+        ]
         looked_up = look_ups(plan, derived, tables, only_logits=only_logits)
         all_tables = [before | own for before, own in zip(known, tables, strict=True)]
         together = [[one] for one in calls] if self.ranker.remembers else [list(calls)]

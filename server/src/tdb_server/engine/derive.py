@@ -40,7 +40,7 @@ def derive(
     """Goes through all derived scalars of all groups; then one copy brings the best nodes to the host.
 
     Raises:
-        Cancelled: as `check_cancelled`, which is asked between parts.
+        Cancelled: as `check_cancelled`, which is asked between parts and rankings.
     """
     derived = []
     for group, rows in groups:
@@ -59,14 +59,14 @@ def derive(
             tops |= its_tops
         derived.append((products, tops, totals))
     arrays = iter(download([one for _, tops, _ in derived for top in tops.values() for one in top.tensors]))
-    return [
-        Derived(
-            products,
-            {one: top.best([next(arrays) for _ in top.tensors]) for one, top in tops.items()},
-            totals,
-        )
-        for products, tops, totals in derived
-    ]
+    found = []
+    for products, tops, totals in derived:
+        best = {}
+        for ranking, top in tops.items():
+            check_cancelled()
+            best[ranking] = top.best([next(arrays) for _ in top.tensors])
+        found.append(Derived(products, best, totals))
+    return found
 
 
 def _go_through(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,11 +47,21 @@ def node_table(nodes: Sequence[NodeIndex]) -> NodeTable:
 
 
 def union_of_nodes(
-    plan: Plan, derived: Sequence[Derived], call_index: int, *, only_logits: bool
+    plan: Plan,
+    derived: Sequence[Derived],
+    call_index: int,
+    *,
+    only_logits: bool,
+    check_cancelled: Callable[[], None],
 ) -> dict[str, NodeTable]:
-    """The nodes that any sub-request of a call chose under each name, in first-seen order."""
+    """The nodes that any sub-request of a call chose under each name, in first-seen order.
+
+    Raises:
+        Cancelled: as `check_cancelled`, which is asked between rows.
+    """
     chosen: dict[str, dict[NodeIndex, None]] = {}
     for row_index in plan.rows_of[call_index]:
+        check_cancelled()
         group_index = plan.group_of[row_index]
         best = derived[group_index].best
         row_in_group = row_index - plan.groups[group_index].start

@@ -16,6 +16,7 @@ from tdb_server.domain.requests import AttentionComponent, DebugSubRequest, MlpC
 from tdb_server.domain.results import Finished, NamedResult, ObjectiveValues
 from tdb_server.engine import backward_pass, node_tables
 from tdb_server.engine.engine import Engine
+from tdb_server.engine.rank_tokens import TokenRanker
 from tdb_server.engine.top_nodes import BestNodes, TopNodes
 
 from tests.property.small_models import small_model
@@ -144,6 +145,22 @@ def test_the_choice_of_nodes_stops_between_rows(engine: Engine, monkeypatch: pyt
     monkeypatch.setattr(node_tables, "_nodes", nodes)
     assert list(events) == []
     assert set(rows) == {0}
+
+
+def test_the_ranking_of_tokens_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an engine that remembers no direction yet."""
+    is_cancelled, n_parts, original = False, 0, TokenRanker._rank_missing
+
+    def rank_missing(*args: Any) -> Iterator[Any]:
+        nonlocal is_cancelled, n_parts
+        for part in original(*args):
+            n_parts, is_cancelled = n_parts + 1, True
+            yield part
+
+    monkeypatch.setattr(TokenRanker, "_rank_missing", rank_missing)
+    events = small_model(NAME).engine().run([call("a", n_sub_requests=3)], lambda _: is_cancelled)
+    assert not any(isinstance(event, Finished) for _, event in events)
+    assert n_parts == 1
 
 
 @pytest.mark.parametrize("n_events", range(1, 9))

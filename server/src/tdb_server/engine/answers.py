@@ -117,7 +117,7 @@ class Answers:
             self.clock.start()
             if not any(call_index in one.to_score.calls for one in lists):
                 lists = [
-                    token_lists(all_rows, self.ranker, to_score, uploaded)
+                    token_lists(all_rows, self.ranker, to_score, uploaded, self.check_cancelled)
                     for to_score, uploaded in ranked.to_score
                     if call_index in to_score.calls
                 ]

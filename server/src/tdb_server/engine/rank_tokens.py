@@ -9,7 +9,7 @@ ranking is faster than to wait for what is remembered.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -92,9 +92,17 @@ class TokenRanker:
         self.remembers = decoder.device.type == "cpu"
         self.is_slow = self.remembers and len(vocabulary) >= MANY_TOKENS
 
-    def token_lists(self, to_rank: Sequence[DirectionsToRank]) -> Iterator[TopTokens]:
-        """The token lists of the nodes of all these, those of one after those of the other."""
-        return self._rank_remembering(to_rank) if self.remembers else self._rank_at_once(to_rank)
+    def token_lists(
+        self, to_rank: Sequence[DirectionsToRank], check_cancelled: Callable[[], None] = lambda: None
+    ) -> Iterator[TopTokens]:
+        """The token lists of the nodes of all these, those of one after those of the other.
+
+        Raises:
+            Cancelled: as `check_cancelled`, which a CPU asks between parts.
+        """
+        if not self.remembers:
+            return self._rank_at_once(to_rank)
+        return self._rank_remembering(to_rank, check_cancelled)
 
     def prepare(self, wanted: DirectionsToRank) -> None:
         """Ranks along a few directions that later calls may ask for."""
@@ -139,18 +147,24 @@ class TokenRanker:
         for index, one in enumerate(to_rank):
             yield _lists(ranked[index], one, host_means[index], next(arrays))
 
-    def _rank_remembering(self, to_rank: Sequence[DirectionsToRank]) -> Iterator[TopTokens]:
+    def _rank_remembering(
+        self, to_rank: Sequence[DirectionsToRank], check_cancelled: Callable[[], None]
+    ) -> Iterator[TopTokens]:
         """What is not remembered is ranked together, a part at a time.
 
         The first lists are ready, and on their way to the caller, while the last directions still wait.
         """
+        check_cancelled()
         directions = [self._along(one) for one in to_rank]
+        check_cancelled()
         keys = [_keys(one, along) for one, along in zip(to_rank, directions, strict=True)]
         rankings = {key: self._remembered[key] for some in keys for key in some if key in self._remembered}
         self._remember(rankings)
         parts = self._rank_missing(rankings, keys, directions)
         for wanted, along, its_keys in zip(to_rank, directions, keys, strict=True):
+            check_cancelled()
             while not rankings.keys() >= set(its_keys):
+                check_cancelled()
                 part = next(parts)
                 self._remember(part)
                 rankings |= part

@@ -6,7 +6,7 @@ a GPU, what all calls of a batch ask for is ranked at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -114,25 +114,38 @@ class TokenLists:
 
 
 def token_lists(
-    all_rows: Rows, ranker: TokenRanker, to_score: ToScore, uploaded: Sequence[Tensor]
+    all_rows: Rows,
+    ranker: TokenRanker,
+    to_score: ToScore,
+    uploaded: Sequence[Tensor],
+    check_cancelled: Callable[[], None],
 ) -> TokenLists:
-    """Begins to score. `uploaded` are the arrays on the device."""
+    """Begins to score. `uploaded` are the arrays on the device.
+
+    Raises:
+        Cancelled: as `check_cancelled`, which is asked between kinds of lists, and while they are ranked.
+    """
     waiting = iter(uploaded)
     directions: dict[TokenScoringType, list[Directions]] = {}
     for scoring, nodes in to_score.nodes.items():
+        check_cancelled()
         directions[scoring] = [
             node_directions(all_rows, DeviceNodes(own, [next(waiting) for _ in own.arrays]), scoring)
             for own in nodes
         ]
     directions |= {_Q: [], _K: []}
     if to_score.heads is not None:
+        check_cancelled()
         queries, keys = head_read_directions(all_rows, to_score.heads, list(waiting))
         directions |= {_Q: [queries], _K: [keys]}
-    return TokenLists(to_score, _ranked(directions, ranker, to_score.n_tokens))
+    return TokenLists(to_score, _ranked(directions, ranker, to_score.n_tokens, check_cancelled))
 
 
 def _ranked(
-    directions: dict[TokenScoringType, list[Directions]], ranker: TokenRanker, n_tokens: int
+    directions: dict[TokenScoringType, list[Directions]],
+    ranker: TokenRanker,
+    n_tokens: int,
+    check_cancelled: Callable[[], None],
 ) -> Iterator[tuple[TokenScoringType, Array, TopTokens]]:
     """Of each kind, where its nodes are among those that were asked for, and their lists."""
     to_rank = [
@@ -142,7 +155,7 @@ def _ranked(
         for scoring, parts in directions.items()
         for part in parts
     ]
-    ranked = ranker.token_lists(to_rank)
+    ranked = ranker.token_lists(to_rank, check_cancelled)
     for scoring, parts in directions.items():
         places = np.concatenate([np.zeros(0, np.int64), *(part.places for part in parts)])
         yield scoring, places, _joined([next(ranked) for _ in parts])
